@@ -1,0 +1,459 @@
+"""The public functions: names, leading arguments, results, dtypes and refusals of ``torch.nn.functional``.
+
+Each is an op of :mod:`deltaprop.ops`, so its backward pass is written by hand. Two differences are meant:
+``inplace=True`` is refused, for the δ formulas read what it would overwrite, and complex input is refused, for they are
+the formulas of real numbers.
+
+Tensor shapes follow the textbook: a row is a sample, ``[N, n]``; any leading shape will do where PyTorch takes it.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from deltaprop import ops
+
+__all__ = [
+    "binary_cross_entropy_with_logits",
+    "cross_entropy",
+    "elu",
+    "gelu",
+    "huber_loss",
+    "identity",
+    "l1_loss",
+    "leaky_relu",
+    "linear",
+    "log_softmax",
+    "mse_loss",
+    "quadratic_loss",
+    "relu",
+    "sigmoid",
+    "silu",
+    "softmax",
+    "softplus",
+    "step",
+    "tanh",
+]
+
+# Looked up once: a table look-up in every call would be the dearest part of a small one.
+_step, _identity, _relu = (ops.activation[name] for name in ("step", "identity", "relu"))
+_leaky_relu, _elu, _gelu = (ops.activation[name] for name in ("leaky_relu", "elu", "gelu"))
+_silu, _softplus, _sigmoid = (ops.activation[name] for name in ("silu", "softplus", "sigmoid"))
+_tanh, _softmax, _log_softmax = (ops.activation[name] for name in ("tanh", "softmax", "log_softmax"))
+
+
+def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Return z = a_prev Wᵀ + b (FWD).
+
+    Args:
+        input: a_prev, [..., n_in].
+        weight: W, [n_out, n_in], or [n_in] for one neuron.
+        bias: b, [n_out], or None.
+
+    Returns:
+        z, [..., n_out]; without the last axis where ``weight`` is [n_in].
+
+    Raises:
+        RuntimeError: If shapes or dtypes do not fit, as in ``torch.nn.functional.linear``.
+
+    Source:
+        Nielsen, Neural Networks and Deep Learning (2015), chapter 2, equation 25.
+    """
+    if weight.dim() == 1 and bias is None:
+        return ops.linear(input, weight.unsqueeze(0), None).squeeze(-1)
+    return ops.linear(input, weight, bias)
+
+
+def step(input: Tensor) -> Tensor:
+    """Return 1 where z > 0, else 0: the perceptron's activation.
+
+    Its derivative is 0, so no gradient passes it: what stands before a step learns nothing by backpropagation.
+
+    Args:
+        input: z, any shape.
+
+    Returns:
+        a, shape and dtype of z.
+
+    Source:
+        Rosenblatt, The Perceptron, Psychological Review 65 (1958).
+    """
+    return _step(input)
+
+
+def identity(input: Tensor) -> Tensor:
+    """Return a = z.
+
+    Args:
+        input: z, any shape.
+    """
+    return _identity(input)
+
+
+def relu(input: Tensor, *, inplace: bool = False) -> Tensor:
+    """Return a = max(0, z);  σ'(z) = 1 where z > 0, else 0.
+
+    Args:
+        input: z, any shape.
+        inplace: Refused if True.
+
+    Source:
+        Nair & Hinton, ICML 2010.
+    """
+    _refuse_inplace(inplace)
+    return _relu(input)
+
+
+def leaky_relu(input: Tensor, negative_slope: float = 0.01, *, inplace: bool = False) -> Tensor:
+    """Return a = z where z > 0, else s z;  σ'(z) = 1 where z > 0, else s.
+
+    Args:
+        input: z, any shape.
+        negative_slope: s.
+        inplace: Refused if True.
+
+    Source:
+        Maas, Hannun & Ng, ICML 2013.
+    """
+    _refuse_inplace(inplace)
+    return _leaky_relu(input, negative_slope)
+
+
+def elu(input: Tensor, alpha: float = 1.0, *, inplace: bool = False) -> Tensor:
+    """Return a = z where z > 0, else α (e^z − 1);  σ'(z) = 1 where z > 0, else α e^z.
+
+    Args:
+        input: z, any shape.
+        alpha: α.
+        inplace: Refused if True.
+
+    Source:
+        Clevert, Unterthiner & Hochreiter, arXiv 1511.07289 (2015).
+    """
+    _refuse_inplace(inplace)
+    return _elu(input, alpha)
+
+
+def gelu(input: Tensor, *, approximate: str = "none") -> Tensor:
+    """Return a = z Φ(z);  σ'(z) = Φ(z) + z φ(z), Φ being the standard normal distribution and φ its density.
+
+    Args:
+        input: z, any shape.
+        approximate: ``"none"``, or ``"tanh"`` for a = ½ z (1 + tanh(√(2/π) (z + 0.044715 z³))).
+
+    Raises:
+        RuntimeError: If ``approximate`` is neither.
+
+    Source:
+        Hendrycks & Gimpel, arXiv 1606.08415 (2016).
+    """
+    return _gelu(input, approximate)
+
+
+def silu(input: Tensor, *, inplace: bool = False) -> Tensor:
+    """Return a = z s with s = 1 / (1 + e^−z);  σ'(z) = s (1 + z (1 − s)).
+
+    Args:
+        input: z, any shape.
+        inplace: Refused if True.
+
+    Source:
+        Elfwing, Uchibe & Doya, arXiv 1702.03118 (2017).
+    """
+    _refuse_inplace(inplace)
+    return _silu(input)
+
+
+def softplus(input: Tensor, beta: float = 1, threshold: float = 20) -> Tensor:
+    """Return a = log(1 + e^{βz}) / β;  σ'(z) = 1 / (1 + e^{−βz}).
+
+    Args:
+        input: z, any shape.
+        beta: β.
+        threshold: Where βz exceeds it, a = z.
+
+    Source:
+        Dugas et al., NIPS 2000.
+    """
+    return _softplus(input, beta, threshold)
+
+
+def sigmoid(input: Tensor) -> Tensor:
+    """Return a = σ(z) = 1 / (1 + e^−z);  σ'(z) = a (1 − a).
+
+    Args:
+        input: z, any shape.
+
+    Source:
+        Nielsen, Neural Networks and Deep Learning (2015), chapter 1, equation 3.
+
+    Example:
+        >>> z = torch.tensor([0.0], requires_grad=True)
+        >>> sigmoid(z).backward()
+        >>> z.grad  # a (1 − a) at a = ½
+        tensor([0.2500])
+    """
+    return _sigmoid(input)
+
+
+def tanh(input: Tensor) -> Tensor:
+    """Return a = tanh z;  σ'(z) = 1 − a².
+
+    Args:
+        input: z, any shape.
+    """
+    return _tanh(input)
+
+
+def softmax(input: Tensor, dim: int, *, dtype: torch.dtype | None = None) -> Tensor:
+    """Return a_i = e^{z_i} / Σ_j e^{z_j};  δ = a ⊙ (∂C/∂a − ⟨∂C/∂a, a⟩).
+
+    Args:
+        input: z, any shape.
+        dim: The axis that j runs along.
+        dtype: Cast z to it first.
+
+    Raises:
+        IndexError: If z has no such axis.
+
+    Source:
+        Bridle, Probabilistic Interpretation of Feedforward Classification Network Outputs (1990).
+    """
+    return _softmax(input if dtype is None else input.to(dtype), dim)
+
+
+def log_softmax(input: Tensor, dim: int, *, dtype: torch.dtype | None = None) -> Tensor:
+    """Return a_i = z_i − log Σ_j e^{z_j};  δ = ∂C/∂a − p Σ ∂C/∂a with p = e^a. Nats.
+
+    Args:
+        input: z, any shape.
+        dim: The axis that j runs along.
+        dtype: Cast z to it first.
+
+    Raises:
+        IndexError: If z has no such axis.
+    """
+    return _log_softmax(input if dtype is None else input.to(dtype), dim)
+
+
+def mse_loss(input: Tensor, target: Tensor, *, reduction: str = "mean", weight: Tensor | None = None) -> Tensor:
+    """Return C = mean (a − y)² over all entries;  ∂C/∂a = 2 (a − y) / (number of entries).
+
+    Args:
+        input: a, [..., n].
+        target: y, of the same shape; broadcast with a warning if not, as in PyTorch.
+        reduction: ``"mean"``, ``"sum"``, or ``"none"`` for one loss an entry.
+        weight: Weights of the entries, shape of a; the mean is then Σ w (a − y)² / Σ w.
+
+    Returns:
+        C, a scalar, or [..., n] for ``"none"``; the units of y, squared.
+
+    Raises:
+        ValueError: If ``reduction`` is unknown or ``weight`` has another shape.
+    """
+    return _residual_loss(ops.mse, input, target, reduction, weight, mean_by_weight=True)
+
+
+def l1_loss(input: Tensor, target: Tensor, *, reduction: str = "mean", weight: Tensor | None = None) -> Tensor:
+    """Return C = mean |a − y| over all entries;  ∂C/∂a = sign(a − y) / (number of entries).
+
+    Args:
+        input: a, [..., n].
+        target: y, of the same shape; broadcast with a warning if not, as in PyTorch.
+        reduction: ``"mean"``, ``"sum"``, or ``"none"`` for one loss an entry.
+        weight: Weights of the entries, shape of a; the mean is then Σ w |a − y| / Σ w.
+
+    Returns:
+        C, a scalar, or [..., n] for ``"none"``; the units of y.
+
+    Raises:
+        ValueError: If ``reduction`` is unknown or ``weight`` has another shape.
+    """
+    return _residual_loss(ops.l1, input, target, reduction, weight, mean_by_weight=True)
+
+
+def huber_loss(
+    input: Tensor, target: Tensor, *, reduction: str = "mean", weight: Tensor | None = None, delta: float = 1.0
+) -> Tensor:
+    """Return C = mean c(a − y), c(r) = ½ r² where |r| ≤ d, else d (|r| − ½ d);  c'(r) = r clipped to [−d, d].
+
+    Args:
+        input: a, [..., n].
+        target: y, of the same shape; broadcast with a warning if not, as in PyTorch.
+        reduction: ``"mean"``, ``"sum"``, or ``"none"`` for one loss an entry.
+        weight: Weights of the entries, shape of a; the mean is then Σ w c / (number of entries), as in PyTorch.
+        delta: The threshold d > 0. (The one place where ``delta`` is not ∂C/∂z: it is PyTorch's name.)
+
+    Returns:
+        C, a scalar, or [..., n] for ``"none"``.
+
+    Raises:
+        ValueError: If ``reduction`` is unknown or ``weight`` has another shape.
+        RuntimeError: If ``delta`` is not positive.
+
+    Source:
+        Huber, Annals of Mathematical Statistics 35 (1964).
+    """
+    return _residual_loss(ops.huber, input, target, reduction, weight, delta, mean_by_weight=False)
+
+
+def quadratic_loss(input: Tensor, target: Tensor) -> Tensor:
+    """Return the textbook's C = 1/(2N) Σ_n ‖a_n − y_n‖²;  ∂C/∂a = (a − y) / N.
+
+    A mean over the N samples and a sum over outputs: half of ``mse_loss`` times the number of outputs.
+
+    Args:
+        input: a, [N, n]; [n] is one sample.
+        target: y, of the same shape; broadcast with a warning if not.
+
+    Returns:
+        C, a scalar.
+
+    Source:
+        Nielsen, Neural Networks and Deep Learning (2015), chapter 1, equation 6.
+
+    Example:
+        >>> quadratic_loss(torch.tensor([[1.0, 2.0]]), torch.tensor([[0.0, 0.0]]))  # ½ (1² + 2²)
+        tensor(2.5000)
+    """
+    return _residual_loss(ops.quadratic, input, target, "mean", None, mean_by_weight=False)
+
+
+def cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    *,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """Return C = −mean_n log p_{n, y_n}, p = softmax(z), from logits;  δ = (p − y) / N.
+
+    Args:
+        input: The logits z, [N, C], [C] or [N, C, d1, …].
+        target: Class labels (int64 or uint8) of z's shape without C; or class probabilities of z's shape.
+        weight: w, [C], one weight a class; the mean over labels is then divided by Σ_n w_{y_n}.
+        ignore_index: Samples with this label do not count.
+        reduction: ``"mean"``, ``"sum"``, or ``"none"`` for one loss a sample.
+        label_smoothing: ε in [0, 1]: the target becomes (1 − ε) y + ε/C.
+
+    Returns:
+        C in nats, a scalar, or of the labels' shape for ``"none"``.
+
+    Raises:
+        IndexError: If a label is below 0 or above C − 1 (on CUDA: PyTorch's device assertion).
+        ValueError: If ``reduction`` is unknown or z and labels differ in N.
+        RuntimeError: If dtypes do not fit, ε is out of range, or gradients are asked for ``weight`` with labels.
+
+    Source:
+        Bridle (1990); smoothing: Szegedy et al., arXiv 1512.00567 (2015).
+
+    Example:
+        >>> z = torch.zeros(1, 2, requires_grad=True)
+        >>> cross_entropy(z, torch.tensor([0])).backward()
+        >>> z.grad  # p − y = [½, ½] − [1, 0]
+        tensor([[-0.5000,  0.5000]])
+    """
+    _check_reduction(reduction)
+    if not 0 <= label_smoothing <= 1:
+        raise RuntimeError(f"label_smoothing must be between 0.0 and 1.0, got {label_smoothing}")
+    if input.dim() and target.shape == input.shape:
+        return _cross_entropy_of_probabilities(input, target, weight, ignore_index, reduction, label_smoothing)
+    if weight is not None and weight.requires_grad:
+        raise RuntimeError("weight is a constant of cross_entropy over labels: pass weight.detach()")
+    return ops.cross_entropy(input, target, weight, ignore_index, reduction, label_smoothing)[0]
+
+
+def _cross_entropy_of_probabilities(
+    z: Tensor, y: Tensor, weight: Tensor | None, ignore_index: int, reduction: str, smoothing: float
+) -> Tensor:
+    """The weights k = w ⊙ ((1 − ε) y + ε/C) are plain tensor arithmetic, so y and w may ask for gradients too."""
+    if not y.is_floating_point():
+        raise RuntimeError(f"expected floating point type for target with class probabilities, got {y.dtype}")
+    if ignore_index >= 0:
+        raise RuntimeError("ignore_index is not supported for floating point target")
+    classes = z.shape[0 if z.dim() == 1 else 1]
+    if weight is not None and (weight.dim() != 1 or weight.numel() != classes):
+        raise RuntimeError(f"weight must hold one number a class, [{classes}], got {list(weight.shape)}")
+    k = y if smoothing == 0 else (1 - smoothing) * y + smoothing / classes
+    if weight is not None:
+        k = k * weight.view(-1, *[1] * max(z.dim() - 2, 0))
+    return ops.soft_cross_entropy(z, k, reduction)[0]
+
+
+def binary_cross_entropy_with_logits(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    *,
+    reduction: str = "mean",
+    pos_weight: Tensor | None = None,
+) -> Tensor:
+    """Return C = −mean [p y log σ(z) + (1 − y) log(1 − σ(z))] from logits;  δ = (σ(z) − y) / (number of entries).
+
+    Args:
+        input: The logits z, [..., n].
+        target: y in [0, 1], of the same shape.
+        weight: Weights of the entries, broadcast to z.
+        reduction: ``"mean"``, ``"sum"``, or ``"none"`` for one loss an entry.
+        pos_weight: p, the weight of the positive target, broadcast to z.
+
+    Returns:
+        C in nats, a scalar, or [..., n] for ``"none"``.
+
+    Raises:
+        ValueError: If ``reduction`` is unknown or z and y differ in shape.
+        RuntimeError: If gradients are asked for ``weight`` or ``pos_weight``.
+
+    Source:
+        Nielsen, Neural Networks and Deep Learning (2015), chapter 3, equation 57, from z instead of a.
+    """
+    for name, constant in (("weight", weight), ("pos_weight", pos_weight)):
+        if constant is not None and constant.requires_grad:
+            raise RuntimeError(f"{name} is a constant of binary_cross_entropy_with_logits: pass {name}.detach()")
+    return ops.binary_cross_entropy(input, target, weight, pos_weight, reduction)
+
+
+def _residual_loss(
+    op: Callable[..., Tensor],
+    a: Tensor,
+    y: Tensor,
+    reduction: str,
+    weight: Tensor | None,
+    *constants: float,
+    mean_by_weight: bool,
+) -> Tensor:
+    """Broadcast, weigh and reduce around an op that does none of it: PyTorch's own order of things."""
+    _check_reduction(reduction)
+    if weight is not None and weight.shape != a.shape:
+        raise ValueError(f"weight must have the input's shape, {list(a.shape)}, got {list(weight.shape)}")
+    if y.shape != a.shape:
+        warnings.warn(
+            f"target of shape {list(y.shape)} against input of shape {list(a.shape)}: they are broadcast, "
+            "which is seldom what is meant; give them the same shape",
+            stacklevel=3,
+        )
+        a, y = torch.broadcast_tensors(a, y)
+    if weight is None:
+        return op(a, y, reduction, *constants)
+    weighted = weight * op(a, y, "none", *constants)
+    if reduction == "none":
+        return weighted
+    if reduction == "sum":
+        return weighted.sum()
+    return weighted.sum() / weight.sum() if mean_by_weight else weighted.mean()
+
+
+def _check_reduction(reduction: str) -> None:
+    if reduction not in ("mean", "sum", "none"):
+        raise ValueError(f"{reduction} is not a valid value for reduction: 'mean', 'sum' or 'none'")
+
+
+def _refuse_inplace(inplace: bool) -> None:
+    if inplace:
+        raise ValueError("inplace=True is not possible here: the δ formulas read what it would overwrite")
