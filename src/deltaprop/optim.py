@@ -1,0 +1,154 @@
+"""Gradient descent: θ ← θ − η ∂C/∂θ.
+
+The update is a pure function of tensors, :func:`sgd_update`; the optimizer beside it only keeps its state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+__all__ = ["SGD", "sgd_direction", "sgd_update"]
+
+
+def sgd_direction(
+    param: Tensor,
+    grad: Tensor,
+    velocity: Tensor | None = None,
+    *,
+    momentum: float = 0.0,
+    dampening: float = 0.0,
+    weight_decay: float = 0.0,
+    nesterov: bool = False,
+    maximize: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """Return what η multiplies, and the new velocity v (None without momentum).
+
+    ::
+
+        g ← ∂C/∂θ + λ θ                              (−∂C/∂θ to maximize)
+        v ← μ v + (1 − τ) g;  v ← g at the first step
+        the direction: g without momentum, v with it, g + μ v by Nesterov
+
+    The arguments are those of :func:`sgd_update`; nothing is written in place.
+    """
+    if maximize:
+        grad = -grad
+    if weight_decay:
+        grad = grad.add(param, alpha=weight_decay)
+    if not momentum:
+        return grad, velocity
+    velocity = grad.clone() if velocity is None else velocity.mul(momentum).add_(grad, alpha=1 - dampening)
+    return (grad.add(velocity, alpha=momentum) if nesterov else velocity), velocity
+
+
+def sgd_update(
+    param: Tensor, grad: Tensor, velocity: Tensor | None = None, *, lr: float, **options: Any
+) -> tuple[Tensor, Tensor | None]:
+    """Return the new parameter θ − η g and the new velocity (None without momentum).
+
+    Args:
+        param: θ, any shape.
+        grad: ∂C/∂θ, shape of θ.
+        velocity: v of the step before, shape of θ; None at the first.
+        lr: The learning rate η.
+        **options: ``momentum`` μ, ``dampening`` τ, ``weight_decay`` λ (the ∂/∂θ of a penalty ½ λ ‖θ‖²), ``nesterov``,
+            ``maximize``, as in :func:`sgd_direction`, which gives g.
+
+    Source:
+        Nielsen, Neural Networks and Deep Learning (2015), chapter 1, equations 20 and 21. Momentum: Sutskever et al.,
+        ICML 2013, as PyTorch writes it: v is not multiplied by η.
+
+    Example:
+        >>> theta, _ = sgd_update(torch.tensor([1.0]), torch.tensor([0.5]), lr=0.1)
+        >>> theta  # 1 − 0.1 · 0.5
+        tensor([0.9500])
+    """
+    direction, velocity = sgd_direction(param, grad, velocity, **options)
+    return param.add(direction, alpha=-lr), velocity  # SGD: θ ← θ − η ∂C/∂θ
+
+
+class SGD(Optimizer):
+    """Stochastic gradient descent by :func:`sgd_update`, bit for bit ``torch.optim.SGD`` on CPU.
+
+    It takes parameter groups and works with ``torch.optim.lr_scheduler``; its state_dict loads into
+    ``torch.optim.SGD`` and back.
+
+    Args:
+        params: Parameters, or groups of them as dictionaries.
+        lr: The learning rate η ≥ 0.
+        momentum: μ ≥ 0.
+        dampening: τ.
+        weight_decay: λ ≥ 0, added as λ θ to every gradient of the group.
+        nesterov: Nesterov's momentum; needs μ > 0 and τ = 0.
+        maximize: Ascend.
+
+    Raises:
+        ValueError: If one of them is out of its range.
+
+    Example:
+        >>> weight = torch.nn.Parameter(torch.tensor([1.0]))
+        >>> optimizer = SGD([weight], lr=0.1)
+        >>> (2 * weight).sum().backward()
+        >>> optimizer.step()
+        >>> weight.data  # 1 − 0.1 · 2
+        tensor([0.8000])
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-3,
+        momentum: float = 0,
+        dampening: float = 0,
+        weight_decay: float = 0,
+        nesterov: bool = False,
+        *,
+        maximize: bool = False,
+    ) -> None:
+        for name, value in (("lr", lr), ("momentum", momentum), ("weight_decay", weight_decay)):
+            if not value >= 0:
+                raise ValueError(f"{name} must be at least 0, got {value}")
+        if nesterov and (momentum <= 0 or dampening != 0):
+            raise ValueError("nesterov needs a momentum above 0 and a dampening of 0")
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "dampening": dampening,
+            "weight_decay": weight_decay,
+            "nesterov": nesterov,
+            "maximize": maximize,
+        }
+        super().__init__(params, defaults)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:  # type: ignore[override]
+        """Update every parameter that has a gradient.
+
+        Args:
+            closure: Computes the loss and its gradients again; its loss is returned.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            options = {name: group[name] for name in _OPTIONS}
+            params = [param for param in group["params"] if param.grad is not None]
+            directions = []
+            for param in params:
+                velocity = self.state[param].get("momentum_buffer") if group["momentum"] else None
+                direction, velocity = sgd_direction(param, param.grad, velocity, **options)
+                directions.append(direction)
+                if velocity is not None:
+                    self.state[param]["momentum_buffer"] = velocity
+            if params:
+                torch._foreach_add_(params, directions, alpha=-group["lr"])  # SGD: θ ← θ − η ∂C/∂θ, all at once
+        return loss
+
+
+_OPTIONS = ("momentum", "dampening", "weight_decay", "nesterov", "maximize")
