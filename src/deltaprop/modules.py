@@ -1,0 +1,473 @@
+"""The modules: Linear, one module per activation, MLP, Perceptron, and the way from and to ``torch.nn``.
+
+They hold parameters and call :mod:`deltaprop.functional`; no formula stands here.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from deltaprop import functional as F
+from deltaprop import ops
+from deltaprop.errors import UserError, unknown_name
+
+__all__ = [
+    "ELU",
+    "GELU",
+    "INITS",
+    "MLP",
+    "Activation",
+    "Identity",
+    "LeakyReLU",
+    "Linear",
+    "LogSoftmax",
+    "Perceptron",
+    "PerceptronFit",
+    "ReLU",
+    "SiLU",
+    "Sigmoid",
+    "Softmax",
+    "Softplus",
+    "Step",
+    "Tanh",
+    "activation_module",
+    "from_torch",
+    "initialize",
+    "to_torch",
+]
+
+
+class Linear(nn.Linear):
+    """z = a_prev Wᵀ + b, with its backward pass written by hand.
+
+    A subclass of ``torch.nn.Linear``: same parameters, same initialisation under the same seed, same state_dict.
+
+    Example:
+        >>> layer = Linear(3, 2)
+        >>> layer(torch.ones(5, 3)).shape
+        torch.Size([5, 2])
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return z, [..., n_out], from a_prev, [..., n_in]."""
+        return F.linear(input, self.weight, self.bias)
+
+
+class Activation(nn.Module):
+    """a = σ(z) as a module; one subclass for each row of ``ops.ACTIVATIONS``.
+
+    The constants of the formula (``negative_slope``, ``alpha``, …) are its arguments, in the order of its definition,
+    and its attributes.
+    """
+
+    op: ClassVar[type[ops.Activation]]
+    call: ClassVar[Callable[..., Tensor]]
+    constants: ClassVar[dict[str, Any]]  # names and defaults
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__()
+        if kwargs.pop("inplace", False):
+            raise ValueError("inplace=True is not possible here: the δ formulas read what it would overwrite")
+        bound = self.__signature__.bind(*args, **kwargs)  # a TypeError names what does not fit
+        bound.apply_defaults()
+        for name, value in bound.arguments.items():
+            setattr(self, name, value)
+
+    __signature__: ClassVar[inspect.Signature]
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return a from z, of any shape."""
+        return type(self).call(input, *[getattr(self, name) for name in self.constants])
+
+    def extra_repr(self) -> str:
+        """Return the constants, as repr shows them."""
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in self.constants)
+
+
+@functools.cache
+def activation_module(name: str) -> type[Activation]:
+    """Return the module class of a row of ``ops.ACTIVATIONS``.
+
+    Raises:
+        UserError: If there is no such row; the nearest name is suggested.
+
+    Example:
+        >>> activation_module("leaky_relu")(0.2)
+        LeakyReLU(negative_slope=0.2)
+    """
+    if name not in ops.ACTIVATIONS:
+        raise unknown_name("activation", name, ops.ACTIVATIONS)
+    op = ops.ACTIVATIONS[name]
+    _, *constants = inspect.signature(op.forward).parameters.values()
+    members = {
+        "__doc__": op.__doc__,
+        "__module__": __name__,  # so that pickle finds it here, by `__getattr__` below where it has no line of its own
+        "__signature__": inspect.Signature(constants),
+        "op": op,
+        "call": staticmethod(ops.activation[name]),
+        "constants": {p.name: p.default for p in constants},
+    }
+    return type(op.__name__, (Activation,), members)
+
+
+Step = activation_module("step")
+Identity = activation_module("identity")
+ReLU = activation_module("relu")
+LeakyReLU = activation_module("leaky_relu")
+ELU = activation_module("elu")
+GELU = activation_module("gelu")
+SiLU = activation_module("silu")
+Softplus = activation_module("softplus")
+Sigmoid = activation_module("sigmoid")
+Tanh = activation_module("tanh")
+Softmax = activation_module("softmax")
+LogSoftmax = activation_module("log_softmax")
+
+
+def __getattr__(name: str) -> Any:
+    """Find the module of a new row in the table, which has no line above."""
+    for row, op in ops.ACTIVATIONS.items():
+        if op.__name__ == name:
+            return activation_module(row)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+# --- initialisation ---
+
+
+def _torch(layer: nn.Linear) -> None:
+    layer.reset_parameters()
+
+
+def _xavier(layer: nn.Linear) -> None:
+    nn.init.xavier_uniform_(layer.weight)
+    _bias(layer, nn.init.zeros_)
+
+
+def _kaiming(layer: nn.Linear) -> None:
+    nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+    _bias(layer, nn.init.zeros_)
+
+
+def _lecun(layer: nn.Linear) -> None:
+    nn.init.normal_(layer.weight, std=1 / math.sqrt(layer.in_features))
+    _bias(layer, nn.init.normal_)
+
+
+def _normal(layer: nn.Linear) -> None:
+    nn.init.normal_(layer.weight)
+    _bias(layer, nn.init.normal_)
+
+
+def _bias(layer: nn.Linear, fill: Callable[[Tensor], Tensor]) -> None:
+    if layer.bias is not None:
+        fill(layer.bias)
+
+
+INITS: dict[str, Callable[[nn.Linear], None]] = {
+    "torch": _torch,
+    "xavier": _xavier,
+    "kaiming": _kaiming,
+    "lecun": _lecun,
+    "normal": _normal,
+}
+
+
+def initialize(module: nn.Module, name: str) -> nn.Module:
+    """Initialise every linear layer of a module in place, from PyTorch's global generator.
+
+    =========  =================================================  ==========================================
+     name       weights                                            biases
+    =========  =================================================  ==========================================
+     torch      U(−1/√n_in, 1/√n_in), PyTorch's default            the same
+     xavier     U(−√(6/(n_in + n_out)), √(6/(n_in + n_out)))       0
+     kaiming    N(0, 2/n_in)                                       0
+     lecun      N(0, 1/n_in)                                       N(0, 1)
+     normal     N(0, 1)                                            N(0, 1)
+    =========  =================================================  ==========================================
+
+    Args:
+        module: Anything that holds ``torch.nn.Linear`` layers, ours or PyTorch's.
+        name: A row of the table.
+
+    Returns:
+        The module.
+
+    Raises:
+        UserError: If the name is unknown.
+
+    Source:
+        xavier: Glorot & Bengio, AISTATS 2010; kaiming: He et al., arXiv 1502.01852 (2015); lecun and normal: Nielsen,
+        Neural Networks and Deep Learning (2015), chapter 3, "Weight initialization".
+    """
+    if name not in INITS:
+        raise unknown_name("initialisation", name, INITS)
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear):
+            INITS[name](layer)
+    return module
+
+
+# --- the multilayer perceptron ---
+
+ActivationLike = str | type[nn.Module] | nn.Module
+
+
+class MLP(nn.Sequential):
+    """A multilayer perceptron: a^l = σ(a^{l−1} (W^l)ᵀ + b^l) for l = 1 … L.
+
+    An ``nn.Sequential`` of Linear and activation modules in turn, so its state_dict has the keys and shapes of the
+    plain PyTorch twin ``Sequential(Linear, act, Linear, …)`` and loads there, and back.
+
+    Args:
+        sizes: [n_0, n_1, …, n_L]: inputs, hidden layers, outputs; at least two.
+        activation: Of the hidden layers: a name of ``ops.ACTIVATIONS``, a module class or instance (copied for each
+            layer), or a list of these, one per hidden layer. A ``torch.nn`` activation becomes ours where we have it.
+        output_activation: Of the last layer; None for none, which is right for a loss from logits.
+        bias: Whether layers have biases.
+        init: A name for :func:`initialize`; None for PyTorch's own.
+        device: Of the parameters.
+        dtype: Of the parameters.
+
+    Raises:
+        UserError: If sizes are fewer than two or not positive, a list does not have one activation per hidden layer,
+            or a name is unknown.
+
+    Example:
+        >>> model = MLP([784, 30, 10], activation="sigmoid")
+        >>> list(model.state_dict())
+        ['0.weight', '0.bias', '2.weight', '2.bias']
+    """
+
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        activation: ActivationLike | Sequence[ActivationLike] = "relu",
+        output_activation: ActivationLike | None = None,
+        *,
+        bias: bool = True,
+        init: str | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        if len(sizes) < 2 or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in sizes):
+            raise UserError(f"sizes must be two or more positive integers, such as [784, 30, 10], got {list(sizes)}")
+        if init is not None and init not in INITS:
+            raise unknown_name("initialisation", init, INITS)
+        hidden = len(sizes) - 2
+        if isinstance(activation, Sequence) and not isinstance(activation, str):
+            if len(activation) != hidden:
+                raise UserError(
+                    f"activation must be one, or a list with one per hidden layer: {hidden}, got {len(activation)}"
+                )
+            chosen: list[ActivationLike] = list(activation)
+        else:
+            chosen = [activation] * hidden
+        modules: list[nn.Module] = []
+        for n_in, n_out, sigma in zip(sizes[:-1], sizes[1:], [*chosen, output_activation], strict=True):
+            modules.append(Linear(n_in, n_out, bias, device=device, dtype=dtype))
+            if sigma is not None:
+                modules.append(_as_module(sigma))
+        super().__init__(*modules)
+        if init is not None:
+            initialize(self, init)
+
+
+def _as_module(activation: ActivationLike) -> nn.Module:
+    if isinstance(activation, str):
+        return activation_module(activation)()
+    if isinstance(activation, type) and issubclass(activation, nn.Module):
+        return from_torch(activation())
+    if isinstance(activation, nn.Module):
+        return from_torch(copy.deepcopy(activation))
+    raise UserError(f"an activation must be a name, a module class or a module instance, got {activation!r}")
+
+
+# --- Rosenblatt's neuron ---
+
+
+@dataclass(frozen=True)
+class PerceptronFit:
+    """How :meth:`Perceptron.fit` ended.
+
+    Attributes:
+        converged: Whether a whole epoch passed without a mistake.
+        mistakes: The mistakes of each epoch.
+    """
+
+    converged: bool
+    mistakes: list[int]
+
+    def __str__(self) -> str:
+        """Return one line for people."""
+        epochs = len(self.mistakes)
+        if self.converged:
+            return f"converged in epoch {epochs}: every sample on its side"
+        return (
+            f"not converged after {epochs} epochs: {self.mistakes[-1]} mistakes in the last; "
+            "no line may separate these classes, or more epochs are needed"
+        )
+
+
+class Perceptron(nn.Module):
+    """Rosenblatt's neuron: a = 1 where w·x + b > 0, else 0.
+
+    Its learning rule is not backpropagation, for the step has no slope to propagate. It goes through the samples and
+    at each mistake moves w by the sample itself::
+
+        w ← w + (y − a) x
+        b ← b + (y − a)
+
+    On linearly separable data it makes a finite number of mistakes (at most (R/γ)², R the largest norm of a sample with
+    the bias's 1 appended, γ the margin); on others it never rests.
+
+    Args:
+        in_features: n, the length of a sample.
+        device: Of w and b.
+        dtype: Of w and b.
+
+    Source:
+        Rosenblatt, Psychological Review 65 (1958); the bound: Novikoff, On convergence proofs for perceptrons (1962).
+
+    Example:
+        >>> x = torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]])
+        >>> neuron = Perceptron(2)
+        >>> print(neuron.fit(x, torch.tensor([0, 0, 0, 1])))  # AND
+        converged in epoch 6: every sample on its side
+        >>> neuron(x)
+        tensor([0., 0., 0., 1.])
+        >>> neuron.fit(x, torch.tensor([0, 1, 1, 0])).converged  # XOR
+        False
+    """
+
+    def __init__(
+        self, in_features: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> None:
+        super().__init__()
+        if in_features < 1:
+            raise UserError(f"in_features must be at least 1, got {in_features}")
+        self.weight = nn.Parameter(torch.zeros(1, in_features, device=device, dtype=dtype), requires_grad=False)
+        self.bias = nn.Parameter(torch.zeros(1, device=device, dtype=dtype), requires_grad=False)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return a, [...], from samples x, [..., n]."""
+        return F.step(F.linear(input, self.weight, self.bias)).squeeze(-1)
+
+    @torch.no_grad()
+    def fit(self, x: Tensor, y: Tensor, max_epochs: int = 100) -> PerceptronFit:
+        """Learn, sample by sample and in their order, until an epoch passes without a mistake.
+
+        Args:
+            x: Samples, [N, n].
+            y: Labels 0 or 1, [N].
+            max_epochs: How many times to go through the samples at most.
+
+        Returns:
+            Whether it converged, and the mistakes of each epoch; print it.
+
+        Raises:
+            UserError: If shapes do not fit, a label is neither 0 nor 1, or ``max_epochs`` is below 1.
+        """
+        n = self.weight.shape[1]
+        if x.dim() != 2 or x.shape[1] != n or y.shape != x.shape[:1]:
+            raise UserError(f"x must be [N, {n}] and y [N], got {list(x.shape)} and {list(y.shape)}")
+        if not bool(((y == 0) | (y == 1)).all()):
+            raise UserError(f"labels must be 0 or 1, got {sorted(set(y.tolist()))[:5]}")
+        if max_epochs < 1:
+            raise UserError(f"max_epochs must be at least 1, got {max_epochs}")
+        mistakes: list[int] = []
+        for _ in range(max_epochs):
+            mistakes.append(0)
+            for x_n, y_n in zip(x, y.to(x.dtype), strict=True):
+                error = y_n - self(x_n)
+                if error != 0:
+                    self.weight.add_(error * x_n)
+                    self.bias.add_(error)
+                    mistakes[-1] += 1
+            if mistakes[-1] == 0:
+                return PerceptronFit(True, mistakes)
+        return PerceptronFit(False, mistakes)
+
+
+# --- from and to torch.nn ---
+
+
+def from_torch(module: nn.Module) -> nn.Module:
+    """Return the same model on hand-written ops: a new module tree on the same Parameter objects.
+
+    ``torch.nn.Linear`` and the activations that have a counterpart here are replaced, at any depth; every other module
+    is copied as it is, sharing its parameters and buffers. The original is untouched. ``inplace`` is dropped: the
+    result is the same. Subclasses of ``torch.nn.Linear`` are left alone, for what they add is not known here.
+
+    Example:
+        >>> twin = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
+        >>> ours = from_torch(twin)
+        >>> type(ours[0]).__module__, ours[0].weight is twin[0].weight
+        ('deltaprop.modules', True)
+    """
+    return _convert(module, _to_ours, {})
+
+
+def to_torch(module: nn.Module) -> nn.Module:
+    """Return the same model on plain ``torch.nn`` modules: a new module tree on the same Parameter objects.
+
+    An MLP becomes a ``torch.nn.Sequential``; what is saved of the result needs no deltaprop to load.
+
+    Raises:
+        UserError: If a module has no counterpart in PyTorch (Step).
+    """
+    return _convert(module, _to_theirs, {})
+
+
+def _convert(
+    module: nn.Module, replacement: Callable[[nn.Module], nn.Module], done: dict[nn.Module, nn.Module]
+) -> nn.Module:
+    """Rebuild a tree; a module that occurs twice does so in the copy too."""
+    if module not in done:
+        copied = replacement(module)
+        done[module] = copied
+        for name, child in module.named_children():
+            copied._modules[name] = _convert(child, replacement, done)
+    return done[module]
+
+
+def _shallow(module: nn.Module, kind: type[nn.Module]) -> nn.Module:
+    """Return a module of the given class with the same attributes, in dictionaries of its own."""
+    copied = kind.__new__(kind)
+    # Dictionaries hold parameters, buffers, children and hooks: what is added to one tree must not reach the other.
+    copied.__dict__.update({k: copy.copy(v) if isinstance(v, dict) else v for k, v in module.__dict__.items()})
+    return copied
+
+
+def _to_ours(module: nn.Module) -> nn.Module:
+    if type(module) is nn.Linear:
+        return _shallow(module, Linear)
+    for name, op in ops.ACTIVATIONS.items():
+        if type(module) is getattr(nn, op.__name__, None):
+            if getattr(module, "dim", -1) is None:  # softmax over an axis that PyTorch guesses
+                break
+            ours = activation_module(name)
+            return ours(**{c: getattr(module, c) for c in ours.constants}).train(module.training)
+    return _shallow(module, type(module))
+
+
+def _to_theirs(module: nn.Module) -> nn.Module:
+    if type(module) is Linear:
+        return _shallow(module, nn.Linear)
+    if type(module) is MLP:
+        return _shallow(module, nn.Sequential)
+    if isinstance(module, Activation):
+        twin = getattr(nn, type(module).__name__, None)
+        if twin is None:
+            raise UserError(f"{type(module).__name__} has no counterpart in torch.nn")
+        return cast(nn.Module, twin(**{c: getattr(module, c) for c in module.constants})).train(module.training)
+    return _shallow(module, type(module))
