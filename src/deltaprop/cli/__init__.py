@@ -1,0 +1,53 @@
+"""The command line: ``deltaprop COMMAND``, the same as ``python -m deltaprop COMMAND``. One file per command."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from deltaprop.cli.errors import guarded
+from deltaprop.errors import unknown_name
+
+# A command is a module of this package with `main(arguments) -> exit code`, imported only when it is asked for.
+COMMANDS = {
+    "train": "train a multilayer perceptron with hand-written backpropagation",
+}
+
+USAGE = "\n".join(
+    [
+        "usage: deltaprop COMMAND [options]",
+        "",
+        "Backpropagation written by hand in PyTorch.",
+        "",
+        "commands:",
+        *(f"  {name:<12} {text}" for name, text in COMMANDS.items()),
+        "",
+        "deltaprop COMMAND --help tells a command's options; deltaprop --version the version.",
+    ]
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; return its exit code: 0 done, 1 failure, 2 the user's input, 130 interrupted.
+
+    Args:
+        arguments: Words after the program's name; those of this process by default.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    return guarded(lambda: _dispatch(words), debug="--debug" in words)
+
+
+def _dispatch(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(USAGE)
+        return 0
+    if words[0] in ("-V", "--version"):
+        import deltaprop
+
+        print(f"deltaprop {deltaprop.__version__}")
+        return 0
+    if words[0] not in COMMANDS:
+        raise unknown_name("command", words[0], COMMANDS)
+    command = importlib.import_module(f"deltaprop.cli.{words[0]}")
+    return int(command.main(words[1:]))

@@ -1,0 +1,133 @@
+"""What a run shows in TensorBoard: one thing for each question that a learner asks.
+
+======================  ================================================================================================
+ tag                     answers
+======================  ================================================================================================
+ loss/…, accuracy/…,     is it learning, and does it hold on data it has not seen?
+ rmse/…
+ lr, samples_per_second  what is η now, and how fast does it go?
+ delta_norm/layer<l>     how much of the error signal reaches layer l? (the vanishing gradient made visible)
+ saturated/…, dead/…     which share of σ'(z) is nearly 0, and which units pass nothing for any sample?
+ weights/…, biases/…,    how are W, b, a and δ of each layer spread?
+ activations/…, deltas/…
+ pictures/…              first-layer weights, confusion matrix, worst samples, decision boundary or fitted curve
+======================  ================================================================================================
+
+The x axis of every chart is the epoch; 0 is before training. Layers are looked at on a fixed probe batch, the first
+rows of the training part, apart from the training steps: looking changes nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch.utils.tensorboard import SummaryWriter
+
+from deltaprop import ops
+from deltaprop.training import pictures
+from deltaprop.training.evaluate import Evaluation, evaluate
+from deltaprop.training.loop import Setup
+from deltaprop.verify.observe import observe
+
+PROBE_ROWS = 256
+
+EQUATIONS = """
+| tag | equation | in words |
+| --- | --- | --- |
+| FWD | z^l = a^{l−1} (W^l)ᵀ + b^l,  a^l = σ(z^l) | each layer weighs the one before and bends it |
+| BP1 | δ^L = ∂C/∂a^L ⊙ σ'(z^L) | how much the loss reacts to each output neuron's z |
+| BP2 | δ^l = σ'(z^l) ⊙ (δ^{l+1} W^{l+1}) | the error goes back through the weights it came by |
+| BP3 | ∂C/∂b^l = Σ_n δ^l_n | a bias gets its neuron's δ |
+| BP4 | ∂C/∂W^l = (δ^l)ᵀ a^{l−1} | a weight gets δ above it times activation below it |
+| SGD | θ ← θ − η ∂C/∂θ | one step downhill |
+"""
+
+
+class Board:
+    """Writes the events of a run; a context manager.
+
+    Args:
+        setup: The run.
+    """
+
+    def __init__(self, setup: Setup) -> None:
+        self.setup = setup
+        self.writer = SummaryWriter(str(setup.folder), purge_step=0)
+        rows = min(PROBE_ROWS, len(setup.dataset.train))
+        self.x = setup.dataset.train.x[:rows]
+        self.y = setup.objective.targets(setup.dataset.train.y[:rows], self.x.dtype)
+        self._write_texts()
+
+    def __enter__(self) -> Board:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.writer.close()
+
+    def epoch(self, metrics: dict[str, Any]) -> None:
+        """Write the figures of an epoch."""
+        epoch = metrics["epoch"]
+        for name, value in metrics.items():
+            part, _, figure = name.partition("_")
+            if part in ("train", "val", "test") and value is not None:
+                self.writer.add_scalar(f"{figure}/{part}", value, epoch)
+        for name in ("lr", "samples_per_second"):
+            self.writer.add_scalar(name, metrics[name], epoch)
+
+    def views(self, epoch: int, test: Evaluation | None = None) -> None:
+        """Write the costly views: histograms, δ norms and pictures. Does nothing with ``--log-every 0``."""
+        if self.setup.config.log_every == 0:
+            return
+        self._write_layers(epoch)
+        setup = self.setup
+        if test is None:
+            test = evaluate(setup.model, setup.objective, setup.dataset.test, setup.dataset.target_scaling)
+        if test is not None:
+            for name, image in pictures.pictures(setup, test).items():
+                self.writer.add_image(f"pictures/{name}", image, epoch, dataformats="HWC")
+
+    def end(self, metrics: dict[str, Any]) -> None:
+        """Write the settings as hyperparameters beside the last figures, in this same run."""
+        config = self.setup.config
+        names = ("data", "init", "lr", "momentum", "nesterov", "weight_decay", "lr_schedule", "batch_size", "epochs")
+        settings = {name: getattr(config, name) for name in (*names, "seed", "dtype")}
+        settings["hidden"] = "-".join(map(str, config.hidden)) or "none"
+        settings["activation"] = " ".join(config.activations) or "none"
+        settings["loss"] = self.setup.objective.name
+        figures = {f"hparam/{n}": v for n, v in metrics.items() if n.startswith("test_") and v is not None}
+        self.writer.add_hparams(settings, figures, run_name=".", global_step=metrics["epoch"])
+
+    def _write_layers(self, epoch: int) -> None:
+        for number, layer in enumerate(observe(self.setup.model, self.setup.objective, self.x, self.y), start=1):
+            name = f"layer{number}"
+            self.writer.add_histogram(f"weights/{name}", layer.linear.weight, epoch)
+            if layer.linear.bias is not None:
+                self.writer.add_histogram(f"biases/{name}", layer.linear.bias, epoch)
+            self.writer.add_histogram(f"activations/{name}", layer.a, epoch)
+            self.writer.add_histogram(f"deltas/{name}", layer.delta, epoch)
+            self.writer.add_scalar(f"delta_norm/{name}", layer.delta_norm, epoch)
+            shares = layer.saturation()
+            if shares is not None:
+                self.writer.add_scalar(f"saturated/{name}", shares[0], epoch)
+                self.writer.add_scalar(f"dead/{name}", shares[1], epoch)
+
+    def _write_texts(self) -> None:
+        setup = self.setup
+        settings = "\n".join(f"| {name} | {value} |" for name, value in setup.config.to_json().items())
+        resolved = "\n".join(f"| {name} | {value} |" for name, value in setup.to_json()["resolved"].items())
+        self.writer.add_text("config", f"| setting | value |\n| --- | --- |\n{settings}\n{resolved}", 0)
+        used = dict.fromkeys([*setup.config.activations, setup.config.output_activation])
+        formulas = "\n".join(f"- **{n}**: {_first_lines(ops.ACTIVATIONS[n].__doc__)}" for n in used if n != "none")
+        self.writer.add_text("equations", f"{EQUATIONS}\n\nThe activations of this run:\n\n{formulas}", 0)
+        layers = range(1, len(setup.sizes))
+        several = {
+            "norm of δ by layer": ["Multiline", [f"delta_norm/layer{i}" for i in layers]],
+            "saturated share by layer": ["Multiline", [f"saturated/layer{i}" for i in layers]],
+            "loss": ["Multiline", ["loss/train", "loss/val", "loss/test"]],
+        }
+        self.writer.add_custom_scalars({"all layers in one chart": several})
+
+
+def _first_lines(doc: str | None) -> str:
+    """Return a docstring's first paragraph on one line."""
+    return " ".join((doc or "").strip().split("\n\n")[0].split())

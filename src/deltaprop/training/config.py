@@ -1,0 +1,288 @@
+"""What defines a training run: one dataclass, every field a flag of ``deltaprop train``.
+
+Whatever can be judged without reading data is judged here, so that a wrong value is refused before anything is loaded
+or written.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from deltaprop import ops
+from deltaprop.errors import UserError, unknown_name
+from deltaprop.modules import INITS
+from deltaprop.training.objective import LOSSES
+
+SCHEDULES = ("constant", "step", "cosine")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Train a multilayer perceptron with hand-written backpropagation."""
+
+    data: str = "digits"
+    """What to learn: digits, moons, circles, spirals, xor, sine, or a folder with IDX files (MNIST and its kin)."""
+
+    hidden: tuple[int, ...] = (128, 64)
+    """Neurons of each hidden layer; no number for none, a linear model."""
+
+    activation: tuple[str, ...] = ("relu",)
+    """Of the hidden layers: one name for all, or one per layer."""
+
+    output_activation: str = "none"
+    """Of the last layer; one that the loss already contains is refused."""
+
+    loss: str = "auto"
+    """auto (cross-entropy for classes, mse for numbers), cross-entropy, binary-cross-entropy (on one-hot targets,
+    summed over outputs, averaged over samples), mse, quadratic, huber or l1."""
+
+    init: str = "torch"
+    """Initial weights: torch, xavier, kaiming, lecun or normal."""
+
+    lr: float = 0.05
+    """Learning rate η, above 0."""
+
+    momentum: float = 0.9
+    """Momentum μ, in [0, 1)."""
+
+    nesterov: bool = False
+    """Nesterov's form of momentum."""
+
+    weight_decay: float = 0.0
+    """L2 penalty λ: each step adds λ W to ∂C/∂W."""
+
+    decay_biases: bool = False
+    """Let weight decay act on biases too."""
+
+    lr_schedule: str = "constant"
+    """constant, step (η times --lr-gamma every --lr-step epochs) or cosine (down to 0 at the last epoch)."""
+
+    lr_step: int = 10
+    """Epochs between two steps of the step schedule."""
+
+    lr_gamma: float = 0.1
+    """Factor of the step schedule, in (0, 1]."""
+
+    lr_warmup: int = 0
+    """Epochs in which η first rises linearly, before the schedule."""
+
+    epochs: int = 30
+    """Passes through the training data, at most."""
+
+    batch_size: int = 16
+    """Samples per step; 1 is the textbook's update per training instance."""
+
+    val_fraction: float = 0.1
+    """Share of the training data kept for validation, in [0, 1)."""
+
+    val_split: Literal["random", "tail"] = "random"
+    """Validate on a random part (the same share of each class), or on the last rows."""
+
+    test_fraction: float = 0.2
+    """Share of the data kept for the test where no official test set comes with it, in (0, 1)."""
+
+    scaling: Literal["auto", "pixel", "standard", "none"] = "auto"
+    """Of the inputs: pixel (divide by the full scale), standard (mean 0, deviation 1, fitted on the training part),
+    or none; auto takes pixel for pictures and standard for the rest."""
+
+    pixel_scale: float | None = None
+    """Full scale of a pixel; by default that of the data: 255 for byte images, 16 for digits."""
+
+    patience: int = 0
+    """Stop when the validation loss has not improved for this many epochs; 0 for never."""
+
+    seed: int = 0
+    """Of the split, the initial weights and the order of samples: the same seed gives the same bits."""
+
+    device: str = "auto"
+    """auto (CUDA, else mps, else cpu), cpu, cuda, cuda:N or mps."""
+
+    dtype: Literal["float32", "float64"] = "float32"
+    """Of weights and data."""
+
+    threads: str = "auto"
+    """CPU threads: a number, or auto: 1 for small nets, the physical cores where a layer's product has at least 2^24
+    multiply-adds."""
+
+    run_dir: Path | None = None
+    """Folder of this run; by default runs/<data>-<date>-<time>."""
+
+    log_every: int = 5
+    """Epochs between two costly views in TensorBoard (histograms, δ norms, pictures); 0 for none."""
+
+    config: Path | None = None
+    """TOML file with any of these settings, the flag names as keys; flags win over it."""
+
+    debug: bool = False
+    """Show the traceback of an error."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be right, in one line each."""
+        if isinstance(self.activation, str):  # a TOML file may say activation = "tanh"
+            object.__setattr__(self, "activation", (self.activation,))
+        for name in ("hidden", "activation"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        for size in self.hidden:
+            _require(_is_int(size) and size >= 1, "--hidden", "positive whole numbers", size)
+        for name in self.activation:
+            _require_name("activation", name, ops.ACTIVATIONS)
+        _require(
+            len(self.activation) in (1, len(self.hidden)),
+            "--activation",
+            f"one name, or one per hidden layer ({len(self.hidden)})",
+            " ".join(self.activation) or "none",
+        )
+        _require_name("output activation", self.output_activation, ["none", *ops.ACTIVATIONS])
+        _require_name("loss", self.loss, ["auto", *LOSSES])
+        _require_name("initialisation", self.init, INITS)
+        _require_name("lr schedule", self.lr_schedule, SCHEDULES)
+        _require(_is_number(self.lr) and self.lr > 0, "--lr", "a number above 0", self.lr)
+        _require(_is_number(self.momentum) and 0 <= self.momentum < 1, "--momentum", "in [0, 1)", self.momentum)
+        _require(not self.nesterov or self.momentum > 0, "--nesterov", "used with a --momentum above 0", self.momentum)
+        _require(
+            _is_number(self.weight_decay) and self.weight_decay >= 0, "--weight-decay", "at least 0", self.weight_decay
+        )
+        _require(_is_number(self.lr_gamma) and 0 < self.lr_gamma <= 1, "--lr-gamma", "in (0, 1]", self.lr_gamma)
+        for flag, least in (("lr_step", 1), ("lr_warmup", 0), ("epochs", 1), ("batch_size", 1), ("patience", 0)):
+            self._require_int(flag, least)
+        for flag, least in (("seed", 0), ("log_every", 0)):
+            self._require_int(flag, least)
+        _require(self.seed < 2**32, "--seed", "below 2^32", self.seed)
+        val, test = self.val_fraction, self.test_fraction
+        _require(_is_number(val) and 0 <= val < 1, "--val-fraction", "in [0, 1)", val)
+        _require(_is_number(test) and 0 < test < 1, "--test-fraction", "in (0, 1)", test)
+        _require(
+            self.pixel_scale is None or (_is_number(self.pixel_scale) and self.pixel_scale > 0),
+            "--pixel-scale",
+            "above 0",
+            self.pixel_scale,
+        )
+        _require(
+            self.patience == 0 or self.val_fraction > 0,
+            "--patience",
+            "used with a --val-fraction above 0",
+            self.patience,
+        )
+        threads_ok = self.threads == "auto" or (str(self.threads).isdecimal() and 1 <= int(self.threads) <= 1024)
+        _require(threads_ok, "--threads", "auto or a number from 1", self.threads)
+        for field in dataclasses.fields(self):
+            known = _CHOICES.get(field.name)
+            if known:
+                _require_name(field.name.replace("_", " "), getattr(self, field.name), known)
+
+    def _require_int(self, field: str, least: int) -> None:
+        value = getattr(self, field)
+        flag = "--" + field.replace("_", "-")
+        _require(_is_int(value) and value >= least, flag, f"a whole number, at least {least}", value)
+
+    @property
+    def activations(self) -> list[str]:
+        """One activation per hidden layer."""
+        return list(self.activation) * len(self.hidden) if len(self.activation) == 1 else list(self.activation)
+
+    def lr_factor(self, epoch: int) -> float:
+        """Return what η is multiplied by in an epoch, counted from 0.
+
+        Warm-up over w epochs: (epoch + 1)/w. After it, with e epochs gone since and E in all: 1; γ^⌊e/step⌋; or
+        ½ (1 + cos(π e/E)).
+        """
+        if epoch < self.lr_warmup:
+            return (epoch + 1) / self.lr_warmup
+        gone, total = epoch - self.lr_warmup, max(self.epochs - self.lr_warmup, 1)
+        if self.lr_schedule == "step":
+            return float(self.lr_gamma ** (gone // self.lr_step))
+        if self.lr_schedule == "cosine":
+            return 0.5 * (1 + math.cos(math.pi * gone / total))
+        return 1.0
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as JSON has them."""
+        values = dataclasses.asdict(self)
+        return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
+
+
+_CHOICES = {
+    "val_split": ("random", "tail"),
+    "scaling": ("auto", "pixel", "standard", "none"),
+    "dtype": ("float32", "float64"),
+}
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Return the settings of a TOML file, by field name.
+
+    Raises:
+        UserError: If the file cannot be read, is no TOML, or has a key that is no setting.
+    """
+    try:
+        settings = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"--config {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"--config {path}: not TOML: {error}") from error
+    fields = {field.name: field for field in dataclasses.fields(TrainConfig)}
+    result = {}
+    for key, value in settings.items():
+        name = key.replace("-", "_")
+        if name not in fields or name == "config":
+            near = difflib.get_close_matches(name, fields, n=1)
+            hint = f"did you mean {near[0].replace('_', '-')!r}?" if near else "see deltaprop train --help"
+            raise UserError(f"--config {path}: unknown setting {key!r}: {hint}")
+        result[name] = _typed(path, key, value, str(fields[name].type))
+    return result
+
+
+def _typed(path: Path, key: str, value: Any, kind: str) -> Any:
+    """Check a TOML value against the annotation of its field; numbers may stand for what is read as text."""
+    fits = {
+        "bool": isinstance(value, bool),
+        "int": _is_int(value),
+        "float": _is_number(value),
+        "float | None": _is_number(value),
+        "tuple[int, ...]": isinstance(value, list) and all(map(_is_int, value)),
+        "tuple[str, ...]": isinstance(value, str)
+        or (isinstance(value, list) and all(isinstance(v, str) for v in value)),
+        "Path | None": isinstance(value, str),
+        "str": isinstance(value, str) or (key == "threads" and _is_int(value)),
+    }.get(kind, isinstance(value, str))
+    if not fits:
+        raise UserError(f"--config {path}: {key} must be {_KINDS.get(kind, 'text')}, got {value!r}")
+    if kind == "Path | None":
+        return Path(value)
+    if kind in ("float", "float | None"):
+        return float(value)
+    return str(value) if key == "threads" else value
+
+
+_KINDS = {
+    "bool": "true or false",
+    "int": "a whole number",
+    "float": "a number",
+    "float | None": "a number",
+    "tuple[int, ...]": "a list of whole numbers",
+    "tuple[str, ...]": "a name or a list of names",
+}
+
+
+def _require(ok: bool, flag: str, right: str, got: object) -> None:
+    if not ok:
+        raise UserError(f"{flag} must be {right}, got {got}")
+
+
+def _require_name(kind: str, name: object, known: Any) -> None:
+    if name not in known:
+        raise unknown_name(kind, name, known)
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

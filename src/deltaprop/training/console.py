@@ -1,0 +1,154 @@
+"""What a run says on the terminal; line by line and without a bar where there is none."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from torch import nn
+
+from deltaprop.training.devices import describe_device
+from deltaprop.training.loop import Result, Setup
+
+
+class ConsoleReporter:
+    """Tells a run on a terminal, or in lines to whatever stdout is.
+
+    Args:
+        console: Where to write; stdout by default.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(highlight=False, soft_wrap=False)
+        self.progress = Progress(
+            TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.percentage:>3.0f} %"),
+            TimeRemainingColumn(compact=True),
+            console=self.console,
+            transient=True,
+            disable=not self.console.is_terminal,
+        )
+        self.task: TaskID | None = None
+        self.drawn = 0.0
+
+    def start(self, setup: Setup) -> None:
+        """Say what is trained, on what, where."""
+        self._rows(describe(setup))
+        self.console.print()
+        judged = "accuracy" if setup.objective.task == "classification" else "rmse"
+        self.console.print(
+            f"[bold]{'epoch':>7} {'train loss':>11} {'val loss':>11} {'val ' + judged:>13} {'seconds':>8}[/bold]",
+        )
+        self.task = self.progress.add_task("", total=1, epoch=1, epochs=setup.config.epochs)
+        self.progress.start()
+
+    def step(self, epoch: int, steps: int, step: int) -> None:
+        """Move the bar, ten times a second at most."""
+        now = time.monotonic()
+        if self.task is not None and not self.progress.disable and now - self.drawn > 0.1:
+            self.drawn = now
+            epochs = self.progress.tasks[0].fields["epochs"]
+            self.progress.update(self.task, total=epochs * steps, completed=(epoch - 1) * steps + step, epoch=epoch)
+
+    def epoch(self, setup: Setup, metrics: dict[str, Any]) -> None:
+        """Write the line of an epoch."""
+        judged = metrics.get("val_accuracy") if "val_accuracy" in metrics else metrics.get("val_rmse")
+        is_class = "val_accuracy" in metrics
+        self.console.print(
+            f"{metrics['epoch']:>7} {metrics['train_loss']:>11.4g} {_number(metrics['val_loss']):>11} "
+            f"{_percent(judged) if is_class else _number(judged):>13} {metrics['seconds']:>8.2f}"
+        )
+
+    def end(self, setup: Setup, result: Result) -> None:
+        """Say how it ended, where the run is and how to look at it."""
+        self.progress.stop()
+        self.console.print()
+        last, best = result.metrics, result.best
+        rows = [("test", f"[bold green]{_test(setup, last)}[/bold green] (final weights, epoch {last['epoch']})")]
+        if best is not None:
+            rows.append(("best", f"{_test(setup, best)} (epoch {best['epoch']}, lowest validation loss)"))
+        if result.stopped_early:
+            rows.append(("", f"stopped early: no lower validation loss in {setup.config.patience} epochs"))
+        rows.append(("time", f"{result.seconds:.1f} s"))
+        rows.append(("run", str(result.folder)))
+        rows.append(("look", f"tensorboard --logdir {result.folder}"))
+        self._rows(rows)
+
+    def _rows(self, rows: list[tuple[str, str]]) -> None:
+        """Print names and texts side by side; long texts are folded under themselves on a terminal, whole elsewhere."""
+        if not self.console.is_terminal:
+            for name, text in rows:
+                self.console.print(f"{name:<6}  {text}", soft_wrap=True)
+            return
+        table = Table.grid(padding=(0, 2))
+        table.add_column(style="bold")
+        table.add_column(overflow="fold")
+        for row in rows:
+            table.add_row(*row)
+        self.console.print(table)
+
+    def close(self) -> None:
+        """Put the terminal back, whatever happened."""
+        self.progress.stop()
+
+
+def describe(setup: Setup) -> list[tuple[str, str]]:
+    """Return what a run is, as rows of a name and a text."""
+    dataset, config = setup.dataset, setup.config
+    shape = f"{dataset.image_shape[0]}×{dataset.image_shape[1]} pixels" if dataset.image_shape else None
+    inputs = shape or f"{dataset.n_inputs} {'input' if dataset.n_inputs == 1 else 'inputs'}"
+    kind = f"{dataset.n_outputs} classes" if dataset.task == "classification" else f"{dataset.n_outputs} number(s)"
+    layers = [f"{setup.sizes[0]}"]
+    layers += [
+        f"{n} {name}" for n, name in zip(setup.sizes[1:], [*config.activations, config.output_activation], strict=True)
+    ]
+    layers[-1] = layers[-1].removesuffix(" none")
+    counts = [sum(p.numel() for p in m.parameters()) for m in setup.model if isinstance(m, nn.Linear)]
+    threads = f", {setup.threads} thread{'s' if setup.threads > 1 else ''}" if setup.device.type == "cpu" else ""
+    rows = [
+        ("data", f"{dataset.name}: {inputs}, {kind}"),
+        ("", f"{len(dataset.train)} rows to train, {len(dataset.val)} to validate, {len(dataset.test)} to test"),
+        ("model", " → ".join(layers)),
+        ("", f"{sum(counts)} parameters ({' + '.join(map(str, counts))})"),
+        ("loss", setup.objective.name),
+        ("sgd", describe_sgd(setup)),
+        ("device", f"{describe_device(setup.device)}{threads}, {config.dtype}"),
+    ]
+    if "step" in (*config.activations, config.output_activation):
+        rows.append(("note", "step has slope 0: the layers before it get no gradient and will not learn"))
+    return rows
+
+
+def describe_sgd(setup: Setup) -> str:
+    """Return the optimizer's settings in words."""
+    config = setup.config
+    parts = [f"η {config.lr:g}", f"batch {config.batch_size}"]
+    if config.momentum:
+        parts.append(f"{'Nesterov ' if config.nesterov else ''}momentum {config.momentum:g}")
+    if config.weight_decay:
+        parts.append(f"weight decay {config.weight_decay:g}")
+    if config.lr_schedule != "constant" or config.lr_warmup:
+        parts.append(
+            f"{config.lr_schedule} schedule" + (f", {config.lr_warmup} epochs warm-up" if config.lr_warmup else "")
+        )
+    return ", ".join(parts)
+
+
+def _test(setup: Setup, metrics: dict[str, Any]) -> str:
+    if setup.objective.task == "regression":
+        return f"rmse {_number(metrics['test_rmse'])}, loss {_number(metrics['test_loss'])}"
+    rows = len(setup.dataset.test)
+    right = round(metrics["test_accuracy"] * rows)
+    return f"{_percent(metrics['test_accuracy'])} right ({right} of {rows}), loss {_number(metrics['test_loss'])}"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.2f} %"

@@ -1,0 +1,50 @@
+"""Judge a model on one part of a data set."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from deltaprop.data import Scaling, Split
+from deltaprop.training.objective import Objective
+
+CHUNK = 8192  # rows at a time: bounds the memory that activations take
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The figures of one part.
+
+    Attributes:
+        loss: C as it is minimised, a mean over samples.
+        accuracy: Share of samples classified right; None for numbers.
+        rmse: Root of the mean squared error over all entries, in the target's own units; None for classes.
+        outputs: What the model gave, [N, n_L].
+    """
+
+    loss: float
+    accuracy: float | None
+    rmse: float | None
+    outputs: Tensor
+
+    def figures(self, part: str) -> dict[str, float | None]:
+        """Return the figures under the names that metrics.jsonl gives them."""
+        judged = {f"{part}_rmse": self.rmse} if self.accuracy is None else {f"{part}_accuracy": self.accuracy}
+        return {f"{part}_loss": self.loss, **judged}
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, objective: Objective, split: Split, target_scaling: Scaling) -> Evaluation | None:
+    """Return the figures of a part, or None where it has no rows."""
+    if len(split) == 0:
+        return None
+    outputs = torch.cat([model(x) for x in split.x.split(CHUNK)])
+    targets = objective.targets(split.y, outputs.dtype)
+    loss = float(objective(outputs, targets))
+    if objective.task == "classification":
+        right = int((outputs.argmax(dim=1) == split.y).sum())
+        return Evaluation(loss, right / len(split), None, outputs)
+    error = (outputs - split.y) * target_scaling.scale
+    return Evaluation(loss, None, float(error.square().mean().sqrt()), outputs)

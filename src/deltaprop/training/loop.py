@@ -1,0 +1,334 @@
+"""A training run from a configuration: data, model, epochs, and what they leave in the run folder."""
+
+from __future__ import annotations
+
+import math
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy
+import torch
+from torch import Tensor, nn
+
+import deltaprop
+from deltaprop.data import Dataset, check_source, load
+from deltaprop.errors import UserError
+from deltaprop.modules import MLP
+from deltaprop.optim import SGD
+from deltaprop.training.config import TrainConfig
+from deltaprop.training.devices import describe_device, pick_device, pick_threads
+from deltaprop.training.evaluate import Evaluation, evaluate
+from deltaprop.training.objective import Objective, check_output_activation, choose_objective
+from deltaprop.training.run_folder import RunFolder, check_folder, default_folder
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on, through no fault in the input's form."""
+
+
+class Reporter(Protocol):
+    """What a run tells while it goes; the console is one, silence another."""
+
+    def start(self, setup: Setup) -> None:
+        """Tell what will be trained, on what, where."""
+
+    def step(self, epoch: int, steps: int, step: int) -> None:
+        """Tell that a step of an epoch of so many steps is done."""
+
+    def epoch(self, setup: Setup, metrics: dict[str, Any]) -> None:
+        """Tell the figures of an epoch."""
+
+    def end(self, setup: Setup, result: Result) -> None:
+        """Tell how it ended."""
+
+
+class Silent:
+    """A reporter that says nothing."""
+
+    def start(self, setup: Setup) -> None:
+        """Say nothing."""
+
+    def step(self, epoch: int, steps: int, step: int) -> None:
+        """Say nothing."""
+
+    def epoch(self, setup: Setup, metrics: dict[str, Any]) -> None:
+        """Say nothing."""
+
+    def end(self, setup: Setup, result: Result) -> None:
+        """Say nothing."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a run is made of, once its configuration has met its data.
+
+    Attributes:
+        config: The configuration.
+        dataset: Split, scaled and on the device.
+        model: On the device, initialised.
+        objective: The loss and the task.
+        device: Where it computes.
+        threads: CPU threads.
+        folder: Of the run.
+    """
+
+    config: TrainConfig
+    dataset: Dataset
+    model: MLP
+    objective: Objective
+    device: torch.device
+    threads: int
+    folder: Path
+
+    @property
+    def sizes(self) -> list[int]:
+        """[n_0, …, n_L]."""
+        return [self.dataset.n_inputs, *self.config.hidden, self.dataset.n_outputs]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything that defines the run, as config.json has it."""
+        return {
+            **self.config.to_json(),
+            "resolved": {
+                "loss": self.objective.name,
+                "task": self.objective.task,
+                "sizes": self.sizes,
+                "class_names": list(self.dataset.class_names),
+                "device": describe_device(self.device),
+                "threads": self.threads,
+                "data_sha256": self.dataset.digest,
+                "rows": {part: len(getattr(self.dataset, part)) for part in ("train", "val", "test")},
+            },
+            "versions": {
+                "deltaprop": deltaprop.__version__,
+                "torch": torch.__version__,
+                "numpy": numpy.__version__,
+                "python": platform.python_version(),
+                "platform": platform.platform(),
+            },
+            "command": sys.argv,
+        }
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a run ended.
+
+    Attributes:
+        metrics: The last epoch's line of metrics.jsonl.
+        best: The line of the epoch with the lowest validation loss; None without validation.
+        stopped_early: Whether patience ran out.
+        seconds: Of training, evaluation and logging.
+        folder: Of the run.
+    """
+
+    metrics: dict[str, Any]
+    best: dict[str, Any] | None
+    stopped_early: bool
+    seconds: float
+    folder: Path
+
+
+def prepare(config: TrainConfig) -> Setup:
+    """Load the data and build the model; write nothing.
+
+    Raises:
+        UserError: If the configuration does not fit the data or the machine. What can be judged without the data is
+            judged before it is loaded.
+    """
+    device = pick_device(config.device)
+    dtype = {"float32": torch.float32, "float64": torch.float64}[config.dtype]
+    if device.type == "mps" and dtype == torch.float64:
+        raise UserError("--dtype float64: mps has no float64; take --device cpu")
+    if config.loss != "auto":
+        check_output_activation(config.loss, config.output_activation)
+    check_source(config.data)
+    folder = config.run_dir or default_folder(config.data)
+    check_folder(folder)
+    dataset = load(
+        config.data,
+        seed=config.seed,
+        test_fraction=config.test_fraction,
+        val_fraction=config.val_fraction,
+        val_split=config.val_split,
+        scaling=config.scaling,
+        pixel_scale=config.pixel_scale,
+        dtype=dtype,
+    ).to(device)
+    objective = choose_objective(config.loss, dataset.task, len(dataset.class_names), config.output_activation)
+    sizes = [dataset.n_inputs, *config.hidden, dataset.n_outputs]
+    output = None if config.output_activation == "none" else config.output_activation
+    with torch.random.fork_rng(devices=[]):  # the caller's generator is not ours to move
+        torch.manual_seed(config.seed)
+        # Drawn on the CPU, so that the same seed gives the same initial weights on every device.
+        model = MLP(sizes, config.activations, output, init=config.init, dtype=dtype).to(device)
+    threads = pick_threads(config.threads, sizes, config.batch_size)
+    return Setup(config, dataset, model, objective, device, threads, folder)
+
+
+def train(config: TrainConfig, reporter: Reporter | None = None) -> Result:
+    """Run a training run, and leave its folder behind.
+
+    Args:
+        config: What to do.
+        reporter: Whom to tell; nobody by default.
+
+    Raises:
+        UserError: If the input is at fault; nothing has been written then.
+        TrainingError: If the loss is no longer finite.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     result = train(TrainConfig(data="moons", hidden=(8,), epochs=2, run_dir=Path(folder) / "run"))
+        >>> result.metrics["epoch"]
+        2
+    """
+    setup = prepare(config)
+    with _threads(setup.threads):
+        return _run(setup, reporter or Silent())
+
+
+def _run(setup: Setup, reporter: Reporter) -> Result:
+    from deltaprop.training.board import Board  # TensorBoard and matplotlib: slow to import, and of no use before
+
+    config = setup.config
+    reporter.start(setup)
+    folder = RunFolder(setup.folder)
+    folder.write_config(setup.to_json())
+    optimizer = make_optimizer(setup.model, config)
+    generator = torch.Generator().manual_seed(config.seed)
+    began = time.perf_counter()
+    best: dict[str, Any] | None = None
+    stopped = False
+    with Board(setup) as board:
+        board.views(0)
+        for epoch in range(1, config.epochs + 1):
+            metrics, test = _epoch(setup, optimizer, generator, epoch, reporter)
+            folder.append_metrics(metrics)
+            if metrics["val_loss"] is not None and (best is None or metrics["val_loss"] < best["val_loss"]):
+                best = metrics
+                folder.save_weights("best.safetensors", setup.model)
+            board.epoch(metrics)
+            reporter.epoch(setup, metrics)
+            stopped = best is not None and 0 < config.patience <= epoch - best["epoch"]
+            last = stopped or epoch == config.epochs
+            if last or (config.log_every and epoch % config.log_every == 0):
+                board.views(epoch, test)
+            if last:
+                break
+        folder.save_weights("model.safetensors", setup.model)
+        board.end(metrics)
+    result = Result(metrics, best, stopped, time.perf_counter() - began, setup.folder)
+    reporter.end(setup, result)
+    return result
+
+
+def _epoch(
+    setup: Setup, optimizer: torch.optim.Optimizer, generator: torch.Generator, epoch: int, reporter: Reporter
+) -> tuple[dict[str, Any], Evaluation | None]:
+    """Train for one epoch and judge; return its line of metrics.jsonl, and the test part's evaluation.
+
+    Raises:
+        TrainingError: If the loss is no longer finite.
+    """
+    config, dataset, objective = setup.config, setup.dataset, setup.objective
+    lr = config.lr * config.lr_factor(epoch - 1)
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    x, y = dataset.train.x, objective.targets(dataset.train.y, dataset.train.x.dtype)
+    order = torch.randperm(len(x), generator=generator).to(setup.device)  # drawn on the CPU: the same everywhere
+    steps = math.ceil(len(x) / config.batch_size)
+    on_step = partial(reporter.step, epoch, steps)
+    began = time.perf_counter()
+    train_loss = train_epoch(setup.model, objective, optimizer, x, y, order, config.batch_size, on_step)
+    seconds = time.perf_counter() - began
+    if not math.isfinite(train_loss):
+        raise TrainingError(
+            f"the loss became {train_loss} in epoch {epoch} (steps {(epoch - 1) * steps + 1} to {epoch * steps}): "
+            f"lower --lr (it is {lr:g}) or --momentum, or try another --init"
+        )
+    val = evaluate(setup.model, objective, dataset.val, dataset.target_scaling)
+    test = evaluate(setup.model, objective, dataset.test, dataset.target_scaling)
+    metrics = {
+        "epoch": epoch,
+        "step": epoch * steps,
+        "train_loss": train_loss,
+        **_figures(objective, "val", val),
+        **_figures(objective, "test", test),
+        "lr": lr,
+        "seconds": seconds,
+        "samples_per_second": len(x) / seconds,
+    }
+    return metrics, test
+
+
+def train_epoch(
+    model: nn.Module,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    optimizer: torch.optim.Optimizer,
+    x: Tensor,
+    y: Tensor,
+    order: Tensor,
+    batch_size: int,
+    on_step: Callable[[int], None] = lambda done: None,
+) -> float:
+    """Take one pass over the rows of x and y in the given order; return the mean loss, each sample counting once.
+
+    Args:
+        model: Gives outputs [N, n_L] from rows of x.
+        loss: C from outputs and rows of y, a mean over samples.
+        optimizer: Its step is the update.
+        x: Inputs, [N, n_0].
+        y: Targets, [N, …].
+        order: Row indices.
+        batch_size: Rows a step; the last step takes what is left.
+        on_step: Called after each step with the number of steps done.
+    """
+    total = x.new_zeros(())
+    for done, rows in enumerate(order.split(batch_size), start=1):
+        batch_x, batch_y = x.index_select(0, rows), y.index_select(0, rows)
+        c = loss(model(batch_x), batch_y)  # FWD, C
+        optimizer.zero_grad()
+        c.backward()  # BP1-BP4
+        optimizer.step()  # SGD
+        total += c.detach() * len(rows)  # stays on the device: .item() here would wait for it
+        on_step(done)
+    return float(total) / len(order)
+
+
+def make_optimizer(model: nn.Module, config: TrainConfig) -> SGD:
+    """Return SGD with two groups: weights, which decay, and biases, which do so only if asked."""
+    named = list(model.named_parameters())
+    weights = [p for name, p in named if not name.endswith("bias")]
+    biases = [p for name, p in named if name.endswith("bias")]
+    groups = [
+        {"params": weights, "weight_decay": config.weight_decay},
+        {"params": biases, "weight_decay": config.weight_decay if config.decay_biases else 0.0},
+    ]
+    return SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov)
+
+
+def _figures(objective: Objective, part: str, evaluation: Evaluation | None) -> dict[str, float | None]:
+    """Return a part's figures; None for each where the part has no rows."""
+    if evaluation is not None:
+        return evaluation.figures(part)
+    judged = "accuracy" if objective.task == "classification" else "rmse"
+    return {f"{part}_loss": None, f"{part}_{judged}": None}
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

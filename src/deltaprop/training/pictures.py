@@ -1,0 +1,215 @@
+"""The pictures of a run: what the first layer looks for, where the model errs, and what it draws.
+
+Every picture is an array [height, width, 3] of bytes. Figures are drawn without pyplot: nothing global, no display.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from deltaprop.training.evaluate import Evaluation
+from deltaprop.training.loop import Setup
+
+Picture = NDArray[np.uint8]
+
+# Okabe and Ito's colours: told apart without colour vision too.
+COLOURS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000"]
+DIVERGING = "RdBu_r"
+TILES = 36
+
+
+def pictures(setup: Setup, test: Evaluation) -> dict[str, Picture]:
+    """Return the pictures that make sense for the run's data, by name."""
+    dataset = setup.dataset
+    result = {"first_layer_weights": first_layer_weights(setup)}
+    if dataset.task == "classification":
+        result["confusion_matrix"] = confusion_matrix(setup, test)
+        result["worst_samples"] = worst_samples(setup, test)
+        if dataset.n_inputs == 2:
+            result["decision_boundary"] = decision_boundary(setup)
+    elif dataset.n_inputs == 1 and dataset.n_outputs == 1:
+        result["fitted_curve"] = fitted_curve(setup)
+    else:
+        result["predicted_against_true"] = predicted_against_true(setup, test)
+    return result
+
+
+def first_layer_weights(setup: Setup) -> Picture:
+    """Return W¹: a tile for each neuron where inputs are pixels, else the matrix."""
+    layer = next(module for module in setup.model if isinstance(module, nn.Linear))
+    weight = _array(layer.weight)
+    limit = float(np.abs(weight).max()) or 1.0
+    colours: dict[str, Any] = {"cmap": DIVERGING, "vmin": -limit, "vmax": limit}
+    shape = setup.dataset.image_shape
+    if shape is None:
+        figure, axes = _figure(5.5, 4.2)
+        drawn = axes.imshow(weight, aspect="auto", interpolation="nearest", **colours)
+        axes.set(title="First-layer weights W¹", xlabel="input", ylabel="neuron")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        figure.colorbar(drawn)
+        return _draw(figure)
+    shown = min(TILES, len(weight))
+    title = f"What the first layer looks for: {shown} of {len(weight)} neurons"
+    return _tiles([row.reshape(shape) for row in weight[:shown]], [""] * shown, title, colours)
+
+
+def confusion_matrix(setup: Setup, test: Evaluation) -> Picture:
+    """Return how often each class of the test part was taken for each."""
+    names = setup.dataset.class_names
+    true, predicted = _array(setup.dataset.test.y), _array(test.outputs.argmax(dim=1))
+    counts = np.zeros((len(names), len(names)), dtype=int)
+    np.add.at(counts, (true, predicted), 1)
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    figure, axes = _figure(5.5, 5.2)
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    if len(names) <= 20:
+        for (row, column), count in np.ndenumerate(counts):
+            if count:
+                colour = "white" if shares[row, column] > 0.5 else "black"
+                axes.text(column, row, str(count), ha="center", va="center", color=colour, fontsize=8)
+        axes.set_xticks(range(len(names)), names)
+        axes.set_yticks(range(len(names)), names)
+    axes.set(title=f"Test: {int(np.trace(counts))} of {counts.sum()} right", xlabel="predicted", ylabel="true")
+    return _draw(figure)
+
+
+def worst_samples(setup: Setup, test: Evaluation) -> Picture:
+    """Return the test samples whose true class has the lowest output against the best other one."""
+    y = setup.dataset.test.y
+    true = test.outputs.gather(1, y.unsqueeze(1)).squeeze(1)
+    others = test.outputs.scatter(1, y.unsqueeze(1), -torch.inf)
+    order = (true - others.amax(dim=1)).argsort()[:TILES]
+    names = setup.dataset.class_names
+    labels = [f"{names[t]} → {names[p]}" for t, p in zip(y[order], test.outputs[order].argmax(1), strict=True)]
+    wrong = int((true[order] < others.amax(dim=1)[order]).sum())
+    title = f"Worst-classified test samples: true → predicted, {wrong} of these {len(order)} wrong"
+    x = setup.dataset.input_scaling.invert(setup.dataset.test.x[order])
+    shape = setup.dataset.image_shape
+    if shape is not None:
+        return _tiles([_array(row).reshape(shape) for row in x], labels, title, {"cmap": "gray_r"}, wrong)
+    figure, axes = _figure(6, 5)
+    axes.axis("off")
+    axes.set_title(title)
+    inputs = min(x.shape[1], 6)
+    cells = [[label, *(f"{v:.3g}" for v in row[:inputs])] for label, row in zip(labels[:14], _array(x), strict=False)]
+    header = ["true → predicted", *(f"x{i + 1}" for i in range(inputs))]
+    axes.table(cells, colLabels=header, loc="center", cellLoc="center").scale(1, 1.25)
+    return _draw(figure)
+
+
+def decision_boundary(setup: Setup) -> Picture:
+    """Return the class that the model gives each point of the plane, with the test samples on it."""
+    dataset = setup.dataset
+    x = _array(dataset.input_scaling.invert(dataset.test.x))
+    low, high = x.min(axis=0), x.max(axis=0)
+    margin = 0.15 * (high - low)
+    sides = [np.linspace(a, b, 200) for a, b in zip(low - margin, high + margin, strict=True)]
+    grid = np.stack([axis.ravel() for axis in np.meshgrid(*sides)], axis=1)
+    outputs = _predict(setup, grid)
+    classes = len(dataset.class_names)
+    colours = [COLOURS[i % len(COLOURS)] for i in range(classes)]
+    figure, axes = _figure(5.5, 5)
+    best = outputs.argmax(axis=1).reshape(200, 200)
+    levels = np.arange(classes + 1) - 0.5
+    axes.contourf(*sides, best, levels=levels, colors=colours, alpha=0.25)
+    for index in range(classes):  # class by class: between the first and the last, contours of all would coincide
+        axes.contour(*sides, best == index, levels=[0.5], colors="black", linewidths=0.6)
+    markers = "osD^vP*X"
+    for index, name in enumerate(dataset.class_names):
+        rows = _array(dataset.test.y) == index
+        axes.scatter(
+            x[rows, 0],
+            x[rows, 1],
+            s=16,
+            c=colours[index],
+            marker=markers[index % 8],
+            label=name,
+            edgecolors="white",
+            lw=0.4,
+        )
+    axes.legend(loc="upper right", fontsize=8)
+    axes.set(title="Decision boundary, and the test samples", xlabel="x₁", ylabel="x₂")
+    return _draw(figure)
+
+
+def fitted_curve(setup: Setup) -> Picture:
+    """Return the function that the model has become, with the test samples."""
+    dataset = setup.dataset
+    x = _array(dataset.input_scaling.invert(dataset.test.x))
+    y = _array(dataset.target_scaling.invert(dataset.test.y))
+    grid = np.linspace(x.min(), x.max(), 400)[:, None]
+    fitted = _array(dataset.target_scaling.invert(torch.as_tensor(_predict(setup, grid), device=setup.device)))
+    figure, axes = _figure(6, 4)
+    axes.scatter(x, y, s=12, c=COLOURS[4], label="test samples")
+    axes.plot(grid, fitted, c=COLOURS[5], lw=2, label="the network")
+    axes.legend(fontsize=8)
+    axes.set(title="Fitted curve, in the data's own units", xlabel="x", ylabel="y")
+    return _draw(figure)
+
+
+def predicted_against_true(setup: Setup, test: Evaluation) -> Picture:
+    """Return predictions against targets of the test part, in their own units."""
+    scaling = setup.dataset.target_scaling
+    true, predicted = _array(scaling.invert(setup.dataset.test.y)), _array(scaling.invert(test.outputs))
+    figure, axes = _figure(5, 5)
+    axes.scatter(true, predicted, s=12, c=COLOURS[0])
+    axes.axline((float(true.min()), float(true.min())), slope=1, c="black", lw=0.8)
+    axes.set(title="Predicted against true", xlabel="true", ylabel="predicted")
+    return _draw(figure)
+
+
+def _predict(setup: Setup, x: NDArray[np.float64]) -> NDArray[Any]:
+    """Return the outputs for inputs in their own units."""
+    train = setup.dataset.train.x
+    with torch.no_grad():
+        raw = torch.as_tensor(x, dtype=train.dtype, device=train.device)
+        return _array(setup.model(setup.dataset.input_scaling.apply(raw)))
+
+
+def _tiles(
+    tiles: list[NDArray[Any]], labels: list[str], title: str, colours: dict[str, Any], marked: int = 0
+) -> Picture:
+    """Return equal tiles in a grid on one pair of axes, each label above its tile (many axes would be slow).
+
+    The labels of the first ``marked`` tiles are in colour.
+    """
+    columns = 9 if len(tiles) > 18 else 6
+    rows = -(-len(tiles) // columns)
+    height, width = tiles[0].shape
+    gap, head = max(width // 8, 1), max(height // 4, 2) if any(labels) else 0
+    canvas = np.full((rows * (height + gap + head), columns * (width + gap)), np.nan)
+    figure, axes = _figure(6.6, 6.6 * canvas.shape[0] / canvas.shape[1] + 0.4)
+    for index, (tile, label) in enumerate(zip(tiles, labels, strict=True)):
+        top = index // columns * (height + gap + head) + head
+        left = index % columns * (width + gap)
+        canvas[top : top + height, left : left + width] = tile
+        above = {"ha": "center", "va": "bottom", "fontsize": 8, "color": "black" if index >= marked else COLOURS[5]}
+        axes.text(left + width / 2, top - 0.5 - 0.1 * head, label, above)
+    axes.imshow(canvas, interpolation="nearest", **colours)
+    axes.axis("off")
+    axes.set_title(title, fontsize=10)
+    return _draw(figure)
+
+
+def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
+    return figure, figure.subplots()
+
+
+def _draw(figure: Figure) -> Picture:
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def _array(tensor: Tensor) -> NDArray[Any]:
+    return tensor.detach().cpu().numpy()

@@ -1,0 +1,90 @@
+"""The folder of one run: config.json, metrics.jsonl, weights and TensorBoard events."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from torch import nn
+
+from deltaprop.errors import UserError
+
+
+def default_folder(data: str, root: Path = Path("runs")) -> Path:
+    """Return a folder under ``root`` that does not exist yet: <data>-<date>-<time>, numbered where that is taken."""
+    name = f"{Path(data).name or 'data'}-{time.strftime('%Y%m%d-%H%M%S')}"
+    candidate, count = root / name, 1
+    while candidate.exists():
+        count += 1
+        candidate = root / f"{name}-{count}"
+    return candidate
+
+
+def check_folder(path: Path) -> None:
+    """Refuse a folder that a run cannot have, before anything is loaded or written.
+
+    Raises:
+        UserError: If it is a file, holds something already, or cannot be made.
+    """
+    if path.is_dir():
+        if any(path.iterdir()):
+            raise UserError(f"--run-dir {path}: the folder is not empty; name a new one, runs are not mixed")
+    elif path.exists():
+        raise UserError(f"--run-dir {path}: there is a file of this name; name a folder")
+    parent = path if path.is_dir() else next(p for p in path.absolute().parents if p.exists())
+    if not parent.is_dir():
+        raise UserError(f"--run-dir {path}: {parent} is a file, not a folder")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise UserError(f"--run-dir {path}: no permission to write in {parent}")
+
+
+class RunFolder:
+    """Writes what a run leaves behind.
+
+    Args:
+        path: The folder; made, with its parents.
+
+    Raises:
+        UserError: If it cannot be made.
+    """
+
+    def __init__(self, path: Path) -> None:
+        check_folder(path)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--run-dir {path}: {error.strerror}") from error
+        self.path = path
+
+    def write_config(self, config: dict[str, Any]) -> None:
+        """Write config.json: everything that defines the run."""
+        self._write("config.json", (json.dumps(config, indent=2) + "\n").encode())
+
+    def append_metrics(self, metrics: dict[str, Any]) -> None:
+        """Append one line to metrics.jsonl."""
+        with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(metrics) + "\n")
+
+    def save_weights(self, name: str, model: nn.Module) -> None:
+        """Write the model's state_dict as safetensors: plain weights, loadable without deltaprop."""
+        state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+        self._write(name, safetensors.torch.save(state))
+
+    def _write(self, name: str, content: bytes) -> None:
+        """Write a file so that it is there whole or not at all."""
+        handle, temporary = tempfile.mkstemp(dir=self.path, prefix=f".{name}-")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o644)  # mkstemp makes it the owner's alone
+            os.replace(temporary, self.path / name)
+        except BaseException:
+            os.unlink(temporary)
+            raise

@@ -1,0 +1,121 @@
+"""Look at one batch layer by layer: z, a, δ and the gradients, without touching the model.
+
+The forward pass runs with hooks on the linear layers and what follows each; δ^l = ∂C/∂z^l and the gradients come from
+``torch.autograd.grad``, so no ``.grad`` is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from deltaprop.modules import Activation
+from deltaprop.ops import Elementwise
+
+
+@dataclass(frozen=True)
+class LayerView:
+    """One layer on one batch.
+
+    Attributes:
+        linear: The linear layer.
+        activation: What follows it up to the next linear layer, in order; empty where nothing does.
+        z: Pre-activation, [N, n].
+        a: Activation, [N, n]; z itself where there is none.
+        delta: δ = ∂C/∂z, [N, n], with the loss's 1/N in it.
+        grad_weight: ∂C/∂W, [n, n_prev].
+        grad_bias: ∂C/∂b, [n], or None.
+    """
+
+    linear: nn.Linear
+    activation: tuple[nn.Module, ...]
+    z: Tensor
+    a: Tensor
+    delta: Tensor
+    grad_weight: Tensor
+    grad_bias: Tensor | None
+
+    @property
+    def delta_norm(self) -> float:
+        """The mean over samples of ‖∂C_n/∂z‖, C_n being the loss of one sample: Σ_n ‖δ_n‖, as δ holds the 1/N."""
+        return float(self.delta.norm(dim=1).sum())
+
+    def slope(self) -> Tensor | None:
+        """Return σ'(z), [N, n]; None where the layer has no activation, or one whose derivative is no table."""
+        sigma = self._elementwise()
+        if sigma is None:
+            return None
+        op, constants = sigma
+        return op.slope(self.a if op.from_output else self.z, *constants)
+
+    def saturation(self) -> tuple[float, float] | None:
+        """Return (share of entries saturated, share of units dead), or None where there is no slope.
+
+        An entry is saturated where |σ'(z)| is at most 5 % of the activation's steepest slope, so that hardly any δ
+        passes it; a unit is dead where every sample of the batch finds it so.
+        """
+        sigma, slope = self._elementwise(), self.slope()
+        if sigma is None or slope is None:
+            return None
+        op, constants = sigma
+        grid = torch.linspace(-8, 8, 1601, dtype=slope.dtype, device=slope.device)
+        steepest = op.slope(op.forward(grid, *constants) if op.from_output else grid, *constants).abs().max()
+        flat = slope.abs() <= 0.05 * steepest
+        return float(flat.float().mean()), float(flat.all(dim=0).float().mean())
+
+    def _elementwise(self) -> tuple[type[Elementwise], list[Any]] | None:
+        """Return the definition of the layer's one elementwise activation, and its constants."""
+        if len(self.activation) != 1:
+            return None
+        module = self.activation[0]
+        if not isinstance(module, Activation) or not issubclass(module.op, Elementwise):
+            return None
+        return module.op, [getattr(module, name) for name in module.constants]
+
+
+def observe(model: nn.Sequential, loss: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor) -> list[LayerView]:
+    """Return every layer of a sequential model on the batch (x, y).
+
+    Args:
+        model: Linear layers with activations between them.
+        loss: C from outputs and targets.
+        x: Inputs, [N, n_0].
+        y: Targets, as the loss takes them.
+    """
+    linears: list[nn.Linear] = []
+    following: list[list[nn.Module]] = []
+    zs: list[Tensor] = []
+    activations: list[Tensor] = []
+    with torch.enable_grad():
+        a = x
+        for module in model:
+            a = module(a)
+            if isinstance(module, nn.Linear):
+                if not a.requires_grad:  # a frozen first layer: δ is asked for all the same
+                    a.requires_grad_()
+                linears.append(module)
+                following.append([])
+                zs.append(a)
+                activations.append(a)
+            elif linears:
+                following[-1].append(module)
+                activations[-1] = a
+        parameters = [p for layer in linears for p in (layer.weight, layer.bias) if p is not None and p.requires_grad]
+        grads = torch.autograd.grad(loss(a, y), [*zs, *parameters], materialize_grads=True)
+    by_parameter = dict(zip(parameters, grads[len(zs) :], strict=True))
+    return [
+        LayerView(
+            linear,
+            tuple(modules),
+            z.detach(),
+            a.detach(),
+            delta,
+            by_parameter.get(linear.weight, torch.zeros_like(linear.weight)),
+            None if linear.bias is None else by_parameter.get(linear.bias, torch.zeros_like(linear.bias)),
+        )
+        for linear, modules, z, a, delta in zip(linears, following, zs, activations, grads[: len(zs)], strict=True)
+    ]
