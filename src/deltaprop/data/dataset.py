@@ -1,0 +1,135 @@
+"""What a data set is: as it was read (`RawData`) and as a network trains on it (`Dataset`, made of `Split`)."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from deltaprop.data.scaling import Scaling
+
+Task: TypeAlias = Literal["classification", "regression"]
+Array: TypeAlias = NDArray[Any]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Split:
+    """One part of a data set; rows are samples.
+
+    Args:
+        x: Scaled inputs, shape ``[N, n]``.
+        y: Class labels, shape ``[N]``, int64; or standardised targets, shape ``[N, k]``.
+    """
+
+    x: Tensor
+    y: Tensor
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def to(self, device: torch.device | str) -> Split:
+        """Return the same rows on ``device``."""
+        return Split(x=self.x.to(device), y=self.y.to(device))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Dataset:
+    """A data set split in three and scaled.
+
+    Args:
+        name: The built-in name, or the name of the folder that was read.
+        task: ``"classification"`` or ``"regression"``.
+        train: The rows to train on.
+        val: The rows to watch while training; none if ``val_fraction`` was 0.
+        test: The rows to judge by in the end.
+        class_names: One name per class, empty for regression.
+        image_shape: (rows, columns) where each sample is one picture, else None.
+        input_scaling: What took the raw inputs to ``x``, fitted on the training rows.
+        target_scaling: What took the raw targets to ``y``, fitted on the training rows; identity for classes.
+        digest: SHA-256 of the raw data before any split, as hex (see `RawData.digest`).
+    """
+
+    name: str
+    task: Task
+    train: Split
+    val: Split
+    test: Split
+    class_names: tuple[str, ...]
+    image_shape: tuple[int, int] | None
+    input_scaling: Scaling
+    target_scaling: Scaling
+    digest: str
+
+    @property
+    def n_inputs(self) -> int:
+        """The number of input columns n."""
+        return self.train.x.shape[1]
+
+    @property
+    def n_outputs(self) -> int:
+        """The number of classes, or of target columns k."""
+        return len(self.class_names) if self.task == "classification" else self.train.y.shape[1]
+
+    def to(self, device: torch.device | str) -> Dataset:
+        """Return the same data set, scalings included, on ``device``."""
+        return dataclasses.replace(
+            self,
+            train=self.train.to(device),
+            val=self.val.to(device),
+            test=self.test.to(device),
+            input_scaling=self.input_scaling.to(device),
+            target_scaling=self.target_scaling.to(device),
+        )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RawData:
+    """A data set as it was read or drawn: not yet split, scaled or flattened.
+
+    Args:
+        name: What to call it.
+        task: ``"classification"`` or ``"regression"``.
+        x: Inputs, shape ``[N, ...]``; a sample's axes are flattened later.
+        y: Labels, shape ``[N]``, integers from 0; or targets, shape ``[N, k]``.
+        x_test: Inputs of the official test set, shape ``[M, ...]``, or None where there is none.
+        y_test: Its labels or targets, or None.
+        class_names: One name per class, empty for regression.
+        pictures: Whether x holds pixels.
+        full_scale: The largest value that a pixel can take, or None where that is not known.
+    """
+
+    name: str
+    task: Task
+    x: Array
+    y: Array
+    x_test: Array | None = None
+    y_test: Array | None = None
+    class_names: tuple[str, ...] = ()
+    pictures: bool = False
+    full_scale: float | None = None
+
+    @property
+    def image_shape(self) -> tuple[int, int] | None:
+        """(rows, columns) of a picture, or None for what is no picture or one of another rank."""
+        return (self.x.shape[1], self.x.shape[2]) if self.pictures and self.x.ndim == 3 else None
+
+    def digest(self) -> str:
+        """Return the SHA-256, as hex, of the dtype, shape and bytes of each array.
+
+        The bytes are taken in row order and little-endian, so the same data gives the same digest on every machine,
+        whether it lay compressed or not.
+        """
+        sha = hashlib.sha256()
+        for array in (self.x, self.y, self.x_test, self.y_test):
+            if array is None:
+                sha.update(b"none;")
+                continue
+            sha.update(f"{array.dtype.name} {array.shape};".encode())
+            sha.update(np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<")).data)
+        return sha.hexdigest()

@@ -1,0 +1,87 @@
+"""Scaling of inputs and targets, column by column.
+
+Shapes: x [N, n], mean and scale [n].
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from deltaprop.errors import UserError
+
+_COLUMNS_AT_ONCE = 64  # bounds the float64 copy of a wide set of bytes to 64 of its columns
+
+
+@dataclass(frozen=True, eq=False)
+class Scaling:
+    """x ↦ (x − mean) / scale per column, and back.
+
+    Args:
+        mean: What is subtracted, float64, shape ``[n]``, in the units of x.
+        scale: What is divided by, float64, shape ``[n]``, in the units of x, nowhere 0.
+
+    Example:
+        >>> scaling = Scaling.standard(torch.tensor([[0.0, 5.0], [2.0, 5.0]]))
+        >>> scaling.apply(torch.tensor([[2.0, 6.0]]))
+        tensor([[1., 1.]])
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    @classmethod
+    def identity(cls, n: int) -> Scaling:
+        """Return the scaling that changes nothing, for n columns."""
+        return cls(torch.zeros(n, dtype=torch.float64), torch.ones(n, dtype=torch.float64))
+
+    @classmethod
+    def pixels(cls, n: int, full_scale: float) -> Scaling:
+        """Return x ↦ x / full_scale for n pixels, which takes 0 … full_scale to 0 … 1."""
+        return cls(torch.zeros(n, dtype=torch.float64), torch.full((n,), full_scale, dtype=torch.float64))
+
+    @classmethod
+    def standard(cls, x: Tensor) -> Scaling:
+        """Return the scaling that gives each column of x mean 0 and standard deviation 1.
+
+        Fit it on the training part alone: a mean that has seen the test part carries it into training.
+        The standard deviation is the population's, √(Σ(x − mean)²/N). A column that does not vary gets scale 1:
+        it becomes 0 for the rows seen here, and a later row that differs keeps its distance instead of dividing by 0.
+
+        Args:
+            x: The training part, shape ``[N, n]`` with N ≥ 1, any real dtype; mean and deviation are float64.
+
+        Raises:
+            UserError: If there is no row, or a column's mean or deviation is not a finite number.
+        """
+        if x.ndim != 2 or len(x) == 0:
+            raise UserError(f"x must be [N, n] with at least one row to fit a scaling on, got {list(x.shape)}")
+        columns = x.split(_COLUMNS_AT_ONCE, dim=1)
+        fits = [torch.std_mean(block.double(), dim=0, correction=0) for block in columns]
+        scale, mean = (torch.cat(parts) for parts in zip(*fits, strict=True))
+        bad = torch.nonzero(~(scale.isfinite() & mean.isfinite()))
+        if len(bad):
+            column = int(bad[0])
+            raise UserError(
+                f"column {column} cannot be standardised: its mean is {float(mean[column])} and its standard "
+                f"deviation {float(scale[column])}, both must be finite"
+            )
+        # Exactly 0 for a constant column: std_mean updates a running mean, which such a column never moves.
+        return cls(mean, scale.masked_fill(scale == 0, 1.0))
+
+    def apply(self, x: Tensor) -> Tensor:
+        """Return (x − mean) / scale, shape ``[N, n]``: worked out in float64, in x's dtype if that is a float."""
+        scaled = (x - self.mean) / self.scale
+        return scaled.to(x.dtype) if x.is_floating_point() else scaled
+
+    def invert(self, x: Tensor) -> Tensor:
+        """Return x · scale + mean, the inverse of `apply`, shape ``[N, n]``, with the same dtypes."""
+        raw = x * self.scale + self.mean
+        return raw.to(x.dtype) if x.is_floating_point() else raw
+
+    def to(self, device: torch.device | str) -> Scaling:
+        """Return the same scaling with its tensors on ``device``; in float32 on mps, which has no float64."""
+        dtype = torch.float32 if torch.device(device).type == "mps" else self.mean.dtype
+        return Scaling(self.mean.to(device, dtype), self.scale.to(device, dtype))

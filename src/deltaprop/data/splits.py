@@ -1,0 +1,78 @@
+"""Which rows are held out."""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deltaprop.data.dataset import Array
+from deltaprop.errors import UserError, unknown_name
+
+SplitHow: TypeAlias = Literal["random", "tail"]
+Rows: TypeAlias = NDArray[np.intp]
+
+
+def split_indices(
+    n: int, stratify: Array | None, fraction: float, seed: int, how: SplitHow, *, name: str = "fraction"
+) -> tuple[Rows, Rows]:
+    """Return the rows to keep and the rows to hold out, each in rising order.
+
+    round(fraction · n) rows are held out. The rising order leaves the rows in the order of the file, so a tail taken
+    from what a random split kept is still the end of the file.
+
+    Args:
+        n: The number of rows.
+        stratify: Class labels, shape ``[n]``: a random split then gives each class its share on both sides. None for
+            a plain random split. A tail split does not look at it.
+        fraction: The share to hold out, in [0, 1); 0 holds out nothing.
+        seed: Seeds the random split, in [0, 2³²).
+        how: ``"random"`` or ``"tail"``, the last rows.
+        name: What the messages call ``fraction``.
+
+    Raises:
+        UserError: If one side would be empty, or a class has too few rows to be split by share.
+
+    Source:
+        The random split is scikit-learn's ``train_test_split``.
+
+    Example:
+        >>> split_indices(5, None, 0.4, 0, "tail")
+        (array([0, 1, 2]), array([3, 4]))
+    """
+    if how not in ("random", "tail"):
+        raise unknown_name("split", how, ("random", "tail"))
+    rows = np.arange(n)
+    if fraction == 0:
+        return rows, rows[:0]
+    n_held = round(fraction * n)
+    if not 0 < n_held < n:
+        raise UserError(
+            f"{name}={fraction} of {n} rows holds out {n_held}: both sides need a row, choose another fraction"
+        )
+    if how == "tail":
+        return rows[: n - n_held], rows[n - n_held :]
+    if stratify is not None:
+        _check_shares(stratify, n_held, f"{name}={fraction}")
+    # Imported here: scikit-learn takes longer to import than the rest of the package together.
+    from sklearn.model_selection import train_test_split
+
+    kept, held = train_test_split(rows, test_size=n_held, random_state=seed, stratify=stratify)
+    return np.sort(kept), np.sort(held)
+
+
+def _check_shares(labels: Array, n_held: int, asked: str) -> None:
+    """Refuse what cannot be split by class shares: a class of one row, or fewer rows on a side than classes."""
+    classes, counts = np.unique(labels, return_counts=True)
+    if counts.min() < 2:
+        lonely = classes[counts.argmin()]
+        raise UserError(
+            f"class {lonely} has 1 row, a random split needs at least 2 of each class to give both sides their share"
+        )
+    for side, n_rows in (("held out", n_held), ("kept", len(labels) - n_held)):
+        if n_rows < len(classes):
+            raise UserError(
+                f"{asked} of {len(labels)} rows leaves {n_rows} {side}, fewer than the {len(classes)} classes: "
+                f"choose another fraction"
+            )

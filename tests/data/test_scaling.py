@@ -1,0 +1,109 @@
+"""Scaling: numbers checkable on paper, and the columns that have no spread to divide by."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from deltaprop.data import Scaling
+from deltaprop.errors import UserError
+
+
+def test_standard_by_hand():
+    """Column 1, 2, 3, 4: mean 10/4 = 2.5, variance (2.25 + 0.25 + 0.25 + 2.25)/4 = 1.25, so 1 is −1.5/√1.25."""
+    x = torch.tensor([[1.0], [2.0], [3.0], [4.0]])
+    scaling = Scaling.standard(x)
+    assert_close(scaling.mean, torch.tensor([2.5], dtype=torch.float64))
+    assert_close(scaling.scale, torch.tensor([1.25**0.5], dtype=torch.float64))
+    assert_close(scaling.apply(x)[0], torch.tensor([-1.5 / 1.25**0.5]))
+
+
+def test_each_column_has_its_own_fit():
+    """More columns than are worked on at once (64): column c holds −c and c, so its deviation is c."""
+    c = torch.arange(1, 151, dtype=torch.float64)
+    scaling = Scaling.standard(torch.stack([-c, c]))
+    assert_close(scaling.mean, torch.zeros(150, dtype=torch.float64))
+    assert_close(scaling.scale, c)
+
+
+def test_fit_of_bytes_does_not_wrap_around():
+    """Bytes 200 and 250 sum to 450, past 255: mean 225, deviation 25."""
+    scaling = Scaling.standard(torch.tensor([[200], [250]], dtype=torch.uint8))
+    assert_close(scaling.mean, torch.tensor([225.0], dtype=torch.float64))
+    assert_close(scaling.scale, torch.tensor([25.0], dtype=torch.float64))
+
+
+def test_fit_is_in_float64():
+    """1e6 ± 1 in float32: its squares (1e12) leave no room for the deviation 1 in 24 bits."""
+    scaling = Scaling.standard(torch.tensor([[1e6 - 1], [1e6 + 1]], dtype=torch.float32))
+    assert_close(scaling.scale, torch.tensor([1.0], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, 1e9 + 0.1, -7.0])
+def test_constant_column_gets_scale_1(value):
+    """It becomes 0, and a later row at a distance of 3 stays at 3; a plain sum of 1001 times 0.1 would be rounded."""
+    scaling = Scaling.standard(torch.full((1001, 1), value, dtype=torch.float64))
+    assert scaling.scale.item() == 1.0
+    assert_close(scaling.apply(torch.tensor([[value + 3.0]], dtype=torch.float64)).item(), 3.0)
+
+
+def test_spread_too_small_for_its_square_gets_scale_1():
+    """5e-324 is the least float64 above 0; its square is 0, and a division by 0 would follow."""
+    scaling = Scaling.standard(torch.tensor([[0.0], [5e-324]], dtype=torch.float64))
+    assert scaling.scale.item() == 1.0
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e300])
+def test_standard_refuses_what_has_no_finite_deviation(bad):
+    """1e300 is finite, its square is not; the column is named, counted from 0."""
+    x = torch.tensor([[0.0, 0.0], [1.0, bad]], dtype=torch.float64)
+    with pytest.raises(UserError, match=r"^column 1 cannot be standardised: [^\n]*$"):
+        Scaling.standard(x)
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (3,), (2, 2, 2)])
+def test_standard_refuses_other_shapes(shape):
+    """No row to fit on, or not a table."""
+    with pytest.raises(UserError, match=r"must be \[N, n\] with at least one row"):
+        Scaling.standard(torch.zeros(shape))
+
+
+def test_pixels_divides_by_full_scale():
+    """0, 51, 255 of 255 are 0, 1/5, 1."""
+    scaling = Scaling.pixels(3, 255.0)
+    assert_close(scaling.apply(torch.tensor([[0.0, 51.0, 255.0]])), torch.tensor([[0.0, 0.2, 1.0]]))
+
+
+def test_identity_changes_nothing():
+    """Not a bit."""
+    x = torch.tensor([[0.1, -3.0]])
+    assert torch.equal(Scaling.identity(2).apply(x), x)
+
+
+def test_invert_undoes_apply():
+    """(x − 3)/2 and back, with 3 and 2 exact in binary: no rounding."""
+    scaling = Scaling(torch.tensor([3.0], dtype=torch.float64), torch.tensor([2.0], dtype=torch.float64))
+    x = torch.tensor([[5.0], [-1.0]])
+    assert torch.equal(scaling.apply(x), torch.tensor([[1.0], [-2.0]]))
+    assert torch.equal(scaling.invert(scaling.apply(x)), x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_floats_keep_their_dtype(dtype):
+    """Float in, the same float out, both ways."""
+    scaling = Scaling.pixels(1, 2.0)
+    x = torch.ones(1, 1, dtype=dtype)
+    assert scaling.apply(x).dtype == scaling.invert(x).dtype == dtype
+
+
+def test_integers_become_float64():
+    """1/2 is not rounded to the integer 0."""
+    half = Scaling.pixels(1, 2.0).apply(torch.tensor([[1]]))
+    assert_close(half, torch.tensor([[0.5]], dtype=torch.float64))
+
+
+def test_to_moves_both_tensors():
+    """The meta device is a second one on every machine."""
+    moved = Scaling.identity(2).to("meta")
+    assert moved.mean.device.type == moved.scale.device.type == "meta"

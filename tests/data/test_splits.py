@@ -1,0 +1,109 @@
+"""Which rows are held out: all rows once, the asked share, each class its share, the same under the same seed."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from deltaprop.data import split_indices
+from deltaprop.errors import UserError
+
+
+@settings(deadline=None, database=None, max_examples=50)
+@given(
+    n=st.integers(2, 60),
+    fraction=st.floats(0.0, 0.99),
+    seed=st.integers(0, 2**32 - 1),
+    how=st.sampled_from(["random", "tail"]),
+)
+def test_every_row_goes_to_one_side(n, fraction, seed, how):
+    """round(fraction · n) rows are held out, in rising order, or the split is refused because a side would be empty."""
+    n_held = round(fraction * n)
+    if fraction and not 0 < n_held < n:
+        with pytest.raises(UserError):
+            split_indices(n, None, fraction, seed, how)
+        return
+    kept, held = split_indices(n, None, fraction, seed, how)
+    assert len(held) == n_held
+    assert sorted([*kept, *held]) == list(range(n))
+    assert list(kept) == sorted(kept)
+    assert list(held) == sorted(held)
+
+
+def test_tail_is_the_last_rows():
+    """0.3 of 10 rows: 7, 8, 9."""
+    kept, held = split_indices(10, None, 0.3, 0, "tail")
+    assert list(kept) == [0, 1, 2, 3, 4, 5, 6]
+    assert list(held) == [7, 8, 9]
+
+
+def test_tail_rounds_to_the_nearest_row():
+    """1/6 of 60 000 is 10 000, also where 1/6 is written as 0.16667 (10 000.2 rows)."""
+    for sixth in (1 / 6, 0.16667):
+        assert len(split_indices(60000, None, sixth, 0, "tail")[1]) == 10000
+
+
+def test_tail_looks_at_no_label():
+    """A class of one row cannot be split by share, and need not be here."""
+    assert list(split_indices(4, np.array([0, 0, 0, 1]), 0.25, 0, "tail")[1]) == [3]
+
+
+def test_random_is_not_the_tail():
+    """Under seed 0, 100 of 1000 rows are not the last 100 (chance of that by luck: 1 in 10^139)."""
+    assert split_indices(1000, None, 0.1, 0, "random")[1].min() < 900
+
+
+def test_each_class_keeps_its_share():
+    """70, 20 and 10 rows of 100, a tenth held out: 7, 2 and 1."""
+    labels = np.repeat([0, 1, 2], [70, 20, 10])
+    for seed in range(5):
+        _, held = split_indices(100, labels, 0.1, seed, "random")
+        assert list(np.bincount(labels[held])) == [7, 2, 1]
+
+
+def test_without_labels_shares_are_left_to_chance():
+    """Over 20 seeds the plain split gives the class of 10 rows in 100 not always its 1 row in 10."""
+    counts = {int((split_indices(100, None, 0.1, seed, "random")[1] < 10).sum()) for seed in range(20)}
+    assert len(counts) > 1
+
+
+def test_the_seed_decides():
+    """The same seed gives the same rows, another seed others."""
+    first, again, other = (split_indices(100, None, 0.2, seed, "random")[1] for seed in (3, 3, 4))
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+@pytest.mark.parametrize("how", ["random", "tail"])
+def test_fraction_0_holds_out_nothing(how):
+    """Not even where nothing could be split by share."""
+    kept, held = split_indices(3, np.array([0, 1, 2]), 0.0, 0, how)
+    assert list(kept) == [0, 1, 2]
+    assert len(held) == 0
+
+
+@pytest.mark.parametrize(
+    ("labels", "fraction", "message"),
+    [
+        ([0, 0, 0, 0, 7], 0.4, r"^class 7 has 1 row, a random split needs at least 2 of each class"),
+        # 0.1 of 10 rows is 1 row for 2 classes.
+        ([0] * 5 + [1] * 5, 0.1, r"^val_fraction=0\.1 of 10 rows leaves 1 held out, fewer than the 2 classes"),
+        ([0] * 5 + [1] * 5, 0.9, r"^val_fraction=0\.9 of 10 rows leaves 1 kept, fewer than the 2 classes"),
+        # 0.04 of 10 is 0.4, rounded 0; 0.96 of 10 is 9.6, rounded 10.
+        ([0] * 10, 0.04, r"^val_fraction=0\.04 of 10 rows holds out 0: both sides need a row"),
+        ([0] * 10, 0.96, r"^val_fraction=0\.96 of 10 rows holds out 10: both sides need a row"),
+    ],
+)
+def test_refusals_name_the_class_or_the_counts(labels, fraction, message):
+    """One line: what cannot be split, and why."""
+    with pytest.raises(UserError, match=message) as refusal:
+        split_indices(len(labels), np.array(labels), fraction, 0, "random", name="val_fraction")
+    assert "\n" not in str(refusal.value)
+
+
+def test_unknown_way_is_refused():
+    """With the nearest one."""
+    with pytest.raises(UserError, match=r"did you mean 'tail'"):
+        split_indices(10, None, 0.1, 0, "tial")  # type: ignore[arg-type]
