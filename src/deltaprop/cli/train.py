@@ -70,12 +70,13 @@ def one_line(box: str) -> str:
         ... ╰──────────────────────────────╯'''))
         unrecognized options: --lrr: perhaps you meant --lr
     """
-    inside = [line.strip("│ ") for line in box.splitlines() if line.startswith("│")]
-    sections = re.split(r"\n─+\n", "\n".join(inside))
+    _, *lines = [line.strip("╭╮│╰╯ ") for line in box.strip().splitlines()] or [""]  # the first is a title
+    # Rules part the sections; a terminal that knows no box drawing has them of -, and no frame.
+    sections = [part for part in re.split(r"^[─-]+$", "\n".join(lines), flags=re.MULTILINE) if part.strip()]
+    if not sections:
+        return "the flags cannot be read; see deltaprop train --help"
     text = " ".join(sections[0].split()).removeprefix("Error parsing TrainConfig: ").removesuffix(".")
     text = text.removeprefix("Error parsing ")
-    near = [re.search(r"--[\w-]+", section) for section in sections[1:] if section.startswith("Perhaps you meant")]
+    near = [re.search(r"--[\w-]+", section) for section in sections[1:] if "Perhaps you meant" in section]
     hint = f": perhaps you meant {near[0][0]}" if near and near[0] else ""
-    if not text:
-        return "the flags cannot be read; see deltaprop train --help"
     return (text if text.startswith("-") else text[0].lower() + text[1:]) + hint

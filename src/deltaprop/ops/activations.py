@@ -147,7 +147,7 @@ class LeakyReLU(Elementwise):
 
     @staticmethod
     def slope(z: Tensor, negative_slope: float = 0.01) -> Tensor:
-        return torch.where(z > 0, 1.0, negative_slope).to(z.dtype)
+        return torch.where(z > 0, z.new_ones(()), negative_slope)  # not 1.0: of two numbers `where` makes a float32
 
 
 class ELU(Elementwise):

@@ -58,7 +58,9 @@ def label_weights(
         if weight is None
         else weight.index_select(0, label.reshape(-1)).reshape(label.shape) * valid
     )
-    k = torch.zeros_like(log_p).scatter(axis, label.unsqueeze(axis), (1 - smoothing) * sample_weight.unsqueeze(axis))
+    # In the weights' dtype: under autocast log p may have a narrower one.
+    zeros = torch.zeros_like(log_p, dtype=sample_weight.dtype)
+    k = zeros.scatter(axis, label.unsqueeze(axis), (1 - smoothing) * sample_weight.unsqueeze(axis))
     if smoothing:
         k = k + smoothing / log_p.shape[axis] * _along_classes(weight, log_p) * valid.unsqueeze(axis)
     return k, sample_weight
@@ -143,7 +145,7 @@ class SoftCrossEntropy(Function):
         entries = -(k * log_p).sum(class_axis(log_p))
         if reduction == "none":
             return entries
-        return entries.sum() * reduction_scale(reduction, entries.numel()) if entries.numel() else entries.sum() / 0
+        return entries.mean() if reduction == "mean" else entries.sum()
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

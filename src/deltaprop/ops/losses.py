@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 from torch.autograd import Function
+from torch.nn.functional import logsigmoid
 
 
 def reduction_scale(reduction: str, count: int) -> float:
@@ -150,7 +151,7 @@ class BinaryCrossEntropy(Function):
     With the class weight λ = 1 + (p − 1) y:
 
         ∂c/∂z = w (λ σ(z) − p y)
-        ∂c/∂y = w ((p − 1) log(1 + e^−z) − z)
+        ∂c/∂y = w (log(1 − σ(z)) − p log σ(z))        for p = 1: −w z
 
     w weighs entries, p (``pos_weight``) the positive ones; both are constants. For w = p = 1: δ = σ(z) − y.
     Shapes: z and y [..., n]; w and p broadcast to them. Nats.
@@ -169,7 +170,7 @@ class BinaryCrossEntropy(Function):
             by_z, by_y = torch.sigmoid(z) - y, -z
         else:
             by_z = (1 + (pos_weight - 1) * y) * torch.sigmoid(z) - pos_weight * y
-            by_y = (pos_weight - 1) * torch.nn.functional.softplus(-z) - z
+            by_y = logsigmoid(-z) - pos_weight * logsigmoid(z)
         return (by_z, by_y) if weight is None else (weight * by_z, weight * by_y)
 
     @staticmethod

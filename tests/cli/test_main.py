@@ -1,0 +1,194 @@
+"""The command line: exit codes, one line for what is wrong, and the same under each of its names."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from deltaprop.cli import main
+from deltaprop.cli.train import one_line, parse
+
+ROOT = Path(__file__).parents[2]
+SMALL = ["--data", "moons", "--hidden", "8", "--epochs", "2", "--log-every", "0"]
+
+
+def python(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run Python as a user would, and return what it said."""
+    return subprocess.run([sys.executable, *arguments], cwd=cwd, capture_output=True, text=True, timeout=120)
+
+
+class TestNames:
+    """``python train.py``, ``python -m deltaprop train`` and ``deltaprop train`` are one."""
+
+    @pytest.mark.parametrize("name", [[str(ROOT / "train.py")], ["-m", "deltaprop", "train"]])
+    def test_each_trains_and_says_where_the_run_is(self, tmp_path: Path, name: list[str]):
+        done = python(*name, *SMALL, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        (folder,) = (tmp_path / "runs").iterdir()
+        assert folder.name.startswith("moons-")
+        assert f"tensorboard --logdir runs/{folder.name}" in done.stdout
+        assert done.stderr == ""
+
+    def test_the_console_script_is_the_same_function(self):
+        from importlib.metadata import entry_points
+
+        (script,) = entry_points(group="console_scripts", name="deltaprop")
+        assert script.load() is main
+
+    def test_help_and_version(self, capsys: pytest.CaptureFixture[str]):
+        import deltaprop
+
+        assert main(["--version"]) == 0
+        assert capsys.readouterr().out == f"deltaprop {deltaprop.__version__}\n"
+        assert main([]) == 0
+        assert "train" in capsys.readouterr().out
+
+    def test_every_field_is_a_flag_with_help(self, capsys: pytest.CaptureFixture[str]):
+        import dataclasses
+
+        from deltaprop.training import TrainConfig
+
+        with pytest.raises(SystemExit) as caught:
+            main(["train", "--help"])
+        assert not caught.value.code
+        shown = capsys.readouterr().out
+        for field in dataclasses.fields(TrainConfig):
+            assert f"--{field.name.replace('_', '-')}" in shown
+
+
+class TestOutput:
+    """Line-based and plain where the output is no terminal."""
+
+    def test_no_bar_no_colour_one_line_per_epoch(self, tmp_path: Path):
+        out = python("-m", "deltaprop", "train", *SMALL, cwd=tmp_path).stdout
+        assert "\x1b" not in out
+        assert "\r" not in out
+        assert [line.split()[0] for line in out.splitlines() if line[:7].strip().isdigit()] == ["1", "2"]
+        assert all(line == line.rstrip() for line in out.splitlines())
+
+    def test_it_says_data_model_device_test_figures_and_run(self, tmp_path: Path):
+        out = python("-m", "deltaprop", "train", *SMALL, cwd=tmp_path).stdout
+        for part in ("2 → 8 relu → 2", "42 parameters (24 + 18)", "cpu, 1 thread, float32", "right (", "runs/moons-"):
+            assert part in out
+
+    def test_on_a_terminal_60_columns_wide_nothing_is_wider(self, tmp_path: Path):
+        from io import StringIO
+
+        from rich.console import Console
+
+        from deltaprop.training import train
+        from deltaprop.training.console import ConsoleReporter
+
+        screen = StringIO()
+        console = Console(file=screen, force_terminal=True, width=60, color_system=None, highlight=False)
+        reporter = ConsoleReporter(console)
+        train(parse([*SMALL, "--run-dir", str(tmp_path / "run")]), reporter)
+        shown = [line for line in screen.getvalue().replace("\r", "\n").splitlines() if "\x1b" not in line]
+        assert max(len(line.rstrip()) for line in shown) <= 60
+        assert "2 → 8 relu → 2" in screen.getvalue()
+
+
+REFUSED = [
+    (["--lr", "0"], "--lr must be a number above 0, got 0.0"),
+    (["--lr", "fast"], "--lr: could not convert string to float: 'fast'"),
+    (["--lrr", "1"], "unrecognized options: --lrr, 1: perhaps you meant --lr"),
+    (["--hidden", "0"], "--hidden must be positive whole numbers, got 0"),
+    (["--hidden", ""], "--hidden"),
+    (["--activation", "sigmiod"], "unknown activation 'sigmiod': did you mean 'sigmoid'?"),
+    (["--loss", "mean"], "unknown loss 'mean'"),
+    (["--val-fraction", "1.5"], "--val-fraction must be in [0, 1), got 1.5"),
+    (["--device", "cuda:x"], "--device must be auto, cpu, cuda, cuda:N or mps, got cuda:x"),
+    (["--data", "digit"], "digit"),
+    (["--data", "/nowhere/at/all"], "/nowhere/at/all"),
+    (["--dtype", "float8"], "invalid choice 'float8'"),
+    (["--epochs"], "missing value for argument '--epochs'"),
+    (["--config"], "--config: expected one argument"),
+    (["--config", "nowhere.toml"], "--config nowhere.toml: No such file or directory"),
+    (["--output-activation", "softmax"], "the loss already contains it"),
+    (["extra"], "unrecognized options: extra"),
+]
+
+
+class TestRefusals:
+    """The user's mistakes: one line on stderr, exit code 2, nothing written, no traceback."""
+
+    @pytest.mark.parametrize(("flags", "message"), REFUSED)
+    def test_one_line_exit_2_nothing_written(
+        self,
+        flags: list[str],
+        message: str,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ):
+        monkeypatch.chdir(tmp_path)
+        assert main(["train", *flags]) == 2
+        said = capsys.readouterr()
+        assert message in said.err
+        assert said.err.startswith("error: ")
+        assert said.err.count("\n") == 1
+        assert said.out == ""
+        assert os.listdir(tmp_path) == []
+
+    def test_an_unknown_command_names_the_nearest(self, capsys: pytest.CaptureFixture[str]):
+        assert main(["trian"]) == 2
+        assert "did you mean 'train'?" in capsys.readouterr().err
+
+    def test_debug_shows_the_traceback_too(self, capsys: pytest.CaptureFixture[str]):
+        assert main(["train", "--debug", "--lr", "0"]) == 2
+        said = capsys.readouterr().err
+        assert "Traceback" in said
+        assert said.splitlines()[-1] == "error: --lr must be a number above 0, got 0.0"
+
+    def test_a_failure_of_training_exits_1(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+        flags = ["--data", "sine", "--lr", "1e6", "--log-every", "0", "--run-dir", str(tmp_path / "run")]
+        assert main(["train", *flags]) == 1
+        said = capsys.readouterr().err
+        assert said.startswith("error: the loss became")
+        assert said.count("\n") == 1
+
+    def test_an_interrupt_exits_130(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+        def interrupted(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr("deltaprop.cli.train.train", interrupted)
+        assert main(["train", *SMALL]) == 130
+        assert capsys.readouterr().err == "interrupted\n"
+
+
+class TestConfigFile:
+    """``--config FILE.toml``: defaults, then the file, then the flags."""
+
+    def test_flags_win_over_the_file_and_the_file_over_defaults(self, tmp_path: Path):
+        file = tmp_path / "recipe.toml"
+        file.write_text("lr = 0.5\nepochs = 7\nhidden = [30]\n")
+        config = parse(["--config", str(file), "--epochs", "9"])
+        assert (config.lr, config.epochs, config.hidden, config.batch_size) == (0.5, 9, (30,), 16)
+        assert config.config == file
+
+    def test_a_mistake_in_the_file_is_told_in_one_line(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+        file = tmp_path / "recipe.toml"
+        file.write_text("learning-rate = 0.5\n")
+        assert main(["train", "--config", str(file)]) == 2
+        assert "unknown setting 'learning-rate'" in capsys.readouterr().err
+
+    def test_a_wrong_value_in_the_file_is_refused_too(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+        file = tmp_path / "recipe.toml"
+        file.write_text("lr = -1\n")
+        assert main(["train", "--config", str(file)]) == 2
+        assert capsys.readouterr().err == "error: --lr must be a number above 0, got -1.0\n"
+
+    def test_a_run_can_be_told_again_from_its_config_json(self, tmp_path: Path):
+        """config.json holds every setting under its field's name."""
+        main(["train", *SMALL, "--run-dir", str(tmp_path / "run"), "--seed", "3"])
+        saved = json.loads((tmp_path / "run" / "config.json").read_text())
+        assert (saved["data"], saved["hidden"], saved["epochs"], saved["seed"]) == ("moons", [8], 2, 3)
+
+
+def test_a_parser_that_says_nothing_still_gives_a_line():
+    assert one_line("") == "the flags cannot be read; see deltaprop train --help"

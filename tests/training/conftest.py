@@ -1,0 +1,39 @@
+"""What the tests of training share."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deltaprop.training import Result, TrainConfig, train
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Callable[..., Result]:
+    """Return a function that trains a small net on moons into a new folder; settings may be replaced."""
+    count = 0
+
+    def start(**settings: Any) -> Result:
+        nonlocal count
+        count += 1
+        small = {"data": "moons", "hidden": (8,), "epochs": 3, "log_every": 0, "run_dir": tmp_path / f"run{count}"}
+        return train(TrainConfig(**{**small, **settings}))
+
+    return start
+
+
+def metrics_of(result: Result) -> list[dict[str, Any]]:
+    """Return the lines of a run's metrics.jsonl."""
+    return [json.loads(line) for line in (result.folder / "metrics.jsonl").read_text().splitlines()]
+
+
+TIMES = ("seconds", "samples_per_second")
+
+
+def without_times(result: Result) -> list[dict[str, Any]]:
+    """Return the lines of a run's metrics.jsonl, less what a clock said."""
+    return [{k: v for k, v in line.items() if k not in TIMES} for line in metrics_of(result)]

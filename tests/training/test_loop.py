@@ -1,0 +1,243 @@
+"""A training run: what it learns, what it leaves behind, and that it does so again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from deltaprop import MLP, UserError
+from deltaprop import functional as F
+from deltaprop.training import Result, TrainConfig, TrainingError, train
+from deltaprop.training.loop import make_optimizer, train_epoch
+from tests.training.conftest import metrics_of, without_times
+
+MNIST = Path(__file__).parents[3] / "shared" / "data" / "mnist"
+Run = Callable[..., Result]
+
+
+class TestLearning:
+    """Every data set is learnt with the default settings."""
+
+    def test_the_default_run_classifies_97_percent_of_the_digits(self, tmp_path: Path):
+        result = train(TrainConfig(run_dir=tmp_path / "run"))
+        assert result.metrics["test_accuracy"] >= 0.97
+
+    @pytest.mark.slow
+    def test_the_default_run_does_so_in_the_median_of_ten_seeds(self, tmp_path: Path):
+        accuracies = [
+            train(TrainConfig(run_dir=tmp_path / str(seed), seed=seed, log_every=0)).metrics["test_accuracy"]
+            for seed in range(10)
+        ]
+        assert sorted(accuracies)[4] >= 0.97
+
+    @pytest.mark.parametrize("data", ["moons", "circles", "spirals", "xor"])
+    def test_points_in_the_plane(self, run: Run, data: str):
+        assert run(data=data, hidden=(64, 32), epochs=30).metrics["test_accuracy"] >= 0.97
+
+    def test_the_sine_in_its_own_units(self, run: Run):
+        """A straight line through two periods of a sine of amplitude 1 has an error of about 0.6."""
+        assert run(data="sine", hidden=(64, 32), epochs=30).metrics["test_rmse"] < 0.2
+
+    @pytest.mark.skipif(not MNIST.is_dir(), reason="no MNIST folder beside the checkout")
+    def test_mnist_reaches_97_5_percent_within_10_epochs(self, run: Run):
+        result = run(data=str(MNIST), hidden=(100,), lr_schedule="cosine", batch_size=64, epochs=10)
+        assert result.metrics["test_accuracy"] >= 0.975
+
+    @pytest.mark.parametrize("loss", ["mse", "quadratic", "cross-entropy", "binary-cross-entropy", "huber", "l1"])
+    def test_every_loss_learns_classes(self, run: Run, loss: str):
+        assert run(loss=loss, hidden=(32,), epochs=15).metrics["test_accuracy"] >= 0.85
+
+    @pytest.mark.parametrize("loss", ["mse", "quadratic", "huber", "l1"])
+    def test_every_loss_of_numbers_learns_numbers(self, run: Run, loss: str):
+        assert run(data="sine", loss=loss, hidden=(64, 32), epochs=30).metrics["test_rmse"] < 0.3
+
+    def test_batch_size_1_is_an_update_per_training_instance(self, run: Run):
+        result = run(batch_size=1, epochs=1, lr=0.01, momentum=0.0)
+        rows = json.loads((result.folder / "config.json").read_text())["resolved"]["rows"]["train"]
+        assert result.metrics["step"] == rows
+
+    def test_no_hidden_layer_is_a_linear_model(self, run: Run):
+        """Moons overlap for any straight line: it gets most right, but not all."""
+        accuracy = run(hidden=(), epochs=20).metrics["test_accuracy"]
+        assert 0.8 <= accuracy < 0.97
+
+
+class TestTextbook:
+    """The loop is the textbook's, and nothing else."""
+
+    def test_an_epoch_equals_torch_nn_step_by_step(self):
+        """Same weights, same order, same η: float64 parameters agree to 1e-12 after 7 steps, the last one smaller."""
+        torch.manual_seed(0)
+        x, y = torch.randn(20, 4, dtype=torch.float64), torch.randint(3, (20,))
+        ours = MLP([4, 5, 3], "tanh", dtype=torch.float64)
+        twin = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).double()
+        twin.load_state_dict(ours.state_dict())
+        order = torch.randperm(20)
+        config = TrainConfig(lr=0.1, momentum=0.9, weight_decay=0.01)
+        loss = train_epoch(ours, F.cross_entropy, make_optimizer(ours, config), x, y, order, batch_size=3)
+        weights, biases = [twin[0].weight, twin[2].weight], [twin[0].bias, twin[2].bias]
+        groups = [{"params": weights, "weight_decay": 0.01}, {"params": biases, "weight_decay": 0.0}]
+        sgd = torch.optim.SGD(groups, lr=0.1, momentum=0.9)
+        total = 0.0
+        for rows in order.split(3):
+            c = nn.functional.cross_entropy(twin(x[rows]), y[rows])
+            sgd.zero_grad()
+            c.backward()
+            sgd.step()
+            total += c.item() * len(rows)
+        assert loss == pytest.approx(total / 20, rel=1e-12)
+        for key, value in twin.state_dict().items():
+            torch.testing.assert_close(ours.state_dict()[key], value, rtol=1e-12, atol=1e-14)
+
+    def test_weight_decay_acts_on_biases_only_if_asked(self):
+        model = MLP([2, 3, 1])
+        groups = make_optimizer(model, TrainConfig(weight_decay=0.1)).param_groups
+        assert [(len(g["params"]), g["weight_decay"]) for g in groups] == [(2, 0.1), (2, 0.0)]
+        groups = make_optimizer(model, TrainConfig(weight_decay=0.1, decay_biases=True)).param_groups
+        assert [g["weight_decay"] for g in groups] == [0.1, 0.1]
+
+    def test_the_schedule_reaches_the_optimizer(self, run: Run):
+        result = run(lr=0.1, lr_schedule="step", lr_step=1, lr_gamma=0.5)
+        assert [line["lr"] for line in metrics_of(result)] == pytest.approx([0.1, 0.05, 0.025])
+
+
+class TestReproducible:
+    """The same seed gives the same bytes."""
+
+    def test_same_seed_same_weights_and_same_metrics(self, run: Run):
+        first, second = run(), run()
+        for name in ("model.safetensors", "best.safetensors"):
+            assert (first.folder / name).read_bytes() == (second.folder / name).read_bytes()
+        assert without_times(first) == without_times(second)
+
+    def test_another_seed_gives_other_weights(self, run: Run):
+        first, second = run(), run(seed=1)
+        assert (first.folder / "model.safetensors").read_bytes() != (second.folder / "model.safetensors").read_bytes()
+
+    def test_looking_changes_nothing(self, run: Run):
+        """Histograms and δ norms come from a probe apart from training: the weights are the same bits."""
+        blind, seen = run(log_every=0), run(log_every=1)
+        assert (blind.folder / "model.safetensors").read_bytes() == (seen.folder / "model.safetensors").read_bytes()
+
+    def test_the_callers_generator_and_threads_are_left_alone(self, run: Run):
+        torch.manual_seed(7)
+        before, threads = torch.get_rng_state(), torch.get_num_threads()
+        run(threads="2")
+        assert torch.equal(torch.get_rng_state(), before)
+        assert torch.get_num_threads() == threads
+
+
+class TestRunFolder:
+    """What a run leaves behind."""
+
+    def test_it_holds_config_metrics_weights_and_events(self, run: Run):
+        names = {path.name.split(".tfevents")[0].split(".out")[0] for path in run().folder.iterdir()}
+        assert {"config.json", "metrics.jsonl", "model.safetensors", "best.safetensors"} <= names
+        assert any(name.startswith("events") for name in names)
+        assert not any(name.startswith(".") for name in names)  # no temporary file stays
+
+    def test_config_json_defines_the_run(self, run: Run):
+        config = json.loads((run(seed=5).folder / "config.json").read_text())
+        assert (config["seed"], config["hidden"], config["lr"]) == (5, [8], 0.05)
+        assert config["resolved"]["sizes"] == [2, 8, 2]
+        assert config["resolved"]["loss"] == "cross-entropy"
+        assert config["resolved"]["device"] == "cpu"
+        assert config["resolved"]["threads"] == 1
+        assert len(config["resolved"]["data_sha256"]) == 64
+        assert config["versions"]["torch"] == torch.__version__
+
+    def test_metrics_have_a_line_per_epoch(self, run: Run):
+        lines = metrics_of(run())
+        assert [line["epoch"] for line in lines] == [1, 2, 3]
+        assert list(lines[0]) == [
+            "epoch", "step", "train_loss", "val_loss", "val_accuracy", "test_loss", "test_accuracy",
+            "lr", "seconds", "samples_per_second",
+        ]  # fmt: skip
+
+    def test_metrics_of_numbers_have_rmse(self, run: Run):
+        line = metrics_of(run(data="sine"))[0]
+        assert "val_rmse" in line
+        assert "test_rmse" in line
+        assert "val_accuracy" not in line
+
+    def test_the_weights_load_in_plain_pytorch_and_give_the_reported_accuracy(self, run: Run):
+        from deltaprop.data import load
+
+        result = run()
+        twin = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 2))
+        twin.load_state_dict(load_file(result.folder / "model.safetensors"))
+        test = load("moons", seed=0).test
+        accuracy = (twin(test.x).argmax(1) == test.y).float().mean().item()
+        assert accuracy == pytest.approx(result.metrics["test_accuracy"])
+
+    def test_best_is_the_epoch_with_the_lowest_validation_loss(self, run: Run):
+        result = run(epochs=10)
+        lines = metrics_of(result)
+        assert result.best == min(lines, key=lambda line: line["val_loss"])
+
+    def test_without_validation_there_is_no_best(self, run: Run):
+        result = run(val_fraction=0.0)
+        assert result.best is None
+        assert not (result.folder / "best.safetensors").exists()
+        assert metrics_of(result)[0]["val_loss"] is None
+
+    def test_patience_stops_when_validation_no_longer_improves(self, run: Run):
+        """η so small that nothing moves in float32 after the first epochs would not do; a large one overshoots."""
+        result = run(epochs=200, patience=2, lr=1.0, momentum=0.0)
+        assert result.stopped_early
+        assert result.best is not None
+        assert result.metrics["epoch"] == result.best["epoch"] + 2
+
+
+class TestRefusals:
+    """Bad input is refused before anything is written."""
+
+    def test_a_loss_that_is_no_longer_finite_ends_the_run_with_a_remedy(self, run: Run, tmp_path: Path):
+        with pytest.raises(TrainingError, match=r"the loss became (nan|inf) in epoch \d+ .* lower --lr"):
+            run(loss="mse", data="sine", lr=1e6)
+
+    @pytest.mark.parametrize(
+        ("settings", "message"),
+        [
+            ({"data": "mnits"}, "mnits"),
+            ({"data": "sine", "loss": "cross-entropy"}, "needs classes"),
+            ({"output_activation": "softmax"}, "already contains it"),
+            ({"output_activation": "sigmoid", "loss": "binary-cross-entropy"}, "already contains it"),
+            ({"device": "tpu"}, "--device must be"),
+            ({"scaling": "pixel"}, "pixel"),
+        ],
+    )
+    def test_what_does_not_fit_leaves_no_folder(self, run: Run, tmp_path: Path, settings: dict, message: str):
+        with pytest.raises(UserError, match=message):
+            run(**settings)
+        assert list(tmp_path.iterdir()) == []
+
+    def test_a_folder_that_is_not_empty_is_refused(self, run: Run, tmp_path: Path):
+        (tmp_path / "run1").mkdir()
+        (tmp_path / "run1" / "notes.txt").write_text("mine")
+        with pytest.raises(UserError, match="not empty"):
+            run()
+        assert [path.name for path in (tmp_path / "run1").iterdir()] == ["notes.txt"]
+
+    def test_a_file_in_the_folders_place_is_refused(self, run: Run, tmp_path: Path):
+        (tmp_path / "run1").write_text("a file")
+        with pytest.raises(UserError, match="there is a file of this name"):
+            run()
+
+    def test_a_file_in_the_parents_place_is_refused(self, run: Run, tmp_path: Path):
+        (tmp_path / "file").write_text("a file")
+        with pytest.raises(UserError, match="is a file, not a folder"):
+            run(run_dir=tmp_path / "file" / "run")
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_run_on_cuda_learns_the_digits(tmp_path: Path):
+    result = train(TrainConfig(device="cuda", run_dir=tmp_path / "run"))
+    assert result.metrics["test_accuracy"] >= 0.97
