@@ -14,6 +14,7 @@
 
 from deltaprop import functional
 from deltaprop.errors import UserError
+from deltaprop.initialization import initialize
 from deltaprop.modules import (
     ELU,
     GELU,
@@ -22,7 +23,6 @@ from deltaprop.modules import (
     LeakyReLU,
     Linear,
     LogSoftmax,
-    Perceptron,
     ReLU,
     Sigmoid,
     SiLU,
@@ -31,10 +31,10 @@ from deltaprop.modules import (
     Step,
     Tanh,
     from_torch,
-    initialize,
     to_torch,
 )
 from deltaprop.optim import SGD, sgd_update
+from deltaprop.perceptron import Perceptron, PerceptronFit
 
 __version__ = "0.1.0"
 
@@ -48,6 +48,7 @@ __all__ = [
     "Linear",
     "LogSoftmax",
     "Perceptron",
+    "PerceptronFit",
     "ReLU",
     "SiLU",
     "Sigmoid",

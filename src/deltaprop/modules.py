@@ -1,4 +1,4 @@
-"""The modules: Linear, one module per activation, MLP, Perceptron, and the way from and to ``torch.nn``.
+"""The modules: Linear, one module per activation, MLP, and the way from and to ``torch.nn``.
 
 They hold parameters and call :mod:`deltaprop.functional`; no formula stands here.
 """
@@ -8,9 +8,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
 import torch
@@ -19,19 +17,17 @@ from torch import Tensor, nn
 from deltaprop import functional as F
 from deltaprop import ops
 from deltaprop.errors import UserError, unknown_name
+from deltaprop.initialization import INITS, initialize
 
 __all__ = [
     "ELU",
     "GELU",
-    "INITS",
     "MLP",
     "Activation",
     "Identity",
     "LeakyReLU",
     "Linear",
     "LogSoftmax",
-    "Perceptron",
-    "PerceptronFit",
     "ReLU",
     "SiLU",
     "Sigmoid",
@@ -41,7 +37,6 @@ __all__ = [
     "Tanh",
     "activation_module",
     "from_torch",
-    "initialize",
     "to_torch",
 ]
 
@@ -141,84 +136,6 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-# --- initialisation ---
-
-
-def _torch(layer: nn.Linear) -> None:
-    layer.reset_parameters()
-
-
-def _xavier(layer: nn.Linear) -> None:
-    nn.init.xavier_uniform_(layer.weight)
-    _bias(layer, nn.init.zeros_)
-
-
-def _kaiming(layer: nn.Linear) -> None:
-    nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-    _bias(layer, nn.init.zeros_)
-
-
-def _lecun(layer: nn.Linear) -> None:
-    nn.init.normal_(layer.weight, std=1 / math.sqrt(layer.in_features))
-    _bias(layer, nn.init.normal_)
-
-
-def _normal(layer: nn.Linear) -> None:
-    nn.init.normal_(layer.weight)
-    _bias(layer, nn.init.normal_)
-
-
-def _bias(layer: nn.Linear, fill: Callable[[Tensor], Tensor]) -> None:
-    if layer.bias is not None:
-        fill(layer.bias)
-
-
-INITS: dict[str, Callable[[nn.Linear], None]] = {
-    "torch": _torch,
-    "xavier": _xavier,
-    "kaiming": _kaiming,
-    "lecun": _lecun,
-    "normal": _normal,
-}
-
-
-def initialize(module: nn.Module, name: str) -> nn.Module:
-    """Initialise every linear layer of a module in place, from PyTorch's global generator.
-
-    =========  =================================================  ==========================================
-     name       weights                                            biases
-    =========  =================================================  ==========================================
-     torch      U(−1/√n_in, 1/√n_in), PyTorch's default            the same
-     xavier     U(−√(6/(n_in + n_out)), √(6/(n_in + n_out)))       0
-     kaiming    N(0, 2/n_in)                                       0
-     lecun      N(0, 1/n_in)                                       N(0, 1)
-     normal     N(0, 1)                                            N(0, 1)
-    =========  =================================================  ==========================================
-
-    Args:
-        module: Anything that holds ``torch.nn.Linear`` layers, ours or PyTorch's.
-        name: A row of the table.
-
-    Returns:
-        The module.
-
-    Raises:
-        UserError: If the name is unknown.
-
-    Source:
-        xavier: Glorot & Bengio, AISTATS 2010; kaiming: He et al., arXiv 1502.01852 (2015); lecun and normal: Nielsen,
-        Neural Networks and Deep Learning (2015), chapter 3, "Weight initialization".
-    """
-    if name not in INITS:
-        raise unknown_name("initialisation", name, INITS)
-    for layer in module.modules():
-        if isinstance(layer, nn.Linear):
-            INITS[name](layer)
-    return module
-
-
-# --- the multilayer perceptron ---
-
 ActivationLike = str | type[nn.Module] | nn.Module
 
 
@@ -290,112 +207,6 @@ def _as_module(activation: ActivationLike) -> nn.Module:
     if isinstance(activation, nn.Module):
         return from_torch(copy.deepcopy(activation))
     raise UserError(f"an activation must be a name, a module class or a module instance, got {activation!r}")
-
-
-# --- Rosenblatt's neuron ---
-
-
-@dataclass(frozen=True)
-class PerceptronFit:
-    """How :meth:`Perceptron.fit` ended.
-
-    Attributes:
-        converged: Whether a whole epoch passed without a mistake.
-        mistakes: The mistakes of each epoch.
-    """
-
-    converged: bool
-    mistakes: list[int]
-
-    def __str__(self) -> str:
-        """Return one line for people."""
-        epochs = len(self.mistakes)
-        if self.converged:
-            return f"converged in epoch {epochs}: every sample on its side"
-        return (
-            f"not converged after {epochs} epochs: {self.mistakes[-1]} mistakes in the last; "
-            "no line may separate these classes, or more epochs are needed"
-        )
-
-
-class Perceptron(nn.Module):
-    """Rosenblatt's neuron: a = 1 where w·x + b > 0, else 0.
-
-    Its learning rule is not backpropagation, for the step has no slope to propagate. It goes through the samples and
-    at each mistake moves w by the sample itself::
-
-        w ← w + (y − a) x
-        b ← b + (y − a)
-
-    On linearly separable data it makes a finite number of mistakes (at most (R/γ)², R the largest norm of a sample with
-    the bias's 1 appended, γ the margin); on others it never rests.
-
-    Args:
-        in_features: n, the length of a sample.
-        device: Of w and b.
-        dtype: Of w and b.
-
-    Source:
-        Rosenblatt, Psychological Review 65 (1958); the bound: Novikoff, On convergence proofs for perceptrons (1962).
-
-    Example:
-        >>> x = torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]])
-        >>> neuron = Perceptron(2)
-        >>> print(neuron.fit(x, torch.tensor([0, 0, 0, 1])))  # AND
-        converged in epoch 6: every sample on its side
-        >>> neuron(x)
-        tensor([0., 0., 0., 1.])
-        >>> neuron.fit(x, torch.tensor([0, 1, 1, 0])).converged  # XOR
-        False
-    """
-
-    def __init__(
-        self, in_features: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None
-    ) -> None:
-        super().__init__()
-        if in_features < 1:
-            raise UserError(f"in_features must be at least 1, got {in_features}")
-        self.weight = nn.Parameter(torch.zeros(1, in_features, device=device, dtype=dtype), requires_grad=False)
-        self.bias = nn.Parameter(torch.zeros(1, device=device, dtype=dtype), requires_grad=False)
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Return a, [...], from samples x, [..., n]."""
-        return F.step(F.linear(input, self.weight, self.bias)).squeeze(-1)
-
-    @torch.no_grad()
-    def fit(self, x: Tensor, y: Tensor, max_epochs: int = 100) -> PerceptronFit:
-        """Learn, sample by sample and in their order, until an epoch passes without a mistake.
-
-        Args:
-            x: Samples, [N, n].
-            y: Labels 0 or 1, [N].
-            max_epochs: How many times to go through the samples at most.
-
-        Returns:
-            Whether it converged, and the mistakes of each epoch; print it.
-
-        Raises:
-            UserError: If shapes do not fit, a label is neither 0 nor 1, or ``max_epochs`` is below 1.
-        """
-        n = self.weight.shape[1]
-        if x.dim() != 2 or x.shape[1] != n or y.shape != x.shape[:1]:
-            raise UserError(f"x must be [N, {n}] and y [N], got {list(x.shape)} and {list(y.shape)}")
-        if not bool(((y == 0) | (y == 1)).all()):
-            raise UserError(f"labels must be 0 or 1, got {sorted(set(y.tolist()))[:5]}")
-        if max_epochs < 1:
-            raise UserError(f"max_epochs must be at least 1, got {max_epochs}")
-        mistakes: list[int] = []
-        for _ in range(max_epochs):
-            mistakes.append(0)
-            for x_n, y_n in zip(x, y.to(x.dtype), strict=True):
-                error = y_n - self(x_n)
-                if error != 0:
-                    self.weight.add_(error * x_n)
-                    self.bias.add_(error)
-                    mistakes[-1] += 1
-            if mistakes[-1] == 0:
-                return PerceptronFit(True, mistakes)
-        return PerceptronFit(False, mistakes)
 
 
 # --- from and to torch.nn ---

@@ -24,7 +24,7 @@ def linear_grad_a_prev(delta: Tensor, weight: Tensor) -> Tensor:
 
 def linear_grad_weight(delta: Tensor, a_prev: Tensor) -> Tensor:
     """Return ∂C/∂W = δᵀ a_prev, [O, I]. δ already holds the loss's 1/N, so nothing here divides by N."""
-    return _rows(delta).T @ _rows(a_prev)  # BP4: δᵀ a
+    return rows(delta).T @ rows(a_prev)  # BP4: δᵀ a
 
 
 def linear_grad_bias(delta: Tensor, shape: Size) -> Tensor:
@@ -32,8 +32,8 @@ def linear_grad_bias(delta: Tensor, shape: Size) -> Tensor:
     return delta.sum_to_size(shape)  # BP3: Σ_n δ_n
 
 
-def _rows(t: Tensor) -> Tensor:
-    """Return t as a matrix with one sample a row (not by -1, which is ambiguous where a row is empty)."""
+def rows(t: Tensor) -> Tensor:
+    """Return t as a matrix [N, n], one sample a row (not by -1, which is ambiguous where a row is empty)."""
     return t if t.dim() == 2 else t.reshape(t.shape[:-1].numel(), t.shape[-1])
 
 

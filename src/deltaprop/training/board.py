@@ -113,8 +113,8 @@ class Board:
 
     def _write_texts(self) -> None:
         setup = self.setup
-        settings = "\n".join(f"| {name} | {value} |" for name, value in setup.config.to_json().items())
-        resolved = "\n".join(f"| {name} | {value} |" for name, value in setup.to_json()["resolved"].items())
+        settings = "\n".join(f"| {name} | {_plain(value)} |" for name, value in setup.config.to_json().items())
+        resolved = "\n".join(f"| {name} | {_plain(value)} |" for name, value in setup.to_json()["resolved"].items())
         self.writer.add_text("config", f"| setting | value |\n| --- | --- |\n{settings}\n{resolved}", 0)
         used = dict.fromkeys([*setup.config.activations, setup.config.output_activation])
         formulas = "\n".join(f"- **{n}**: {_first_lines(ops.ACTIVATIONS[n].__doc__)}" for n in used if n != "none")
@@ -126,6 +126,11 @@ class Board:
             "loss": ["Multiline", ["loss/train", "loss/val", "loss/test"]],
         }
         self.writer.add_custom_scalars({"all layers in one chart": several})
+
+
+def _plain(value: object) -> str:
+    """Return a setting as its flag would have it."""
+    return " ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
 
 
 def _first_lines(doc: str | None) -> str:

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from deltaprop import ops
 from deltaprop.errors import UserError, unknown_name
-from deltaprop.modules import INITS
+from deltaprop.initialization import INITS
 from deltaprop.training.objective import LOSSES
 
 SCHEDULES = ("constant", "step", "cosine")

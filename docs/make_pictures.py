@@ -1,0 +1,81 @@
+"""Draw the README's picture: ``python docs/make_pictures.py``. Takes half a minute.
+
+The TensorBoard screenshot beside it is of the run
+``python train.py --hidden 30 30 30 --activation sigmoid --init xavier --lr 0.5 --log-every 1``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from deltaprop.training import TrainConfig
+from deltaprop.training.loop import make_optimizer, prepare, train_epoch
+from deltaprop.training.pictures import COLOURS, decision_boundary
+from deltaprop.verify.observe import observe
+
+# Each line of code stands in src/deltaprop (ops/linear.py, ops/activations.py, optim.py); a test looks for it there.
+LINES = [
+    (r"$z^l = a^{l-1}\,(W^l)^{\top} + b^l$", "linear(a_prev, weight, bias)", "FWD"),
+    (r"$\delta^l = \partial C/\partial a^l\,\odot\,\sigma'(z^l)$", "grad_a * sigma_prime", "BP1, BP2"),
+    (r"$\partial C/\partial a^{l-1} = \delta^l\,W^l$", "delta @ weight", "BP2"),
+    (r"$\partial C/\partial b^l = \Sigma_n\,\delta^l_n$", "delta.sum_to_size(shape)", "BP3"),
+    (r"$\partial C/\partial W^l = (\delta^l)^{\top}\,a^{l-1}$", "rows(delta).T @ rows(a_prev)", "BP4"),
+    (r"$\theta \leftarrow \theta - \eta\;\partial C/\partial\theta$", "param.add(direction, alpha=-lr)", "SGD"),
+]
+
+
+def delta_norms(activation: str, epochs: int) -> list[list[float]]:
+    """Return the norm of δ of each layer after each epoch, for four hidden layers of 30 on the digits."""
+    config = TrainConfig(hidden=(30, 30, 30, 30), activation=(activation,), init="xavier", lr=0.5, momentum=0.0)
+    setup = prepare(config)
+    optimizer = make_optimizer(setup.model, config)
+    generator = torch.Generator().manual_seed(0)
+    train, norms = setup.dataset.train, []
+    for _ in range(epochs):
+        norms.append([view.delta_norm for view in observe(setup.model, setup.objective, train.x[:256], train.y[:256])])
+        order = torch.randperm(len(train), generator=generator)
+        train_epoch(setup.model, setup.objective, optimizer, train.x, train.y, order, config.batch_size)
+    return norms
+
+
+def overview(path: Path) -> None:
+    """Write the picture of the README: the page, a net that learnt, and the error signal layer by layer."""
+    config = TrainConfig(data="spirals", epochs=30)
+    setup = prepare(config)
+    optimizer = make_optimizer(setup.model, config)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(config.epochs):
+        order = torch.randperm(len(setup.dataset.train), generator=generator)
+        train = setup.dataset.train
+        train_epoch(setup.model, setup.objective, optimizer, train.x, train.y, order, config.batch_size)
+
+    figure = Figure(figsize=(13.5, 4.3), dpi=110, layout="constrained")
+    page, plane, chart = figure.subplots(1, 3, width_ratios=[1, 1, 1])
+    page.axis("off")
+    page.set_title("the page, and its code", fontsize=11)
+    for index, (formula, code, tag) in enumerate(LINES):
+        top = 0.97 - index * 0.168
+        page.text(0.04, top, formula, fontsize=14, va="top", transform=page.transAxes)
+        page.text(0.96, top, tag, fontsize=9, va="top", ha="right", color="0.45", transform=page.transAxes)
+        page.text(0.04, top - 0.085, code, fontsize=9.5, va="top", family="monospace", color=COLOURS[0],
+                  transform=page.transAxes)  # fmt: skip
+    plane.imshow(decision_boundary(setup))
+    plane.axis("off")
+    plane.set_title("a network that learnt by it", fontsize=11)
+    norms = delta_norms("sigmoid", 30)
+    for layer, values in enumerate(zip(*norms, strict=True), start=1):
+        chart.semilogy(values, color=COLOURS[(layer - 1) % 6], marker="os^Dv"[layer - 1], ms=3, label=f"layer {layer}")
+    chart.set_title("how much of the error reaches each layer", fontsize=11)
+    chart.set(xlabel="epoch (four hidden sigmoid layers)", ylabel="norm of δ", ylim=(1.5e-4, 3))
+    chart.legend(fontsize=8, ncols=3, loc="lower center")
+    FigureCanvasAgg(figure)
+    figure.savefig(path)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    overview(Path(__file__).parent / "pictures" / "overview.png")

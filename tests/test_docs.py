@@ -1,0 +1,104 @@
+"""What the docs say is so: names exist, snippets run, commands parse."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+EQUATIONS = (ROOT / "docs" / "equations.md").read_text()
+
+
+def blocks(text: str, language: str) -> list[str]:
+    """Return the code blocks of a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def rows_of_equations() -> list[tuple[str, str, str]]:
+    """Return (tag, functions, tests) of each row of docs/equations.md's tables."""
+    rows = []
+    for line in EQUATIONS.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split(" | ")]
+        if line.startswith("| ") and len(cells) == 4 and "`" in cells[2]:
+            rows.append((cells[0].strip("` "), cells[2], cells[3]))
+    return rows
+
+
+@pytest.mark.parametrize(("tag", "functions", "tests"), rows_of_equations())
+def test_each_equation_names_a_function_and_a_test_that_exist(tag: str, functions: str, tests: str):
+    names, proofs = re.findall(r"`([^`]+)`", functions), re.findall(r"`([^`]+)`", tests)
+    assert names
+    assert proofs
+    for name in names:
+        module, *attributes = name.split(":")
+        found: object = importlib.import_module(f"deltaprop.{module}")
+        for attribute in attributes[0].split("."):
+            assert hasattr(found, attribute), f"{tag}: {name}"
+            found = getattr(found, attribute)
+    for proof in proofs:
+        file, _, test = proof.partition("::")
+        tree = ast.parse((ROOT / "tests" / file).read_text())
+        defined = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+        assert test.split("::")[-1] in defined, f"{tag}: {proof}"
+
+
+def test_every_tag_of_the_book_is_listed():
+    tags = {tag for tag, _, _ in rows_of_equations()}
+    assert {"FWD", "BP1", "BP2", "BP3", "BP4", "SGD"} <= tags
+
+
+def test_every_row_of_the_table_of_activations_is_listed():
+    from deltaprop.ops import ACTIVATIONS
+
+    assert set(ACTIVATIONS) <= {tag for tag, _, _ in rows_of_equations()}
+
+
+def test_the_readmes_example_runs():
+    exec(compile(blocks(README, "python")[0], "README.md", "exec"), {})
+
+
+def test_the_readmes_weights_load_in_plain_pytorch(tmp_path: Path):
+    from deltaprop.training import TrainConfig, train
+
+    train(TrainConfig(epochs=1, log_every=0, run_dir=tmp_path / "run"))
+    code = blocks(README, "python")[1].replace("runs/<run>", str(tmp_path / "run"))
+    exec(compile("import torch\n" + code, "README.md", "exec"), {})
+
+
+def test_the_readmes_activation_is_right():
+    """Its class, as printed, against PyTorch's own derivative of its forward, at random z in float64."""
+    import torch
+
+    from deltaprop.ops import Elementwise, primitive
+
+    namespace = {"torch": torch, "Tensor": torch.Tensor, "Elementwise": Elementwise}
+    exec(compile("from __future__ import annotations\n" + blocks(README, "python")[2], "README.md", "exec"), namespace)
+    mish = primitive(namespace["Mish"])
+    assert torch.autograd.gradcheck(mish, torch.randn(5, dtype=torch.float64, requires_grad=True))
+
+
+@pytest.mark.parametrize("line", re.findall(r"python train\.py (--[^`\n]*)", README))
+def test_the_readmes_commands_parse(line: str):
+    from deltaprop.cli.train import parse
+
+    parse(shlex.split(line, comments=True))
+
+
+def test_the_pictures_lines_of_code_stand_in_the_source():
+    source = "".join(path.read_text() for path in (ROOT / "src").rglob("*.py"))
+    drawn = re.findall(r'", "([^"]+)", "[A-Z0-9, ]+"\),', (ROOT / "docs" / "make_pictures.py").read_text())
+    assert len(drawn) == 6
+    for code in drawn:
+        assert code in source, code
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")], ids=str)
+def test_links_within_the_project_lead_somewhere(page: Path):
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
+        assert (page.parent / target).exists(), target
