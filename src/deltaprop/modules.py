@@ -246,8 +246,9 @@ def _convert(
     if module not in done:
         copied = replacement(module)
         done[module] = copied
-        for name, child in module.named_children():
-            copied._modules[name] = _convert(child, replacement, done)
+        for name, child in module._modules.items():  # not named_children(), which names a shared child once
+            if child is not None:
+                copied._modules[name] = _convert(child, replacement, done)
     return done[module]
 
 

@@ -135,3 +135,12 @@ def test_the_views_of_log_every_are_at_the_start_every_n_epochs_and_the_end(run:
     events = EventAccumulator(str(run(epochs=5, log_every=2).folder))
     events.Reload()
     assert [event.step for event in events.Scalars("delta_norm/layer1")] == [0, 2, 4, 5]
+
+
+def test_a_run_is_born_with_a_purge(run: Callable[..., Result]):
+    """A session start at step 0 makes readers drop whatever an earlier writer of the folder left from there on."""
+    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+
+    first, *_ = sorted(run().folder.glob("events.out.tfevents.*"))
+    starts = [event for event in EventFileLoader(str(first)).Load() if event.HasField("session_log")]
+    assert [(event.session_log.status, event.step) for event in starts] == [(1, 0)]  # 1 is START

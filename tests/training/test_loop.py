@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -106,12 +107,41 @@ class TestTextbook:
         result = run(lr=0.1, lr_schedule="step", lr_step=1, lr_gamma=0.5)
         assert [line["lr"] for line in metrics_of(result)] == pytest.approx([0.1, 0.05, 0.025])
 
+    def test_an_lr_of_almost_nothing_after_the_first_epoch_moves_almost_nothing(self, run: Run):
+        one = load_file(run(epochs=1).folder / "model.safetensors")
+        three = load_file(run(lr_schedule="step", lr_step=1, lr_gamma=1e-9).folder / "model.safetensors")
+        for key, value in one.items():
+            torch.testing.assert_close(three[key], value, rtol=1e-5, atol=1e-6)
+
+    # Each differs from the fixture's run (moons, one hidden layer of 8, 3 epochs) in this one setting.
+    SETTINGS: ClassVar[list[dict[str, Any]]] = [
+        {"hidden": (9,)}, {"activation": ("tanh",)}, {"output_activation": "tanh"}, {"loss": "mse"},
+        {"init": "xavier"}, {"lr": 0.04}, {"momentum": 0.8}, {"nesterov": True}, {"weight_decay": 0.01},
+        {"lr_schedule": "cosine"}, {"lr_warmup": 2}, {"epochs": 2}, {"batch_size": 15}, {"val_fraction": 0.2},
+        {"val_split": "tail"}, {"test_fraction": 0.3}, {"scaling": "none"}, {"seed": 1}, {"dtype": "float64"},
+    ]  # fmt: skip
+
+    @pytest.mark.parametrize("setting", SETTINGS, ids=str)
+    def test_every_setting_reaches_the_weights(self, run: Run, setting: dict[str, Any]):
+        base, other = run(), run(**setting)
+        assert (base.folder / "model.safetensors").read_bytes() != (other.folder / "model.safetensors").read_bytes()
+
+    def test_decay_of_biases_and_the_pixel_scale_reach_the_weights_too(self, run: Run):
+        first = run(weight_decay=0.01)
+        second = run(weight_decay=0.01, decay_biases=True)
+        assert (first.folder / "model.safetensors").read_bytes() != (second.folder / "model.safetensors").read_bytes()
+        first, second = (run(data="digits", epochs=1, pixel_scale=scale) for scale in (None, 255.0))
+        assert (first.folder / "model.safetensors").read_bytes() != (second.folder / "model.safetensors").read_bytes()
+
 
 class TestReproducible:
     """The same seed gives the same bytes."""
 
     def test_same_seed_same_weights_and_same_metrics(self, run: Run):
-        first, second = run(), run()
+        torch.manual_seed(1)
+        first = run()
+        torch.manual_seed(2)  # the run's seed counts, not the global generator's state
+        second = run()
         for name in ("model.safetensors", "best.safetensors"):
             assert (first.folder / name).read_bytes() == (second.folder / name).read_bytes()
         assert without_times(first) == without_times(second)
@@ -224,6 +254,17 @@ class TestRefusals:
         with pytest.raises(UserError, match="not empty"):
             run()
         assert [path.name for path in (tmp_path / "run1").iterdir()] == ["notes.txt"]
+
+    def test_the_folder_is_judged_before_any_data_is_loaded(
+        self, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        def load(*_: object, **__: object) -> None:
+            raise AssertionError("the data was loaded")
+
+        monkeypatch.setattr("deltaprop.training.loop.load", load)
+        (tmp_path / "run1").write_text("a file")
+        with pytest.raises(UserError, match="there is a file of this name"):
+            run()
 
     def test_a_file_in_the_folders_place_is_refused(self, run: Run, tmp_path: Path):
         (tmp_path / "run1").write_text("a file")

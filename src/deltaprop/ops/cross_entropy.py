@@ -120,7 +120,9 @@ class CrossEntropy(Function):
         delta = None
         if grad_loss is not None:
             k, sample_weight = label_weights(log_p, target, weight, ignore_index, smoothing)
-            scale = grad_loss / sample_weight.sum() if reduction == "mean" else grad_loss  # the loss's 1/N
+            scale = grad_loss
+            if reduction == "mean":  # the loss's 1/N; 0 where ignored, for D is 0 too if all of them are
+                scale = torch.where(target != ignore_index, grad_loss / sample_weight.sum(), 0.0)
             delta = cross_entropy_delta(log_p, k, scale.unsqueeze(class_axis(log_p)) if scale.dim() else scale)
         return _with_hidden_output(delta, grad_log_p, log_p, ctx.dtype), None, None, None, None, None
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from torch import nn
@@ -37,7 +39,7 @@ class ConsoleReporter:
 
     def start(self, setup: Setup) -> None:
         """Say what is trained, on what, where."""
-        self._rows(describe(setup))
+        self._rows([(name, escape(text)) for name, text in describe(setup)])
         self.console.print()
         judged = "accuracy" if setup.objective.task == "classification" else "rmse"
         self.console.print(
@@ -74,8 +76,8 @@ class ConsoleReporter:
         if result.stopped_early:
             rows.append(("", f"stopped early: no lower validation loss in {setup.config.patience} epochs"))
         rows.append(("time", f"{result.seconds:.1f} s"))
-        rows.append(("run", str(result.folder)))
-        rows.append(("look", f"tensorboard --logdir {result.folder}"))
+        rows.append(("run", escape(str(result.folder))))
+        rows.append(("look", escape(f"tensorboard --logdir {shlex.quote(str(result.folder))}")))
         self._rows(rows)
 
     def _rows(self, rows: list[tuple[str, str]]) -> None:
@@ -99,16 +101,16 @@ class ConsoleReporter:
 def describe(setup: Setup) -> list[tuple[str, str]]:
     """Return what a run is, as rows of a name and a text."""
     dataset, config = setup.dataset, setup.config
-    shape = f"{dataset.image_shape[0]}×{dataset.image_shape[1]} pixels" if dataset.image_shape else None
-    inputs = shape or f"{dataset.n_inputs} {'input' if dataset.n_inputs == 1 else 'inputs'}"
-    kind = f"{dataset.n_outputs} classes" if dataset.task == "classification" else f"{dataset.n_outputs} number(s)"
+    rows_columns = dataset.image_shape
+    inputs = f"{rows_columns[0]}×{rows_columns[1]} pixels" if rows_columns else _count(dataset.n_inputs, "input")
+    kind = _count(dataset.n_outputs, "class" if dataset.task == "classification" else "number")
     layers = [f"{setup.sizes[0]}"]
     layers += [
         f"{n} {name}" for n, name in zip(setup.sizes[1:], [*config.activations, config.output_activation], strict=True)
     ]
     layers[-1] = layers[-1].removesuffix(" none")
     counts = [sum(p.numel() for p in m.parameters()) for m in setup.model if isinstance(m, nn.Linear)]
-    threads = f", {setup.threads} thread{'s' if setup.threads > 1 else ''}" if setup.device.type == "cpu" else ""
+    threads = f", {_count(setup.threads, 'thread')}" if setup.device.type == "cpu" else ""
     rows = [
         ("data", f"{dataset.name}: {inputs}, {kind}"),
         ("", f"{len(dataset.train)} rows to train, {len(dataset.val)} to validate, {len(dataset.test)} to test"),
@@ -144,6 +146,11 @@ def _test(setup: Setup, metrics: dict[str, Any]) -> str:
     rows = len(setup.dataset.test)
     right = round(metrics["test_accuracy"] * rows)
     return f"{_percent(metrics['test_accuracy'])} right ({right} of {rows}), loss {_number(metrics['test_loss'])}"
+
+
+def _count(number: int, noun: str) -> str:
+    plural = f"{noun}es" if noun.endswith("s") else f"{noun}s"
+    return f"{number} {noun if number == 1 else plural}"
 
 
 def _number(value: float | None) -> str:

@@ -1,0 +1,681 @@
+"""The modules: the same parameters, seeds and state_dicts as torch.nn, the initialisations, the perceptron's rule."""
+
+from __future__ import annotations
+
+import copy
+import io
+import math
+import pickle
+from itertools import pairwise
+
+import pytest
+import torch
+from safetensors.torch import load_model, save_model
+from torch import Tensor, nn
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
+
+import deltaprop as dp
+from deltaprop import UserError, ops
+from deltaprop.initialization import INITS
+from deltaprop.modules import Activation, activation_module
+
+# Every activation with arguments other than its defaults, where it has any.
+ACTIVATIONS = {
+    "step": (),
+    "identity": (),
+    "relu": (),
+    "leaky_relu": (0.2,),
+    "elu": (0.7,),
+    "gelu": ("tanh",),
+    "silu": (),
+    "softplus": (2.0, 3.0),
+    "sigmoid": (),
+    "tanh": (),
+    "softmax": (0,),
+    "log_softmax": (0,),
+}
+
+
+def twin(*sizes: int, activation: type[nn.Module] = nn.ReLU) -> nn.Sequential:
+    """Return the plain PyTorch model that MLP(sizes) should be."""
+    layers = []
+    for n_in, n_out in pairwise(sizes):
+        layers += [nn.Linear(n_in, n_out), activation()]
+    return nn.Sequential(*layers[:-1])
+
+
+def same_bits(one: nn.Module, other: nn.Module) -> bool:
+    """Return whether two models have the same state_dict, keys and bits."""
+    a, b = one.state_dict(), other.state_dict()
+    return list(a) == list(b) and all(torch.equal(a[key], b[key]) for key in a)
+
+
+# --- Linear ---
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_linear_is_torchs(bias):
+    """Same seed, same bits; same state_dict; same value; and an isinstance check for nn.Linear holds."""
+    torch.manual_seed(3)
+    ours = dp.Linear(5, 4, bias)
+    torch.manual_seed(3)
+    theirs = nn.Linear(5, 4, bias)
+    assert isinstance(ours, nn.Linear)
+    assert same_bits(ours, theirs)
+    x = torch.randn(6, 5)
+    assert torch.equal(ours(x), theirs(x))
+    assert repr(ours) == repr(theirs)
+
+
+def test_linear_uses_our_backward():
+    """The graph behind a layer's output is the hand-written one."""
+    assert dp.Linear(3, 2)(torch.randn(4, 3)).grad_fn.name() == "LinearBackward"
+
+
+def test_linear_dtype_and_device():
+    """Dtype and device reach the parameters."""
+    layer = dp.Linear(3, 2, device="meta", dtype=torch.float64)
+    assert layer.weight.device.type == "meta"
+    assert layer.bias.dtype == torch.float64
+
+
+# --- activations ---
+
+
+@pytest.mark.parametrize("name", ops.ACTIVATIONS)
+def test_activation_modules(name):
+    """A module for each row, found under its class name; it calls its op with its constants."""
+    arguments = ACTIVATIONS.get(name, ())
+    kind = activation_module(name)
+    assert getattr(dp.modules, kind.__name__) is kind
+    assert name not in ACTIVATIONS or getattr(dp, kind.__name__) is kind
+    assert kind.__doc__ == ops.ACTIVATIONS[name].__doc__
+    module, z = kind(*arguments), torch.randn(4, 3)
+    assert torch.equal(module(z), ops.activation[name](z, *arguments))
+    assert list(module.state_dict()) == []
+
+
+@pytest.mark.parametrize("name", [name for name in ACTIVATIONS if name != "step"])
+def test_activation_modules_agree_with_torch(name):
+    """Constants by position and by name, defaults, values and repr are those of the torch.nn module."""
+    kind, arguments = activation_module(name), ACTIVATIONS[name]
+    theirs = getattr(nn, kind.__name__)
+    if name == "gelu":
+        named = {"approximate": "tanh"}
+        ours, reference = kind(*arguments), theirs(**named)  # keyword alone in PyTorch
+    else:
+        named = dict(zip(kind.constants, arguments, strict=True))
+        ours, reference = kind(*arguments), theirs(*arguments)
+    z = torch.randn(4, 3)
+    assert torch.equal(ours(z), reference(z))
+    assert torch.equal(kind(**named)(z), reference(z))
+    assert {c: getattr(ours, c) for c in kind.constants} == named
+    if "softmax" not in name:  # whose dim PyTorch guesses by default, with a warning; here it is the last
+        assert torch.equal(kind()(z), theirs()(z))
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: dp.ReLU(inplace=True), ValueError, "inplace=True is not possible here"),
+        (lambda: dp.LeakyReLU(0.1, 0.2), TypeError, "too many positional arguments"),
+        (lambda: dp.ELU(beta=1), TypeError, "unexpected keyword argument 'beta'"),
+        (lambda: activation_module("sigmiod"), UserError, "unknown activation 'sigmiod': did you mean 'sigmoid'"),
+        (lambda: activation_module("xyz"), UserError, r"unknown activation 'xyz': \(known: step, identity, relu"),
+    ],
+    ids=["inplace", "too many", "unknown", "misspelt", "nothing near"],
+)
+def test_refused_activations(call, error, message):
+    """What does not fit is refused by name; a misspelt activation gets the nearest one suggested."""
+    with pytest.raises(error, match=message):
+        call()
+
+
+def test_inplace_false_is_accepted():
+    """Code written for torch.nn may say inplace=False."""
+    assert "inplace" not in vars(dp.ReLU(inplace=False))
+
+
+def test_a_new_row_has_a_module(monkeypatch):
+    """A class put in the table works by name, has a module, and the module is found for pickle."""
+
+    class Square(ops.Elementwise):
+        """a = z²;  σ'(z) = 2 z."""
+
+        @staticmethod
+        def forward(z: Tensor) -> Tensor:
+            return z * z
+
+        @staticmethod
+        def slope(z: Tensor) -> Tensor:
+            return 2 * z
+
+    monkeypatch.setitem(ops.ACTIVATIONS, "square", Square)
+    monkeypatch.setitem(ops.activation, "square", ops.primitive(Square))
+    model = dp.MLP([1, 1, 1], activation="square")
+    z = torch.tensor([3.0], requires_grad=True)
+    model[1](z).backward()
+    assert z.grad.item() == 6.0
+    assert type(pickle.loads(pickle.dumps(model[1]))) is type(model[1])
+
+
+# --- MLP ---
+
+
+def test_state_dict_is_the_twins():
+    """Keys, shapes and order are the plain Sequential's, with an output activation too; it loads both ways."""
+    ours, theirs = dp.MLP([5, 4, 3, 2]), twin(5, 4, 3, 2)
+    expected = {
+        "0.weight": (4, 5),
+        "0.bias": (4,),
+        "2.weight": (3, 4),
+        "2.bias": (3,),
+        "4.weight": (2, 3),
+        "4.bias": (2,),
+    }
+    assert {key: tuple(value.shape) for key, value in ours.state_dict().items()} == expected
+    x = torch.randn(6, 5)
+    theirs.load_state_dict(ours.state_dict())
+    assert torch.equal(ours(x), theirs(x))
+    other = twin(5, 4, 3, 2)
+    ours.load_state_dict(other.state_dict())
+    assert torch.equal(ours(x), other(x))
+    assert list(dp.MLP([5, 4, 3, 2], output_activation="sigmoid").state_dict()) == list(expected)
+
+
+def test_same_seed_same_bits():
+    """Under one seed MLP and its PyTorch twin start from the same bits."""
+    torch.manual_seed(7)
+    ours = dp.MLP([5, 4, 3, 2], activation="tanh")
+    torch.manual_seed(7)
+    assert same_bits(ours, twin(5, 4, 3, 2, activation=nn.Tanh))
+
+
+def test_gradients_are_the_twins():
+    """Loss and every ∂C/∂θ of a whole model, N = 6, equal PyTorch's (float64)."""
+    ours = dp.MLP([5, 4, 3], activation="sigmoid", dtype=torch.float64)
+    theirs = twin(5, 4, 3, activation=nn.Sigmoid).double()
+    theirs.load_state_dict(ours.state_dict())
+    x, y = torch.randn(6, 5, dtype=torch.float64), torch.randint(0, 3, (6,))
+    dp.functional.cross_entropy(ours(x), y).backward()
+    nn.functional.cross_entropy(theirs(x), y).backward()
+    for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("activation", "kinds"),
+    [
+        ("tanh", [dp.Tanh, dp.Tanh]),
+        (dp.SiLU, [dp.SiLU, dp.SiLU]),
+        (nn.ELU, [dp.ELU, dp.ELU]),
+        (dp.LeakyReLU(0.3), [dp.LeakyReLU, dp.LeakyReLU]),
+        (["relu", nn.Sigmoid()], [dp.ReLU, dp.Sigmoid]),
+        (("gelu", dp.Softplus), [dp.GELU, dp.Softplus]),
+        (nn.Hardtanh, [nn.Hardtanh, nn.Hardtanh]),  # no counterpart here: PyTorch's own serves
+        ("identity", [dp.Identity, dp.Identity]),
+    ],
+    ids=["name", "class", "torch class", "instance", "list", "tuple", "foreign", "identity"],
+)
+def test_activation_arguments(activation, kinds):
+    """A name, a class, an instance, or one of these for each hidden layer; torch.nn's become ours."""
+    model = dp.MLP([2, 3, 4, 1], activation=activation)
+    assert [type(module) for module in model] == [dp.Linear, kinds[0], dp.Linear, kinds[1], dp.Linear]
+
+
+def test_an_instance_is_copied():
+    """One instance given for all layers becomes one module each, constants kept, the given one untouched."""
+    given = dp.LeakyReLU(0.3)
+    model = dp.MLP([2, 3, 4, 1], activation=given)
+    assert model[1] is not given
+    assert model[1] is not model[3]
+    assert model[1].negative_slope == model[3].negative_slope == 0.3
+
+
+def test_output_activation():
+    """The output activation is the last module; without hidden layers it is the only one."""
+    assert [type(m) for m in dp.MLP([2, 1], output_activation="sigmoid")] == [dp.Linear, dp.Sigmoid]
+    assert [type(m) for m in dp.MLP([2, 1], activation="tanh")] == [dp.Linear]
+
+
+def test_no_bias():
+    """bias=False leaves the weights alone."""
+    assert list(dp.MLP([2, 3, 1], bias=False).state_dict()) == ["0.weight", "2.weight"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"sizes": [3]}, r"sizes must be two or more positive integers, such as \[784, 30, 10\], got \[3\]"),
+        ({"sizes": []}, "sizes must be two or more"),
+        ({"sizes": [3, 0, 1]}, r"got \[3, 0, 1\]"),
+        ({"sizes": [3, 2.0, 1]}, r"got \[3, 2.0, 1\]"),
+        ({"sizes": [3, True]}, r"got \[3, True\]"),
+        ({"activation": "sigmiod"}, "unknown activation 'sigmiod': did you mean 'sigmoid'?"),
+        ({"activation": ["relu"]}, "activation must be one, or a list with one per hidden layer: 2, got 1"),
+        ({"activation": ["relu"] * 3}, "one per hidden layer: 2, got 3"),
+        ({"activation": 3}, "an activation must be a name, a module class or a module instance, got 3"),
+        ({"activation": torch.tanh}, "an activation must be a name, a module class or a module instance"),
+        ({"output_activation": "sofmax"}, "did you mean 'softmax'?"),
+        ({"init": "xavior"}, "unknown initialisation 'xavior': did you mean 'xavier'?"),
+    ],
+    ids=lambda value: None if isinstance(value, str) else next(iter(value)),
+)
+def test_refused_models(arguments, message):
+    """What makes no model is refused in one line that says what would."""
+    with pytest.raises(UserError, match=message) as error:
+        dp.MLP(**({"sizes": [3, 2, 2, 1]} | arguments))
+    assert "\n" not in str(error.value)
+
+
+# --- a net without nonlinearity is one layer ---
+
+
+def test_identity_collapses():
+    """With a = z the net is one linear map: W = W2 W1, b = W2 b1 + b2."""
+    model = dp.MLP([3, 4, 2], activation="identity", dtype=torch.float64)
+    first, _, second = model
+    weight, bias = second.weight @ first.weight, second.weight @ first.bias + second.bias
+    x = torch.randn(5, 3, dtype=torch.float64)
+    torch.testing.assert_close(model(x), x @ weight.T + bias, rtol=1e-12, atol=1e-14)
+
+
+def test_identity_has_the_collapsed_gradient():
+    """Then ∂C/∂x is constant, and the same for every x: a linear map's."""
+    model = dp.MLP([3, 4, 1], activation="identity", dtype=torch.float64)
+    x = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
+    model(x).sum().backward()
+    expected = (model[2].weight @ model[0].weight).expand(5, 3)
+    torch.testing.assert_close(x.grad, expected, rtol=1e-12, atol=1e-14)
+
+
+def test_tanh_does_not_collapse():
+    """With tanh the map is not affine: f(x) + f(-x) is not 2 f(0), by far more than rounding."""
+    model = dp.MLP([3, 4, 2], activation="tanh", init="normal", dtype=torch.float64)
+    x = torch.randn(5, 3, dtype=torch.float64)
+    assert (model(x) + model(-x) - 2 * model(torch.zeros_like(x))).abs().max() > 0.1
+
+
+# --- initialisation ---
+
+N_IN, N_OUT = 400, 300
+# A sample variance of n normal numbers has the relative standard error √(2/n): 0.41 % for 120 000 weights, 8.2 % for
+# 300 biases. The tests allow five and four of them.
+WEIGHT_TOLERANCE, BIAS_TOLERANCE = 0.02, 0.33
+
+# name: weight variance, bound of the weights or None, bias variance
+STATISTICS = {
+    "torch": (1 / (3 * N_IN), 1 / math.sqrt(N_IN), 1 / (3 * N_IN)),  # U(±b) has the variance b²/3
+    "xavier": (2 / (N_IN + N_OUT), math.sqrt(6 / (N_IN + N_OUT)), 0),
+    "kaiming": (2 / N_IN, None, 0),
+    "lecun": (1 / N_IN, None, 1),
+    "normal": (1, None, 1),
+}
+
+
+def test_every_initialisation_is_listed_here():
+    """The tests below run over all rows of the table."""
+    assert set(STATISTICS) == set(INITS)
+
+
+@pytest.mark.parametrize("name", STATISTICS)
+def test_statistics(name):
+    """Mean 0, the variance and the bounds of the docstring's table."""
+    layer = dp.MLP([N_IN, N_OUT], init=name)[0]
+    variance, bound, bias_variance = STATISTICS[name]
+    weight, bias = layer.weight.detach(), layer.bias.detach()
+    assert abs(weight.mean()) < 4 * math.sqrt(variance / weight.numel())  # four standard errors
+    assert weight.var().item() == pytest.approx(variance, rel=WEIGHT_TOLERANCE)
+    if bound is None:
+        assert weight.abs().max() > 3 * math.sqrt(variance)  # normal: 1 in 370 beyond three sigma
+    else:
+        assert 0.99 * bound < weight.abs().max() <= bound
+    assert bias.var().item() == pytest.approx(bias_variance, rel=BIAS_TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    ("name", "fill"),
+    [
+        ("xavier", nn.init.xavier_uniform_),
+        ("kaiming", lambda w: nn.init.kaiming_normal_(w, nonlinearity="relu")),
+        ("lecun", lambda w: nn.init.normal_(w, std=1 / math.sqrt(w.shape[1]))),
+        ("normal", nn.init.normal_),
+    ],
+)
+def test_same_bits_as_torch_init(name, fill):
+    """Under one seed the weights are those of torch.nn.init, to the bit, layer by layer."""
+    model = dp.MLP([5, 4, 3])
+    torch.manual_seed(11)
+    assert dp.initialize(model, name) is model
+    torch.manual_seed(11)
+    for layer in (model[0], model[2]):
+        assert torch.equal(layer.weight, fill(torch.empty_like(layer.weight)))
+        expected = torch.randn_like(layer.bias) if STATISTICS[name][2] else torch.zeros_like(layer.bias)
+        assert torch.equal(layer.bias, expected)
+
+
+def test_init_torch_is_the_default():
+    """init="torch" draws what a new layer draws."""
+    torch.manual_seed(11)
+    fresh = nn.Linear(5, 4)
+    layer = dp.Linear(5, 4)
+    torch.manual_seed(11)
+    assert same_bits(dp.initialize(layer, "torch"), fresh)
+
+
+def test_initialize_takes_any_module():
+    """Linear layers at any depth, PyTorch's too, with and without bias; nothing else is touched."""
+    model = nn.ModuleDict({"a": nn.Sequential(nn.Linear(3, 2, bias=False), nn.LayerNorm(2)), "b": nn.Linear(2, 2)})
+    before = copy.deepcopy(model.state_dict())
+    dp.initialize(model, "xavier")
+    changed = {key for key, value in model.state_dict().items() if not torch.equal(value, before[key])}
+    assert changed == {"a.0.weight", "b.weight", "b.bias"}
+
+
+def test_unknown_initialisation():
+    """A name that is not in the table is refused, with the nearest that is."""
+    with pytest.raises(UserError, match=r"unknown initialisation 'kaming': did you mean 'kaiming'?"):
+        dp.initialize(dp.Linear(2, 2), "kaming")
+
+
+# --- from and to torch.nn ---
+
+
+class Block(nn.Module):
+    """A user's module: a nested layer, a shared activation, a parameter and a buffer of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
+        self.act = nn.LeakyReLU(0.2)
+        self.again = self.act
+        self.scale = nn.Parameter(torch.ones(3))
+        self.register_buffer("offset", torch.zeros(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return act(inner(x)) scaled, twice through the activation."""
+        return self.again(self.act(self.inner(x)) * self.scale + self.offset)
+
+
+@pytest.fixture
+def model() -> nn.Sequential:
+    """A model with every kind of thing in it."""
+    return nn.Sequential(nn.Linear(3, 3), nn.ReLU(inplace=True), Block(), nn.Dropout(0.5), nn.Linear(3, 2, bias=False))
+
+
+def test_from_torch_replaces_at_any_depth(model):
+    """Linear layers and activations become ours wherever they stand; other modules keep their class."""
+    ours = dp.from_torch(model)
+    assert type(ours) is nn.Sequential
+    assert [type(m) for m in ours] == [dp.Linear, dp.ReLU, Block, nn.Dropout, dp.Linear]
+    assert [type(m) for m in ours[2].inner] == [dp.Linear, nn.BatchNorm1d]
+    assert type(ours[2].act) is dp.LeakyReLU
+    assert ours[2].act.negative_slope == 0.2
+
+
+def test_from_torch_shares_the_parameters(model):
+    """The Parameter and buffer objects are the same ones, under the same names."""
+    ours = dp.from_torch(model)
+    for kind in ("named_parameters", "named_buffers"):
+        one, other = dict(getattr(ours, kind)()), dict(getattr(model, kind)())
+        assert list(one) == list(other)
+        assert all(one[name] is other[name] for name in one)
+
+
+def test_from_torch_leaves_the_original_alone(model):
+    """The original keeps its modules, and what is registered on one tree later does not reach the other."""
+    kinds = [type(m) for m in model.modules()]
+    ours = dp.from_torch(model)
+    assert [type(m) for m in model.modules()] == kinds
+    assert not set(ours.modules()) & set(model.modules())
+    called = []
+    for i in (0, 2, 3):  # a replaced layer, a user's module, a foreign one
+        ours[i].register_forward_hook(lambda *_: called.append("ours"))
+        model[i].register_forward_hook(lambda *_: called.append("theirs"))
+    x = torch.randn(4, 3)
+    ours(x)
+    assert called == ["ours"] * 3
+    model(x)
+    assert called == ["ours"] * 3 + ["theirs"] * 3
+    ours[0].register_buffer("added", torch.zeros(1))
+    ours.append(nn.ReLU())
+    assert "0.added" not in model.state_dict()
+    assert len(model) == 5
+
+
+def test_from_torch_computes_the_same(model):
+    """Value and gradients are those of the original, in the user's own forward too."""
+    ours = dp.from_torch(model).eval()
+    model.eval()
+    x = torch.randn(4, 3)
+    value, expected = ours(x), model(x)
+    torch.testing.assert_close(value, expected)
+    grad_output = torch.randn_like(value)
+    gradients = torch.autograd.grad(value, list(ours.parameters()), grad_output)
+    torch.testing.assert_close(gradients, torch.autograd.grad(expected, list(model.parameters()), grad_output))
+
+
+def test_shared_modules_stay_shared(model):
+    """A module that occurs twice occurs twice in the copy, as one."""
+    ours = dp.from_torch(model)
+    assert ours[2].act is ours[2].again
+    tied = nn.Linear(3, 3)
+    ours = dp.from_torch(nn.Sequential(tied, nn.Tanh(), tied))
+    assert ours[0] is ours[2]
+
+
+def test_training_mode_is_kept():
+    """A module in eval mode is so in the copy."""
+    layers = [nn.Linear(2, 2), nn.ReLU(), nn.Dropout()]
+    for module in (*layers, nn.Sequential(*layers)):
+        assert not dp.from_torch(module.eval()).training
+        assert not dp.to_torch(dp.from_torch(module)).training
+
+
+def test_subclasses_of_linear_are_left_alone():
+    """What a subclass adds is not known here: it stays as it is."""
+
+    class Scaled(nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:
+            return 2 * super().forward(input)
+
+    assert type(dp.from_torch(Scaled(2, 2))) is Scaled
+
+
+@pytest.mark.filterwarnings("ignore:Implicit dimension choice for softmax")  # PyTorch's, for what is left alone
+def test_softmax_over_a_guessed_axis_is_left_alone():
+    """Softmax without dim guesses its axis in PyTorch; it stays PyTorch's. With dim it becomes ours."""
+    assert type(dp.from_torch(nn.Softmax())) is nn.Softmax
+    assert type(dp.from_torch(nn.LogSoftmax())) is nn.LogSoftmax
+    ours = dp.from_torch(nn.Softmax(dim=0))
+    assert type(ours) is dp.Softmax
+    assert ours.dim == 0
+    x = torch.randn(3, 4, 5)
+    assert torch.equal(dp.from_torch(nn.Softmax())(x), nn.Softmax(0)(x))
+
+
+@pytest.mark.parametrize("name", [name for name in ACTIVATIONS if name != "step"])
+def test_activations_there_and_back(name):
+    """Every activation but step becomes PyTorch's with its constants, and ours again."""
+    ours = activation_module(name)(*ACTIVATIONS[name])
+    theirs = dp.to_torch(ours)
+    assert type(theirs) is getattr(nn, type(ours).__name__)
+    assert not isinstance(theirs, Activation)
+    z = torch.randn(4, 3)
+    assert torch.equal(theirs(z), ours(z))
+    back = dp.from_torch(theirs)
+    assert type(back) is type(ours)
+    assert torch.equal(back(z), ours(z))
+
+
+def test_to_torch_needs_no_deltaprop():
+    """An MLP becomes a plain Sequential whose whole pickle names torch alone, on the same Parameters."""
+    ours = dp.MLP([3, 4, 2], activation="elu", output_activation="log_softmax")
+    theirs = dp.to_torch(ours)
+    assert [type(m) for m in (theirs, *theirs)] == [nn.Sequential, nn.Linear, nn.ELU, nn.Linear, nn.LogSoftmax]
+    assert all(one is other for one, other in zip(ours.parameters(), theirs.parameters(), strict=True))
+    assert b"deltaprop" not in pickle.dumps(theirs)
+    assert type(ours) is dp.MLP
+    x = torch.randn(5, 3)
+    assert torch.equal(ours(x), theirs(x))
+
+
+def test_step_has_no_counterpart():
+    """Step is refused by to_torch, by name."""
+    with pytest.raises(UserError, match=r"^Step has no counterpart in torch.nn$"):
+        dp.to_torch(dp.MLP([2, 3, 1], activation="step"))
+
+
+# --- they are ordinary modules ---
+
+MODELS = {
+    "MLP": lambda: dp.MLP([3, 4, 4, 2], activation=["leaky_relu", dp.GELU("tanh")], output_activation="softmax"),
+    "Perceptron": lambda: dp.Perceptron(3),
+    **{name: lambda name=name: activation_module(name)(*ACTIVATIONS[name]) for name in ACTIVATIONS},
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "copied",
+    [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m)), lambda m: _saved(m)],
+    ids=["deepcopy", "pickle", "torch.save"],
+)
+def test_copies(name, copied):
+    """A deep, a pickled and a saved copy compute the same and share no parameter."""
+    model, x = MODELS[name](), torch.randn(5, 3)
+    other = copied(model)
+    assert type(other) is type(model)
+    assert repr(other) == repr(model)
+    assert torch.equal(other(x), model(x))
+    assert not {p.data_ptr() for p in model.parameters()} & {p.data_ptr() for p in other.parameters()}
+
+
+def _saved(model: nn.Module) -> nn.Module:
+    buffer = io.BytesIO()
+    torch.save(model, buffer)
+    buffer.seek(0)
+    return torch.load(buffer, weights_only=False)
+
+
+def test_parameters_are_ordinary():
+    """Contiguous Parameters: .double(), flat views, parameters_to_vector and back, requires_grad_, all work."""
+    model = dp.MLP([3, 4, 2])
+    assert all(type(p) is nn.Parameter and p.is_contiguous() for p in model.parameters())
+    vector = parameters_to_vector(model.parameters())
+    assert vector.shape == (3 * 4 + 4 + 4 * 2 + 2,)
+    vector_to_parameters(2 * vector, model.parameters())
+    assert torch.equal(torch.cat([p.view(-1) for p in model.parameters()]), 2 * vector)
+    assert model.double()(torch.randn(5, 3, dtype=torch.float64)).dtype == torch.float64
+    model.requires_grad_(False)
+    assert not model(torch.randn(5, 3, dtype=torch.float64)).requires_grad
+
+
+def test_safetensors(tmp_path):
+    """A model saved by safetensors loads into a new one, and into its PyTorch twin, bit for bit."""
+    model, path = dp.MLP([3, 4, 2]), str(tmp_path / "model.safetensors")
+    save_model(model, path)
+    for other in (dp.MLP([3, 4, 2]), twin(3, 4, 2)):
+        load_model(other, path)
+        assert same_bits(model, other)
+
+
+# --- the perceptron ---
+
+
+def separable(n: int = 40, margin: float = 0.1) -> tuple[Tensor, Tensor, float, float]:
+    """Return samples and labels split by a line, and Novikoff's R and γ for them (bias as a constant 1 appended)."""
+    generator = torch.Generator().manual_seed(5)
+    normal = torch.tensor([0.6, -0.8, 0.3])  # w and b
+    normal = normal / normal.norm()
+    x = 2 * torch.rand(n, 2, generator=generator) - 1
+    homogeneous = torch.cat([x, torch.ones(n, 1)], dim=1)
+    distance = homogeneous @ normal
+    kept = distance.abs() > margin
+    y = (distance[kept] > 0).long()
+    assert 0 < y.sum() < len(y)
+    return x[kept], y, homogeneous[kept].norm(dim=1).max().item(), distance[kept].abs().min().item()
+
+
+def test_perceptron_converges():
+    """On separable data it ends with every sample on its side, after at most (R/γ)² mistakes (Novikoff 1962)."""
+    x, y, radius, gamma = separable()
+    neuron = dp.Perceptron(2)
+    fit = neuron.fit(x, y, max_epochs=1000)
+    assert fit.converged
+    assert torch.equal(neuron(x), y.float())
+    assert fit.mistakes[-1] == 0
+    assert all(count > 0 for count in fit.mistakes[:-1])
+    assert 0 < sum(fit.mistakes) <= (radius / gamma) ** 2
+    assert str(fit) == f"converged in epoch {len(fit.mistakes)}: every sample on its side"
+
+
+def test_perceptron():
+    """AND, one epoch from w = 0, b = 0.
+
+    (0,0), (0,1), (1,0) have z = 0, a = 0, right. (1,1): z = 0, a = 0, y = 1: w = (1, 1), b = 1. One mistake.
+    The second epoch: (0,0): z = 1, a = 1, y = 0: b = 0. (0,1): z = 1, wrong: w = (1, 0), b = -1.
+    (1,0): z = 0, a = 0, right. (1,1): z = 0, a = 0, wrong: w = (2, 1), b = 0. Three mistakes.
+    """
+    x, y = torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]]), torch.tensor([0, 0, 0, 1])
+    neuron = dp.Perceptron(2)
+    assert neuron.fit(x, y, max_epochs=1).mistakes == [1]
+    assert (neuron.weight.tolist(), neuron.bias.tolist()) == ([[1.0, 1.0]], [1.0])
+    assert neuron.fit(x, y, max_epochs=1).mistakes == [3]
+    assert (neuron.weight.tolist(), neuron.bias.tolist()) == ([[2.0, 1.0]], [0.0])
+
+
+def test_perceptron_says_that_it_has_not_converged():
+    """XOR has no separating line: the fit ends unconverged and says so."""
+    x, y = torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]]), torch.tensor([0, 1, 1, 0])
+    fit = dp.Perceptron(2).fit(x, y, max_epochs=50)
+    assert not fit.converged
+    assert len(fit.mistakes) == 50
+    assert min(fit.mistakes) > 0
+    assert str(fit).startswith(f"not converged after 50 epochs: {fit.mistakes[-1]} mistakes in the last; no line may")
+
+
+def test_perceptron_learns_by_its_own_rule():
+    """Backpropagation teaches it nothing: its parameters ask for no gradient, and fit builds no graph."""
+    neuron = dp.Perceptron(2)
+    assert not any(p.requires_grad for p in neuron.parameters())
+    neuron.fit(torch.ones(1, 2), torch.tensor([1]))
+    assert neuron.weight.is_leaf
+
+
+def test_perceptron_takes_labels_of_any_dtype():
+    """Labels may be int, float or bool; the data float64."""
+    x, y, *_ = separable()
+    expected = None
+    for labels in (y, y.float(), y.bool()):
+        neuron = dp.Perceptron(2, dtype=torch.float64)
+        assert neuron.fit(x.double(), labels, max_epochs=1000).converged
+        expected = neuron.weight if expected is None else expected
+        assert torch.equal(neuron.weight, expected)
+
+
+def test_perceptron_of_many_axes():
+    """It maps [..., n] to [...]."""
+    assert dp.Perceptron(2)(torch.ones(4, 3, 2)).shape == (4, 3)
+    assert dp.Perceptron(2)(torch.ones(2)).shape == ()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda n: n.fit(torch.ones(4, 3), torch.zeros(4)), r"x must be \[N, 2\] and y \[N\], got \[4, 3\] and \[4\]"),
+        (lambda n: n.fit(torch.ones(4, 2), torch.zeros(3)), r"got \[4, 2\] and \[3\]"),
+        (lambda n: n.fit(torch.ones(4, 2), torch.zeros(4, 1)), r"got \[4, 2\] and \[4, 1\]"),
+        (lambda n: n.fit(torch.ones(2), torch.zeros(2)), r"got \[2\] and \[2\]"),
+        (lambda n: n.fit(torch.ones(2, 2), torch.tensor([-1, 1])), r"labels must be 0 or 1, got \[-1, 1\]"),
+        (lambda n: n.fit(torch.ones(2, 2), torch.tensor([0, 1]), max_epochs=0), "max_epochs must be at least 1, got 0"),
+        (lambda n: dp.Perceptron(0), "in_features must be at least 1, got 0"),
+    ],
+    ids=["features", "too few labels", "label column", "one sample", "labels of -1", "no epoch", "no features"],
+)
+def test_refused_by_the_perceptron(call, message):
+    """What cannot be learned from is refused, saying what is wrong and what would be right; nothing is changed."""
+    neuron = dp.Perceptron(2)
+    with pytest.raises(UserError, match=message):
+        call(neuron)
+    assert not neuron.weight.any()
