@@ -1,7 +1,7 @@
-"""Draw the README's picture: ``python docs/make_pictures.py``. Takes half a minute.
+"""Draw the README's picture: ``python docs/make_pictures.py``. Takes some seconds.
 
 The TensorBoard screenshot beside it is of the run
-``python train.py --hidden 30 30 30 --activation sigmoid --init xavier --lr 0.5 --log-every 1``.
+``python train.py --hidden 30 30 30 --activation sigmoid --init xavier --lr 0.5 --momentum 0 --log-every 1``.
 """
 
 from __future__ import annotations
@@ -18,13 +18,18 @@ from deltaprop.training.pictures import COLOURS, decision_boundary
 from deltaprop.verify.observe import observe
 
 # Each line of code stands in src/deltaprop (ops/linear.py, ops/activations.py, optim.py); a test looks for it there.
+SGD = "_foreach_add_(params, directions, alpha=-lr)"
 LINES = [
     (r"$z^l = a^{l-1}\,(W^l)^{\top} + b^l$", "linear(a_prev, weight, bias)", "FWD"),
     (r"$\delta^l = \partial C/\partial a^l\,\odot\,\sigma'(z^l)$", "grad_a * sigma_prime", "BP1, BP2"),
     (r"$\partial C/\partial a^{l-1} = \delta^l\,W^l$", "delta @ weight", "BP2"),
     (r"$\partial C/\partial b^l = \Sigma_n\,\delta^l_n$", "delta.sum_to_size(shape)", "BP3"),
     (r"$\partial C/\partial W^l = (\delta^l)^{\top}\,a^{l-1}$", "rows(delta).T @ rows(a_prev)", "BP4"),
-    (r"$\theta \leftarrow \theta - \eta\;\partial C/\partial\theta$", "param.add(direction, alpha=-lr)", "SGD"),
+    (
+        r"$\theta \leftarrow \theta - \eta\;\partial C/\partial\theta$",
+        "_foreach_add_(params, directions, alpha=-lr)",
+        "SGD",
+    ),
 ]
 
 

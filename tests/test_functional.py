@@ -216,6 +216,8 @@ BAD_CALLS: dict[str, Call] = {
     "ignore_index with probabilities": lambda m: m.cross_entropy(Z, REAL, ignore_index=1),
     "weight of another size with probabilities": lambda m: m.cross_entropy(Z, REAL, torch.ones(2)),
     "weight of two axes with probabilities": lambda m: m.cross_entropy(Z, REAL, torch.ones(4, 3)),
+    "weight [1] with probabilities": lambda m: m.cross_entropy(Z, REAL, torch.ones(1)),
+    "weight [1, C] with probabilities": lambda m: m.cross_entropy(Z, REAL, torch.ones(1, 3)),
     # binary cross-entropy
     "shapes of binary": lambda m: getattr(m, BINARY)(Z, torch.rand(4)),
     "weight of binary": lambda m: getattr(m, BINARY)(Z, REAL, torch.ones(2)),

@@ -232,6 +232,15 @@ def test_an_instance_is_copied():
     assert model[1].negative_slope == model[3].negative_slope == 0.3
 
 
+def test_an_instance_with_a_parameter_is_copied():
+    """Each layer has a parameter of its own, with the given one's value."""
+    given = nn.PReLU(init=0.1)
+    model = dp.MLP([2, 3, 4, 1], activation=given)
+    slopes = [given.weight, model[1].weight, model[3].weight]
+    assert len({slope.data_ptr() for slope in slopes}) == 3
+    assert all(torch.equal(slope, given.weight) for slope in slopes)
+
+
 def test_output_activation():
     """The output activation is the last module; without hidden layers it is the only one."""
     assert [type(m) for m in dp.MLP([2, 1], output_activation="sigmoid")] == [dp.Linear, dp.Sigmoid]

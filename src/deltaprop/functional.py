@@ -1,8 +1,9 @@
 """The public functions: names, leading arguments, results, dtypes and refusals of ``torch.nn.functional``.
 
-Each is an op of :mod:`deltaprop.ops`, so its backward pass is written by hand. Two differences are meant:
-``inplace=True`` is refused, for the δ formulas read what it would overwrite, and complex input is refused, for they are
-the formulas of real numbers.
+Each is an op of :mod:`deltaprop.ops`, so its backward pass is written by hand. Three differences are meant:
+``inplace=True`` is refused, for the δ formulas read what it would overwrite; complex input is refused, for they are the
+formulas of real numbers; and ``label_smoothing`` below 0 is refused. ``step``, ``identity`` and ``quadratic_loss`` are
+ours: PyTorch has no function of these names.
 
 Tensor shapes follow the textbook: a row is a sample, ``[N, n]``; any leading shape will do where PyTorch takes it.
 """
@@ -90,16 +91,28 @@ def identity(input: Tensor) -> Tensor:
 
     Args:
         input: z, any shape.
+
+    Returns:
+        a, shape of z, dtype of z.
+
+    Source:
+        Nielsen, Neural Networks and Deep Learning (2015), chapter 3, "linear neurons".
     """
     return _identity(input)
 
 
-def relu(input: Tensor, *, inplace: bool = False) -> Tensor:
+def relu(input: Tensor, inplace: bool = False) -> Tensor:
     """Return a = max(0, z);  σ'(z) = 1 where z > 0, else 0.
 
     Args:
         input: z, any shape.
         inplace: Refused if True.
+
+    Returns:
+        a, shape and dtype of z.
+
+    Raises:
+        ValueError: If ``inplace``.
 
     Source:
         Nair & Hinton, ICML 2010.
@@ -108,13 +121,19 @@ def relu(input: Tensor, *, inplace: bool = False) -> Tensor:
     return _relu(input)
 
 
-def leaky_relu(input: Tensor, negative_slope: float = 0.01, *, inplace: bool = False) -> Tensor:
+def leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = False) -> Tensor:
     """Return a = z where z > 0, else s z;  σ'(z) = 1 where z > 0, else s.
 
     Args:
         input: z, any shape.
         negative_slope: s.
         inplace: Refused if True.
+
+    Returns:
+        a, shape and dtype of z.
+
+    Raises:
+        ValueError: If ``inplace``.
 
     Source:
         Maas, Hannun & Ng, ICML 2013.
@@ -123,13 +142,19 @@ def leaky_relu(input: Tensor, negative_slope: float = 0.01, *, inplace: bool = F
     return _leaky_relu(input, negative_slope)
 
 
-def elu(input: Tensor, alpha: float = 1.0, *, inplace: bool = False) -> Tensor:
+def elu(input: Tensor, alpha: float = 1.0, inplace: bool = False) -> Tensor:
     """Return a = z where z > 0, else α (e^z − 1);  σ'(z) = 1 where z > 0, else α e^z.
 
     Args:
         input: z, any shape.
         alpha: α.
         inplace: Refused if True.
+
+    Returns:
+        a, shape and dtype of z.
+
+    Raises:
+        ValueError: If ``inplace``.
 
     Source:
         Clevert, Unterthiner & Hochreiter, arXiv 1511.07289 (2015).
@@ -145,6 +170,9 @@ def gelu(input: Tensor, *, approximate: str = "none") -> Tensor:
         input: z, any shape.
         approximate: ``"none"``, or ``"tanh"`` for a = ½ z (1 + tanh(√(2/π) (z + 0.044715 z³))).
 
+    Returns:
+        a, shape of z, dtype of z.
+
     Raises:
         RuntimeError: If ``approximate`` is neither.
 
@@ -154,12 +182,18 @@ def gelu(input: Tensor, *, approximate: str = "none") -> Tensor:
     return _gelu(input, approximate)
 
 
-def silu(input: Tensor, *, inplace: bool = False) -> Tensor:
+def silu(input: Tensor, inplace: bool = False) -> Tensor:
     """Return a = z s with s = 1 / (1 + e^−z);  σ'(z) = s (1 + z (1 − s)).
 
     Args:
         input: z, any shape.
         inplace: Refused if True.
+
+    Returns:
+        a, shape and dtype of z.
+
+    Raises:
+        ValueError: If ``inplace``.
 
     Source:
         Elfwing, Uchibe & Doya, arXiv 1702.03118 (2017).
@@ -176,6 +210,9 @@ def softplus(input: Tensor, beta: float = 1, threshold: float = 20) -> Tensor:
         beta: β.
         threshold: Where βz exceeds it, a = z.
 
+    Returns:
+        a, shape of z, dtype of z.
+
     Source:
         Dugas et al., NIPS 2000.
     """
@@ -187,6 +224,9 @@ def sigmoid(input: Tensor) -> Tensor:
 
     Args:
         input: z, any shape.
+
+    Returns:
+        a, shape of z, dtype of z.
 
     Source:
         Nielsen, Neural Networks and Deep Learning (2015), chapter 1, equation 3.
@@ -205,6 +245,12 @@ def tanh(input: Tensor) -> Tensor:
 
     Args:
         input: z, any shape.
+
+    Returns:
+        a, shape of z, dtype of z.
+
+    Source:
+        LeCun et al., Efficient BackProp (1998), section 4.4.
     """
     return _tanh(input)
 
@@ -216,6 +262,9 @@ def softmax(input: Tensor, dim: int, *, dtype: torch.dtype | None = None) -> Ten
         input: z, any shape.
         dim: The axis that j runs along.
         dtype: Cast z to it first.
+
+    Returns:
+        a, shape of z, dtype ``dtype`` or that of z.
 
     Raises:
         IndexError: If z has no such axis.
@@ -234,8 +283,14 @@ def log_softmax(input: Tensor, dim: int, *, dtype: torch.dtype | None = None) ->
         dim: The axis that j runs along.
         dtype: Cast z to it first.
 
+    Returns:
+        a, shape of z, dtype ``dtype`` or that of z.
+
     Raises:
         IndexError: If z has no such axis.
+
+    Source:
+        Goodfellow, Bengio & Courville, Deep Learning (2016), section 4.1, for why it is computed in one.
     """
     return _log_softmax(input if dtype is None else input.to(dtype), dim)
 
@@ -254,6 +309,9 @@ def mse_loss(input: Tensor, target: Tensor, *, reduction: str = "mean", weight: 
 
     Raises:
         ValueError: If ``reduction`` is unknown or ``weight`` has another shape.
+
+    Source:
+        Bishop, Pattern Recognition and Machine Learning (2006), equation 1.2, as a mean.
     """
     return _residual_loss(ops.mse, input, target, reduction, weight, mean_by_weight=True)
 
@@ -272,6 +330,9 @@ def l1_loss(input: Tensor, target: Tensor, *, reduction: str = "mean", weight: T
 
     Raises:
         ValueError: If ``reduction`` is unknown or ``weight`` has another shape.
+
+    Source:
+        Bishop, Pattern Recognition and Machine Learning (2006), section 1.5.5, q = 1.
     """
     return _residual_loss(ops.l1, input, target, reduction, weight, mean_by_weight=True)
 
@@ -380,7 +441,7 @@ def _cross_entropy_of_probabilities(
     classes = z.shape[0 if z.dim() == 1 else 1]
     if weight is not None and (weight.dim() != 1 or weight.numel() != classes):
         raise RuntimeError(f"weight must hold one number a class, [{classes}], got {list(weight.shape)}")
-    k = y if smoothing == 0 else (1 - smoothing) * y + smoothing / classes
+    k = ops.smooth(y, smoothing, classes)
     if weight is not None:
         k = k * weight.view(-1, *[1] * max(z.dim() - 2, 0))
     return ops.soft_cross_entropy(z, k, reduction)[0]
@@ -433,11 +494,12 @@ def _residual_loss(
     if weight is not None and weight.shape != a.shape:
         raise ValueError(f"weight must have the input's shape, {list(a.shape)}, got {list(weight.shape)}")
     if y.shape != a.shape:
-        warnings.warn(
-            f"target of shape {list(y.shape)} against input of shape {list(a.shape)}: they are broadcast, "
-            "which is seldom what is meant; give them the same shape",
-            stacklevel=3,
-        )
+        if not torch.compiler.is_compiling():  # the compiler cannot trace a warning
+            warnings.warn(
+                f"target of shape {list(y.shape)} against input of shape {list(a.shape)}: they are broadcast, "
+                "which is seldom what is meant; give them the same shape",
+                stacklevel=3,
+            )
         a, y = torch.broadcast_tensors(a, y)
     if weight is None:
         return op(a, y, reduction, *constants)

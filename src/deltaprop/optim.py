@@ -69,7 +69,14 @@ def sgd_update(
         tensor([0.9500])
     """
     direction, velocity = sgd_direction(param, grad, velocity, **options)
-    return param.add(direction, alpha=-lr), velocity  # SGD: θ ← θ − η ∂C/∂θ
+    updated = param.clone()
+    descend_([updated], [direction], lr)
+    return updated, velocity
+
+
+def descend_(params: list[Tensor], directions: list[Tensor], lr: float) -> None:
+    """Subtract η times its direction from each parameter, in place and all at once."""
+    torch._foreach_add_(params, directions, alpha=-lr)  # SGD: θ ← θ − η ∂C/∂θ
 
 
 class SGD(Optimizer):
@@ -141,13 +148,15 @@ class SGD(Optimizer):
             params = [param for param in group["params"] if param.grad is not None]
             directions = []
             for param in params:
-                velocity = self.state[param].get("momentum_buffer") if group["momentum"] else None
-                direction, velocity = sgd_direction(param, param.grad, velocity, **options)
+                buffer = self.state[param].get("momentum_buffer") if group["momentum"] else None
+                direction, velocity = sgd_direction(param, param.grad, buffer, **options)
                 directions.append(direction)
-                if velocity is not None:
+                if buffer is not None and velocity is not None:
+                    buffer.copy_(velocity)  # the same tensor at every step, for whoever holds it
+                elif velocity is not None:
                     self.state[param]["momentum_buffer"] = velocity
             if params:
-                torch._foreach_add_(params, directions, alpha=-group["lr"])  # SGD: θ ← θ − η ∂C/∂θ, all at once
+                descend_(params, directions, group["lr"])
         return loss
 
 

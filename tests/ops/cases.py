@@ -9,7 +9,6 @@ that a mean taken twice or not at all shows.
 
 from __future__ import annotations
 
-import functools
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -377,54 +376,3 @@ def over(cases: Iterable[Case]) -> pytest.MarkDecorator:
     marks = pytest.mark.filterwarnings("ignore:target of shape:UserWarning", "ignore:Using a target size:UserWarning")
     params = [pytest.param(case, id=case.name, marks=marks if case.warns else ()) for case in cases]
     return pytest.mark.parametrize("case", params)
-
-
-# --- comparisons ---
-
-# float64: thousands of units in the last place, and still 10^9 below a wrong digit; float32: some 20 units.
-TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6}
-
-
-def assert_same(ours: Any, theirs: Any, *, equal_nan: bool = False, tolerance: float | None = None) -> None:
-    """Assert equal structure, shape, dtype and device, and values equal up to rounding.
-
-    Rounding is measured against the largest entry of a tensor, since a sum's rounding is, and against 10⁻³ where all
-    entries should be 0 and one side is 10⁻¹⁷.
-    """
-    if not isinstance(theirs, Tensor):
-        assert isinstance(ours, tuple | list)
-        assert len(ours) == len(theirs)
-        for one, other in zip(ours, theirs, strict=True):
-            assert_same(one, other, equal_nan=equal_nan, tolerance=tolerance)
-        return
-    rtol = tolerance or TOLERANCE.get(theirs.dtype, 0.0)
-    largest = max([1e-3, *theirs.detach()[theirs.isfinite()].abs().flatten().tolist()])
-    atol = rtol * largest
-    torch.testing.assert_close(ours, theirs, rtol=rtol, atol=atol, equal_nan=equal_nan)
-
-
-def value_and_gradients(
-    function: Callable[..., Tensor], inputs: Sequence[Tensor], grad_output: Tensor | None = None
-) -> tuple[Tensor, tuple[Tensor, ...], Tensor]:
-    """Return the value, the gradients of the inputs that ask for one, and the ∂C/∂value they came from.
-
-    Without ``grad_output`` a random one is drawn: with ones, a formula that ignores it would pass.
-    """
-    output = function(*inputs)
-    if grad_output is None:
-        grad_output = torch.randn_like(output)
-    asking = [t for t in inputs if t.requires_grad]
-    gradients = torch.autograd.grad(output, asking, grad_output) if asking else ()
-    return output.detach(), gradients, grad_output
-
-
-def frozen(case: Case, function: Callable[..., Tensor], inputs: Sequence[Tensor]) -> Callable[..., Tensor]:
-    """Return the function of its differentiable inputs alone, the others being held."""
-
-    def of_differentiable(*differentiable: Tensor) -> Tensor:
-        full = list(inputs)
-        for place, value in zip(case.at, differentiable, strict=True):
-            full[place] = value
-        return function(*full)
-
-    return functools.wraps(function)(of_differentiable)

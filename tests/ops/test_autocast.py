@@ -11,7 +11,8 @@ from torch import Tensor
 
 import deltaprop.functional as F
 from deltaprop import ops
-from tests.ops.cases import CASES, Case, assert_same, over, value_and_gradients
+from tests.ops.cases import CASES, Case, over
+from tests.ops.compare import assert_raw_gradients, assert_same, value_and_gradients
 
 # bfloat16 has 8 bits: 2⁻⁸ = 0.004 a rounding, a few of them in a row, against the largest entry.
 BFLOAT16 = 0.03
@@ -45,6 +46,18 @@ def test_autocast(case: Case, narrow, backward_inside, device):
     assert value.dtype == expected.dtype
     assert [g.dtype for g in gradients] == [t.dtype for t in inputs if t.requires_grad]
     assert_same((value, gradients), (expected, their_gradients), tolerance=BFLOAT16)
+
+
+@over(CASES)
+@pytest.mark.parametrize("narrow", [False, True], ids=["float32", "bfloat16"])
+def test_raw_gradients_under_autocast(case: Case, narrow, device):
+    """Backward itself returns each gradient in its input's dtype, whatever dtype the products ran in."""
+    inputs = case.inputs(torch.float32, device)
+    if narrow:
+        inputs[0] = inputs[0].detach().bfloat16().requires_grad_()
+    with torch.autocast(device, dtype=torch.bfloat16):
+        output = case.ours(*inputs)
+    assert_raw_gradients(output)
 
 
 @over(CASES)

@@ -16,7 +16,7 @@ from torch import Tensor
 import deltaprop as dp
 import deltaprop.functional as F
 from deltaprop.ops.linear import linear_forward, linear_grad_a_prev, linear_grad_bias, linear_grad_weight
-from tests.ops.cases import assert_same
+from tests.ops.compare import assert_same
 
 
 def table(*numbers) -> Tensor:

@@ -10,7 +10,8 @@ from torch import Tensor
 
 import deltaprop as dp
 import deltaprop.functional as F
-from tests.ops.cases import ONE_PER_OP, Case, assert_same, over, value_and_gradients
+from tests.ops.cases import ONE_PER_OP, Case, over
+from tests.ops.compare import assert_same, value_and_gradients
 
 pytestmark = [
     pytest.mark.usefixtures("fresh_compiler"),
@@ -26,6 +27,14 @@ def test_one_graph(case: Case):
     value, gradients, grad_output = value_and_gradients(case.ours, inputs)
     compiled = torch.compile(case.ours, fullgraph=True, backend="aot_eager", dynamic=False)
     assert_same(value_and_gradients(compiled, inputs, grad_output)[:2], (value, gradients))
+
+
+@over(ONE_PER_OP)
+def test_one_graph_without_gradients(case: Case):
+    """Nor does it break a graph that nobody differentiates: the compiler goes another way then."""
+    inputs = case.inputs(asking=())
+    compiled = torch.compile(case.ours, fullgraph=True, backend="eager", dynamic=False)
+    assert_same(compiled(*inputs), case.ours(*inputs))
 
 
 def test_the_compiled_backward_is_ours():

@@ -7,8 +7,6 @@ import gc
 import itertools
 import pickle
 import weakref
-from collections.abc import Iterator
-from typing import Any
 
 import pytest
 import torch
@@ -19,33 +17,8 @@ from torch.utils.checkpoint import checkpoint
 
 import deltaprop.functional as F
 from deltaprop import ops
-from tests.ops.cases import ACTIVATIONS, CASES, LINEAR, ONE_PER_OP, Case, assert_same, over, value_and_gradients
-
-
-def our_nodes(output: Tensor) -> Iterator[Any]:
-    """Yield the nodes of the graph that are written in Python, which are ours."""
-    waiting, seen = [output.grad_fn], set()
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if isinstance(node, torch.autograd.function.BackwardCFunction):
-            yield node
-        waiting.extend(next_node for next_node, _ in node.next_functions)
-
-
-def raw_gradients(output: Tensor) -> tuple[Any, tuple[Tensor | None, ...]]:
-    """Return our node and what its backward returns by itself, before autograd sums or casts anything."""
-    (node,) = our_nodes(output)
-    received: list[tuple[Tensor | None, ...]] = []
-    hook = node.register_prehook(received.append)
-    output.backward(torch.randn_like(output), retain_graph=True)
-    hook.remove()
-    with torch.no_grad():
-        raw = node.apply(*received[0])
-    return node, raw if isinstance(raw, tuple) else (raw,)
-
+from tests.ops.cases import ACTIVATIONS, BINARY, CASES, LINEAR, ONE_PER_OP, RESIDUAL, SOFT, Case, over
+from tests.ops.compare import assert_raw_gradients, assert_same, our_nodes, raw_gradients, value_and_gradients
 
 # --- which gradients ---
 
@@ -74,23 +47,18 @@ def test_nobody_asks(case: Case, device):
 def test_raw_gradients(case: Case, device):
     """Backward itself returns a gradient in its input's shape and dtype for each input that asks, None for the others.
 
-    Autograd would sum or cast what is not, so a missing Σ_n in ∂C/∂b passes every other test (pytorch issue 65244).
+    Whichever ask; autograd would sum or cast what is wrong, and hide it.
     """
     for count in range(1, len(case.differentiable) + 1):
         for asking in itertools.combinations(case.differentiable, count):
-            output = case.ours(*case.inputs(device=device, asking=asking))
-            if not list(our_nodes(output)):  # only the entries' weights ask: a product outside the op
-                continue
-            node, raw = raw_gradients(output)
-            edges = iter([edge for edge in node.next_functions if edge[0] is not None])
-            for gradient, needed in zip(raw, node.needs_input_grad, strict=True):
-                if not needed:
-                    assert gradient is None
-                    continue
-                next_node, place = next(edges)
-                expected = next_node._input_metadata[place]
-                assert gradient.shape == torch.Size(expected.shape)
-                assert gradient.dtype == expected.dtype
+            assert_raw_gradients(case.ours(*case.inputs(device=device, asking=asking)))
+
+
+@over([*RESIDUAL, *SOFT, *BINARY])
+def test_raw_gradients_of_mixed_dtypes(case: Case, device):
+    """So it does where a is float32 and y float64: each gradient comes back in its own input's dtype."""
+    a, *others = case.inputs(device=device)
+    assert_raw_gradients(case.ours(a.detach().float().requires_grad_(), *others))
 
 
 @pytest.mark.parametrize("shape", [(2,), (1,), (), (1, 2), (4, 2), (4, 1)], ids=lambda shape: f"bias {list(shape)}")

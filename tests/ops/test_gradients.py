@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch.autograd import gradcheck, gradgradcheck
 
-from tests.ops.cases import CASES, Case, assert_same, frozen, over
+from tests.ops.cases import CASES, Case, over
+from tests.ops.compare import assert_same, frozen
 
 
 @over(CASES)

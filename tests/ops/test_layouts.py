@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.ops.cases import ACTIVATIONS, CASES, Case, assert_same, over, value_and_gradients
+import deltaprop.functional as F
+from tests.ops.cases import ACTIVATIONS, CASES, Case, over
+from tests.ops.compare import assert_same, value_and_gradients
 
 
 def transposed(t: Tensor) -> Tensor:
@@ -46,3 +48,15 @@ def test_any_shape(case: Case, shape, device):
     z = torch.randn(torch.Size(shape), dtype=torch.float64, device=device, requires_grad=True)
     value, gradients, grad_output = value_and_gradients(case.ours, [z])
     assert_same((value, gradients), value_and_gradients(case.theirs, [z], grad_output)[:2])
+
+
+@pytest.mark.parametrize("leading", [(), (4,), (2, 4)], ids=["1-D", "2-D", "3-D"])
+@pytest.mark.parametrize(("n_in", "n_out"), [(0, 2), (3, 0)], ids=["no inputs", "no outputs"])
+def test_linear_without_neurons(leading, n_in, n_out, device):
+    """A layer of no inputs (z = b) or of no outputs: PyTorch's value, gradients of the right shape."""
+    inputs = [
+        torch.randn(shape, dtype=torch.float64, device=device, requires_grad=True)
+        for shape in [(*leading, n_in), (n_out, n_in), (n_out,)]
+    ]
+    value, gradients, grad_output = value_and_gradients(F.linear, inputs)
+    assert_same((value, gradients), value_and_gradients(torch.nn.functional.linear, inputs, grad_output)[:2])

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 
-from tests.ops.cases import CASES, ONE_PER_OP, Case, assert_same, frozen, over
+from tests.ops.cases import CASES, ONE_PER_OP, Case, over
+from tests.ops.compare import assert_same, frozen
 
 DRAWS = 3
 

@@ -9,7 +9,8 @@ import torch
 
 import deltaprop.functional as F
 from deltaprop import ops
-from tests.ops.cases import ACTIVATIONS, CASES, LOSSES, RESIDUAL, Case, assert_same, over, value_and_gradients
+from tests.ops.cases import ACTIVATIONS, CASES, LOSSES, RESIDUAL, Case, over
+from tests.ops.compare import assert_same, value_and_gradients
 
 NOT_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from deltaprop.ops import activations as _a
 from deltaprop.ops.activations import Activation, Elementwise
-from deltaprop.ops.cross_entropy import CrossEntropy, SoftCrossEntropy
+from deltaprop.ops.cross_entropy import CrossEntropy, SoftCrossEntropy, smooth
 from deltaprop.ops.linear import Linear
 from deltaprop.ops.losses import L1, MSE, BinaryCrossEntropy, Huber, Quadratic, ResidualLoss
 from deltaprop.ops.primitive import primitive
@@ -64,5 +64,6 @@ __all__ = [
     "mse",
     "primitive",
     "quadratic",
+    "smooth",
     "soft_cross_entropy",
 ]

@@ -40,30 +40,38 @@ def cross_entropy_delta(log_p: Tensor, k: Tensor, grad_entries: Tensor) -> Tenso
     Shapes: log_p and k [N, C]; grad_entries broadcasts to them, with size 1 along the classes.
     """
     total = k.sum(class_axis(log_p), keepdim=True)
-    return grad_entries * (log_p.exp() * total - k)  # BP1 for softmax and −log p together: δ = (p − y) / N
+    return grad_entries * (log_p.exp() * total - k)  # BP1 for softmax and −log p together
+
+
+def label_delta(log_p: Tensor, label: Tensor, grad_labels: Tensor) -> Tensor:
+    """Return δ = c (p − y), y one-hot: the same formula where k = y, one product and one subtraction at the label.
+
+    Shapes: log_p [N, C]; label and c = ``grad_labels``, ∂C/∂(−log p_y) of each sample (1/N for a plain mean), [N].
+    """
+    axis = class_axis(log_p)
+    c = grad_labels.unsqueeze(axis)
+    return (log_p.exp() * c).scatter_add(axis, label.unsqueeze(axis), -c)  # BP1: δ = (p − y) / N
+
+
+def smooth(y: Tensor, smoothing: float, classes: int) -> Tensor:
+    """Return (1 − ε) y + ε/C: a target smoothed by ε over C classes."""
+    return (1 - smoothing) * y + smoothing / classes if smoothing else y
 
 
 def label_weights(
-    log_p: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, smoothing: float
-) -> tuple[Tensor, Tensor]:
-    """Return k, shaped as log_p, and w_{y_n} (0 where ignored), shaped as the labels.
+    target: Tensor, weight: Tensor | None, ignore_index: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return (valid, label, w_y): which samples count, their labels (0 for others), their weights (0 for others).
 
-    k_nc = w_c ((1 − ε) 1[c = y_n] + ε/C) for smoothing ε; a row of zeros where the label is ``ignore_index``.
+    Shapes: all as the labels.
     """
-    axis = class_axis(log_p)
+    target = target.long()  # −100 against uint8 would wrap to the label 156
     valid = target != ignore_index
-    label = torch.where(valid, target, 0).long()
-    sample_weight = (
-        valid.to(log_p.dtype)
-        if weight is None
-        else weight.index_select(0, label.reshape(-1)).reshape(label.shape) * valid
-    )
-    # In the weights' dtype: under autocast log p may have a narrower one.
-    zeros = torch.zeros_like(log_p, dtype=sample_weight.dtype)
-    k = zeros.scatter(axis, label.unsqueeze(axis), (1 - smoothing) * sample_weight.unsqueeze(axis))
-    if smoothing:
-        k = k + smoothing / log_p.shape[axis] * _along_classes(weight, log_p) * valid.unsqueeze(axis)
-    return k, sample_weight
+    label = torch.where(valid, target, 0)
+    if weight is None:
+        return valid, label, valid.to(dtype)
+    chosen = weight.index_select(0, label.reshape(-1)).reshape(label.shape)
+    return valid, label, torch.where(valid, chosen, 0.0)
 
 
 def labels_loss(
@@ -77,11 +85,10 @@ def labels_loss(
     if not smoothing:
         return loss
     axis = class_axis(log_p)
-    uniform = -(log_p * _along_classes(weight, log_p)).sum(axis)
-    uniform = torch.where(target != ignore_index, uniform, 0.0)
+    valid, _, w_y = label_weights(target, weight, ignore_index, log_p.dtype)
+    uniform = torch.where(valid, -(log_p * _along_classes(weight, log_p)).sum(axis), 0.0)
     if reduction == "mean":
-        _, sample_weight = label_weights(log_p, target, weight, ignore_index, 0.0)
-        uniform = uniform.sum() / sample_weight.sum()
+        uniform = uniform.sum() / w_y.sum()
     elif reduction == "sum":
         uniform = uniform.sum()
     return (1 - smoothing) * loss + smoothing / log_p.shape[axis] * uniform
@@ -119,11 +126,16 @@ class CrossEntropy(Function):
         ignore_index, reduction, smoothing = ctx.constants
         delta = None
         if grad_loss is not None:
-            k, sample_weight = label_weights(log_p, target, weight, ignore_index, smoothing)
-            scale = grad_loss
-            if reduction == "mean":  # the loss's 1/N; 0 where ignored, for D is 0 too if all of them are
-                scale = torch.where(target != ignore_index, grad_loss / sample_weight.sum(), 0.0)
-            delta = cross_entropy_delta(log_p, k, scale.unsqueeze(class_axis(log_p)) if scale.dim() else scale)
+            axis = class_axis(log_p)
+            valid, label, w_y = label_weights(target, weight, ignore_index, log_p.dtype)
+            # ∂C/∂C_n, with the loss's 1/N; 0 where ignored, for D is 0 too if all of them are
+            grad_entries = torch.where(valid, grad_loss / w_y.sum() if reduction == "mean" else grad_loss, 0.0)
+            if smoothing:
+                y = torch.zeros_like(log_p).scatter(axis, label.unsqueeze(axis), 1.0)
+                k = smooth(y, smoothing, log_p.shape[axis]) * _along_classes(weight, log_p)
+                delta = cross_entropy_delta(log_p, k, grad_entries.unsqueeze(axis))
+            else:
+                delta = label_delta(log_p, label, grad_entries * w_y)
         return _with_hidden_output(delta, grad_log_p, log_p, ctx.dtype), None, None, None, None, None
 
     @staticmethod

@@ -29,6 +29,8 @@ def linear_grad_weight(delta: Tensor, a_prev: Tensor) -> Tensor:
 
 def linear_grad_bias(delta: Tensor, shape: Size) -> Tensor:
     """Return ∂C/∂b = Σ_n δ_n, in b's own ``shape``: summed along every axis that b was spread over."""
+    if len(shape) > delta.dim():  # PyTorch takes a bias [1, O] for one sample [I] too
+        return delta.reshape(shape)
     return delta.sum_to_size(shape)  # BP3: Σ_n δ_n
 
 

@@ -29,6 +29,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.autograd import Function, forward_ad
 from torch.compiler import is_compiling
 
@@ -102,7 +103,7 @@ def primitive(op: type[Function]) -> Callable[..., Any]:
     )
 
     def call(*inputs: Any) -> Any:
-        if inputs[0].is_complex():
+        if isinstance(inputs[0], Tensor) and inputs[0].is_complex():  # what is no tensor, PyTorch refuses or traces
             raise TypeError(f"{call.__name__} is written for real numbers, got {inputs[0].dtype}")
         special = _transforming() or forward_ad._current_level >= 0
         if is_compiling():
