@@ -27,4 +27,4 @@ def test_nothing_near(name):
     """A name like none of them gets no suggestion, only the list; it need not be a string."""
     error = unknown_name("loss", name, iter(KNOWN))
     assert isinstance(error, UserError)
-    assert str(error) == f"unknown loss {name!r}: (known: relu, leaky_relu, sigmoid)"
+    assert str(error) == f"unknown loss {name!r} (known: relu, leaky_relu, sigmoid)"

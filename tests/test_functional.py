@@ -88,9 +88,35 @@ def test_dtype_is_cast_first(name):
     torch.testing.assert_close(gradient, their_gradient)
 
 
-def test_labels_of_one_byte():
-    """Labels may be uint8, as images' labels are stored."""
-    assert torch.equal(F.cross_entropy(Z, LABELS.to(torch.uint8)), F.cross_entropy(Z, LABELS))
+@pytest.mark.parametrize("ignore_index", [-100, 255, 1])
+def test_labels_of_one_byte(ignore_index):
+    """Labels may be uint8, as images' labels are stored: value and δ are PyTorch's.
+
+    Among 200 classes, 156 is -100 modulo 256; it must not be taken for the label to ignore.
+    """
+    labels = torch.tensor([156, 1, 2, ignore_index % 256], dtype=torch.uint8)
+    logits = torch.randn(4, 200)
+    results = []
+    for functional in (F, T):
+        z = logits.clone().requires_grad_()
+        loss = functional.cross_entropy(z, labels, ignore_index=ignore_index)
+        loss.backward()
+        results.append((loss.detach(), z.grad))
+    torch.testing.assert_close(*results)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_the_weight_of_an_absent_class(smoothing):
+    """An ignored sample takes no class's weight: value and δ are PyTorch's, NaN only where PyTorch's are."""
+    weight = torch.tensor([math.nan, 2.0, 3.0])
+    results = []
+    for functional in (F, T):
+        z = Z.clone().requires_grad_()
+        loss = functional.cross_entropy(z, torch.tensor([-100, 1, 2, 1]), weight, label_smoothing=smoothing)
+        loss.backward()
+        results.append((loss.detach(), z.grad))
+    torch.testing.assert_close(*results, equal_nan=True)
+    assert smoothing or results[0][0].isfinite()
 
 
 def test_every_label_ignored():
@@ -153,6 +179,10 @@ Call = Callable[[ModuleType], object]
 INTS = torch.arange(12).reshape(4, 3)
 
 BAD_CALLS: dict[str, Call] = {
+    # no tensors
+    "list for z": lambda m: m.relu([1.0, 2.0]),
+    "list for a_prev": lambda m: m.linear([1.0, 2.0, 3.0], torch.randn(2, 3)),
+    "None for z": lambda m: m.silu(None),
     # integers have no slope
     "integer input of sigmoid's kin": lambda m: m.silu(INTS),
     "integer input of elu": lambda m: m.elu(INTS),
@@ -259,6 +289,9 @@ def test_inplace_is_refused(name):
     with pytest.raises(ValueError, match="inplace=True is not possible here: the δ formulas read"):
         getattr(F, name)(z, inplace=True)
     assert torch.equal(z, Z)
+    positional = (0.1, True) if name in ("leaky_relu", "elu") else (True,)
+    with pytest.raises(ValueError, match="inplace=True is not possible here"):
+        getattr(F, name)(z, *positional)
     assert torch.equal(getattr(F, name)(z, inplace=False), getattr(T, name)(z))
 
 

@@ -214,6 +214,19 @@ def test_the_first_velocity_is_a_copy():
     assert optimizer.state[weight]["momentum_buffer"].item() == 2.0
 
 
+def test_the_velocity_keeps_its_memory():
+    """The velocity is one tensor from the first step on, as in PyTorch: who holds it sees it move."""
+    weight = nn.Parameter(torch.tensor([1.0]))
+    optimizer = dp.SGD([weight], lr=0.1, momentum=0.5)
+    held = []
+    for grad in (2.0, 4.0):
+        weight.grad = torch.tensor([grad])
+        optimizer.step()
+        held.append(optimizer.state[weight]["momentum_buffer"])
+    assert held[0] is held[1]
+    assert held[0].item() == 0.5 * 2 + 4  # v ← μ v + g
+
+
 def test_parameters_keep_their_memory():
     """The update is in place: views of a parameter, and models that share it, see it."""
     model = nn.Linear(3, 2)

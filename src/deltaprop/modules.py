@@ -6,10 +6,10 @@ They hold parameters and call :mod:`deltaprop.functional`; no formula stands her
 from __future__ import annotations
 
 import copy
-import functools
 import inspect
+import operator
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -61,23 +61,31 @@ class Activation(nn.Module):
     """a = σ(z) as a module; one subclass for each row of ``ops.ACTIVATIONS``.
 
     The constants of the formula (``negative_slope``, ``alpha``, …) are its arguments, in the order of its definition,
-    and its attributes.
+    and its attributes. A new row needs no class here: :func:`activation_module` makes one.
     """
 
     op: ClassVar[type[ops.Activation]]
     call: ClassVar[Callable[..., Tensor]]
     constants: ClassVar[dict[str, Any]]  # names and defaults
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__()
-        if kwargs.pop("inplace", False):
-            raise ValueError("inplace=True is not possible here: the δ formulas read what it would overwrite")
-        bound = self.__signature__.bind(*args, **kwargs)  # a TypeError names what does not fit
-        bound.apply_defaults()
-        for name, value in bound.arguments.items():
-            setattr(self, name, value)
+    def __init_subclass__(cls, row: str | None = None) -> None:
+        super().__init_subclass__()
+        if row is not None:
+            cls.op, cls.call = ops.ACTIVATIONS[row], staticmethod(ops.activation[row])
+            _, *constants = inspect.signature(cls.op.forward).parameters.values()
+            cls.constants = {p.name: p.default for p in constants}
+            _MODULES[row] = cls
 
-    __signature__: ClassVar[inspect.Signature]
+    def __init__(self, *args: Any, inplace: bool = False, **kwargs: Any) -> None:
+        super().__init__()
+        if inplace:
+            raise ValueError("inplace=True is not possible here: the δ formulas read what it would overwrite")
+        unknown = [name for name in kwargs if name not in self.constants]
+        if unknown or len(args) > len(self.constants):
+            allowed = ", ".join(self.constants) or "no arguments"
+            raise TypeError(f"{type(self).__name__} takes {allowed}, got {[*args, *unknown]}")
+        for name, value in {**self.constants, **dict(zip(self.constants, args, strict=False)), **kwargs}.items():
+            setattr(self, name, value)
 
     def forward(self, input: Tensor) -> Tensor:
         """Return a from z, of any shape."""
@@ -88,7 +96,9 @@ class Activation(nn.Module):
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in self.constants)
 
 
-@functools.cache
+_MODULES: dict[str, type[Activation]] = {}
+
+
 def activation_module(name: str) -> type[Activation]:
     """Return the module class of a row of ``ops.ACTIVATIONS``.
 
@@ -102,30 +112,94 @@ def activation_module(name: str) -> type[Activation]:
     if name not in ops.ACTIVATIONS:
         raise unknown_name("activation", name, ops.ACTIVATIONS)
     op = ops.ACTIVATIONS[name]
-    _, *constants = inspect.signature(op.forward).parameters.values()
-    members = {
-        "__doc__": op.__doc__,
-        "__module__": __name__,  # so that pickle finds it here, by `__getattr__` below where it has no line of its own
-        "__signature__": inspect.Signature(constants),
-        "op": op,
-        "call": staticmethod(ops.activation[name]),
-        "constants": {p.name: p.default for p in constants},
-    }
-    return type(op.__name__, (Activation,), members)
+    if name not in _MODULES or _MODULES[name].op is not op:
+        # `__module__`: pickle finds it here, by `__getattr__` below.
+        type(op.__name__, (Activation,), {"__doc__": op.__doc__, "__module__": __name__}, row=name)
+    return _MODULES[name]
 
 
-Step = activation_module("step")
-Identity = activation_module("identity")
-ReLU = activation_module("relu")
-LeakyReLU = activation_module("leaky_relu")
-ELU = activation_module("elu")
-GELU = activation_module("gelu")
-SiLU = activation_module("silu")
-Softplus = activation_module("softplus")
-Sigmoid = activation_module("sigmoid")
-Tanh = activation_module("tanh")
-Softmax = activation_module("softmax")
-LogSoftmax = activation_module("log_softmax")
+class Step(Activation, row="step"):
+    """a = 1 where z > 0, else 0: the perceptron's. No gradient passes it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+
+
+class Identity(Activation, row="identity"):
+    """a = z."""
+
+    def __init__(self) -> None:
+        super().__init__()
+
+
+class ReLU(Activation, row="relu"):
+    """a = max(0, z). ``inplace=True`` is refused."""
+
+    def __init__(self, inplace: bool = False) -> None:
+        super().__init__(inplace=inplace)
+
+
+class LeakyReLU(Activation, row="leaky_relu"):
+    """a = z where z > 0, else s z, s being ``negative_slope``. ``inplace=True`` is refused."""
+
+    def __init__(self, negative_slope: float = 0.01, inplace: bool = False) -> None:
+        super().__init__(negative_slope, inplace=inplace)
+
+
+class ELU(Activation, row="elu"):
+    """a = z where z > 0, else α (e^z − 1), α being ``alpha``. ``inplace=True`` is refused."""
+
+    def __init__(self, alpha: float = 1.0, inplace: bool = False) -> None:
+        super().__init__(alpha, inplace=inplace)
+
+
+class GELU(Activation, row="gelu"):
+    """a = z Φ(z), or its tanh form with ``approximate="tanh"``."""
+
+    def __init__(self, approximate: str = "none") -> None:
+        super().__init__(approximate)
+
+
+class SiLU(Activation, row="silu"):
+    """a = z / (1 + e^−z). ``inplace=True`` is refused."""
+
+    def __init__(self, inplace: bool = False) -> None:
+        super().__init__(inplace=inplace)
+
+
+class Softplus(Activation, row="softplus"):
+    """a = log(1 + e^{βz}) / β, β being ``beta``; z itself where βz exceeds ``threshold``."""
+
+    def __init__(self, beta: float = 1, threshold: float = 20) -> None:
+        super().__init__(beta, threshold)
+
+
+class Sigmoid(Activation, row="sigmoid"):
+    """a = 1 / (1 + e^−z)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+
+
+class Tanh(Activation, row="tanh"):
+    """a = tanh z."""
+
+    def __init__(self) -> None:
+        super().__init__()
+
+
+class Softmax(Activation, row="softmax"):
+    """a_i = e^{z_i} / Σ_j e^{z_j}, j along ``dim``."""
+
+    def __init__(self, dim: int = -1) -> None:
+        super().__init__(dim)
+
+
+class LogSoftmax(Activation, row="log_softmax"):
+    """a_i = z_i − log Σ_j e^{z_j}, j along ``dim``. Nats."""
+
+    def __init__(self, dim: int = -1) -> None:
+        super().__init__(dim)
 
 
 def __getattr__(name: str) -> Any:
@@ -176,8 +250,13 @@ class MLP(nn.Sequential):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        if len(sizes) < 2 or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in sizes):
-            raise UserError(f"sizes must be two or more positive integers, such as [784, 30, 10], got {list(sizes)}")
+        given = sizes
+        try:
+            sizes = [0 if isinstance(n, bool) else operator.index(n) for n in sizes]
+        except TypeError:
+            sizes = []
+        if len(sizes) < 2 or any(n < 1 for n in sizes):
+            raise UserError(f"sizes must be two or more positive integers, such as [784, 30, 10], got {given}")
         if init is not None and init not in INITS:
             raise unknown_name("initialisation", init, INITS)
         hidden = len(sizes) - 2
@@ -267,8 +346,7 @@ def _to_ours(module: nn.Module) -> nn.Module:
         if type(module) is getattr(nn, op.__name__, None):
             if getattr(module, "dim", -1) is None:  # softmax over an axis that PyTorch guesses
                 break
-            ours = activation_module(name)
-            return ours(**{c: getattr(module, c) for c in ours.constants}).train(module.training)
+            return _shallow(module, activation_module(name))  # constants and hooks lie in its attributes
     return _shallow(module, type(module))
 
 
@@ -281,5 +359,7 @@ def _to_theirs(module: nn.Module) -> nn.Module:
         twin = getattr(nn, type(module).__name__, None)
         if twin is None:
             raise UserError(f"{type(module).__name__} has no counterpart in torch.nn")
-        return cast(nn.Module, twin(**{c: getattr(module, c) for c in module.constants})).train(module.training)
+        theirs = _shallow(module, twin)
+        theirs.__dict__.setdefault("inplace", False)  # some read it, and ours have none
+        return theirs
     return _shallow(module, type(module))

@@ -76,6 +76,10 @@ class Perceptron(nn.Module):
         self.weight = nn.Parameter(torch.zeros(1, in_features, device=device, dtype=dtype), requires_grad=False)
         self.bias = nn.Parameter(torch.zeros(1, device=device, dtype=dtype), requires_grad=False)
 
+    def extra_repr(self) -> str:
+        """Return the size, as repr shows it."""
+        return f"in_features={self.weight.shape[1]}"
+
     def forward(self, input: Tensor) -> Tensor:
         """Return a, [...], from samples x, [..., n]."""
         return F.step(F.linear(input, self.weight, self.bias)).squeeze(-1)
@@ -98,6 +102,14 @@ class Perceptron(nn.Module):
         n = self.weight.shape[1]
         if x.dim() != 2 or x.shape[1] != n or y.shape != x.shape[:1]:
             raise UserError(f"x must be [N, {n}] and y [N], got {list(x.shape)} and {list(y.shape)}")
+        if len(x) == 0:
+            raise UserError("x must have at least one sample, got none")
+        if x.dtype != self.weight.dtype:
+            raise UserError(
+                f"x must be {self.weight.dtype} like the weights, got {x.dtype}: pass x.to({self.weight.dtype})"
+            )
+        if not bool(x.isfinite().all()):
+            raise UserError("x must be finite, got NaN or infinity")
         if not bool(((y == 0) | (y == 1)).all()):
             raise UserError(f"labels must be 0 or 1, got {sorted(set(y.tolist()))[:5]}")
         if max_epochs < 1:

@@ -31,7 +31,8 @@ class TestNames:
         assert done.returncode == 0, done.stderr
         (folder,) = (tmp_path / "runs").iterdir()
         assert folder.name.startswith("moons-")
-        assert f"tensorboard --logdir runs/{folder.name}" in done.stdout
+        assert f"run     runs/{folder.name}" in done.stdout
+        assert "look    tensorboard --logdir runs\n" in done.stdout
         assert done.stderr == ""
 
     def test_the_console_script_is_the_same_function(self):
@@ -181,7 +182,13 @@ class TestConfigFile:
         file = tmp_path / "recipe.toml"
         file.write_text("lr = -1\n")
         assert main(["train", "--config", str(file)]) == 2
-        assert capsys.readouterr().err == "error: --lr must be a number above 0, got -1.0\n"
+        assert capsys.readouterr().err == f"error: --config {file}: --lr must be a number above 0, got -1.0\n"
+
+    def test_a_flag_mends_a_wrong_value_in_the_file(self, tmp_path: Path):
+        file = tmp_path / "recipe.toml"
+        file.write_text('lr = 0\nnesterov = true\nmomentum = 0.0\nactivation = ["relu", "tanh", "relu"]\n')
+        flags = ["--config", str(file), "--lr", "0.1", "--momentum", "0.9", "--hidden", "4", "4", "4"]
+        assert parse(flags).activations == ["relu", "tanh", "relu"]
 
     def test_a_run_can_be_told_again_from_its_config_json(self, tmp_path: Path):
         """config.json holds every setting under its field's name."""

@@ -53,7 +53,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 @pytest.mark.parametrize(("settings", "message"), REFUSED)
 def test_a_wrong_value_is_refused_in_one_line_that_names_flag_and_remedy(settings: dict[str, Any], message: str):
     with pytest.raises(UserError, match=message) as caught:
-        TrainConfig(**settings)
+        TrainConfig(**settings).validate()
     assert "\n" not in str(caught.value)
 
 

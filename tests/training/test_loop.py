@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
+import joblib
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -16,6 +18,7 @@ from deltaprop import MLP, UserError
 from deltaprop import functional as F
 from deltaprop.training import Result, TrainConfig, TrainingError, train
 from deltaprop.training.loop import make_optimizer, train_epoch
+from deltaprop.training.run_folder import RunFolder
 from tests.training.conftest import metrics_of, without_times
 
 MNIST = Path(__file__).parents[3] / "shared" / "data" / "mnist"
@@ -155,6 +158,24 @@ class TestReproducible:
         blind, seen = run(log_every=0), run(log_every=1)
         assert (blind.folder / "model.safetensors").read_bytes() == (seen.folder / "model.safetensors").read_bytes()
 
+    def test_threads_are_set_while_it_runs(self, tmp_path: Path):
+        from deltaprop.training.loop import Silent
+
+        class Asks(Silent):
+            seen: ClassVar[list[int]] = []
+
+            def epoch(self, setup: object, metrics: object) -> None:
+                self.seen.append(torch.get_num_threads())
+
+        for threads in ("2", "auto"):
+            config = TrainConfig(data="moons", hidden=(8,), epochs=1, log_every=0, threads=threads)
+            train(dataclasses.replace(config, run_dir=tmp_path / threads), Asks())
+        wide = TrainConfig(
+            data="moons", hidden=(2**10,), batch_size=2**14, epochs=1, log_every=0, run_dir=tmp_path / "w"
+        )
+        train(wide, Asks())  # 2^10 · 2 · 2^14 = 2^25 multiply-adds
+        assert Asks.seen == [2, 1, joblib.cpu_count(only_physical_cores=True)]
+
     def test_the_callers_generator_and_threads_are_left_alone(self, run: Run):
         torch.manual_seed(7)
         before, threads = torch.get_rng_state(), torch.get_num_threads()
@@ -211,6 +232,46 @@ class TestRunFolder:
         lines = metrics_of(result)
         assert result.best == min(lines, key=lambda line: line["val_loss"])
 
+    def test_the_saved_weights_give_the_figures_of_their_epoch(self, run: Run):
+        """best.safetensors gives the best line's validation figures, model.safetensors the last line's."""
+        from deltaprop.data import load
+
+        result = run(epochs=12, lr=1.0)  # overshoots: the best epoch is not the last
+        assert result.best is not None
+        assert result.best["epoch"] < result.metrics["epoch"]
+        data = load("moons", seed=0)
+        for name, line in (("best", result.best), ("model", result.metrics)):
+            twin = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 2))
+            twin.load_state_dict(load_file(result.folder / f"{name}.safetensors"))
+            for part, split in (("val", data.val), ("test", data.test)):
+                outputs = twin(split.x)
+                assert line[f"{part}_loss"] == pytest.approx(nn.functional.cross_entropy(outputs, split.y).item())
+                accuracy = (outputs.argmax(1) == split.y).float().mean().item()
+                assert line[f"{part}_accuracy"] == pytest.approx(accuracy)
+
+    def test_raw_numbers_go_in_and_out_by_the_scaling_in_config_json(self, run: Run):
+        """At x = π/2 it gives about sin(π/2) = 1 in the target's own units, with plain PyTorch."""
+        result = run(data="sine", hidden=(64, 32), epochs=30)
+        resolved = json.loads((result.folder / "config.json").read_text())["resolved"]
+        inputs, targets = resolved["input_scaling"], resolved["target_scaling"]
+        twin = nn.Sequential(nn.Linear(1, 64), nn.ReLU(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 1))
+        twin.load_state_dict(load_file(result.folder / "model.safetensors"))
+        x = torch.tensor([[torch.pi / 2], [-torch.pi / 2]])
+        y = twin((x - inputs["mean"]) / inputs["scale"]) * targets["scale"] + targets["mean"]
+        torch.testing.assert_close(y, torch.tensor([[1.0], [-1.0]]), atol=0.3, rtol=0)
+
+    def test_runs_that_start_in_the_same_second_get_folders_of_their_own(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        """Both look for a free name before either has made its folder; the second takes the next number."""
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr("time.strftime", lambda form: "20260101-000000")
+        taken = iter([Path("runs/xor-20260101-000000"), Path("runs/xor-20260101-000000"), Path("runs/xor-2")])
+        monkeypatch.setattr("deltaprop.training.run_folder.default_folder", lambda data: next(taken))
+        first = RunFolder.make(None, "xor")
+        second = RunFolder.make(None, "xor")
+        assert first.path != second.path
+
     def test_without_validation_there_is_no_best(self, run: Run):
         result = run(val_fraction=0.0)
         assert result.best is None
@@ -231,6 +292,16 @@ class TestRefusals:
     def test_a_loss_that_is_no_longer_finite_ends_the_run_with_a_remedy(self, run: Run, tmp_path: Path):
         with pytest.raises(TrainingError, match=r"the loss became (nan|inf) in epoch \d+ .* lower --lr"):
             run(loss="mse", data="sine", lr=1e6)
+
+    @pytest.mark.parametrize("log_every", [0, 1])
+    def test_a_last_step_that_diverges_leaves_nothing_that_is_not_finite(
+        self, run: Run, tmp_path: Path, log_every: int
+    ):
+        """One huge step: the epoch's training loss is still finite, what follows is not."""
+        with pytest.raises(TrainingError, match="the loss became"):
+            run(batch_size=10**6, lr=1e38, epochs=1, log_every=log_every)
+        assert not (tmp_path / "run1" / "metrics.jsonl").exists()
+        assert not (tmp_path / "run1" / "best.safetensors").exists()
 
     @pytest.mark.parametrize(
         ("settings", "message"),

@@ -16,6 +16,10 @@ from deltaprop.training.config import TrainConfig, read_toml
 from deltaprop.training.console import ConsoleReporter
 from deltaprop.training.loop import train
 
+DESCRIPTION = """Train a multilayer perceptron with hand-written backpropagation.
+
+Exit codes: 0 done, 1 failure, 2 wrong input (nothing is written then), 130 interrupted. --debug shows tracebacks."""
+
 
 def main(arguments: Sequence[str]) -> int:
     """Parse the flags, train, and return 0.
@@ -27,6 +31,9 @@ def main(arguments: Sequence[str]) -> int:
     reporter = ConsoleReporter()
     try:
         train(config, reporter)
+    except KeyboardInterrupt:
+        reporter.interrupted()
+        raise
     finally:
         reporter.close()
     return 0
@@ -48,11 +55,28 @@ def parse(arguments: Sequence[str]) -> TrainConfig:
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.cli(TrainConfig, prog="deltaprop train", args=list(arguments), default=default)
+            words = [word for word in arguments if word != "--debug"]  # of the command line, not of the run
+            config = tyro.cli(TrainConfig, prog="deltaprop train", args=words, default=default, description=DESCRIPTION)
     except SystemExit as exit_:
         if not exit_.code:  # --help
             raise
         raise UserError(one_line(said.getvalue())) from None
+    try:
+        config.validate()
+    except UserError as error:
+        if file and _is_the_files(default, error):
+            raise UserError(f"--config {file}: {error}") from None
+        raise
+    return config
+
+
+def _is_the_files(default: TrainConfig, error: UserError) -> bool:
+    """Return whether the file alone has the same fault, so that no flag is to blame."""
+    try:
+        default.validate()
+    except UserError as alone:
+        return str(alone) == str(error)
+    return False
 
 
 def one_line(box: str) -> str:
@@ -70,6 +94,7 @@ def one_line(box: str) -> str:
         ... ╰──────────────────────────────╯'''))
         unrecognized options: --lrr: perhaps you meant --lr
     """
+    box = re.sub(r"\x1b\[[0-9;]*m", "", box)  # on a terminal it is coloured
     _, *lines = [line.strip("╭╮│╰╯ ") for line in box.strip().splitlines()] or [""]  # the first is a title
     # Rules part the sections; a terminal that knows no box drawing has them of -, and no frame.
     sections = [part for part in re.split(r"^[─-]+$", "\n".join(lines), flags=re.MULTILINE) if part.strip()]

@@ -19,6 +19,7 @@ rows of the training part, apart from the training steps: looking changes nothin
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
@@ -48,11 +49,12 @@ class Board:
 
     Args:
         setup: The run.
+        folder: Its folder.
     """
 
-    def __init__(self, setup: Setup) -> None:
+    def __init__(self, setup: Setup, folder: Path) -> None:
         self.setup = setup
-        self.writer = SummaryWriter(str(setup.folder), purge_step=0)
+        self.writer = SummaryWriter(str(folder), purge_step=0)
         rows = min(PROBE_ROWS, len(setup.dataset.train))
         self.x = setup.dataset.train.x[:rows]
         self.y = setup.objective.targets(setup.dataset.train.y[:rows], self.x.dtype)
@@ -97,6 +99,10 @@ class Board:
         figures = {f"hparam/{n}": v for n, v in metrics.items() if n.startswith("test_") and v is not None}
         self.writer.add_hparams(settings, figures, run_name=".", global_step=metrics["epoch"])
 
+    def _resolved(self) -> dict[str, Any]:
+        resolved: dict[str, Any] = self.setup.to_json()["resolved"]
+        return {name: value for name, value in resolved.items() if not name.endswith("scaling")}
+
     def _write_layers(self, epoch: int) -> None:
         for number, layer in enumerate(observe(self.setup.model, self.setup.objective, self.x, self.y), start=1):
             name = f"layer{number}"
@@ -114,22 +120,23 @@ class Board:
     def _write_texts(self) -> None:
         setup = self.setup
         settings = "\n".join(f"| {name} | {_plain(value)} |" for name, value in setup.config.to_json().items())
-        resolved = "\n".join(f"| {name} | {_plain(value)} |" for name, value in setup.to_json()["resolved"].items())
+        resolved = "\n".join(f"| {name} (resolved) | {_plain(value)} |" for name, value in self._resolved().items())
         self.writer.add_text("config", f"| setting | value |\n| --- | --- |\n{settings}\n{resolved}", 0)
         used = dict.fromkeys([*setup.config.activations, setup.config.output_activation])
         formulas = "\n".join(f"- **{n}**: {_first_lines(ops.ACTIVATIONS[n].__doc__)}" for n in used if n != "none")
         self.writer.add_text("equations", f"{EQUATIONS}\n\nThe activations of this run:\n\n{formulas}", 0)
-        layers = range(1, len(setup.sizes))
-        several = {
-            "norm of δ by layer": ["Multiline", [f"delta_norm/layer{i}" for i in layers]],
-            "saturated share by layer": ["Multiline", [f"saturated/layer{i}" for i in layers]],
-            "loss": ["Multiline", ["loss/train", "loss/val", "loss/test"]],
+        several = {  # patterns, the same for every run: TensorBoard draws a chart of its own for each different layout
+            "norm of δ by layer": ["Multiline", ["delta_norm/.*"]],
+            "saturated share by layer": ["Multiline", ["saturated/.*"]],
+            "loss": ["Multiline", ["loss/.*"]],
         }
         self.writer.add_custom_scalars({"all layers in one chart": several})
 
 
 def _plain(value: object) -> str:
     """Return a setting as its flag would have it."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {number}" for name, number in value.items())
     return " ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
 
 

@@ -33,10 +33,11 @@ class TrainConfig:
     """Neurons of each hidden layer; no number for none, a linear model."""
 
     activation: tuple[str, ...] = ("relu",)
-    """Of the hidden layers: one name for all, or one per layer."""
+    """Of the hidden layers: one name for all, or one per layer: step, identity, relu, leaky_relu, elu, gelu, silu,
+    softplus, sigmoid, tanh, softmax or log_softmax."""
 
     output_activation: str = "none"
-    """Of the last layer; one that the loss already contains is refused."""
+    """Of the last layer: none, or a name as for --activation; one that the loss already contains is refused."""
 
     loss: str = "auto"
     """auto (cross-entropy for classes, mse for numbers), cross-entropy, binary-cross-entropy (on one-hot targets,
@@ -61,7 +62,8 @@ class TrainConfig:
     """Let weight decay act on biases too."""
 
     lr_schedule: str = "constant"
-    """constant, step (η times --lr-gamma every --lr-step epochs) or cosine (down to 0 at the last epoch)."""
+    """constant, step (η times --lr-gamma every --lr-step epochs) or cosine (½ (1 + cos) of
+    the way gone, from η towards 0)."""
 
     lr_step: int = 10
     """Epochs between two steps of the step schedule."""
@@ -119,15 +121,21 @@ class TrainConfig:
     config: Path | None = None
     """TOML file with any of these settings, the flag names as keys; flags win over it."""
 
-    debug: bool = False
-    """Show the traceback of an error."""
-
     def __post_init__(self) -> None:
-        """Refuse what cannot be right, in one line each."""
+        """Take lists for tuples, and one activation for a list of it; judging is for `validate`."""
         if isinstance(self.activation, str):  # a TOML file may say activation = "tanh"
             object.__setattr__(self, "activation", (self.activation,))
         for name in ("hidden", "activation"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
+
+    def validate(self) -> None:
+        """Refuse what cannot be right.
+
+        Not at birth: a file's setting may be wrong, or not fit the others, until a flag replaces it.
+
+        Raises:
+            UserError: In one line, naming the flag.
+        """
         for size in self.hidden:
             _require(_is_int(size) and size >= 1, "--hidden", "positive whole numbers", size)
         for name in self.activation:
@@ -170,7 +178,7 @@ class TrainConfig:
             self.patience,
         )
         threads_ok = self.threads == "auto" or (str(self.threads).isdecimal() and 1 <= int(self.threads) <= 1024)
-        _require(threads_ok, "--threads", "auto or a number from 1", self.threads)
+        _require(threads_ok, "--threads", "auto or a number from 1 to 1024", self.threads)
         for field in dataclasses.fields(self):
             known = _CHOICES.get(field.name)
             if known:
@@ -221,17 +229,19 @@ def read_toml(path: Path) -> dict[str, Any]:
         UserError: If the file cannot be read, is no TOML, or has a key that is no setting.
     """
     try:
-        settings = tomllib.loads(path.read_text(encoding="utf-8"))
+        settings = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UserError(f"--config {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:  # of TOML, of UTF-8, or a name that no file can have
         raise UserError(f"--config {path}: not TOML: {error}") from error
     fields = {field.name: field for field in dataclasses.fields(TrainConfig)}
-    result = {}
+    result: dict[str, Any] = {}
     for key, value in settings.items():
         name = key.replace("-", "_")
+        if name in result:
+            raise UserError(f"--config {path}: {key} is given twice, with - and with _")
         if name not in fields or name == "config":
-            near = difflib.get_close_matches(name, fields, n=1)
+            near = difflib.get_close_matches(name, set(fields) - {"config"}, n=1)
             hint = f"did you mean {near[0].replace('_', '-')!r}?" if near else "see deltaprop train --help"
             raise UserError(f"--config {path}: unknown setting {key!r}: {hint}")
         result[name] = _typed(path, key, value, str(fields[name].type))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import time
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -36,9 +37,11 @@ class ConsoleReporter:
         )
         self.task: TaskID | None = None
         self.drawn = 0.0
+        self.folder: Path | None = None
 
-    def start(self, setup: Setup) -> None:
+    def start(self, setup: Setup, folder: Path) -> None:
         """Say what is trained, on what, where."""
+        self.folder = folder
         self._rows([(name, escape(text)) for name, text in describe(setup)])
         self.console.print()
         judged = "accuracy" if setup.objective.task == "classification" else "rmse"
@@ -77,7 +80,9 @@ class ConsoleReporter:
             rows.append(("", f"stopped early: no lower validation loss in {setup.config.patience} epochs"))
         rows.append(("time", f"{result.seconds:.1f} s"))
         rows.append(("run", escape(str(result.folder))))
-        rows.append(("look", escape(f"tensorboard --logdir {shlex.quote(str(result.folder))}")))
+        # All runs of the default place side by side; one alone where the user chose its folder.
+        shown = result.folder if setup.config.run_dir else result.folder.parent
+        rows.append(("look", escape(f"tensorboard --logdir {shlex.quote(str(shown))}")))
         self._rows(rows)
 
     def _rows(self, rows: list[tuple[str, str]]) -> None:
@@ -92,6 +97,12 @@ class ConsoleReporter:
         for row in rows:
             table.add_row(*row)
         self.console.print(table)
+
+    def interrupted(self) -> None:
+        """Say what an interrupted run has left, if it had begun."""
+        self.progress.stop()
+        if self.folder is not None:
+            self.console.print(f"\nleft in {escape(str(self.folder))}: metrics.jsonl and the best weights so far")
 
     def close(self) -> None:
         """Put the terminal back, whatever happened."""

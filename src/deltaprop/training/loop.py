@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 import deltaprop
-from deltaprop.data import Dataset, check_source, load
+from deltaprop.data import Dataset, Scaling, check_source, load
 from deltaprop.errors import UserError
 from deltaprop.modules import MLP
 from deltaprop.optim import SGD
@@ -36,7 +37,7 @@ class TrainingError(RuntimeError):
 class Reporter(Protocol):
     """What a run tells while it goes; the console is one, silence another."""
 
-    def start(self, setup: Setup) -> None:
+    def start(self, setup: Setup, folder: Path) -> None:
         """Tell what will be trained, on what, where."""
 
     def step(self, epoch: int, steps: int, step: int) -> None:
@@ -52,7 +53,7 @@ class Reporter(Protocol):
 class Silent:
     """A reporter that says nothing."""
 
-    def start(self, setup: Setup) -> None:
+    def start(self, setup: Setup, folder: Path) -> None:
         """Say nothing."""
 
     def step(self, epoch: int, steps: int, step: int) -> None:
@@ -76,7 +77,7 @@ class Setup:
         objective: The loss and the task.
         device: Where it computes.
         threads: CPU threads.
-        folder: Of the run.
+        sizes: [n_0, …, n_L].
     """
 
     config: TrainConfig
@@ -85,12 +86,7 @@ class Setup:
     objective: Objective
     device: torch.device
     threads: int
-    folder: Path
-
-    @property
-    def sizes(self) -> list[int]:
-        """[n_0, …, n_L]."""
-        return [self.dataset.n_inputs, *self.config.hidden, self.dataset.n_outputs]
+    sizes: list[int]
 
     def to_json(self) -> dict[str, Any]:
         """Return everything that defines the run, as config.json has it."""
@@ -104,12 +100,16 @@ class Setup:
                 "device": describe_device(self.device),
                 "threads": self.threads,
                 "data_sha256": self.dataset.digest,
+                # Raw inputs become the network's by (x − mean) / scale, its outputs targets by · scale + mean.
+                "input_scaling": _scaling_to_json(self.dataset.input_scaling),
+                "target_scaling": _scaling_to_json(self.dataset.target_scaling),
                 "rows": {part: len(getattr(self.dataset, part)) for part in ("train", "val", "test")},
             },
             "versions": {
                 "deltaprop": deltaprop.__version__,
                 "torch": torch.__version__,
                 "numpy": numpy.__version__,
+                "scikit-learn": version("scikit-learn"),
                 "python": platform.python_version(),
                 "platform": platform.platform(),
             },
@@ -143,6 +143,7 @@ def prepare(config: TrainConfig) -> Setup:
         UserError: If the configuration does not fit the data or the machine. What can be judged without the data is
             judged before it is loaded.
     """
+    config.validate()
     device = pick_device(config.device)
     dtype = {"float32": torch.float32, "float64": torch.float64}[config.dtype]
     if device.type == "mps" and dtype == torch.float64:
@@ -150,8 +151,7 @@ def prepare(config: TrainConfig) -> Setup:
     if config.loss != "auto":
         check_output_activation(config.loss, config.output_activation)
     check_source(config.data)
-    folder = config.run_dir or default_folder(config.data)
-    check_folder(folder)
+    check_folder(config.run_dir or default_folder(config.data))
     dataset = load(
         config.data,
         seed=config.seed,
@@ -166,11 +166,11 @@ def prepare(config: TrainConfig) -> Setup:
     sizes = [dataset.n_inputs, *config.hidden, dataset.n_outputs]
     output = None if config.output_activation == "none" else config.output_activation
     with torch.random.fork_rng(devices=[]):  # the caller's generator is not ours to move
-        torch.manual_seed(config.seed)
+        torch.default_generator.manual_seed(config.seed)  # torch.manual_seed would move the GPUs' generators too
         # Drawn on the CPU, so that the same seed gives the same initial weights on every device.
         model = MLP(sizes, config.activations, output, init=config.init, dtype=dtype).to(device)
     threads = pick_threads(config.threads, sizes, config.batch_size)
-    return Setup(config, dataset, model, objective, device, threads, folder)
+    return Setup(config, dataset, model, objective, device, threads, sizes)
 
 
 def train(config: TrainConfig, reporter: Reporter | None = None) -> Result:
@@ -200,15 +200,15 @@ def _run(setup: Setup, reporter: Reporter) -> Result:
     from deltaprop.training.board import Board  # TensorBoard and matplotlib: slow to import, and of no use before
 
     config = setup.config
-    reporter.start(setup)
-    folder = RunFolder(setup.folder)
+    folder = RunFolder.make(config.run_dir, config.data)
+    reporter.start(setup, folder.path)
     folder.write_config(setup.to_json())
     optimizer = make_optimizer(setup.model, config)
     generator = torch.Generator().manual_seed(config.seed)
     began = time.perf_counter()
     best: dict[str, Any] | None = None
     stopped = False
-    with Board(setup) as board:
+    with Board(setup, folder.path) as board:
         board.views(0)
         for epoch in range(1, config.epochs + 1):
             metrics, test = _epoch(setup, optimizer, generator, epoch, reporter)
@@ -226,7 +226,7 @@ def _run(setup: Setup, reporter: Reporter) -> Result:
                 break
         folder.save_weights("model.safetensors", setup.model)
         board.end(metrics)
-    result = Result(metrics, best, stopped, time.perf_counter() - began, setup.folder)
+    result = Result(metrics, best, stopped, time.perf_counter() - began, folder.path)
     reporter.end(setup, result)
     return result
 
@@ -250,13 +250,15 @@ def _epoch(
     began = time.perf_counter()
     train_loss = train_epoch(setup.model, objective, optimizer, x, y, order, config.batch_size, on_step)
     seconds = time.perf_counter() - began
-    if not math.isfinite(train_loss):
-        raise TrainingError(
-            f"the loss became {train_loss} in epoch {epoch} (steps {(epoch - 1) * steps + 1} to {epoch * steps}): "
-            f"lower --lr (it is {lr:g}) or --momentum, or try another --init"
-        )
     val = evaluate(setup.model, objective, dataset.val, dataset.target_scaling)
     test = evaluate(setup.model, objective, dataset.test, dataset.target_scaling)
+    losses = [train_loss, *(part.loss for part in (val, test) if part is not None)]
+    bad = next((loss for loss in losses if not math.isfinite(loss)), None)
+    if bad is not None:  # nothing of this epoch is kept
+        raise TrainingError(
+            f"the loss became {bad} in epoch {epoch} (steps {(epoch - 1) * steps + 1} to {epoch * steps}): "
+            f"lower --lr (it is {lr:g}) or --momentum, or try another --init"
+        )
     metrics = {
         "epoch": epoch,
         "step": epoch * steps,
@@ -322,6 +324,15 @@ def _figures(objective: Objective, part: str, evaluation: Evaluation | None) -> 
         return evaluation.figures(part)
     judged = "accuracy" if objective.task == "classification" else "rmse"
     return {f"{part}_loss": None, f"{part}_{judged}": None}
+
+
+def _scaling_to_json(scaling: Scaling) -> dict[str, float | list[float]]:
+    """Return mean and scale: a number where all columns have the same, else a list."""
+
+    def compact(values: list[float]) -> float | list[float]:
+        return values[0] if len(set(values)) == 1 else values
+
+    return {"mean": compact(scaling.mean.tolist()), "scale": compact(scaling.scale.tolist())}
 
 
 @contextmanager

@@ -31,11 +31,22 @@ def check_folder(path: Path) -> None:
     Raises:
         UserError: If it is a file, holds something already, or cannot be made.
     """
+    try:
+        _check_folder(path)
+    except (OSError, UserError) as error:
+        raise error if isinstance(error, UserError) else UserError(f"--run-dir {path}: {error.strerror}") from error
+    except ValueError as error:  # a name that no file can have
+        raise UserError(f"--run-dir {str(path)!r}: {error}") from error
+
+
+def _check_folder(path: Path) -> None:
     if path.is_dir():
         if any(path.iterdir()):
             raise UserError(f"--run-dir {path}: the folder is not empty; name a new one, runs are not mixed")
     elif path.exists():
         raise UserError(f"--run-dir {path}: there is a file of this name; name a folder")
+    if len(os.fsencode(path.name)) > 255:
+        raise UserError(f"--run-dir {path}: the name is longer than 255 bytes; name a shorter one")
     parent = path if path.is_dir() else next(p for p in path.absolute().parents if p.exists())
     if not parent.is_dir():
         raise UserError(f"--run-dir {path}: {parent} is a file, not a folder")
@@ -47,19 +58,29 @@ class RunFolder:
     """Writes what a run leaves behind.
 
     Args:
-        path: The folder; made, with its parents.
-
-    Raises:
-        UserError: If it cannot be made.
+        path: The folder.
     """
 
     def __init__(self, path: Path) -> None:
-        check_folder(path)
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"--run-dir {path}: {error.strerror}") from error
         self.path = path
+
+    @classmethod
+    def make(cls, path: Path | None, data: str) -> RunFolder:
+        """Make the folder, with its parents: the one asked for, or a new one of the default name.
+
+        Raises:
+            UserError: If it cannot be made, or holds something by now.
+        """
+        while True:
+            folder = path or default_folder(data)
+            check_folder(folder)
+            try:
+                folder.mkdir(parents=True, exist_ok=path is not None)
+            except FileExistsError:
+                continue  # another run took the name in the same second: the next number is free
+            except OSError as error:
+                raise UserError(f"--run-dir {folder}: {error.strerror}") from error
+            return cls(folder)
 
     def write_config(self, config: dict[str, Any]) -> None:
         """Write config.json: everything that defines the run."""
@@ -68,7 +89,7 @@ class RunFolder:
     def append_metrics(self, metrics: dict[str, Any]) -> None:
         """Append one line to metrics.jsonl."""
         with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(metrics) + "\n")
+            file.write(json.dumps(metrics, allow_nan=False) + "\n")
 
     def save_weights(self, name: str, model: nn.Module) -> None:
         """Write the model's state_dict as safetensors: plain weights, loadable without deltaprop."""

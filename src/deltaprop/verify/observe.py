@@ -1,12 +1,12 @@
 """Look at one batch layer by layer: z, a, δ and the gradients, without touching the model.
 
-The forward pass runs with hooks on the linear layers and what follows each; δ^l = ∂C/∂z^l and the gradients come from
-``torch.autograd.grad``, so no ``.grad`` is written.
+The modules are called one by one, each output is kept, and δ^l = ∂C/∂z^l and the gradients come from
+``torch.autograd.grad``: no hook is set, no ``.grad`` written.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,7 +81,7 @@ def observe(model: nn.Sequential, loss: Callable[[Tensor, Tensor], Tensor], x: T
     """Return every layer of a sequential model on the batch (x, y).
 
     Args:
-        model: Linear layers with activations between them.
+        model: Linear layers with activations between them; Sequentials within it are walked through.
         loss: C from outputs and targets.
         x: Inputs, [N, n_0].
         y: Targets, as the loss takes them.
@@ -92,8 +92,9 @@ def observe(model: nn.Sequential, loss: Callable[[Tensor, Tensor], Tensor], x: T
     activations: list[Tensor] = []
     with torch.enable_grad():
         a = x
-        for module in model:
-            a = module(a)
+        for module in _flat(model):
+            # A copy for what follows a layer: an in-place module would overwrite z.
+            a = module(a if isinstance(module, nn.Linear) else a.clone())
             if isinstance(module, nn.Linear):
                 if not a.requires_grad:  # a frozen first layer: δ is asked for all the same
                     a.requires_grad_()
@@ -119,3 +120,11 @@ def observe(model: nn.Sequential, loss: Callable[[Tensor, Tensor], Tensor], x: T
         )
         for linear, modules, z, a, delta in zip(linears, following, zs, activations, grads[: len(zs)], strict=True)
     ]
+
+
+def _flat(model: nn.Sequential) -> Iterator[nn.Module]:
+    for module in model:
+        if isinstance(module, nn.Sequential):
+            yield from _flat(module)
+        else:
+            yield module
