@@ -69,7 +69,23 @@ def test_the_readmes_weights_load_in_plain_pytorch(tmp_path: Path):
 
     train(TrainConfig(epochs=1, log_every=0, run_dir=tmp_path / "run"))
     code = blocks(README, "python")[1].replace("runs/<run>", str(tmp_path / "run"))
-    exec(compile("import torch\n" + code, "README.md", "exec"), {})
+    exec(compile(code, "README.md", "exec"), {})
+
+
+def test_the_readmes_transcript_is_what_the_command_prints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    """Line by line, but for times, the run's name, and digits that another processor's rounding may change."""
+    from deltaprop.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    assert main(["train"]) == 0
+    shown = capsys.readouterr().out
+    for line in blocks(README, "text")[0].splitlines():
+        if line.split()[:1] == ["1"]:
+            losses = [float(word) for word in line.split()[1:3]]
+            found = next(row for row in shown.splitlines() if row.split()[:1] == ["1"])
+            assert [float(word) for word in found.split()[1:3]] == pytest.approx(losses, rel=0.05)
+        elif not line.startswith(("test", "best", "time", "run", "look", "     30", "      …")):
+            assert line in shown.splitlines()
 
 
 def test_the_readmes_activation_is_right():
