@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import pty
 import subprocess
 import sys
 from pathlib import Path
@@ -160,6 +162,46 @@ class TestRefusals:
         monkeypatch.setattr("deltaprop.cli.train.train", interrupted)
         assert main(["train", *SMALL]) == 130
         assert capsys.readouterr().err == "interrupted\n"
+
+
+class TestTerminal:
+    """On a real terminal, where parsers colour what they say and a bar moves."""
+
+    def on_a_terminal(self, cwd: Path, *arguments: str, interrupt_on: str = "") -> tuple[int, str]:
+        """Run train.py in a pseudo-terminal; return exit code and all it wrote. Ctrl-C once it has written a text."""
+        process, terminal = pty.fork()
+        if process == 0:
+            os.chdir(cwd)
+            os.execv(sys.executable, [sys.executable, str(ROOT / "train.py"), *arguments])
+        written = ""
+        with contextlib.suppress(OSError):  # how a pseudo-terminal ends
+            while chunk := os.read(terminal, 4096):
+                written += chunk.decode(errors="replace")
+                if interrupt_on and interrupt_on in written:
+                    os.write(terminal, b"\x03")
+                    interrupt_on = ""
+        os.close(terminal)
+        return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), written
+
+    @pytest.mark.parametrize(
+        ("flags", "message"),
+        [
+            (["--lrr", "1"], "error: unrecognized options: --lrr, 1: perhaps you meant --lr"),
+            (["--lr", "fast"], "error: --lr: could not convert string to float: 'fast'"),
+            (["--hidden", "0"], "error: --hidden must be positive whole numbers, got 0"),
+        ],
+    )
+    def test_a_mistake_is_one_plain_line(self, tmp_path: Path, flags: list[str], message: str):
+        code, written = self.on_a_terminal(tmp_path, *flags)
+        assert (code, written.strip()) == (2, message)
+
+    def test_ctrl_c_says_what_is_left_and_exits_130(self, tmp_path: Path):
+        flags = ["--data", "moons", "--epochs", "100000", "--log-every", "0", "--run-dir", "run"]
+        code, written = self.on_a_terminal(tmp_path, *flags, interrupt_on="      3 ")
+        assert code == 130
+        assert "left in run: metrics.jsonl and the best weights so far" in written
+        assert "Traceback" not in written
+        assert (tmp_path / "run" / "best.safetensors").exists()
 
 
 class TestConfigFile:

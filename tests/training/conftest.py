@@ -20,7 +20,14 @@ def run(tmp_path: Path) -> Callable[..., Result]:
     def start(**settings: Any) -> Result:
         nonlocal count
         count += 1
-        small = {"data": "moons", "hidden": (8,), "epochs": 3, "log_every": 0, "run_dir": tmp_path / f"run{count}"}
+        small = {
+            "data": "moons",
+            "hidden": (8,),
+            "epochs": 3,
+            "log_every": 0,
+            "seed": 0,
+            "run_dir": tmp_path / f"run{count}",
+        }
         return train(TrainConfig(**{**small, **settings}))
 
     return start

@@ -1,0 +1,74 @@
+"""Corners that the table of cases does not reach; each was wrong once, or a planted error survived there."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as T
+from torch.testing import assert_close
+
+import deltaprop.functional as F
+
+
+def gradients_of(function, *inputs):
+    """Return value and gradients of the sum, of fresh leaves."""
+    leaves = [t.clone().requires_grad_() for t in inputs]
+    value = function(*leaves)
+    return value.detach(), torch.autograd.grad(value.sum(), leaves)
+
+
+def test_labels_of_a_byte_learn_the_class_156():
+    """−100, the label to ignore by default, is 156 modulo 256."""
+    z, y = torch.zeros(2, 200), torch.tensor([156, 3], dtype=torch.uint8)
+    assert_close(gradients_of(lambda z: F.cross_entropy(z, y), z), gradients_of(lambda z: T.cross_entropy(z, y), z))
+
+
+def test_an_ignored_sample_does_not_touch_the_weight_of_class_0():
+    """0 · inf is NaN: an infinite weight of a class that no counted sample has must not be multiplied."""
+    z, y = torch.randn(2, 3), torch.tensor([-100, 1])
+    weight = torch.tensor([torch.inf, 1.0, 2.0])
+    ours, theirs = (gradients_of(lambda z, f=f: f(z, y, weight), z) for f in (F.cross_entropy, T.cross_entropy))
+    assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("a_prev", "weight", "bias"), [((3,), (2, 3), (1, 2)), ((4, 0), (2, 0), (2,)), ((4, 3), (0, 3), (0,))]
+)
+def test_linear_of_odd_shapes(a_prev, weight, bias):
+    """A bias with more axes than z's sample; no inputs; no outputs."""
+    inputs = [torch.randn(shape) for shape in (a_prev, weight, bias)]
+    assert_close(gradients_of(F.linear, *inputs), gradients_of(T.linear, *inputs))
+
+
+@pytest.mark.parametrize("loss", ["mse_loss", "l1_loss", "huber_loss"])
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # the compiler's own doing
+@pytest.mark.filterwarnings("ignore:Using a target size")
+@pytest.mark.filterwarnings("ignore:target of shape")
+def test_a_broadcast_target_compiles(loss, fresh_compiler):
+    """PyTorch's functions compile with a target that is broadcast; a warning of ours must not stand in the way."""
+    a, y = torch.randn(4, 3, requires_grad=True), torch.randn(4, 1)
+    compiled = torch.compile(getattr(F, loss), fullgraph=True, backend="aot_eager")
+    assert_close(compiled(a, y), getattr(T, loss)(a, y))
+
+
+def test_gradients_have_their_inputs_dtype_before_autograd_casts_them():
+    """Under autocast products run in bfloat16; the node itself gives float32 parameters float32 gradients."""
+    a_prev, weight, bias = torch.randn(4, 3), torch.randn(2, 3), torch.randn(2)
+    leaves = [t.requires_grad_() for t in (a_prev, weight, bias)]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        z = F.linear(*leaves)
+    assert z.dtype == torch.bfloat16
+    assert [g.dtype for g in z.grad_fn.apply(torch.ones_like(z))] == [torch.float32] * 3
+
+
+@pytest.mark.parametrize("loss", ["mse_loss", "l1_loss"])
+def test_gradients_of_mixed_dtypes_have_their_inputs_own(loss):
+    a, y = torch.randn(4, requires_grad=True), torch.randn(4, dtype=torch.float64, requires_grad=True)
+    c = getattr(F, loss)(a, y)
+    assert [g.dtype for g in c.grad_fn.apply(torch.ones_like(c)) if g is not None] == [torch.float32, torch.float64]
+
+
+@pytest.mark.parametrize("call", [lambda: F.relu([1.0]), lambda: F.linear(None, torch.ones(2, 2)), lambda: F.relu(3)])
+def test_what_is_no_tensor_is_a_type_error_as_in_pytorch(call):
+    with pytest.raises(TypeError):
+        call()
