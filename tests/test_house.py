@@ -70,5 +70,8 @@ def test_ops_know_torch_alone():
 def test_each_equation_stands_on_one_line_of_the_formulas():
     """BP3 in two places would be one place too many."""
     lines = [line for path in (SRC / "ops").glob("*.py") for line in path.read_text().splitlines()]
+    lines += (SRC / "optim.py").read_text().splitlines()
+    assert sum("# BP1, BP2:" in line for line in lines) == 1
+    assert sum("# SGD:" in line for line in lines) == 1
     for tag in ("FWD", "BP2, left factor", "BP3", "BP4"):
         assert sum(line.rpartition("# ")[2].startswith(tag) and "return" in line for line in lines) == 1, tag

@@ -313,7 +313,7 @@ def to_torch(module: nn.Module) -> nn.Module:
     An MLP becomes a ``torch.nn.Sequential``; what is saved of the result needs no deltaprop to load.
 
     Raises:
-        UserError: If a module has no counterpart in PyTorch (Step).
+        UserError: If a module has no counterpart in PyTorch (Step, Perceptron).
     """
     return _convert(module, _to_theirs, {})
 
@@ -362,4 +362,6 @@ def _to_theirs(module: nn.Module) -> nn.Module:
         theirs = _shallow(module, twin)
         theirs.__dict__.setdefault("inplace", False)  # some read it, and ours have none
         return theirs
+    if type(module).__module__.partition(".")[0] == __package__:  # a Perceptron, say
+        raise UserError(f"{type(module).__name__} has no counterpart in torch.nn")
     return _shallow(module, type(module))

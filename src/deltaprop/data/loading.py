@@ -38,6 +38,8 @@ def check_source(source: str) -> None:
     if source in BUILTIN:
         return
     if not os.path.exists(source):
+        if "mnist" in source.lower() and os.sep not in source:
+            raise UserError(f"{source} does not come with the package: give the folder that holds its four IDX files")
         hint = unknown_name("data set", source, BUILTIN)
         raise UserError(f"{hint}, and there is no such folder: give one of these names or a folder with IDX files")
     find_idx_files(source)
