@@ -689,3 +689,11 @@ def test_refused_by_the_perceptron(call, message):
     with pytest.raises(UserError, match=message):
         call(neuron)
     assert not neuron.weight.any()
+
+
+def test_one_instance_for_all_layers_is_copied_for_each():
+    """PReLU learns: a shared instance would tie the layers' slopes together."""
+    given = nn.PReLU()
+    model = dp.MLP([2, 3, 3, 1], activation=given)
+    assert len({id(module) for module in (given, model[1], model[3])}) == 3
+    assert model[1].weight is not model[3].weight

@@ -72,3 +72,22 @@ def test_gradients_of_mixed_dtypes_have_their_inputs_own(loss):
 def test_what_is_no_tensor_is_a_type_error_as_in_pytorch(call):
     with pytest.raises(TypeError):
         call()
+
+
+def test_delta_of_narrow_logits_is_as_narrow():
+    """Under autocast log p is float32; the δ of bfloat16 logits is bfloat16 from the node itself."""
+    z = torch.randn(4, 3, dtype=torch.bfloat16, requires_grad=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        c = F.cross_entropy(z, torch.tensor([0, 1, 2, 0]))
+    delta, *_ = c.grad_fn.apply(torch.ones_like(c), None)
+    assert (c.dtype, delta.dtype) == (torch.float32, torch.bfloat16)
+
+
+@pytest.mark.parametrize("shape", [(2,), (4, 3), (1,)])
+def test_class_weights_of_another_length_are_refused_for_probabilities(shape):
+    """[1] would broadcast, and [N, C] fit by chance."""
+    z, y = torch.randn(4, 3), torch.full((4, 3), 1 / 3)
+    with pytest.raises(RuntimeError, match="weight must hold one number a class"):
+        F.cross_entropy(z, y, torch.ones(shape))
+    with pytest.raises(RuntimeError):
+        T.cross_entropy(z, y, torch.ones(shape))
