@@ -1,10 +1,9 @@
-"""The modules: the same parameters, seeds and state_dicts as torch.nn, the initialisations, the perceptron's rule."""
+"""The modules: the same parameters, seeds and state_dicts as torch.nn, and the way there and back."""
 
 from __future__ import annotations
 
 import copy
 import io
-import math
 import pickle
 from itertools import pairwise
 
@@ -16,7 +15,6 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 import deltaprop as dp
 from deltaprop import UserError, ops
-from deltaprop.initialization import INITS
 from deltaprop.modules import Activation, activation_module
 
 # Every activation with arguments other than its defaults, where it has any.
@@ -306,88 +304,6 @@ def test_tanh_does_not_collapse():
     assert (model(x) + model(-x) - 2 * model(torch.zeros_like(x))).abs().max() > 0.1
 
 
-# --- initialisation ---
-
-N_IN, N_OUT = 400, 300
-# A sample variance of n normal numbers has the relative standard error √(2/n): 0.41 % for 120 000 weights, 8.2 % for
-# 300 biases. The tests allow five and four of them.
-WEIGHT_TOLERANCE, BIAS_TOLERANCE = 0.02, 0.33
-
-# name: weight variance, bound of the weights or None, bias variance
-STATISTICS = {
-    "torch": (1 / (3 * N_IN), 1 / math.sqrt(N_IN), 1 / (3 * N_IN)),  # U(±b) has the variance b²/3
-    "xavier": (2 / (N_IN + N_OUT), math.sqrt(6 / (N_IN + N_OUT)), 0),
-    "kaiming": (2 / N_IN, None, 0),
-    "lecun": (1 / N_IN, None, 1),
-    "normal": (1, None, 1),
-}
-
-
-def test_every_initialisation_is_listed_here():
-    """The tests below run over all rows of the table."""
-    assert set(STATISTICS) == set(INITS)
-
-
-@pytest.mark.parametrize("name", STATISTICS)
-def test_statistics(name):
-    """Mean 0, the variance and the bounds of the docstring's table."""
-    layer = dp.MLP([N_IN, N_OUT], init=name)[0]
-    variance, bound, bias_variance = STATISTICS[name]
-    weight, bias = layer.weight.detach(), layer.bias.detach()
-    assert abs(weight.mean()) < 4 * math.sqrt(variance / weight.numel())  # four standard errors
-    assert weight.var().item() == pytest.approx(variance, rel=WEIGHT_TOLERANCE)
-    if bound is None:
-        assert weight.abs().max() > 3 * math.sqrt(variance)  # normal: 1 in 370 beyond three sigma
-    else:
-        assert 0.99 * bound < weight.abs().max() <= bound
-    assert bias.var().item() == pytest.approx(bias_variance, rel=BIAS_TOLERANCE)
-
-
-@pytest.mark.parametrize(
-    ("name", "fill"),
-    [
-        ("xavier", nn.init.xavier_uniform_),
-        ("kaiming", lambda w: nn.init.kaiming_normal_(w, nonlinearity="relu")),
-        ("lecun", lambda w: nn.init.normal_(w, std=1 / math.sqrt(w.shape[1]))),
-        ("normal", nn.init.normal_),
-    ],
-)
-def test_same_bits_as_torch_init(name, fill):
-    """Under one seed the weights are those of torch.nn.init, to the bit, layer by layer."""
-    model = dp.MLP([5, 4, 3])
-    torch.manual_seed(11)
-    assert dp.initialize(model, name) is model
-    torch.manual_seed(11)
-    for layer in (model[0], model[2]):
-        assert torch.equal(layer.weight, fill(torch.empty_like(layer.weight)))
-        expected = torch.randn_like(layer.bias) if STATISTICS[name][2] else torch.zeros_like(layer.bias)
-        assert torch.equal(layer.bias, expected)
-
-
-def test_init_torch_is_the_default():
-    """init="torch" draws what a new layer draws."""
-    torch.manual_seed(11)
-    fresh = nn.Linear(5, 4)
-    layer = dp.Linear(5, 4)
-    torch.manual_seed(11)
-    assert same_bits(dp.initialize(layer, "torch"), fresh)
-
-
-def test_initialize_takes_any_module():
-    """Linear layers at any depth, PyTorch's too, with and without bias; nothing else is touched."""
-    model = nn.ModuleDict({"a": nn.Sequential(nn.Linear(3, 2, bias=False), nn.LayerNorm(2)), "b": nn.Linear(2, 2)})
-    before = copy.deepcopy(model.state_dict())
-    dp.initialize(model, "xavier")
-    changed = {key for key, value in model.state_dict().items() if not torch.equal(value, before[key])}
-    assert changed == {"a.0.weight", "b.weight", "b.bias"}
-
-
-def test_unknown_initialisation():
-    """A name that is not in the table is refused, with the nearest that is."""
-    with pytest.raises(UserError, match=r"unknown initialisation 'kaming': did you mean 'kaiming'?"):
-        dp.initialize(dp.Linear(2, 2), "kaming")
-
-
 # --- from and to torch.nn ---
 
 
@@ -588,112 +504,3 @@ def test_safetensors(tmp_path):
     for other in (dp.MLP([3, 4, 2]), twin(3, 4, 2)):
         load_model(other, path)
         assert same_bits(model, other)
-
-
-# --- the perceptron ---
-
-
-def separable(n: int = 40, margin: float = 0.1) -> tuple[Tensor, Tensor, float, float]:
-    """Return samples and labels split by a line, and Novikoff's R and γ for them (bias as a constant 1 appended)."""
-    generator = torch.Generator().manual_seed(5)
-    normal = torch.tensor([0.6, -0.8, 0.3])  # w and b
-    normal = normal / normal.norm()
-    x = 2 * torch.rand(n, 2, generator=generator) - 1
-    homogeneous = torch.cat([x, torch.ones(n, 1)], dim=1)
-    distance = homogeneous @ normal
-    kept = distance.abs() > margin
-    y = (distance[kept] > 0).long()
-    assert 0 < y.sum() < len(y)
-    return x[kept], y, homogeneous[kept].norm(dim=1).max().item(), distance[kept].abs().min().item()
-
-
-def test_perceptron_converges():
-    """On separable data it ends with every sample on its side, after at most (R/γ)² mistakes (Novikoff 1962)."""
-    x, y, radius, gamma = separable()
-    neuron = dp.Perceptron(2)
-    fit = neuron.fit(x, y, max_epochs=1000)
-    assert fit.converged
-    assert torch.equal(neuron(x), y.float())
-    assert fit.mistakes[-1] == 0
-    assert all(count > 0 for count in fit.mistakes[:-1])
-    assert 0 < sum(fit.mistakes) <= (radius / gamma) ** 2
-    assert str(fit) == f"converged in epoch {len(fit.mistakes)}: every sample on its side"
-
-
-def test_perceptron():
-    """AND, one epoch from w = 0, b = 0.
-
-    (0,0), (0,1), (1,0) have z = 0, a = 0, right. (1,1): z = 0, a = 0, y = 1: w = (1, 1), b = 1. One mistake.
-    The second epoch: (0,0): z = 1, a = 1, y = 0: b = 0. (0,1): z = 1, wrong: w = (1, 0), b = -1.
-    (1,0): z = 0, a = 0, right. (1,1): z = 0, a = 0, wrong: w = (2, 1), b = 0. Three mistakes.
-    """
-    x, y = torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]]), torch.tensor([0, 0, 0, 1])
-    neuron = dp.Perceptron(2)
-    assert neuron.fit(x, y, max_epochs=1).mistakes == [1]
-    assert (neuron.weight.tolist(), neuron.bias.tolist()) == ([[1.0, 1.0]], [1.0])
-    assert neuron.fit(x, y, max_epochs=1).mistakes == [3]
-    assert (neuron.weight.tolist(), neuron.bias.tolist()) == ([[2.0, 1.0]], [0.0])
-
-
-def test_perceptron_says_that_it_has_not_converged():
-    """XOR has no separating line: the fit ends unconverged and says so."""
-    x, y = torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]]), torch.tensor([0, 1, 1, 0])
-    fit = dp.Perceptron(2).fit(x, y, max_epochs=50)
-    assert not fit.converged
-    assert len(fit.mistakes) == 50
-    assert min(fit.mistakes) > 0
-    assert str(fit).startswith(f"not converged after 50 epochs: {fit.mistakes[-1]} mistakes in the last; no line may")
-
-
-def test_perceptron_learns_by_its_own_rule():
-    """Backpropagation teaches it nothing: its parameters ask for no gradient, and fit builds no graph."""
-    neuron = dp.Perceptron(2)
-    assert not any(p.requires_grad for p in neuron.parameters())
-    neuron.fit(torch.ones(1, 2), torch.tensor([1]))
-    assert neuron.weight.is_leaf
-
-
-def test_perceptron_takes_labels_of_any_dtype():
-    """Labels may be int, float or bool; the data float64."""
-    x, y, *_ = separable()
-    expected = None
-    for labels in (y, y.float(), y.bool()):
-        neuron = dp.Perceptron(2, dtype=torch.float64)
-        assert neuron.fit(x.double(), labels, max_epochs=1000).converged
-        expected = neuron.weight if expected is None else expected
-        assert torch.equal(neuron.weight, expected)
-
-
-def test_perceptron_of_many_axes():
-    """It maps [..., n] to [...]."""
-    assert dp.Perceptron(2)(torch.ones(4, 3, 2)).shape == (4, 3)
-    assert dp.Perceptron(2)(torch.ones(2)).shape == ()
-
-
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (lambda n: n.fit(torch.ones(4, 3), torch.zeros(4)), r"x must be \[N, 2\] and y \[N\], got \[4, 3\] and \[4\]"),
-        (lambda n: n.fit(torch.ones(4, 2), torch.zeros(3)), r"got \[4, 2\] and \[3\]"),
-        (lambda n: n.fit(torch.ones(4, 2), torch.zeros(4, 1)), r"got \[4, 2\] and \[4, 1\]"),
-        (lambda n: n.fit(torch.ones(2), torch.zeros(2)), r"got \[2\] and \[2\]"),
-        (lambda n: n.fit(torch.ones(2, 2), torch.tensor([-1, 1])), r"labels must be 0 or 1, got \[-1, 1\]"),
-        (lambda n: n.fit(torch.ones(2, 2), torch.tensor([0, 1]), max_epochs=0), "max_epochs must be at least 1, got 0"),
-        (lambda n: dp.Perceptron(0), "in_features must be at least 1, got 0"),
-    ],
-    ids=["features", "too few labels", "label column", "one sample", "labels of -1", "no epoch", "no features"],
-)
-def test_refused_by_the_perceptron(call, message):
-    """What cannot be learned from is refused, saying what is wrong and what would be right; nothing is changed."""
-    neuron = dp.Perceptron(2)
-    with pytest.raises(UserError, match=message):
-        call(neuron)
-    assert not neuron.weight.any()
-
-
-def test_one_instance_for_all_layers_is_copied_for_each():
-    """PReLU learns: a shared instance would tie the layers' slopes together."""
-    given = nn.PReLU()
-    model = dp.MLP([2, 3, 3, 1], activation=given)
-    assert len({id(module) for module in (given, model[1], model[3])}) == 3
-    assert model[1].weight is not model[3].weight
