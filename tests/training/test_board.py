@@ -144,3 +144,32 @@ def test_a_run_is_born_with_a_purge(run: Callable[..., Result]):
     first, *_ = sorted(run().folder.glob("events.out.tfevents.*"))
     starts = [event for event in EventFileLoader(str(first)).Load() if event.HasField("session_log")]
     assert [(event.session_log.status, event.step) for event in starts] == [(1, 0)]  # 1 is START
+
+
+def test_the_layers_figures_are_those_of_the_probe(run: Callable[..., Result], tmp_path: Path):
+    """At epoch 0 each histogram has the count, sum and squares of W, b, a or δ of the untrained net."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    from deltaprop.training import TrainConfig
+    from deltaprop.training.loop import prepare
+    from deltaprop.verify.observe import observe
+
+    settings = {"data": "moons", "hidden": (8,), "epochs": 1, "log_every": 1, "seed": 0}
+    events = EventAccumulator(str(run(**settings).folder))
+    events.Reload()
+    setup = prepare(TrainConfig(**settings, run_dir=tmp_path / "other"))
+    train = setup.dataset.train
+    for number, layer in enumerate(observe(setup.model, setup.objective, train.x[:256], train.y[:256]), start=1):
+        assert events.Scalars(f"delta_norm/layer{number}")[0].value == pytest.approx(layer.delta_norm, rel=1e-5)
+        kinds = {
+            "weights": layer.linear.weight,
+            "biases": layer.linear.bias,
+            "activations": layer.a,
+            "deltas": layer.delta,
+        }
+        for kind, shown in kinds.items():
+            tensor = shown.detach().double()
+            histogram = events.Histograms(f"{kind}/layer{number}")[0].histogram_value
+            assert histogram.num == tensor.numel()
+            assert histogram.sum == pytest.approx(float(tensor.sum()), rel=1e-4, abs=1e-6), kind
+            assert histogram.sum_squares == pytest.approx(float(tensor.square().sum()), rel=1e-4), kind
