@@ -211,6 +211,23 @@ class TestRunFolder:
             "lr", "seconds", "samples_per_second",
         ]  # fmt: skip
 
+    @pytest.mark.parametrize("part", ["val", "test"])
+    def test_losses_of_numbers_are_in_the_targets_own_units(self, run: Run, part: str):
+        """The mean squared error is the square of the rmse, which is in the target's own units."""
+        for line in metrics_of(run(data="sine")):
+            assert line[f"{part}_loss"] == pytest.approx(line[f"{part}_rmse"] ** 2, rel=1e-4)
+
+    def test_the_training_loss_of_numbers_is_too(self, run: Run):
+        """With an η of almost nothing the training loss is that of the untrained net, worked out here."""
+        from deltaprop.training.loop import prepare
+
+        result = run(data="sine", lr=1e-12, epochs=1)
+        setup = prepare(TrainConfig(data="sine", hidden=(8,), seed=0))
+        train, scaling = setup.dataset.train, setup.dataset.target_scaling
+        with torch.no_grad():
+            error = scaling.invert(setup.model(train.x)) - scaling.invert(train.y)
+        assert result.metrics["train_loss"] == pytest.approx(error.square().mean().item(), rel=1e-4)
+
     def test_metrics_of_numbers_have_rmse(self, run: Run):
         line = metrics_of(run(data="sine"))[0]
         assert "val_rmse" in line

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +19,7 @@ class Evaluation:
     """The figures of one part.
 
     Attributes:
-        loss: C as it is minimised, a mean over samples.
+        loss: C, a mean over samples; for numbers, of outputs and targets in the target's own units.
         accuracy: Share of samples classified right; None for numbers.
         rmse: Root of the mean squared error over all entries, in the target's own units; None for classes.
         outputs: What the model gave, [N, n_L].
@@ -35,6 +36,13 @@ class Evaluation:
         return {f"{part}_loss": self.loss, **judged}
 
 
+def in_own_units(objective: Objective, target_scaling: Scaling) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return the loss as people read it: for numbers, of what the scaling makes of outputs and targets."""
+    if objective.task == "classification":
+        return objective
+    return lambda outputs, targets: objective(target_scaling.invert(outputs), target_scaling.invert(targets))
+
+
 @torch.no_grad()
 def evaluate(model: nn.Module, objective: Objective, split: Split, target_scaling: Scaling) -> Evaluation | None:
     """Return the figures of a part, or None where it has no rows."""
@@ -42,7 +50,7 @@ def evaluate(model: nn.Module, objective: Objective, split: Split, target_scalin
         return None
     outputs = torch.cat([model(x) for x in split.x.split(CHUNK)])
     targets = objective.targets(split.y, outputs.dtype)
-    loss = float(objective(outputs, targets))
+    loss = float(in_own_units(objective, target_scaling)(outputs, targets))
     if objective.task == "classification":
         right = int((outputs.argmax(dim=1) == split.y).sum())
         return Evaluation(loss, right / len(split), None, outputs)

@@ -25,7 +25,7 @@ from deltaprop.modules import MLP
 from deltaprop.optim import SGD
 from deltaprop.training.config import TrainConfig
 from deltaprop.training.devices import describe_device, pick_device, pick_threads
-from deltaprop.training.evaluate import Evaluation, evaluate
+from deltaprop.training.evaluate import Evaluation, evaluate, in_own_units
 from deltaprop.training.objective import Objective, check_output_activation, choose_objective
 from deltaprop.training.run_folder import RunFolder, check_folder, default_folder
 
@@ -248,7 +248,9 @@ def _epoch(
     steps = math.ceil(len(x) / config.batch_size)
     on_step = partial(reporter.step, epoch, steps)
     began = time.perf_counter()
-    train_loss = train_epoch(setup.model, objective, optimizer, x, y, order, config.batch_size, on_step)
+    # Minimised on standardised targets, told in the target's own units.
+    reported = in_own_units(objective, dataset.target_scaling) if objective.task == "regression" else None
+    train_loss = train_epoch(setup.model, objective, optimizer, x, y, order, config.batch_size, on_step, reported)
     seconds = time.perf_counter() - began
     val = evaluate(setup.model, objective, dataset.val, dataset.target_scaling)
     test = evaluate(setup.model, objective, dataset.test, dataset.target_scaling)
@@ -281,6 +283,7 @@ def train_epoch(
     order: Tensor,
     batch_size: int,
     on_step: Callable[[int], None] = lambda done: None,
+    reported: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> float:
     """Take one pass over the rows of x and y in the given order; return the mean loss, each sample counting once.
 
@@ -293,15 +296,18 @@ def train_epoch(
         order: Row indices.
         batch_size: Rows a step; the last step takes what is left.
         on_step: Called after each step with the number of steps done.
+        reported: The loss to return the mean of, where it is not the one that is minimised.
     """
     total = x.new_zeros(())
     for done, rows in enumerate(order.split(batch_size), start=1):
         batch_x, batch_y = x.index_select(0, rows), y.index_select(0, rows)
-        c = loss(model(batch_x), batch_y)  # FWD, C
+        outputs = model(batch_x)  # FWD
+        c = loss(outputs, batch_y)  # C
         optimizer.zero_grad()
         c.backward()  # BP1-BP4
         optimizer.step()  # SGD
-        total += c.detach() * len(rows)  # stays on the device: .item() here would wait for it
+        shown = c.detach() if reported is None else reported(outputs.detach(), batch_y)
+        total += shown * len(rows)  # stays on the device: .item() here would wait for it
         on_step(done)
     return float(total) / len(order)
 
