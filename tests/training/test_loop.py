@@ -193,6 +193,21 @@ class TestRunFolder:
         assert any(name.startswith("events") for name in names)
         assert not any(name.startswith(".") for name in names)  # no temporary file stays
 
+    def test_a_write_that_fails_leaves_the_old_file_and_no_temporary(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        folder = RunFolder(tmp_path)
+        folder.write_config({"seed": 1})
+
+        def full(*_: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr("os.replace", full)
+        with pytest.raises(OSError, match="No space left"):
+            folder.write_config({"seed": 2})
+        assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+        assert json.loads((tmp_path / "config.json").read_text()) == {"seed": 1}
+
     def test_config_json_defines_the_run(self, run: Run):
         config = json.loads((run(seed=5).folder / "config.json").read_text())
         assert (config["seed"], config["hidden"], config["lr"]) == (5, [8], 0.05)
