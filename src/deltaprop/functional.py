@@ -2,8 +2,8 @@
 
 Each is an op of :mod:`deltaprop.ops`, so its backward pass is written by hand. Three differences are meant:
 ``inplace=True`` is refused, for the δ formulas read what it would overwrite; complex input is refused, for they are the
-formulas of real numbers; and ``label_smoothing`` below 0 is refused. ``step``, ``identity`` and ``quadratic_loss`` are
-ours: PyTorch has no function of these names.
+formulas of real numbers; and ``label_smoothing`` below 0 is refused. ``step``, ``identity``,
+``quadratic_loss`` and ``binary_cross_entropy_per_sample`` are ours: PyTorch has no function of these names.
 
 Tensor shapes follow the textbook: a row is a sample, ``[N, n]``; any leading shape will do where PyTorch takes it.
 """
@@ -19,6 +19,7 @@ from torch import Tensor
 from deltaprop import ops
 
 __all__ = [
+    "binary_cross_entropy_per_sample",
     "binary_cross_entropy_with_logits",
     "cross_entropy",
     "elu",
@@ -478,6 +479,27 @@ def binary_cross_entropy_with_logits(
         if constant is not None and constant.requires_grad:
             raise RuntimeError(f"{name} is a constant of binary_cross_entropy_with_logits: pass {name}.detach()")
     return ops.binary_cross_entropy(input, target, weight, pos_weight, reduction)
+
+
+def binary_cross_entropy_per_sample(input: Tensor, target: Tensor) -> Tensor:
+    """Return the textbook's C = −1/N Σ_n Σ_j [y log σ(z) + (1 − y) log(1 − σ(z))] from logits;  δ = (σ(z) − y) / N.
+
+    A mean over the N samples and a sum over outputs: ``binary_cross_entropy_with_logits`` times their number.
+
+    Args:
+        input: The logits z, [N, n].
+        target: y in [0, 1], of the same shape.
+
+    Returns:
+        C in nats, a scalar.
+
+    Raises:
+        ValueError: If z and y differ in shape.
+
+    Source:
+        Nielsen, Neural Networks and Deep Learning (2015), chapter 3, equation 63, from z instead of a.
+    """
+    return ops.binary_cross_entropy(input, target, None, None, "sum") / len(input)
 
 
 def _residual_loss(

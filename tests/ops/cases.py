@@ -27,6 +27,9 @@ Inputs = dict[str, Tensor]
 FORMULAS: dict[str, Callable[..., Tensor]] = {
     "step": lambda input: torch.sign(input).clamp(min=0),
     "identity": lambda input: 1 * input,
+    "binary_cross_entropy_per_sample": lambda input, target: (
+        torch.nn.functional.binary_cross_entropy_with_logits(input, target, reduction="sum") / input.shape[0]
+    ),
     "quadratic_loss": lambda input, target: ((input - target) ** 2).sum() / (2 * max(input.shape[:-1].numel(), 1)),
 }
 
@@ -328,7 +331,14 @@ SOFT = [
 ]
 
 
-def _binary(name: str, *, weight: Sequence[int] = (), pos_weight: Sequence[int] = (), **options: Any) -> Case:
+def _binary(
+    name: str,
+    op: str = "binary_cross_entropy_with_logits",
+    *,
+    weight: Sequence[int] = (),
+    pos_weight: Sequence[int] = (),
+    **options: Any,
+) -> Case:
     """Binary cross-entropy; ``weight`` and ``pos_weight`` are shapes that broadcast to [4, 3]."""
 
     def make(g: Generator) -> Inputs:
@@ -338,7 +348,6 @@ def _binary(name: str, *, weight: Sequence[int] = (), pos_weight: Sequence[int] 
         return {"input": z, "target": y} | {name: positive(g, shape) for name, shape in constants.items() if shape}
 
     batched = ("input", "target", "weight") if len(weight) == 2 else ("input", "target")
-    op = "binary_cross_entropy_with_logits"
     return Case(f"{op}, {name}", op, make, ("input", "target"), batched, options)
 
 
@@ -351,7 +360,7 @@ BINARY = [
         _binary(f"{r}, pos_weight", pos_weight=(3,), reduction=r),
         _binary(f"{r}, weight and pos_weight", weight=(3,), pos_weight=(3,), reduction=r),
     ]
-]
+] + [_binary("per sample", "binary_cross_entropy_per_sample")]
 
 LOSSES = [*RESIDUAL, *LABELS, *SOFT, *BINARY]
 CASES = [*ACTIVATIONS, *LINEAR, *LOSSES]

@@ -9,7 +9,8 @@ import torch
 from torch.testing import assert_close
 
 from deltaprop import UserError
-from deltaprop.training.objective import LOSSES, binary_cross_entropy_per_sample, choose_objective
+from deltaprop.functional import binary_cross_entropy_per_sample
+from deltaprop.training.objective import LOSSES, choose_objective
 
 
 def test_auto_takes_cross_entropy_for_classes_and_mse_for_numbers():

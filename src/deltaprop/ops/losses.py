@@ -129,7 +129,8 @@ class Quadratic(ResidualLoss):
 
     @staticmethod
     def forward(a: Tensor, y: Tensor, reduction: str) -> Tensor:
-        return torch.nn.functional.mse_loss(a, y, reduction="sum") * (0.5 * Quadratic.scale(a, reduction))
+        kernel = "none" if reduction == "none" else "sum"
+        return torch.nn.functional.mse_loss(a, y, reduction=kernel) * (0.5 * Quadratic.scale(a, reduction))
 
     @staticmethod
     def samples(residual: Tensor) -> int:

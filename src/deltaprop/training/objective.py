@@ -13,11 +13,6 @@ from deltaprop import functional as F
 from deltaprop.errors import UserError
 
 
-def binary_cross_entropy_per_sample(z: Tensor, y: Tensor) -> Tensor:
-    """Return −Σ_j [y log σ(z) + (1 − y) log(1 − σ(z))], summed over outputs, averaged over samples: the book's."""
-    return F.binary_cross_entropy_with_logits(z, y, reduction="sum") / len(z)
-
-
 @dataclass(frozen=True)
 class Loss:
     """A row of the table of losses.
@@ -41,7 +36,7 @@ LOSSES: dict[str, Loss] = {
     "cross-entropy": Loss(
         F.cross_entropy, labels=True, numbers=False, contains=("softmax", "log_softmax"), unit="nats"
     ),
-    "binary-cross-entropy": Loss(binary_cross_entropy_per_sample, numbers=False, contains=("sigmoid",), unit="nats"),
+    "binary-cross-entropy": Loss(F.binary_cross_entropy_per_sample, numbers=False, contains=("sigmoid",), unit="nats"),
     "mse": Loss(F.mse_loss),
     "quadratic": Loss(F.quadratic_loss),
     "huber": Loss(F.huber_loss),
