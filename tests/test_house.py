@@ -15,6 +15,7 @@ FLOORS = [
     ["ops"],
     ["functional"],
     ["initialization", "perceptron", "modules", "optim"],
+    ["explicit"],
     ["verify", "data"],
     ["training"],
     ["cli"],

@@ -14,6 +14,7 @@
 
 from deltaprop import functional
 from deltaprop.errors import UserError
+from deltaprop.explicit import ExplicitTrainer
 from deltaprop.initialization import initialize
 from deltaprop.modules import (
     ELU,
@@ -43,6 +44,7 @@ __all__ = [
     "GELU",
     "MLP",
     "SGD",
+    "ExplicitTrainer",
     "Identity",
     "LeakyReLU",
     "Linear",

@@ -1,0 +1,5 @@
+"""The explicit driver: backpropagation without a tape. ``recursion.py`` is the page to read first."""
+
+from deltaprop.explicit.trainer import ExplicitTrainer
+
+__all__ = ["ExplicitTrainer"]

@@ -1,0 +1,378 @@
+"""The losses at work: ∂C/∂a^L into a buffer at each step, and the values of C late, for many steps at once.
+
+A step needs ∂C/∂a^L, not C. So it keeps what C follows from (log p, a − y, or z; a row per sample), and the values of
+all steps of a block of batches are reduced together: a few calls a block, not a few a step.
+
+The formulas are those of ``ops/losses.py`` and ``ops/cross_entropy.py``: they are called, or, where a fused kernel
+stands for one, ``tests/explicit/test_losses.py`` holds it to them.
+
+Shapes: a block has B batches of N rows; targets and what is kept are [B N, …].
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deltaprop import functional as F
+from deltaprop import ops
+from deltaprop.errors import UserError, unknown_name
+from deltaprop.explicit.layers import Layer
+from deltaprop.ops.cross_entropy import label_weights
+from deltaprop.ops.losses import BinaryCrossEntropy, reduction_scale
+
+
+class Loss:
+    """C of the batches of a block.
+
+    Args:
+        options: The keyword arguments of the public function.
+        batches: B.
+        rows: N.
+        outputs: n_L.
+        like: Has the dtype and the device.
+    """
+
+    contains: tuple[str, ...] = ()  # output activations that the loss already contains
+
+    def __init__(self, options: dict[str, Any], batches: int, rows: int, outputs: int, like: Tensor) -> None:
+        self.options = options
+        self.reduction: str = options.get("reduction", "mean")
+        self.rows, self.outputs = rows, outputs
+        self.kept = like.new_zeros(batches * rows, outputs)
+        self._kept = self.kept.split(rows)
+        self.targets = self.targets_buffer(like)
+        self._targets = self.targets.split(rows)
+        self._ys: Sequence[Tensor] = self._targets
+        self.keep = self._kept[0]
+
+    def targets_buffer(self, like: Tensor) -> Tensor:
+        """Return memory for the targets of a block."""
+        return torch.zeros_like(self.kept)
+
+    @classmethod
+    def check(cls, options: dict[str, Any], targets: Tensor, rows: int, outputs: int, dtype: torch.dtype) -> Tensor:
+        """Return targets as a block holds them; they may be of all rows of a data set.
+
+        Raises:
+            UserError: If they do not fit outputs [rows, outputs].
+        """
+        if targets.shape != (rows, outputs):
+            raise UserError(f"targets must be {[rows, outputs]}, as the outputs are, got {list(targets.shape)}")
+        return targets.to(dtype)
+
+    @classmethod
+    def check_values(cls, options: dict[str, Any], targets: Tensor, outputs: int) -> None:
+        """Refuse what no number of its kind may be; it waits for the device, so not at every step.
+
+        Raises:
+            UserError: If a label is no class.
+        """
+
+    def begin(self, targets: Tensor) -> None:
+        """Make ready for the batches of these targets, in ``targets`` or, for a single batch, anywhere."""
+        self.taken = targets
+        if targets is self.targets:
+            self._ys = self._targets
+        else:
+            self._ys = (targets,) if len(targets) == self.rows else targets.split(self.rows)
+        self.show(0)
+
+    def show(self, batch: int) -> None:
+        """Take a batch of the block as the next."""
+        self.y, self.keep = self._ys[batch], self._kept[batch]
+
+    def differentiate(self, top: Layer) -> None:
+        """BP1, left factor: write ∂C/∂a^L, [N, n_L], where δ^L will be."""
+        raise NotImplementedError
+
+    def value(self) -> Tensor:
+        """Return C of the one batch of a block of one."""
+        return self.values(1)[0]
+
+    def values(self, batches: int, units: Tensor | None = None) -> Tensor:
+        """Return C of each of the first batches of the block, [batches].
+
+        Args:
+            batches: How many.
+            units: Of the targets: what one of theirs is in the units that C is to be told in, [n_L]. Only a loss of
+                a − y knows them.
+        """
+        raise NotImplementedError
+
+
+class ResidualLoss(Loss):
+    """C = s Σ c(r), r = a − y;  ∂C/∂a = s c'(r)."""
+
+    op: type[ops.ResidualLoss]
+
+    def __init__(self, options: dict[str, Any], batches: int, rows: int, outputs: int, like: Tensor) -> None:
+        super().__init__(options, batches, rows, outputs, like)
+        self.scale = self.op.scale(self.keep, self.reduction)
+        self.constants: tuple[float, ...] = (options.get("delta", 1.0),) if self.op is ops.Huber else ()
+
+    def differentiate(self, top: Layer) -> None:
+        torch.sub(top.a, self.y, out=self.keep)  # r = a − y
+        self.slope(self.keep, top.delta)  # BP1, left factor: ∂C/∂a = s c'(r)
+
+    def slope(self, residual: Tensor, out: Tensor) -> None:
+        """Write s c'(r)."""
+        raise NotImplementedError
+
+    def values(self, batches: int, units: Tensor | None = None) -> Tensor:
+        residual = self.kept[: batches * self.rows]
+        if units is not None:
+            residual = residual * units
+        costs: Tensor = self.op.forward(residual, torch.zeros_like(residual), "none", *self.constants)
+        return costs.view(batches, -1).sum(1).mul_(self.scale)
+
+
+class MSE(ResidualLoss):
+    """∂C/∂a = s 2r."""
+
+    op = ops.MSE
+
+    def slope(self, residual: Tensor, out: Tensor) -> None:
+        torch.mul(residual, 2 * self.scale, out=out)
+
+
+class Quadratic(ResidualLoss):
+    """∂C/∂a = s r."""
+
+    op = ops.Quadratic
+
+    def slope(self, residual: Tensor, out: Tensor) -> None:
+        torch.mul(residual, self.scale, out=out)
+
+
+class L1(ResidualLoss):
+    """∂C/∂a = s sign r."""
+
+    op = ops.L1
+
+    def slope(self, residual: Tensor, out: Tensor) -> None:
+        torch.sign(residual, out=out)
+        if self.scale != 1:
+            out.mul_(self.scale)
+
+
+class Huber(ResidualLoss):
+    """∂C/∂a = s r, r clipped to [−d, d]."""
+
+    op = ops.Huber
+
+    def slope(self, residual: Tensor, out: Tensor) -> None:
+        threshold: float = self.constants[0]
+        torch.clamp(residual, -threshold, threshold, out=out)
+        if self.scale != 1:
+            out.mul_(self.scale)
+
+
+class BinaryCross(Loss):
+    """C of ``binary_cross_entropy_with_logits``;  δ = s w ((1 + (p − 1) y) σ(z) − p y), for w = p = 1: s (σ(z) − y)."""
+
+    contains = ("Sigmoid",)
+
+    def __init__(self, options: dict[str, Any], batches: int, rows: int, outputs: int, like: Tensor) -> None:
+        super().__init__(options, batches, rows, outputs, like)
+        self.scale = self.scale_of_entry()
+        self.weight, self.pos_weight = (options.get(name) for name in ("weight", "pos_weight"))
+
+    def scale_of_entry(self) -> float:
+        """Return s."""
+        return reduction_scale(self.reduction, self.keep.numel())
+
+    def differentiate(self, top: Layer) -> None:
+        self.keep.copy_(top.a)
+        if self.weight is None and self.pos_weight is None:
+            torch.sigmoid(top.a, out=top.delta).sub_(self.y).mul_(self.scale)  # BP1: δ = s (σ(z) − y)
+        else:
+            by_z, _ = BinaryCrossEntropy.slopes(top.a, self.y, self.weight, self.pos_weight)
+            torch.mul(by_z, self.scale, out=top.delta)
+
+    def values(self, batches: int, units: Tensor | None = None) -> Tensor:
+        z, y = (t[: batches * self.rows].unflatten(0, (batches, self.rows)) for t in (self.kept, self.taken))
+        costs = BinaryCrossEntropy.forward(z, y, self.weight, self.pos_weight, "none")
+        return self.scale * costs.flatten(1).sum(1)
+
+
+class BinaryCrossPerSample(BinaryCross):
+    """The same, summed over outputs and averaged over samples."""
+
+    def scale_of_entry(self) -> float:
+        """Return s."""
+        return 1 / max(self.rows, 1)
+
+
+class CrossEntropy(Loss):
+    """C = −Σ_n Σ_c k_nc log p_nc / D, linear in log p.
+
+    The weights k of the classes and D (``ops/cross_entropy.py``) follow from the targets alone. So G = ∂C/∂log p = −k/D
+    is made for a whole block beforehand, and a step takes two kernels: log p from z, and δ = G − p Σ_c G, the formula
+    of ``LogSoftmax.delta``. C itself is Σ G ⊙ log p.
+    """
+
+    contains = ("Softmax", "LogSoftmax")
+
+    def __init__(self, options: dict[str, Any], batches: int, rows: int, outputs: int, like: Tensor) -> None:
+        self.weight: Tensor | None = options.get("weight")
+        self.smoothing: float = options.get("label_smoothing", 0.0)
+        self.grad = like.new_zeros(batches * rows, outputs)
+        self._grad = self.grad.split(rows)
+        super().__init__(options, batches, rows, outputs, like)
+
+    def show(self, batch: int) -> None:
+        self.keep, self.grad_log_p = self._kept[batch], self._grad[batch]
+
+    def differentiate(self, top: Layer) -> None:
+        log_p = self.keep
+        torch.log_softmax(top.a, 1, out=log_p)
+        torch._log_softmax_backward_data(self.grad_log_p, log_p, 1, log_p.dtype, out=top.delta)  # BP1: δ = G − p Σ_c G
+
+    def class_weights(self, k: Tensor) -> Tensor:
+        """Return k, smoothed and weighed by class."""
+        k = ops.smooth(k, self.smoothing, self.outputs)
+        return k if self.weight is None else k * self.weight
+
+    def values(self, batches: int, units: Tensor | None = None) -> Tensor:
+        rows = batches * self.rows
+        return (self.grad[:rows] * self.kept[:rows]).view(batches, -1).sum(1)
+
+
+class SoftCrossEntropy(CrossEntropy):
+    """Targets are class probabilities; D = N for a mean."""
+
+    def begin(self, targets: Tensor) -> None:
+        super().begin(targets)
+        scale = reduction_scale(self.reduction, self.rows)
+        torch.mul(self.class_weights(targets), -scale, out=self.grad[: len(targets)])
+
+
+class LabelCrossEntropy(CrossEntropy):
+    """Targets are labels; D = Σ_n w_{y_n} over the samples that are not ignored, for a mean."""
+
+    def __init__(self, options: dict[str, Any], batches: int, rows: int, outputs: int, like: Tensor) -> None:
+        super().__init__(options, batches, rows, outputs, like)
+        self.total: Tensor | None = None
+        self.table: Tensor | None = None
+        # Elsewhere than on a CPU a label out of range is no exception, but the end of the process.
+        if self.weight is None and not self.smoothing and outputs <= MOST_CLASSES and like.device.type == "cpu":
+            self.table = torch.eye(outputs, dtype=like.dtype).mul_(-reduction_scale(self.reduction, rows))
+
+    def targets_buffer(self, like: Tensor) -> Tensor:
+        return torch.zeros(len(self.kept), dtype=torch.long, device=like.device)
+
+    @classmethod
+    def check(cls, options: dict[str, Any], targets: Tensor, rows: int, outputs: int, dtype: torch.dtype) -> Tensor:
+        if targets.shape != (rows,):
+            raise UserError(f"labels must be {[rows]}, one for each row, got {list(targets.shape)}")
+        return targets if targets.dtype == torch.long else targets.long()  # −100 against uint8 would be 156
+
+    @classmethod
+    def check_values(cls, options: dict[str, Any], targets: Tensor, outputs: int) -> None:
+        outside = (targets < 0) | (targets >= outputs)
+        wrong = targets[outside & (targets != options.get("ignore_index", -100))]
+        if len(wrong):
+            raise UserError(f"labels must be 0 to {outputs - 1}, as there are {outputs} outputs, got {int(wrong[0])}")
+
+    def begin(self, targets: Tensor) -> None:
+        super().begin(targets)
+        grad = self.grad if targets.shape[0] == self.grad.shape[0] else self.grad[: len(targets)]
+        self.total = None  # D of each batch, [batches]
+        if self.table is not None:
+            try:
+                torch.index_select(self.table, 0, targets, out=grad)  # G = −y/N, a row of the table for each label
+            except (IndexError, RuntimeError):  # a label to be ignored, or none at all
+                self.check_values(self.options, targets, self.outputs)
+            else:
+                return
+        ignore_index: int = self.options.get("ignore_index", -100)
+        valid, label, w_y = label_weights(targets, self.weight, ignore_index, grad.dtype)
+        worth = valid.to(grad.dtype)  # ∂C/∂C_n
+        if self.reduction == "mean":
+            self.total = w_y.view(-1, self.rows).sum(1)
+            worth = torch.where(valid, 1 / self.total.repeat_interleave(self.rows), 0.0)
+        k = self.class_weights(torch.zeros_like(grad).scatter_(1, label.unsqueeze(1), 1.0))
+        torch.mul(k, -worth.unsqueeze(1), out=grad)
+
+    def value(self) -> Tensor:
+        if self.table is not None and self.total is None:
+            return torch.dot(self.grad.view(-1), self.kept.view(-1))
+        return super().value()
+
+    def values(self, batches: int, units: Tensor | None = None) -> Tensor:
+        values = super().values(batches, units)
+        return values if self.total is None else torch.where(self.total == 0, float("nan"), values)
+
+
+MOST_CLASSES = 256  # above, the table of one-hot rows would take more memory than it is worth
+
+
+class Rule:
+    """A public loss with its options: which :class:`Loss` it is at work.
+
+    Args:
+        loss: A function of :mod:`deltaprop.functional` (or its counterpart in ``torch.nn.functional``), its name, or a
+            ``functools.partial`` of one with options by keyword.
+
+    Raises:
+        UserError: If it is none of these, or an option cannot be taken.
+    """
+
+    def __init__(self, loss: str | Callable[..., Tensor]) -> None:
+        options: dict[str, Any] = {}
+        if isinstance(loss, functools.partial):
+            if loss.args:
+                raise UserError(f"options of the loss must be given by keyword, got {loss}")
+            options, loss = dict(loss.keywords), loss.func
+        self.name = loss if isinstance(loss, str) else _NAMES.get(loss, "")
+        if not self.name:
+            name = getattr(loss, "__name__", type(loss).__name__)
+            raise UserError(
+                f"the explicit driver has no δ for the loss {name}: take one of {', '.join(_ROWS)}, "
+                "or train by autograd (--engine autograd)"
+            )
+        if self.name not in _ROWS:
+            raise unknown_name("loss", self.name, _ROWS)
+        known = set(inspect.signature(getattr(F, self.name)).parameters) - {"input", "target"}
+        for option in options:
+            if option not in known:
+                raise UserError(f"{self.name} has no option {option!r}; it has {', '.join(sorted(known)) or 'none'}")
+        if options.get("reduction", "mean") not in ("mean", "sum"):
+            raise UserError(f"the loss must be one number: reduction 'mean' or 'sum', got {options['reduction']!r}")
+        self.options = {name: value for name, value in options.items() if value is not None}
+        if "weight" in self.options and issubclass(_ROWS[self.name], ResidualLoss):
+            raise UserError(
+                f"{self.name} with weights of the entries is not in the explicit driver: "
+                "train by autograd (--engine autograd)"
+            )
+
+    def kind(self, targets: Tensor) -> type[Loss]:
+        """Return what it is for targets of this kind."""
+        if self.name == "cross_entropy":
+            return SoftCrossEntropy if targets.is_floating_point() else LabelCrossEntropy
+        return _ROWS[self.name]
+
+    @property
+    def contains(self) -> tuple[str, ...]:
+        """The output activations that it already contains."""
+        return _ROWS[self.name].contains
+
+
+_ROWS: dict[str, type[Loss]] = {
+    "cross_entropy": CrossEntropy,
+    "binary_cross_entropy_with_logits": BinaryCross,
+    "binary_cross_entropy_per_sample": BinaryCrossPerSample,
+    "mse_loss": MSE,
+    "quadratic_loss": Quadratic,
+    "huber_loss": Huber,
+    "l1_loss": L1,
+}
+_NAMES: dict[Any, str] = {
+    function: name for name in _ROWS for module in (F, torch.nn.functional) if (function := getattr(module, name, None))
+}

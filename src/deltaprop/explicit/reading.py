@@ -1,0 +1,99 @@
+"""What the explicit driver takes: a stack of linear layers, each with one activation or none, and nothing else.
+
+Anything else is refused here, by name: the recursion would not call it, and training would go wrong in silence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
+from typing import Any
+
+from torch import Tensor, nn
+
+from deltaprop.errors import UserError
+from deltaprop.modules import Activation, Linear, from_torch
+
+ELSEWHERE = "train it by autograd (--engine autograd)"
+
+Found = list[tuple[nn.Linear, Activation | None]]
+
+
+def read_layers(model: nn.Module) -> tuple[Found, list[dict[str, Any]]]:
+    """Return each linear layer with its activation, and the dictionaries of modules that they were read from.
+
+    Args:
+        model: An ``nn.Sequential`` of linear layers and activations, ours or PyTorch's, nested as one likes.
+
+    Raises:
+        UserError: If there is anything else in it.
+    """
+    if not isinstance(model, nn.Sequential):
+        raise UserError(f"the explicit driver takes an nn.Sequential, got {type(model).__name__}: {ELSEWHERE}")
+    read: list[dict[str, Any]] = []
+    found: Found = []
+    free = False  # whether the last layer may still get an activation
+    for name, module in _flat(model, "", read):
+        kind = f"module {name} ({type(module).__name__})"
+        if _hooked(module):
+            raise UserError(f"{kind} has hooks, which nothing would call: {ELSEWHERE}")
+        ours = from_torch(module)
+        if type(ours) is Linear:
+            found.append((module, None))  # type: ignore[arg-type]
+            free = True
+        elif not isinstance(ours, Activation):
+            raise UserError(f"{kind} is neither a linear layer nor an activation that has a δ here: {ELSEWHERE}")
+        elif not free:
+            raise UserError(f"{kind} does not follow a linear layer: {ELSEWHERE}")
+        else:
+            found[-1] = (found[-1][0], ours)
+            free = False
+    if not found:
+        raise UserError("the model has no linear layer")
+    for (below, _), (above, _) in pairwise(found):
+        if below.out_features != above.in_features:
+            raise UserError(f"a layer of {below.out_features} outputs comes before one of {above.in_features} inputs")
+    return found, read
+
+
+def _flat(model: nn.Sequential, prefix: str, read: list[dict[str, Any]]) -> Iterator[tuple[str, nn.Module]]:
+    if type(model).forward is not nn.Sequential.forward or _hooked(model):
+        raise UserError(f"{prefix or 'the model'} has a forward or hooks, which nothing would call: {ELSEWHERE}")
+    read.append(model._modules)
+    for name, module in model._modules.items():  # not named_children(), which names a shared module once
+        if isinstance(module, nn.Sequential):
+            yield from _flat(module, f"{prefix}{name}.", read)
+        elif module is not None:
+            yield f"{prefix}{name}", module
+
+
+def _hooked(module: nn.Module) -> bool:
+    return any(hook_tables([module]))
+
+
+def hook_tables(modules: Iterable[nn.Module]) -> list[dict[int, Any]]:
+    """Return the dictionaries of everything that a call of these modules would run besides their forward."""
+    names = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return [getattr(module, name) for module in modules for name in names]
+
+
+def check_parameters(linears: Sequence[nn.Linear]) -> list[Tensor]:
+    """Return the parameters of the layers, in order.
+
+    Raises:
+        UserError: If layers share one, or not all are contiguous, real, of one dtype, on one device, without hooks.
+    """
+    params = [p for linear in linears for p in (linear.weight, linear.bias) if p is not None]
+    if len(set(map(id, params))) < len(params):
+        raise UserError(f"layers share a parameter, whose gradients would have to be added up: {ELSEWHERE}")
+    first = params[0]
+    for p in params:
+        if (p.dtype, p.device) != (first.dtype, first.device):
+            raise UserError(f"parameters must all be {first.dtype} on {first.device}, got {p.dtype} on {p.device}")
+        if not p.is_floating_point():
+            raise UserError(f"parameters must be real numbers, got {p.dtype}")
+        if not p.is_contiguous():
+            raise UserError(f"parameters must be contiguous, got strides {p.stride()} for shape {list(p.shape)}")
+        if p._backward_hooks or p._post_accumulate_grad_hooks:
+            raise UserError(f"a parameter of shape {list(p.shape)} has hooks, which nothing would call: {ELSEWHERE}")
+    return params
