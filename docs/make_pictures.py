@@ -13,7 +13,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from deltaprop.training import TrainConfig
-from deltaprop.training.loop import make_optimizer, prepare, train_epoch
+from deltaprop.training.engines import train_epoch
+from deltaprop.training.loop import make_optimizer, prepare
 from deltaprop.training.pictures import COLOURS, decision_boundary
 from deltaprop.verify.observe import observe
 

@@ -17,7 +17,8 @@ from torch import nn
 from deltaprop import MLP, UserError
 from deltaprop import functional as F
 from deltaprop.training import Result, TrainConfig, TrainingError, train
-from deltaprop.training.loop import make_optimizer, train_epoch
+from deltaprop.training.engines import train_epoch
+from deltaprop.training.loop import make_optimizer
 from deltaprop.training.run_folder import RunFolder
 from tests.training.conftest import metrics_of, without_times
 

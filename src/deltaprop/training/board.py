@@ -26,9 +26,9 @@ from torch.utils.tensorboard import SummaryWriter
 
 from deltaprop import ops
 from deltaprop.training import pictures
+from deltaprop.training.engines import Engine
 from deltaprop.training.evaluate import Evaluation, evaluate
 from deltaprop.training.loop import Setup
-from deltaprop.verify.observe import observe
 
 PROBE_ROWS = 256
 
@@ -49,11 +49,12 @@ class Board:
 
     Args:
         setup: The run.
+        engine: What trains it, and shows its layers.
         folder: Its folder.
     """
 
-    def __init__(self, setup: Setup, folder: Path) -> None:
-        self.setup = setup
+    def __init__(self, setup: Setup, engine: Engine, folder: Path) -> None:
+        self.setup, self.engine = setup, engine
         self.writer = SummaryWriter(str(folder), purge_step=0)
         rows = min(PROBE_ROWS, len(setup.dataset.train))
         self.x = setup.dataset.train.x[:rows]
@@ -92,7 +93,7 @@ class Board:
         """Write the settings as hyperparameters beside the last figures, in this same run."""
         config = self.setup.config
         names = ("data", "init", "lr", "momentum", "nesterov", "weight_decay", "lr_schedule", "batch_size", "epochs")
-        settings = {name: getattr(config, name) for name in (*names, "seed", "dtype")}
+        settings = {name: getattr(config, name) for name in (*names, "seed", "dtype", "engine")}
         settings["hidden"] = "-".join(map(str, config.hidden)) or "none"
         settings["activation"] = " ".join(config.activations) or "none"
         settings["loss"] = self.setup.objective.name
@@ -104,7 +105,7 @@ class Board:
         return {name: value for name, value in resolved.items() if not name.endswith("scaling")}
 
     def _write_layers(self, epoch: int) -> None:
-        for number, layer in enumerate(observe(self.setup.model, self.setup.objective, self.x, self.y), start=1):
+        for number, layer in enumerate(self.engine.observe(self.x, self.y), start=1):
             name = f"layer{number}"
             self.writer.add_histogram(f"weights/{name}", layer.linear.weight, epoch)
             if layer.linear.bias is not None:

@@ -131,6 +131,8 @@ def describe(setup: Setup) -> list[tuple[str, str]]:
         ("sgd", describe_sgd(setup)),
         ("device", f"{describe_device(setup.device)}{threads}, {config.dtype}"),
     ]
+    if config.engine == "explicit":
+        rows.append(("engine", "explicit: the δ recursion as one loop, without a tape"))
     if "step" in (*config.activations, config.output_activation):
         rows.append(("note", "step has slope 0: the layers before it get no gradient and will not learn"))
     return rows

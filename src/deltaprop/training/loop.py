@@ -6,7 +6,7 @@ import math
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import numpy
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import deltaprop
 from deltaprop.data import Dataset, Scaling, check_source, load
@@ -25,7 +25,8 @@ from deltaprop.modules import MLP
 from deltaprop.optim import SGD
 from deltaprop.training.config import TrainConfig
 from deltaprop.training.devices import describe_device, pick_device, pick_threads
-from deltaprop.training.evaluate import Evaluation, evaluate, in_own_units
+from deltaprop.training.engines import ENGINES, Engine
+from deltaprop.training.evaluate import Evaluation, evaluate
 from deltaprop.training.objective import Objective, check_output_activation, choose_objective
 from deltaprop.training.run_folder import RunFolder, check_folder, default_folder
 
@@ -204,14 +205,15 @@ def _run(setup: Setup, reporter: Reporter) -> Result:
     reporter.start(setup, folder.path)
     folder.write_config(setup.to_json())
     optimizer = make_optimizer(setup.model, config)
+    engine = ENGINES[config.engine](setup.model, setup.objective, optimizer, setup.dataset.target_scaling)
     generator = torch.Generator().manual_seed(config.seed)
     began = time.perf_counter()
     best: dict[str, Any] | None = None
     stopped = False
-    with Board(setup, folder.path) as board:
+    with Board(setup, engine, folder.path) as board:
         board.views(0)
         for epoch in range(1, config.epochs + 1):
-            metrics, test = _epoch(setup, optimizer, generator, epoch, reporter)
+            metrics, test = _epoch(setup, engine, optimizer, generator, epoch, reporter)
             folder.append_metrics(metrics)
             if metrics["val_loss"] is not None and (best is None or metrics["val_loss"] < best["val_loss"]):
                 best = metrics
@@ -232,7 +234,12 @@ def _run(setup: Setup, reporter: Reporter) -> Result:
 
 
 def _epoch(
-    setup: Setup, optimizer: torch.optim.Optimizer, generator: torch.Generator, epoch: int, reporter: Reporter
+    setup: Setup,
+    engine: Engine,
+    optimizer: torch.optim.Optimizer,
+    generator: torch.Generator,
+    epoch: int,
+    reporter: Reporter,
 ) -> tuple[dict[str, Any], Evaluation | None]:
     """Train for one epoch and judge; return its line of metrics.jsonl, and the test part's evaluation.
 
@@ -248,9 +255,7 @@ def _epoch(
     steps = math.ceil(len(x) / config.batch_size)
     on_step = partial(reporter.step, epoch, steps)
     began = time.perf_counter()
-    # Minimised on standardised targets, told in the target's own units.
-    reported = in_own_units(objective, dataset.target_scaling) if objective.task == "regression" else None
-    train_loss = train_epoch(setup.model, objective, optimizer, x, y, order, config.batch_size, on_step, reported)
+    train_loss = engine.epoch(x, y, order, config.batch_size, on_step)
     seconds = time.perf_counter() - began
     val = evaluate(setup.model, objective, dataset.val, dataset.target_scaling)
     test = evaluate(setup.model, objective, dataset.test, dataset.target_scaling)
@@ -272,44 +277,6 @@ def _epoch(
         "samples_per_second": len(x) / seconds,
     }
     return metrics, test
-
-
-def train_epoch(
-    model: nn.Module,
-    loss: Callable[[Tensor, Tensor], Tensor],
-    optimizer: torch.optim.Optimizer,
-    x: Tensor,
-    y: Tensor,
-    order: Tensor,
-    batch_size: int,
-    on_step: Callable[[int], None] = lambda done: None,
-    reported: Callable[[Tensor, Tensor], Tensor] | None = None,
-) -> float:
-    """Take one pass over the rows of x and y in the given order; return the mean loss, each sample counting once.
-
-    Args:
-        model: Gives outputs [N, n_L] from rows of x.
-        loss: C from outputs and rows of y, a mean over samples.
-        optimizer: Its step is the update.
-        x: Inputs, [N, n_0].
-        y: Targets, [N, …].
-        order: Row indices.
-        batch_size: Rows a step; the last step takes what is left.
-        on_step: Called after each step with the number of steps done.
-        reported: The loss to return the mean of, where it is not the one that is minimised.
-    """
-    total = x.new_zeros(())
-    for done, rows in enumerate(order.split(batch_size), start=1):
-        batch_x, batch_y = x.index_select(0, rows), y.index_select(0, rows)
-        outputs = model(batch_x)  # FWD
-        c = loss(outputs, batch_y)  # C
-        optimizer.zero_grad()
-        c.backward()  # BP1-BP4
-        optimizer.step()  # SGD
-        shown = c.detach() if reported is None else reported(outputs.detach(), batch_y)
-        total += shown * len(rows)  # stays on the device: .item() here would wait for it
-        on_step(done)
-    return float(total) / len(order)
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> SGD:

@@ -13,8 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from deltaprop.explicit import ExplicitTrainer
 from deltaprop.modules import Activation
 from deltaprop.ops import Elementwise
+from deltaprop.ops.linear import linear_forward, linear_grad_bias, linear_grad_weight
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,19 @@ def observe(model: nn.Sequential, loss: Callable[[Tensor, Tensor], Tensor], x: T
         )
         for linear, modules, z, a, delta in zip(linears, following, zs, activations, grads[: len(zs)], strict=True)
     ]
+
+
+def observe_explicit(trainer: ExplicitTrainer, x: Tensor, y: Tensor) -> list[LayerView]:
+    """Return every layer on the batch (x, y), as the explicit driver has them in its buffers; nothing is learnt."""
+    views = []
+    for layer in trainer.look(x, y):
+        linear = layer.plan.linear
+        z = linear_forward(layer.a_prev, layer.weight, layer.bias)  # where a has taken its place
+        grad_bias = None if linear.bias is None else linear_grad_bias(layer.delta, linear.bias.shape)
+        sigma = () if layer.plan.sigma is None else (layer.plan.sigma,)
+        grad_weight = linear_grad_weight(layer.delta, layer.a_prev)
+        views.append(LayerView(linear, sigma, z, layer.a, layer.delta, grad_weight, grad_bias))
+    return views
 
 
 def _flat(model: nn.Sequential) -> Iterator[nn.Module]:

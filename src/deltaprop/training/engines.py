@@ -1,0 +1,107 @@
+"""The two drivers of a run: autograd's tape over hand-written Functions, and the explicit recursion without one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from deltaprop.data import Scaling
+from deltaprop.explicit import ExplicitTrainer
+from deltaprop.training.evaluate import in_own_units
+from deltaprop.training.objective import Objective
+from deltaprop.verify.observe import LayerView, observe, observe_explicit
+
+
+class Engine(Protocol):
+    """What trains a model, and shows its layers."""
+
+    def epoch(self, x: Tensor, y: Tensor, order: Tensor, batch_size: int, on_step: Callable[[int], None]) -> float:
+        """Take one pass over the rows in order; return the mean loss, in the target's own units."""
+
+    def observe(self, x: Tensor, y: Tensor) -> list[LayerView]:
+        """Return every layer on the batch (x, y), learning nothing."""
+
+
+@dataclass(frozen=True)
+class AutogradEngine:
+    """Trains by ``loss.backward()``: PyTorch records the hand-written Functions, and calls their backward."""
+
+    model: nn.Sequential
+    objective: Objective
+    optimizer: torch.optim.Optimizer
+    target_scaling: Scaling
+
+    def epoch(self, x: Tensor, y: Tensor, order: Tensor, batch_size: int, on_step: Callable[[int], None]) -> float:
+        """Take one pass over the rows in order; return the mean loss, in the target's own units."""
+        # Minimised on standardised targets, told in the target's own units.
+        regression = self.objective.task == "regression"
+        reported = in_own_units(self.objective, self.target_scaling) if regression else None
+        return train_epoch(self.model, self.objective, self.optimizer, x, y, order, batch_size, on_step, reported)
+
+    def observe(self, x: Tensor, y: Tensor) -> list[LayerView]:
+        """Return every layer on the batch (x, y), learning nothing."""
+        return observe(self.model, self.objective, x, y)
+
+
+class ExplicitEngine:
+    """Trains by the δ recursion of ``explicit/recursion.py``."""
+
+    def __init__(
+        self, model: nn.Sequential, objective: Objective, optimizer: torch.optim.Optimizer, target_scaling: Scaling
+    ) -> None:
+        self.trainer = ExplicitTrainer(model, objective.loss.call, optimizer)
+        self.units = target_scaling.scale if objective.task == "regression" else None
+
+    def epoch(self, x: Tensor, y: Tensor, order: Tensor, batch_size: int, on_step: Callable[[int], None]) -> float:
+        """Take one pass over the rows in order; return the mean loss, in the target's own units."""
+        mean = self.trainer.epoch(x, y, batch_size, order=order, on_step=on_step, on_step_reads=False, units=self.units)
+        return float(mean)
+
+    def observe(self, x: Tensor, y: Tensor) -> list[LayerView]:
+        """Return every layer on the batch (x, y), learning nothing."""
+        return observe_explicit(self.trainer, x, y)
+
+
+ENGINES: dict[str, Callable[..., Engine]] = {"autograd": AutogradEngine, "explicit": ExplicitEngine}
+
+
+def train_epoch(
+    model: nn.Module,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    optimizer: torch.optim.Optimizer,
+    x: Tensor,
+    y: Tensor,
+    order: Tensor,
+    batch_size: int,
+    on_step: Callable[[int], None] = lambda done: None,
+    reported: Callable[[Tensor, Tensor], Tensor] | None = None,
+) -> float:
+    """Take one pass over the rows of x and y in the given order; return the mean loss, each sample counting once.
+
+    Args:
+        model: Gives outputs [N, n_L] from rows of x.
+        loss: C from outputs and rows of y, a mean over samples.
+        optimizer: Its step is the update.
+        x: Inputs, [N, n_0].
+        y: Targets, [N, …].
+        order: Row indices.
+        batch_size: Rows a step; the last step takes what is left.
+        on_step: Called after each step with the number of steps done.
+        reported: The loss to return the mean of, where it is not the one that is minimised.
+    """
+    total = x.new_zeros(())
+    for done, rows in enumerate(order.split(batch_size), start=1):
+        batch_x, batch_y = x.index_select(0, rows), y.index_select(0, rows)
+        outputs = model(batch_x)  # FWD
+        c = loss(outputs, batch_y)  # C
+        optimizer.zero_grad()
+        c.backward()  # BP1-BP4
+        optimizer.step()  # SGD
+        shown = c.detach() if reported is None else reported(outputs.detach(), batch_y)
+        total += shown * len(rows)  # stays on the device: .item() here would wait for it
+        on_step(done)
+    return float(total) / len(order)

@@ -1,0 +1,65 @@
+"""The two engines of a run: the same training, the same figures, the same views of the layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from deltaprop import MLP, SGD
+from deltaprop.data import Scaling
+from deltaprop.training import Result
+from deltaprop.training.engines import ENGINES
+from deltaprop.training.objective import LOSSES, Objective, choose_objective
+from tests.training.conftest import without_times
+
+Run = Callable[..., Result]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"loss": "cross-entropy", "activation": ("relu",)},
+        {"loss": "binary-cross-entropy", "activation": ("tanh",), "momentum": 0.0},
+        {"loss": "quadratic", "activation": ("sigmoid",), "output_activation": "sigmoid", "nesterov": True},
+        {"loss": "mse", "activation": ("gelu",), "weight_decay": 0.01, "lr_schedule": "cosine"},
+        {"data": "sine", "loss": "mse", "decay_biases": True, "weight_decay": 0.01},
+        {"data": "sine", "loss": "huber", "lr_schedule": "step", "lr_step": 1},
+        {"data": "sine", "loss": "l1", "hidden": (), "activation": ("relu",)},
+    ],
+    ids=str,
+)
+def test_a_run_tells_the_same_figures_on_either_engine(run: Run, settings: dict[str, Any]):
+    """In float64, over three epochs with a last, smaller batch; numbers in the target's own units."""
+    lines = [without_times(run(engine=engine, dtype="float64", **settings)) for engine in ENGINES]
+    for ours, theirs in zip(*lines, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-9)
+
+
+def test_the_same_seed_gives_the_same_bytes(run: Run):
+    first, second = (run(engine="explicit") for _ in range(2))
+    assert (first.folder / "model.safetensors").read_bytes() == (second.folder / "model.safetensors").read_bytes()
+
+
+def test_looking_changes_no_bit(run: Run):
+    first, second = run(engine="explicit", log_every=0), run(engine="explicit", log_every=1)
+    assert (first.folder / "model.safetensors").read_bytes() == (second.folder / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("activation", ["relu", "gelu", "softmax"])
+def test_layers_look_the_same_on_either_engine(loss: str, activation: str):
+    torch.manual_seed(0)
+    model = MLP([4, 6, 5, 3], activation, dtype=torch.float64)
+    objective: Objective = choose_objective(loss, "classification", 3, "none")
+    x, labels = torch.randn(7, 4, dtype=torch.float64), torch.arange(7) % 3
+    y = objective.targets(labels, x.dtype)
+    scaling = Scaling(torch.zeros(3), torch.ones(3))
+    views = [e(model, objective, SGD(model.parameters(), lr=0.1), scaling).observe(x, y) for e in ENGINES.values()]
+    for ours, theirs in zip(*views, strict=True):
+        for name in ("z", "a", "delta", "grad_weight", "grad_bias"):
+            torch.testing.assert_close(getattr(ours, name), getattr(theirs, name), rtol=1e-12, atol=1e-14)
+        assert ours.saturation() == theirs.saturation()
+        assert ours.delta_norm == pytest.approx(theirs.delta_norm, rel=1e-12)
