@@ -44,8 +44,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"seed": -1}, "--seed must be a whole number, at least 0"),
     ({"seed": 2**32}, r"--seed must be below 2\^32"),
     ({"dtype": "float16"}, "unknown dtype 'float16'"),
-    ({"threads": "0"}, "--threads must be auto or a number from 1"),
-    ({"threads": "many"}, "--threads must be auto or a number from 1"),
+    ({"threads": "0"}, "--threads must be auto, tune or a number from 1"),
+    ({"threads": "many"}, "--threads must be auto, tune or a number from 1"),
     ({"log_every": -1}, "--log-every must be a whole number, at least 0"),
 ]
 

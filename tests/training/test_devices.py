@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import time
+from collections.abc import Callable
+
 import joblib
 import pytest
 import torch
 
 from deltaprop import UserError
-from deltaprop.training.devices import pick_device, pick_threads
+from deltaprop.training import Result
+from deltaprop.training.devices import fastest, pick_device, pick_threads, tune_threads
 
 NO_CUDA = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
 
@@ -55,3 +60,42 @@ def test_auto_threads_follow_the_widest_product():
 
 def test_a_number_of_threads_is_taken_as_given():
     assert pick_threads("3", [2, 2], 1) == 3
+
+
+class TestTuning:
+    def test_tries_powers_of_two_and_all_cores(self):
+        assert list(tune_threads(lambda: None, 6, seconds=0)) == [1, 2, 4, 6]
+        assert list(tune_threads(lambda: None, 1, seconds=0)) == [1]
+
+    def test_work_runs_at_the_number_that_is_timed(self):
+        """Two threads are made to take longer, as on a machine whose cores others hold."""
+        seen = set()
+
+        def work() -> None:
+            seen.add(torch.get_num_threads())
+            time.sleep(0.02 * (torch.get_num_threads() == 2))
+
+        timed = tune_threads(work, 2, seconds=0)
+        assert seen == {1, 2}
+        assert fastest(timed) == 1
+        assert timed[2] > 0.02 > timed[1]
+
+    def test_threads_are_as_before_afterwards(self):
+        before = torch.get_num_threads()
+        tune_threads(lambda: None, 4, seconds=0)
+        assert torch.get_num_threads() == before
+
+    def test_more_threads_must_gain_something(self):
+        assert fastest({1: 1.0, 2: 0.96, 4: 0.97}) == 1
+        assert fastest({1: 1.0, 2: 0.7, 4: 0.69}) == 2
+        assert fastest({1: 1.0, 2: 0.7, 4: 0.4}) == 4
+
+
+@pytest.mark.parametrize("engine", ["autograd", "explicit"])
+def test_a_tuned_run_trains_as_one_with_that_number_of_threads(run: Callable[..., Result], engine: str):
+    """The copy that was timed leaves no trace in weights, order or velocities."""
+    tuned = run(threads="tune", engine=engine)
+    resolved = json.loads((tuned.folder / "config.json").read_text())["resolved"]
+    assert str(resolved["threads"]) in resolved["threads_tuned"]
+    given = run(threads=str(resolved["threads"]), engine=engine)
+    assert (tuned.folder / "model.safetensors").read_bytes() == (given.folder / "model.safetensors").read_bytes()

@@ -113,8 +113,8 @@ class TrainConfig:
     """Of weights and data."""
 
     threads: str = "auto"
-    """CPU threads: a number, or auto: 1 for small nets, the physical cores where a layer's product has at least 2^24
-    multiply-adds."""
+    """CPU threads: a number; auto: 1 for small nets, the physical cores where a layer's product has at least 2^24
+    multiply-adds; or tune: time a few steps at 1, 2, 4, … and take the fastest."""
 
     run_dir: Path | None = None
     """Folder of this run; by default runs/<data>-<date>-<time>."""
@@ -181,8 +181,10 @@ class TrainConfig:
             "used with a --val-fraction above 0",
             self.patience,
         )
-        threads_ok = self.threads == "auto" or (str(self.threads).isdecimal() and 1 <= int(self.threads) <= 1024)
-        _require(threads_ok, "--threads", "auto or a number from 1 to 1024", self.threads)
+        threads_ok = self.threads in ("auto", "tune") or (
+            str(self.threads).isdecimal() and 1 <= int(self.threads) <= 1024
+        )
+        _require(threads_ok, "--threads", "auto, tune or a number from 1 to 1024", self.threads)
         for field in dataclasses.fields(self):
             known = _CHOICES.get(field.name)
             if known:

@@ -131,6 +131,9 @@ def describe(setup: Setup) -> list[tuple[str, str]]:
         ("sgd", describe_sgd(setup)),
         ("device", f"{describe_device(setup.device)}{threads}, {config.dtype}"),
     ]
+    if setup.tuned:
+        tried = ", ".join(f"{count}: {1e6 * seconds:.0f}" for count, seconds in setup.tuned.items())
+        rows.append(("tuned", f"threads: µs a step at {tried}"))
     if config.engine == "explicit":
         rows.append(("engine", "explicit: the δ recursion as one loop, without a tape"))
     if "step" in (*config.activations, config.output_activation):

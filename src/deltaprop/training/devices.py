@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Sequence
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 
 import torch
@@ -56,6 +60,55 @@ def pick_threads(threads: str, sizes: Sequence[int], batch_size: int) -> int:
     widest = max(batch_size * n_in * n_out for n_in, n_out in pairwise(sizes))
     if widest < WIDE_PRODUCT:
         return 1
+    return physical_cores()
+
+
+def physical_cores() -> int:
+    """Return how many physical cores this process may use."""
     import joblib  # comes with scikit-learn; respects affinity and container limits
 
     return int(joblib.cpu_count(only_physical_cores=True))
+
+
+def tune_threads(run: Callable[[], object], cores: int, seconds: float = 2.0) -> dict[int, float]:
+    """Time the same work at 1, 2, 4, … threads, and at as many as there are cores; return the median seconds of each.
+
+    Rounds go through all of them in turn, so that what else the machine does meets each alike. A machine on which other
+    programs hold the cores shows it here: two threads may then take a hundred times as long as one.
+
+    Args:
+        run: The work, a few steps; called once at each number before the clock counts.
+        cores: The most threads to try.
+        seconds: After how long no new round is begun, once there have been three.
+    """
+    counts = sorted({*(2**k for k in range(cores.bit_length()) if 2**k <= cores), cores})
+    taken: dict[int, list[float]] = {count: [] for count in counts}
+    began = time.perf_counter()
+    for number in itertools.count():
+        for count in counts:
+            with set_threads(count):
+                if number == 0:
+                    run()
+                start = time.perf_counter()
+                run()
+                taken[count].append(time.perf_counter() - start)
+        if number >= 20 or (number >= 2 and time.perf_counter() - began > seconds):
+            return {count: statistics.median(times) for count, times in taken.items()}
+    raise AssertionError
+
+
+def fastest(timed: dict[int, float]) -> int:
+    """Return the fewest threads whose time is within 5 % of the best: more of them gain nothing, and disturb others."""
+    best = min(timed.values())
+    return min(count for count, seconds in timed.items() if seconds <= 1.05 * best)
+
+
+@contextmanager
+def set_threads(count: int) -> Iterator[None]:
+    """Compute with so many CPU threads, and as before afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

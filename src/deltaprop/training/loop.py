@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import platform
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -24,7 +23,15 @@ from deltaprop.errors import UserError
 from deltaprop.modules import MLP
 from deltaprop.optim import SGD
 from deltaprop.training.config import TrainConfig
-from deltaprop.training.devices import describe_device, pick_device, pick_threads
+from deltaprop.training.devices import (
+    describe_device,
+    fastest,
+    physical_cores,
+    pick_device,
+    pick_threads,
+    set_threads,
+    tune_threads,
+)
 from deltaprop.training.engines import ENGINES, Engine
 from deltaprop.training.evaluate import Evaluation, evaluate
 from deltaprop.training.objective import Objective, check_output_activation, choose_objective
@@ -78,6 +85,7 @@ class Setup:
         objective: The loss and the task.
         device: Where it computes.
         threads: CPU threads.
+        tuned: What they were chosen by: the seconds of a step at each number tried; empty unless they were tuned.
         sizes: [n_0, …, n_L].
     """
 
@@ -87,6 +95,7 @@ class Setup:
     objective: Objective
     device: torch.device
     threads: int
+    tuned: dict[int, float]
     sizes: list[int]
 
     def to_json(self) -> dict[str, Any]:
@@ -100,6 +109,7 @@ class Setup:
                 "class_names": list(self.dataset.class_names),
                 "device": describe_device(self.device),
                 "threads": self.threads,
+                "threads_tuned": self.tuned,
                 "data_sha256": self.dataset.digest,
                 # Raw inputs become the network's by (x − mean) / scale, its outputs targets by · scale + mean.
                 "input_scaling": _scaling_to_json(self.dataset.input_scaling),
@@ -170,8 +180,23 @@ def prepare(config: TrainConfig) -> Setup:
         torch.default_generator.manual_seed(config.seed)  # torch.manual_seed would move the GPUs' generators too
         # Drawn on the CPU, so that the same seed gives the same initial weights on every device.
         model = MLP(sizes, config.activations, output, init=config.init, dtype=dtype).to(device)
-    threads = pick_threads(config.threads, sizes, config.batch_size)
-    return Setup(config, dataset, model, objective, device, threads, sizes)
+    tuned = _tune(config, dataset, model, objective) if config.threads == "tune" else {}
+    threads = fastest(tuned) if tuned else pick_threads(config.threads, sizes, config.batch_size)
+    return Setup(config, dataset, model, objective, device, threads, tuned, sizes)
+
+
+TUNING_STEPS = 8
+
+
+def _tune(config: TrainConfig, dataset: Dataset, model: MLP, objective: Objective) -> dict[int, float]:
+    """Return the seconds of a step of this run at each number of threads; a copy of the model is trained."""
+    trial = copy.deepcopy(model)
+    engine = ENGINES[config.engine](trial, objective, make_optimizer(trial, config), dataset.target_scaling)
+    x = dataset.train.x
+    y = objective.targets(dataset.train.y, x.dtype)
+    order = torch.arange(TUNING_STEPS * config.batch_size, device=x.device) % len(x)
+    timed = tune_threads(lambda: engine.epoch(x, y, order, config.batch_size, lambda step: None), physical_cores())
+    return {count: seconds / TUNING_STEPS for count, seconds in timed.items()}
 
 
 def train(config: TrainConfig, reporter: Reporter | None = None) -> Result:
@@ -193,7 +218,7 @@ def train(config: TrainConfig, reporter: Reporter | None = None) -> Result:
         2
     """
     setup = prepare(config)
-    with _threads(setup.threads):
+    with set_threads(setup.threads):
         return _run(setup, reporter or Silent())
 
 
@@ -306,13 +331,3 @@ def _scaling_to_json(scaling: Scaling) -> dict[str, float | list[float]]:
         return values[0] if len(set(values)) == 1 else values
 
     return {"mean": compact(scaling.mean.tolist()), "scale": compact(scaling.scale.tolist())}
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
