@@ -24,7 +24,7 @@ LINES = [
     (r"$z^l = a^{l-1}\,(W^l)^{\top} + b^l$", "linear(a_prev, weight, bias)", "FWD"),
     (r"$\delta^l = \partial C/\partial a^l\,\odot\,\sigma'(z^l)$", "grad_a * sigma_prime", "BP1, BP2"),
     (r"$\partial C/\partial a^{l-1} = \delta^l\,W^l$", "delta @ weight", "BP2"),
-    (r"$\partial C/\partial b^l = \Sigma_n\,\delta^l_n$", "delta.sum_to_size(shape)", "BP3"),
+    (r"$\partial C/\partial b^l = \Sigma_n\,\delta^l_n$", "delta.sum(0)", "BP3"),
     (r"$\partial C/\partial W^l = (\delta^l)^{\top}\,a^{l-1}$", "rows(delta).T @ rows(a_prev)", "BP4"),
     (
         r"$\theta \leftarrow \theta - \eta\;\partial C/\partial\theta$",

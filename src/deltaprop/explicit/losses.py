@@ -292,10 +292,10 @@ class LabelCrossEntropy(CrossEntropy):
             else:
                 return
         ignore_index: int = self.options.get("ignore_index", -100)
-        valid, label, w_y = label_weights(targets, self.weight, ignore_index, grad.dtype)
+        valid, label, w_y = label_weights(targets, self.weight, ignore_index)
         worth = valid.to(grad.dtype)  # ∂C/∂C_n
         if self.reduction == "mean":
-            self.total = w_y.view(-1, self.rows).sum(1)
+            self.total = w_y.to(grad.dtype).view(-1, self.rows).sum(1)
             worth = torch.where(valid, 1 / self.total.repeat_interleave(self.rows), 0.0)
         k = self.class_weights(torch.zeros_like(grad).scatter_(1, label.unsqueeze(1), 1.0))
         torch.mul(k, -worth.unsqueeze(1), out=grad)

@@ -20,6 +20,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from deltaprop.ops.casting import cast
+
 
 class Activation(Function):
     """a = σ(z), with optional constants after z.
@@ -76,7 +78,7 @@ def _complete(op: Any) -> None:
         grad_a = grad_output
         (saved,) = ctx.saved_tensors
         # Under autocast z may have a narrower dtype than the gradient.
-        return delta(grad_a, saved.to(grad_a.dtype), *ctx.constants), *[None] * len(ctx.constants)
+        return delta(grad_a, cast(saved, grad_a.dtype), *ctx.constants), *[None] * len(ctx.constants)
 
     def jvp(ctx: Any, z_dot: Tensor, *_: None) -> Tensor:
         (saved,) = ctx.saved_tensors

@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from deltaprop.ops.activations import LogSoftmax
+from deltaprop.ops.casting import cast
 from deltaprop.ops.losses import reduction_scale
 
 
@@ -58,18 +59,16 @@ def smooth(y: Tensor, smoothing: float, classes: int) -> Tensor:
     return (1 - smoothing) * y + smoothing / classes if smoothing else y
 
 
-def label_weights(
-    target: Tensor, weight: Tensor | None, ignore_index: int, dtype: torch.dtype
-) -> tuple[Tensor, Tensor, Tensor]:
+def label_weights(target: Tensor, weight: Tensor | None, ignore_index: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return (valid, label, w_y): which samples count, their labels (0 for others), their weights (0 for others).
 
-    Shapes: all as the labels.
+    Without class weights w_y is ``valid`` itself, True being 1. Shapes: all as the labels.
     """
-    target = target.long()  # −100 against uint8 would wrap to the label 156
+    target = cast(target, torch.int64)  # −100 against uint8 would wrap to the label 156
     valid = target != ignore_index
     label = torch.where(valid, target, 0)
     if weight is None:
-        return valid, label, valid.to(dtype)
+        return valid, label, valid
     chosen = weight.index_select(0, label.reshape(-1)).reshape(label.shape)
     return valid, label, torch.where(valid, chosen, 0.0)
 
@@ -85,7 +84,7 @@ def labels_loss(
     if not smoothing:
         return loss
     axis = class_axis(log_p)
-    valid, _, w_y = label_weights(target, weight, ignore_index, log_p.dtype)
+    valid, _, w_y = label_weights(target, weight, ignore_index)
     uniform = torch.where(valid, -(log_p * _along_classes(weight, log_p)).sum(axis), 0.0)
     if reduction == "mean":
         uniform = uniform.sum() / w_y.sum()
@@ -127,7 +126,7 @@ class CrossEntropy(Function):
         delta = None
         if grad_loss is not None:
             axis = class_axis(log_p)
-            valid, label, w_y = label_weights(target, weight, ignore_index, log_p.dtype)
+            valid, label, w_y = label_weights(target, weight, ignore_index)
             # ∂C/∂C_n, with the loss's 1/N; 0 where ignored, for D is 0 too if all of them are
             grad_entries = torch.where(valid, grad_loss / w_y.sum() if reduction == "mean" else grad_loss, 0.0)
             if smoothing:
@@ -135,7 +134,7 @@ class CrossEntropy(Function):
                 k = smooth(y, smoothing, log_p.shape[axis]) * _along_classes(weight, log_p)
                 delta = cross_entropy_delta(log_p, k, grad_entries.unsqueeze(axis))
             else:
-                delta = label_delta(log_p, label, grad_entries * w_y)
+                delta = label_delta(log_p, label, grad_entries if weight is None else grad_entries * w_y)
         return _with_hidden_output(delta, grad_log_p, log_p, ctx.dtype), None, None, None, None, None
 
     @staticmethod
@@ -179,7 +178,7 @@ class SoftCrossEntropy(Function):
             scale = grad_loss * reduction_scale(ctx.reduction, log_p.select(axis, 0).numel())
             scale = scale.unsqueeze(axis) if scale.dim() else scale
             delta = cross_entropy_delta(log_p, k, scale) if ctx.needs_input_grad[0] else None
-            grad_k = -(scale * log_p).to(k.dtype) if ctx.needs_input_grad[1] else None
+            grad_k = -cast(scale * log_p, k.dtype) if ctx.needs_input_grad[1] else None
         return _with_hidden_output(delta, grad_log_p, log_p, ctx.dtype), grad_k, None
 
     @staticmethod
@@ -200,4 +199,4 @@ def _with_hidden_output(
     if grad_log_p is not None:
         through = LogSoftmax.delta(grad_log_p, log_p, class_axis(log_p))
         delta = through if delta is None else delta + through
-    return None if delta is None else delta.to(dtype)
+    return None if delta is None else cast(delta, dtype)

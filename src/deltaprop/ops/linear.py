@@ -11,6 +11,8 @@ import torch
 from torch import Size, Tensor
 from torch.autograd import Function
 
+from deltaprop.ops.casting import cast
+
 
 def linear_forward(a_prev: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Return z = a_prev Wᵀ + b."""
@@ -31,7 +33,9 @@ def linear_grad_bias(delta: Tensor, shape: Size) -> Tensor:
     """Return ∂C/∂b = Σ_n δ_n, in b's own ``shape``: summed along every axis that b was spread over."""
     if len(shape) > delta.dim():  # PyTorch takes a bias [1, O] for one sample [I] too
         return delta.reshape(shape)
-    return delta.sum_to_size(shape)  # BP3: Σ_n δ_n
+    if delta.dim() != 2 or shape != delta.shape[1:]:
+        return delta.sum_to_size(shape)
+    return delta.sum(0)  # BP3: Σ_n δ_n
 
 
 def rows(t: Tensor) -> Tensor:
@@ -65,11 +69,11 @@ class Linear(Function):
         dtype = delta.dtype  # under autocast narrower than the float32 inputs: the products run in δ's
         grad_a_prev = grad_weight = grad_bias = None
         if needs_a_prev:  # not for the first layer: nobody asks for ∂C/∂x
-            grad_a_prev = linear_grad_a_prev(delta, weight.to(dtype)).to(a_prev.dtype)
+            grad_a_prev = cast(linear_grad_a_prev(delta, cast(weight, dtype)), a_prev.dtype)
         if needs_weight:  # not for a frozen layer
-            grad_weight = linear_grad_weight(delta, a_prev.to(dtype)).to(weight.dtype)
+            grad_weight = cast(linear_grad_weight(delta, cast(a_prev, dtype)), weight.dtype)
         if needs_bias:
-            grad_bias = linear_grad_bias(delta, ctx.bias_shape).to(ctx.bias_dtype)
+            grad_bias = cast(linear_grad_bias(delta, ctx.bias_shape), ctx.bias_dtype)
         return grad_a_prev, grad_weight, grad_bias
 
     @staticmethod

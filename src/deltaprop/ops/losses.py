@@ -20,6 +20,8 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn.functional import logsigmoid
 
+from deltaprop.ops.casting import cast
+
 
 def reduction_scale(reduction: str, count: int) -> float:
     """Return what one entry's loss is worth in C: 1/count for a mean, 1 for a sum and for no reduction at all.
@@ -67,8 +69,8 @@ def _complete(op: Any) -> None:
         needs_a, needs_y, *constants = ctx.needs_input_grad
         residual = a - y
         by_residual = (grad_loss * scale(residual, ctx.reduction)) * slope(residual, *ctx.constants)
-        grad_a = by_residual.to(a.dtype) if needs_a else None  # ∂C/∂a, the left factor of BP1
-        grad_y = -by_residual.to(y.dtype) if needs_y else None  # r = a − y
+        grad_a = cast(by_residual, a.dtype) if needs_a else None  # ∂C/∂a, the left factor of BP1
+        grad_y = -cast(by_residual, y.dtype) if needs_y else None  # r = a − y
         return grad_a, grad_y, *[None] * len(constants)
 
     def jvp(ctx: Any, a_dot: Tensor, y_dot: Tensor, *_: None) -> Tensor:
@@ -185,8 +187,8 @@ class BinaryCrossEntropy(Function):
         z, y, weight, pos_weight = ctx.saved_tensors
         scale = grad_loss * reduction_scale(ctx.reduction, z.numel())
         by_z, by_y = BinaryCrossEntropy.slopes(z, y, weight, pos_weight)
-        delta = (scale * by_z).to(z.dtype) if ctx.needs_input_grad[0] else None
-        grad_y = (scale * by_y).to(y.dtype) if ctx.needs_input_grad[1] else None
+        delta = cast(scale * by_z, z.dtype) if ctx.needs_input_grad[0] else None
+        grad_y = cast(scale * by_y, y.dtype) if ctx.needs_input_grad[1] else None
         return delta, grad_y, None, None, None
 
     @staticmethod
