@@ -31,6 +31,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("binary_cross_entropy_per_sample", {}),
     ("cross_entropy", {}),
     ("cross_entropy", {"reduction": "sum"}),
+    ("cross_entropy", {"ignore_index": 2}),
     ("cross_entropy", {"label_smoothing": 0.2}),
     ("cross_entropy", {"weight": WEIGHT}),
     ("cross_entropy", {"weight": WEIGHT, "label_smoothing": 0.2}),

@@ -187,18 +187,139 @@ class TestEquality:
         rows = data.draw(st.integers(1, 70))
         momentum = data.draw(st.sampled_from([0.0, 0.5, 0.9]))
         nesterov = momentum > 0 and data.draw(st.booleans())
+        maximize = data.draw(st.booleans())
         both(
             dp.MLP(sizes, hidden, bias=data.draw(st.booleans()), dtype=F64),
             loss,
             *problem(sizes, loss, rows),
             data.draw(st.integers(1, 40)),
-            lr=data.draw(st.sampled_from([0.01, 0.1])),
+            lr=0.001 if maximize else data.draw(st.sampled_from([0.01, 0.1])),  # uphill there is no end
             momentum=momentum,
             nesterov=nesterov,
             dampening=0.0 if nesterov else data.draw(st.sampled_from([0.0, 0.3])),
             weight_decay=data.draw(st.sampled_from([0.0, 0.1])),
-            maximize=data.draw(st.booleans()) and loss != "mse_loss",
+            maximize=maximize,
         )
+
+
+class Twins:
+    """A model by both drivers, through whatever their users do to them."""
+
+    def __init__(self, seed: int) -> None:
+        torch.manual_seed(seed)
+        self.model = dp.MLP([5, 7, 6, 3], ["tanh", "gelu"], dtype=F64)
+        self.twin = copy.deepcopy(self.model)
+        self.ours, self.tape = (
+            dp.SGD([{"params": [p for p in m.parameters() if p.dim() == d]} for d in (2, 1)], lr=0.1, momentum=0.9)
+            for m in (self.model, self.twin)
+        )
+        self.trainer = dp.ExplicitTrainer(self.model, "cross_entropy", self.ours)
+        self.x, self.y = problem([5, 7, 6, 3])
+        self.start = copy.deepcopy(self.model.state_dict())
+
+    def do(self, what: str) -> None:
+        """Take one of the steps of the story on both sides."""
+        name, _, value = what.partition(" ")
+        getattr(self, name)(*map(float, value.split()))
+
+    def epoch(self, batch_size: float, rows: float = 23, reads: float = 1) -> None:
+        n, m = int(batch_size), int(rows)
+        on_step = None if reads == 2 else lambda step: None
+        self.trainer.epoch(self.x[:m], self.y[:m], n, on_step=on_step, on_step_reads=bool(reads))
+        by_autograd(self.twin, F.cross_entropy, self.tape, self.x[:m], self.y[:m], n)
+
+    def step(self, rows: float) -> None:
+        n = int(rows)
+        self.trainer.step(self.x[:n], self.y[:n])
+        by_autograd(self.twin, F.cross_entropy, self.tape, self.x[:n], self.y[:n], n)
+
+    def look(self, rows: float) -> None:
+        self.trainer.look(self.x[: int(rows)], self.y[: int(rows)])
+
+    def lr(self, *values: float) -> None:
+        self.change("lr", values)
+
+    def momentum(self, *values: float) -> None:
+        self.change("momentum", values)
+
+    def weight_decay(self, *values: float) -> None:
+        self.change("weight_decay", values)
+
+    def change(self, option: str, values: tuple[float, ...]) -> None:
+        for optimizer in (self.ours, self.tape):
+            for group, value in zip(optimizer.param_groups, values * 2, strict=False):
+                group[option] = value
+
+    def freeze(self, number: float, requires_grad: float = 0) -> None:
+        for m in (self.model, self.twin):
+            list(m.parameters())[int(number)].requires_grad_(bool(requires_grad))
+
+    def thaw(self, number: float) -> None:
+        self.freeze(number, 1)
+
+    def reload(self) -> None:
+        for optimizer in (self.ours, self.tape):
+            optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+
+    def restart(self) -> None:
+        for m in (self.model, self.twin):
+            m.load_state_dict(self.start)
+
+    def swap(self) -> None:
+        """Let W² and b² change groups."""
+        for optimizer in (self.ours, self.tape):
+            first, second = (group["params"] for group in optimizer.param_groups)
+            first[1], second[1] = second[1], first[1]
+
+
+STORIES = [
+    ["epoch 8", "reload", "lr 0.5", "epoch 8"],
+    ["lr 0.1 0.3", "epoch 8", "swap", "epoch 8"],
+    ["freeze 1", "epoch 8", "thaw 1", "epoch 8", "step 5", "epoch 8"],
+    ["momentum 0.9 0", "epoch 8", "momentum 0.9", "epoch 8", "epoch 8"],
+    ["epoch 8 20", "momentum 0", "epoch 8 16", "momentum 0.9", "epoch 8 20", "epoch 8 20"],
+    ["epoch 8 20", "momentum 0", "epoch 8 16", "momentum 0.9", "epoch 8 4", "epoch 8 20"],
+    ["step 3", "look 20", "epoch 5", "look 7", "epoch 8 23 2", "step 20"],
+]
+DEEDS = [
+    *(
+        "epoch 8 23 2",
+        "epoch 8 23 0",
+        "epoch 8",
+        "epoch 5 20 2",
+        "epoch 5 4 2",
+        "step 8",
+        "step 5",
+        "look 20",
+        "look 3",
+    ),
+    *("lr 0.2", "lr 0.1 0.05", "momentum 0", "momentum 0.9", "momentum 0.9 0.5", "momentum 0 0.9"),
+    *("weight_decay 0.1", "weight_decay 0.1 0", "weight_decay 0"),
+    *("freeze 0", "thaw 0", "freeze 3", "thaw 3", "freeze 4", "thaw 4", "reload", "restart", "swap"),
+]
+
+
+class TestStories:
+    """Whatever is done between steps, in whatever order, both drivers stay together."""
+
+    @pytest.mark.parametrize("deeds", STORIES, ids=", ".join)
+    @pytest.mark.parametrize("reads", [1, 2], ids=["in place", "packed"])
+    def test_told(self, deeds: list[str], reads: int):
+        twins = Twins(0)
+        for deed in deeds:
+            words = deed.split()
+            if words[0] == "epoch":
+                deed = " ".join([*words, "23"][:3]) + f" {reads}" if len(words) < 4 else deed
+            twins.do(deed)
+        assert_same(twins.model, twins.twin, twins.ours, twins.tape)
+
+    @settings(max_examples=60, deadline=None)
+    @given(deeds=st.lists(st.sampled_from(DEEDS), min_size=3, max_size=14), seed=st.integers(0, 2**32))
+    def test_drawn(self, deeds: list[str], seed: int):
+        twins = Twins(seed)
+        for deed in deeds:
+            twins.do(deed)
+        assert_same(twins.model, twins.twin, twins.ours, twins.tape)
 
 
 @pytest.fixture
@@ -423,11 +544,57 @@ class TestParametersStayTheUsers:
         total += trainer.epoch(X, Y, 8)
         assert not total.requires_grad
 
-    def test_schedulers_work(self, trainer: dp.ExplicitTrainer):
-        schedule = torch.optim.lr_scheduler.StepLR(trainer.optimizer, 1, gamma=0.5)
+    @pytest.mark.parametrize("kind", [float, torch.tensor], ids=["a number", "a tensor"])
+    def test_schedulers_work(self, kind: Callable[[float], Any]):
+        model = dp.MLP([5, 7, 3], dtype=F64)
+        twin = copy.deepcopy(model)
+        ours, tape = (torch.optim.SGD(m.parameters(), lr=kind(0.1)) for m in (model, twin))
+        schedules = [torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.1) for optimizer in (ours, tape)]
+        trainer = dp.ExplicitTrainer(model, "cross_entropy", ours)
+        for _ in range(3):
+            trainer.epoch(X, Y, 8)
+            by_autograd(twin, F.cross_entropy, tape, X, Y, 8)
+            for schedule in schedules:
+                schedule.step()
+        # A tensor holds η in float32.
+        for p, q in zip(model.parameters(), twin.parameters(), strict=True):
+            torch.testing.assert_close(p, q, rtol=1e-7, atol=1e-9)
+
+    def test_good_weights_loaded_after_a_nan_are_good(self, trainer: dp.ExplicitTrainer):
+        good, options = copy.deepcopy(trainer.model.state_dict()), copy.deepcopy(trainer.optimizer.state_dict())
+        trainer.epoch(X * torch.nan, Y, 8)
+        trainer.model.load_state_dict(good)
+        trainer.optimizer.load_state_dict(options)
+        assert trainer.epoch(X, Y, 8).isfinite()
+        assert weights(trainer).isfinite().all()
+
+    def test_a_look_within_an_epoch_disturbs_nothing(self, trainer: dp.ExplicitTrainer):
+        other = twin_of(trainer)
+
+        def look(step: int) -> None:
+            trainer.sync()
+            trainer.look(X, Y)
+
+        trainer.epoch(X, Y, 4, on_step=look, on_step_reads=False)
+        other.epoch(X, Y, 4)
+        assert torch.equal(weights(trainer), weights(other))
+
+    def test_what_it_refused_once_it_takes_when_mended(self, trainer: dp.ExplicitTrainer):
         trainer.epoch(X, Y, 8)
-        schedule.step()
-        assert trainer.optimizer.param_groups[0]["lr"] == 0.05
+        trainer.model.requires_grad_(False)
+        with pytest.raises(UserError, match="nothing to learn"):
+            trainer.epoch(X, Y, 8)
+        trainer.model.requires_grad_(True)
+        trainer.epoch(X, Y, 8)
+        trainer.optimizer.load_state_dict(copy.deepcopy(trainer.optimizer.state_dict()))
+        other = twin_of(trainer)
+        for t in (trainer, other):
+            t.epoch(X, Y, 8)
+        assert torch.equal(weights(trainer), weights(other))
+
+    def test_memory_follows_the_rows_there_are(self, trainer: dp.ExplicitTrainer):
+        trainer.epoch(X, Y, 10**9)
+        assert len(trainer._buffers[0].a) == 23
 
 
 class Counter(TorchDispatchMode):
@@ -527,8 +694,9 @@ class TestRefusals:
                 lambda: nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2, dtype=F64)),
                 "must all be torch.float32",
             ),
-            (lambda: Hooked(), r"module 0 \(Linear\) has hooks"),
+            (lambda: Hooked(), r"module 0 \(Linear\) has hooks or a forward"),
             (lambda: Own(nn.Linear(2, 2)), "the model has a forward or hooks"),
+            (lambda: nn.Sequential(nn.Linear(2, 2), Steeper()), r"module 1 \(Steeper\) is neither"),
             (lambda: nn.Sequential(nn.Linear(2, 2)).requires_grad_(False), "nothing to learn"),
             (lambda: nn.Sequential(nn.Linear(2, 2), nn.Softmax(1)), "cross_entropy already contains Softmax"),
         ],
@@ -585,11 +753,45 @@ class TestRefusals:
         with pytest.raises(UserError, match=r"targets must be \[23, 1\], as the outputs are, got \[23\]"):
             trainer.epoch(X, Y.double(), 8)
 
+    @pytest.mark.parametrize(
+        ("order", "said"),
+        [
+            (torch.arange(24), "order must hold rows 0 to 22, got 0 to 23"),
+            (torch.tensor([-1]), "order must hold rows 0 to 22, got -1 to -1"),
+            (torch.ones(23, dtype=torch.bool), r"order must be row indices \[M\] of int64, got torch.bool"),
+        ],
+    )
+    def test_orders(self, trainer: dp.ExplicitTrainer, order: Tensor, said: str):
+        before = weights(trainer)
+        with pytest.raises(UserError, match=said):
+            trainer.epoch(X, Y, 8, order=order)
+        assert torch.equal(weights(trainer), before)
+
+    def test_training_within_training(self, trainer: dp.ExplicitTrainer):
+        with pytest.raises(UserError, match="an epoch within an epoch"):
+            trainer.epoch(X, Y, 8, on_step=lambda step: trainer.epoch(X, Y, 8))
+        with pytest.raises(UserError, match="needs on_step_reads=True"):
+            trainer.epoch(X, Y, 8, on_step=lambda step: trainer.step(X, Y), on_step_reads=False)
+
+    def test_steps_of_the_optimizer_that_are_the_users(self):
+        model = dp.MLP([2, 1])
+        optimizer = dp.SGD(model.parameters())
+        optimizer.register_step_pre_hook(lambda *_: None)
+        with pytest.raises(UserError, match="SGD with step hooks"):
+            dp.ExplicitTrainer(model, "mse_loss", optimizer)
+
     def test_batch_size_and_start(self, trainer: dp.ExplicitTrainer):
         with pytest.raises(UserError, match="batch_size must be at least 1, got 0"):
             trainer.epoch(X, Y, 0)
         with pytest.raises(UserError, match="start must be a step of the epoch, 0 to 3, got 4"):
             trainer.epoch(X, Y, 8, start=4)
+
+
+class Steeper(dp.Tanh):
+    """An activation that does not do what its base does."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return 2 * super().forward(input)
 
 
 class Own(nn.Sequential):

@@ -59,7 +59,7 @@ class Stage:
                 below = Layer(plan, buffer, rows, below)
             self.layers.append(below)
         self.learning = self.layers[lowest:]
-        self.rates: list[tuple[object, ...]] | None = None  # the options that ``descend`` was made for
+        self.lesson: int | None = None  # which of the trainer's lessons ``descend`` was made in
         first = plans[0]
         wide = isinstance(self.layers[0], PackedLayer)
         self._block, self._x = activations(batches * rows, first.linear.in_features, wide, first.linear.weight)

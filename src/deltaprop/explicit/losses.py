@@ -261,7 +261,8 @@ class LabelCrossEntropy(CrossEntropy):
         self.total: Tensor | None = None
         self.table: Tensor | None = None
         # Elsewhere than on a CPU a label out of range is no exception, but the end of the process.
-        if self.weight is None and not self.smoothing and outputs <= MOST_CLASSES and like.device.type == "cpu":
+        simple = self.weight is None and not self.smoothing and not 0 <= options.get("ignore_index", -100) < outputs
+        if simple and outputs <= MOST_CLASSES and like.device.type == "cpu":
             self.table = torch.eye(outputs, dtype=like.dtype).mul_(-reduction_scale(self.reduction, rows))
 
     def targets_buffer(self, like: Tensor) -> Tensor:
@@ -291,6 +292,8 @@ class LabelCrossEntropy(CrossEntropy):
                 self.check_values(self.options, targets, self.outputs)
             else:
                 return
+        elif targets.device.type == "cpu":
+            self.check_values(self.options, targets, self.outputs)
         ignore_index: int = self.options.get("ignore_index", -100)
         valid, label, w_y = label_weights(targets, self.weight, ignore_index)
         worth = valid.to(grad.dtype)  # ∂C/∂C_n
@@ -345,6 +348,8 @@ class Rule:
                 raise UserError(f"{self.name} has no option {option!r}; it has {', '.join(sorted(known)) or 'none'}")
         if options.get("reduction", "mean") not in ("mean", "sum"):
             raise UserError(f"the loss must be one number: reduction 'mean' or 'sum', got {options['reduction']!r}")
+        if not 0 <= options.get("label_smoothing", 0.0) <= 1:
+            raise UserError(f"label_smoothing must be between 0 and 1, got {options['label_smoothing']}")
         self.options = {name: value for name, value in options.items() if value is not None}
         if "weight" in self.options and issubclass(_ROWS[self.name], ResidualLoss):
             raise UserError(

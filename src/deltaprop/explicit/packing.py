@@ -106,6 +106,9 @@ class Packed:
 
     def read(self) -> None:
         """Take over W, b and their velocities as somebody has written them."""
+        self.matrix.zero_()  # the padding may have caught a NaN, by 0 · NaN
+        if self.velocity is not None:
+            self.velocity.zero_()
         for public, private in self._pairs:
             private.copy_(public)
 

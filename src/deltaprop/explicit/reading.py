@@ -35,13 +35,13 @@ def read_layers(model: nn.Module) -> tuple[Found, list[dict[str, Any]]]:
     free = False  # whether the last layer may still get an activation
     for name, module in _flat(model, "", read):
         kind = f"module {name} ({type(module).__name__})"
-        if _hooked(module):
-            raise UserError(f"{kind} has hooks, which nothing would call: {ELSEWHERE}")
+        if _hooked(module) or "forward" in vars(module):
+            raise UserError(f"{kind} has hooks or a forward of its own, which nothing would call: {ELSEWHERE}")
         ours = from_torch(module)
         if type(ours) is Linear:
             found.append((module, None))  # type: ignore[arg-type]
             free = True
-        elif not isinstance(ours, Activation):
+        elif not isinstance(ours, Activation) or type(ours).forward is not Activation.forward:
             raise UserError(f"{kind} is neither a linear layer nor an activation that has a δ here: {ELSEWHERE}")
         elif not free:
             raise UserError(f"{kind} does not follow a linear layer: {ELSEWHERE}")

@@ -30,9 +30,9 @@ class ExplicitTrainer:
     """Trains an MLP by the δ recursion, with no tape: the same steps as by autograd, only faster.
 
     It works in place on the model's own Parameters and on the optimizer's momentum buffers, and leaves ``.grad`` alone:
-    with plain SGD no ∂C/∂W is ever stored. Between two calls, and in ``on_step``, Parameters are up to date; they may
-    be read, saved, and written to. Learning rate and the other options are read from ``optimizer.param_groups`` at
-    every step, so schedulers work as always.
+    with plain SGD no ∂C/∂W is ever stored. Between two calls Parameters are up to date, and so in an ``on_step`` that
+    reads them; they may be read, saved, and written to in place. Learning rate and the other options are read from
+    ``optimizer.param_groups`` at every step, so schedulers work as always.
 
     Args:
         model: An :class:`~deltaprop.MLP`, or an ``nn.Sequential`` of linear layers, each with one activation or none
@@ -56,14 +56,21 @@ class ExplicitTrainer:
         self.model = model
         self.loss = Rule(loss)
         self.optimizer = optimizer
-        if not isinstance(optimizer, SGD | torch.optim.SGD):
+        hooks = (optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks)
+        if type(optimizer) not in (SGD, torch.optim.SGD) or any(hooks):
             raise UserError(
-                f"the explicit driver fuses SGD into its products, got {type(optimizer).__name__}: {ELSEWHERE}"
+                f"the explicit driver fuses SGD itself into its products, got {type(optimizer).__name__}"
+                f"{' with step hooks' if any(hooks) else ''}: {ELSEWHERE}"
             )
         self._stages: dict[tuple[Any, ...], Stage] = {}
         self._packed: list[Packed] = []
         self._behind: list[Packed] = []  # whose Parameters are not up to date
         self._velocity_ids: list[int] = []
+        self._rates: list[tuple[Any, ...]] = []  # the options of each group
+        self._lesson = 0  # counts what every stage must be taught anew for: other options, other velocities
+        self._running = False  # within an epoch
+        self._looking: tuple[Any, Stage] | None = None
+        self._laid_out: tuple[Any, ...] = ()
         self._lay_out(None)
 
     # --- what users call ---
@@ -81,6 +88,8 @@ class ExplicitTrainer:
         Raises:
             UserError: If x or y do not fit the model.
         """
+        if self._behind:
+            raise UserError("a step within an epoch needs on_step_reads=True: parameters are not up to date")
         rows = x.shape[0] if x.dim() else 0
         self._enter(rows)
         y = self._checked(x, y, rows)
@@ -117,7 +126,7 @@ class ExplicitTrainer:
                 included. If it returns True, the epoch ends there.
             on_step_reads: Whether ``on_step`` may look at parameters and momentum buffers, or change them. With False
                 steps are as fast as without it: it may not change them, and they are behind until it calls
-                :meth:`sync`. The two differ in rounding (``packing.py``).
+                :meth:`sync`; and it runs in inference mode. The two differ in rounding (``packing.py``).
             units: What one unit of the targets is in the units that the mean loss is to be told in, [n_L] or a scalar;
                 for losses of a − y.
 
@@ -129,17 +138,21 @@ class ExplicitTrainer:
         """
         if batch_size < 1:
             raise UserError(f"batch_size must be at least 1, got {batch_size}")
-        self._enter(batch_size)
+        if self._running:
+            raise UserError("an epoch within an epoch of the same trainer would write over its batches")
+        self._enter(min(batch_size, len(x)))
         y = self._checked(x, y, len(x))
         self.loss.kind(y).check_values(self.loss.options, y, self._plans[-1].outputs)
         if order is None and generator is not None:
             order = torch.randperm(len(x), generator=generator, device=generator.device).to(x.device)
+        elif order is not None:
+            _check_order(order, x)
         rows = len(x) if order is None else len(order)
         steps = math.ceil(rows / batch_size)
         if not 0 <= start <= steps:
             raise UserError(f"start must be a step of the epoch, 0 to {steps}, got {start}")
         packs = on_step is None or not on_step_reads
-        self._behind = self._packed if packs else []
+        self._behind, self._running = self._packed if packs else [], True
         total = torch.zeros((), dtype=x.dtype, device=x.device)
         done, seen = start, 0
         with torch.inference_mode():
@@ -163,7 +176,7 @@ class ExplicitTrainer:
                         break
             finally:
                 self.sync()
-                self._behind = []
+                self._behind, self._running = [], False
         return total / seen if seen else total + math.nan
 
     def _block(
@@ -202,14 +215,14 @@ class ExplicitTrainer:
             The layers from the first, with a_prev, a and δ in their buffers; the next look writes over them.
         """
         rows = x.shape[0] if x.dim() else 0
-        self._enter(rows)
+        self._enter(0)  # it has buffers of its own
         y = self._checked(x, y, rows)
-        key = ("look", rows, self.loss.kind(y))
+        key = (rows, self.loss.kind(y))
         with torch.no_grad():
-            if key not in self._stages:
+            if self._looking is None or self._looking[0] != key:
                 buffers = [Buffers(plan, rows, wide=False, differs=True) for plan in self._plans]
-                self._stages[key] = self._make_stage(buffers, 0, rows, 0, y, packs=False)
-            stage = self._stages[key]
+                self._looking = key, self._make_stage(buffers, 0, rows, 0, y, packs=False)
+            stage = self._looking[1]
             stage.take(x, y)
             feed_forward(stage.layers)
             back_propagate(stage.layers, stage.loss)
@@ -219,26 +232,33 @@ class ExplicitTrainer:
 
     def _heed_rates(self, stage: Stage) -> None:
         """Let every layer learn by the options that the optimizer has now."""
-        rates = [read_rates(group) for group in self.optimizer.param_groups]
-        if rates == stage.rates:
+        rates = [_numbers(read_rates(group)) for group in self.optimizer.param_groups]
+        if rates != self._rates:
+            self._rates = rates
+            self._lesson += 1
+        if stage.lesson == self._lesson:
             return
+        self._group_of = {p: group for group in self.optimizer.param_groups for p in group["params"]}
         with torch.inference_mode(False), torch.no_grad():
             fresh = [self._teach(layer) for layer in stage.learning]
         self._velocity_ids = self._ids_of_velocities()
         # The first velocity is the gradient; from the second step on it is carried.
-        stage.rates = None if any(fresh) else rates
+        stage.lesson = None if any(fresh) else self._lesson
 
     def _teach(self, layer: Layer) -> bool:
         """Set what a layer learns by; return whether a velocity of its is still to be born."""
         plan = layer.plan
         learning = [p for p, learns in zip((plan.linear.weight, plan.linear.bias), plan.learns, strict=True) if learns]
-        rates = [Rates(*map(_number, read_rates(self._group_of[p]))) for p in learning]
-        velocities, fresh = [], False
+        rates = [Rates(*_numbers(read_rates(self._group_of[p]))) for p in learning]
+        if any(rate.nesterov and rate.dampening for rate in rates):
+            raise UserError("nesterov needs a dampening of 0")
+        velocities: list[Tensor | None] = []
+        fresh: list[bool] = []
         for param, rate in zip(learning, rates, strict=True):
             state = self.optimizer.state[param] if rate.momentum else {}
-            if rate.momentum and state.get("momentum_buffer") is None:
+            fresh.append(bool(rate.momentum) and state.get("momentum_buffer") is None)
+            if fresh[-1]:
                 state["momentum_buffer"] = torch.zeros_like(param)
-                fresh = True
             velocities.append(state.get("momentum_buffer"))
         if isinstance(layer, PackedLayer):
             layer.descend = self._learn_packed(layer, rates, velocities, fresh)
@@ -247,13 +267,13 @@ class ExplicitTrainer:
                 layer.add_weight_gradient if p is plan.linear.weight else layer.add_bias_gradient for p in learning
             ]
             layer.descend = _all(
-                update(p.detach(), v, add, rate, decay(p.detach(), v, rate), fresh)
-                for p, v, add, rate in zip(learning, velocities, adders, rates, strict=True)
+                update(p.detach(), v, add, rate, decay(p.detach(), v, rate), new)
+                for p, v, add, rate, new in zip(learning, velocities, adders, rates, fresh, strict=True)
             )
-        return fresh
+        return any(fresh)
 
     def _learn_packed(
-        self, layer: PackedLayer, rates: list[Rates], public: list[Tensor | None], fresh: bool
+        self, layer: PackedLayer, rates: list[Rates], public: list[Tensor | None], fresh: list[bool]
     ) -> Callable[[], object]:
         packed = layer.packed
         packed.carry(tuple(public))
@@ -263,16 +283,18 @@ class ExplicitTrainer:
         ]
         decays = [decay(*part) for part in zip(parts, velocities, rates, strict=True)]
         first, second = (rate._replace(weight_decay=0.0) for rate in rates)
-        if first == second:
+        if first == second and fresh[0] == fresh[1]:
             together = decays[0] + decays[1]
             if together and rates[0] == rates[1]:
                 together = decay(packed.matrix, packed.velocity, rates[0])
-            return update(packed.matrix, packed.velocity, layer.add_weight_gradient, first, together, fresh)
-        # W and b learn by different options: the gradient is stored after all, and each takes its part.
+            return update(packed.matrix, packed.velocity, layer.add_weight_gradient, first, together, fresh[0])
+        # W and b learn differently: the gradient is stored after all, and each takes its part.
         grad = torch.zeros_like(packed.matrix)
         rules = (
-            update(theta, v, _adder(part), rate, of, fresh)
-            for theta, v, part, rate, of in zip(parts, velocities, packed.parts(grad), rates, decays, strict=True)
+            update(theta, v, _adder(part), rate, of, new)
+            for theta, v, part, rate, of, new in zip(
+                parts, velocities, packed.parts(grad), rates, decays, fresh, strict=True
+            )
         )
         return _all([lambda: layer.add_weight_gradient(grad, 0.0, 1.0), *rules])
 
@@ -325,8 +347,7 @@ class ExplicitTrainer:
     def _heed_velocities(self) -> None:
         """See to momentum buffers that others have put in place of the old ones, as ``load_state_dict`` does."""
         if self._ids_of_velocities() != self._velocity_ids:
-            for stage in self._stages.values():
-                stage.rates = None
+            self._lesson += 1
 
     def _ids_of_velocities(self) -> list[int]:
         state = self.optimizer.state
@@ -341,18 +362,20 @@ class ExplicitTrainer:
             [p.requires_grad for p in self._params],
             [getattr(sigma, name) for sigma in self._sigmas for name in sigma.constants],
             sum(map(len, self._hooks)),
-            [len(group["params"]) for group in self.optimizer.param_groups],
+            [bool(p._backward_hooks or p._post_accumulate_grad_hooks) for p in self._params],
+            [[id(p) for p in group["params"]] for group in self.optimizer.param_groups],
         )
 
     def _lay_out(self, rows: int | None) -> None:
         """Read the model and make memory for batches of so many rows; None for none yet."""
+        self._laid_out = ()  # until all of it has gone well
         found, self._children = read_layers(self.model)
         self._hooks = hook_tables(self.model.modules())
         self._dictionaries = [linear._parameters for linear, _ in found]
         self._sigmas = [sigma for _, sigma in found if sigma is not None]
         self._params = check_parameters([linear for linear, _ in found])
-        self._group_of = {p: group for group in self.optimizer.param_groups for p in group["params"]}
-        self._learning = [p for p in self._params if p.requires_grad and p in self._group_of]
+        given = {p for group in self.optimizer.param_groups for p in group["params"]}
+        self._learning = [p for p in self._params if p.requires_grad and p in given]
         if not self._learning:
             raise UserError("nothing to learn: no parameter both requires a gradient and is in the optimizer")
         last = found[-1][1]
@@ -363,7 +386,7 @@ class ExplicitTrainer:
             Plan(linear, sigma, (linear.weight in learning, linear.bias in learning)) for linear, sigma in found
         ]
         self._lowest = next(i for i, plan in enumerate(self._plans) if any(plan.learns))
-        self._stages, self._packed = {}, []
+        self._stages, self._packed, self._looking = {}, [], None
         self._capacity = rows or 0
         if rows is not None:
             with torch.inference_mode(False), torch.no_grad():
@@ -387,8 +410,24 @@ class ExplicitTrainer:
 MOST_STAGES = 8  # a full batch, a last one, and a few sizes more, before memory counts
 
 
-def _number(value: Any) -> Any:
-    return value.item() if isinstance(value, Tensor) else value
+def _numbers(rates: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return the options of a group with η as a number: a tensor would be the same object whatever it holds."""
+    lr, *others = rates
+    return (lr.item(), *others) if isinstance(lr, Tensor) else rates
+
+
+def _check_order(order: Tensor, x: Tensor) -> None:
+    """Refuse an order that is not one of indices of rows.
+
+    Raises:
+        UserError: If it is not.
+    """
+    if order.dim() != 1 or order.dtype not in (torch.int64, torch.int32):
+        raise UserError(f"order must be row indices [M] of int64, got {order.dtype} {list(order.shape)}")
+    if order.device != x.device:
+        raise UserError(f"order must be on {x.device} with the inputs, got {order.device}")
+    if len(order) and not 0 <= int(order.min()) <= int(order.max()) < len(x):
+        raise UserError(f"order must hold rows 0 to {len(x) - 1}, got {int(order.min())} to {int(order.max())}")
 
 
 def _adder(gradient: Tensor) -> Callable[[Tensor, float, float], object]:

@@ -133,7 +133,7 @@ def observe_explicit(trainer: ExplicitTrainer, x: Tensor, y: Tensor) -> list[Lay
         grad_bias = None if linear.bias is None else linear_grad_bias(layer.delta, linear.bias.shape)
         sigma = () if layer.plan.sigma is None else (layer.plan.sigma,)
         grad_weight = linear_grad_weight(layer.delta, layer.a_prev)
-        views.append(LayerView(linear, sigma, z, layer.a, layer.delta, grad_weight, grad_bias))
+        views.append(LayerView(linear, sigma, z, layer.a.clone(), layer.delta.clone(), grad_weight, grad_bias))
     return views
 
 
