@@ -1,0 +1,1 @@
+"""deltaprop beside its peers, in one run: ``python -m benchmarks``."""

@@ -1,0 +1,204 @@
+"""The rivals. Each takes one pass over the batches, a step a batch, and computes the loss of every step.
+
+A peer is a function of a problem that returns ``(run, weights)``: ``run()`` takes the pass, ``weights()`` returns
+W^1, b^1, … as they are then. A peer whose weights part from ours is no peer: its row is void.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import deltaprop as dp
+from benchmarks.problem import LR, Problem
+from deltaprop import functional as F
+
+Peer = tuple[Callable[[], object], Callable[[], list[Any]]]
+
+
+def _parameters(model: nn.Module) -> Callable[[], list[Any]]:
+    return lambda: [p.detach().numpy() for p in model.parameters()]
+
+
+def explicit_epoch(problem: Problem) -> Peer:
+    """``ExplicitTrainer.epoch``, as train.py runs it: rows gathered in an order, a callback after each step."""
+    model = problem.model()
+    trainer = dp.ExplicitTrainer(model, "cross_entropy", dp.SGD(model.parameters(), lr=LR))
+    order = torch.arange(len(problem.x))
+
+    def run() -> Tensor:
+        return trainer.epoch(
+            problem.x, problem.y, problem.batch_size, order=order, on_step=lambda step: None, on_step_reads=False
+        )
+
+    return run, _parameters(model)
+
+
+def explicit_step(problem: Problem) -> Peer:
+    """``ExplicitTrainer.step``, called once a batch."""
+    model = problem.model()
+    trainer = dp.ExplicitTrainer(model, "cross_entropy", dp.SGD(model.parameters(), lr=LR))
+    batches = problem.batches
+
+    def run() -> None:
+        for x, y in batches:
+            trainer.step(x, y)
+
+    return run, _parameters(model)
+
+
+def _by_tape(problem: Problem, model: nn.Module, loss: Callable[..., Tensor], optimizer: torch.optim.Optimizer) -> Peer:
+    batches = problem.batches
+
+    def run() -> None:
+        for x, y in batches:
+            c = loss(model(x), y)
+            optimizer.zero_grad()
+            c.backward()
+            optimizer.step()
+
+    return run, _parameters(model)
+
+
+def autograd(problem: Problem) -> Peer:
+    """Our modules and SGD by autograd."""
+    model = problem.model()
+    return _by_tape(problem, model, F.cross_entropy, dp.SGD(model.parameters(), lr=LR))
+
+
+def torch_nn(problem: Problem, **kind: bool) -> Peer:
+    """torch.nn and torch.optim.SGD."""
+    model = dp.to_torch(problem.model())
+    optimizer = torch.optim.SGD(model.parameters(), lr=LR, **kind)
+    return _by_tape(problem, model, nn.functional.cross_entropy, optimizer)
+
+
+def torch_compile(problem: Problem) -> Peer:
+    """torch.nn with model, loss and optimizer compiled; what compiling takes is not counted."""
+    model = dp.to_torch(problem.model())
+    optimizer = torch.optim.SGD(model.parameters(), lr=LR)
+    forward = torch.compile(lambda x, y: nn.functional.cross_entropy(model(x), y))
+    update = torch.compile(lambda: optimizer.step())
+    batches = problem.batches
+
+    def run() -> None:
+        for x, y in batches:
+            c = forward(x, y)
+            optimizer.zero_grad()
+            c.backward()
+            update()
+
+    return run, _parameters(model)
+
+
+def in_numpy(problem: Problem) -> Peer:
+    """NumPy as a good NumPy user writes it: float32 throughout, in place where it helps, log-sum-exp."""
+    params = [p.numpy().copy() for p in problem.weights]
+    weights, biases = params[::2], params[1::2]
+    batches = [(x.numpy(), y.numpy()) for x, y in problem.batches]
+    rows, n, lr = np.arange(problem.batch_size), np.float32(problem.batch_size), np.float32(LR)
+
+    def run() -> None:
+        for x, y in batches:
+            a = [x]
+            for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
+                z = a[-1] @ weight.T
+                z += bias
+                np.negative(z, out=z)
+                np.exp(z, out=z)
+                z += 1
+                a.append(np.reciprocal(z, out=z))
+            z = a[-1] @ weights[-1].T
+            z += biases[-1]
+            z -= z.max(axis=1, keepdims=True)
+            delta = np.exp(z)
+            total = delta.sum(axis=1, keepdims=True)
+            (np.log(total[:, 0]) - z[rows, y]).mean()
+            delta /= total
+            delta[rows, y] -= 1
+            delta /= n
+            for layer in reversed(range(len(weights))):
+                grad_weight, grad_bias = delta.T @ a[layer], delta.sum(axis=0)
+                if layer:
+                    below = delta @ weights[layer]
+                    below *= a[layer]
+                    below *= 1 - a[layer]
+                    delta = below
+                grad_weight *= lr
+                weights[layer] -= grad_weight
+                biases[layer] -= lr * grad_bias
+
+    return run, lambda: params
+
+
+def jax_jit(problem: Problem) -> Peer:
+    """JAX: the step compiled as a whole, weights donated."""
+    import jax
+    import jax.numpy as jnp
+
+    def loss(params: list[Any], x: Any, y: Any) -> Any:
+        a = x
+        for layer in range(0, len(params), 2):
+            z = a @ params[layer].T + params[layer + 1]
+            a = jax.nn.sigmoid(z)
+        return -jnp.take_along_axis(jax.nn.log_softmax(z), y[:, None], axis=1).mean()
+
+    def step(params: list[Any], x: Any, y: Any) -> tuple[list[Any], Any]:
+        c, grads = jax.value_and_grad(loss)(params, x, y)
+        return [p - LR * g for p, g in zip(params, grads, strict=True)], c
+
+    compiled = jax.jit(step, donate_argnums=0)
+    batches = [(jnp.asarray(x.numpy()), jnp.asarray(y.numpy().astype(np.int32))) for x, y in problem.batches]
+    params = [jnp.array(p.numpy()) for p in problem.weights]
+
+    def run() -> None:
+        nonlocal params
+        for x, y in batches:
+            params, c = compiled(params, x, y)
+        jax.block_until_ready((params, c))
+
+    return run, lambda: [np.asarray(p) for p in params]
+
+
+def products(problem: Problem) -> Peer:
+    """The 3L − 1 products alone, in buffers: what no step can do without."""
+    layers = list(pairwise(problem.sizes))
+    n = problem.batch_size
+    a = [torch.rand(n, size) for size in problem.sizes]
+    z = [torch.empty(n, size) for size in problem.sizes]
+    delta = [1e-9 * torch.rand(n, size) for size in problem.sizes]
+    below = [torch.empty(n, size) for size in problem.sizes]
+    weights = [torch.rand(n_out, n_in) for n_in, n_out in layers]
+    weights_t, delta_t = [w.t() for w in weights], [d.t() for d in delta]
+
+    @torch.inference_mode()
+    def run() -> None:
+        for _ in problem.batches:
+            for layer in range(len(layers)):
+                torch.mm(a[layer], weights_t[layer], out=z[layer + 1])
+            for layer in reversed(range(len(layers))):
+                if layer:
+                    torch.mm(delta[layer + 1], weights[layer], out=below[layer])
+                weights[layer].addmm_(delta_t[layer + 1], a[layer], alpha=-LR)
+
+    return run, lambda: []
+
+
+PEERS: dict[str, Callable[[Problem], Peer]] = {
+    "explicit .epoch": explicit_epoch,
+    "explicit .epoch again (A/A)": explicit_epoch,
+    "explicit .step": explicit_step,
+    "autograd": autograd,
+    "torch.nn, SGD loop": lambda problem: torch_nn(problem, foreach=False),
+    "torch.nn, SGD foreach": lambda problem: torch_nn(problem, foreach=True),
+    "torch.nn, SGD fused": lambda problem: torch_nn(problem, fused=True),
+    "torch.compile": torch_compile,
+    "NumPy": in_numpy,
+    "JAX jit": jax_jit,
+    "the products alone": products,
+}

@@ -1,0 +1,54 @@
+"""What every peer is given: the same weights, the same batches, the same η."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+import deltaprop as dp
+
+LR = 0.01
+
+
+@dataclass(frozen=True)
+class Problem:
+    """An MLP with sigmoids, cross-entropy and plain SGD, on batches that never change.
+
+    Attributes:
+        sizes: [n_0, …, n_L].
+        x: Inputs of all batches, [B N, n_0].
+        y: Labels, [B N].
+        batch_size: N.
+        weights: W^1, b^1, W^2, b^2, … to begin with.
+    """
+
+    sizes: tuple[int, ...]
+    x: Tensor
+    y: Tensor
+    batch_size: int
+    weights: tuple[Tensor, ...]
+
+    @property
+    def batches(self) -> list[tuple[Tensor, Tensor]]:
+        """The batches in order."""
+        return list(zip(self.x.split(self.batch_size), self.y.split(self.batch_size), strict=True))
+
+    def model(self) -> dp.MLP:
+        """Return our model with these weights."""
+        model = dp.MLP(self.sizes, "sigmoid")
+        with torch.no_grad():
+            for p, weight in zip(model.parameters(), self.weights, strict=True):
+                p.copy_(weight)
+        return model
+
+
+def make_problem(sizes: tuple[int, ...], batch_size: int, batches: int) -> Problem:
+    """Return the problem of these sizes; the same at every call."""
+    generator = torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
+    model = dp.MLP(sizes, "sigmoid", init="xavier")
+    x = torch.rand(batches * batch_size, sizes[0], generator=generator)
+    y = torch.randint(sizes[-1], (len(x),), generator=generator)
+    return Problem(sizes, x, y, batch_size, tuple(p.detach().clone() for p in model.parameters()))
