@@ -767,6 +767,16 @@ class TestRefusals:
             trainer.epoch(X, Y, 8, order=order)
         assert torch.equal(weights(trainer), before)
 
+    def test_what_is_no_tensor(self, trainer: dp.ExplicitTrainer):
+        with pytest.raises(UserError, match="must be tensors, got ndarray and Tensor"):
+            trainer.step(X.numpy(), Y)
+        with pytest.raises(UserError, match="order must be a tensor of row indices, got list"):
+            trainer.epoch(X, Y, 8, order=[1, 2])
+
+    def test_units_of_a_loss_that_has_none(self, trainer: dp.ExplicitTrainer):
+        with pytest.raises(UserError, match="units are for losses of a − y, got cross_entropy"):
+            trainer.epoch(X, Y, 8, units=torch.ones(3))
+
     def test_training_within_training(self, trainer: dp.ExplicitTrainer):
         with pytest.raises(UserError, match="an epoch within an epoch"):
             trainer.epoch(X, Y, 8, on_step=lambda step: trainer.epoch(X, Y, 8))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from deltaprop.errors import UserError
 from deltaprop.explicit.batches import Stage, batches_per_block
 from deltaprop.explicit.layers import Buffers, Layer, PackedLayer, Plan
-from deltaprop.explicit.losses import Rule
+from deltaprop.explicit.losses import ResidualLoss, Rule
 from deltaprop.explicit.packing import Packed, pays, stored_by_input
 from deltaprop.explicit.reading import ELSEWHERE, check_parameters, hook_tables, read_layers
 from deltaprop.explicit.recursion import back_propagate, feed_forward
@@ -90,7 +90,7 @@ class ExplicitTrainer:
         """
         if self._behind:
             raise UserError("a step within an epoch needs on_step_reads=True: parameters are not up to date")
-        rows = x.shape[0] if x.dim() else 0
+        rows = _rows(x, y)
         self._enter(rows)
         y = self._checked(x, y, rows)
         stage = self._stage(rows, 0, y, packs=False)
@@ -136,12 +136,15 @@ class ExplicitTrainer:
         Raises:
             UserError: If something does not fit; nothing has been changed then.
         """
+        rows = _rows(x, y)
         if batch_size < 1:
             raise UserError(f"batch_size must be at least 1, got {batch_size}")
         if self._running:
             raise UserError("an epoch within an epoch of the same trainer would write over its batches")
-        self._enter(min(batch_size, len(x)))
-        y = self._checked(x, y, len(x))
+        self._enter(min(batch_size, rows))
+        y = self._checked(x, y, rows)
+        if units is not None and not issubclass(self.loss.kind(y), ResidualLoss):
+            raise UserError(f"units are for losses of a − y, got {self.loss.name}")
         self.loss.kind(y).check_values(self.loss.options, y, self._plans[-1].outputs)
         if order is None and generator is not None:
             order = torch.randperm(len(x), generator=generator, device=generator.device).to(x.device)
@@ -214,7 +217,7 @@ class ExplicitTrainer:
         Returns:
             The layers from the first, with a_prev, a and δ in their buffers; the next look writes over them.
         """
-        rows = x.shape[0] if x.dim() else 0
+        rows = _rows(x, y)
         self._enter(0)  # it has buffers of its own
         y = self._checked(x, y, rows)
         key = (rows, self.loss.kind(y))
@@ -416,12 +419,25 @@ def _numbers(rates: tuple[Any, ...]) -> tuple[Any, ...]:
     return (lr.item(), *others) if isinstance(lr, Tensor) else rates
 
 
+def _rows(x: Tensor, y: Tensor) -> int:
+    """Return how many rows there are.
+
+    Raises:
+        UserError: If inputs and targets are no tensors.
+    """
+    if not isinstance(x, Tensor) or not isinstance(y, Tensor):
+        raise UserError(f"inputs and targets must be tensors, got {type(x).__name__} and {type(y).__name__}")
+    return x.shape[0] if x.dim() else 0
+
+
 def _check_order(order: Tensor, x: Tensor) -> None:
     """Refuse an order that is not one of indices of rows.
 
     Raises:
         UserError: If it is not.
     """
+    if not isinstance(order, Tensor):
+        raise UserError(f"order must be a tensor of row indices, got {type(order).__name__}")
     if order.dim() != 1 or order.dtype not in (torch.int64, torch.int32):
         raise UserError(f"order must be row indices [M] of int64, got {order.dtype} {list(order.shape)}")
     if order.device != x.device:
