@@ -11,7 +11,7 @@ from torch import Tensor
 
 from deltaprop import UserError
 from deltaprop import functional as F
-from deltaprop.explicit.losses import Rule
+from deltaprop.explicit.losses import Loss, Rule
 from tests.explicit.compare import targets
 
 N, OUTPUTS = 6, 4
@@ -40,10 +40,12 @@ CASES: list[tuple[str, dict[str, Any]]] = [
 
 
 class Top:
-    """The top layer as a loss sees it."""
+    """The top layer as a loss sees it, and as it wants it to lie in memory."""
 
-    def __init__(self, a: Tensor) -> None:
-        self.a, self.delta = a, torch.zeros_like(a)
+    def __init__(self, a: Tensor, loss: Loss) -> None:
+        self.a = a.t().contiguous().t() if loss.wants_by_neuron(a.shape[1], a.device) else a
+        self.delta = torch.zeros_like(self.a)
+        self.a_t, self.delta_t = self.a.t(), self.delta.t()
 
 
 def compare(name: str, options: dict[str, Any], a: Tensor, y: Tensor, batches: int) -> None:
@@ -58,7 +60,7 @@ def compare(name: str, options: dict[str, Any], a: Tensor, y: Tensor, batches: i
         c = getattr(F, name)(part, target, **options)
         expected.append(c.detach())
         loss.show(batch)
-        top = Top(part.detach())
+        top = Top(part.detach(), loss)
         loss.differentiate(top)
         torch.testing.assert_close(top.delta, torch.autograd.grad(c, part)[0], rtol=1e-13, atol=1e-14)
         if batches == 1:
@@ -85,7 +87,7 @@ def test_a_batch_of_ignored_labels_is_nan_and_moves_nothing():
     rule = Rule(functools.partial(F.cross_entropy, ignore_index=9))
     loss = rule.kind(y)(rule.options, 1, N, OUTPUTS, a)
     loss.begin(y)
-    top = Top(a)
+    top = Top(a, loss)
     loss.differentiate(top)
     assert loss.value().isnan()
     assert not top.delta.any()
@@ -102,7 +104,7 @@ def test_more_classes_than_the_table_of_one_hot_rows_takes():
     z, y = torch.randn(5, 300, dtype=torch.float64, requires_grad=True), torch.randint(300, (5,))
     loss = Rule("cross_entropy").kind(y)({}, 1, 5, 300, z)
     loss.begin(y)
-    top = Top(z.detach())
+    top = Top(z.detach(), loss)
     loss.differentiate(top)
     torch.testing.assert_close(top.delta, torch.autograd.grad(F.cross_entropy(z, y), z)[0])
 
@@ -111,7 +113,7 @@ def test_logits_of_800_are_no_matter():
     z, y = torch.tensor([[800.0, -800.0]], dtype=torch.float64), torch.tensor([1])
     loss = Rule("cross_entropy").kind(y)({}, 1, 1, 2, z)
     loss.begin(y)
-    top = Top(z)
+    top = Top(z, loss)
     loss.differentiate(top)
     assert loss.value() == 1600  # log(1 + e^−1600) + 1600
     assert top.delta.tolist() == [[1, -1]]  # p − y
@@ -121,7 +123,7 @@ def test_a_loss_of_a_minus_y_is_told_in_other_units():
     """Residuals of 1 and 2, in units of 10: (100 + 400)/2."""
     loss = Rule("mse_loss").kind(torch.zeros(1))({}, 1, 1, 2, torch.zeros(1))
     loss.begin(torch.tensor([[0.0, 0.0]]))
-    loss.differentiate(Top(torch.tensor([[1.0, 2.0]])))
+    loss.differentiate(Top(torch.tensor([[1.0, 2.0]]), loss))
     assert loss.values(1, torch.tensor([10.0, 10.0])).tolist() == [250]
 
 

@@ -594,7 +594,7 @@ class TestParametersStayTheUsers:
 
     def test_memory_follows_the_rows_there_are(self, trainer: dp.ExplicitTrainer):
         trainer.epoch(X, Y, 10**9)
-        assert len(trainer._buffers[0].a) == 23
+        assert len(trainer._layout._buffers[0]._a) == 23
 
 
 class Counter(TorchDispatchMode):
@@ -633,7 +633,7 @@ class TestCost:
     def test_a_step_within_an_epoch(self, sizes: list[int], options: dict[str, Any], calls: int):
         trainer, stage = self.ready(dp.MLP(sizes, "sigmoid"), options)
         with torch.inference_mode(), Counter() as counter:
-            trainer._heed_rates(stage)
+            trainer._teacher.heed_rates(stage)
             stage.step(1)
         assert len(counter.calls) == calls, counter.calls
         assert counter.allocations == []
@@ -643,7 +643,7 @@ class TestCost:
     def test_no_step_allocates(self, activation: str, options: dict[str, Any]):
         trainer, stage = self.ready(dp.MLP([20, 16, 10], activation), options)
         with torch.inference_mode(), Counter() as counter:
-            trainer._heed_rates(stage)
+            trainer._teacher.heed_rates(stage)
             stage.step(1)
         assert counter.allocations == []
 
@@ -664,8 +664,8 @@ class TestCost:
         n_in = model[0].in_features
         x, y = torch.rand(20, n_in), torch.randint(10, (20,))
         trainer.epoch(x, y, 10)
-        key = next(key for key in trainer._stages if key[0] == 10)
-        stage = trainer._stages[key]
+        key = next(key for key in trainer._layout._stages if key[0] == 10)
+        stage = trainer._layout._stages[key]
         stage.load(x[: 10 * stage.batches], y[: 10 * stage.batches], 10 * min(2, stage.batches))
         return trainer, stage
 

@@ -56,15 +56,29 @@ class Buffers:
         rows: The largest batch.
         wide: Whether the layer above is packed, and so reads [a, 1].
         differs: Whether anybody asks for δ.
+        by_neuron: Whether z, a and δ lie in memory neuron by neuron, as the losses of a few classes like it best; no
+            layer is above then.
     """
 
-    def __init__(self, plan: Plan, rows: int, wide: bool, differs: bool) -> None:
+    def __init__(self, plan: Plan, rows: int, wide: bool, differs: bool, by_neuron: bool = False) -> None:
         like = plan.linear.weight
-        self.a_next, self.a = activations(rows, plan.outputs, wide, like)
+        self.by_neuron = by_neuron
+        self._a_next, self._a = activations(rows, plan.outputs, wide, like)
         # z lies in memory as a does: gelu(contiguous, out=strided) writes to the wrong places on CPU (torch 2.13)
         overwritten = plan.kernel is None or plan.kernel.in_place
-        self.z = self.a if overwritten else activations(rows, plan.outputs, wide, like)[1]
-        self.delta = torch.zeros(rows if differs else 0, plan.outputs, dtype=like.dtype, device=like.device)
+        self._z = self._a if overwritten else activations(rows, plan.outputs, wide, like)[1]
+        self._delta = torch.zeros(rows if differs else 0, plan.outputs, dtype=like.dtype, device=like.device)
+
+    def first(self, rows: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return the memory of a batch of so many rows: z, a, a as the layer above reads it, and δ."""
+        z, a, a_next, delta = (self._first(memory, rows) for memory in (self._z, self._a, self._a_next, self._delta))
+        return z, a, a_next, delta
+
+    def _first(self, memory: Tensor, rows: int) -> Tensor:
+        if not self.by_neuron or not len(memory):
+            return memory[:rows]
+        n = memory.shape[1]
+        return memory.view(-1)[: rows * n].view(n, rows).t()
 
 
 def activations(rows: int, n: int, wide: bool, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -97,9 +111,8 @@ class Layer:
     def __init__(self, plan: Plan, buffers: Buffers, rows: int, below: Layer | None) -> None:
         self.plan = plan
         self.below = below
-        self.z, self.a, self.a_next = buffers.z[:rows], buffers.a[:rows], buffers.a_next[:rows]
-        self.delta = buffers.delta[:rows]
-        self.delta_t = self.delta.t()
+        self.z, self.a, self.a_next, self.delta = buffers.first(rows)
+        self.a_t, self.delta_t = self.a.t(), self.delta.t()
         # Tensors on the Parameters' memory, not the Parameters: these pass faster through PyTorch's front door.
         bias: Tensor | None = plan.linear.bias
         self.weight: Tensor = plan.linear.weight.detach()

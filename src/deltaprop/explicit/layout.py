@@ -1,0 +1,128 @@
+"""What a trainer has read of a model, and the memory that it trains in.
+
+A layout is never changed. When the model has, or a batch is larger than its memory, the trainer makes a new one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from deltaprop.errors import UserError
+from deltaprop.explicit.batches import Stage
+from deltaprop.explicit.layers import Buffers, Plan
+from deltaprop.explicit.losses import Loss, Rule
+from deltaprop.explicit.packing import Packed, pays, stored_by_input
+from deltaprop.explicit.reading import check_parameters, hook_tables, read_layers
+
+MOST_STAGES = 8  # a full batch, a last one, and a few sizes more, before memory counts
+
+
+class Layout:
+    """A model as it has been read, and memory for batches of up to so many rows.
+
+    Args:
+        model: What to read.
+        rule: The loss.
+        optimizer: Says which parameters learn.
+        rows: The largest batch; 0 to make no memory yet.
+
+    Attributes:
+        params: The parameters, in order.
+        learning: Those that learn.
+        packed: The packed matrices that stages with ``packs`` work on.
+
+    Raises:
+        UserError: If the model is not what the recursion takes, or nothing learns.
+    """
+
+    def __init__(self, model: nn.Module, rule: Rule, optimizer: torch.optim.Optimizer, rows: int) -> None:
+        self._rule, self._groups, self._capacity = rule, optimizer.param_groups, rows
+        found, self._children = read_layers(model)
+        self._hooks = hook_tables(model.modules())
+        self._dictionaries = [linear._parameters for linear, _ in found]
+        self._sigmas = [sigma for _, sigma in found if sigma is not None]
+        self.params = check_parameters([linear for linear, _ in found])
+        given = {p for group in self._groups for p in group["params"]}
+        self.learning = [p for p in self.params if p.requires_grad and p in given]
+        if not self.learning:
+            raise UserError("nothing to learn: no parameter both requires a gradient and is in the optimizer")
+        last = found[-1][1]
+        if last is not None and type(last).__name__ in rule.contains:
+            raise UserError(f"{rule.name} already contains {type(last).__name__}: leave it out of the model")
+        learning = set(self.learning)
+        self._plans = [
+            Plan(linear, sigma, (linear.weight in learning, linear.bias in learning)) for linear, sigma in found
+        ]
+        self.outputs = self._plans[-1].outputs
+        self._by_neuron = rule.wants_by_neuron(self.outputs, self.params[0].device)
+        self._lowest = next(i for i, plan in enumerate(self._plans) if any(plan.learns))
+        self.packed: list[Packed] = []
+        self._stages: dict[tuple[Any, ...], Stage] = {}
+        self._looking: tuple[Any, Stage] | None = None
+        if rows:
+            with torch.inference_mode(False), torch.no_grad():
+                self._pack(rows)
+                self._buffers = self._make_buffers(rows, self._lowest, self.packed)
+        self._state = self._state_of_things()
+
+    def holds(self, rows: int) -> bool:
+        """Return whether the model is still as it was read, and a batch of so many rows fits."""
+        return rows <= self._capacity and self._state_of_things() == self._state
+
+    def _state_of_things(self) -> tuple[Any, ...]:
+        return (
+            [tuple(modules.values()) for modules in self._children],
+            [id(p) for parameters in self._dictionaries for p in parameters.values()],
+            [p.data_ptr() for p in self.params],
+            [p.requires_grad for p in self.params],
+            [getattr(sigma, name) for sigma in self._sigmas for name in sigma.constants],
+            sum(map(len, self._hooks)),
+            [bool(p._backward_hooks or p._post_accumulate_grad_hooks) for p in self.params],
+            [[id(p) for p in group["params"]] for group in self._groups],
+        )
+
+    def stage(self, rows: int, batches: int, kind: type[Loss], packs: bool) -> Stage:
+        """Return the stage for batches of so many rows, B at a time; see :class:`Stage`."""
+        key = (rows, batches, kind, packs)
+        stage = self._stages.get(key)
+        if stage is None:
+            if len(self._stages) >= MOST_STAGES:
+                del self._stages[next(iter(self._stages))]
+            stage = self._stages[key] = self._make_stage(self._buffers, self._lowest, *key)
+        return stage
+
+    def looking_stage(self, rows: int, kind: type[Loss]) -> Stage:
+        """Return a stage with buffers of its own, whose layers have a δ each and learn nothing."""
+        if self._looking is None or self._looking[0] != (rows, kind):
+            self._looking = (rows, kind), self._make_stage(self._make_buffers(rows, 0, []), 0, rows, 0, kind, False)
+        return self._looking[1]
+
+    def _make_stage(
+        self, buffers: Sequence[Buffers], lowest: int, rows: int, batches: int, kind: type[Loss], packs: bool
+    ) -> Stage:
+        with torch.inference_mode(False), torch.no_grad():  # inference tensors could not be written to outside
+            loss = kind(self._rule.options, max(batches, 1), rows, self.outputs, self.params[0])
+            return Stage(self._plans, buffers, loss, lowest, rows, batches, packs)
+
+    def _pack(self, rows: int) -> None:
+        """Make packed matrices of the layers that it pays for."""
+        for i, plan in enumerate(self._plans):
+            weight, bias = plan.linear.weight, plan.linear.bias
+            if all(plan.learns) and pays(weight, bias):
+                by_neuron = self._by_neuron and i == len(self._plans) - 1
+                by_input = stored_by_input(rows, weight.shape[1], weight.shape[0], passes_back=i > self._lowest)
+                plan.packed = Packed(plan.linear, by_input and not by_neuron)
+                self.packed.append(plan.packed)
+
+    def _make_buffers(self, rows: int, lowest: int, packed: Sequence[Packed]) -> list[Buffers]:
+        """Return memory for the layers: δ from the lowest on, wide activations below those that are packed."""
+        top = len(self._plans) - 1
+        above = [plan.packed in packed for plan in self._plans[1:]] + [False]
+        return [
+            Buffers(plan, rows, wide, i >= lowest, self._by_neuron and i == top)
+            for i, (plan, wide) in enumerate(zip(self._plans, above, strict=True))
+        ]
