@@ -62,7 +62,7 @@ def test_parts_on_one_floor_have_no_circle():
 
 
 def test_ops_know_torch_alone():
-    allowed = {"torch", "deltaprop.ops", "__future__", "collections", "inspect", "math", "typing"}
+    allowed = {"torch", "deltaprop.ops", "__future__", "collections", "functools", "inspect", "math", "typing"}
     for path in (SRC / "ops").glob("*.py"):
         for name in imports(path):
             assert any(name == root or name.startswith(f"{root}.") for root in allowed), f"{path.name}: {name}"

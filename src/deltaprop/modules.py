@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import inspect
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -276,6 +276,45 @@ class MLP(nn.Sequential):
         super().__init__(*modules)
         if init is not None:
             initialize(self, init)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return a^L, [..., n_L], from x, [..., n_0]: by one Function where no module has anything to add."""
+        layers = _plain_layers(self._modules.values())
+        if layers is None:
+            output: Tensor = super().forward(input)
+            return output
+        sigmas, parameters = layers
+        return ops.stack(sigmas, input, *parameters)
+
+
+def _plain_layers(modules: Iterable[nn.Module | None]) -> tuple[list[ops.Sigma | None], list[Tensor | None]] | None:
+    """Return the activations and the parameters of a stack; None where a module has hooks or is of another kind."""
+    if any(_GLOBAL_HOOKS):
+        return None
+    sigmas: list[ops.Sigma | None] = []
+    parameters: list[Tensor | None] = []
+    for module in modules:
+        if module is None or module._forward_hooks or module._forward_pre_hooks:
+            return None
+        if module._backward_hooks or module._backward_pre_hooks or "forward" in module.__dict__:
+            return None
+        kind = type(module)
+        if kind is Linear:
+            own = module._parameters
+            parameters += own["weight"], own["bias"]
+            sigmas.append(None)
+        elif sigmas and sigmas[-1] is None and issubclass(kind, Activation) and kind.forward is Activation.forward:
+            constants = tuple([getattr(module, name) for name in kind.constants])
+            sigmas[-1] = ops.Sigma(kind.op, kind.call, constants)
+        else:
+            return None
+    return (sigmas, parameters) if sigmas else None
+
+
+_GLOBAL_HOOKS = tuple(
+    getattr(nn.modules.module, f"_global_{name}_hooks")
+    for name in ("forward", "forward_pre", "backward", "backward_pre")
+)
 
 
 def _as_module(activation: ActivationLike) -> nn.Module:

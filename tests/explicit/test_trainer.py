@@ -19,9 +19,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import deltaprop as dp
 from deltaprop import UserError, ops
 from deltaprop import functional as F
-from deltaprop.explicit.kernels import _ROWS as KERNELS
 from deltaprop.explicit.losses import _ROWS as LOSSES
 from deltaprop.initialization import INITS
+from deltaprop.ops.kernels import _ROWS as KERNELS
 from tests.explicit.compare import assert_same, both, by_autograd, learning, targets
 
 F64 = torch.float64

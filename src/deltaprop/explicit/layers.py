@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from deltaprop.explicit.kernels import Kernel, kernel
 from deltaprop.explicit.packing import Packed, padded
 from deltaprop.modules import Activation
+from deltaprop.ops.kernels import Kernel, kernel
 
 
 @dataclass

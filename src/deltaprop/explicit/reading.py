@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from deltaprop.errors import UserError
-from deltaprop.modules import Activation, Linear, from_torch
+from deltaprop.modules import MLP, Activation, Linear, from_torch
 
 ELSEWHERE = "train it by autograd (--engine autograd)"
 
@@ -57,7 +57,7 @@ def read_layers(model: nn.Module) -> tuple[Found, list[dict[str, Any]]]:
 
 
 def _flat(model: nn.Sequential, prefix: str, read: list[dict[str, Any]]) -> Iterator[tuple[str, nn.Module]]:
-    if type(model).forward is not nn.Sequential.forward or _hooked(model):
+    if type(model).forward not in (nn.Sequential.forward, MLP.forward) or _hooked(model):
         raise UserError(f"{prefix or 'the model'} has a forward or hooks, which nothing would call: {ELSEWHERE}")
     read.append(model._modules)
     for name, module in model._modules.items():  # not named_children(), which names a shared module once

@@ -7,9 +7,9 @@ buffer that the layer already has:
  call                equation                                        computed in
 ==================  ==============================================  ===========================================
  ``linear``          FWD: z^l = a^{l−1} (W^l)ᵀ + b^l                 ``layers.py``; ``packing.py``
- ``activate``        FWD: a^l = σ(z^l)                               ``layers.py``, by ``kernels.py``
+ ``activate``        FWD: a^l = σ(z^l)                               ``layers.py``, ``ops/kernels.py``
  ``differentiate``   BP1, left factor: ∂C/∂a^L                       ``losses.py``
- ``bend``            BP1, BP2: δ^l = ∂C/∂a^l ⊙ σ'(z^l)               ``layers.py``, by ``kernels.py``
+ ``bend``            BP1, BP2: δ^l = ∂C/∂a^l ⊙ σ'(z^l)               ``layers.py``, ``ops/kernels.py``
  ``pass_back``       BP2, left factor: ∂C/∂a^{l−1} = δ^l W^l         ``layers.py``
  ``descend``         BP3, BP4, SGD: θ ← θ − η ∂C/∂θ                  ``updates.py``
 ==================  ==============================================  ===========================================

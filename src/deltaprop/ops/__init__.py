@@ -16,6 +16,7 @@ from deltaprop.ops.cross_entropy import CrossEntropy, SoftCrossEntropy, smooth
 from deltaprop.ops.linear import Linear
 from deltaprop.ops.losses import L1, MSE, BinaryCrossEntropy, Huber, Quadratic, ResidualLoss
 from deltaprop.ops.primitive import primitive
+from deltaprop.ops.stack import Sigma, stack
 
 ACTIVATIONS: dict[str, type[Activation]] = {
     "step": _a.Step,
@@ -54,6 +55,7 @@ __all__ = [
     "Linear",
     "Quadratic",
     "ResidualLoss",
+    "Sigma",
     "SoftCrossEntropy",
     "activation",
     "binary_cross_entropy",
@@ -66,4 +68,5 @@ __all__ = [
     "quadratic",
     "smooth",
     "soft_cross_entropy",
+    "stack",
 ]

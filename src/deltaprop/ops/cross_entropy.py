@@ -11,7 +11,7 @@ probabilities, 1 otherwise. Nats.
 
 Shapes: z, log_p, k, delta [N, C], [C] or [N, C, d1, …]; labels as z without C. Classes lie along axis 1, or 0 in [C].
 log_p is a second output, hidden by the public function: saved as an intermediate it would have no graph, and the second
-derivative would be silently wrong.
+derivative would be silently wrong. Σ_n w_{y_n} is a third, a constant.
 
 Source: Bridle, Probabilistic Interpretation of Feedforward Classification Network Outputs (1990); smoothing: Szegedy
 et al., arXiv 1512.00567 (2015), section 7.
@@ -27,6 +27,7 @@ from torch.autograd import Function
 
 from deltaprop.ops.activations import LogSoftmax
 from deltaprop.ops.casting import cast
+from deltaprop.ops.kernels import kernel, may_fuse
 from deltaprop.ops.losses import reduction_scale
 
 
@@ -44,14 +45,58 @@ def cross_entropy_delta(log_p: Tensor, k: Tensor, grad_entries: Tensor) -> Tenso
     return grad_entries * (log_p.exp() * total - k)  # BP1 for softmax and −log p together
 
 
-def label_delta(log_p: Tensor, label: Tensor, grad_labels: Tensor) -> Tensor:
-    """Return δ = c (p − y), y one-hot: the same formula where k = y, one product and one subtraction at the label.
+def label_loss(
+    log_p: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, reduction: str
+) -> tuple[Tensor, Tensor]:
+    """Return C = −Σ_n w_{y_n} log p_{n, y_n} / D, and Σ_n w_{y_n} over the samples that count.
 
-    Shapes: log_p [N, C]; label and c = ``grad_labels``, ∂C/∂(−log p_y) of each sample (1/N for a plain mean), [N].
+    PyTorch's kernel picks log p_y, and refuses a label below 0 or above C − 1 on every device.
     """
-    axis = class_axis(log_p)
-    c = grad_labels.unsqueeze(axis)
-    return (log_p.exp() * c).scatter_add(axis, label.unsqueeze(axis), -c)  # BP1: δ = (p − y) / N
+    if _plain(log_p, target, weight):  # the kernel counts the weights anyway: cheaper than to count them again
+        pick = torch.ops.aten.nll_loss_forward.default
+        loss, total = pick(log_p, target, weight, _REDUCTIONS[reduction], ignore_index)
+        if reduction != "none":
+            return loss, total
+    else:
+        loss = torch.nn.functional.nll_loss(log_p, target, weight, ignore_index=ignore_index, reduction=reduction)
+    _, _, w_y = label_weights(target, weight, ignore_index)
+    return loss, w_y.sum().to(loss.dtype)
+
+
+def _plain(log_p: Tensor, target: Tensor, weight: Tensor | None) -> bool:
+    """Return whether PyTorch's kernel can be called directly: nothing to reshape, to cast, or to refuse."""
+    return (
+        log_p.dim() == 2
+        and target.shape == log_p.shape[:1]
+        and target.dtype == torch.int64
+        and log_p.dtype in (torch.float32, torch.float64)
+        and (weight is None or weight.dtype == log_p.dtype)
+    )
+
+
+def label_grad_log_p(
+    grad_loss: Tensor,
+    log_p: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    ignore_index: int,
+    reduction: str,
+    total: Tensor,
+) -> Tensor:
+    """Return G = ∂C/∂log p = −(∂C/∂C_n) w_y y / D, y one-hot, [N, C]; ``total`` is Σ_n w_{y_n}."""
+    if log_p.dim() > 2:  # one sample a row
+        by_class = log_p.movedim(1, -1)
+        rows, labels = by_class.reshape(-1, log_p.shape[1]), target.reshape(-1)
+        entries = grad_loss.reshape(-1) if reduction == "none" else grad_loss
+        of_rows = label_grad_log_p(entries, rows, labels, weight, ignore_index, reduction, total)
+        return of_rows.reshape(by_class.shape).movedim(-1, 1)
+    target, weight = cast(target, torch.int64), None if weight is None else cast(weight, log_p.dtype)
+    put = torch.ops.aten.nll_loss_backward.default
+    grad_log_p: Tensor = put(grad_loss, log_p, target, weight, _REDUCTIONS[reduction], ignore_index, total)
+    return grad_log_p
+
+
+_REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}  # PyTorch's numbers for its kernels
 
 
 def smooth(y: Tensor, smoothing: float, classes: int) -> Tensor:
@@ -75,14 +120,11 @@ def label_weights(target: Tensor, weight: Tensor | None, ignore_index: int) -> t
 
 def labels_loss(
     log_p: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, reduction: str, smoothing: float
-) -> Tensor:
-    """Return C from log p and labels; linear in log p, and so its own derivative.
-
-    −log p_y is gathered by PyTorch's kernel, which refuses a label below 0 or above C − 1 on every device.
-    """
-    loss = torch.nn.functional.nll_loss(log_p, target, weight, ignore_index=ignore_index, reduction=reduction)
+) -> tuple[Tensor, Tensor]:
+    """Return C from log p and labels, and Σ_n w_{y_n}. C is linear in log p, and so its own derivative."""
+    loss, total = label_loss(log_p, target, weight, ignore_index, reduction)
     if not smoothing:
-        return loss
+        return loss, total
     axis = class_axis(log_p)
     valid, _, w_y = label_weights(target, weight, ignore_index)
     uniform = torch.where(valid, -(log_p * _along_classes(weight, log_p)).sum(axis), 0.0)
@@ -90,7 +132,7 @@ def labels_loss(
         uniform = uniform.sum() / w_y.sum()
     elif reduction == "sum":
         uniform = uniform.sum()
-    return (1 - smoothing) * loss + smoothing / log_p.shape[axis] * uniform
+    return (1 - smoothing) * loss + smoothing / log_p.shape[axis] * uniform, total
 
 
 def _along_classes(weight: Tensor | None, log_p: Tensor) -> Tensor:
@@ -106,42 +148,52 @@ class CrossEntropy(Function):
     @staticmethod
     def forward(
         z: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, reduction: str, smoothing: float
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         log_p = torch.log_softmax(z, class_axis(z))
-        return labels_loss(log_p, target, weight, ignore_index, reduction, smoothing), log_p
+        loss, total = labels_loss(log_p, target, weight, ignore_index, reduction, smoothing)
+        return loss, log_p, total
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
         z, target, weight, *ctx.constants = inputs
-        _, log_p = output
-        ctx.save_for_backward(log_p, target, weight)
+        _, log_p, total = output
+        ctx.save_for_backward(log_p, target, weight, total)
+        ctx.mark_non_differentiable(total)
         ctx.set_materialize_grads(False)  # nobody differentiates log p but a second derivative
         ctx.dtype = z.dtype
 
     @staticmethod
-    def backward(ctx: Any, grad_output: Tensor | None, grad_log_p: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(
+        ctx: Any, grad_output: Tensor | None, grad_log_p: Tensor | None, *_: None
+    ) -> tuple[Tensor | None, ...]:
         grad_loss = grad_output
-        log_p, target, weight = ctx.saved_tensors
+        log_p, target, weight, total = ctx.saved_tensors
         ignore_index, reduction, smoothing = ctx.constants
         delta = None
-        if grad_loss is not None:
-            axis = class_axis(log_p)
-            valid, label, w_y = label_weights(target, weight, ignore_index)
-            # ∂C/∂C_n, with the loss's 1/N; 0 where ignored, for D is 0 too if all of them are
-            grad_entries = torch.where(valid, grad_loss / w_y.sum() if reduction == "mean" else grad_loss, 0.0)
-            if smoothing:
-                y = torch.zeros_like(log_p).scatter(axis, label.unsqueeze(axis), 1.0)
-                k = smooth(y, smoothing, log_p.shape[axis]) * _along_classes(weight, log_p)
-                delta = cross_entropy_delta(log_p, k, grad_entries.unsqueeze(axis))
+        if grad_loss is not None and not smoothing:
+            wide = cast(log_p, grad_loss.dtype)  # under autocast C is wider than z
+            by_log_p = label_grad_log_p(grad_loss, wide, target, weight, ignore_index, reduction, total)
+            if may_fuse(by_log_p) and log_p.dim() <= 2:
+                kernel(LogSoftmax, (class_axis(log_p),)).bend(by_log_p, wide)  # the formula below, in place
+                delta = by_log_p
             else:
-                delta = label_delta(log_p, label, grad_entries if weight is None else grad_entries * w_y)
+                delta = LogSoftmax.delta(by_log_p, wide, class_axis(log_p))  # BP1: δ = G − p Σ_c G; plain: (p − y) / N
+        elif grad_loss is not None:
+            axis = class_axis(log_p)
+            valid, label, _w_y = label_weights(target, weight, ignore_index)
+            # ∂C/∂C_n, with the loss's 1/N; 0 where ignored, for D is 0 too if all of them are
+            grad_entries = torch.where(valid, grad_loss / total if reduction == "mean" else grad_loss, 0.0)
+            y = torch.zeros_like(log_p).scatter(axis, label.unsqueeze(axis), 1.0)
+            k = smooth(y, smoothing, log_p.shape[axis]) * _along_classes(weight, log_p)
+            delta = cross_entropy_delta(log_p, k, grad_entries.unsqueeze(axis))
         return _with_hidden_output(delta, grad_log_p, log_p, ctx.dtype), None, None, None, None, None
 
     @staticmethod
-    def jvp(ctx: Any, z_dot: Tensor, *_: None) -> tuple[Tensor, Tensor]:
-        log_p, target, weight = ctx.saved_tensors
+    def jvp(ctx: Any, z_dot: Tensor, *constants: None) -> tuple[Tensor, Tensor, None]:
+        log_p, target, weight, _total = ctx.saved_tensors
         log_p_dot = LogSoftmax.push(z_dot, log_p, class_axis(log_p))
-        return labels_loss(log_p_dot, target, weight, *ctx.constants), log_p_dot
+        loss_dot, _total = labels_loss(log_p_dot, target, weight, *ctx.constants)
+        return loss_dot, log_p_dot, None
 
 
 class SoftCrossEntropy(Function):

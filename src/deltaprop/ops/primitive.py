@@ -35,7 +35,7 @@ from torch.compiler import is_compiling
 
 # Private, as is `_current_level` below: PyTorch 2.11 to 2.13 has no public query for either. `Function.apply` itself
 # asks this one.
-_transforming = torch._C._are_functorch_transforms_active
+transforming = torch._C._are_functorch_transforms_active
 _unwrap_if_dead = torch._C._functorch.unwrap_if_dead  # private too, and called by `Function.apply` as well
 
 
@@ -49,6 +49,27 @@ class _Primals:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._ctx, name)
+
+
+def quick_apply(lean: type[Function]) -> Callable[..., Any]:
+    """Return what ``apply`` of a class with ``forward(ctx, …)`` calls, less 5 µs of Python.
+
+    ``apply`` looks whether the class has a ``setup_context``, which this one has not, and frees what leaked out of a
+    transform, which is done here.
+    """
+    apply = super(Function, lean).apply  # type: ignore[misc]  # the C part of a class whose stubs have Python alone
+
+    def quick(*inputs: Any) -> Any:
+        return apply(*[_unwrap_if_dead(t) if isinstance(t, Tensor) else t for t in inputs])
+
+    return quick
+
+
+def in_plain_eager_mode() -> bool:
+    """Return whether nothing transforms, traces or compiles: no ``torch.func``, no forward mode, no compiler."""
+    return not (
+        transforming() or forward_ad._current_level >= 0 or is_compiling() or torch._C._get_tracing_state() is not None
+    )
 
 
 def primitive(op: type[Function]) -> Callable[..., Any]:
@@ -103,19 +124,17 @@ def primitive(op: type[Function]) -> Callable[..., Any]:
         generate_vmap_rule=True,
     )
 
-    # What `lean.apply` calls, less 5 µs of Python: it looks whether the class has a `setup_context`, which this one has
-    # not, and frees what leaked out of a transform, which is done below.
-    apply = super(Function, lean).apply
+    apply = quick_apply(lean)
 
     def call(*inputs: Any) -> Any:
         if isinstance(inputs[0], Tensor) and inputs[0].is_complex():  # what is no tensor, PyTorch refuses or traces
             raise TypeError(f"{call.__name__} is written for real numbers, got {inputs[0].dtype}")
-        special = _transforming() or forward_ad._current_level >= 0
+        special = transforming() or forward_ad._current_level >= 0
         if is_compiling():
             return run(*inputs) if special else lean.apply(*inputs)
         if special:
             return full.apply(*inputs)
-        return apply(*[_unwrap_if_dead(t) if isinstance(t, Tensor) else t for t in inputs])
+        return apply(*inputs)
 
     call.__name__ = call.__qualname__ = op.__name__.lower()
     # A code object of its own: the compiler counts recompilations by it, and profilers show its name.

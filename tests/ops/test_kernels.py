@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from deltaprop import ops
-from deltaprop.explicit.kernels import _ROWS, kernel
 from deltaprop.explicit.layers import activations
+from deltaprop.ops.kernels import _ROWS, kernel
 
 CASES = [
     *((name, ()) for name in ops.ACTIVATIONS),

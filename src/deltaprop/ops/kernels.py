@@ -1,7 +1,7 @@
 """The activations as fused kernels, in place of the formulas of ``ops/activations.py``, which stay the reference.
 
 A formula such as ``grad_a * a * (1 - a)`` makes a tensor for each operation. Here PyTorch's own kernel computes the
-same in one pass, into a buffer that is there already. ``tests/explicit/test_kernels.py`` holds each row to its formula.
+same in one pass, into a buffer that is there already. ``tests/ops/test_kernels.py`` holds each row to its formula.
 An activation without a row (a new one, say) is computed by its formula, and copied: right, only slower.
 
 Shapes: z, a, saved and delta are all [N, n].
@@ -10,13 +10,15 @@ Shapes: z, a, saved and delta are all [N, n].
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
-from deltaprop import ops
 from deltaprop.ops import activations as _a
+from deltaprop.ops.primitive import transforming
 
 
 class Kernel(NamedTuple):
@@ -33,7 +35,16 @@ class Kernel(NamedTuple):
     bend: Callable[[Tensor, Tensor], object]
 
 
-def kernel(op: type[ops.Activation], constants: tuple[Any, ...] = ()) -> Kernel:
+def may_fuse(t: Tensor) -> bool:
+    """Return whether kernels may write to t: nobody asks for a graph of what is done, or maps over it (``vmap``)."""
+    return not (is_compiling() or torch.is_grad_enabled() or transforming() or _is_mapped(t))
+
+
+_is_mapped = torch._C._functorch.is_legacy_batchedtensor  # private: no public query exists, nor for `transforming`
+
+
+@lru_cache(maxsize=256)
+def kernel(op: type[_a.Activation], constants: tuple[Any, ...] = ()) -> Kernel:
     """Return the kernels of an activation.
 
     Args:
@@ -47,7 +58,7 @@ def kernel(op: type[ops.Activation], constants: tuple[Any, ...] = ()) -> Kernel:
     return Kernel(op.from_output, forward, bend)
 
 
-def _by_formula(op: type[ops.Activation], constants: tuple[Any, ...]) -> _Pair:
+def _by_formula(op: type[_a.Activation], constants: tuple[Any, ...]) -> _Pair:
     return (
         lambda z, a: a.copy_(op.forward(z, *constants)),
         lambda delta, saved: delta.copy_(op.delta(delta, saved, *constants)),  # BP1, BP2 by the readable formula
@@ -159,7 +170,7 @@ def _identity() -> _Pair:
     return lambda z, a: a.copy_(z), lambda delta, z: delta  # σ' = 1
 
 
-_ROWS: dict[type[ops.Activation], Callable[..., _Pair]] = {
+_ROWS: dict[type[_a.Activation], Callable[..., _Pair]] = {
     _a.Step: _step,
     _a.Identity: _identity,
     _a.ReLU: _relu,
