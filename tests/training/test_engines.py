@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from deltaprop import MLP, SGD
+from deltaprop import MLP, SGD, UserError
 from deltaprop.data import Scaling
-from deltaprop.training import Result
+from deltaprop.explicit import precision
+from deltaprop.training import Result, loop
 from deltaprop.training.engines import ENGINES
 from deltaprop.training.objective import LOSSES, Objective, choose_objective
 from tests.training.conftest import without_times
@@ -63,3 +65,35 @@ def test_layers_look_the_same_on_either_engine(loss: str, activation: str):
             torch.testing.assert_close(getattr(ours, name), getattr(theirs, name), rtol=1e-12, atol=1e-14)
         assert ours.saturation() == theirs.saturation()
         assert ours.delta_norm == pytest.approx(theirs.delta_norm, rel=1e-12)
+
+
+class TestPrecision:
+    def test_what_the_device_lacks_is_refused_and_nothing_written(self, run: Run, tmp_path: Path, monkeypatch: Any):
+        monkeypatch.setattr(precision, "_has", lambda *_: False)
+        with pytest.raises(UserError, match="precision bf16: the cpu here has no such products"):
+            run(precision="bf16", run_dir=tmp_path / "run")
+        assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.parametrize("engine", ENGINES)
+    def test_training_has_it_and_evaluation_has_not(self, run: Run, engine: str, monkeypatch: Any):
+        monkeypatch.setattr(precision, "_has", lambda *_: True)
+        seen: dict[str, set[str]] = {"training": set(), "evaluation": set()}
+        matmul: Any = torch.backends.mkldnn.matmul
+        gradient, evaluated = torch.log_softmax, loop.evaluate
+
+        def log_softmax(*args: Any, **kwargs: Any) -> Any:
+            seen[phase].add(matmul.fp32_precision)
+            return gradient(*args, **kwargs)
+
+        def evaluate(*args: Any, **kwargs: Any) -> Any:
+            nonlocal phase
+            phase = "evaluation"
+            result = evaluated(*args, **kwargs)
+            phase = "training"
+            return result
+
+        phase, before = "training", matmul.fp32_precision
+        monkeypatch.setattr(torch, "log_softmax", log_softmax)
+        monkeypatch.setattr(loop, "evaluate", evaluate)
+        run(engine=engine, precision="bf16", log_every=0)
+        assert seen == {"training": {"bf16"}, "evaluation": {before}}

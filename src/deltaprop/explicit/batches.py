@@ -37,6 +37,7 @@ class Stage:
         rows: N.
         batches: B; 0 to work on tensors as they are given, one batch at a time.
         packs: Whether small layers are packed.
+        kind: Of the layers that are not.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class Stage:
         rows: int,
         batches: int,
         packs: bool,
+        kind: type[Layer] = Layer,
     ) -> None:
         self.rows, self.batches, self.loss = rows, batches, loss
         self.layers: list[Layer] = []
@@ -56,7 +58,7 @@ class Stage:
             if packs and plan.packed is not None:
                 below = PackedLayer(plan, plan.packed, buffer, rows, below)
             else:
-                below = Layer(plan, buffer, rows, below)
+                below = kind(plan, buffer, rows, below)
             self.layers.append(below)
         self.learning = self.layers[lowest:]
         self.lesson: int | None = None  # which of the trainer's lessons ``descend`` was made in

@@ -12,10 +12,12 @@ import torch
 from torch import nn
 
 from deltaprop.errors import UserError
+from deltaprop.explicit import mixed
 from deltaprop.explicit.batches import Stage
-from deltaprop.explicit.layers import Buffers, Plan
+from deltaprop.explicit.layers import Buffers, Layer, Plan
 from deltaprop.explicit.losses import Loss, Rule
 from deltaprop.explicit.packing import Packed, pays, stored_by_input
+from deltaprop.explicit.precision import check_precision
 from deltaprop.explicit.reading import check_parameters, hook_tables, read_layers
 
 MOST_STAGES = 8  # a full batch, a last one, and a few sizes more, before memory counts
@@ -29,6 +31,7 @@ class Layout:
         rule: The loss.
         optimizer: Says which parameters learn.
         rows: The largest batch; 0 to make no memory yet.
+        precision: Of the products, one of ``precision.PRECISIONS``.
 
     Attributes:
         params: The parameters, in order.
@@ -36,16 +39,22 @@ class Layout:
         packed: The packed matrices that stages with ``packs`` work on.
 
     Raises:
-        UserError: If the model is not what the recursion takes, or nothing learns.
+        UserError: If the model is not what the recursion takes, nothing learns, or the device lacks the precision.
     """
 
-    def __init__(self, model: nn.Module, rule: Rule, optimizer: torch.optim.Optimizer, rows: int) -> None:
+    def __init__(
+        self, model: nn.Module, rule: Rule, optimizer: torch.optim.Optimizer, rows: int, precision: str
+    ) -> None:
         self._rule, self._groups, self._capacity = rule, optimizer.param_groups, rows
         found, self._children = read_layers(model)
         self._hooks = hook_tables(model.modules())
         self._dictionaries = [linear._parameters for linear, _ in found]
         self._sigmas = [sigma for _, sigma in found if sigma is not None]
         self.params = check_parameters([linear for linear, _ in found])
+        self.device = self.params[0].device
+        check_precision(precision, self.device, self.params[0].dtype)
+        mixes = precision == "bf16" and self.device.type in mixed.DEVICES
+        self._kind: type[Layer] = mixed.MixedLayer if mixes else Layer
         given = {p for group in self._groups for p in group["params"]}
         self.learning = [p for p in self.params if p.requires_grad and p in given]
         if not self.learning:
@@ -58,7 +67,7 @@ class Layout:
             Plan(linear, sigma, (linear.weight in learning, linear.bias in learning)) for linear, sigma in found
         ]
         self.outputs = self._plans[-1].outputs
-        self._by_neuron = rule.wants_by_neuron(self.outputs, self.params[0].device)
+        self._by_neuron = rule.wants_by_neuron(self.outputs, self.device)
         self._lowest = next(i for i, plan in enumerate(self._plans) if any(plan.learns))
         self.packed: list[Packed] = []
         self._stages: dict[tuple[Any, ...], Stage] = {}
@@ -106,13 +115,13 @@ class Layout:
     ) -> Stage:
         with torch.inference_mode(False), torch.no_grad():  # inference tensors could not be written to outside
             loss = kind(self._rule.options, max(batches, 1), rows, self.outputs, self.params[0])
-            return Stage(self._plans, buffers, loss, lowest, rows, batches, packs)
+            return Stage(self._plans, buffers, loss, lowest, rows, batches, packs, self._kind)
 
     def _pack(self, rows: int) -> None:
         """Make packed matrices of the layers that it pays for."""
         for i, plan in enumerate(self._plans):
             weight, bias = plan.linear.weight, plan.linear.bias
-            if all(plan.learns) and pays(weight, bias):
+            if self._kind is Layer and all(plan.learns) and pays(weight, bias):
                 by_neuron = self._by_neuron and i == len(self._plans) - 1
                 by_input = stored_by_input(rows, weight.shape[1], weight.shape[0], passes_back=i > self._lowest)
                 plan.packed = Packed(plan.linear, by_input and not by_neuron)

@@ -18,6 +18,7 @@ from deltaprop.explicit.layers import Layer
 from deltaprop.explicit.layout import Layout
 from deltaprop.explicit.losses import ResidualLoss, Rule
 from deltaprop.explicit.packing import Packed
+from deltaprop.explicit.precision import products_in
 from deltaprop.explicit.reading import ELSEWHERE
 from deltaprop.explicit.recursion import back_propagate, feed_forward
 from deltaprop.explicit.teaching import Teacher
@@ -39,10 +40,13 @@ class ExplicitTrainer:
             after it (ours or PyTorch's).
         loss: A function of :mod:`deltaprop.functional`, its name, or a ``functools.partial`` of one with options.
         optimizer: An :class:`~deltaprop.SGD` or ``torch.optim.SGD`` over the model's parameters.
+        precision: Of the products of matrices: ``"float32"``, or ``"tf32"`` or ``"bf16"`` on a device that has them;
+            weights and all else stay float32 (``precision.py``).
 
     Raises:
         UserError: If one of them is what it cannot train: a module of another kind, hooks, weights that layers share,
-            an output activation that the loss already contains, another optimizer. It says so at once.
+            an output activation that the loss already contains, another optimizer, a precision that the device does not
+            have. It says so at once.
 
     Example:
         >>> from deltaprop import MLP
@@ -52,10 +56,18 @@ class ExplicitTrainer:
         >>> mean = trainer.epoch(x, y, batch_size=16, generator=torch.Generator().manual_seed(0))
     """
 
-    def __init__(self, model: nn.Module, loss: str | Callable[..., Tensor], optimizer: torch.optim.Optimizer) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: str | Callable[..., Tensor],
+        optimizer: torch.optim.Optimizer,
+        *,
+        precision: str = "float32",
+    ) -> None:
         self.model = model
         self.loss = Rule(loss)
         self.optimizer = optimizer
+        self.precision = precision
         hooks = (optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks)
         if type(optimizer) not in (SGD, torch.optim.SGD) or any(hooks):
             raise UserError(
@@ -90,7 +102,8 @@ class ExplicitTrainer:
         with torch.inference_mode():
             stage.take(x, y)
             self._teacher.heed_rates(stage)
-            stage.train()
+            with self._products:
+                stage.train()
         return stage.loss.value()
 
     def epoch(
@@ -188,7 +201,8 @@ class ExplicitTrainer:
         """Take the steps of a block; return whether ``on_step`` ended the epoch, and how many steps were taken."""
         for batch in range(batches):
             self._teacher.heed_rates(stage)
-            stage.step(batch)
+            with self._products:
+                stage.step(batch)
             if on_step is None:
                 continue
             if on_step_reads:
@@ -218,8 +232,9 @@ class ExplicitTrainer:
         stage = self._layout.looking_stage(rows, self.loss.kind(y))
         with torch.no_grad():
             stage.take(x, y)
-            feed_forward(stage.layers)
-            back_propagate(stage.layers, stage.loss)
+            with self._products:
+                feed_forward(stage.layers)
+                back_propagate(stage.layers, stage.loss)
         return stage.layers
 
     # --- what is there before a step ---
@@ -234,7 +249,8 @@ class ExplicitTrainer:
 
     def _lay_out(self, rows: int) -> None:
         """Read the model anew, and make memory for batches of so many rows."""
-        self._layout = Layout(self.model, self.loss, self.optimizer, rows)
+        self._layout = Layout(self.model, self.loss, self.optimizer, rows, self.precision)
+        self._products = products_in(self.precision, self._layout.device)
         self._teacher = Teacher(self.optimizer, self._layout.learning)
 
     def _checked(self, x: Tensor, y: Tensor, rows: int) -> Tensor:

@@ -112,6 +112,10 @@ class TrainConfig:
     dtype: Literal["float32", "float64"] = "float32"
     """Of weights and data."""
 
+    precision: Literal["float32", "tf32", "bf16"] = "float32"
+    """Of the products of matrices in training: tf32 and bf16 round their factors, where the device is then faster;
+    weights stay float32, and evaluation is by float32."""
+
     threads: str = "auto"
     """CPU threads: a number; auto: 1 for small nets, the physical cores where a layer's product has at least 2^24
     multiply-adds; or tune: time a few steps at 1, 2, 4, … and take the fastest."""
@@ -226,6 +230,7 @@ _CHOICES = {
     "scaling": ("auto", "pixel", "standard", "none"),
     "engine": ("autograd", "explicit"),
     "dtype": ("float32", "float64"),
+    "precision": ("float32", "tf32", "bf16"),
 }
 
 

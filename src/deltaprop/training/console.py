@@ -122,6 +122,7 @@ def describe(setup: Setup) -> list[tuple[str, str]]:
     layers[-1] = layers[-1].removesuffix(" none")
     counts = [sum(p.numel() for p in m.parameters()) for m in setup.model if isinstance(m, nn.Linear)]
     threads = f", {_count(setup.threads, 'thread')}" if setup.device.type == "cpu" else ""
+    products = "" if config.precision == "float32" else f", products in {config.precision}"
     rows = [
         ("data", f"{dataset.name}: {inputs}, {kind}"),
         ("", f"{len(dataset.train)} rows to train, {len(dataset.val)} to validate, {len(dataset.test)} to test"),
@@ -129,7 +130,7 @@ def describe(setup: Setup) -> list[tuple[str, str]]:
         ("", f"{sum(counts)} parameters ({' + '.join(map(str, counts))})"),
         ("loss", setup.objective.name),
         ("sgd", describe_sgd(setup)),
-        ("device", f"{describe_device(setup.device)}{threads}, {config.dtype}"),
+        ("device", f"{describe_device(setup.device)}{threads}, {config.dtype}{products}"),
     ]
     if setup.tuned:
         tried = ", ".join(f"{count}: {1e6 * seconds:.0f}" for count, seconds in setup.tuned.items())

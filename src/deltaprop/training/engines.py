@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from deltaprop.data import Scaling
 from deltaprop.explicit import ExplicitTrainer
+from deltaprop.explicit.precision import products_in
 from deltaprop.training.evaluate import in_own_units
 from deltaprop.training.objective import Objective
 from deltaprop.verify.observe import LayerView, observe, observe_explicit
@@ -34,26 +36,39 @@ class AutogradEngine:
     objective: Objective
     optimizer: torch.optim.Optimizer
     target_scaling: Scaling
+    precision: str = "float32"
 
     def epoch(self, x: Tensor, y: Tensor, order: Tensor, batch_size: int, on_step: Callable[[int], None]) -> float:
         """Take one pass over the rows in order; return the mean loss, in the target's own units."""
         # Minimised on standardised targets, told in the target's own units.
         regression = self.objective.task == "regression"
         reported = in_own_units(self.objective, self.target_scaling) if regression else None
-        return train_epoch(self.model, self.objective, self.optimizer, x, y, order, batch_size, on_step, reported)
+        with self._products(x.device):
+            return train_epoch(self.model, self.objective, self.optimizer, x, y, order, batch_size, on_step, reported)
 
     def observe(self, x: Tensor, y: Tensor) -> list[LayerView]:
         """Return every layer on the batch (x, y), learning nothing."""
-        return observe(self.model, self.objective, x, y)
+        with self._products(x.device):
+            return observe(self.model, self.objective, x, y)
+
+    def _products(self, device: torch.device) -> AbstractContextManager[None]:
+        if device.type == "cuda" and self.precision == "bf16":
+            return torch.autocast("cuda", torch.bfloat16)
+        return products_in(self.precision, device)
 
 
 class ExplicitEngine:
     """Trains by the δ recursion of ``explicit/recursion.py``."""
 
     def __init__(
-        self, model: nn.Sequential, objective: Objective, optimizer: torch.optim.Optimizer, target_scaling: Scaling
+        self,
+        model: nn.Sequential,
+        objective: Objective,
+        optimizer: torch.optim.Optimizer,
+        target_scaling: Scaling,
+        precision: str = "float32",
     ) -> None:
-        self.trainer = ExplicitTrainer(model, objective.loss.call, optimizer)
+        self.trainer = ExplicitTrainer(model, objective.loss.call, optimizer, precision=precision)
         self.units = target_scaling.scale if objective.task == "regression" else None
 
     def epoch(self, x: Tensor, y: Tensor, order: Tensor, batch_size: int, on_step: Callable[[int], None]) -> float:

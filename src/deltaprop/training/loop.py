@@ -20,6 +20,7 @@ from torch import nn
 import deltaprop
 from deltaprop.data import Dataset, Scaling, check_source, load
 from deltaprop.errors import UserError
+from deltaprop.explicit.precision import check_precision
 from deltaprop.modules import MLP
 from deltaprop.optim import SGD
 from deltaprop.training.config import TrainConfig
@@ -159,6 +160,7 @@ def prepare(config: TrainConfig) -> Setup:
     dtype = {"float32": torch.float32, "float64": torch.float64}[config.dtype]
     if device.type == "mps" and dtype == torch.float64:
         raise UserError("--dtype float64: mps has no float64; take --device cpu")
+    check_precision(config.precision, device, dtype)
     if config.loss != "auto":
         check_output_activation(config.loss, config.output_activation)
     check_source(config.data)
@@ -191,7 +193,8 @@ TUNING_STEPS = 8
 def _tune(config: TrainConfig, dataset: Dataset, model: MLP, objective: Objective) -> dict[int, float]:
     """Return the seconds of a step of this run at each number of threads; a copy of the model is trained."""
     trial = copy.deepcopy(model)
-    engine = ENGINES[config.engine](trial, objective, make_optimizer(trial, config), dataset.target_scaling)
+    optimizer = make_optimizer(trial, config)
+    engine = ENGINES[config.engine](trial, objective, optimizer, dataset.target_scaling, config.precision)
     x = dataset.train.x
     y = objective.targets(dataset.train.y, x.dtype)
     order = torch.arange(TUNING_STEPS * config.batch_size, device=x.device) % len(x)
@@ -230,7 +233,8 @@ def _run(setup: Setup, reporter: Reporter) -> Result:
     reporter.start(setup, folder.path)
     folder.write_config(setup.to_json())
     optimizer = make_optimizer(setup.model, config)
-    engine = ENGINES[config.engine](setup.model, setup.objective, optimizer, setup.dataset.target_scaling)
+    scaling = setup.dataset.target_scaling
+    engine = ENGINES[config.engine](setup.model, setup.objective, optimizer, scaling, config.precision)
     generator = torch.Generator().manual_seed(config.seed)
     began = time.perf_counter()
     best: dict[str, Any] | None = None
