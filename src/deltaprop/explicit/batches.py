@@ -6,11 +6,13 @@ of several batches are gathered together, as many as stay in the processor's cac
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from deltaprop.explicit.host import on_host
 from deltaprop.explicit.layers import Buffers, Layer, PackedLayer, Plan, activations
 from deltaprop.explicit.losses import Loss
 from deltaprop.explicit.recursion import back_propagate, feed_forward
@@ -21,8 +23,8 @@ MOST_BATCHES = 64
 
 def batches_per_block(x: Tensor, rows: int) -> int:
     """Return how many batches of so many rows of x to gather at a time."""
-    if x.device.type != "cpu":
-        return 1
+    if not on_host(x.device):
+        return 1  # a graph gathers for itself (graph.py)
     return max(1, min(MOST_BATCHES, BLOCK_BYTES // (rows * x.shape[1] * x.element_size())))
 
 
@@ -37,7 +39,7 @@ class Stage:
         rows: N.
         batches: B; 0 to work on tensors as they are given, one batch at a time.
         packs: Whether small layers are packed.
-        kind: Of the layers that are not.
+        kind: Of a layer that is not.
     """
 
     def __init__(
@@ -49,7 +51,7 @@ class Stage:
         rows: int,
         batches: int,
         packs: bool,
-        kind: type[Layer] = Layer,
+        kind: Callable[[Plan], type[Layer]],
     ) -> None:
         self.rows, self.batches, self.loss = rows, batches, loss
         self.layers: list[Layer] = []
@@ -58,7 +60,7 @@ class Stage:
             if packs and plan.packed is not None:
                 below = PackedLayer(plan, plan.packed, buffer, rows, below)
             else:
-                below = kind(plan, buffer, rows, below)
+                below = kind(plan)(plan, buffer, rows, below)
             self.layers.append(below)
         self.learning = self.layers[lowest:]
         self.lesson: int | None = None  # which of the trainer's lessons ``descend`` was made in
@@ -66,6 +68,7 @@ class Stage:
         wide = isinstance(self.layers[0], PackedLayer)
         self._block, self._x = activations(batches * rows, first.linear.in_features, wide, first.linear.weight)
         self._shown = [(x, x.t()) for x in self._block.split(rows)] if batches else []
+        self.steps = [partial(self.step, batch) for batch in range(batches)]
 
     def take(self, x: Tensor, y: Tensor) -> None:
         """Take a batch as it is, [N, …], as the next."""
@@ -99,3 +102,7 @@ class Stage:
         """Take one step on the batch that is shown."""
         feed_forward(self.layers)
         back_propagate(self.learning, self.loss)
+
+    def add_values(self, total: Tensor, batches: int, taken: int, units: Tensor | None) -> None:
+        """Add Σ C N over the first steps taken of a block of so many batches."""
+        total.add_(self.loss.values(batches, units)[:taken].sum(), alpha=self.rows)

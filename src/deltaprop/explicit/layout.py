@@ -9,11 +9,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from deltaprop.errors import UserError
 from deltaprop.explicit import mixed
 from deltaprop.explicit.batches import Stage
+from deltaprop.explicit.epilogue import EpilogueLayer, takes
+from deltaprop.explicit.graph import Captured
 from deltaprop.explicit.layers import Buffers, Layer, Plan
 from deltaprop.explicit.losses import Loss, Rule
 from deltaprop.explicit.packing import Packed, pays, stored_by_input
@@ -37,6 +39,7 @@ class Layout:
         params: The parameters, in order.
         learning: Those that learn.
         packed: The packed matrices that stages with ``packs`` work on.
+        total: Where an epoch adds up its losses, a scalar.
 
     Raises:
         UserError: If the model is not what the recursion takes, nothing learns, or the device lacks the precision.
@@ -53,8 +56,7 @@ class Layout:
         self.params = check_parameters([linear for linear, _ in found])
         self.device = self.params[0].device
         check_precision(precision, self.device, self.params[0].dtype)
-        mixes = precision == "bf16" and self.device.type in mixed.DEVICES
-        self._kind: type[Layer] = mixed.MixedLayer if mixes else Layer
+        self._mixes = precision == "bf16" and self.device.type in mixed.DEVICES
         given = {p for group in self._groups for p in group["params"]}
         self.learning = [p for p in self.params if p.requires_grad and p in given]
         if not self.learning:
@@ -71,9 +73,11 @@ class Layout:
         self._lowest = next(i for i, plan in enumerate(self._plans) if any(plan.learns))
         self.packed: list[Packed] = []
         self._stages: dict[tuple[Any, ...], Stage] = {}
+        self._captured: dict[Stage, Captured] = {}
         self._looking: tuple[Any, Stage] | None = None
         if rows:
             with torch.inference_mode(False), torch.no_grad():
+                self.total = self.params[0].new_zeros(())
                 self._pack(rows)
                 self._buffers = self._make_buffers(rows, self._lowest, self.packed)
         self._state = self._state_of_things()
@@ -100,7 +104,7 @@ class Layout:
         stage = self._stages.get(key)
         if stage is None:
             if len(self._stages) >= MOST_STAGES:
-                del self._stages[next(iter(self._stages))]
+                self._captured.pop(self._stages.pop(next(iter(self._stages))), None)
             stage = self._stages[key] = self._make_stage(self._buffers, self._lowest, *key)
         return stage
 
@@ -115,13 +119,27 @@ class Layout:
     ) -> Stage:
         with torch.inference_mode(False), torch.no_grad():  # inference tensors could not be written to outside
             loss = kind(self._rule.options, max(batches, 1), rows, self.outputs, self.params[0])
-            return Stage(self._plans, buffers, loss, lowest, rows, batches, packs, self._kind)
+            return Stage(self._plans, buffers, loss, lowest, rows, batches, packs, self._layer_of)
+
+    def _layer_of(self, plan: Plan) -> type[Layer]:
+        """Return the class of a layer that is not packed."""
+        if self._mixes:
+            return mixed.MixedLayer
+        return EpilogueLayer if takes(plan) else Layer
+
+    def captured(self, stage: Stage, x: Tensor, y: Tensor, units: Tensor | None) -> Captured:
+        """Return the step of a stage on rows of x and y, to be captured in a graph."""
+        captured = self._captured.get(stage)
+        if captured is None or not captured.fits(x, y, units):
+            with torch.inference_mode(False), torch.no_grad():
+                captured = self._captured[stage] = Captured(stage, x, y, units, self.total)
+        return captured
 
     def _pack(self, rows: int) -> None:
         """Make packed matrices of the layers that it pays for."""
         for i, plan in enumerate(self._plans):
             weight, bias = plan.linear.weight, plan.linear.bias
-            if self._kind is Layer and all(plan.learns) and pays(weight, bias):
+            if not self._mixes and all(plan.learns) and pays(weight, bias):
                 by_neuron = self._by_neuron and i == len(self._plans) - 1
                 by_input = stored_by_input(rows, weight.shape[1], weight.shape[0], passes_back=i > self._lowest)
                 plan.packed = Packed(plan.linear, by_input and not by_neuron)

@@ -22,6 +22,7 @@ from torch import Tensor
 from deltaprop import functional as F
 from deltaprop import ops
 from deltaprop.errors import UserError, unknown_name
+from deltaprop.explicit.host import on_host
 from deltaprop.explicit.layers import Layer
 from deltaprop.ops.cross_entropy import label_weights
 from deltaprop.ops.losses import BinaryCrossEntropy, reduction_scale
@@ -250,7 +251,7 @@ class CrossEntropy(Loss):
 
     @classmethod
     def wants_by_neuron(cls, outputs: int, device: torch.device) -> bool:
-        return outputs <= FEW_CLASSES and device.type == "cpu"
+        return outputs <= FEW_CLASSES and on_host(device)
 
     def show(self, batch: int) -> None:
         self.keep, self.grad_log_p = self._kept[batch], self._grad[batch]
@@ -299,7 +300,7 @@ class LabelCrossEntropy(CrossEntropy):
         self.table: Tensor | None = None
         # Elsewhere than on a CPU a label out of range is no exception, but the end of the process.
         simple = self.weight is None and not self.smoothing and not 0 <= options.get("ignore_index", -100) < outputs
-        if simple and outputs <= MOST_CLASSES and like.device.type == "cpu":
+        if simple and outputs <= MOST_CLASSES and on_host(like.device):
             self.table = torch.eye(outputs, dtype=like.dtype).mul_(-reduction_scale(self.reduction, rows))
             self._picked = like.new_zeros(batches * rows if self.by_neuron and batches > 1 else 0, outputs)
 
@@ -329,14 +330,14 @@ class LabelCrossEntropy(CrossEntropy):
                 self.check_values(self.options, targets, self.outputs)
             else:
                 return
-        elif targets.device.type == "cpu":
+        elif on_host(targets.device):
             self.check_values(self.options, targets, self.outputs)
         ignore_index: int = self.options.get("ignore_index", -100)
         valid, label, w_y = label_weights(targets, self.weight, ignore_index)
         worth = valid.to(self.grad.dtype)  # ∂C/∂C_n
         if self.reduction == "mean":
             self.total = w_y.to(self.grad.dtype).view(-1, self.rows).sum(1)
-            worth = torch.where(valid, 1 / self.total.repeat_interleave(self.rows), 0.0)
+            worth = torch.where(valid, 1 / self.total.view(-1, 1).expand(-1, self.rows).reshape(-1), 0.0)
         one_hot = self.grad.new_zeros(len(targets), self.outputs).scatter_(1, label.unsqueeze(1), 1.0)
         self.set_grad(self.class_weights(one_hot), worth.unsqueeze(1))
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from deltaprop.errors import UserError
 from deltaprop.explicit.batches import Stage, batches_per_block
+from deltaprop.explicit.host import on_host
 from deltaprop.explicit.layers import Layer
 from deltaprop.explicit.layout import Layout
 from deltaprop.explicit.losses import ResidualLoss, Rule
@@ -163,9 +165,12 @@ class ExplicitTrainer:
             raise UserError(f"start must be a step of the epoch, 0 to {steps}, got {start}")
         packs = on_step is None or not on_step_reads
         self._behind, self._running = self._layout.packed if packs else [], True
-        total = torch.zeros((), dtype=x.dtype, device=x.device)
+        total = self._layout.total
         done, seen = start, 0
+        if order is None and not on_host(x.device):
+            order = torch.arange(rows, device=x.device)  # a graph gathers by numbers
         with torch.inference_mode():
+            total.zero_()
             for packed in self._behind:
                 packed.read()
             try:
@@ -176,12 +181,17 @@ class ExplicitTrainer:
                     stage = self._layout.stage(here, batches, kind, packs)
                     batches = min(stage.batches, (rows - first) // here)
                     block = slice(first, first + batches * here)
-                    if order is None:
-                        stage.load(x[block], y[block], batches * here)
+                    if order is not None and not on_host(x.device):
+                        captured = self._layout.captured(stage, x, y, units)
+                        step = partial(captured.step, order[block])
+                        ended, taken = self._steps([step], stage, done, on_step, on_step_reads)
                     else:
-                        stage.load(x, y, batches * here, order[block])
-                    ended, taken = self._block(stage, batches, done, on_step, on_step_reads)
-                    total += stage.loss.values(batches, units)[:taken].sum() * here
+                        if order is None:
+                            stage.load(x[block], y[block], batches * here)
+                        else:
+                            stage.load(x, y, batches * here, order[block])
+                        ended, taken = self._steps(stage.steps[:batches], stage, done, on_step, on_step_reads)
+                        stage.add_values(total, batches, taken, units)
                     done, seen = done + taken, seen + taken * here
                     if ended:
                         break
@@ -190,30 +200,30 @@ class ExplicitTrainer:
                 self._behind, self._running = [], False
         return total / seen if seen else total + math.nan
 
-    def _block(
+    def _steps(
         self,
+        steps: Sequence[Callable[[], object]],
         stage: Stage,
-        batches: int,
         done: int,
         on_step: Callable[[int], object] | None,
         on_step_reads: bool,
     ) -> tuple[bool, int]:
         """Take the steps of a block; return whether ``on_step`` ended the epoch, and how many steps were taken."""
-        for batch in range(batches):
+        for number, step in enumerate(steps, start=1):
             self._teacher.heed_rates(stage)
             with self._products:
-                stage.step(batch)
+                step()
             if on_step is None:
                 continue
             if on_step_reads:
                 with torch.inference_mode(False):
-                    ended = on_step(done + batch + 1)
+                    ended = on_step(done + number)
                 self._teacher.heed_velocities()
             else:
-                ended = on_step(done + batch + 1)
+                ended = on_step(done + number)
             if ended is True:
-                return True, batch + 1
-        return False, batches
+                return True, number
+        return False, len(steps)
 
     def sync(self) -> None:
         """Bring parameters and momentum buffers up to date, in an ``on_step`` that reads them only now and then."""
