@@ -21,7 +21,8 @@ from deltaprop import functional as F
 Peer = tuple[Callable[[], object], Callable[[], list[Any]]]
 
 
-def _parameters(model: nn.Module) -> Callable[[], list[Any]]:
+def parameters(model: nn.Module) -> Callable[[], list[Any]]:
+    """Return what returns W^1, b^1, … of a model as they are then."""
     return lambda: [p.detach().numpy() for p in model.parameters()]
 
 
@@ -36,7 +37,7 @@ def explicit_epoch(problem: Problem) -> Peer:
             problem.x, problem.y, problem.batch_size, order=order, on_step=lambda step: None, on_step_reads=False
         )
 
-    return run, _parameters(model)
+    return run, parameters(model)
 
 
 def explicit_step(problem: Problem) -> Peer:
@@ -49,7 +50,7 @@ def explicit_step(problem: Problem) -> Peer:
         for x, y in batches:
             trainer.step(x, y)
 
-    return run, _parameters(model)
+    return run, parameters(model)
 
 
 def _by_tape(problem: Problem, model: nn.Module, loss: Callable[..., Tensor], optimizer: torch.optim.Optimizer) -> Peer:
@@ -62,7 +63,7 @@ def _by_tape(problem: Problem, model: nn.Module, loss: Callable[..., Tensor], op
             c.backward()
             optimizer.step()
 
-    return run, _parameters(model)
+    return run, parameters(model)
 
 
 def autograd(problem: Problem) -> Peer:
@@ -93,7 +94,7 @@ def torch_compile(problem: Problem) -> Peer:
             c.backward()
             update()
 
-    return run, _parameters(model)
+    return run, parameters(model)
 
 
 def in_numpy(problem: Problem) -> Peer:
@@ -136,23 +137,28 @@ def in_numpy(problem: Problem) -> Peer:
     return run, lambda: params
 
 
-def jax_jit(problem: Problem) -> Peer:
-    """JAX: the step compiled as a whole, weights donated."""
+def jax_step(params: list[Any], x: Any, y: Any) -> tuple[list[Any], Any]:
+    """One step in JAX: the parameters after it, and C."""
     import jax
     import jax.numpy as jnp
 
-    def loss(params: list[Any], x: Any, y: Any) -> Any:
+    def loss(params: list[Any]) -> Any:
         a = x
         for layer in range(0, len(params), 2):
             z = a @ params[layer].T + params[layer + 1]
             a = jax.nn.sigmoid(z)
         return -jnp.take_along_axis(jax.nn.log_softmax(z), y[:, None], axis=1).mean()
 
-    def step(params: list[Any], x: Any, y: Any) -> tuple[list[Any], Any]:
-        c, grads = jax.value_and_grad(loss)(params, x, y)
-        return [p - LR * g for p, g in zip(params, grads, strict=True)], c
+    c, grads = jax.value_and_grad(loss)(params)
+    return [p - LR * g for p, g in zip(params, grads, strict=True)], c
 
-    compiled = jax.jit(step, donate_argnums=0)
+
+def jax_jit(problem: Problem) -> Peer:
+    """JAX: the step compiled as a whole, weights donated."""
+    import jax
+    import jax.numpy as jnp
+
+    compiled = jax.jit(jax_step, donate_argnums=0)
     batches = [(jnp.asarray(x.numpy()), jnp.asarray(y.numpy().astype(np.int32))) for x, y in problem.batches]
     params = [jnp.array(p.numpy()) for p in problem.weights]
 
@@ -189,10 +195,22 @@ def products(problem: Problem) -> Peer:
     return run, lambda: []
 
 
+def explicit_bf16(problem: Problem) -> Peer:
+    """``ExplicitTrainer.epoch`` with bf16 products, where the device has them; its weights part from ours by rounding.
+
+    Raises:
+        UserError: If it has not.
+    """
+    model = problem.model()
+    trainer = dp.ExplicitTrainer(model, "cross_entropy", dp.SGD(model.parameters(), lr=LR), precision="bf16")
+    return lambda: trainer.epoch(problem.x, problem.y, problem.batch_size), lambda: []
+
+
 PEERS: dict[str, Callable[[Problem], Peer]] = {
     "explicit .epoch": explicit_epoch,
     "explicit .epoch again (A/A)": explicit_epoch,
     "explicit .step": explicit_step,
+    "explicit .epoch, bf16": explicit_bf16,
     "autograd": autograd,
     "torch.nn, SGD loop": lambda problem: torch_nn(problem, foreach=False),
     "torch.nn, SGD foreach": lambda problem: torch_nn(problem, foreach=True),
