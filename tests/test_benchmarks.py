@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from benchmarks.epochs import EPOCHS
 from benchmarks.peers import PEERS
 from benchmarks.problem import Problem, make_problem
+from benchmarks.report import Table, machine, write
 from benchmarks.timing import interleave, quartiles
 
-# torch.compile takes a minute to compile, and JAX is an extra.
-QUICK = [name for name in PEERS if name not in ("torch.compile", "JAX jit", "the products alone")]
+# torch.compile takes a minute to compile, JAX is an extra, not every device has bf16.
+LEFT_OUT = ("torch.compile", "JAX jit", "the products alone", "explicit .epoch, bf16")
+QUICK = [name for name in PEERS if name not in LEFT_OUT]
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +36,52 @@ def test_peers_end_at_the_same_weights(problem: Problem, name: str):
     for ours, theirs, start in zip(*ends, problem.weights, strict=True):
         np.testing.assert_allclose(theirs, ours, rtol=1e-4, atol=1e-6)
         assert np.abs(theirs - start.numpy()).max() > 1e-5
+
+
+@pytest.mark.parametrize("name", [name for name in EPOCHS if not name.startswith(("JAX", "scikit"))])
+def test_epochs_end_at_the_same_weights(problem: Problem, name: str):
+    """After two epochs in the same orders; scikit-learn shuffles by itself, and has no row among these."""
+    ends = []
+    for peer in (EPOCHS["torch.nn with a DataLoader"], EPOCHS[name]):
+        run, weights = peer(problem)
+        run()
+        run()
+        ends.append(weights())
+    for ours, theirs in zip(*ends, strict=True):
+        np.testing.assert_allclose(theirs, ours, rtol=1e-4, atol=1e-6)
+
+
+def test_scikit_learn_takes_one_epoch_more_at_each_call(problem: Problem):
+    run, weights = EPOCHS["scikit-learn MLPClassifier"](problem)
+    run()
+    run()
+    assert weights() == []
+
+
+class TestPage:
+    """docs/benchmarks.md has a section for each machine, and a table of each title in it."""
+
+    @pytest.fixture
+    def page(self, tmp_path: Path) -> Path:
+        page = tmp_path / "page.md"
+        page.write_text("# Benchmarks\n\nHow.\n\n## Another machine, 8 cores\n\n### Old\n\nkept\n")
+        return page
+
+    def test_a_new_machine_gets_a_section_and_others_keep_theirs(self, page: Path):
+        write([Table("A size", ["", "µs"], [["ours", "1.0"]], ["A note."])], "python -m benchmarks", page)
+        text = page.read_text()
+        assert text.startswith("# Benchmarks\n\nHow.\n\n## Another machine, 8 cores\n\n### Old\n\nkept\n\n")
+        assert f"\n## {machine()}\n\n### A size\n\n|  | µs |\n| --- | ---: |\n| ours | 1.0 |\n\nA note.\n" in text
+        assert "`python -m benchmarks`: Python 3" in text
+
+    def test_a_table_takes_the_place_of_the_one_with_its_title(self, page: Path):
+        for value in ("1.0", "2.0"):
+            write([Table("A size", ["", "µs"], [["ours", value]])], "python -m benchmarks", page)
+            write([Table("Another", ["", "µs"], [["ours", "3.0"]])], "python -m benchmarks", page)
+        text = page.read_text()
+        assert text.count("### A size") == text.count("### Another") == 1
+        assert "| ours | 2.0 |" in text
+        assert "| ours | 1.0 |" not in text
 
 
 def test_every_round_times_every_peer_and_nobody_is_always_first():

@@ -289,7 +289,7 @@ class MLP(nn.Sequential):
 
 def _plain_layers(modules: Iterable[nn.Module | None]) -> tuple[list[ops.Sigma | None], list[Tensor | None]] | None:
     """Return the activations and the parameters of a stack; None where a module has hooks or is of another kind."""
-    if any(_GLOBAL_HOOKS):
+    if any(GLOBAL_HOOKS):
         return None
     sigmas: list[ops.Sigma | None] = []
     parameters: list[Tensor | None] = []
@@ -311,7 +311,7 @@ def _plain_layers(modules: Iterable[nn.Module | None]) -> tuple[list[ops.Sigma |
     return (sigmas, parameters) if sigmas else None
 
 
-_GLOBAL_HOOKS = tuple(
+GLOBAL_HOOKS = tuple(
     getattr(nn.modules.module, f"_global_{name}_hooks")
     for name in ("forward", "forward_pre", "backward", "backward_pre")
 )

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import deltaprop as dp
 from deltaprop import UserError
 from deltaprop import functional as F
 from deltaprop.explicit.losses import Loss, Rule
@@ -160,3 +161,32 @@ def test_pytorchs_own_functions_stand_for_ours():
 def mine(a: Tensor, y: Tensor) -> Tensor:
     """A loss of the user's."""
     return (a - y).abs().max()
+
+
+class TestOptionsThatDoNotFit:
+    """What would broadcast wrongly, or fail on the last, smaller batch, is refused before anything is trained."""
+
+    @staticmethod
+    def train(loss: str, options: dict[str, Any], y: Tensor) -> None:
+        model = dp.MLP([2, 3])
+        t = dp.ExplicitTrainer(model, functools.partial(getattr(F, loss), **options), dp.SGD(model.parameters()))
+        t.epoch(torch.ones(len(y), 2), y, 2)
+
+    @pytest.mark.parametrize("weight", [torch.ones(2), torch.ones(1, 3), torch.ones(3, dtype=torch.float64)], ids=str)
+    def test_class_weights(self, weight: Tensor):
+        with pytest.raises(UserError, match=r"weight must hold one number a class, \[3\] of torch.float32, got"):
+            self.train("cross_entropy", {"weight": weight}, torch.tensor([0, 1, 2]))
+
+    @pytest.mark.parametrize("name", ["weight", "pos_weight"])
+    @pytest.mark.parametrize("shape", [(2, 3), (2,), (3, 1)])
+    def test_weights_of_entries_that_differ_by_sample(self, name: str, shape: tuple[int, ...]):
+        with pytest.raises(UserError, match=rf"{name} must be the same for every sample, \[3\], got .*autograd"):
+            self.train("binary_cross_entropy_with_logits", {name: torch.ones(shape)}, torch.ones(5, 3))
+
+    @pytest.mark.parametrize("shape", [(), (1,), (3,), (1, 3)])
+    def test_weights_of_entries_that_do_not(self, shape: tuple[int, ...]):
+        self.train("binary_cross_entropy_with_logits", {"weight": torch.ones(shape)}, torch.ones(5, 3))
+
+    def test_ignored_labels_among_probabilities(self):
+        with pytest.raises(UserError, match="ignore_index is for labels"):
+            self.train("cross_entropy", {"ignore_index": 0}, torch.full((4, 3), 1 / 3))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import io
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -707,6 +708,17 @@ class TestRefusals:
         with pytest.raises(UserError, match=said):
             dp.ExplicitTrainer(built, "cross_entropy", dp.SGD(parameters))
 
+    def test_hooks_on_all_modules(self):
+        model = nn.Sequential(nn.Linear(2, 2))
+        trainer = dp.ExplicitTrainer(model, "mse_loss", dp.SGD(model.parameters()))
+        handle = nn.modules.module.register_module_forward_hook(lambda *_: None)
+        try:
+            with pytest.raises(UserError, match="hooks on all modules"):
+                trainer.step(torch.ones(1, 2), torch.ones(1, 2))
+        finally:
+            handle.remove()
+        trainer.step(torch.ones(1, 2), torch.ones(1, 2))
+
     def test_a_users_module_is_sent_to_autograd(self):
         model = nn.Sequential(nn.Linear(2, 2), nn.Dropout())
         with pytest.raises(UserError, match="--engine autograd"):
@@ -791,10 +803,14 @@ class TestRefusals:
             dp.ExplicitTrainer(model, "mse_loss", optimizer)
 
     def test_batch_size_and_start(self, trainer: dp.ExplicitTrainer):
-        with pytest.raises(UserError, match="batch_size must be at least 1, got 0"):
+        with pytest.raises(UserError, match="batch_size must be a whole number, at least 1, got 0"):
             trainer.epoch(X, Y, 0)
+        with pytest.raises(UserError, match=r"batch_size must be a whole number, at least 1, got 2\.5"):
+            trainer.epoch(X, Y, 2.5)  # type: ignore[arg-type]
         with pytest.raises(UserError, match="start must be a step of the epoch, 0 to 3, got 4"):
             trainer.epoch(X, Y, 8, start=4)
+        with pytest.raises(UserError, match=r"start must be a step of the epoch, 0 to 3, got 1\.0"):
+            trainer.epoch(X, Y, 8, start=1.0)  # type: ignore[arg-type]
 
 
 class Steeper(dp.Tanh):
@@ -834,4 +850,19 @@ def test_only_what_learns_is_in_the_comparison():
 def test_functools_partial_of_a_torch_function():
     model = dp.MLP([5, 3], dtype=F64)
     loss = functools.partial(nn.functional.cross_entropy, label_smoothing=0.1)
-    assert torch.isfinite(dp.ExplicitTrainer(model, loss, dp.SGD(model.parameters())).step(X, Y))
+    expected = loss(model(X), Y).detach()
+    torch.testing.assert_close(dp.ExplicitTrainer(model, loss, dp.SGD(model.parameters())).step(X, Y), expected)
+
+
+def test_a_trainer_can_be_copied_and_pickled_at_any_time():
+    """Copies go on from where it is, on parameters and velocities of their own."""
+    model = dp.MLP([5, 4, 3], dtype=F64)
+    trainer = dp.ExplicitTrainer(model, "cross_entropy", dp.SGD(model.parameters(), lr=0.1, momentum=0.9))
+    trainer.epoch(X, Y, 8)
+    twins = [copy.deepcopy(trainer), pickle.loads(pickle.dumps(trainer))]
+    trainer.epoch(X, Y, 8)
+    for twin in twins:
+        assert not torch.equal(twin.model[0].weight, model[0].weight)
+        twin.epoch(X, Y, 8)
+        for p, q in zip(twin.model.parameters(), model.parameters(), strict=True):
+            assert torch.equal(p, q)

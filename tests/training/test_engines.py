@@ -52,9 +52,13 @@ def test_looking_changes_no_bit(run: Run):
 
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("activation", ["relu", "gelu", "softmax"])
-def test_layers_look_the_same_on_either_engine(loss: str, activation: str):
+@pytest.mark.parametrize("frozen", [(), ("0.weight", "2.bias", "4.weight")], ids=["all learn", "some are frozen"])
+def test_layers_look_the_same_on_either_engine(loss: str, activation: str, frozen: tuple[str, ...]):
+    """A frozen parameter's gradient is shown as 0 by both: nobody learns by it."""
     torch.manual_seed(0)
     model = MLP([4, 6, 5, 3], activation, dtype=torch.float64)
+    for name, p in model.named_parameters():
+        p.requires_grad_(name not in frozen)
     objective: Objective = choose_objective(loss, "classification", 3, "none")
     x, labels = torch.randn(7, 4, dtype=torch.float64), torch.arange(7) % 3
     y = objective.targets(labels, x.dtype)

@@ -149,7 +149,7 @@ class Layer:
 
     def pass_back(self) -> None:
         """BP2, left factor: ∂C/∂a_prev = δ W, into the δ of the layer below."""
-        torch.mm(self.delta, self.weight, out=self.below.delta)  # type: ignore[union-attr]
+        torch.mm(self.delta, self.weight, out=self.below.delta)  # type: ignore[union-attr]  # not of the first layer
 
     def add_weight_gradient(self, target: Tensor, beta: float, alpha: float) -> None:
         """BP4: target ← β target + α δᵀ a_prev."""
@@ -177,7 +177,7 @@ class PackedLayer(Layer):
     def add_weight_gradient(self, target: Tensor, beta: float, alpha: float) -> None:
         """BP3, BP4: target ← β target + α δᵀ [a_prev, 1], target being stored as the matrix is."""
         if self.by_input:
-            target.addmm_(self.a_prev_t, self.delta, beta=beta, alpha=alpha)  # type: ignore[arg-type]
+            target.addmm_(self.a_prev_t, self.delta, beta=beta, alpha=alpha)  # type: ignore[arg-type]  # it was shown
         else:
             target.addmm_(self.delta_t, self.a_prev, beta=beta, alpha=alpha)
 

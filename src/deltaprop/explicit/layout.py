@@ -21,6 +21,7 @@ from deltaprop.explicit.losses import Loss, Rule
 from deltaprop.explicit.packing import Packed, pays, stored_by_input
 from deltaprop.explicit.precision import check_precision
 from deltaprop.explicit.reading import check_parameters, hook_tables, read_layers
+from deltaprop.modules import GLOBAL_HOOKS
 
 MOST_STAGES = 8  # a full batch, a last one, and a few sizes more, before memory counts
 
@@ -50,7 +51,7 @@ class Layout:
     ) -> None:
         self._rule, self._groups, self._capacity = rule, optimizer.param_groups, rows
         found, self._children = read_layers(model)
-        self._hooks = hook_tables(model.modules())
+        self._hooks = [*GLOBAL_HOOKS, *hook_tables(model.modules())]
         self._dictionaries = [linear._parameters for linear, _ in found]
         self._sigmas = [sigma for _, sigma in found if sigma is not None]
         self.params = check_parameters([linear for linear, _ in found])

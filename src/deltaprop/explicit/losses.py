@@ -24,6 +24,7 @@ from deltaprop import ops
 from deltaprop.errors import UserError, unknown_name
 from deltaprop.explicit.host import on_host
 from deltaprop.explicit.layers import Layer
+from deltaprop.explicit.reading import ELSEWHERE
 from deltaprop.ops.cross_entropy import label_weights
 from deltaprop.ops.losses import BinaryCrossEntropy, reduction_scale
 
@@ -74,7 +75,17 @@ class Loss:
         """
         if targets.shape != (rows, outputs):
             raise UserError(f"targets must be {[rows, outputs]}, as the outputs are, got {list(targets.shape)}")
+        if options:
+            cls.check_options(options, outputs, dtype)
         return targets.to(dtype)
+
+    @classmethod
+    def check_options(cls, options: dict[str, Any], outputs: int, dtype: torch.dtype) -> None:
+        """Refuse options that do not fit the outputs.
+
+        Raises:
+            UserError: If one does not.
+        """
 
     @classmethod
     def check_values(cls, options: dict[str, Any], targets: Tensor, outputs: int) -> None:
@@ -197,6 +208,15 @@ class BinaryCross(Loss):
         """Return s."""
         return reduction_scale(self.reduction, self.keep.numel())
 
+    @classmethod
+    def check_options(cls, options: dict[str, Any], outputs: int, dtype: torch.dtype) -> None:
+        for name in ("weight", "pos_weight"):
+            given = options.get(name)
+            if given is not None and tuple(given.shape) not in ((), (1,), (outputs,), (1, 1), (1, outputs)):
+                raise UserError(
+                    f"{name} must be the same for every sample, [{outputs}], got {list(given.shape)}: {ELSEWHERE}"
+                )
+
     def differentiate(self, top: Layer) -> None:
         self.keep.copy_(top.a)
         if self.weight is None and self.pos_weight is None:
@@ -253,6 +273,15 @@ class CrossEntropy(Loss):
     def wants_by_neuron(cls, outputs: int, device: torch.device) -> bool:
         return outputs <= FEW_CLASSES and on_host(device)
 
+    @classmethod
+    def check_options(cls, options: dict[str, Any], outputs: int, dtype: torch.dtype) -> None:
+        weight = options.get("weight")
+        if weight is not None and (weight.shape != (outputs,) or weight.dtype != dtype):
+            raise UserError(
+                f"weight must hold one number a class, [{outputs}] of {dtype}, "
+                f"got {list(weight.shape)} of {weight.dtype}"
+            )
+
     def show(self, batch: int) -> None:
         self.keep, self.grad_log_p = self._kept[batch], self._grad[batch]
 
@@ -286,6 +315,12 @@ FEW_CLASSES = 32  # with 100, samples have to be 32 or more for it to pay
 class SoftCrossEntropy(CrossEntropy):
     """Targets are class probabilities; D = N for a mean."""
 
+    @classmethod
+    def check_options(cls, options: dict[str, Any], outputs: int, dtype: torch.dtype) -> None:
+        super().check_options(options, outputs, dtype)
+        if options.get("ignore_index", -100) >= 0:
+            raise UserError("ignore_index is for labels: targets of class probabilities have none")
+
     def begin(self, targets: Tensor) -> None:
         super().begin(targets)
         self.set_grad(self.class_weights(targets), reduction_scale(self.reduction, self.rows))
@@ -311,6 +346,8 @@ class LabelCrossEntropy(CrossEntropy):
     def check(cls, options: dict[str, Any], targets: Tensor, rows: int, outputs: int, dtype: torch.dtype) -> Tensor:
         if targets.shape != (rows,):
             raise UserError(f"labels must be {[rows]}, one for each row, got {list(targets.shape)}")
+        if options:
+            cls.check_options(options, outputs, dtype)
         return targets if targets.dtype == torch.long else targets.long()  # −100 against uint8 would be 156
 
     @classmethod
@@ -385,8 +422,7 @@ class Rule:
         if not self.name:
             name = getattr(loss, "__name__", type(loss).__name__)
             raise UserError(
-                f"the explicit driver has no δ for the loss {name}: take one of {', '.join(_ROWS)}, "
-                "or train by autograd (--engine autograd)"
+                f"the explicit driver has no δ for the loss {name}: take one of {', '.join(_ROWS)}, or {ELSEWHERE}"
             )
         if self.name not in _ROWS:
             raise unknown_name("loss", self.name, _ROWS)
@@ -400,10 +436,7 @@ class Rule:
             raise UserError(f"label_smoothing must be between 0 and 1, got {options['label_smoothing']}")
         self.options = {name: value for name, value in options.items() if value is not None}
         if "weight" in self.options and issubclass(_ROWS[self.name], ResidualLoss):
-            raise UserError(
-                f"{self.name} with weights of the entries is not in the explicit driver: "
-                "train by autograd (--engine autograd)"
-            )
+            raise UserError(f"{self.name} with weights of the entries is not in the explicit driver: {ELSEWHERE}")
 
     def kind(self, targets: Tensor) -> type[Loss]:
         """Return what it is for targets of this kind."""

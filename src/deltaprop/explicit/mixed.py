@@ -43,7 +43,7 @@ class MixedLayer(Layer):
 
     def pass_back(self) -> None:
         """BP2, left factor: ∂C/∂a_prev = δ W."""
-        _product(self._delta16, self._weight16, self.below.delta)  # type: ignore[union-attr]  # not of layer 1
+        _product(self._delta16, self._weight16, self.below.delta)  # type: ignore[union-attr]  # not of the first layer
 
     def add_weight_gradient(self, target: Tensor, beta: float, alpha: float) -> None:
         """BP4: target ← β target + α δᵀ a_prev."""

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from deltaprop.errors import UserError
-from deltaprop.modules import MLP, Activation, Linear, from_torch
+from deltaprop.modules import GLOBAL_HOOKS, MLP, Activation, Linear, from_torch
 
 ELSEWHERE = "train it by autograd (--engine autograd)"
 
@@ -30,6 +30,8 @@ def read_layers(model: nn.Module) -> tuple[Found, list[dict[str, Any]]]:
     """
     if not isinstance(model, nn.Sequential):
         raise UserError(f"the explicit driver takes an nn.Sequential, got {type(model).__name__}: {ELSEWHERE}")
+    if any(GLOBAL_HOOKS):
+        raise UserError(f"there are hooks on all modules, which nothing would call: {ELSEWHERE}")
     read: list[dict[str, Any]] = []
     found: Found = []
     free = False  # whether the last layer may still get an activation
@@ -39,7 +41,7 @@ def read_layers(model: nn.Module) -> tuple[Found, list[dict[str, Any]]]:
             raise UserError(f"{kind} has hooks or a forward of its own, which nothing would call: {ELSEWHERE}")
         ours = from_torch(module)
         if type(ours) is Linear:
-            found.append((module, None))  # type: ignore[arg-type]
+            found.append((module, None))  # type: ignore[arg-type]  # PyTorch's Linear or ours
             free = True
         elif not isinstance(ours, Activation) or type(ours).forward is not Activation.forward:
             raise UserError(f"{kind} is neither a linear layer nor an activation that has a δ here: {ELSEWHERE}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -76,9 +77,22 @@ class ExplicitTrainer:
                 f"the explicit driver fuses SGD itself into its products, got {type(optimizer).__name__}"
                 f"{' with step hooks' if any(hooks) else ''}: {ELSEWHERE}"
             )
+        self._begin()
+
+    def _begin(self) -> None:
         self._behind: list[Packed] = []  # whose Parameters are not up to date
         self._running = False  # within an epoch
         self._lay_out(0)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what it was made of; its memory is made anew where it is needed."""
+        self.sync()
+        return {name: getattr(self, name) for name in ("model", "loss", "optimizer", "precision")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Begin with what another was made of."""
+        vars(self).update(state)
+        self._begin()
 
     # --- what users call ---
 
@@ -145,8 +159,8 @@ class ExplicitTrainer:
             UserError: If something does not fit; nothing has been changed then.
         """
         rows = _rows(x, y)
-        if batch_size < 1:
-            raise UserError(f"batch_size must be at least 1, got {batch_size}")
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise UserError(f"batch_size must be a whole number, at least 1, got {batch_size!r}")
         if self._running:
             raise UserError("an epoch within an epoch of the same trainer would write over its batches")
         self._enter(min(batch_size, rows))
@@ -161,8 +175,8 @@ class ExplicitTrainer:
             _check_order(order, x)
         rows = len(x) if order is None else len(order)
         steps = math.ceil(rows / batch_size)
-        if not 0 <= start <= steps:
-            raise UserError(f"start must be a step of the epoch, 0 to {steps}, got {start}")
+        if not isinstance(start, int) or not 0 <= start <= steps:
+            raise UserError(f"start must be a step of the epoch, 0 to {steps}, got {start!r}")
         packs = on_step is None or not on_step_reads
         self._behind, self._running = self._layout.packed if packs else [], True
         total = self._layout.total
@@ -255,7 +269,7 @@ class ExplicitTrainer:
             self._lay_out(rows)
         self._teacher.heed_velocities()
         # What a scheduler looks at to warn of a `step` that came before the optimizer's.
-        self.optimizer._opt_called = True  # type: ignore[attr-defined]
+        self.optimizer._opt_called = True  # type: ignore[attr-defined]  # the scheduler makes it
 
     def _lay_out(self, rows: int) -> None:
         """Read the model anew, and make memory for batches of so many rows."""

@@ -88,10 +88,10 @@ def update(
         def nesterov() -> None:
             theta.add_(velocity, alpha=lr * mu)
             for _, v, weight_decay in decays:
-                v.mul_(1 - lr * weight_decay)  # type: ignore[union-attr]
+                v.mul_(1 - lr * weight_decay)  # type: ignore[union-attr]  # v is there with momentum
             add_gradient(velocity, mu, sign)
             for part, v, weight_decay in decays:
-                v.add_(part, alpha=weight_decay)  # type: ignore[union-attr]
+                v.add_(part, alpha=weight_decay)  # type: ignore[union-attr]  # v is there with momentum
             theta.add_(velocity, alpha=-lr * (1 + mu))
 
         return nesterov
@@ -102,7 +102,7 @@ def update(
     def momentum() -> None:
         add_gradient(velocity, carried, kept * sign)  # v ← μ v + (1 − τ) ∂C/∂θ
         for part, v, weight_decay in decays:
-            v.add_(part, alpha=kept * weight_decay)  # type: ignore[union-attr]
+            v.add_(part, alpha=kept * weight_decay)  # type: ignore[union-attr]  # v is there with momentum
         theta.add_(velocity, alpha=stride)  # SGD: θ ← θ − η v
 
     return momentum

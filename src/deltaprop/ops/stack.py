@@ -104,7 +104,7 @@ def _layer_by_layer_again(
     x, *parameters = inputs
     a = layer_by_layer(sigmas, x, *parameters)  # type: ignore[arg-type]  # x is never None
     asked = [t for t, needs in zip(inputs, needed, strict=True) if needs]
-    grads = iter(torch.autograd.grad(a, asked, grad_output, create_graph=True))  # type: ignore[arg-type]
+    grads = iter(torch.autograd.grad(a, asked, grad_output, create_graph=True))  # type: ignore[arg-type]  # none is None
     return [next(grads) if needs else None for needs in needed]
 
 

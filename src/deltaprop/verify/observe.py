@@ -130,9 +130,10 @@ def observe_explicit(trainer: ExplicitTrainer, x: Tensor, y: Tensor) -> list[Lay
     for layer in trainer.look(x, y):
         linear = layer.plan.linear
         z = linear_forward(layer.a_prev, layer.weight, layer.bias)  # where a has taken its place
-        grad_bias = None if linear.bias is None else linear_grad_bias(layer.delta, linear.bias.shape)
+        weight, bias = linear.weight, linear.bias
+        grad_bias = None if bias is None else linear_grad_bias(layer.delta, bias.shape) * bias.requires_grad
         sigma = () if layer.plan.sigma is None else (layer.plan.sigma,)
-        grad_weight = linear_grad_weight(layer.delta, layer.a_prev)
+        grad_weight = linear_grad_weight(layer.delta, layer.a_prev) * weight.requires_grad  # 0 where it is frozen
         views.append(LayerView(linear, sigma, z, layer.a.clone(), layer.delta.clone(), grad_weight, grad_bias))
     return views
 
