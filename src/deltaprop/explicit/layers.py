@@ -118,7 +118,7 @@ class Layer:
         self.weight: Tensor = plan.linear.weight.detach()
         self.bias = None if bias is None else bias.detach()
         self.right = self.weight.t()
-        self.ones = self.delta.new_ones(len(self.delta))
+        self.ones = self.delta.new_ones(1, len(self.delta))
         self._forward = None if plan.kernel is None else plan.kernel.forward
         self._bend = None if plan.kernel is None else plan.kernel.bend
         self._saved = self.a if plan.kernel is not None and plan.kernel.in_place else self.z
@@ -156,8 +156,8 @@ class Layer:
         target.addmm_(self.delta_t, self.a_prev, beta=beta, alpha=alpha)
 
     def add_bias_gradient(self, target: Tensor, beta: float, alpha: float) -> None:
-        """BP3: target ← β target + α Σ_n δ_n, the sum being the product δᵀ 1."""
-        target.addmv_(self.delta_t, self.ones, beta=beta, alpha=alpha)
+        """BP3: target ← β target + α Σ_n δ_n, the sum being the product 1ᵀ δ."""
+        target.addmm_(self.ones, self.delta, beta=beta, alpha=alpha)
 
 
 class PackedLayer(Layer):

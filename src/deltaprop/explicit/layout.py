@@ -41,6 +41,7 @@ class Layout:
         learning: Those that learn.
         packed: The packed matrices that stages with ``packs`` work on.
         total: Where an epoch adds up its losses, a scalar.
+        checked: The stage of the last batch that was taken singly, by what it looked like: not to be checked again.
 
     Raises:
         UserError: If the model is not what the recursion takes, nothing learns, or the device lacks the precision.
@@ -75,6 +76,7 @@ class Layout:
         self.packed: list[Packed] = []
         self._stages: dict[tuple[Any, ...], Stage] = {}
         self._captured: dict[Stage, Captured] = {}
+        self.checked: dict[tuple[Any, ...], Stage] = {}
         self._looking: tuple[Any, Stage] | None = None
         if rows:
             with torch.inference_mode(False), torch.no_grad():

@@ -75,13 +75,15 @@ class Teacher:
         if isinstance(layer, PackedLayer):
             layer.descend = _learn_packed(layer, rates, velocities, fresh)
         else:
-            adders = [
-                layer.add_weight_gradient if p is plan.linear.weight else layer.add_bias_gradient for p in learning
-            ]
-            layer.descend = _all(
-                update(p.detach(), v, add, rate, decay(p.detach(), v, rate), new)
-                for p, v, add, rate, new in zip(learning, velocities, adders, rates, fresh, strict=True)
-            )
+            rules = []
+            for p, v, rate, new in zip(learning, velocities, rates, fresh, strict=True):
+                theta, add = p.detach(), layer.add_weight_gradient
+                if (
+                    p is plan.linear.bias
+                ):  # as a row: the same product as that of the weights, which costs less to begin
+                    theta, v, add = theta.unsqueeze(0), None if v is None else v.unsqueeze(0), layer.add_bias_gradient
+                rules.append(update(theta, v, add, rate, decay(theta, v, rate), new))
+            layer.descend = _all(rules)
         return any(fresh)
 
 
