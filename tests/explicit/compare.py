@@ -14,6 +14,16 @@ import deltaprop as dp
 from deltaprop import functional as F
 
 TOLERANCE = 1e-12  # relative, in float64
+F64 = torch.float64
+SGD_OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"weight_decay": 0.1},
+    {"maximize": True, "lr": 0.01},
+    {"momentum": 0.9},
+    {"momentum": 0.9, "dampening": 0.4, "weight_decay": 0.05},
+    {"momentum": 0.9, "nesterov": True, "weight_decay": 0.05},
+]
+X, Y = torch.randn(23, 5, dtype=F64, generator=torch.Generator().manual_seed(1)), torch.arange(23) % 3
 
 
 def targets(loss: str, rows: int, outputs: int, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -85,3 +95,21 @@ def assert_close(actual: Tensor, expected: Tensor, what: str) -> None:
     assert torch.isfinite(actual).all(), what
     error = (actual - expected).abs().max() / expected.abs().max().clamp(min=1e-3)
     assert error <= TOLERANCE, f"{what}: {error:.1e}"
+
+
+def problem(sizes: list[int], loss: str = "cross_entropy", rows: int = 23) -> tuple[Tensor, Tensor]:
+    """Return inputs and targets."""
+    return torch.randn(rows, sizes[0], dtype=F64), targets(loss, rows, sizes[-1])
+
+
+def weights(trainer: dp.ExplicitTrainer) -> Tensor:
+    """Return all parameters in a row."""
+    return nn.utils.parameters_to_vector(trainer.model.parameters()).detach().clone()
+
+
+def twin_of(trainer: dp.ExplicitTrainer) -> dp.ExplicitTrainer:
+    """Return a trainer of a copy, as it is now."""
+    model = copy.deepcopy(trainer.model)
+    optimizer = dp.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    optimizer.load_state_dict(copy.deepcopy(trainer.optimizer.state_dict()))  # it would share the velocities
+    return dp.ExplicitTrainer(model, "cross_entropy", optimizer)

@@ -78,9 +78,7 @@ class Teacher:
             rules = []
             for p, v, rate, new in zip(learning, velocities, rates, fresh, strict=True):
                 theta, add = p.detach(), layer.add_weight_gradient
-                if (
-                    p is plan.linear.bias
-                ):  # as a row: the same product as that of the weights, which costs less to begin
+                if p is plan.linear.bias:  # as a row: what is done to the weights is the quickest to begin
                     theta, v, add = theta.unsqueeze(0), None if v is None else v.unsqueeze(0), layer.add_bias_gradient
                 rules.append(update(theta, v, add, rate, decay(theta, v, rate), new))
             layer.descend = _all(rules)

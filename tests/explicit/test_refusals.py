@@ -1,0 +1,183 @@
+"""What it cannot train it names, before anything is trained, and says where to go."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import deltaprop as dp
+from deltaprop import UserError
+from deltaprop import functional as F
+from tests.explicit.compare import (
+    F64,
+    X,
+    Y,
+    weights,
+)
+
+
+class TestRefusals:
+    """What it cannot train it names, before anything is trained, and says where to go."""
+
+    @pytest.mark.parametrize(
+        ("model", "said"),
+        [
+            (lambda: nn.Linear(2, 2), "takes an nn.Sequential, got Linear"),
+            (
+                lambda: nn.Sequential(nn.Linear(2, 2), nn.Dropout()),
+                r"module 1 \(Dropout\) is neither a linear layer nor",
+            ),
+            (lambda: nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.LayerNorm(2))), r"module 1.0 \(LayerNorm\)"),
+            (lambda: nn.Sequential(nn.ReLU(), nn.Linear(2, 2)), r"module 0 \(ReLU\) does not follow a linear layer"),
+            (lambda: nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Tanh()), r"module 2 \(Tanh\) does not follow"),
+            (lambda: nn.Sequential(), "no linear layer"),
+            (
+                lambda: nn.Sequential(nn.Linear(2, 3), nn.Linear(2, 2)),
+                "a layer of 3 outputs comes before",
+            ),
+            (lambda: nn.Sequential(*[nn.Linear(2, 2)] * 2), "layers share a parameter"),
+            (
+                lambda: nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2, dtype=F64)),
+                "must all be torch.float32",
+            ),
+            (lambda: Hooked(), r"module 0 \(Linear\) has hooks or a forward"),
+            (lambda: Own(nn.Linear(2, 2)), "the model has a forward or hooks"),
+            (lambda: nn.Sequential(nn.Linear(2, 2), Steeper()), r"module 1 \(Steeper\) is neither"),
+            (lambda: nn.Sequential(nn.Linear(2, 2)).requires_grad_(False), "nothing to learn"),
+            (lambda: nn.Sequential(nn.Linear(2, 2), nn.Softmax(1)), "cross_entropy already contains Softmax"),
+        ],
+    )
+    def test_models(self, model: Callable[[], nn.Module], said: str):
+        built = model()
+        parameters = list(built.parameters()) or [nn.Parameter(torch.ones(1))]
+        with pytest.raises(UserError, match=said):
+            dp.ExplicitTrainer(built, "cross_entropy", dp.SGD(parameters))
+
+    def test_hooks_on_all_modules(self):
+        model = nn.Sequential(nn.Linear(2, 2))
+        trainer = dp.ExplicitTrainer(model, "mse_loss", dp.SGD(model.parameters()))
+        handle = nn.modules.module.register_module_forward_hook(lambda *_: None)
+        try:
+            with pytest.raises(UserError, match="hooks on all modules"):
+                trainer.step(torch.ones(1, 2), torch.ones(1, 2))
+        finally:
+            handle.remove()
+        trainer.step(torch.ones(1, 2), torch.ones(1, 2))
+
+    def test_a_users_module_is_sent_to_autograd(self):
+        model = nn.Sequential(nn.Linear(2, 2), nn.Dropout())
+        with pytest.raises(UserError, match="--engine autograd"):
+            dp.ExplicitTrainer(model, "mse_loss", dp.SGD(model.parameters()))
+
+    def test_a_sigmoid_before_binary_cross_entropy(self):
+        model = dp.MLP([2, 1], output_activation="sigmoid")
+        with pytest.raises(UserError, match="already contains Sigmoid"):
+            dp.ExplicitTrainer(model, F.binary_cross_entropy_with_logits, dp.SGD(model.parameters()))
+
+    def test_other_optimizers(self):
+        model = dp.MLP([2, 1])
+        with pytest.raises(UserError, match=r"SGD.*got Adam"):
+            dp.ExplicitTrainer(model, "mse_loss", torch.optim.Adam(model.parameters()))
+
+    def test_a_hook_that_is_set_later(self, trainer: dp.ExplicitTrainer):
+        trainer.step(X, Y)
+        trainer.model[0].register_forward_hook(lambda *_: None)
+        with pytest.raises(UserError, match="has hooks"):
+            trainer.epoch(X, Y, 8)
+
+    @pytest.mark.parametrize(
+        ("x", "y", "said"),
+        [
+            (X[:, :4], Y, r"inputs must be \[N, 5\] with N at least 1, got \[23, 4\]"),
+            (X[0], Y[:1], r"inputs must be \[N, 5\] with N at least 1, got \[5\]"),
+            (X[:0], Y[:0], r"got \[0, 5\]"),
+            (X.float(), Y, "inputs must have the model's dtype, torch.float64, got torch.float32"),
+            (X, Y[:5], r"labels must be \[23\], one for each row, got \[5\]"),
+            (X, Y + 1, "labels must be 0 to 2, as there are 3 outputs, got 3"),
+            (X, Y - 1, "labels must be 0 to 2, as there are 3 outputs, got -1"),
+        ],
+    )
+    def test_data(self, trainer: dp.ExplicitTrainer, x: Tensor, y: Tensor, said: str):
+        before = weights(trainer)
+        for call in (lambda: trainer.step(x, y), lambda: trainer.epoch(x, y, 8)):
+            with pytest.raises(UserError, match=said):
+                call()
+        assert torch.equal(weights(trainer), before)
+
+    def test_targets_that_would_be_broadcast(self):
+        model = dp.MLP([5, 1], dtype=F64)
+        trainer = dp.ExplicitTrainer(model, "mse_loss", dp.SGD(model.parameters()))
+        with pytest.raises(UserError, match=r"targets must be \[23, 1\], as the outputs are, got \[23\]"):
+            trainer.epoch(X, Y.double(), 8)
+
+    @pytest.mark.parametrize(
+        ("order", "said"),
+        [
+            (torch.arange(24), "order must hold rows 0 to 22, got 0 to 23"),
+            (torch.tensor([-1]), "order must hold rows 0 to 22, got -1 to -1"),
+            (torch.ones(23, dtype=torch.bool), r"order must be row indices \[M\] of int64, got torch.bool"),
+        ],
+    )
+    def test_orders(self, trainer: dp.ExplicitTrainer, order: Tensor, said: str):
+        before = weights(trainer)
+        with pytest.raises(UserError, match=said):
+            trainer.epoch(X, Y, 8, order=order)
+        assert torch.equal(weights(trainer), before)
+
+    def test_what_is_no_tensor(self, trainer: dp.ExplicitTrainer):
+        with pytest.raises(UserError, match="must be tensors, got ndarray and Tensor"):
+            trainer.step(X.numpy(), Y)
+        with pytest.raises(UserError, match="order must be a tensor of row indices, got list"):
+            trainer.epoch(X, Y, 8, order=[1, 2])
+
+    def test_units_of_a_loss_that_has_none(self, trainer: dp.ExplicitTrainer):
+        with pytest.raises(UserError, match="units are for losses of a − y, got cross_entropy"):
+            trainer.epoch(X, Y, 8, units=torch.ones(3))
+
+    def test_training_within_training(self, trainer: dp.ExplicitTrainer):
+        with pytest.raises(UserError, match="an epoch within an epoch"):
+            trainer.epoch(X, Y, 8, on_step=lambda step: trainer.epoch(X, Y, 8))
+        with pytest.raises(UserError, match="needs on_step_reads=True"):
+            trainer.epoch(X, Y, 8, on_step=lambda step: trainer.step(X, Y), on_step_reads=False)
+
+    def test_steps_of_the_optimizer_that_are_the_users(self):
+        model = dp.MLP([2, 1])
+        optimizer = dp.SGD(model.parameters())
+        optimizer.register_step_pre_hook(lambda *_: None)
+        with pytest.raises(UserError, match="SGD with step hooks"):
+            dp.ExplicitTrainer(model, "mse_loss", optimizer)
+
+    def test_batch_size_and_start(self, trainer: dp.ExplicitTrainer):
+        with pytest.raises(UserError, match="batch_size must be a whole number, at least 1, got 0"):
+            trainer.epoch(X, Y, 0)
+        with pytest.raises(UserError, match=r"batch_size must be a whole number, at least 1, got 2\.5"):
+            trainer.epoch(X, Y, 2.5)  # type: ignore[arg-type]
+        with pytest.raises(UserError, match="start must be a step of the epoch, 0 to 3, got 4"):
+            trainer.epoch(X, Y, 8, start=4)
+        with pytest.raises(UserError, match=r"start must be a step of the epoch, 0 to 3, got 1\.0"):
+            trainer.epoch(X, Y, 8, start=1.0)  # type: ignore[arg-type]
+
+
+class Steeper(dp.Tanh):
+    """An activation that does not do what its base does."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return 2 * super().forward(input)
+
+
+class Own(nn.Sequential):
+    """A Sequential that does not do what Sequentials do."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return 2 * super().forward(input)
+
+
+class Hooked(nn.Sequential):
+    """A Sequential with a hook on its layer."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Linear(2, 2))
+        self[0].register_forward_hook(lambda *_: None)
