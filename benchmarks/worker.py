@@ -37,7 +37,8 @@ def main() -> None:
     torch.set_num_threads(len(cores))
     sizes = tuple(map(int, arguments.sizes.split("-")))
     work = arguments.batch_size * sum(n_in * n_out for n_in, n_out in itertools.pairwise(sizes))
-    batches = arguments.rows // arguments.batch_size if arguments.rows else int(min(200, max(4, 2e8 // work)))
+    # As many that what is done once an epoch counts for little, as in any real one.
+    batches = arguments.rows // arguments.batch_size if arguments.rows else int(min(200, max(10, 2e9 // work)))
     problem = make_problem(sizes, arguments.batch_size, batches)
     measure = {"steps": time_steps, "epochs": time_epochs, "memory": measure_memory}[arguments.measure]
     print(json.dumps(measure(problem, batches, arguments)))
