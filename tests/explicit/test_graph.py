@@ -42,8 +42,9 @@ def graphs(monkeypatch: pytest.MonkeyPatch, device: str) -> list[str]:
         return again
 
     monkeypatch.setattr(graph, "capture", counted)
-    for module in (batches, epilogue, losses, trainer):
+    for module in (batches, epilogue, losses):
         monkeypatch.setattr(module, "on_host", lambda device: False)
+    monkeypatch.setattr(trainer, "can_capture", lambda device: True)
     return seen
 
 
@@ -212,6 +213,12 @@ def test_the_loss_is_told_in_other_units(device: str):
     expected = F.mse_loss(model(x) * units, y * units)
     for _ in range(2):
         torch.testing.assert_close(t.epoch(x, y, 3, units=units), expected.detach())
+
+
+def test_a_device_with_neither_cache_nor_graphs_trains_too(device: str, monkeypatch: pytest.MonkeyPatch):
+    """As mps is."""
+    monkeypatch.setattr(trainer, "can_capture", lambda device: False)
+    both("cross_entropy", device)
 
 
 @pytest.mark.filterwarnings("error")

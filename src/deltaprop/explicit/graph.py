@@ -21,6 +21,11 @@ from torch import Tensor
 from deltaprop.explicit.batches import Stage
 
 
+def can_capture(device: torch.device) -> bool:
+    """Return whether a device has graphs."""
+    return device.type == "cuda"
+
+
 def capture(work: Callable[[], object]) -> Callable[[], object]:
     """Return what replays some work on the device, as often as one likes; the work is not done now.
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from deltaprop.errors import UserError
 from deltaprop.explicit.batches import Stage, batches_per_block
-from deltaprop.explicit.host import on_host
+from deltaprop.explicit.graph import can_capture
 from deltaprop.explicit.layers import Layer
 from deltaprop.explicit.layout import Layout
 from deltaprop.explicit.losses import ResidualLoss, Rule
@@ -187,7 +187,8 @@ class ExplicitTrainer:
         self._behind, self._running = self._layout.packed if packs else [], True
         total = self._layout.total
         done, seen = start, 0
-        if order is None and not on_host(x.device):
+        captures = can_capture(x.device)
+        if order is None and captures:
             order = torch.arange(rows, device=x.device)  # a graph gathers by numbers
         with torch.inference_mode():
             total.zero_()
@@ -201,7 +202,7 @@ class ExplicitTrainer:
                     stage = self._layout.stage(here, batches, kind, packs)
                     batches = min(stage.batches, (rows - first) // here)
                     block = slice(first, first + batches * here)
-                    if order is not None and not on_host(x.device):
+                    if order is not None and captures:
                         captured = self._layout.captured(stage, x, y, units)
                         step = partial(captured.step, order[block])
                         ended, taken = self._steps([step], stage, done, on_step, on_step_reads)
