@@ -1,6 +1,6 @@
 """The modules: Linear, one module per activation, MLP, and the way from and to ``torch.nn``.
 
-They hold parameters and call :mod:`deltaprop.functional`; no formula stands here.
+They hold parameters and call :mod:`deltaprop.functional`, an MLP ``ops.stack``; no formula stands here.
 """
 
 from __future__ import annotations
@@ -301,6 +301,8 @@ def _plain_layers(modules: Iterable[nn.Module | None]) -> tuple[list[ops.Sigma |
         kind = type(module)
         if kind is Linear:
             own = module._parameters
+            if "weight" not in own or "bias" not in own:  # a plain tensor stands in its place, as in a replica
+                return None
             parameters += own["weight"], own["bias"]
             sigmas.append(None)
         elif sigmas and sigmas[-1] is None and issubclass(kind, Activation) and kind.forward is Activation.forward:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import weakref
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.autograd import gradcheck, gradgradcheck
+from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import deltaprop as dp
@@ -109,6 +111,61 @@ def test_a_second_derivative_is_pytorchs():
             torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-13)
 
 
+def test_one_tensor_in_two_places_gets_the_sum_of_both():
+    """W² is W¹: its gradient is the sum, the first derivative and the second."""
+    shared = torch.randn(4, 4, dtype=torch.float64, requires_grad=True)
+    sigmas = [ops.Sigma(ops.ACTIVATIONS["tanh"], ops.activation["tanh"], ()), None]
+    x = torch.randn(5, 4, dtype=torch.float64)
+
+    def run(w: Tensor) -> Tensor:
+        return ops.stack(sigmas, x, w, None, w, None)
+
+    assert type(run(shared).grad_fn).__name__ == "StackBackward"
+    assert gradcheck(run, (shared,))
+    assert gradgradcheck(run, (shared,))
+    assert_a_graph_changes_no_gradient(run, shared)
+
+
+def assert_a_graph_changes_no_gradient(run: Callable[[Tensor], Tensor], w: Tensor) -> None:
+    """For gradgradcheck would pass the right derivative of a wrong gradient."""
+    (plain,), (graphed,) = (torch.autograd.grad(run(w).square().sum(), w, create_graph=g) for g in (False, True))
+    torch.testing.assert_close(graphed, plain, rtol=1e-12, atol=1e-14)
+
+
+def test_inputs_that_follow_from_each_other_get_each_their_own():
+    """W² = 2 W¹, with a graph of its own: the second derivative asks for ∂C/∂W¹ as if W² stood still."""
+    w1 = torch.randn(4, 4, dtype=torch.float64, requires_grad=True)
+    sigmas = [ops.Sigma(ops.ACTIVATIONS["tanh"], ops.activation["tanh"], ()), None]
+    x = torch.randn(5, 4, dtype=torch.float64)
+
+    def run(w: Tensor) -> Tensor:
+        return ops.stack(sigmas, x, w, None, 2 * w, None)
+
+    assert gradcheck(run, (w1,))
+    assert gradgradcheck(run, (w1,))
+    assert_a_graph_changes_no_gradient(run, w1)
+
+
+def test_without_a_tape_no_activation_outlives_the_next():
+    """To evaluate a net takes the memory of its widest layers, not of all of them."""
+    alive: list[weakref.ref[Tensor]] = []
+    most = 0
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            nonlocal most
+            out = function(*args, **(kwargs or {}))
+            alive.append(weakref.ref(out))
+            most = max(most, sum(t() is not None and t().shape == (6, 5) for t in alive))
+            return out
+
+    model, x = dp.MLP([5] * 9, "gelu", dtype=torch.float64), torch.randn(6, 5, dtype=torch.float64)
+    with torch.no_grad(), Watch():
+        a = model(x)
+    assert most <= 3
+    assert torch.equal(a, model(x))
+
+
 def test_the_lowest_products_are_not_made():
     """∂C/∂x that nobody asked for, and what lies below the lowest layer that learns."""
 
@@ -206,6 +263,32 @@ class TestModes:
         (batched,) = torch.autograd.grad(model(x), x, many, is_grads_batched=True)
         for grad_a, ours in zip(many, batched, strict=True):
             torch.testing.assert_close(ours, torch.autograd.grad(model(x), x, grad_a)[0])
+
+    def test_a_tangent_of_the_gradient_given(self):
+        """Forward mode over a backward of a tape that was kept before."""
+        model = mlp("tanh")
+        x = torch.randn(6, 4, dtype=torch.float64, requires_grad=True)
+        grad_a, grad_a_dot = torch.randn(2, 6, 2, dtype=torch.float64)
+        a = model(x)
+        with forward_ad.dual_level():
+            (grad_x,) = torch.autograd.grad(a, x, forward_ad.make_dual(grad_a, grad_a_dot))
+            tangent = forward_ad.unpack_dual(grad_x).tangent
+        torch.testing.assert_close(tangent, torch.autograd.grad(model(x), x, grad_a_dot)[0])  # backward is linear
+
+    def test_the_meta_device(self):
+        """Shapes without numbers, which know of no autocast."""
+        model = mlp("tanh").to("meta")
+        assert model(torch.empty(6, 4, dtype=torch.float64, device="meta")).shape == (6, 2)
+
+    def test_parameters_that_are_plain_tensors(self):
+        """As in a replica of ``nn.DataParallel``, whose attributes are tensors with a graph."""
+        model, x = mlp("tanh"), torch.randn(6, 4, dtype=torch.float64)
+        expected = model(x)
+        for module in (model[0], model[2], model[4]):
+            for name in ("weight", "bias"):
+                p = module._parameters.pop(name)
+                setattr(module, name, p * 1)
+        assert torch.equal(model(x), expected)
 
     def test_autocast(self):
         model = dp.MLP([4, 5, 2], "gelu")

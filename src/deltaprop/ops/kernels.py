@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.compiler import is_compiling
 
 from deltaprop.ops import activations as _a
@@ -36,8 +37,10 @@ class Kernel(NamedTuple):
 
 
 def may_fuse(t: Tensor) -> bool:
-    """Return whether kernels may write to t: nobody asks for a graph of what is done, or maps over it (``vmap``)."""
-    return not (is_compiling() or torch.is_grad_enabled() or transforming() or _is_mapped(t))
+    """Return whether kernels may write to t: nobody asks for a graph or a tangent of it, or maps over it (``vmap``)."""
+    return not (
+        is_compiling() or torch.is_grad_enabled() or transforming() or forward_ad._current_level >= 0 or _is_mapped(t)
+    )
 
 
 _is_mapped = torch._C._functorch.is_legacy_batchedtensor  # private: no public query exists, nor for `transforming`
@@ -56,6 +59,11 @@ def kernel(op: type[_a.Activation], constants: tuple[Any, ...] = ()) -> Kernel:
     else:
         forward, bend = _by_formula(op, constants)
     return Kernel(op.from_output, forward, bend)
+
+
+def has_kernel(op: type[_a.Activation]) -> bool:
+    """Return whether an activation has kernels of its own; else it is computed by its formula."""
+    return op in _ROWS
 
 
 def _by_formula(op: type[_a.Activation], constants: tuple[Any, ...]) -> _Pair:

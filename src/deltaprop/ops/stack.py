@@ -101,20 +101,33 @@ def _layer_by_layer_again(
     sigmas: Sigmas, inputs: Sequence[Tensor | None], needed: Sequence[bool], grad_output: Tensor
 ) -> list[Tensor | None]:
     """Return the gradients of the inputs that need one, with a graph: the layers are run again, one by one."""
-    x, *parameters = inputs
+    # By other names: a tensor that is two inputs, or two that depend on each other, are each asked for their own part.
+    aliases = [None if t is None else t.view_as(t) for t in inputs]
+    x, *parameters = aliases
     a = layer_by_layer(sigmas, x, *parameters)  # type: ignore[arg-type]  # x is never None
-    asked = [t for t, needs in zip(inputs, needed, strict=True) if needs]
-    grads = iter(torch.autograd.grad(a, asked, grad_output, create_graph=True))  # type: ignore[arg-type]  # none is None
+    asked = [t for t, needs in zip(aliases, needed, strict=True) if needs]
+    made = torch.autograd.grad(a, asked, grad_output, create_graph=True)  # type: ignore[arg-type]  # none is None
+    grads = iter(made)
     return [next(grads) if needs else None for needs in needed]
 
 
 def stack(sigmas: Sigmas, x: Tensor, *parameters: Tensor | None) -> Tensor:
     """Return a^L from x and W^1, b^1, W^2, b^2, ….
 
-    One Function in eager mode; layer by layer under autocast, where dtypes differ from op to op, in ``torch.func`` and
-    forward mode, and for the compiler.
+    One Function in eager mode, where a tape is kept; layer by layer without one, for then each a is freed as soon as
+    the next is there, under autocast, where dtypes differ from op to op, in ``torch.func`` and forward mode, and for
+    the compiler.
     """
-    if in_plain_eager_mode() and not x.is_complex() and not torch.is_autocast_enabled(x.device.type):
+    if torch.is_grad_enabled() and in_plain_eager_mode() and _is_plain(x):
         a: Tensor = _apply(sigmas, x, *parameters)
         return a
     return layer_by_layer(sigmas, x, *parameters)
+
+
+def _is_plain(x: Tensor) -> bool:
+    """Return whether x is a tensor of real numbers on a device without autocast now."""
+    if not isinstance(x, Tensor) or x.is_complex():
+        return False
+    kind = x.device.type
+    known = kind in ("cpu", "cuda") or torch.amp.is_autocast_available(kind)  # the meta device has none to ask for
+    return not (known and torch.is_autocast_enabled(kind))
