@@ -42,6 +42,18 @@ class TestSwitch:
                 assert switch() == "bf16"
             assert switch() == before
 
+    def test_a_setting_for_all_operations_is_followed_afterwards(self):
+        backend: Any = torch.backends.mkldnn
+        before = backend.fp32_precision
+        try:
+            for everywhere in ("tf32", "bf16", "tf32"):
+                backend.fp32_precision = everywhere
+                assert switch() == everywhere
+                with products_in("bf16", CPU):
+                    pass
+        finally:
+            backend.fp32_precision = before
+
     def test_an_error_switches_it_off_too(self):
         before = switch()
         with pytest.raises(KeyError), products_in("tf32", CPU):

@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-from deltaprop import MLP, SGD, UserError
+from deltaprop import MLP, SGD, ExplicitTrainer, UserError
 from deltaprop.data import Scaling
 from deltaprop.explicit import precision
 from deltaprop.training import Result, loop
 from deltaprop.training.engines import ENGINES
 from deltaprop.training.objective import LOSSES, Objective, choose_objective
+from deltaprop.verify.observe import observe_explicit
 from tests.training.conftest import without_times
 
 Run = Callable[..., Result]
@@ -71,6 +72,18 @@ def test_layers_look_the_same_on_either_engine(loss: str, activation: str, froze
         assert ours.delta_norm == pytest.approx(theirs.delta_norm, rel=1e-12)
 
 
+def test_a_frozen_gradient_is_shown_as_0_whatever_delta_is():
+    """δ of a net that has blown up is NaN, and 0 · NaN would be too."""
+    model = MLP([4, 3, 2], dtype=torch.float64)
+    model[0].requires_grad_(False)
+    trainer = ExplicitTrainer(model, "mse_loss", SGD(model.parameters(), lr=0.1))
+    x = torch.full((5, 4), torch.nan, dtype=torch.float64)
+    first, last = observe_explicit(trainer, x, torch.zeros(5, 2, dtype=torch.float64))
+    assert last.grad_weight.isnan().all()
+    assert not first.grad_weight.any()
+    assert not first.grad_bias.any()
+
+
 class TestPrecision:
     def test_what_the_device_lacks_is_refused_and_nothing_written(self, run: Run, tmp_path: Path, monkeypatch: Any):
         monkeypatch.setattr(precision, "_has", lambda *_: False)
@@ -101,3 +114,24 @@ class TestPrecision:
         monkeypatch.setattr(loop, "evaluate", evaluate)
         run(engine=engine, precision="bf16", log_every=0)
         assert seen == {"training": {"bf16"}, "evaluation": {before}}
+
+    def test_the_update_and_a_callback_have_it_not_by_autograd(self, monkeypatch: Any):
+        monkeypatch.setattr(precision, "_has", lambda *_: True)
+        matmul: Any = torch.backends.mkldnn.matmul
+        seen, before = [], matmul.fp32_precision
+        model = MLP([4, 3], dtype=torch.float32)
+        optimizer = SGD(model.parameters(), lr=0.1)
+        optimizer.register_step_pre_hook(lambda *_: seen.append(matmul.fp32_precision))
+        objective = choose_objective("cross-entropy", "classification", 3, "none")
+        engine = ENGINES["autograd"](model, objective, optimizer, Scaling(torch.zeros(3), torch.ones(3)), "bf16")
+        x, y, order = torch.rand(6, 4), torch.arange(6) % 3, torch.arange(6)
+        engine.epoch(x, y, order, 3, lambda step: seen.append(matmul.fp32_precision))
+        assert seen == [before] * 4
+
+    @pytest.mark.cuda
+    @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+    @pytest.mark.parametrize("engine", ENGINES)
+    def test_bf16_on_cuda_learns(self, run: Run, engine: str):
+        plain, rounded = (run(engine=engine, precision=name, device="cuda") for name in ("float32", "bf16"))
+        ours, theirs = (without_times(result)[-1] for result in (rounded, plain))
+        assert ours["test_accuracy"] == pytest.approx(theirs["test_accuracy"], abs=0.03)

@@ -5,13 +5,15 @@
 ===========  ========================================================  ==============================================
  float32      as PyTorch is set up                                      as PyTorch is set up
  tf32         where oneDNN has it                                       factors rounded to 11 bits (Ampere and later)
- bf16         factors rounded to 8 bits, where the CPU has such         factors rounded to 8 bits (``mixed.py``)
-              products (AMX, AVX-512 BF16)
+ bf16         factors rounded to 8 bits, where oneDNN has it (AMX)      factors rounded to 8 bits (``mixed.py``)
 ===========  ========================================================  ==============================================
 
 Sums are float32 in all of them, and so are weights, δ, activations and updates: what is rounded are the factors of a
 product, as it is made. On a CPU and for tf32 it is a switch of PyTorch's, which is set for the products alone and set
 back after them.
+
+On a CPU oneDNN leaves products smaller than about 16 × 16 × 16 in float32 all the same, and all of them where it knows
+no quicker way: with AVX-512 BF16 but no AMX it takes the switch and computes in float32 (oneDNN 3.12, an AMD EPYC).
 
 Whether a device does what the switch says is found out by a product that shows it: the switch itself takes any value.
 """
@@ -49,8 +51,10 @@ class Switch(AbstractContextManager[None]):
         self._products.fp32_precision = self._precision
 
     def __exit__(self, *exception: object) -> None:
-        """Switch back."""
-        self._products.fp32_precision = self._before
+        """Switch back, to follow the setting above it again if it did."""
+        self._products.fp32_precision = "none"
+        if self._products.fp32_precision != self._before:
+            self._products.fp32_precision = self._before
 
 
 def products_in(precision: str, device: torch.device) -> AbstractContextManager[None]:
@@ -80,10 +84,10 @@ def check_precision(precision: str, device: torch.device, dtype: torch.dtype) ->
 
 
 def _has(precision: str, device: torch.device) -> bool:
-    """Return whether 1 + 2^−b, too fine for b bits, comes out of a product as 1."""
+    """Return whether 1 + 2^−(b+2), too fine for b bits and not half-way, comes out of a product as 1."""
     if device.type == "cuda" and precision == "bf16":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    fine = torch.full((64, 64), 1 + 2.0 ** -_BITS[precision], device=device)
+    fine = torch.full((64, 64), 1 + 2.0 ** (-_BITS[precision] - 2), device=device)
     with torch.no_grad(), products_in(precision, device):
         product = fine @ torch.eye(64, device=device)
     return bool((product == 1).all())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -43,18 +43,24 @@ class AutogradEngine:
         # Minimised on standardised targets, told in the target's own units.
         regression = self.objective.task == "regression"
         reported = in_own_units(self.objective, self.target_scaling) if regression else None
-        with self._products(x.device):
-            return train_epoch(self.model, self.objective, self.optimizer, x, y, order, batch_size, on_step, reported)
+        model, loss = self._called_on(x.device)
+        products = products_in(self.precision, x.device)
+        return train_epoch(model, loss, self.optimizer, x, y, order, batch_size, on_step, reported, products)
 
     def observe(self, x: Tensor, y: Tensor) -> list[LayerView]:
         """Return every layer on the batch (x, y), learning nothing."""
-        with self._products(x.device):
+        with products_in(self.precision, x.device):
             return observe(self.model, self.objective, x, y)
 
-    def _products(self, device: torch.device) -> AbstractContextManager[None]:
+    def _called_on(self, device: torch.device) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]]:
+        """Return model and loss; for bf16 on CUDA each under autocast, and backward is not, as PyTorch wants it.
+
+        Autocast rounds what a product gives too, where the explicit engine rounds its factors alone.
+        """
         if device.type == "cuda" and self.precision == "bf16":
-            return torch.autocast("cuda", torch.bfloat16)
-        return products_in(self.precision, device)
+            rounded = torch.autocast("cuda", torch.bfloat16)
+            return rounded(self.model), rounded(self.objective)
+        return self.model, self.objective
 
 
 class ExplicitEngine:
@@ -85,7 +91,7 @@ ENGINES: dict[str, Callable[..., Engine]] = {"autograd": AutogradEngine, "explic
 
 
 def train_epoch(
-    model: nn.Module,
+    model: Callable[[Tensor], Tensor],
     loss: Callable[[Tensor, Tensor], Tensor],
     optimizer: torch.optim.Optimizer,
     x: Tensor,
@@ -94,6 +100,7 @@ def train_epoch(
     batch_size: int,
     on_step: Callable[[int], None] = lambda done: None,
     reported: Callable[[Tensor, Tensor], Tensor] | None = None,
+    products: AbstractContextManager[None] | None = None,
 ) -> float:
     """Take one pass over the rows of x and y in the given order; return the mean loss, each sample counting once.
 
@@ -107,14 +114,17 @@ def train_epoch(
         batch_size: Rows a step; the last step takes what is left.
         on_step: Called after each step with the number of steps done.
         reported: The loss to return the mean of, where it is not the one that is minimised.
+        products: A context for each pass forward and back, for use again and again; none by default.
     """
+    products = nullcontext() if products is None else products
     total = x.new_zeros(())
     for done, rows in enumerate(order.split(batch_size), start=1):
         batch_x, batch_y = x.index_select(0, rows), y.index_select(0, rows)
-        outputs = model(batch_x)  # FWD
-        c = loss(outputs, batch_y)  # C
-        optimizer.zero_grad()
-        c.backward()  # BP1-BP4
+        with products:
+            outputs = model(batch_x)  # FWD
+            c = loss(outputs, batch_y)  # C
+            optimizer.zero_grad()
+            c.backward()  # BP1-BP4
         optimizer.step()  # SGD
         shown = c.detach() if reported is None else reported(outputs.detach(), batch_y)
         total += shown * len(rows)  # stays on the device: .item() here would wait for it

@@ -131,9 +131,12 @@ def observe_explicit(trainer: ExplicitTrainer, x: Tensor, y: Tensor) -> list[Lay
         linear = layer.plan.linear
         z = linear_forward(layer.a_prev, layer.weight, layer.bias)  # where a has taken its place
         weight, bias = linear.weight, linear.bias
-        grad_bias = None if bias is None else linear_grad_bias(layer.delta, bias.shape) * bias.requires_grad
+        grad_bias = None if bias is None else linear_grad_bias(layer.delta, bias.shape)
+        if bias is not None and not bias.requires_grad:
+            grad_bias = torch.zeros_like(bias)
         sigma = () if layer.plan.sigma is None else (layer.plan.sigma,)
-        grad_weight = linear_grad_weight(layer.delta, layer.a_prev) * weight.requires_grad  # 0 where it is frozen
+        frozen = not weight.requires_grad  # nobody learns by it: shown as 0
+        grad_weight = torch.zeros_like(weight) if frozen else linear_grad_weight(layer.delta, layer.a_prev)
         views.append(LayerView(linear, sigma, z, layer.a.clone(), layer.delta.clone(), grad_weight, grad_bias))
     return views
 
