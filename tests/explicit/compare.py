@@ -7,6 +7,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import hypothesis
 import torch
 from torch import Tensor, nn
 
@@ -70,6 +71,8 @@ def both(
     trainer = dp.ExplicitTrainer(model, function, ours)
     for _ in range(2):
         expected = by_autograd(twin, function, tape, x, y, batch_size)
+        if not abs(expected) < 1e6:  # a net that blows up blows up rounding with it
+            hypothesis.reject()
         torch.testing.assert_close(float(trainer.epoch(x, y, batch_size)), expected, rtol=1e-11, atol=1e-12)
     assert_same(model, twin, ours, tape)
     return trainer

@@ -63,7 +63,7 @@ def storage(t: Tensor) -> Tensor:
     return t.as_strided((size,), (1,), 0)
 
 
-def capture(work: Callable[[], object]) -> Callable[[], object]:
+def capture(work: Callable[[], object], device: torch.device) -> Callable[[], object]:
     """Stand in for ``graph.capture``."""
     recorder = Recorder()
     with recorder:

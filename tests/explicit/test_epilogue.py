@@ -27,18 +27,21 @@ def test_it_is_linear_and_then_relu(device: str, dtype: torch.dtype):
 
 
 @pytest.mark.parametrize(
-    ("sigma", "bias", "host", "takes"),
+    ("sigma", "bias", "device_type", "takes"),
     [
-        (dp.ReLU(), True, False, True),
-        (dp.ReLU(), False, False, False),
-        (dp.Tanh(), True, False, False),
-        (None, True, False, False),
-        (dp.ReLU(), True, True, False),
+        (dp.ReLU(), True, "cpu", True),
+        (dp.ReLU(), False, "cpu", False),
+        (dp.Tanh(), True, "cpu", False),
+        (None, True, "cpu", False),
+        (dp.ReLU(), True, "cuda", False),
     ],
     ids=str,
 )
-def test_which_layers_it_is_for(sigma: nn.Module | None, bias: bool, host: bool, takes: bool, monkeypatch):
-    monkeypatch.setattr(epilogue, "on_host", lambda device: host)
+def test_which_layers_it_is_for(
+    sigma: nn.Module | None, bias: bool, device_type: str, takes: bool, monkeypatch: pytest.MonkeyPatch
+):
+    """The layer lies on the CPU, which is or is not a device that has it."""
+    monkeypatch.setattr(epilogue, "DEVICES", {device_type})
     assert epilogue.takes(Plan(nn.Linear(2, 2, bias=bias), sigma, (True, bias))) is takes
 
 

@@ -34,9 +34,9 @@ class TestEquality:
     @pytest.mark.parametrize("loss", LOSSES)
     @pytest.mark.parametrize("activation", ops.ACTIVATIONS)
     def test_every_activation_with_every_loss(self, activation: str, loss: str):
-        """23 rows in batches of 8: the last batch has 7."""
+        """23 rows in batches of 8: the last batch has 7. At a higher η log-softmax within a net blows up."""
         sizes = [5, 7, 6, 3]
-        both(dp.MLP(sizes, activation, dtype=F64), loss, *problem(sizes, loss), 8, momentum=0.5)
+        both(dp.MLP(sizes, activation, dtype=F64), loss, *problem(sizes, loss), 8, momentum=0.5, lr=0.02)
 
     @pytest.mark.parametrize("options", SGD_OPTIONS, ids=str)
     @pytest.mark.parametrize("activation", ["sigmoid", "gelu"])

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import deltaprop as dp
 from deltaprop import UserError
@@ -45,6 +48,7 @@ class TestRefusals:
             ),
             (lambda: Hooked(), r"module 0 \(Linear\) has hooks or a forward"),
             (lambda: Own(nn.Linear(2, 2)), "the model has a forward or hooks"),
+            (lambda: patched(nn.Sequential(nn.Linear(2, 2))), "the model has a forward or hooks"),
             (lambda: nn.Sequential(nn.Linear(2, 2), Steeper()), r"module 1 \(Steeper\) is neither"),
             (lambda: nn.Sequential(nn.Linear(2, 2)).requires_grad_(False), "nothing to learn"),
             (lambda: nn.Sequential(nn.Linear(2, 2), nn.Softmax(1)), "cross_entropy already contains Softmax"),
@@ -137,6 +141,35 @@ class TestRefusals:
         with pytest.raises(UserError, match="units are for losses of a − y, got cross_entropy"):
             trainer.epoch(X, Y, 8, units=torch.ones(3))
 
+    @pytest.mark.parametrize(
+        ("units", "got"),
+        [
+            (torch.ones(2), r"\[2\] on cpu"),
+            (2.0, r"2\.0"),
+            (torch.ones(1, 3), r"\[1, 3\] on cpu"),
+            (torch.ones(3, device="meta"), r"\[3\] on meta"),
+        ],
+    )
+    def test_units_that_do_not_fit(self, units: Any, got: str):
+        model = dp.MLP([5, 3], dtype=F64)
+        trainer = dp.ExplicitTrainer(model, "mse_loss", dp.SGD(model.parameters()))
+        with pytest.raises(UserError, match=rf"units must be a tensor, one number or \[3\], on cpu, got {got}"):
+            trainer.epoch(X, X[:, :3].contiguous(), 8, units=units)
+
+    @pytest.mark.parametrize(
+        ("loss", "weight", "said"),
+        [
+            ("cross_entropy", [1.0, 2.0, 3.0], r"weight must hold one number a class, \[3\] of torch.float64, got \[1"),
+            ("binary_cross_entropy_with_logits", 2.0, r"weight must be a tensor, \[3\], got 2\.0"),
+        ],
+    )
+    def test_weights_that_are_no_tensor(self, loss: str, weight: Any, said: str):
+        model = dp.MLP([5, 3], dtype=F64)
+        function = partial(getattr(F, loss), weight=weight)
+        trainer = dp.ExplicitTrainer(model, function, dp.SGD(model.parameters()))
+        with pytest.raises(UserError, match=said):
+            trainer.epoch(X, Y if loss == "cross_entropy" else X[:, :3].contiguous(), 8)
+
     def test_training_within_training(self, trainer: dp.ExplicitTrainer):
         with pytest.raises(UserError, match="an epoch within an epoch"):
             trainer.epoch(X, Y, 8, on_step=lambda step: trainer.epoch(X, Y, 8))
@@ -149,6 +182,28 @@ class TestRefusals:
         optimizer.register_step_pre_hook(lambda *_: None)
         with pytest.raises(UserError, match="SGD with step hooks"):
             dp.ExplicitTrainer(model, "mse_loss", optimizer)
+
+    @pytest.mark.parametrize("everywhere", [False, True])
+    def test_steps_of_the_optimizer_that_become_the_users(self, trainer: dp.ExplicitTrainer, everywhere: bool):
+        trainer.step(X, Y)
+        register = register_optimizer_step_post_hook if everywhere else trainer.optimizer.register_step_post_hook
+        handle = register(lambda *_: None)
+        try:
+            with pytest.raises(UserError, match="SGD with step hooks"):
+                trainer.step(X, Y)
+        finally:
+            handle.remove()
+        trainer.step(X, Y)
+
+    def test_memory_that_does_not_lie_as_the_weights_do(self, trainer: dp.ExplicitTrainer):
+        trainer.model[0] = dp.Linear(5, 5, dtype=F64)
+        trainer.model[2] = dp.Linear(5, 3, dtype=F64)
+        trainer.optimizer.param_groups[0]["params"] = list(trainer.model.parameters())
+        trainer.step(X, Y)
+        weight = trainer.model[0].weight
+        weight.data = weight.data.t()  # the same memory, the other way round
+        with pytest.raises(UserError, match="parameters must be contiguous"):
+            trainer.step(X, Y)
 
     def test_batch_size_and_start(self, trainer: dp.ExplicitTrainer):
         with pytest.raises(UserError, match="batch_size must be a whole number, at least 1, got 0"):
@@ -173,6 +228,12 @@ class Own(nn.Sequential):
 
     def forward(self, input: Tensor) -> Tensor:
         return 2 * super().forward(input)
+
+
+def patched(model: nn.Module) -> nn.Module:
+    """Return it with a forward set on the instance."""
+    model.forward = lambda input: 2 * input  # type: ignore[method-assign]
+    return model
 
 
 class Hooked(nn.Sequential):

@@ -95,6 +95,47 @@ class TestEpoch:
         trainer.epoch(X, Y, 8, on_step=zero)
         assert not weights(trainer).any()
 
+    @pytest.mark.parametrize(
+        "change",
+        [
+            lambda m: m[0].weight.requires_grad_(False),
+            lambda m: setattr(m[2].weight, "data", 0.3 * m[2].weight.data),
+            lambda m: m.__setitem__(1, dp.Sigmoid()),
+        ],
+        ids=["frozen", "data replaced", "another activation"],
+    )
+    @pytest.mark.parametrize("rows", [23, 24], ids=["and a smaller batch to come", "and none"])
+    def test_what_on_step_changes_in_the_model_counts_from_the_next(
+        self, trainer: dp.ExplicitTrainer, change: Callable[[Any], Any], rows: int
+    ):
+        x, y = torch.randn(rows, 5, dtype=F64), torch.arange(rows) % 3
+        model = copy.deepcopy(trainer.model)
+        tape = dp.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        trainer.epoch(x, y, 4, on_step=lambda step: change(trainer.model) if step == 2 else None)
+        by_autograd(model, F.cross_entropy, tape, x[:8], y[:8], 4)
+        change(model)
+        tape.zero_grad()  # what is frozen has none from here on
+        by_autograd(model, F.cross_entropy, tape, x[8:], y[8:], 4)
+        assert_same(trainer.model, model, trainer.optimizer, tape)
+
+    def test_targets_of_another_dtype_are_converted_once_and_what_is_written_to_them_is_seen(self):
+        model = dp.MLP([5, 7, 3], dtype=F64)
+        other = copy.deepcopy(model)
+        trainer, fresh = (
+            dp.ExplicitTrainer(m, "cross_entropy", dp.SGD(m.parameters(), lr=0.1)) for m in (model, other)
+        )
+        narrow = Y.to(torch.uint8)
+        for _ in range(2):
+            trainer.epoch(X, narrow, 8)
+            held = trainer._converted
+            assert held is not None
+            trainer.epoch(X, narrow, 8)
+            assert trainer._converted is held
+            for _ in range(2):
+                fresh.epoch(X, narrow.long(), 8)
+            assert torch.equal(weights(trainer), weights(fresh))
+            narrow.copy_(2 - narrow)
+
     def test_sync_brings_parameters_and_velocities_up_to_date(self, trainer: dp.ExplicitTrainer):
         other = twin_of(trainer)
         seen: dict[int, tuple[Tensor, Tensor]] = {}
@@ -174,10 +215,12 @@ class TestParametersStayTheUsers:
             lambda m: setattr(m[0].weight, "data", 0.3 * m[0].weight.data),
             lambda m: m[0].weight.data.mul_(0.3),
             lambda m: m[2].requires_grad_(False),
+            lambda m: setattr(m[1], "negative_slope", 0.5),
         ],
-        ids=["init", "load_state_dict", "vector_to_parameters", "data replaced", "data written", "frozen"],
+        ids=["init", "load_state_dict", "vector_to_parameters", "data replaced", "data written", "frozen", "constant"],
     )
     def test_what_others_write_between_calls_is_heeded(self, trainer: dp.ExplicitTrainer, change: Callable[[Any], Any]):
+        trainer.model[1] = nn.LeakyReLU()  # PyTorch's, which has a constant
         trainer.epoch(X, Y, 8)
         trainer.step(X, Y)
         change(trainer.model)
@@ -251,15 +294,18 @@ class TestParametersStayTheUsers:
         assert weights(trainer).isfinite().all()
 
     def test_a_look_within_an_epoch_disturbs_nothing(self, trainer: dp.ExplicitTrainer):
+        """And sees the weights as they are then."""
         other = twin_of(trainer)
+        seen: list[Tensor] = []
 
         def look(step: int) -> None:
-            trainer.sync()
-            trainer.look(X, Y)
+            seen.append(trainer.look(X, Y)[-1].a.clone())
 
         trainer.epoch(X, Y, 4, on_step=look, on_step_reads=False)
-        other.epoch(X, Y, 4)
-        assert torch.equal(weights(trainer), weights(other))
+        other.epoch(X, Y, 4, on_step=lambda step: step == 2)
+        torch.testing.assert_close(seen[1], other.model(X).detach(), rtol=1e-12, atol=1e-14)
+        other.epoch(X, Y, 4, start=2)
+        torch.testing.assert_close(weights(trainer), weights(other), rtol=1e-12, atol=1e-14)
 
     def test_what_it_refused_once_it_takes_when_mended(self, trainer: dp.ExplicitTrainer):
         trainer.epoch(X, Y, 8)
@@ -275,8 +321,16 @@ class TestParametersStayTheUsers:
         assert torch.equal(weights(trainer), weights(other))
 
     def test_memory_follows_the_rows_there_are(self, trainer: dp.ExplicitTrainer):
+        trainer.epoch(X, Y, 10**9, order=torch.arange(5))
+        assert len(trainer._layout._buffers[0]._a) == 5
         trainer.epoch(X, Y, 10**9)
         assert len(trainer._layout._buffers[0]._a) == 23
+
+    @pytest.mark.parametrize("name", ["model", "optimizer", "precision"])
+    def test_what_it_was_made_of_stays(self, trainer: dp.ExplicitTrainer, name: str):
+        """To set another would be to train with the old one, and say nothing."""
+        with pytest.raises(AttributeError):
+            setattr(trainer, name, None)
 
 
 def test_a_trainer_can_be_copied_and_pickled_at_any_time():

@@ -9,15 +9,16 @@ from __future__ import annotations
 import torch
 
 from deltaprop import ops
-from deltaprop.explicit.host import on_host
 from deltaprop.explicit.layers import Layer, Plan
+
+DEVICES = {"cuda"}
 
 
 def takes(plan: Plan) -> bool:
-    """Return whether a layer is one for it: with a bias and a relu, not on a CPU."""
+    """Return whether a layer is one for it: with a bias and a relu, on CUDA."""
     weight, bias, sigma = plan.linear.weight, plan.linear.bias, plan.sigma
     relu = sigma is not None and sigma.op is ops.ACTIVATIONS["relu"]
-    return relu and bias is not None and not on_host(weight.device)
+    return relu and bias is not None and weight.device.type in DEVICES
 
 
 class EpilogueLayer(Layer):

@@ -8,11 +8,13 @@ A graph holds host numbers as they were: η, μ, λ stand in the products (``upd
 (``teaching.py``), and captured again when an option changes, as a scheduler does once an epoch. Where that happens at
 every step, capturing would cost more than it saves: a step is captured only after one of the same lesson has been taken
 operation by operation, which warms the libraries up, too, and gives birth to velocities.
+
+An activation without a kernel is never captured: its formula may ask the device for a number, which no graph can hold,
+and a capture that fails leaves CUDA in a state that nobody can vouch for.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 
 import torch
@@ -26,15 +28,16 @@ def can_capture(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
-def capture(work: Callable[[], object]) -> Callable[[], object]:
-    """Return what replays some work on the device, as often as one likes; the work is not done now.
+def capture(work: Callable[[], object], device: torch.device) -> Callable[[], object]:
+    """Return what replays some work on a device, as often as one likes; the work is not done now.
 
     Raises:
         RuntimeError: If it asks the device for a number, or does something else that no graph can hold.
     """
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        work()
+    with torch.cuda.device(device):  # the stream must be this device's, or the graph would be empty
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=torch.cuda.Stream(), capture_error_mode="thread_local"):
+            work()
     replay: Callable[[], object] = graph.replay
     return replay
 
@@ -56,29 +59,23 @@ class Captured:
         self._rows = torch.zeros(stage.rows, dtype=torch.long, device=x.device)
         self._replay: Callable[[], object] | None = None
         self._lesson: int | None = None  # that the last step was taken in
-        self._refused = False
+        self._holdable = all(layer.plan.has_kernel for layer in stage.layers)
 
-    def fits(self, x: Tensor, y: Tensor, units: Tensor | None) -> bool:
-        """Return whether these are the tensors that it reads."""
-        return [_place(t) for t in (x, y, units)] == [_place(t) for t in (self._x, self._y, self._units)]
+    def fits(self, x: Tensor, y: Tensor, units: Tensor | None, total: Tensor) -> bool:
+        """Return whether these are the tensors that it reads, and writes to."""
+        now, then = (x, y, units, total), (self._x, self._y, self._units, self._total)
+        return [_place(t) for t in now] == [_place(t) for t in then]
 
     def step(self, rows: Tensor) -> None:
         """Take one step on the rows of these numbers, [N], and add its C to the total."""
         self._rows.copy_(rows)
         lesson = self.stage.lesson
-        if lesson is None or lesson != self._lesson or self._refused:
+        if lesson is None or lesson != self._lesson or not self._holdable:
             self._replay, self._lesson = None, lesson
             self._work()
             return
         if self._replay is None:
-            try:
-                self._replay = capture(self._work)
-            except RuntimeError as error:
-                self._refused = True
-                told = f"the step runs operation by operation, for no CUDA graph can hold it: {error}"
-                warnings.warn(told, RuntimeWarning, stacklevel=4)
-                self._work()
-                return
+            self._replay = capture(self._work, self._rows.device)
         self._replay()
 
     def _work(self) -> None:

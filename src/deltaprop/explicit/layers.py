@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from deltaprop.explicit.packing import Packed, padded
 from deltaprop.modules import Activation
-from deltaprop.ops.kernels import Kernel, kernel
+from deltaprop.ops.kernels import Kernel, has_kernel, kernel
 
 
 @dataclass
@@ -41,6 +41,11 @@ class Plan:
         self.kernel: Kernel | None = None
         if sigma is not None:
             self.kernel = kernel(sigma.op, tuple(getattr(sigma, name) for name in sigma.constants))
+
+    @property
+    def has_kernel(self) -> bool:
+        """Whether its activation, if it has one, is computed by kernels that are known here."""
+        return self.sigma is None or has_kernel(self.sigma.op)
 
     @property
     def outputs(self) -> int:

@@ -20,7 +20,7 @@ from deltaprop.explicit.layers import Buffers, Layer, Plan
 from deltaprop.explicit.losses import Loss, Rule
 from deltaprop.explicit.packing import Packed, pays, stored_by_input
 from deltaprop.explicit.precision import check_precision
-from deltaprop.explicit.reading import check_parameters, hook_tables, read_layers
+from deltaprop.explicit.reading import check_optimizer, check_parameters, hook_tables, read_layers, step_hooks
 from deltaprop.modules import GLOBAL_HOOKS
 
 MOST_STAGES = 8  # a full batch, a last one, and a few sizes more, before memory counts
@@ -40,7 +40,6 @@ class Layout:
         params: The parameters, in order.
         learning: Those that learn.
         packed: The packed matrices that stages with ``packs`` work on.
-        total: Where an epoch adds up its losses, a scalar.
         checked: The stage of the last batch that was taken singly, by what it looked like: not to be checked again.
 
     Raises:
@@ -50,16 +49,19 @@ class Layout:
     def __init__(
         self, model: nn.Module, rule: Rule, optimizer: torch.optim.Optimizer, rows: int, precision: str
     ) -> None:
-        self._rule, self._groups, self._capacity = rule, optimizer.param_groups, rows
+        self._rule, self._optimizer, self._capacity = rule, optimizer, rows
+        check_optimizer(optimizer)
         found, self._children = read_layers(model)
-        self._hooks = [*GLOBAL_HOOKS, *hook_tables(model.modules())]
-        self._dictionaries = [linear._parameters for linear, _ in found]
-        self._sigmas = [sigma for _, sigma in found if sigma is not None]
-        self.params = check_parameters([linear for linear, _ in found])
+        self._hooks = [*GLOBAL_HOOKS, *hook_tables(model.modules()), *step_hooks(optimizer)]
+        self._dictionaries = [linear._parameters for linear, *_ in found]
+        self._constants = [
+            (module, name) for _, sigma, module in found if sigma is not None for name in sigma.constants
+        ]
+        self.params = check_parameters([linear for linear, *_ in found])
         self.device = self.params[0].device
         check_precision(precision, self.device, self.params[0].dtype)
         self._mixes = precision == "bf16" and self.device.type in mixed.DEVICES
-        given = {p for group in self._groups for p in group["params"]}
+        given = {p for group in optimizer.param_groups for p in group["params"]}
         self.learning = [p for p in self.params if p.requires_grad and p in given]
         if not self.learning:
             raise UserError("nothing to learn: no parameter both requires a gradient and is in the optimizer")
@@ -68,7 +70,7 @@ class Layout:
             raise UserError(f"{rule.name} already contains {type(last).__name__}: leave it out of the model")
         learning = set(self.learning)
         self._plans = [
-            Plan(linear, sigma, (linear.weight in learning, linear.bias in learning)) for linear, sigma in found
+            Plan(linear, sigma, (linear.weight in learning, linear.bias in learning)) for linear, sigma, _ in found
         ]
         self.outputs = self._plans[-1].outputs
         self._by_neuron = rule.wants_by_neuron(self.outputs, self.device)
@@ -80,7 +82,6 @@ class Layout:
         self._looking: tuple[Any, Stage] | None = None
         if rows:
             with torch.inference_mode(False), torch.no_grad():
-                self.total = self.params[0].new_zeros(())
                 self._pack(rows)
                 self._buffers = self._make_buffers(rows, self._lowest, self.packed)
         self._state = self._state_of_things()
@@ -93,12 +94,12 @@ class Layout:
         return (
             [tuple(modules.values()) for modules in self._children],
             [id(p) for parameters in self._dictionaries for p in parameters.values()],
-            [p.data_ptr() for p in self.params],
+            [(p.data_ptr(), p.shape, p.is_contiguous()) for p in self.params],
             [p.requires_grad for p in self.params],
-            [getattr(sigma, name) for sigma in self._sigmas for name in sigma.constants],
+            [getattr(module, name) for module, name in self._constants],
             sum(map(len, self._hooks)),
             [bool(p._backward_hooks or p._post_accumulate_grad_hooks) for p in self.params],
-            [[id(p) for p in group["params"]] for group in self._groups],
+            [[id(p) for p in group["params"]] for group in self._optimizer.param_groups],
         )
 
     def stage(self, rows: int, batches: int, kind: type[Loss], packs: bool) -> Stage:
@@ -130,12 +131,12 @@ class Layout:
             return mixed.MixedLayer
         return EpilogueLayer if takes(plan) else Layer
 
-    def captured(self, stage: Stage, x: Tensor, y: Tensor, units: Tensor | None) -> Captured:
+    def captured(self, stage: Stage, x: Tensor, y: Tensor, units: Tensor | None, total: Tensor) -> Captured:
         """Return the step of a stage on rows of x and y, to be captured in a graph."""
         captured = self._captured.get(stage)
-        if captured is None or not captured.fits(x, y, units):
+        if captured is None or not captured.fits(x, y, units, total):
             with torch.inference_mode(False), torch.no_grad():
-                captured = self._captured[stage] = Captured(stage, x, y, units, self.total)
+                captured = self._captured[stage] = Captured(stage, x, y, units, total)
         return captured
 
     def _pack(self, rows: int) -> None:

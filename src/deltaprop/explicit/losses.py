@@ -212,10 +212,12 @@ class BinaryCross(Loss):
     def check_options(cls, options: dict[str, Any], outputs: int, dtype: torch.dtype) -> None:
         for name in ("weight", "pos_weight"):
             given = options.get(name)
-            if given is not None and tuple(given.shape) not in ((), (1,), (outputs,), (1, 1), (1, outputs)):
+            if isinstance(given, Tensor) and tuple(given.shape) not in ((), (1,), (outputs,), (1, 1), (1, outputs)):
                 raise UserError(
                     f"{name} must be the same for every sample, [{outputs}], got {list(given.shape)}: {ELSEWHERE}"
                 )
+            if given is not None and not isinstance(given, Tensor):
+                raise UserError(f"{name} must be a tensor, [{outputs}], got {given!r}")
 
     def differentiate(self, top: Layer) -> None:
         self.keep.copy_(top.a)
@@ -276,11 +278,11 @@ class CrossEntropy(Loss):
     @classmethod
     def check_options(cls, options: dict[str, Any], outputs: int, dtype: torch.dtype) -> None:
         weight = options.get("weight")
-        if weight is not None and (weight.shape != (outputs,) or weight.dtype != dtype):
-            raise UserError(
-                f"weight must hold one number a class, [{outputs}] of {dtype}, "
-                f"got {list(weight.shape)} of {weight.dtype}"
-            )
+        if weight is None:
+            return
+        if not isinstance(weight, Tensor) or weight.shape != (outputs,) or weight.dtype != dtype:
+            got = f"{list(weight.shape)} of {weight.dtype}" if isinstance(weight, Tensor) else repr(weight)
+            raise UserError(f"weight must hold one number a class, [{outputs}] of {dtype}, got {got}")
 
     def show(self, batch: int) -> None:
         self.keep, self.grad_log_p = self._kept[batch], self._grad[batch]

@@ -9,14 +9,18 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from deltaprop.errors import UserError
 from deltaprop.modules import GLOBAL_HOOKS, MLP, Activation, Linear, from_torch
+from deltaprop.optim import SGD
 
 ELSEWHERE = "train it by autograd (--engine autograd)"
 
-Found = list[tuple[nn.Linear, Activation | None]]
+Found = list[tuple[nn.Linear, Activation | None, nn.Module | None]]
+"""Each linear layer, its activation as ours, and the module in the model that it stands for."""
 
 
 def read_layers(model: nn.Module) -> tuple[Found, list[dict[str, Any]]]:
@@ -41,25 +45,26 @@ def read_layers(model: nn.Module) -> tuple[Found, list[dict[str, Any]]]:
             raise UserError(f"{kind} has hooks or a forward of its own, which nothing would call: {ELSEWHERE}")
         ours = from_torch(module)
         if type(ours) is Linear:
-            found.append((module, None))  # type: ignore[arg-type]  # PyTorch's Linear or ours
+            found.append((module, None, None))  # type: ignore[arg-type]  # PyTorch's Linear or ours
             free = True
         elif not isinstance(ours, Activation) or type(ours).forward is not Activation.forward:
             raise UserError(f"{kind} is neither a linear layer nor an activation that has a δ here: {ELSEWHERE}")
         elif not free:
             raise UserError(f"{kind} does not follow a linear layer: {ELSEWHERE}")
         else:
-            found[-1] = (found[-1][0], ours)
+            found[-1] = (found[-1][0], ours, module)
             free = False
     if not found:
         raise UserError("the model has no linear layer")
-    for (below, _), (above, _) in pairwise(found):
+    for (below, *_), (above, *_) in pairwise(found):
         if below.out_features != above.in_features:
             raise UserError(f"a layer of {below.out_features} outputs comes before one of {above.in_features} inputs")
     return found, read
 
 
 def _flat(model: nn.Sequential, prefix: str, read: list[dict[str, Any]]) -> Iterator[tuple[str, nn.Module]]:
-    if type(model).forward not in (nn.Sequential.forward, MLP.forward) or _hooked(model):
+    own = "forward" in vars(model) or type(model).forward not in (nn.Sequential.forward, MLP.forward)
+    if own or _hooked(model):
         raise UserError(f"{prefix or 'the model'} has a forward or hooks, which nothing would call: {ELSEWHERE}")
     read.append(model._modules)
     for name, module in model._modules.items():  # not named_children(), which names a shared module once
@@ -99,3 +104,27 @@ def check_parameters(linears: Sequence[nn.Linear]) -> list[Tensor]:
         if p._backward_hooks or p._post_accumulate_grad_hooks:
             raise UserError(f"a parameter of shape {list(p.shape)} has hooks, which nothing would call: {ELSEWHERE}")
     return params
+
+
+def check_optimizer(optimizer: torch.optim.Optimizer) -> None:
+    """Refuse an optimizer whose step would do anything but SGD.
+
+    Raises:
+        UserError: If it is of another kind, or has hooks on its step.
+    """
+    hooks = any(step_hooks(optimizer))
+    if type(optimizer) not in (SGD, torch.optim.SGD) or hooks:
+        raise UserError(
+            f"the explicit driver fuses SGD itself into its products, got {type(optimizer).__name__}"
+            f"{' with step hooks' if hooks else ''}: {ELSEWHERE}"
+        )
+
+
+def step_hooks(optimizer: torch.optim.Optimizer) -> list[dict[int, Any]]:
+    """Return the dictionaries of what a step of the optimizer would run besides."""
+    return [
+        optimizer._optimizer_step_pre_hooks,
+        optimizer._optimizer_step_post_hooks,
+        _global_optimizer_pre_hooks,
+        _global_optimizer_post_hooks,
+    ]

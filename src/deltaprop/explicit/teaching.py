@@ -23,15 +23,19 @@ class Teacher:
 
     Args:
         optimizer: Its param_groups hold the options, its state the velocities.
-        learning: The parameters that learn.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, learning: Sequence[Tensor]) -> None:
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self.optimizer = optimizer
-        self.learning = learning
+        self._learning: Sequence[Tensor] = ()
         self.lesson = 0  # counts what every stage must be taught anew for
         self._rates: list[tuple[Any, ...]] = []  # the options of each group
         self._velocity_ids: list[int] = []
+
+    def begin(self, learning: Sequence[Tensor]) -> None:
+        """Teach these parameters from now on, and every stage anew."""
+        self._learning = learning
+        self.lesson += 1
 
     def heed_rates(self, stage: Stage) -> None:
         """Let every layer of a stage learn by the options that the optimizer has now."""
@@ -55,7 +59,7 @@ class Teacher:
 
     def _ids_of_velocities(self) -> list[int]:
         state = self.optimizer.state
-        return [id(state[p].get("momentum_buffer")) for p in self.learning if p in state]
+        return [id(state[p].get("momentum_buffer")) for p in self._learning if p in state]
 
     def _teach(self, layer: Layer, group_of: dict[Tensor, dict[str, Any]]) -> bool:
         """Set what a layer learns by; return whether a velocity of its is still to be born."""

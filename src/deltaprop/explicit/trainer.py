@@ -19,13 +19,11 @@ from deltaprop.explicit.batches import Stage, batches_per_block
 from deltaprop.explicit.graph import can_capture
 from deltaprop.explicit.layers import Layer
 from deltaprop.explicit.layout import Layout
-from deltaprop.explicit.losses import ResidualLoss, Rule
+from deltaprop.explicit.losses import Loss, ResidualLoss, Rule
 from deltaprop.explicit.packing import Packed
 from deltaprop.explicit.precision import products_in
-from deltaprop.explicit.reading import ELSEWHERE
 from deltaprop.explicit.recursion import back_propagate, feed_forward
 from deltaprop.explicit.teaching import Teacher
-from deltaprop.optim import SGD
 
 __all__ = ["ExplicitTrainer"]
 
@@ -52,7 +50,7 @@ class ExplicitTrainer:
             have. It says so at once.
 
     Example:
-        >>> from deltaprop import MLP
+        >>> from deltaprop import MLP, SGD
         >>> model = MLP([4, 8, 3])
         >>> trainer = ExplicitTrainer(model, "cross_entropy", SGD(model.parameters(), lr=0.1))
         >>> x, y = torch.randn(100, 4), torch.randint(3, (100,))
@@ -67,28 +65,39 @@ class ExplicitTrainer:
         *,
         precision: str = "float32",
     ) -> None:
-        self.model = model
+        self._model, self._optimizer, self._precision = model, optimizer, precision
         self.loss = Rule(loss)
-        self.optimizer = optimizer
-        self.precision = precision
-        hooks = (optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks)
-        if type(optimizer) not in (SGD, torch.optim.SGD) or any(hooks):
-            raise UserError(
-                f"the explicit driver fuses SGD itself into its products, got {type(optimizer).__name__}"
-                f"{' with step hooks' if any(hooks) else ''}: {ELSEWHERE}"
-            )
         self._begin()
 
     def _begin(self) -> None:
         self._behind: list[Packed] = []  # whose Parameters are not up to date
         self._running = False  # within an epoch
         self._inference = torch.inference_mode()  # for steps taken singly: to make one takes a microsecond
+        self._teacher = Teacher(self._optimizer)
+        self._total: Tensor | None = None  # where an epoch adds up its losses
+        # Targets of an epoch, their version, and what they are held as.
+        self._converted: tuple[Tensor, int, Tensor] | None = None
         self._lay_out(0)
+
+    @property
+    def model(self) -> nn.Module:
+        """The model; for another make another trainer."""
+        return self._model
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The optimizer; for another make another trainer."""
+        return self._optimizer
+
+    @property
+    def precision(self) -> str:
+        """Of the products of matrices; for another make another trainer."""
+        return self._precision
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what it was made of; its memory is made anew where it is needed."""
         self.sync()
-        return {name: getattr(self, name) for name in ("model", "loss", "optimizer", "precision")}
+        return {name: vars(self)[name] for name in ("_model", "loss", "_optimizer", "_precision")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Begin with what another was made of."""
@@ -169,41 +178,45 @@ class ExplicitTrainer:
             raise UserError(f"batch_size must be a whole number, at least 1, got {batch_size!r}")
         if self._running:
             raise UserError("an epoch within an epoch of the same trainer would write over its batches")
-        self._enter(min(batch_size, rows))
-        y = self._checked(x, y, rows)
+        if order is not None:
+            _check_order(order, x)
+        self._enter(min(batch_size, rows if order is None else len(order)))
+        y = self._checked_once(x, y, rows)
         kind = self.loss.kind(y)
-        if units is not None and not issubclass(kind, ResidualLoss):
-            raise UserError(f"units are for losses of a − y, got {self.loss.name}")
+        if units is not None:
+            self._check_units(units, kind, x)
         kind.check_values(self.loss.options, y, self._layout.outputs)
         if order is None and generator is not None:
             order = torch.randperm(len(x), generator=generator, device=generator.device).to(x.device)
-        elif order is not None:
-            _check_order(order, x)
         rows = len(x) if order is None else len(order)
         steps = math.ceil(rows / batch_size)
         if not isinstance(start, int) or not 0 <= start <= steps:
             raise UserError(f"start must be a step of the epoch, 0 to {steps}, got {start!r}")
         packs = on_step is None or not on_step_reads
-        self._behind, self._running = self._layout.packed if packs else [], True
-        total = self._layout.total
-        done, seen = start, 0
         captures = can_capture(x.device)
         if order is None and captures:
             order = torch.arange(rows, device=x.device)  # a graph gathers by numbers
+        if self._total is None or (self._total.dtype, self._total.device) != (x.dtype, x.device):
+            self._total = x.new_zeros(())
+        total = self._total
+        done, seen = start, 0
         with torch.inference_mode():
             total.zero_()
-            for packed in self._behind:
-                packed.read()
             try:
+                self._behind, self._running = self._layout.packed if packs else [], True
+                for packed in self._behind:
+                    packed.read()
                 while done < steps:
                     first = done * batch_size
                     here = min(batch_size, rows - first)
+                    if not self._layout.holds(here):  # on_step has changed what a layout hangs on
+                        self._lay_out(here)
                     batches = batches_per_block(x, batch_size) if here == batch_size else 1
                     stage = self._layout.stage(here, batches, kind, packs)
                     batches = min(stage.batches, (rows - first) // here)
                     block = slice(first, first + batches * here)
                     if order is not None and captures:
-                        captured = self._layout.captured(stage, x, y, units)
+                        captured = self._layout.captured(stage, x, y, units, total)
                         step = partial(captured.step, order[block])
                         ended, taken = self._steps([step], stage, done, on_step, on_step_reads)
                     else:
@@ -229,7 +242,7 @@ class ExplicitTrainer:
         on_step: Callable[[int], object] | None,
         on_step_reads: bool,
     ) -> tuple[bool, int]:
-        """Take the steps of a block; return whether ``on_step`` ended the epoch, and how many steps were taken."""
+        """Take the steps of a block, or some; return whether ``on_step`` ended the epoch, and how many were taken."""
         for number, step in enumerate(steps, start=1):
             self._teacher.heed_rates(stage)
             with self._products:
@@ -240,6 +253,8 @@ class ExplicitTrainer:
                 with torch.inference_mode(False):
                     ended = on_step(done + number)
                 self._teacher.heed_velocities()
+                if not self._layout.holds(stage.rows):
+                    return ended is True, number  # what is left of the block is laid out anew
             else:
                 ended = on_step(done + number)
             if ended is True:
@@ -258,6 +273,7 @@ class ExplicitTrainer:
             The layers from the first, with a_prev, a and δ in their buffers; the next look writes over them.
         """
         rows = _rows(x, y)
+        self.sync()
         self._enter(0)  # it has buffers of its own
         y = self._checked(x, y, rows)
         stage = self._layout.looking_stage(rows, self.loss.kind(y))
@@ -276,13 +292,36 @@ class ExplicitTrainer:
             self._lay_out(rows)
         self._teacher.heed_velocities()
         # What a scheduler looks at to warn of a `step` that came before the optimizer's.
-        self.optimizer._opt_called = True  # type: ignore[attr-defined]  # the scheduler makes it
+        self._optimizer._opt_called = True  # type: ignore[attr-defined]  # the scheduler makes it
 
     def _lay_out(self, rows: int) -> None:
         """Read the model anew, and make memory for batches of so many rows."""
-        self._layout = Layout(self.model, self.loss, self.optimizer, rows, self.precision)
-        self._products = products_in(self.precision, self._layout.device)
-        self._teacher = Teacher(self.optimizer, self._layout.learning)
+        self._layout = Layout(self._model, self.loss, self._optimizer, rows, self._precision)
+        self._products = products_in(self._precision, self._layout.device)
+        self._teacher.begin(self._layout.learning)
+
+    def _checked_once(self, x: Tensor, y: Tensor, rows: int) -> Tensor:
+        """Return targets as a block holds them: the same tensor for the same targets, epoch after epoch."""
+        if self._converted is not None and self._converted[0] is y and self._converted[1] == y._version:
+            y = self._converted[2]
+        held = self._checked(x, y, rows)
+        if held is not y:
+            self._converted = y, y._version, held
+        return held
+
+    def _check_units(self, units: Tensor, kind: type[Loss], x: Tensor) -> None:
+        """Refuse units that do not fit.
+
+        Raises:
+            UserError: If they do not.
+        """
+        if not issubclass(kind, ResidualLoss):
+            raise UserError(f"units are for losses of a − y, got {self.loss.name}")
+        outputs = self._layout.outputs
+        fits = isinstance(units, Tensor) and tuple(units.shape) in ((), (1,), (outputs,)) and units.device == x.device
+        if not fits:
+            got = f"{list(units.shape)} on {units.device}" if isinstance(units, Tensor) else repr(units)
+            raise UserError(f"units must be a tensor, one number or [{outputs}], on {x.device}, got {got}")
 
     def _checked(self, x: Tensor, y: Tensor, rows: int) -> Tensor:
         """Return targets as a block holds them.
