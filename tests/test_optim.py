@@ -204,6 +204,19 @@ def test_gradients_are_left_as_they_are():
             assert all(torch.equal(p.grad, q.grad) for p, q in zip(ours, theirs, strict=True))
 
 
+@pytest.mark.parametrize("set_to_none", [True, False])
+def test_gradients_are_forgotten_as_by_torch(set_to_none: bool):
+    """In every group, and where there is none."""
+    ours, theirs = ([nn.Parameter(torch.ones(2)) for _ in range(3)] for _ in range(2))
+    for params, kind in ((ours, dp.SGD), (theirs, torch.optim.SGD)):
+        for p in params[:2]:
+            p.grad = torch.tensor([3.0, -1.0])
+        kind([{"params": params[:1]}, {"params": params[1:]}], lr=0.1).zero_grad(set_to_none)
+    for p, q in zip(ours, theirs, strict=True):
+        assert (p.grad is None) == (q.grad is None)
+        assert p.grad is None or torch.equal(p.grad, q.grad)
+
+
 def test_the_first_velocity_is_a_copy():
     """V ← g at the first step is a tensor of its own: zeroing the gradient in place leaves it."""
     weight = nn.Parameter(torch.tensor([1.0]))

@@ -428,7 +428,7 @@ def cross_entropy(
         return _cross_entropy_of_probabilities(input, target, weight, ignore_index, reduction, label_smoothing)
     if weight is not None and weight.requires_grad:
         raise RuntimeError("weight is a constant of cross_entropy over labels: pass weight.detach()")
-    return ops.cross_entropy(input, target, weight, ignore_index, reduction, label_smoothing)[0]
+    return ops.cross_entropy(input, target, weight, ignore_index, reduction, label_smoothing)
 
 
 def _cross_entropy_of_probabilities(

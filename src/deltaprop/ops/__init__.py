@@ -12,7 +12,7 @@ from torch import Tensor
 
 from deltaprop.ops import activations as _a
 from deltaprop.ops.activations import Activation, Elementwise
-from deltaprop.ops.cross_entropy import CrossEntropy, SoftCrossEntropy, smooth
+from deltaprop.ops.cross_entropy import CrossEntropy, SoftCrossEntropy, cross_entropy, smooth
 from deltaprop.ops.linear import Linear
 from deltaprop.ops.losses import L1, MSE, BinaryCrossEntropy, Huber, Quadratic, ResidualLoss
 from deltaprop.ops.primitive import primitive
@@ -40,7 +40,6 @@ l1: Callable[..., Tensor] = primitive(L1)
 huber: Callable[..., Tensor] = primitive(Huber)
 quadratic: Callable[..., Tensor] = primitive(Quadratic)
 binary_cross_entropy: Callable[..., Tensor] = primitive(BinaryCrossEntropy)
-cross_entropy: Callable[..., tuple[Tensor, Tensor]] = primitive(CrossEntropy)
 soft_cross_entropy: Callable[..., tuple[Tensor, Tensor]] = primitive(SoftCrossEntropy)
 
 __all__ = [

@@ -29,6 +29,7 @@ from deltaprop.ops.activations import LogSoftmax
 from deltaprop.ops.casting import cast
 from deltaprop.ops.kernels import kernel, may_fuse
 from deltaprop.ops.losses import reduction_scale
+from deltaprop.ops.primitive import in_plain_eager_mode, primitive, quick_apply
 
 
 def class_axis(z: Tensor) -> int:
@@ -53,8 +54,7 @@ def label_loss(
     PyTorch's kernel picks log p_y, and refuses a label below 0 or above C − 1 on every device.
     """
     if _plain(log_p, target, weight):  # the kernel counts the weights anyway: cheaper than to count them again
-        pick = torch.ops.aten.nll_loss_forward.default
-        loss, total = pick(log_p, target, weight, _REDUCTIONS[reduction], ignore_index)
+        loss, total = _pick(log_p, target, weight, _REDUCTIONS[reduction], ignore_index)
         if reduction != "none":
             return loss, total
     else:
@@ -64,7 +64,7 @@ def label_loss(
 
 
 def _plain(log_p: Tensor, target: Tensor, weight: Tensor | None) -> bool:
-    """Return whether PyTorch's kernel can be called directly: nothing to reshape, to cast, or to refuse."""
+    """Return whether PyTorch's kernel can be called directly on log p, or z: nothing to reshape, cast, or refuse."""
     return (
         log_p.dim() == 2
         and target.shape == log_p.shape[:1]
@@ -91,11 +91,12 @@ def label_grad_log_p(
         of_rows = label_grad_log_p(entries, rows, labels, weight, ignore_index, reduction, total)
         return of_rows.reshape(by_class.shape).movedim(-1, 1)
     target, weight = cast(target, torch.int64), None if weight is None else cast(weight, log_p.dtype)
-    put = torch.ops.aten.nll_loss_backward.default
-    grad_log_p: Tensor = put(grad_loss, log_p, target, weight, _REDUCTIONS[reduction], ignore_index, total)
+    grad_log_p: Tensor = _put(grad_loss, log_p, target, weight, _REDUCTIONS[reduction], ignore_index, total)
     return grad_log_p
 
 
+_pick = torch.ops.aten.nll_loss_forward.default  # C and Σ_n w_{y_n} from log p
+_put = torch.ops.aten.nll_loss_backward.default  # G = ∂C/∂log p
 _REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}  # PyTorch's numbers for its kernels
 
 
@@ -194,6 +195,63 @@ class CrossEntropy(Function):
         log_p_dot = LogSoftmax.push(z_dot, log_p, class_axis(log_p))
         loss_dot, _total = labels_loss(log_p_dot, target, weight, *ctx.constants)
         return loss_dot, log_p_dot, None
+
+
+class QuickCrossEntropy(Function):
+    """The same for plain labels and few logits, where Python costs more than the kernels: two each way, one output.
+
+    log p is kept though it is no output. So a second derivative goes through :class:`CrossEntropy`, from z again.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, z: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, reduction: str
+    ) -> Tensor:
+        log_p = torch.log_softmax(z, 1)
+        loss: Tensor
+        loss, total = _pick(log_p, target, weight, _REDUCTIONS[reduction], ignore_index)
+        ctx.save_for_backward(z, log_p, target, weight, total)
+        ctx.constants = ignore_index, reduction
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        grad_loss = grad_output
+        z, log_p, target, weight, total = ctx.saved_tensors
+        ignore_index, reduction = ctx.constants
+        if may_fuse(grad_loss):
+            delta = _put(grad_loss, log_p, target, weight, _REDUCTIONS[reduction], ignore_index, total)
+            _bend(delta, log_p)  # BP1: δ = G − p Σ_c G; plain: (p − y) / N
+        elif torch.is_grad_enabled():  # a graph of the gradient is asked for
+            loss, _, _ = _cross_entropy(z, target, weight, ignore_index, reduction, 0.0)
+            (delta,) = torch.autograd.grad(loss, z, grad_loss, create_graph=True)
+        else:
+            by_log_p = label_grad_log_p(grad_loss, log_p, target, weight, ignore_index, reduction, total)
+            delta = LogSoftmax.delta(by_log_p, log_p, 1)
+        return delta, None, None, None, None
+
+
+_cross_entropy = primitive(CrossEntropy)
+_quick = quick_apply(QuickCrossEntropy)
+_bend = kernel(LogSoftmax, (1,)).bend
+FEW_LOGITS = 2**16  # it keeps z beside log p, which would be dear where there are many
+
+
+def cross_entropy(
+    z: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, reduction: str, smoothing: float
+) -> Tensor:
+    """Return C from logits and labels: by the quick Function where it will do."""
+    if (
+        _plain(z, target, weight)
+        and not smoothing
+        and reduction != "none"
+        and z.numel() <= FEW_LOGITS
+        and in_plain_eager_mode()
+    ):
+        loss: Tensor = _quick(z, target, weight, ignore_index, reduction)
+        return loss
+    loss, _, _ = _cross_entropy(z, target, weight, ignore_index, reduction, smoothing)
+    return loss
 
 
 class SoftCrossEntropy(Function):

@@ -1,0 +1,93 @@
+"""Cross-entropy of plain labels by its quick Function: the same numbers as by the definition, in every derivative."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad, gradgradcheck
+
+from deltaprop import functional as F
+from tests.ops.compare import our_nodes
+
+MODULE: Any = importlib.import_module("deltaprop.ops.cross_entropy")  # the function of its name stands in its place
+OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"reduction": "sum"},
+    {"ignore_index": 1},
+    {"weight": torch.tensor([0.5, 2.0, 1.0, 3.0], dtype=torch.float64)},
+]
+Z, Y = torch.randn(6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1)), torch.arange(6) % 4
+
+
+def node(c: Tensor) -> str:
+    (ours,) = our_nodes(c)
+    return type(ours).__name__.removesuffix("Backward")
+
+
+@pytest.fixture
+def z() -> Tensor:
+    return Z.clone().requires_grad_()
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_it_is_the_definition_to_the_bit(z: Tensor, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch):
+    values = []
+    for few, name in ((MODULE.FEW_LOGITS, "QuickCrossEntropy"), (0, "CrossEntropy")):
+        monkeypatch.setattr(MODULE, "FEW_LOGITS", few)
+        c = F.cross_entropy(z, Y, **options)
+        assert node(c) == name
+        values.append((c, *torch.autograd.grad(c, z, torch.tensor(0.7, dtype=torch.float64))))
+    for quick, defined in zip(*values, strict=True):
+        assert torch.equal(quick, defined)
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_a_graph_of_the_gradient_is_right_and_changes_no_gradient(z: Tensor, options: dict[str, Any]):
+    plain, graphed = (
+        torch.autograd.grad(F.cross_entropy(2 * z, Y, **options), z, create_graph=graph)[0] for graph in (False, True)
+    )
+    torch.testing.assert_close(graphed, plain, rtol=1e-13, atol=1e-15)
+    assert gradgradcheck(lambda z: F.cross_entropy(2 * z, Y, **options), (z,), check_batched_grad=True)
+
+
+def test_gradients_of_many_at_once(z: Tensor):
+    many = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
+    (batched,) = torch.autograd.grad(F.cross_entropy(z, Y), z, many, is_grads_batched=True)
+    (one,) = torch.autograd.grad(F.cross_entropy(z, Y), z)
+    torch.testing.assert_close(batched, many.view(-1, 1, 1) * one, rtol=1e-13, atol=1e-15)
+
+
+def test_a_tangent_of_the_gradient_given(z: Tensor):
+    c = F.cross_entropy(z, Y)
+    (one,) = torch.autograd.grad(c, z, retain_graph=True)
+    with forward_ad.dual_level():
+        given = forward_ad.make_dual(torch.ones_like(c), torch.full_like(c, 3.0))
+        tangent = forward_ad.unpack_dual(torch.autograd.grad(c, z, given)[0]).tangent
+    torch.testing.assert_close(tangent, 3 * one)  # backward is linear
+
+
+@pytest.mark.parametrize(
+    ("z", "y", "options"),
+    [
+        (Z, Y, {"label_smoothing": 0.1}),
+        (Z, Y, {"reduction": "none"}),
+        (Z, Y.to(torch.uint8), {}),
+        (Z.to(torch.bfloat16), Y, {}),
+        (Z[0], Y[0], {}),
+        (Z.view(3, 4, 2), Y.view(3, 2), {}),
+        (torch.zeros(2, 2**15 + 1, dtype=torch.float64), Y[:2], {}),
+    ],
+    ids=["smoothed", "one a sample", "narrow labels", "bf16", "one sample", "one a pixel", "many logits"],
+)
+def test_what_is_not_plain_or_not_small_takes_the_definition(z: Tensor, y: Tensor, options: dict[str, Any]):
+    assert node(F.cross_entropy(z.clone().requires_grad_(), y, **options)) == "CrossEntropy"
+
+
+@pytest.mark.parametrize("label", [-1, 4])
+def test_a_label_that_is_no_class_is_refused(label: int):
+    with pytest.raises(IndexError):
+        F.cross_entropy(Z, torch.full((6,), label))
