@@ -65,7 +65,7 @@ def compare(name: str, options: dict[str, Any], a: Tensor, y: Tensor, batches: i
         loss.differentiate(top)
         torch.testing.assert_close(top.delta, torch.autograd.grad(c, part)[0], rtol=1e-13, atol=1e-14)
         if batches == 1:
-            torch.testing.assert_close(loss.value(), c.detach(), rtol=1e-13, atol=1e-14)
+            torch.testing.assert_close(loss.total_value(1), c.detach(), rtol=1e-13, atol=1e-14)
     torch.testing.assert_close(loss.values(batches), torch.stack(expected), rtol=1e-13, atol=1e-14)
 
 
@@ -90,7 +90,7 @@ def test_a_batch_of_ignored_labels_is_nan_and_moves_nothing():
     loss.begin(y)
     top = Top(a, loss)
     loss.differentiate(top)
-    assert loss.value().isnan()
+    assert loss.total_value(1).isnan()
     assert not top.delta.any()
 
 
@@ -116,7 +116,7 @@ def test_logits_of_800_are_no_matter():
     loss.begin(y)
     top = Top(z, loss)
     loss.differentiate(top)
-    assert loss.value() == 1600  # log(1 + e^−1600) + 1600
+    assert loss.total_value(1) == 1600  # log(1 + e^−1600) + 1600
     assert top.delta.tolist() == [[1, -1]]  # p − y
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from deltaprop.explicit.packing import WIDEST, Packed, padded, pays, stored_by_input
+from deltaprop.explicit.packing import WIDEST, Packed, in_tiles, padded, pays, stored_by_input
 
 
 @pytest.mark.parametrize("by_input", [True, False])
@@ -50,6 +50,26 @@ class TestPacked:
         assert torch.equal(weight, 2 * before)
 
 
+@pytest.mark.parametrize("by_input", [True, False])
+@pytest.mark.parametrize("n_out", [5, 7, 8, 10])
+def test_a_product_in_whole_tiles_writes_the_ones_of_the_layer_above(n_out: int, by_input: bool):
+    """z, then 1, then 0; whatever is learnt, and after another has written."""
+    linear, a = nn.Linear(3, n_out), torch.randn(4, 3)
+    packed = Packed(linear, by_input, in_tiles(n_out))
+    wide = torch.cat([a, torch.ones(4, 1), torch.zeros(4, padded(3) - 4)], dim=1)
+    packed.matrix.mul_(0.5).add_(1)
+    for _ in range(2):
+        packed.write()
+        behind = (torch.arange(packed.width - n_out) == 0).float().expand(4, -1)
+        torch.testing.assert_close(wide @ packed.right, torch.cat([linear(a).detach(), behind], dim=1))
+        nn.init.constant_(linear.weight, 7.0)
+        packed.read()
+
+
+def test_tiles_are_of_eight_numbers():
+    assert [in_tiles(n) for n in (1, 8, 30, 32)] == [8, 8, 32, 32]
+
+
 def test_rows_start_at_multiples_of_64_bytes():
     assert [padded(n) for n in (1, 15, 16, 784)] == [16, 16, 32, 800]
 
@@ -65,3 +85,4 @@ def test_the_way_of_storing_follows_from_sizes_alone():
     assert stored_by_input(10, 30, 10, passes_back=True)
     assert not stored_by_input(10, 784, 30, passes_back=False)  # tall and thin, at a small batch
     assert not stored_by_input(16, 64, 128, passes_back=True)  # BP2 is the larger product
+    assert not stored_by_input(32, 64, 60, passes_back=False, width=64)  # the update is to have whole tiles

@@ -92,6 +92,15 @@ class TestRefusals:
         with pytest.raises(UserError, match="has hooks"):
             trainer.epoch(X, Y, 8)
 
+    @pytest.mark.parametrize("register", ["register_hook", "register_post_accumulate_grad_hook"])
+    def test_a_hook_on_a_parameter_that_is_set_later(self, trainer: dp.ExplicitTrainer, register: str):
+        trainer.step(X, Y)
+        handle = getattr(trainer.model[0].weight, register)(lambda *_: None)
+        with pytest.raises(UserError, match=r"a parameter of shape \[7, 5\] has hooks"):
+            trainer.step(X, Y)
+        handle.remove()
+        trainer.step(X, Y)
+
     @pytest.mark.parametrize(
         ("x", "y", "said"),
         [

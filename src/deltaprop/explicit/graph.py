@@ -81,7 +81,7 @@ class Captured:
     def _work(self) -> None:
         self.stage.load(self._x, self._y, self.stage.rows, self._rows)
         self.stage.step(0)
-        self.stage.add_values(self._total, 1, 1, self._units)
+        self.stage.add_values(self._total, 1, self._units)
 
 
 def _place(t: Tensor | None) -> tuple[object, ...] | None:

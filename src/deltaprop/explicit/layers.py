@@ -71,13 +71,14 @@ class Buffers:
         self._a_next, self._a = activations(rows, plan.outputs, wide, like)
         # z lies in memory as a does: gelu(contiguous, out=strided) writes to the wrong places on CPU (torch 2.13)
         overwritten = plan.kernel is None or plan.kernel.in_place
-        self._z = self._a if overwritten else activations(rows, plan.outputs, wide, like)[1]
+        self._z_next, self._z = (self._a_next, self._a) if overwritten else activations(rows, plan.outputs, wide, like)
         self._delta = torch.zeros(rows if differs else 0, plan.outputs, dtype=like.dtype, device=like.device)
 
-    def first(self, rows: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return the memory of a batch of so many rows: z, a, a as the layer above reads it, and δ."""
-        z, a, a_next, delta = (self._first(memory, rows) for memory in (self._z, self._a, self._a_next, self._delta))
-        return z, a, a_next, delta
+    def first(self, rows: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Return the memory of a batch of so many rows: z, a, both as wide as the layer above reads a, and δ."""
+        memories = (self._z, self._a, self._z_next, self._a_next, self._delta)
+        z, a, z_next, a_next, delta = (self._first(memory, rows) for memory in memories)
+        return z, a, z_next, a_next, delta
 
     def _first(self, memory: Tensor, rows: int) -> Tensor:
         if not self.by_neuron or not len(memory):
@@ -116,14 +117,14 @@ class Layer:
     def __init__(self, plan: Plan, buffers: Buffers, rows: int, below: Layer | None) -> None:
         self.plan = plan
         self.below = below
-        self.z, self.a, self.a_next, self.delta = buffers.first(rows)
+        self.z, self.a, self.z_next, self.a_next, self.delta = buffers.first(rows)
         self.a_t, self.delta_t = self.a.t(), self.delta.t()
         # Tensors on the Parameters' memory, not the Parameters: these pass faster through PyTorch's front door.
         bias: Tensor | None = plan.linear.bias
         self.weight: Tensor = plan.linear.weight.detach()
         self.bias = None if bias is None else bias.detach()
         self.right = self.weight.t()
-        self.ones = self.delta.new_ones(1, len(self.delta))
+        self.ones = self.delta.new_ones(len(self.delta))
         self._forward = None if plan.kernel is None else plan.kernel.forward
         self._bend = None if plan.kernel is None else plan.kernel.bend
         self._saved = self.a if plan.kernel is not None and plan.kernel.in_place else self.z
@@ -158,11 +159,17 @@ class Layer:
 
     def add_weight_gradient(self, target: Tensor, beta: float, alpha: float) -> None:
         """BP4: target ← β target + α δᵀ a_prev."""
-        target.addmm_(self.delta_t, self.a_prev, beta=beta, alpha=alpha)
+        if beta == 1:  # PyTorch takes 0.2 µs to read a number
+            target.addmm_(self.delta_t, self.a_prev, alpha=alpha)
+        else:
+            target.addmm_(self.delta_t, self.a_prev, beta=beta, alpha=alpha)
 
     def add_bias_gradient(self, target: Tensor, beta: float, alpha: float) -> None:
-        """BP3: target ← β target + α Σ_n δ_n, the sum being the product 1ᵀ δ."""
-        target.addmm_(self.ones, self.delta, beta=beta, alpha=alpha)
+        """BP3: target ← β target + α Σ_n δ_n, the sum being the product δᵀ 1."""
+        if beta == 1:
+            target.addmv_(self.delta_t, self.ones, alpha=alpha)
+        else:
+            target.addmv_(self.delta_t, self.ones, beta=beta, alpha=alpha)
 
 
 class PackedLayer(Layer):
@@ -172,19 +179,22 @@ class PackedLayer(Layer):
         super().__init__(plan, buffers, rows, below)
         self.weight, self.bias, self.right = packed.weight, packed.bias, packed.right
         self.packed, self.by_input = packed, packed.by_input
+        self.z_written = self.z_next[:, : packed.width]
         if below is not None:
             self.see(below.a_next, below.a_next.t())
 
     def linear(self) -> None:
-        """FWD: z = [a_prev, 1] [W, b]ᵀ."""
-        torch.mm(self.a_prev, self.right, out=self.z)
+        """FWD: z = [a_prev, 1] [W, b]ᵀ, and behind it the 1 of the layer above."""
+        torch.mm(self.a_prev, self.right, out=self.z_written)
 
     def add_weight_gradient(self, target: Tensor, beta: float, alpha: float) -> None:
         """BP3, BP4: target ← β target + α δᵀ [a_prev, 1], target being stored as the matrix is."""
-        if self.by_input:
-            target.addmm_(self.a_prev_t, self.delta, beta=beta, alpha=alpha)  # type: ignore[arg-type]  # it was shown
+        if not self.by_input:
+            super().add_weight_gradient(target, beta, alpha)
+        elif beta == 1:
+            target.addmm_(self.a_prev_t, self.delta, alpha=alpha)  # type: ignore[arg-type]  # it was shown
         else:
-            target.addmm_(self.delta_t, self.a_prev, beta=beta, alpha=alpha)
+            target.addmm_(self.a_prev_t, self.delta, beta=beta, alpha=alpha)  # type: ignore[arg-type]
 
 
 def _nothing() -> None:

@@ -6,6 +6,7 @@ A layout is never changed. When the model has, or a batch is larger than its mem
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -18,11 +19,12 @@ from deltaprop.explicit.epilogue import EpilogueLayer, takes
 from deltaprop.explicit.graph import Captured
 from deltaprop.explicit.layers import Buffers, Layer, Plan
 from deltaprop.explicit.losses import Loss, Rule
-from deltaprop.explicit.packing import Packed, pays, stored_by_input
+from deltaprop.explicit.packing import Packed, in_tiles, pays, stored_by_input
 from deltaprop.explicit.precision import check_precision
 from deltaprop.explicit.reading import check_optimizer, check_parameters, hook_tables, read_layers, step_hooks
 from deltaprop.modules import GLOBAL_HOOKS
 
+_flags = attrgetter("requires_grad", "_backward_hooks", "_post_accumulate_grad_hooks")
 MOST_STAGES = 8  # a full batch, a last one, and a few sizes more, before memory counts
 
 
@@ -91,15 +93,14 @@ class Layout:
         return rows <= self._capacity and self._state_of_things() == self._state
 
     def _state_of_things(self) -> tuple[Any, ...]:
+        """Return all that a layout hangs on; it is asked for at every step taken singly, and so in little Python."""
         return (
             [tuple(modules.values()) for modules in self._children],
             [id(p) for parameters in self._dictionaries for p in parameters.values()],
-            [(p.data_ptr(), p.shape, p.is_contiguous()) for p in self.params],
-            [p.requires_grad for p in self.params],
+            [(p.data_ptr(), p.shape, p.is_contiguous(), *_flags(p)) for p in self.params],
             [getattr(module, name) for module, name in self._constants],
-            sum(map(len, self._hooks)),
-            [bool(p._backward_hooks or p._post_accumulate_grad_hooks) for p in self.params],
-            [[id(p) for p in group["params"]] for group in self._optimizer.param_groups],
+            any(self._hooks),
+            [list(map(id, group["params"])) for group in self._optimizer.param_groups],
         )
 
     def stage(self, rows: int, batches: int, kind: type[Loss], packs: bool) -> Stage:
@@ -141,12 +142,17 @@ class Layout:
 
     def _pack(self, rows: int) -> None:
         """Make packed matrices of the layers that it pays for."""
+        if self._mixes:
+            return
+        packs = [all(plan.learns) and pays(plan.linear.weight, plan.linear.bias) for plan in self._plans]
         for i, plan in enumerate(self._plans):
-            weight, bias = plan.linear.weight, plan.linear.bias
-            if not self._mixes and all(plan.learns) and pays(weight, bias):
+            if packs[i]:
+                n_out, n_in = plan.linear.weight.shape
+                above_is_packed = any(packs[i + 1 : i + 2])
+                width = in_tiles(n_out) if above_is_packed else n_out
                 by_neuron = self._by_neuron and i == len(self._plans) - 1
-                by_input = stored_by_input(rows, weight.shape[1], weight.shape[0], passes_back=i > self._lowest)
-                plan.packed = Packed(plan.linear, by_input and not by_neuron)
+                by_input = stored_by_input(rows, n_in, n_out, passes_back=i > self._lowest, width=width)
+                plan.packed = Packed(plan.linear, by_input and not by_neuron, width)
                 self.packed.append(plan.packed)
 
     def _make_buffers(self, rows: int, lowest: int, packed: Sequence[Packed]) -> list[Buffers]:

@@ -112,9 +112,9 @@ class Loss:
         """BP1, left factor: write ∂C/∂a^L, [N, n_L], where δ^L will be."""
         raise NotImplementedError
 
-    def value(self) -> Tensor:
-        """Return C of the one batch of a block of one."""
-        return self.values(1)[0]
+    def total_value(self, batches: int, units: Tensor | None = None) -> Tensor:
+        """Return Σ C over the first batches of the block, a scalar; the arguments are those of ``values``."""
+        return self.values(batches, units).sum()
 
     def values(self, batches: int, units: Tensor | None = None) -> Tensor:
         """Return C of each of the first batches of the block, [batches].
@@ -304,8 +304,11 @@ class CrossEntropy(Loss):
         into = self._grad_rows[: len(k) // self.rows]
         into.copy_((k * -worth).view(into.shape))
 
-    def value(self) -> Tensor:
-        return torch.dot(*self._flat)
+    def total_value(self, batches: int, units: Tensor | None = None) -> Tensor:
+        if batches == self.batches:
+            return torch.dot(*self._flat)
+        n = batches * self.rows * self.outputs
+        return torch.dot(*[t[:n] for t in self._flat])
 
     def values(self, batches: int, units: Tensor | None = None) -> Tensor:
         return (self.grad[:batches] * self.kept[:batches]).view(batches, -1).sum(1)
@@ -392,8 +395,8 @@ class LabelCrossEntropy(CrossEntropy):
             into = self._grad_rows[: len(targets) // self.rows]
             into.copy_(picked.view(into.shape))
 
-    def value(self) -> Tensor:
-        return super().value() if self.total is None else self.values(1)[0]
+    def total_value(self, batches: int, units: Tensor | None = None) -> Tensor:
+        return super().total_value(batches) if self.total is None else self.values(batches).sum()
 
     def values(self, batches: int, units: Tensor | None = None) -> Tensor:
         values = super().values(batches, units)

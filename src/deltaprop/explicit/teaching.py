@@ -59,7 +59,7 @@ class Teacher:
 
     def _ids_of_velocities(self) -> list[int]:
         state = self.optimizer.state
-        return [id(state[p].get("momentum_buffer")) for p in self._learning if p in state]
+        return [id(state[p].get("momentum_buffer")) for p in self._learning if p in state] if state else []
 
     def _teach(self, layer: Layer, group_of: dict[Tensor, dict[str, Any]]) -> bool:
         """Set what a layer learns by; return whether a velocity of its is still to be born."""
@@ -81,9 +81,8 @@ class Teacher:
         else:
             rules = []
             for p, v, rate, new in zip(learning, velocities, rates, fresh, strict=True):
-                theta, add = p.detach(), layer.add_weight_gradient
-                if p is plan.linear.bias:  # as a row: what is done to the weights is the quickest to begin
-                    theta, v, add = theta.unsqueeze(0), None if v is None else v.unsqueeze(0), layer.add_bias_gradient
+                theta = p.detach()
+                add = layer.add_bias_gradient if p is plan.linear.bias else layer.add_weight_gradient
                 rules.append(update(theta, v, add, rate, decay(theta, v, rate), new))
             layer.descend = _all(rules)
         return any(fresh)

@@ -135,7 +135,7 @@ class ExplicitTrainer:
             self._teacher.heed_rates(stage)
             with self._products:
                 stage.train()
-        return stage.loss.value()
+        return stage.loss.total_value(1)
 
     def epoch(
         self,
@@ -225,7 +225,7 @@ class ExplicitTrainer:
                         else:
                             stage.load(x, y, batches * here, order[block])
                         ended, taken = self._steps(stage.steps[:batches], stage, done, on_step, on_step_reads)
-                        stage.add_values(total, batches, taken, units)
+                        stage.add_values(total, taken, units)
                     done, seen = done + taken, seen + taken * here
                     if ended:
                         break

@@ -100,21 +100,21 @@ _nn: Any = torch._C._nn  # the functions of torch.nn.functional that take `out=`
 
 def _sigmoid() -> _Pair:
     return (
-        lambda z, a: torch.sigmoid(z, out=a),
+        lambda z, a: z.sigmoid_(),  # a is z
         lambda delta, a: _sigmoid_backward(delta, a, grad_input=delta),  # σ' = a (1 − a)
     )
 
 
 def _tanh() -> _Pair:
     return (
-        lambda z, a: torch.tanh(z, out=a),
+        lambda z, a: z.tanh_(),  # a is z
         lambda delta, a: _tanh_backward(delta, a, grad_input=delta),  # σ' = 1 − a²
     )
 
 
 def _relu() -> _Pair:
     return (
-        lambda z, a: torch.relu_(z),  # a is z
+        lambda z, a: z.relu_(),  # a is z
         lambda delta, a: _threshold_backward(delta, a, 0, grad_input=delta),  # σ' = 0 where a ≤ 0, else 1
     )
 
