@@ -1,13 +1,16 @@
 """The rule of ``--threads auto`` beside the clock: ``python -m benchmarks.threads``.
 
 Nets of two equally wide hidden layers over a grid of widths and batches; each is timed at 1, 2, 4, … threads, as
-``--threads tune`` does it, on either engine.
+``--threads tune`` does it, on either engine; with ``--busy 1`` beside a program that holds a core.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from rich.console import Console
@@ -26,25 +29,41 @@ def main() -> None:
     """Print the grid, and where the rule is more than a tenth slower than the best."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.threads", description=__doc__)
     parser.add_argument("--engine", default="explicit", choices=["explicit", "autograd"])
+    parser.add_argument("--busy", type=int, default=0, help="programs beside it that do nothing but hold a core")
     parser.add_argument("--write", action="store_true", help="put the table into docs/benchmarks.md, for this machine")
     arguments = parser.parse_args()
     console = Console()
     console.print(f"{machine()}, {versions()}", highlight=False)
     counts = sorted(tune_threads(lambda: None, physical_cores(), seconds=0))
     columns = ["width, batch", *(f"µs at {count}" for count in counts), "fastest", "rule", "rule ÷ best"]
-    table = Table(f"Threads, {arguments.engine} engine: a step of width-width-width-10", columns)
-    for width in WIDTHS:
-        for batch in BATCHES:
-            sizes = [width, width, width, 10]
-            timed = tune_threads(_steps(sizes, batch, arguments.engine), physical_cores(), seconds=1.0)
-            chosen = min(pick_threads("auto", sizes, batch), physical_cores())
-            loss = timed[chosen] / min(timed.values())
-            figures = [f"{1e6 * timed[count] / STEPS:.0f}" for count in counts]
-            marked = f"{loss:.2f}" + (" !" if loss > 1.1 else "")
-            table.rows.append([f"{width}, {batch}", *figures, str(fastest(timed)), str(chosen), marked])
+    beside = f", beside {arguments.busy} busy" if arguments.busy else ""
+    table = Table(f"Threads, {arguments.engine} engine: a step of width-width-width-10{beside}", columns)
+    with busy(arguments.busy):
+        for width in WIDTHS:
+            for batch in BATCHES:
+                sizes = [width, width, width, 10]
+                timed = tune_threads(_steps(sizes, batch, arguments.engine), physical_cores(), seconds=1.0)
+                chosen = min(pick_threads("auto", sizes, batch), physical_cores())
+                loss = timed[chosen] / min(timed.values())
+                figures = [f"{1e6 * timed[count] / STEPS:.0f}" for count in counts]
+                marked = f"{loss:.2f}" + (" !" if loss > 1.1 else "")
+                table.rows.append([f"{width}, {batch}", *figures, str(fastest(timed)), str(chosen), marked])
     console.print(table.rich(), highlight=False)
     if arguments.write:
-        write([table], f"python -m benchmarks.threads --engine {arguments.engine}")
+        options = f" --busy {arguments.busy}" if arguments.busy else ""
+        write([table], f"python -m benchmarks.threads --engine {arguments.engine}{options}")
+
+
+@contextmanager
+def busy(programs: int) -> Iterator[None]:
+    """Let so many programs hold a core each, or try to."""
+    held = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(programs)]
+    try:
+        yield
+    finally:
+        for program in held:
+            program.kill()
+            program.wait()
 
 
 def _steps(sizes: list[int], batch: int, engine: str) -> Callable[[], object]:

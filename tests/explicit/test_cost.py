@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
@@ -10,11 +11,12 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import deltaprop as dp
+from deltaprop import functional as F
 from deltaprop import ops
 from deltaprop.ops.kernels import _ROWS as KERNELS
-from tests.explicit.compare import (
-    SGD_OPTIONS,
-)
+from tests.explicit.compare import F64, SGD_OPTIONS, targets
+from tests.explicit.test_losses import CASES as LOSSES
+from tests.explicit.test_losses import OUTPUTS
 
 
 class Counter(TorchDispatchMode):
@@ -67,6 +69,16 @@ class TestCost:
             stage.step(1)
         assert counter.allocations == []
 
+    @pytest.mark.parametrize(("name", "options"), LOSSES, ids=str)
+    def test_no_loss_allocates_in_a_step(self, name: str, options: dict[str, Any]):
+        """Its values follow late, once a block."""
+        model = dp.MLP([20, 16, OUTPUTS], "sigmoid", dtype=F64)
+        trainer, stage = self.ready(model, {}, functools.partial(getattr(F, name), **options))
+        with torch.inference_mode(), Counter() as counter:
+            trainer._teacher.heed_rates(stage)
+            stage.step(1)
+        assert counter.allocations == []
+
     def test_a_step_taken_singly(self):
         model = dp.MLP([784, 30, 10], "sigmoid")
         trainer = dp.ExplicitTrainer(model, "cross_entropy", dp.SGD(model.parameters(), lr=0.1))
@@ -78,11 +90,12 @@ class TestCost:
         assert len(counted) <= 13, counted
 
     @staticmethod
-    def ready(model: dp.MLP, options: dict[str, Any]) -> tuple[dp.ExplicitTrainer, Any]:
+    def ready(model: dp.MLP, options: dict[str, Any], loss: Any = F.cross_entropy) -> tuple[dp.ExplicitTrainer, Any]:
         """Return a trainer with a block of two batches loaded, past the first steps."""
-        trainer = dp.ExplicitTrainer(model, "cross_entropy", dp.SGD(model.parameters(), **{"lr": 0.1, **options}))
-        n_in = model[0].in_features
-        x, y = torch.rand(20, n_in), torch.randint(10, (20,))
+        trainer = dp.ExplicitTrainer(model, loss, dp.SGD(model.parameters(), **{"lr": 0.1, **options}))
+        first, last = model[0], model[-1]
+        x = torch.rand(20, first.in_features, dtype=first.weight.dtype)
+        y = targets(trainer.loss.name, 20, last.out_features, x.dtype)
         trainer.epoch(x, y, 10)
         key = next(key for key in trainer._layout._stages if key[0] == 10)
         stage = trainer._layout._stages[key]

@@ -203,6 +203,9 @@ class BinaryCross(Loss):
         super().__init__(options, batches, rows, outputs, like)
         self.scale = self.scale_of_entry()
         self.weight, self.pos_weight = (options.get(name) for name in ("weight", "pos_weight"))
+        self.weighs = self.weight is not None or self.pos_weight is not None
+        tables = torch.zeros(2, *(self.targets.shape if self.weighs else (0, outputs)), dtype=like.dtype)
+        self._slope, self._offset = tables.to(like.device)  # c and d of δ = c σ(z) − d
 
     def scale_of_entry(self) -> float:
         """Return s."""
@@ -219,13 +222,28 @@ class BinaryCross(Loss):
             if given is not None and not isinstance(given, Tensor):
                 raise UserError(f"{name} must be a tensor, [{outputs}], got {given!r}")
 
+    def begin(self, targets: Tensor) -> None:
+        if self.weighs:
+            of_one = self.scale if self.weight is None else self.scale * self.weight  # s w
+            of_positive = 1.0 if self.pos_weight is None else self.pos_weight  # p
+            c, d = self._slope[: len(targets)], self._offset[: len(targets)]
+            c.copy_(targets).mul_(of_positive - 1).add_(1).mul_(of_one)
+            d.copy_(targets).mul_(of_positive).mul_(of_one)
+            self._cs, self._ds = c.split(self.rows), d.split(self.rows)
+        super().begin(targets)
+
+    def show(self, batch: int) -> None:
+        super().show(batch)
+        if self.weighs:
+            self.c, self.d = self._cs[batch], self._ds[batch]
+
     def differentiate(self, top: Layer) -> None:
         self.keep.copy_(top.a)
-        if self.weight is None and self.pos_weight is None:
-            torch.sigmoid(top.a, out=top.delta).sub_(self.y).mul_(self.scale)  # BP1: δ = s (σ(z) − y)
+        sigma = torch.sigmoid(top.a, out=top.delta)
+        if self.weighs:
+            sigma.mul_(self.c).sub_(self.d)  # BP1: δ = s w (1 + (p − 1) y) σ(z) − s w p y
         else:
-            by_z, _ = BinaryCrossEntropy.slopes(top.a, self.y, self.weight, self.pos_weight)
-            torch.mul(by_z, self.scale, out=top.delta)
+            sigma.sub_(self.y).mul_(self.scale)  # BP1: δ = s (σ(z) − y)
 
     def values(self, batches: int, units: Tensor | None = None) -> Tensor:
         z = self.kept[:batches]

@@ -14,8 +14,9 @@ import torch
 
 from deltaprop.errors import UserError
 
-# Measured over nets from 64-64-10 to 1024-2048-2048-10: above this, two threads took at most 0.7 of the time of one;
-# below, they gain little and lose a hundredfold where another program holds a core.
+# Measured (docs/benchmarks.md): from here on two threads take 0.5 to 0.85 of the time of one on an idle machine (1.5 in
+# one cell of eighteen), and 1.3 to 6 times as long where another program holds one of two cores. At a quarter of it
+# they take 0.7 to 1.2 when idle, which is not worth that. The rule errs on one thread; `tune` asks the clock.
 WIDE_PRODUCT = 2**24
 
 
