@@ -36,8 +36,8 @@ def z() -> Tensor:
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_it_is_the_definition_to_the_bit(z: Tensor, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch):
     values = []
-    for few, name in ((MODULE.FEW_LOGITS, "QuickCrossEntropy"), (0, "CrossEntropy")):
-        monkeypatch.setattr(MODULE, "FEW_LOGITS", few)
+    for quick, name in ((True, "QuickCrossEntropy"), (False, "CrossEntropy")):
+        monkeypatch.setattr(MODULE, "in_plain_eager_mode", lambda quick=quick: quick)
         c = F.cross_entropy(z, Y, **options)
         assert node(c) == name
         values.append((c, *torch.autograd.grad(c, z, torch.tensor(0.7, dtype=torch.float64))))
@@ -79,12 +79,44 @@ def test_a_tangent_of_the_gradient_given(z: Tensor):
         (Z.to(torch.bfloat16), Y, {}),
         (Z[0], Y[0], {}),
         (Z.view(3, 4, 2), Y.view(3, 2), {}),
-        (torch.zeros(2, 2**15 + 1, dtype=torch.float64), Y[:2], {}),
     ],
-    ids=["smoothed", "one a sample", "narrow labels", "bf16", "one sample", "one a pixel", "many logits"],
+    ids=["smoothed", "one a sample", "narrow labels", "bf16", "one sample", "one a pixel"],
 )
-def test_what_is_not_plain_or_not_small_takes_the_definition(z: Tensor, y: Tensor, options: dict[str, Any]):
+def test_what_is_not_plain_takes_the_definition(z: Tensor, y: Tensor, options: dict[str, Any]):
     assert node(F.cross_entropy(z.clone().requires_grad_(), y, **options)) == "CrossEntropy"
+
+
+@pytest.mark.parametrize("graph", [False, True])
+def test_a_hook_on_the_logits_is_called_once(z: Tensor, graph: bool):
+    """Also where a graph of the gradient is asked for."""
+    logits = 2 * z
+    seen: list[Tensor] = []
+    logits.register_hook(seen.append)
+    torch.autograd.grad(F.cross_entropy(logits, Y), z, create_graph=graph)
+    assert len(seen) == 1
+
+
+def test_logits_may_be_written_to_after_the_loss(z: Tensor):
+    """Log p is kept, not z: as by PyTorch."""
+    (expected,) = torch.autograd.grad(F.cross_entropy(2 * z, Y), z)
+    logits = 2 * z
+    c = F.cross_entropy(logits, Y)
+    logits.sub_(1000.0)
+    assert torch.equal(torch.autograd.grad(c, z)[0], expected)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_it_is_exported_for_batches_of_any_size():
+    """No question about a size becomes a guard."""
+
+    class Loss(torch.nn.Module):
+        def forward(self, z: Tensor, y: Tensor) -> Tensor:
+            return F.cross_entropy(z, y)
+
+    rows = torch.export.Dim("rows", min=2, max=2**20)
+    program = torch.export.export(Loss(), (Z, Y), dynamic_shapes=({0: rows}, {0: rows}))
+    z, y = torch.randn(9, 4, dtype=torch.float64), torch.arange(9) % 4
+    torch.testing.assert_close(program.module()(z, y), F.cross_entropy(z, y))
 
 
 @pytest.mark.parametrize("label", [-1, 4])

@@ -198,60 +198,54 @@ class CrossEntropy(Function):
 
 
 class QuickCrossEntropy(Function):
-    """The same for plain labels and few logits, where Python costs more than the kernels: two each way, one output.
+    """The same for plain labels in eager mode: two kernels each way, and no questions in between.
 
-    log p is kept though it is no output. So a second derivative goes through :class:`CrossEntropy`, from z again.
+    Where nets are small, Python costs more than the kernels.
     """
 
     @staticmethod
     def forward(
         ctx: Any, z: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, reduction: str
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         log_p = torch.log_softmax(z, 1)
-        loss: Tensor
         loss, total = _pick(log_p, target, weight, _REDUCTIONS[reduction], ignore_index)
-        ctx.save_for_backward(z, log_p, target, weight, total)
+        ctx.save_for_backward(log_p, target, weight, total)
         ctx.constants = ignore_index, reduction
-        return loss
+        ctx.set_materialize_grads(False)  # nobody differentiates log p but a second derivative
+        return loss, log_p
 
     @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_output: Tensor | None, grad_log_p: Tensor | None) -> tuple[Tensor | None, ...]:
         grad_loss = grad_output
-        z, log_p, target, weight, total = ctx.saved_tensors
+        log_p, target, weight, total = ctx.saved_tensors
         ignore_index, reduction = ctx.constants
-        if may_fuse(grad_loss):
+        delta = None
+        if grad_loss is not None:
             delta = _put(grad_loss, log_p, target, weight, _REDUCTIONS[reduction], ignore_index, total)
-            _bend(delta, log_p)  # BP1: δ = G − p Σ_c G; plain: (p − y) / N
-        elif torch.is_grad_enabled():  # a graph of the gradient is asked for
-            loss, _, _ = _cross_entropy(z, target, weight, ignore_index, reduction, 0.0)
-            (delta,) = torch.autograd.grad(loss, z, grad_loss, create_graph=True)
-        else:
-            by_log_p = label_grad_log_p(grad_loss, log_p, target, weight, ignore_index, reduction, total)
-            delta = LogSoftmax.delta(by_log_p, log_p, 1)
+            if may_fuse(delta):
+                _bend(delta, log_p)  # BP1: δ = G − p Σ_c G; plain: (p − y) / N
+            else:
+                delta = LogSoftmax.delta(delta, log_p, 1)
+        if grad_log_p is not None:
+            delta = _with_hidden_output(delta, grad_log_p, log_p, log_p.dtype)
         return delta, None, None, None, None
 
 
 _cross_entropy = primitive(CrossEntropy)
 _quick = quick_apply(QuickCrossEntropy)
 _bend = kernel(LogSoftmax, (1,)).bend
-FEW_LOGITS = 2**16  # it keeps z beside log p, which would be dear where there are many
 
 
 def cross_entropy(
     z: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, reduction: str, smoothing: float
 ) -> Tensor:
     """Return C from logits and labels: by the quick Function where it will do."""
-    if (
-        _plain(z, target, weight)
-        and not smoothing
-        and reduction != "none"
-        and z.numel() <= FEW_LOGITS
-        and in_plain_eager_mode()
-    ):
-        loss: Tensor = _quick(z, target, weight, ignore_index, reduction)
-        return loss
-    loss, _, _ = _cross_entropy(z, target, weight, ignore_index, reduction, smoothing)
-    return loss
+    if in_plain_eager_mode() and not smoothing and reduction != "none" and _plain(z, target, weight):
+        loss, _ = _quick(z, target, weight, ignore_index, reduction)
+    else:
+        loss, _, _ = _cross_entropy(z, target, weight, ignore_index, reduction, smoothing)
+    result: Tensor = loss
+    return result
 
 
 class SoftCrossEntropy(Function):
