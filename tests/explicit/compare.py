@@ -69,7 +69,7 @@ def both(
     function = functools.partial(getattr(F, loss), **(loss_options or {}))
     tape, ours = (dp.SGD(learning(m), **{"lr": 0.1, **sgd}) for m in (twin, model))
     trainer = dp.ExplicitTrainer(model, function, ours)
-    for _ in range(2):
+    for _ in range(epochs):
         expected = by_autograd(twin, function, tape, x, y, batch_size)
         if not abs(expected) < 1e6:  # a net that blows up blows up rounding with it
             hypothesis.reject()

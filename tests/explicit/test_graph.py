@@ -49,9 +49,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch, device: str) -> list[str]:
     return seen
 
 
-def both(
-    loss: str, device: str, activation: str = "tanh", loss_options: Any = None, epochs: int = 2, **sgd: Any
-) -> None:
+def both(loss: str, device: str, activation: str = "tanh", loss_options: Any = None, **sgd: Any) -> None:
     """Train twins for some epochs, one by graphs and one by autograd, and compare."""
     model = dp.MLP([4, 6, 5, 3], activation, dtype=torch.float64).to(device)
     twin = copy.deepcopy(model)

@@ -94,6 +94,21 @@ def test_a_batch_of_ignored_labels_is_nan_and_moves_nothing():
     assert not top.delta.any()
 
 
+def test_a_class_that_is_impossible_is_no_matter_for_the_others():
+    """A logit of −∞ at a class that is not the label's: C is finite, as PyTorch's; 0 · (−∞) would be no number."""
+    z, y = torch.randn(2 * N, OUTPUTS, dtype=torch.float64), torch.arange(2 * N) % 2
+    z[:, 2] = -torch.inf
+    loss = Rule("cross_entropy").kind(y)({}, 2, N, OUTPUTS, z)
+    loss.targets.copy_(y)
+    loss.begin(loss.targets)
+    for batch, part in enumerate(z.split(N)):
+        loss.show(batch)
+        loss.differentiate(Top(part, loss))
+    expected = torch.stack([F.cross_entropy(a, b) for a, b in zip(z.split(N), y.split(N), strict=True)])
+    torch.testing.assert_close(loss.values(2), expected)
+    torch.testing.assert_close(loss.total_value(2), expected.sum())
+
+
 def test_class_probabilities():
     a = torch.randn(2 * N, OUTPUTS, dtype=torch.float64)
     y = torch.softmax(torch.randn_like(a), 1)
@@ -180,7 +195,7 @@ class TestOptionsThatDoNotFit:
     @pytest.mark.parametrize("name", ["weight", "pos_weight"])
     @pytest.mark.parametrize("shape", [(2, 3), (2,), (3, 1)])
     def test_weights_of_entries_that_differ_by_sample(self, name: str, shape: tuple[int, ...]):
-        with pytest.raises(UserError, match=rf"{name} must be the same for every sample, \[3\], got .*autograd"):
+        with pytest.raises(UserError, match=rf"{name} must be one number an output, \[3\], got .*autograd"):
             self.train("binary_cross_entropy_with_logits", {name: torch.ones(shape)}, torch.ones(5, 3))
 
     @pytest.mark.parametrize("shape", [(), (1,), (3,), (1, 3)])

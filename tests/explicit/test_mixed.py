@@ -45,6 +45,19 @@ def test_the_factors_are_rounded_and_nothing_else():
         torch.testing.assert_close(p.detach(), should_be, rtol=1e-6, atol=1e-6)
 
 
+def test_an_epoch_packs_no_layer():
+    """A packed layer's products are float32."""
+    model = dp.MLP([3, 4, 2], "tanh")
+    trainer = dp.ExplicitTrainer(model, "quadratic_loss", dp.SGD(model.parameters(), lr=0.5), precision="bf16")
+    twin = copy.deepcopy(model)
+    x, y = torch.randn(5, 3), torch.randn(5, 2)
+    trainer.epoch(x, y, 5)
+    dp.ExplicitTrainer(twin, "quadratic_loss", dp.SGD(twin.parameters(), lr=0.5), precision="bf16").step(x, y)
+    assert trainer._layout.packed == []
+    for p, q in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-7)
+
+
 def test_steps_too_small_for_a_bf16_weight_add_up():
     """W = 1 takes 100 steps of 10⁻⁴; the next bf16 number below 1 is 2⁻⁸ away."""
     model = dp.MLP([1, 1])

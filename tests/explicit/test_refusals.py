@@ -141,10 +141,30 @@ class TestRefusals:
         assert torch.equal(weights(trainer), before)
 
     def test_what_is_no_tensor(self, trainer: dp.ExplicitTrainer):
-        with pytest.raises(UserError, match="must be tensors, got ndarray and Tensor"):
+        with pytest.raises(UserError, match=r"must be tensors .*got ndarray and Tensor"):
             trainer.step(X.numpy(), Y)
         with pytest.raises(UserError, match="order must be a tensor of row indices, got list"):
             trainer.epoch(X, Y, 8, order=[1, 2])
+
+    def test_sparse_data(self, trainer: dp.ExplicitTrainer):
+        before = weights(trainer)
+        for call in (lambda: trainer.step(X.to_sparse(), Y), lambda: trainer.epoch(X.to_sparse(), Y, 8)):
+            with pytest.raises(UserError, match=r"must be dense tensors, got torch\.sparse_coo"):
+                call()
+        assert torch.equal(weights(trainer), before)
+
+    def test_what_is_no_optimizer(self):
+        with pytest.raises(UserError, match="SGD itself into its products, got NoneType"):
+            dp.ExplicitTrainer(dp.MLP([2, 1]), "mse_loss", None)  # type: ignore[arg-type]
+
+    def test_float_labels(self, trainer: dp.ExplicitTrainer):
+        with pytest.raises(UserError, match=r"class probabilities, \[23, 3\], got \[23\]; labels are whole numbers"):
+            trainer.epoch(X, Y.double(), 8)
+
+    def test_a_threshold_of_huber_below_0(self):
+        model = dp.MLP([2, 1])
+        with pytest.raises(UserError, match="delta of huber_loss must be above 0, got -1"):
+            dp.ExplicitTrainer(model, partial(F.huber_loss, delta=-1), dp.SGD(model.parameters()))
 
     def test_units_of_a_loss_that_has_none(self, trainer: dp.ExplicitTrainer):
         with pytest.raises(UserError, match="units are for losses of a − y, got cross_entropy"):
@@ -219,9 +239,17 @@ class TestRefusals:
             trainer.epoch(X, Y, 0)
         with pytest.raises(UserError, match=r"batch_size must be a whole number, at least 1, got 2\.5"):
             trainer.epoch(X, Y, 2.5)  # type: ignore[arg-type]
+        with pytest.raises(UserError, match="batch_size must be a whole number, at least 1, got True"):
+            trainer.epoch(X, Y, True)
+        with pytest.raises(UserError, match="on_step must be a function of the number of steps done, got 3"):
+            trainer.epoch(X, Y, 8, on_step=3)  # type: ignore[arg-type]
+        with pytest.raises(UserError, match=r"generator must be a torch\.Generator, got 0"):
+            trainer.epoch(X, Y, 8, generator=0)  # type: ignore[arg-type]
+        with pytest.raises(UserError, match="order and generator both"):
+            trainer.epoch(X, Y, 8, order=torch.arange(23), generator=torch.Generator())
         with pytest.raises(UserError, match="start must be a step of the epoch, 0 to 3, got 4"):
             trainer.epoch(X, Y, 8, start=4)
-        with pytest.raises(UserError, match=r"start must be a step of the epoch, 0 to 3, got 1\.0"):
+        with pytest.raises(UserError, match=r"start must be a step of the epoch, a whole number, got 1\.0"):
             trainer.epoch(X, Y, 8, start=1.0)  # type: ignore[arg-type]
 
 

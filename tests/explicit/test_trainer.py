@@ -121,23 +121,47 @@ class TestEpoch:
         by_autograd(model, F.cross_entropy, tape, x[8:], y[8:], 4)
         assert_same(trainer.model, model, trainer.optimizer, tape)
 
-    def test_targets_of_another_dtype_are_converted_once_and_what_is_written_to_them_is_seen(self):
+    @pytest.mark.parametrize(
+        "change",
+        [
+            lambda m: m[0].weight.requires_grad_(False),
+            lambda m: setattr(m[2].weight, "data", m[2].weight.data.clone()),
+        ],
+        ids=["frozen", "data replaced"],
+    )
+    def test_a_step_within_on_step_after_a_change_leaves_nothing_of_the_old(
+        self, trainer: dp.ExplicitTrainer, change: Callable[[Any], Any]
+    ):
+        model = copy.deepcopy(trainer.model)
+        tape = dp.SGD(model.parameters(), lr=0.1, momentum=0.9)
+
+        def on_step(step: int) -> None:
+            if step == 1:
+                change(trainer.model)
+                trainer.step(X[:5], Y[:5])
+
+        trainer.epoch(X, Y, 4, on_step=on_step)
+        by_autograd(model, F.cross_entropy, tape, X[:4], Y[:4], 4)
+        change(model)
+        tape.zero_grad()
+        by_autograd(model, F.cross_entropy, tape, X[:5], Y[:5], 5)
+        by_autograd(model, F.cross_entropy, tape, X[4:], Y[4:], 4)
+        assert_same(trainer.model, model, trainer.optimizer, tape)
+
+    def test_targets_of_another_dtype_are_converted_and_what_is_written_to_them_is_seen(self):
+        """Also by NumPy, behind PyTorch's back."""
         model = dp.MLP([5, 7, 3], dtype=F64)
         other = copy.deepcopy(model)
         trainer, fresh = (
             dp.ExplicitTrainer(m, "cross_entropy", dp.SGD(m.parameters(), lr=0.1)) for m in (model, other)
         )
-        narrow = Y.to(torch.uint8)
+        behind = Y.to(torch.uint8).numpy().copy()
+        narrow = torch.from_numpy(behind)
         for _ in range(2):
             trainer.epoch(X, narrow, 8)
-            held = trainer._converted
-            assert held is not None
-            trainer.epoch(X, narrow, 8)
-            assert trainer._converted is held
-            for _ in range(2):
-                fresh.epoch(X, narrow.long(), 8)
+            fresh.epoch(X, narrow.long(), 8)
             assert torch.equal(weights(trainer), weights(fresh))
-            narrow.copy_(2 - narrow)
+            behind[:] = 2 - behind
 
     def test_sync_brings_parameters_and_velocities_up_to_date(self, trainer: dp.ExplicitTrainer):
         other = twin_of(trainer)
@@ -296,6 +320,18 @@ class TestParametersStayTheUsers:
         assert trainer.epoch(X, Y, 8).isfinite()
         assert weights(trainer).isfinite().all()
 
+    def test_good_velocities_after_a_nan_are_good(self, trainer: dp.ExplicitTrainer):
+        """Those of the packed matrix have a padding, which a NaN has reached."""
+        trainer.epoch(X, Y, 8)
+        good, options = copy.deepcopy(trainer.model.state_dict()), copy.deepcopy(trainer.optimizer.state_dict())
+        trainer.epoch(X * torch.nan, Y, 8)
+        trainer.model.load_state_dict(good)
+        for p, state in zip(trainer.model.parameters(), options["state"].values(), strict=True):
+            trainer.optimizer.state[p]["momentum_buffer"].copy_(state["momentum_buffer"])  # the tensors stay
+        for _ in range(2):
+            assert trainer.epoch(X, Y, 8).isfinite()
+        assert weights(trainer).isfinite().all()
+
     def test_a_look_within_an_epoch_disturbs_nothing(self, trainer: dp.ExplicitTrainer):
         """And sees the weights as they are then."""
         other = twin_of(trainer)
@@ -322,6 +358,36 @@ class TestParametersStayTheUsers:
         for t in (trainer, other):
             t.epoch(X, Y, 8)
         assert torch.equal(weights(trainer), weights(other))
+
+    def test_a_block_is_no_larger_than_the_data_or_the_cache(self):
+        """What losses keep counts, where outputs are many."""
+        model = dp.MLP([4, 8, 1000])
+        trainer = dp.ExplicitTrainer(model, "mse_loss", dp.SGD(model.parameters(), lr=0.1))
+        trainer.epoch(torch.randn(32, 4), torch.randn(32, 1000), 16)
+        assert [stage.batches for stage in trainer._layout._stages.values()] == [2]
+        trainer.epoch(torch.randn(2**10, 4), torch.randn(2**10, 1000), 16)
+        (_, stage) = trainer._layout._stages.values()
+        assert 4 * stage.loss.kept.numel() <= 2**20
+
+    def test_tiles_and_packing_follow_from_the_layers(self, trainer: dp.ExplicitTrainer):
+        """7 neurons below a packed layer are written as 8; softmax has no packed layer above."""
+        trainer.epoch(X, Y, 8)
+        assert [packed.width for packed in trainer._layout.packed] == [8, 3]
+        model = dp.MLP([5, 7, 7, 3], ["softmax", "tanh"], dtype=F64)
+        rows = dp.ExplicitTrainer(model, "cross_entropy", dp.SGD(model.parameters(), lr=0.1))
+        rows.epoch(X, Y, 8)
+        assert [packed.width for packed in rows._layout.packed] == [7, 3]
+
+    def test_memory_of_sizes_long_unused_is_given_back(self, trainer: dp.ExplicitTrainer):
+        for rows in range(1, 20):
+            trainer.epoch(X[:rows], Y[:rows], rows)
+        assert len(trainer._layout._stages) <= 8
+
+    def test_looking_is_no_step_for_a_scheduler(self, trainer: dp.ExplicitTrainer):
+        scheduler = torch.optim.lr_scheduler.StepLR(trainer.optimizer, 1)
+        trainer.look(X, Y)
+        with pytest.warns(UserWarning, match="before `optimizer.step"):
+            scheduler.step()
 
     def test_memory_follows_the_rows_there_are(self, trainer: dp.ExplicitTrainer):
         trainer.epoch(X, Y, 10**9, order=torch.arange(5))

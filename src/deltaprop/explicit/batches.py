@@ -17,15 +17,15 @@ from deltaprop.explicit.layers import Buffers, Layer, PackedLayer, Plan, activat
 from deltaprop.explicit.losses import Loss
 from deltaprop.explicit.recursion import back_propagate, feed_forward
 
-BLOCK_BYTES = 2**20  # of x: a second-level cache. From 2^18 on no difference on a Xeon; 2 % to 2^19 on an EPYC
+BLOCK_BYTES = 2**20  # a second-level cache. From 2^18 on no difference on a Xeon; 2 % to 2^19 on an EPYC
 MOST_BATCHES = 64
 
 
-def batches_per_block(x: Tensor, rows: int) -> int:
-    """Return how many batches of so many rows of x to gather at a time."""
+def batches_per_block(x: Tensor, rows: int, outputs: int) -> int:
+    """Return how many batches of so many rows of x to gather at a time, with what their losses keep of each output."""
     if not on_host(x.device):
         return 1  # a graph gathers for itself (graph.py)
-    return max(1, min(MOST_BATCHES, BLOCK_BYTES // (rows * x.shape[1] * x.element_size())))
+    return max(1, min(MOST_BATCHES, BLOCK_BYTES // (rows * (x.shape[1] + outputs) * x.element_size())))
 
 
 class Stage:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from deltaprop import ops
 from deltaprop.errors import UserError
 from deltaprop.explicit import mixed
 from deltaprop.explicit.batches import Stage
@@ -145,6 +146,9 @@ class Layout:
         if self._mixes:
             return
         packs = [all(plan.learns) and pays(plan.linear.weight, plan.linear.bias) for plan in self._plans]
+        for i, below in enumerate(self._plans[:-1]):
+            # A packed layer reads rows with a 1 between them; softmax would take new memory to write such.
+            packs[i + 1] &= below.sigma is None or issubclass(below.sigma.op, ops.Elementwise)
         for i, plan in enumerate(self._plans):
             if packs[i]:
                 n_out, n_in = plan.linear.weight.shape

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -216,9 +217,8 @@ class BinaryCross(Loss):
         for name in ("weight", "pos_weight"):
             given = options.get(name)
             if isinstance(given, Tensor) and tuple(given.shape) not in ((), (1,), (outputs,), (1, 1), (1, outputs)):
-                raise UserError(
-                    f"{name} must be the same for every sample, [{outputs}], got {list(given.shape)}: {ELSEWHERE}"
-                )
+                what = f"{name} must be one number an output, [{outputs}], got {list(given.shape)}"
+                raise UserError(f"{what}; if it differs from sample to sample, {ELSEWHERE}")
             if given is not None and not isinstance(given, Tensor):
                 raise UserError(f"{name} must be a tensor, [{outputs}], got {given!r}")
 
@@ -278,6 +278,7 @@ class CrossEntropy(Loss):
         self.weight: Tensor | None = options.get("weight")
         self.smoothing: float = options.get("label_smoothing", 0.0)
         self.by_neuron = self.wants_by_neuron(outputs, like.device)
+        self.asks = on_host(like.device)  # whether a number may be asked for without waiting
         self.dim = 0 if self.by_neuron else 1  # of the classes
         super().__init__(options, batches, rows, outputs, like)
         self.grad = torch.zeros_like(self.kept)  # G
@@ -323,13 +324,17 @@ class CrossEntropy(Loss):
         into.copy_((k * -worth).view(into.shape))
 
     def total_value(self, batches: int, units: Tensor | None = None) -> Tensor:
-        if batches == self.batches:
-            return torch.dot(*self._flat)
+        if not self.asks:
+            return self.values(batches).sum()
         n = batches * self.rows * self.outputs
-        return torch.dot(*[t[:n] for t in self._flat])
+        flat = self._flat if batches == self.batches else [t[:n] for t in self._flat]
+        total = torch.dot(*flat)
+        # 0 · (−∞) is no number: of a class that is impossible and not the label's, say.
+        return total if math.isfinite(total.item()) else self.values(batches).sum()
 
     def values(self, batches: int, units: Tensor | None = None) -> Tensor:
-        return (self.grad[:batches] * self.kept[:batches]).view(batches, -1).sum(1)
+        grad = self.grad[:batches]
+        return torch.where(grad == 0, 0.0, grad * self.kept[:batches]).view(batches, -1).sum(1)
 
 
 FEW_CLASSES = 32  # with 100, samples have to be 32 or more for it to pay
@@ -337,6 +342,13 @@ FEW_CLASSES = 32  # with 100, samples have to be 32 or more for it to pay
 
 class SoftCrossEntropy(CrossEntropy):
     """Targets are class probabilities; D = N for a mean."""
+
+    @classmethod
+    def check(cls, options: dict[str, Any], targets: Tensor, rows: int, outputs: int, dtype: torch.dtype) -> Tensor:
+        if targets.shape != (rows, outputs):
+            what = f"targets of {targets.dtype} are class probabilities, {[rows, outputs]}, got {list(targets.shape)}"
+            raise UserError(f"{what}; labels are whole numbers, {[rows]} of int64")
+        return super().check(options, targets, rows, outputs, dtype)
 
     @classmethod
     def check_options(cls, options: dict[str, Any], outputs: int, dtype: torch.dtype) -> None:
@@ -439,7 +451,7 @@ class Rule:
         options: dict[str, Any] = {}
         if isinstance(loss, functools.partial):
             if loss.args:
-                raise UserError(f"options of the loss must be given by keyword, got {loss}")
+                raise UserError(f"options of the loss must be given by keyword, got {len(loss.args)} by position")
             options, loss = dict(loss.keywords), loss.func
         self.name = loss if isinstance(loss, str) else _NAMES.get(loss, "")
         if not self.name:
@@ -455,6 +467,8 @@ class Rule:
                 raise UserError(f"{self.name} has no option {option!r}; it has {', '.join(sorted(known)) or 'none'}")
         if options.get("reduction", "mean") not in ("mean", "sum"):
             raise UserError(f"the loss must be one number: reduction 'mean' or 'sum', got {options['reduction']!r}")
+        if not options.get("delta", 1.0) > 0:
+            raise UserError(f"delta of huber_loss must be above 0, got {options['delta']}")
         if not 0 <= options.get("label_smoothing", 0.0) <= 1:
             raise UserError(f"label_smoothing must be between 0 and 1, got {options['label_smoothing']}")
         self.options = {name: value for name, value in options.items() if value is not None}

@@ -17,8 +17,9 @@ Two more things that calls to the BLAS were measured to like (one thread of an I
 
 And one that MKL likes on an AMD EPYC: results whose rows are whole tiles of 8 numbers. [10, 784] × [784, 31] takes
 16 µs, × [784, 32] 9. So FWD writes on into the columns behind a, where the layer above reads [a, 1, 0 …], and writes
-just that: behind the rows of W the matrix has one that is 0 but for a bias of 1, and then rows of 0. They never learn,
-and such a matrix is stored by output, so that the product of the update has whole tiles too.
+just that: behind the rows of W the matrix has one that is 0 but for a bias of 1 (an infinite a_prev makes a NaN of it,
+one step before it makes such of the weights), and then rows of 0. They never learn, and such a matrix is stored by
+output, so that the product of the update has whole tiles too.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from deltaprop.errors import UserError
 from deltaprop.modules import GLOBAL_HOOKS, MLP, Activation, Linear, from_torch
 from deltaprop.optim import SGD
 
-ELSEWHERE = "train it by autograd (--engine autograd)"
+ELSEWHERE = "train it by autograd (loss.backward(); on the command line --engine autograd)"
 
 Found = list[tuple[nn.Linear, Activation | None, nn.Module | None]]
 """Each linear layer, its activation as ours, and the module in the model that it stands for."""
@@ -112,8 +112,9 @@ def check_optimizer(optimizer: torch.optim.Optimizer) -> None:
     Raises:
         UserError: If it is of another kind, or has hooks on its step.
     """
-    hooks = any(step_hooks(optimizer))
-    if type(optimizer) not in (SGD, torch.optim.SGD) or hooks:
+    known = type(optimizer) in (SGD, torch.optim.SGD)
+    hooks = known and any(step_hooks(optimizer))
+    if not known or hooks:
         raise UserError(
             f"the explicit driver fuses SGD itself into its products, got {type(optimizer).__name__}"
             f"{' with step hooks' if hooks else ''}: {ELSEWHERE}"

@@ -7,6 +7,7 @@ is in ``recursion.py``.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -75,8 +76,6 @@ class ExplicitTrainer:
         self._inference = torch.inference_mode()  # for steps taken singly: to make one takes a microsecond
         self._teacher = Teacher(self._optimizer)
         self._total: Tensor | None = None  # where an epoch adds up its losses
-        # Targets of an epoch, their version, and what they are held as.
-        self._converted: tuple[Tensor, int, Tensor] | None = None
         self._lay_out(0)
 
     @property
@@ -93,6 +92,12 @@ class ExplicitTrainer:
     def precision(self) -> str:
         """Of the products of matrices; for another make another trainer."""
         return self._precision
+
+    def __repr__(self) -> str:
+        """Return what it trains, and how."""
+        linears = [m for m in self._model.modules() if isinstance(m, nn.Linear)]
+        sizes = [linears[0].in_features, *[m.out_features for m in linears]]
+        return f"ExplicitTrainer({'-'.join(map(str, sizes))}, {self.loss.name}, precision={self._precision!r})"
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what it was made of; its memory is made anew where it is needed."""
@@ -130,6 +135,7 @@ class ExplicitTrainer:
             stage = self._layout.stage(rows, 0, self.loss.kind(y), packs=False)
             if y is given:
                 self._layout.checked = {looks: stage}
+        self._optimizer._opt_called = True  # type: ignore[attr-defined]  # as its own step does, for schedulers
         with self._inference:
             stage.take(x, y)
             self._teacher.heed_rates(stage)
@@ -161,9 +167,12 @@ class ExplicitTrainer:
             start: The first batch, counted from 0: what is left of an epoch that was broken off after so many steps.
             on_step: Called after each step with the number of steps done in this epoch, those before ``start``
                 included. If it returns True, the epoch ends there.
-            on_step_reads: Whether ``on_step`` may look at parameters and momentum buffers, or change them. With False
-                steps are as fast as without it: it may not change them, and they are behind until it calls
-                :meth:`sync`; and it runs in inference mode. The two differ in rounding (``packing.py``).
+            on_step_reads: Whether ``on_step`` may look at parameters and momentum buffers, or change them, freeze
+                them, or change the model. With False steps are as fast as without it (of small nets up to twice as
+                fast), and it may do none of that: parameters are behind until it calls :meth:`sync`, and what it does
+                to them or to the model is lost or seen by the next epoch only; it runs in inference mode. Learning
+                rate and options of the optimizer it may change either way. The two differ in rounding
+                (``packing.py``).
             units: What one unit of the targets is in the units that the mean loss is to be told in, [n_L] or a scalar;
                 for losses of a − y.
 
@@ -174,14 +183,21 @@ class ExplicitTrainer:
             UserError: If something does not fit; nothing has been changed then.
         """
         rows = _rows(x, y)
-        if not isinstance(batch_size, int) or batch_size < 1:
-            raise UserError(f"batch_size must be a whole number, at least 1, got {batch_size!r}")
+        batch_size = _whole(batch_size)
+        if batch_size < 1:
+            raise UserError(f"batch_size must be a whole number, at least 1, got {batch_size}")
         if self._running:
             raise UserError("an epoch within an epoch of the same trainer would write over its batches")
+        if on_step is not None and not callable(on_step):
+            raise UserError(f"on_step must be a function of the number of steps done, got {on_step!r}")
+        if generator is not None and not isinstance(generator, torch.Generator):
+            raise UserError(f"generator must be a torch.Generator, got {generator!r}")
         if order is not None:
+            if generator is not None:
+                raise UserError("order and generator both say in which order: give one of them")
             _check_order(order, x)
         self._enter(min(batch_size, rows if order is None else len(order)))
-        y = self._checked_once(x, y, rows)
+        y = self._checked(x, y, rows)
         kind = self.loss.kind(y)
         if units is not None:
             self._check_units(units, kind, x)
@@ -190,7 +206,7 @@ class ExplicitTrainer:
             order = torch.randperm(len(x), generator=generator, device=generator.device).to(x.device)
         rows = len(x) if order is None else len(order)
         steps = math.ceil(rows / batch_size)
-        if not isinstance(start, int) or not 0 <= start <= steps:
+        if not 0 <= _whole(start, "start") <= steps:
             raise UserError(f"start must be a step of the epoch, 0 to {steps}, got {start!r}")
         packs = on_step is None or not on_step_reads
         captures = can_capture(x.device)
@@ -199,6 +215,7 @@ class ExplicitTrainer:
         if self._total is None or (self._total.dtype, self._total.device) != (x.dtype, x.device):
             self._total = x.new_zeros(())
         total = self._total
+        self._optimizer._opt_called = True  # type: ignore[attr-defined]  # as its own step does, for schedulers
         done, seen = start, 0
         with torch.inference_mode():
             total.zero_()
@@ -211,7 +228,8 @@ class ExplicitTrainer:
                     here = min(batch_size, rows - first)
                     if not self._layout.holds(here):  # on_step has changed what a layout hangs on
                         self._lay_out(here)
-                    batches = batches_per_block(x, batch_size) if here == batch_size else 1
+                    batches = batches_per_block(x, batch_size, self._layout.outputs) if here == batch_size else 1
+                    batches = min(batches, max(1, rows // here))
                     stage = self._layout.stage(here, batches, kind, packs)
                     batches = min(stage.batches, (rows - first) // here)
                     block = slice(first, first + batches * here)
@@ -243,6 +261,7 @@ class ExplicitTrainer:
         on_step_reads: bool,
     ) -> tuple[bool, int]:
         """Take the steps of a block, or some; return whether ``on_step`` ended the epoch, and how many were taken."""
+        layout = self._layout
         for number, step in enumerate(steps, start=1):
             self._teacher.heed_rates(stage)
             with self._products:
@@ -253,7 +272,7 @@ class ExplicitTrainer:
                 with torch.inference_mode(False):
                     ended = on_step(done + number)
                 self._teacher.heed_velocities()
-                if not self._layout.holds(stage.rows):
+                if self._layout is not layout or not layout.holds(stage.rows):  # a step within may have seen to it
                     return ended is True, number  # what is left of the block is laid out anew
             else:
                 ended = on_step(done + number)
@@ -291,23 +310,12 @@ class ExplicitTrainer:
         if not self._layout.holds(rows):
             self._lay_out(rows)
         self._teacher.heed_velocities()
-        # What a scheduler looks at to warn of a `step` that came before the optimizer's.
-        self._optimizer._opt_called = True  # type: ignore[attr-defined]  # the scheduler makes it
 
     def _lay_out(self, rows: int) -> None:
         """Read the model anew, and make memory for batches of so many rows."""
         self._layout = Layout(self._model, self.loss, self._optimizer, rows, self._precision)
         self._products = products_in(self._precision, self._layout.device)
         self._teacher.begin(self._layout.learning)
-
-    def _checked_once(self, x: Tensor, y: Tensor, rows: int) -> Tensor:
-        """Return targets as a block holds them: the same tensor for the same targets, epoch after epoch."""
-        if self._converted is not None and self._converted[0] is y and self._converted[1] == y._version:
-            y = self._converted[2]
-        held = self._checked(x, y, rows)
-        if held is not y:
-            self._converted = y, y._version, held
-        return held
 
     def _check_units(self, units: Tensor, kind: type[Loss], x: Tensor) -> None:
         """Refuse units that do not fit.
@@ -332,6 +340,8 @@ class ExplicitTrainer:
         like = self._layout.params[0]
         if x.dim() != 2 or x.shape[1] != like.shape[1] or rows == 0:
             raise UserError(f"inputs must be [N, {like.shape[1]}] with N at least 1, got {list(x.shape)}")
+        if x.layout != torch.strided or y.layout != torch.strided:
+            raise UserError(f"inputs and targets must be dense tensors, got {x.layout} and {y.layout}")
         if x.dtype != like.dtype:
             raise UserError(f"inputs must have the model's dtype, {like.dtype}, got {x.dtype}")
         if x.device != like.device or y.device != like.device:
@@ -348,8 +358,26 @@ def _rows(x: Tensor, y: Tensor) -> int:
         UserError: If inputs and targets are no tensors.
     """
     if not isinstance(x, Tensor) or not isinstance(y, Tensor):
-        raise UserError(f"inputs and targets must be tensors, got {type(x).__name__} and {type(y).__name__}")
+        raise UserError(
+            f"inputs and targets must be tensors (torch.from_numpy makes one), "
+            f"got {type(x).__name__} and {type(y).__name__}"
+        )
     return x.shape[0] if x.dim() else 0
+
+
+def _whole(number: object, name: str = "batch_size") -> int:
+    """Return a whole number as Python's.
+
+    Raises:
+        UserError: If it is none.
+    """
+    try:
+        if not isinstance(number, bool):
+            return operator.index(number)  # type: ignore[arg-type]  # what has none is told
+    except TypeError:
+        pass
+    what = "a whole number, at least 1" if name == "batch_size" else "a step of the epoch, a whole number"
+    raise UserError(f"{name} must be {what}, got {number!r}")
 
 
 def _check_order(order: Tensor, x: Tensor) -> None:
