@@ -13,6 +13,8 @@ from typing import Any
 
 from rich.console import Console
 
+from benchmarks.epochs import EPOCHS
+from benchmarks.peers import PEERS
 from benchmarks.report import Table, machine, versions, write
 from deltaprop.training.devices import pick_threads
 
@@ -35,26 +37,14 @@ MEMORY_PEERS = (
     "NumPy",
     "JAX jit",
 )
-COMPILED = ("torch.compile", "JAX")
+TABLES = ("steps", "epochs", "memory")
+DISTURBED = 0.1  # what the same row may differ by when it is measured twice
 
 
 def main() -> None:
     """Run the tables that are asked for."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("tables", nargs="*", help="steps, epochs, memory; all by default")
-    parser.add_argument("--sizes", nargs="*", default=list(SIZES), help="of the steps, such as 784-30-10")
-    parser.add_argument(
-        "--threads", nargs="*", default=["1", "auto"], help="numbers, or auto: the rule of train.py --threads auto"
-    )
-    parser.add_argument("--rounds", type=int, default=40, help="figures of each peer, a tenth of it for epochs")
-    parser.add_argument("--peers", nargs="*", help="beginnings of their names; all by default")
-    parser.add_argument("--write", action="store_true", help="put the tables into docs/benchmarks.md, for this machine")
-    arguments = parser.parse_args()
-    wanted = arguments.tables or ["steps", "epochs", "memory"]
-    for given, known in ((wanted, ["steps", "epochs", "memory"]), (arguments.sizes, SIZES)):
-        for name in given:
-            if name not in known:
-                parser.error(f"unknown {name!r}; there are {', '.join(known)}")
+    arguments = parse(sys.argv[1:])
+    wanted = arguments.tables
     console = Console()
     console.print(f"{machine()}, {versions()}", highlight=False)
     tables: list[Table] = []
@@ -71,6 +61,44 @@ def main() -> None:
         show(memory(arguments))
     if arguments.write:
         write(tables, " ".join(["python -m benchmarks", *sys.argv[1:]]))
+
+
+def parse(words: list[str]) -> argparse.Namespace:
+    """Return what is asked for; what makes no sense ends the program with one line and exit code 2."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description=__doc__, usage="%(prog)s [steps] [epochs] [memory] [options]"
+    )
+    parser.add_argument("tables", nargs="*", help="steps, epochs, memory; all by default; before the options")
+    parser.add_argument(
+        "--sizes", nargs="+", default=list(SIZES), help=f"of the steps, out of {', '.join(SIZES)}; all by default"
+    )
+    parser.add_argument(
+        "--threads",
+        nargs="+",
+        default=["1", "auto"],
+        help="numbers, or auto: the rule of train.py --threads auto; 1 and auto by default",
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=40, help="figures of each peer, a quarter of it for epochs; 40 by default"
+    )
+    peers = list(dict.fromkeys([*PEERS, *EPOCHS]))
+    parser.add_argument("--peers", nargs="+", help=f"beginnings of their names: {', '.join(peers)}; all by default")
+    parser.add_argument("--write", action="store_true", help="put the tables into docs/benchmarks.md, for this machine")
+    arguments = parser.parse_args(words)
+    arguments.tables = arguments.tables or list(TABLES)
+    for option, given, known in (("table", arguments.tables, TABLES), ("--sizes", arguments.sizes, SIZES)):
+        for name in given:
+            if name not in known:
+                parser.error(f"{option}: unknown {name!r}; there are {', '.join(known)}")
+    for name in arguments.peers or ():
+        if not any(peer.startswith(name) for peer in peers):
+            parser.error(f"--peers: no name begins with {name!r}; there are {', '.join(peers)}")
+    for given in arguments.threads:
+        if given != "auto" and not (given.isdecimal() and int(given) >= 1):
+            parser.error(f"--threads: {given!r} is neither a number of threads nor auto (tables go before the options)")
+    if arguments.rounds < 2:
+        parser.error(f"--rounds: quartiles need at least 2, got {arguments.rounds}")
+    return arguments
 
 
 def _rows_of_steps(sizes: list[str], threads: list[str]) -> list[tuple[str, int]]:
@@ -90,7 +118,7 @@ def steps(size: str, threads: int, arguments: argparse.Namespace) -> Table:
 
 def epochs(threads: int, arguments: argparse.Namespace) -> Table:
     """Return the table of whole epochs."""
-    rounds = max(3, arguments.rounds // 10)
+    rounds = max(2, arguments.rounds // 4)
     result = _measure("epochs", EPOCH, threads, rounds, arguments.peers, "--rows", str(EPOCH_ROWS))
     title = f"A whole epoch: {EPOCH}, batch {SIZES[EPOCH]}, {EPOCH_ROWS} rows, {_count(threads)}"
     return _timed(title, "s", result, lambda q: f"{q:.3f}")
@@ -98,7 +126,10 @@ def epochs(threads: int, arguments: argparse.Namespace) -> Table:
 
 def _timed(title: str, unit: str, result: dict[str, Any], text: Any) -> Table:
     table = Table(title, ["", unit, "quartiles", "× explicit .epoch"])
-    ours = result["figures"].get("explicit .epoch")
+    ours, again = (result["figures"].get(name) for name in ("explicit .epoch", "explicit .epoch again (A/A)"))
+    if ours and again and abs(again[1] / ours[1] - 1) > DISTURBED:
+        table.notes.append("The machine was disturbed, as the row measured twice shows: no ratio of this table counts.")
+    table.notes.append(f"Medians of {result['rounds']} rounds.")
     for name, (low, median, high) in result["figures"].items():
         void = " (void: its weights part from ours)" if name in result["void"] else ""
         ratio = f"{median / ours[1]:.2f}" if ours else ""
@@ -124,8 +155,9 @@ def memory(arguments: argparse.Namespace) -> Table:
         if arguments.peers and not any(name.startswith(p) for p in arguments.peers):
             continue
         result = _measure("memory", MEMORY, 1, 1, [name])
-        peak = result["figures"][name]
-        table.rows.append([name, f"{peak:.1f}", f"{peak / least:.2f}"])
+        for peak in result["figures"].values():
+            table.rows.append([name, f"{peak:.1f}", f"{peak / least:.2f}"])
+        table.notes += [f"{name}: {reason}." for reason in result["absent"].values()]
     return table
 
 

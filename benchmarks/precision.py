@@ -16,6 +16,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from deltaprop.data import check_source
 from deltaprop.errors import UserError
 from deltaprop.explicit import mixed, precision
 from deltaprop.training import TrainConfig, train
@@ -43,6 +44,12 @@ def main() -> None:
         how = "bf16, factors rounded by hand"
     table = Table("seed", "float32", how, "points", title="test accuracy in %", title_justify="left")
     gaps = []
+    if arguments.epochs < 1:
+        parser.error(f"--epochs must be at least 1, got {arguments.epochs}")
+    try:
+        check_source(arguments.data)
+    except UserError as error:
+        parser.error(str(error))
     for seed in SEEDS:
         plain, rounded = (
             accuracy(arguments.data, name, seed, arguments.epochs) for name in ("float32", arguments.precision)

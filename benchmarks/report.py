@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import re
+import subprocess
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -53,8 +54,13 @@ def machine() -> str:
 
 
 def versions() -> str:
-    """Return what was measured, in one line."""
-    packages = []
+    """Return what was measured, in one line: deltaprop by its commit, where it is a checkout."""
+    git = ["git", "-C", str(PAGE.parent), "describe", "--always", "--dirty", "--exclude=*"]
+    try:
+        commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        commit = version("deltaprop")
+    packages = [f"deltaprop {commit}"]
     for name in ("torch", "numpy", "jax", "scikit-learn"):
         try:
             packages.append(f"{name} {version(name)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import statistics
 import time
 from collections.abc import Callable
@@ -12,7 +13,8 @@ def interleave(runs: dict[str, Callable[[], object]], rounds: int, seconds: floa
 
     Args:
         runs: What is timed; each is called twice beforehand, to warm up.
-        rounds: How many figures of each. The order moves by one a round, so that nobody always follows the same.
+        rounds: How many figures of each. The order is drawn anew for each round: who follows whom is left to chance,
+            for what one leaves in the caches the next may find.
         seconds: About how long a figure is measured; a call that is quicker is repeated.
     """
     repeats = {}
@@ -22,10 +24,9 @@ def interleave(runs: dict[str, Callable[[], object]], rounds: int, seconds: floa
         run()
         repeats[name] = max(1, round(seconds / (time.perf_counter() - start)))
     figures: dict[str, list[float]] = {name: [] for name in runs}
-    names = list(runs)
-    for number in range(rounds):
-        shift = number % len(names)
-        for name in names[shift:] + names[:shift]:
+    chance = random.Random(0)
+    for _ in range(rounds):
+        for name in chance.sample(list(runs), len(runs)):
             run = runs[name]
             start = time.perf_counter()
             for _ in range(repeats[name]):

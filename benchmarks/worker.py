@@ -70,7 +70,10 @@ def measure_memory(problem: Any, batches: int, arguments: argparse.Namespace) ->
     from benchmarks.problem import make_problem
 
     (name,) = arguments.peers
-    small, _ = PEERS[name](make_problem((32, 32, problem.sizes[-1]), 8, 4))
+    try:
+        small, _ = PEERS[name](make_problem((32, 32, problem.sizes[-1]), 8, 4))
+    except ImportError as error:
+        return {"figures": {}, "absent": {name: str(error)}}
     for _ in range(3):
         small()
     products, _ = PEERS["the products alone"](problem)
@@ -83,7 +86,7 @@ def measure_memory(problem: Any, batches: int, arguments: argparse.Namespace) ->
     run, _ = PEERS[name](problem)
     for _ in range(3):
         run()
-    return {"figures": {name: (_status("VmHWM") - before) / 1024}}
+    return {"figures": {name: (_status("VmHWM") - before) / 1024}, "absent": {}}
 
 
 def _status(key: str) -> int:
@@ -123,6 +126,7 @@ def _time(peers: Any, problem: Any, arguments: argparse.Namespace, seconds: floa
     figures = interleave(runs, arguments.rounds, seconds)
     return {
         "figures": {name: quartiles(figures[name]) for name in runs},
+        "rounds": arguments.rounds,
         "void": void,
         "first": first,
         "absent": absent,
