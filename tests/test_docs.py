@@ -60,7 +60,7 @@ def test_every_row_of_the_table_of_activations_is_listed():
     assert set(ACTIVATIONS) <= {tag for tag, _, _ in rows_of_equations()}
 
 
-@pytest.mark.parametrize("number", [0, 1], ids=["by autograd", "without a tape"])
+@pytest.mark.parametrize("number", [0, 1, 2], ids=["by autograd", "without a tape", "in two parts"])
 def test_the_readmes_examples_run(number: int):
     exec(compile(blocks(README, "python")[number], "README.md", "exec"), {})
 
@@ -69,7 +69,7 @@ def test_the_readmes_weights_load_in_plain_pytorch(tmp_path: Path):
     from deltaprop.training import TrainConfig, train
 
     train(TrainConfig(epochs=1, log_every=0, run_dir=tmp_path / "run"))
-    code = blocks(README, "python")[2].replace("runs/<run>", str(tmp_path / "run"))
+    code = blocks(README, "python")[3].replace("runs/<run>", str(tmp_path / "run"))
     exec(compile(code, "README.md", "exec"), {})
 
 
@@ -96,7 +96,7 @@ def test_the_readmes_activation_is_right():
     from deltaprop.ops import Elementwise, primitive
 
     namespace = {"torch": torch, "Tensor": torch.Tensor, "Elementwise": Elementwise}
-    exec(compile("from __future__ import annotations\n" + blocks(README, "python")[3], "README.md", "exec"), namespace)
+    exec(compile("from __future__ import annotations\n" + blocks(README, "python")[4], "README.md", "exec"), namespace)
     mish = primitive(namespace["Mish"])
     assert torch.autograd.gradcheck(mish, torch.randn(5, dtype=torch.float64, requires_grad=True))
 
