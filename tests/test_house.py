@@ -17,7 +17,7 @@ FLOORS = [
     ["initialization", "perceptron", "modules", "optim"],
     ["explicit"],
     ["verify", "data"],
-    ["training"],
+    ["testing", "training"],
     ["cli"],
 ]
 HEIGHT = {part: height for height, parts in enumerate(FLOORS) for part in parts}

@@ -36,6 +36,8 @@ from deltaprop.modules import (
 )
 from deltaprop.optim import SGD, sgd_update
 from deltaprop.perceptron import Perceptron, PerceptronFit
+from deltaprop.verify.gradients import check_gradients
+from deltaprop.verify.report import Check, GradientReport
 
 __version__ = "0.1.0"
 
@@ -44,7 +46,9 @@ __all__ = [
     "GELU",
     "MLP",
     "SGD",
+    "Check",
     "ExplicitTrainer",
+    "GradientReport",
     "Identity",
     "LeakyReLU",
     "Linear",
@@ -59,6 +63,7 @@ __all__ = [
     "Step",
     "Tanh",
     "UserError",
+    "check_gradients",
     "from_torch",
     "functional",
     "initialize",

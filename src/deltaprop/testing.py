@@ -1,0 +1,43 @@
+"""For users' test suites: every promise of a backward pass in one line.
+
+::
+
+    from deltaprop.testing import assert_gradients
+
+    def test_my_function():
+        assert_gradients(MyFunction, (torch.randn(4, 3),))
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from deltaprop.verify.gradients import check_gradients
+from deltaprop.verify.report import GradientReport
+
+__all__ = ["assert_gradients"]
+
+
+def assert_gradients(fn: Any, inputs: Any, *, warnings: bool = True, **options: Any) -> GradientReport:
+    """Assert that :func:`~deltaprop.check_gradients` finds nothing wrong.
+
+    Args:
+        fn: A Function class, a module, or any callable.
+        inputs: Its positional arguments.
+        warnings: Whether warnings are let pass.
+        **options: Of ``check_gradients``: ``reference``, ``dtype``, ``skip``, ``atol``, ``rtol``, ``fast``, ``seed``.
+
+    Returns:
+        The report.
+
+    Raises:
+        AssertionError: With the report, if an error was found, or a warning that is not let pass.
+
+    Example:
+        >>> import torch
+        >>> _ = assert_gradients(torch.tanh, (torch.randn(4, 3),), fast=True)
+    """
+    report = check_gradients(fn, inputs, **options)
+    if not report.ok or (report.warnings and not warnings):
+        raise AssertionError(f"\n{report}")
+    return report

@@ -1,0 +1,30 @@
+"""The library's own ops, each with inputs to try it on: four samples, off the kinks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deltaprop import functional as F
+from deltaprop import ops
+
+
+def library_ops() -> Iterator[tuple[Callable[..., Tensor], tuple[Any, ...]]]:
+    """Yield every activation, the linear layer and every loss, each with its arguments."""
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        t = torch.randn(*shape, generator=generator, dtype=torch.float64)
+        return t + 0.1 * t.sign()  # no entry at a kink
+
+    z, y, labels = normal(4, 3), torch.rand(4, 3, generator=generator, dtype=torch.float64), torch.tensor([0, 2, 1, 1])
+    for name, call in ops.activation.items():
+        yield call, (z, -1) if "softmax" in name else (z,)
+    yield F.linear, (normal(4, 3), normal(5, 3), normal(5))
+    for loss in (F.mse_loss, F.l1_loss, F.huber_loss, F.quadratic_loss, F.binary_cross_entropy_with_logits):
+        yield loss, (z, y)
+    yield F.cross_entropy, (z, labels)
+    yield F.cross_entropy, (z, torch.softmax(normal(4, 3), 1))

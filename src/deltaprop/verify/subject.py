@@ -1,0 +1,173 @@
+"""The function under test, whatever its kind: called on fresh copies of its inputs, with its gradients at hand."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import Function
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from deltaprop.errors import UserError
+
+
+class Subject:
+    """A function of tensors, and the inputs that it is tried on.
+
+    Args:
+        fn: A Function class, a module (whose parameters are inputs too), or any callable.
+        inputs: Its positional arguments: tensors, containers of them, and anything else.
+        dtype: That its floating tensors are tried in.
+
+    Attributes:
+        seed: Of what the function draws at random.
+        name: Of the function.
+        names: Of the inputs that have a gradient.
+        values: Of these inputs, detached.
+        rows: The leading size of the first of them.
+        batched: Which of them have it, too, and so are likely to hold samples as rows.
+
+    Raises:
+        UserError: If it cannot be called, or there is nothing to differentiate.
+    """
+
+    def __init__(self, fn: Any, inputs: Any, dtype: torch.dtype) -> None:
+        owner = getattr(fn, "__self__", None)
+        if isinstance(owner, type) and issubclass(owner, Function):  # its apply
+            fn = owner
+        self.fn, self.dtype, self.seed = fn, dtype, 0
+        given = tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
+        self.module = copy.deepcopy(fn).to(dtype) if isinstance(fn, nn.Module) else None
+        self.name = type(fn).__name__ if self.module is not None else getattr(fn, "__name__", type(fn).__name__)
+        self._flat, self._spec = tree_flatten(given)
+        floating = [i for i, t in enumerate(self._flat) if isinstance(t, Tensor) and t.is_floating_point()]
+        asking = [i for i in floating if self._flat[i].requires_grad]
+        parameters = [(n, p) for n, p in self.module.named_parameters() if p.requires_grad] if self.module else []
+        # Where nobody says which inputs have a gradient, all that can have one are tried.
+        self._at = asking or floating
+        for i in floating:
+            self._flat[i] = self._flat[i].detach().to(dtype)
+        self.values = [self._flat[i] for i in self._at] + [p.detach() for _, p in parameters]
+        self._parameter_names = [n for n, _ in parameters]
+        self.names = [*self._names_of(given), *self._parameter_names]
+        if not self.values:
+            raise UserError(f"{self.name} has no input to differentiate: pass a tensor of floating-point numbers")
+        first = next((t for t in self.values if t.dim()), self.values[0])
+        self.rows = first.shape[0] if first.dim() else None
+        self.batched = [
+            i < len(self._at) and t.dim() > 0 and t.shape[0] == self.rows for i, t in enumerate(self.values)
+        ]
+
+    def _names_of(self, given: Sequence[Any]) -> list[str]:
+        """Return what the inputs that have a gradient are called in the function's own signature."""
+        try:
+            target = self.fn.forward if isinstance(self.fn, type) or self.module is not None else self.fn
+            words = [p.name for p in inspect.signature(target).parameters.values() if p.kind in (0, 1)]
+            if isinstance(self.fn, type) and issubclass(self.fn, Function) and takes_ctx(self.fn):
+                words = words[1:]
+        except (TypeError, ValueError):
+            words = []
+        owners: list[str] = []
+        for i, argument in enumerate(given):
+            leaves = tree_flatten(argument)[0]
+            word = words[i] if i < len(words) else f"input {i}"
+            owners += [word if len(leaves) == 1 else f"{word}[{j}]" for j in range(len(leaves))]
+        return [owners[i] for i in self._at]
+
+    def leaves(self, values: Sequence[Tensor] | None = None, asking: Sequence[bool] | None = None) -> list[Tensor]:
+        """Return fresh leaves with these values (its own by default); those that are asking require a gradient."""
+        values = self.values if values is None else values
+        asking = [True] * len(values) if asking is None else asking
+        return [t.detach().clone().requires_grad_(asks) for t, asks in zip(values, asking, strict=True)]
+
+    def __call__(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Return the floating outputs of the function of these tensors in the places of its inputs.
+
+        What it draws at random is the same at every call.
+        """
+        torch.manual_seed(self.seed)
+        return tuple(t for t in self.all_outputs(tensors) if t.is_floating_point() or t.is_complex())
+
+    def all_outputs(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Return all tensors that the function returns."""
+        flat = list(self._flat)
+        for i, t in zip(self._at, tensors, strict=False):
+            flat[i] = t
+        arguments = tree_unflatten(flat, self._spec)
+        if self.module is not None:
+            own = dict(zip(self._parameter_names, tensors[len(self._at) :], strict=True))
+            output = torch.func.functional_call(self.module, own, arguments)
+        elif isinstance(self.fn, type) and issubclass(self.fn, Function):
+            output = self.fn.apply(*arguments)
+        else:
+            output = self.fn(*arguments)
+        return [t for t in tree_flatten(output)[0] if isinstance(t, Tensor)]
+
+    def run(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Return the outputs that depend on the tensors, which are protected from what writes in place by a copy."""
+        return tuple(t for t in self([t.clone() for t in tensors]) if t.requires_grad)
+
+    def with_constants(self, change: Callable[[Tensor], Tensor]) -> Subject:
+        """Return the same with those tensors changed that have a row for each sample but no gradient, as labels."""
+        other = copy.copy(self)
+        constant = [i for i, t in enumerate(self._flat) if isinstance(t, Tensor) and i not in self._at]
+        rows = [i for i in constant if self._flat[i].dim() and self._flat[i].shape[0] == self.rows]
+        other._flat = [change(t) if i in rows else t for i, t in enumerate(self._flat)]
+        return other
+
+    def cast(self, dtype: torch.dtype) -> Subject:
+        """Return the same in another dtype."""
+        other = copy.copy(self)
+        other.dtype = dtype
+        other._flat = [t.to(dtype) if isinstance(t, Tensor) and t.is_floating_point() else t for t in self._flat]
+        other.values = [t.to(dtype) for t in self.values]
+        other.module = None if self.module is None else copy.deepcopy(self.module).to(dtype)
+        return other
+
+
+def takes_ctx(op: type[Function]) -> bool:
+    """Return whether a Function's forward takes ctx, as it does where there is no setup_context."""
+    return op.setup_context is torch.autograd.function._SingleLevelFunction.setup_context
+
+
+def dot(outputs: Sequence[Tensor], cotangents: Sequence[Tensor]) -> Tensor:
+    """Return Σ ⟨output, cotangent⟩, a scalar."""
+    return torch.stack([(a * v).sum() for a, v in zip(outputs, cotangents, strict=True)]).sum()
+
+
+def random_like(tensors: Sequence[Tensor], generator: torch.Generator) -> list[Tensor]:
+    """Return random tensors of the same shapes, entries between 0.5 and 1.5 in size and of either sign.
+
+    So that no entry is too small to show what depends on it.
+    """
+    drawn = [torch.rand(t.shape, generator=generator, dtype=torch.float64) * 2 - 1 for t in tensors]
+    return [(r + r.sign() * 0.5).to(t) for r, t in zip(drawn, tensors, strict=True)]
+
+
+def python_nodes(outputs: Sequence[Tensor]) -> Iterator[Any]:
+    """Yield the nodes of a graph that are written in Python: custom Functions."""
+    waiting, seen = [t.grad_fn for t in outputs], set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if isinstance(node, torch.autograd.function.BackwardCFunction):
+            yield node
+        waiting.extend(next_node for next_node, _ in node.next_functions)
+
+
+Gradients = list[Tensor | None]
+
+
+def gradients(
+    outputs: Sequence[Tensor], leaves: Sequence[Tensor], cotangents: Sequence[Tensor], **options: Any
+) -> Gradients:
+    """Return ∂Σ⟨output, cotangent⟩/∂leaf of each leaf; None where none is required, and where it is not used."""
+    asking = [t for t in leaves if t.requires_grad]
+    found = iter(torch.autograd.grad(list(outputs), asking, list(cotangents), allow_unused=True, **options))
+    return [next(found) if t.requires_grad else None for t in leaves]
