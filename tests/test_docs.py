@@ -60,16 +60,22 @@ def test_every_row_of_the_table_of_activations_is_listed():
     assert set(ACTIVATIONS) <= {tag for tag, _, _ in rows_of_equations()}
 
 
-@pytest.mark.parametrize("number", [0, 1, 2], ids=["by autograd", "without a tape", "in two parts"])
-def test_the_readmes_examples_run(number: int):
-    exec(compile(blocks(README, "python")[number], "README.md", "exec"), {})
+@pytest.mark.parametrize(
+    "number", [0, 1, 2, 3], ids=["by autograd", "without a tape", "in two parts", "a backward pass checked"]
+)
+def test_the_readmes_examples_run(number: int, capsys: pytest.CaptureFixture[str]):
+    code = blocks(README, "python")[number]
+    exec(compile(code, "README.md", "exec"), {})
+    printed = re.findall(r"print\(.*\)  # (.*)", code)
+    for words in printed:
+        assert all(part in capsys.readouterr().out for part in words.split("…")[1:])
 
 
 def test_the_readmes_weights_load_in_plain_pytorch(tmp_path: Path):
     from deltaprop.training import TrainConfig, train
 
     train(TrainConfig(epochs=1, log_every=0, run_dir=tmp_path / "run"))
-    code = blocks(README, "python")[3].replace("runs/<run>", str(tmp_path / "run"))
+    code = blocks(README, "python")[4].replace("runs/<run>", str(tmp_path / "run"))
     exec(compile(code, "README.md", "exec"), {})
 
 
@@ -96,9 +102,18 @@ def test_the_readmes_activation_is_right():
     from deltaprop.ops import Elementwise, primitive
 
     namespace = {"torch": torch, "Tensor": torch.Tensor, "Elementwise": Elementwise}
-    exec(compile("from __future__ import annotations\n" + blocks(README, "python")[4], "README.md", "exec"), namespace)
+    exec(compile("from __future__ import annotations\n" + blocks(README, "python")[5], "README.md", "exec"), namespace)
     mish = primitive(namespace["Mish"])
     assert torch.autograd.gradcheck(mish, torch.randn(5, dtype=torch.float64, requires_grad=True))
+
+
+def test_the_readme_names_every_check():
+    from deltaprop.verify.gradients import CHECKS
+
+    table = README.split("| asked | finds |")[1].split("\n\n")[0]
+    cells = [row.split("|")[1] for row in table.splitlines() if row.startswith("| `")]
+    assert set(re.findall(r"`(\w+)`", " ".join(cells))) == set(CHECKS)
+    assert f"asks {len(CHECKS)} questions" in README
 
 
 @pytest.mark.parametrize("line", re.findall(r"python train\.py (--(?!activation mish)[^`\n]*)", README))

@@ -13,6 +13,7 @@ from deltaprop.errors import unknown_name
 # A command is a module of this package with `main(arguments) -> exit code`, imported only when it is asked for.
 COMMANDS = {
     "train": "train a multilayer perceptron with hand-written backpropagation",
+    "gradcheck": "check the backward passes of the library, or of your own",
 }
 
 USAGE = "\n".join(

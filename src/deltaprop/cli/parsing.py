@@ -26,7 +26,12 @@ def one_line(box: str) -> str:
     sections = [part for part in re.split(r"^[─-]+$", "\n".join(lines), flags=re.MULTILINE) if part.strip()]
     if not sections:
         return "the flags cannot be read; see deltaprop train --help"
-    text = " ".join(sections[0].split()).removeprefix("Error parsing TrainConfig: ").removesuffix(".")
+    text = (
+        " ".join(sections[0].split())
+        .removeprefix("Error parsing Arguments: ")
+        .removeprefix("Error parsing TrainConfig: ")
+        .removesuffix(".")
+    )
     text = text.removeprefix("Error parsing ")
     near = [re.search(r"--[\w-]+", section) for section in sections[1:] if "Perhaps you meant" in section]
     hint = f": perhaps you meant {near[0][0]}" if near and near[0] else ""

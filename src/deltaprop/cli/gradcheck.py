@@ -1,0 +1,208 @@
+"""``deltaprop gradcheck``: every promise of a backward pass, of the library's ops or of a user's own."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import io
+import json
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Annotated, Any
+
+import torch
+import tyro
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from deltaprop.cli.parsing import one_line
+from deltaprop.errors import UserError
+from deltaprop.training.devices import pick_device
+from deltaprop.verify.gradients import CHECKS, check_gradients
+from deltaprop.verify.library import library_ops
+from deltaprop.verify.report import GradientReport
+
+DESCRIPTION = """Check hand-written backward passes: their numbers against central differences, and every promise that
+differences do not see.
+
+Without a target: every op of the library. Exit codes: 0 nothing wrong, 1 something is, 2 wrong input."""
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What to check.
+
+    Attributes:
+        target: FILE.py:NAME or package.module:NAME, a Function class, a module or any function; every op of the library
+            by default.
+        shape: Of an input, such as 4x3; once for each. What example_inputs() beside NAME returns by default.
+        device: auto, cpu, cuda, cuda:N or mps.
+        skip: A check not to make; as often as there are.
+        fast: Try some entries of each input, and leave the compiler out.
+        json: A file for the report.
+        seed: Of inputs and of what is drawn.
+    """
+
+    target: tyro.conf.Positional[str | None] = None
+    shape: tyro.conf.UseAppendAction[Annotated[tuple[str, ...], tyro.conf.arg(metavar="4x3")]] = ()
+    device: str = "cpu"
+    skip: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    fast: bool = False
+    json: Path | None = None
+    seed: int = 0
+
+
+def main(words: Sequence[str]) -> int:
+    """Check, tell, and return 0, or 1 if something is wrong.
+
+    Raises:
+        UserError: If there is no such target, or it does not take its inputs.
+    """
+    arguments = parse(words)
+    device = pick_device(arguments.device)
+    console = Console(highlight=False)
+    if arguments.target is None:
+        reports = [
+            check_gradients(op, _to(inputs, device), skip=arguments.skip, fast=arguments.fast, seed=arguments.seed)
+            for op, inputs in library_ops()
+        ]
+        console.print(overview(reports))
+        console.print(legend(reports), style="dim")
+    else:
+        fn, examples = load(arguments.target)
+        inputs = make_inputs(arguments, examples)
+        report = check_gradients(fn, _to(inputs, device), skip=arguments.skip, fast=arguments.fast, seed=arguments.seed)
+        reports = [report]
+        console.print(report.rich())
+        console.print(report.summary())
+    if arguments.json is not None:
+        try:
+            arguments.json.write_text(json.dumps([r.to_json() for r in reports], indent=1) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"--json {arguments.json}: cannot be written: {error.strerror}") from error
+    bad = [report for report in reports if not report.ok]
+    if arguments.target is None:
+        for report in bad:
+            for check in report.errors:
+                console.print(f"{report.subject}: {check.name}: {check.detail}", markup=False)
+        console.print(f"{len(reports) - len(bad)} of {len(reports)} ops ok on {device}")
+    return 1 if bad else 0
+
+
+def parse(words: Sequence[str]) -> Arguments:
+    """Return the arguments.
+
+    Raises:
+        UserError: In one line, for anything that is wrong with them.
+    """
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            given = [word for word in words if word != "--debug"]
+            return tyro.cli(Arguments, prog="deltaprop gradcheck", args=given, description=DESCRIPTION)
+    except SystemExit as exit_:
+        if not exit_.code:  # --help
+            raise
+        raise UserError(one_line(said.getvalue())) from None
+
+
+def load(target: str) -> tuple[Any, Callable[[], Any] | None]:
+    """Return what a target names, and the ``example_inputs`` beside it.
+
+    Raises:
+        UserError: If there is no such thing.
+    """
+    where, colon, name = target.rpartition(":")
+    if not colon or not where or not name:
+        raise UserError(f"a target is FILE.py:NAME or package.module:NAME, got {target!r}")
+    try:
+        module = _import_file(Path(where)) if where.endswith(".py") else _import_module(where)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{where} cannot be imported: {type(error).__name__}: {error}") from error
+    if not hasattr(module, name):
+        public = [word for word in vars(module) if not word.startswith("_")]
+        raise UserError(f"{where} has no {name!r}; it has {', '.join(public[:12])}{' …' if len(public) > 12 else ''}")
+    return getattr(module, name), getattr(module, "example_inputs", None)
+
+
+def _import_file(path: Path) -> ModuleType:
+    """Return the module that a file of the user's makes.
+
+    Raises:
+        UserError: If there is no such file.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: there is no such file")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]  # a .py file has a spec, and a loader
+    spec.loader.exec_module(module)  # type: ignore[union-attr]
+    return module
+
+
+def _import_module(name: str) -> ModuleType:
+    """Return a module by its dotted name; where the user stands counts, as with ``python -m``."""
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    return importlib.import_module(name)
+
+
+def make_inputs(arguments: Arguments, examples: Callable[[], Any] | None) -> tuple[Any, ...]:
+    """Return random inputs of the shapes that are given, or the user's own.
+
+    Raises:
+        UserError: If there are neither.
+    """
+    if arguments.shape:
+        generator = torch.Generator().manual_seed(arguments.seed)
+        return tuple(torch.randn(read_shape(s), generator=generator, dtype=torch.float64) for s in arguments.shape)
+    if examples is None:
+        raise UserError(
+            f"{arguments.target}: inputs are needed: --shape 4x3 for each, or a function example_inputs() beside it"
+        )
+    made = examples()
+    return tuple(made) if isinstance(made, tuple | list) else (made,)
+
+
+def read_shape(text: str) -> tuple[int, ...]:
+    """Return the shape that a word such as 4x3 stands for; ``scalar`` is none.
+
+    Raises:
+        UserError: If it is none.
+    """
+    if text == "scalar":
+        return ()
+    if not re.fullmatch(r"\d+(x\d+)*", text):
+        raise UserError(f"--shape must be sizes with x between them, such as 4x3, or scalar, got {text!r}")
+    return tuple(int(size) for size in text.split("x"))
+
+
+def overview(reports: Sequence[GradientReport]) -> Table:
+    """Return one table of all checks and all ops; the ops are numbered, as :func:`legend` tells."""
+    marks = {"passed": "[green]✓[/]", "skipped": "[dim]·[/]"}
+    table = Table(title="gradients of every op", title_justify="left", box=None, padding=(0, 0, 0, 1))
+    table.add_column("check", no_wrap=True)
+    for number in range(1, len(reports) + 1):
+        table.add_column(str(number), justify="right", no_wrap=True)
+    for name in CHECKS:
+        checks = [report[name] for report in reports]
+        failed = {"error": "[bold red]✗[/]", "warning": "[yellow]![/]"}
+        table.add_row(name, *[marks.get(check.outcome, failed[check.severity]) for check in checks])
+    return table
+
+
+def legend(reports: Sequence[GradientReport]) -> str:
+    """Return what the numbers and marks of the overview mean."""
+    numbers = ", ".join(f"{number} {report.subject}" for number, report in enumerate(reports, start=1))
+    return f"✓ passed   ✗ error   ! warning   · does not apply\n{numbers}"
+
+
+def _to(inputs: Any, device: torch.device) -> tuple[Any, ...]:
+    return tuple(t.to(device) if isinstance(t, Tensor) else t for t in inputs)
