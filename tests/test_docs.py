@@ -95,6 +95,19 @@ def test_the_readmes_transcript_is_what_the_command_prints(tmp_path: Path, monke
             assert line in shown.splitlines()
 
 
+def test_the_readmes_worked_example_is_what_the_command_prints(capsys: pytest.CaptureFixture[str]):
+    """Line by line; the last but for its digits of rounding."""
+    from deltaprop.cli import main
+
+    assert main(["trace", "--sizes", "2", "3", "1", "--output-activation", "sigmoid"]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    (page,) = [block for block in blocks(README, "text") if block.startswith("FWD")]
+    for line in page.splitlines():
+        if line != "…" and not line.startswith("ok"):
+            assert line in shown, line
+    assert shown[-1].startswith("ok: autograd differs by ")
+
+
 def test_the_readmes_activation_is_right():
     """Its class, as printed, against PyTorch's own derivative of its forward, at random z in float64."""
     import torch

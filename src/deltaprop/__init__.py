@@ -38,6 +38,7 @@ from deltaprop.optim import SGD, sgd_update
 from deltaprop.perceptron import Perceptron, PerceptronFit
 from deltaprop.verify.gradients import check_gradients
 from deltaprop.verify.report import Check, GradientReport
+from deltaprop.verify.trace import Trace, trace
 
 __version__ = "0.1.0"
 
@@ -62,6 +63,7 @@ __all__ = [
     "Softplus",
     "Step",
     "Tanh",
+    "Trace",
     "UserError",
     "check_gradients",
     "from_torch",
@@ -69,4 +71,5 @@ __all__ = [
     "initialize",
     "sgd_update",
     "to_torch",
+    "trace",
 ]

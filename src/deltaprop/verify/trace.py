@@ -1,0 +1,352 @@
+"""One batch through the textbook's page: z, a, σ'(z), δ and the gradients of each layer, by the hand-written formulas.
+
+Every number is then asked for twice more: of autograd, on a twin of plain ``torch.nn`` modules, and (the gradients) of
+central differences of C. Everything is computed in float64, whatever the model's dtype.
+
+Shapes: x [N, n_0]; z, a, σ' and δ [N, n_l]; ∂C/∂W [n_l, n_{l−1}], ∂C/∂b [n_l].
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from deltaprop import functional as F
+from deltaprop.errors import UserError, unknown_name
+from deltaprop.explicit.reading import read_layers
+from deltaprop.modules import Activation, to_torch
+from deltaprop.ops import Elementwise
+from deltaprop.ops.linear import linear_forward, linear_grad_a_prev, linear_grad_bias, linear_grad_weight
+from deltaprop.verify.differences import slopes
+
+LOSSES = (
+    "cross_entropy",
+    "binary_cross_entropy_with_logits",
+    "binary_cross_entropy_per_sample",
+    "quadratic_loss",
+    "mse_loss",
+    "l1_loss",
+    "huber_loss",
+)
+BY_AUTOGRAD = 1e-10  # of the largest entry: both are float64
+BY_DIFFERENCES = 1e-5
+MOST_ENTRIES = 200  # of a parameter that are tried by differences
+
+
+@dataclass(frozen=True)
+class TracedLayer:
+    """One layer on one batch.
+
+    Attributes:
+        weight: W, [n, n_prev].
+        bias: b, [n], or None.
+        activation: Its name; empty where there is none.
+        z: Pre-activation.
+        a: Activation; z itself where there is none.
+        slope: σ'(z); ones where there is no activation; None for softmax, whose derivative is a matrix.
+        delta: δ = ∂C/∂z.
+        grad_weight: ∂C/∂W.
+        grad_bias: ∂C/∂b, or None.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    activation: str
+    z: Tensor
+    a: Tensor
+    slope: Tensor | None
+    delta: Tensor
+    grad_weight: Tensor
+    grad_bias: Tensor | None
+
+    @property
+    def delta_norm(self) -> float:
+        """The mean over samples of ‖∂C_n/∂z‖: Σ_n ‖δ_n‖, as δ holds the loss's 1/N."""
+        return float(self.delta.norm(dim=1).sum())
+
+    @property
+    def saturated(self) -> float | None:
+        """The share of entries where |σ'(z)| is at most 5 % of the steepest on this batch; None without a σ'."""
+        if self.slope is None or not self.activation:
+            return None
+        steepest = float(self.slope.abs().max()) or 1.0
+        return float((self.slope.abs() <= 0.05 * steepest).double().mean())
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One quantity beside what somebody else has for it.
+
+    Attributes:
+        layer: Counted from 1.
+        quantity: ``"z"``, ``"a"``, ``"delta"``, ``"grad_weight"`` or ``"grad_bias"``.
+        beside: ``"autograd"`` or ``"differences"``.
+        error: The largest difference, relative to the largest entry (at least 10⁻³).
+        ok: Whether that is rounding.
+    """
+
+    layer: int
+    quantity: str
+    beside: str
+    error: float
+    ok: bool
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A batch through a net, forward and back.
+
+    Attributes:
+        input: a^0 = x, [N, n_0].
+        target: y.
+        loss_name: Of C.
+        loss: C, a number.
+        grad_a: ∂C/∂a^L, [N, n_L]: the left factor of BP1.
+        layers: Of layer 1 to L; ``layers[0]`` is layer 1.
+        comparisons: Every quantity beside autograd's, and the gradients beside central differences.
+    """
+
+    input: Tensor
+    target: Tensor
+    loss_name: str
+    loss: float
+    grad_a: Tensor
+    layers: tuple[TracedLayer, ...]
+    comparisons: tuple[Comparison, ...] = field(repr=False)
+
+    @property
+    def ok(self) -> bool:
+        """Whether autograd and central differences have the same numbers."""
+        return all(comparison.ok for comparison in self.comparisons)
+
+    @property
+    def sizes(self) -> list[int]:
+        """[n_0, …, n_L]."""
+        return [self.input.shape[1], *[layer.z.shape[1] for layer in self.layers]]
+
+    def error(self, layer: int, beside: str) -> float:
+        """Return the largest error of a layer (counted from 1) beside ``"autograd"`` or ``"differences"``."""
+        return max((c.error for c in self.comparisons if c.layer == layer and c.beside == beside), default=0.0)
+
+    def a_prev(self, layer: int) -> Tensor:
+        """Return what layer l (counted from 1) is given, a^{l−1}."""
+        return self.input if layer == 1 else self.layers[layer - 2].a
+
+
+def trace(model: nn.Module, loss: str | Callable[..., Tensor], x: Tensor, y: Tensor) -> Trace:
+    """Trace one batch through a net by the hand-written formulas, and compare every number.
+
+    Args:
+        model: An :class:`~deltaprop.MLP`, or any ``nn.Sequential`` of linear layers and activations, ours or PyTorch's.
+        loss: A function of :mod:`deltaprop.functional`, its name, or a ``functools.partial`` of one with options.
+        x: Inputs, [N, n_0].
+        y: Targets, as the loss takes them.
+
+    Returns:
+        The trace: ``.layers[0].delta``, ``.ok``. The model is left as it is.
+
+    Raises:
+        UserError: If the model is no stack of layers, or inputs or targets do not fit.
+
+    Source:
+        Nielsen, Neural Networks and Deep Learning (2015), chapter 2, equations BP1 to BP4.
+
+    Example:
+        >>> from deltaprop import MLP
+        >>> model = MLP([2, 3, 1], "sigmoid")
+        >>> found = trace(model, "quadratic_loss", torch.rand(4, 2), torch.rand(4, 1))
+        >>> found.ok, list(found.layers[0].delta.shape)
+        (True, [4, 3])
+    """
+    name, call, options = _loss(loss)
+    if not isinstance(model, nn.Sequential):
+        raise UserError(f"trace takes an nn.Sequential of linear layers and activations, got {type(model).__name__}")
+    own = copy.deepcopy(model).double().requires_grad_(True)
+    found, _ = read_layers(own)
+    x = x.detach().double()
+    y = y.detach().double() if y.is_floating_point() else y.detach()
+    first = found[0][0]
+    if x.dim() != 2 or x.shape[1] != first.in_features or not len(x):
+        raise UserError(f"inputs must be [N, {first.in_features}] with N at least 1, got {list(x.shape)}")
+    zs: list[Tensor] = []
+    activations = [x]
+    with torch.no_grad():
+        for linear, sigma, _ in found:
+            z = linear_forward(activations[-1], linear.weight, linear.bias)  # FWD
+            zs.append(z)
+            activations.append(z if sigma is None else sigma.op.forward(z, *_constants(sigma)))
+    top = activations[-1].clone().requires_grad_()
+    try:
+        c = call(top, y, **options)
+    except (RuntimeError, ValueError, IndexError) as error:
+        text = " ".join(str(error).split())
+        raise UserError(
+            f"{name} does not take outputs {list(top.shape)} and targets {list(y.shape)}: {text}"
+        ) from error
+    if c.dim():
+        raise UserError(f"the loss must be one number: reduction 'mean' or 'sum', got {list(c.shape)}")
+    (grad_a,) = torch.autograd.grad(c, top)  # BP1, left factor: the loss's own hand-written backward
+    layers: list[TracedLayer] = []
+    carried = grad_a
+    with torch.no_grad():
+        for i in reversed(range(len(found))):
+            linear, sigma, _ = found[i]
+            z, a, a_prev = zs[i], activations[i + 1], activations[i]
+            slope: Tensor | None = torch.ones_like(z)
+            delta = carried
+            if sigma is not None:
+                saved = a if sigma.op.from_output else z
+                delta = sigma.op.delta(carried, saved, *_constants(sigma))  # BP1, BP2
+                elementwise = issubclass(sigma.op, Elementwise)
+                slope = sigma.op.slope(saved, *_constants(sigma)) if elementwise else None  # type: ignore[attr-defined]
+            bias = linear.bias
+            layers.append(
+                TracedLayer(
+                    weight=linear.weight.detach(),
+                    bias=None if bias is None else bias.detach(),
+                    activation="" if sigma is None else type(sigma).__name__.lower(),
+                    z=z,
+                    a=a,
+                    slope=slope,
+                    delta=delta,
+                    grad_weight=linear_grad_weight(delta, a_prev),  # BP4
+                    grad_bias=None if bias is None else linear_grad_bias(delta, bias.shape),  # BP3
+                )
+            )
+            carried = linear_grad_a_prev(delta, linear.weight)  # BP2, left factor
+    layers.reverse()
+    comparisons = [
+        *_beside_autograd(own, name, options, x, y, layers),
+        *_beside_differences(own, call, options, x, y, layers),
+    ]
+    return Trace(x, y, name, float(c.detach()), grad_a, tuple(layers), tuple(comparisons))
+
+
+def _constants(sigma: Activation) -> list[Any]:
+    return [getattr(sigma, name) for name in sigma.constants]
+
+
+def _loss(loss: str | Callable[..., Tensor]) -> tuple[str, Callable[..., Tensor], dict[str, Any]]:
+    """Return the name of a loss, our function, and its options.
+
+    Raises:
+        UserError: If there is no such loss here.
+    """
+    options: dict[str, Any] = {}
+    if isinstance(loss, functools.partial):
+        if loss.args:
+            raise UserError(f"options of the loss must be given by keyword, got {len(loss.args)} by position")
+        options, loss = dict(loss.keywords), loss.func
+    if not isinstance(loss, str):
+        known = {
+            getattr(module, name): name for name in LOSSES for module in (F, nn.functional) if hasattr(module, name)
+        }
+        given = getattr(loss, "__name__", type(loss).__name__)
+        if loss not in known:
+            raise UserError(f"trace has no δ for the loss {given}: take one of {', '.join(LOSSES)}")
+        loss = known[loss]
+    if loss not in LOSSES:
+        raise unknown_name("loss", loss, LOSSES)
+    return loss, getattr(F, loss), options
+
+
+def _beside_autograd(
+    own: nn.Sequential, name: str, options: dict[str, Any], x: Tensor, y: Tensor, layers: Sequence[TracedLayer]
+) -> list[Comparison]:
+    """Compare with plain PyTorch: its modules, its loss, its autograd."""
+    try:
+        twin = to_torch(own)
+    except UserError:  # an activation that PyTorch has not
+        twin = own
+    zs: list[Tensor] = []
+    outputs: list[Tensor] = []
+    linears: list[nn.Linear] = []
+    a = x
+    for module in _flat(twin):
+        # A copy for what follows a layer: an in-place module would overwrite z.
+        a = module(a if isinstance(module, nn.Linear) else a.clone())
+        if isinstance(module, nn.Linear):
+            linears.append(module)
+            zs.append(a)
+            outputs.append(a)
+        else:
+            outputs[-1] = a
+    c = _torch_loss(name)(a, y, **options)
+    parameters = [p for linear in linears for p in (linear.weight, linear.bias) if p is not None]
+    grads = torch.autograd.grad(c, [*zs, *parameters], materialize_grads=True)
+    of = dict(zip(map(id, parameters), grads[len(zs) :], strict=True))
+    found = []
+    for number, (layer, linear, z, output, delta) in enumerate(
+        zip(layers, linears, zs, outputs, grads[: len(zs)], strict=True), start=1
+    ):
+        theirs = {"z": z, "a": output, "delta": delta, "grad_weight": of[id(linear.weight)]}
+        if linear.bias is not None:
+            theirs["grad_bias"] = of[id(linear.bias)]
+        for quantity, right in theirs.items():
+            error = _error(getattr(layer, quantity), right)
+            found.append(Comparison(number, quantity, "autograd", error, error <= BY_AUTOGRAD))
+    return found
+
+
+def _torch_loss(name: str) -> Callable[..., Tensor]:
+    """Return PyTorch's loss of a name; the textbook's two in plain tensor arithmetic."""
+    if name == "quadratic_loss":
+        return lambda a, y: (a - y).square().sum() / (2 * len(a))
+    if name == "binary_cross_entropy_per_sample":
+        return lambda a, y, **options: (
+            nn.functional.binary_cross_entropy_with_logits(a, y, reduction="sum", **options) / len(a)
+        )
+    function: Callable[..., Tensor] = getattr(nn.functional, name)
+    return function
+
+
+def _flat(model: nn.Module) -> list[nn.Module]:
+    return [m for child in model.children() for m in (_flat(child) if isinstance(child, nn.Sequential) else [child])]
+
+
+def _beside_differences(
+    own: nn.Sequential,
+    call: Callable[..., Tensor],
+    options: dict[str, Any],
+    x: Tensor,
+    y: Tensor,
+    layers: Sequence[TracedLayer],
+) -> list[Comparison]:
+    """Compare the gradients with (C(θ + h) − C(θ − h)) / 2h, entry by entry."""
+    names = [name for name, _ in own.named_parameters()]
+    values = [p.detach() for p in own.parameters()]
+    generator = torch.Generator().manual_seed(0)
+
+    def c(parameters: Sequence[Tensor]) -> Tensor:
+        output = torch.func.functional_call(own, dict(zip(names, parameters, strict=True)), (x,))
+        return call(output, y, **options)
+
+    found = []
+    at = 0
+    for number, layer in enumerate(layers, start=1):
+        for quantity in ("grad_weight", "grad_bias"):
+            gradient = getattr(layer, quantity)
+            if gradient is None:
+                continue
+            by = slopes(c, values, at, MOST_ENTRIES, generator)
+            ours = gradient.reshape(-1)[by.entries]
+            # At a kink any slope between left and right will do.
+            low, high = torch.minimum(by.left, by.right), torch.maximum(by.left, by.right)
+            nearest = torch.where((by.right - by.left).abs() > 1e-3, ours.clamp(low, high), by.central)
+            error = max(0.0, _error(ours, nearest) - 30 * by.noise)
+            found.append(Comparison(number, quantity, "differences", error, error <= BY_DIFFERENCES))
+            at += 1
+    return found
+
+
+def _error(ours: Tensor, theirs: Tensor) -> float:
+    """Return the largest difference relative to the largest entry, or to 10⁻³ where all are smaller."""
+    largest = max(1e-3, float(theirs.detach().abs().max()))
+    gap = float((ours - theirs).detach().abs().max())
+    return gap / largest if gap == gap else float("inf")

@@ -1,0 +1,161 @@
+"""A trace has the textbook's numbers, on paper and beside autograd and differences; and it tells when they part."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+import deltaprop as dp
+from deltaprop import UserError, ops, trace
+from deltaprop import functional as F
+from deltaprop.verify.trace import LOSSES
+from deltaprop.verify.worked import is_tiny, worked_example
+
+F64 = torch.float64
+
+
+def target(loss: str, rows: int, outputs: int) -> Tensor:
+    return torch.randint(outputs, (rows,)) if loss == "cross_entropy" else torch.rand(rows, outputs, dtype=F64)
+
+
+def test_every_number_by_hand():
+    """BP1 to BP4 on a 3-4-2 sigmoid net with the quadratic cost, N = 6."""
+    x, y = torch.randn(6, 3, dtype=F64), torch.rand(6, 2, dtype=F64)
+    model = dp.MLP([3, 4, 2], "sigmoid", "sigmoid", dtype=F64)
+    found = trace(model, "quadratic_loss", x, y)
+    w1, b1, w2, b2 = (p.detach() for p in model.parameters())
+    a1 = 1 / (1 + torch.exp(-(x @ w1.T + b1)))
+    a2 = 1 / (1 + torch.exp(-(a1 @ w2.T + b2)))
+    delta2 = (a2 - y) / 6 * a2 * (1 - a2)  # BP1
+    delta1 = a1 * (1 - a1) * (delta2 @ w2)  # BP2
+    first, second = found.layers
+    assert_close(found.input, x)
+    assert found.loss == pytest.approx(float(((a2 - y) ** 2).sum() / 12))
+    assert_close(found.grad_a, (a2 - y) / 6)
+    for layer, a_prev, a, delta in ((first, x, a1, delta1), (second, a1, a2, delta2)):
+        assert_close(layer.a, a)
+        assert_close(layer.slope, a * (1 - a))
+        assert_close(layer.delta, delta)
+        assert_close(layer.grad_weight, delta.T @ a_prev)  # BP4
+        assert_close(layer.grad_bias, delta.sum(0))  # BP3
+        assert layer.delta_norm == pytest.approx(float(delta.norm(dim=1).sum()))
+    assert found.ok
+    assert found.sizes == [3, 4, 2]
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("activation", sorted(ops.ACTIVATIONS))
+def test_autograd_and_differences_have_the_same_numbers(activation: str, loss: str):
+    found = trace(dp.MLP([5, 6, 4, 3], activation), loss, torch.randn(7, 5), target(loss, 7, 3))
+    assert found.ok, [c for c in found.comparisons if not c.ok]
+    assert {c.beside for c in found.comparisons} == {"autograd", "differences"}
+    assert (found.layers[0].slope is None) == ("softmax" in activation)
+    assert found.layers[-1].slope is not None  # no activation: σ' = 1
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        nn.Sequential(nn.Linear(5, 4), nn.ReLU(inplace=True), nn.Sequential(nn.Linear(4, 3, bias=False))),
+        dp.MLP([5, 4, 3], bias=False),
+        dp.MLP([5, 3]).requires_grad_(False),
+    ],
+    ids=["PyTorch's", "no bias", "frozen"],
+)
+def test_any_stack_of_layers_is_traced_and_left_as_it_is(model: nn.Sequential):
+    before = {name: (p.clone(), p.requires_grad) for name, p in model.named_parameters()}
+    found = trace(model, nn.functional.cross_entropy, torch.randn(7, 5), torch.randint(3, (7,)))
+    assert found.ok
+    for name, p in model.named_parameters():
+        assert torch.equal(p, before[name][0])
+        assert (p.requires_grad, p.grad, p.dtype) == (before[name][1], None, torch.float32)
+
+
+def test_options_of_the_loss():
+    model, x, y = dp.MLP([5, 3], dtype=F64), torch.randn(7, 5, dtype=F64), torch.arange(7) % 3
+    found = trace(model, functools.partial(F.cross_entropy, label_smoothing=0.2), x, y)
+    assert found.loss == pytest.approx(float(nn.functional.cross_entropy(model(x), y, label_smoothing=0.2).detach()))
+    assert found.ok
+
+
+def test_a_wrong_slope_is_told(monkeypatch: pytest.MonkeyPatch):
+    """Both autograd's twin and the differences part from a δ without its σ'."""
+    monkeypatch.setattr(ops.ACTIVATIONS["tanh"], "delta", staticmethod(lambda grad_a, saved: grad_a))
+    found = trace(dp.MLP([3, 4, 2], "tanh"), "mse_loss", torch.randn(5, 3), torch.rand(5, 2))
+    wrong = {(c.layer, c.quantity, c.beside) for c in found.comparisons if not c.ok}
+    assert (1, "delta", "autograd") in wrong
+    assert (1, "grad_weight", "differences") in wrong
+    assert not found.ok
+
+
+def test_a_saturated_share():
+    """Sigmoid of ±20 is flat; of 0 it is steepest."""
+    model = dp.MLP([1, 1], output_activation="sigmoid", bias=False)
+    nn.init.constant_(model[0].weight, 20.0)
+    found = trace(model, "quadratic_loss", torch.tensor([[1.0], [-1.0], [0.0], [1.0]]), torch.zeros(4, 1))
+    assert found.layers[0].saturated == 0.75
+
+
+class TestWorkedExample:
+    def test_it_has_the_numbers_of_the_trace(self):
+        """2-1 net, one sample, by hand: z = 0.5·0.2 + (−1)·0.4 + 0.1 = −0.2, a = z, C = ½ (−0.2 − 1)² = 0.72."""
+        model = dp.MLP([2, 1], dtype=F64)
+        with torch.no_grad():
+            model[0].weight.copy_(torch.tensor([[0.5, -1.0]]))
+            model[0].bias.fill_(0.1)
+        found = trace(model, "quadratic_loss", torch.tensor([[0.2, 0.4]]), torch.tensor([[1.0]]))
+        lines = list(worked_example(found, lr=0.5))
+        for line in (
+            "  z¹[1] = 0.5·0.2 + (−1)·0.4 + 0.1 = −0.2",
+            "LOSS  quadratic_loss: C = 0.72",
+            "  δ¹[1] = −1.2",
+            "  ∂C/∂W¹[1,2] = (−1.2)·0.4 = −0.48",
+            "  W¹[1,2] ← −1 − 0.5·(−0.48) = −0.76",  # −1 + 0.24
+            "  b¹[1] ← 0.1 − 0.5·(−1.2) = 0.7",
+        ):
+            assert line in lines
+
+    def test_every_equation_has_its_tag_in_the_order_of_a_step(self):
+        found = trace(dp.MLP([2, 3, 1], "tanh"), "quadratic_loss", torch.rand(1, 2), torch.rand(1, 1))
+        tags = [line.split()[0] for line in worked_example(found, 0.1) if not line.startswith(" ")]
+        assert tags == ["INPUT", "FWD", "FWD", "LOSS", "BP1", "BP3", "BP4", "BP2", "BP3", "BP4", "SGD"]
+
+    def test_every_loss_has_its_formula(self):
+        for loss in LOSSES:
+            found = trace(dp.MLP([2, 2]), loss, torch.rand(2, 2), target(loss, 2, 2))
+            assert any("∂C/∂a = " in line for line in worked_example(found, 0.1)), loss
+
+    def test_what_is_tiny(self):
+        assert is_tiny(trace(dp.MLP([2, 3, 1]), "mse_loss", torch.rand(2, 2), torch.rand(2, 1)))
+        assert not is_tiny(trace(dp.MLP([2, 3, 1]), "mse_loss", torch.rand(3, 2), torch.rand(3, 1)))
+        assert not is_tiny(trace(dp.MLP([9, 9, 1]), "mse_loss", torch.rand(1, 9), torch.rand(1, 1)))
+
+
+@pytest.mark.parametrize(
+    ("model", "loss", "x", "y", "said"),
+    [
+        (nn.Linear(2, 2), "mse_loss", torch.rand(3, 2), torch.rand(3, 2), "takes an nn.Sequential .* got Linear"),
+        (nn.Sequential(nn.Linear(2, 2), nn.Dropout()), "mse_loss", torch.rand(3, 2), torch.rand(3, 2), r"\(Dropout\)"),
+        (dp.MLP([2, 2]), "mse_los", torch.rand(3, 2), torch.rand(3, 2), "unknown loss 'mse_los': did you mean"),
+        (dp.MLP([2, 2]), nn.functional.nll_loss, torch.rand(3, 2), torch.rand(3, 2), "no δ for the loss nll_loss"),
+        (dp.MLP([2, 2]), "mse_loss", torch.rand(3, 3), torch.rand(3, 2), r"inputs must be \[N, 2\].*got \[3, 3\]"),
+        (dp.MLP([2, 2]), "mse_loss", torch.rand(0, 2), torch.rand(0, 2), r"N at least 1, got \[0, 2\]"),
+        (dp.MLP([2, 2]), "cross_entropy", torch.rand(3, 2), torch.full((3,), 7), "cross_entropy does not take outputs"),
+        (
+            dp.MLP([2, 2]),
+            functools.partial(F.mse_loss, reduction="none"),
+            torch.rand(3, 2),
+            torch.rand(3, 2),
+            "the loss must be one number",
+        ),
+    ],
+)
+def test_what_cannot_be_traced_is_told_in_one_line(model: Any, loss: Any, x: Tensor, y: Tensor, said: str):
+    with pytest.raises(UserError, match=said) as error:
+        trace(model, loss, x, y)
+    assert "\n" not in str(error.value)
