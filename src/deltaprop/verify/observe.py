@@ -6,7 +6,7 @@ The modules are called one by one, each output is kept, and δ^l = ∂C/∂z^l a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,10 +63,7 @@ class LayerView:
         sigma, slope = self._elementwise(), self.slope()
         if sigma is None or slope is None:
             return None
-        op, constants = sigma
-        grid = torch.linspace(-8, 8, 1601, dtype=slope.dtype, device=slope.device)
-        steepest = op.slope(op.forward(grid, *constants) if op.from_output else grid, *constants).abs().max()
-        flat = slope.abs() <= 0.05 * steepest
+        flat = slope.abs() <= SATURATED * steepest(*sigma, slope)
         return float(flat.float().mean()), float(flat.all(dim=0).float().mean())
 
     def _elementwise(self) -> tuple[type[Elementwise], list[Any]] | None:
@@ -77,6 +74,15 @@ class LayerView:
         if not isinstance(module, Activation) or not issubclass(module.op, Elementwise):
             return None
         return module.op, [getattr(module, name) for name in module.constants]
+
+
+SATURATED = 0.05  # of the steepest slope: hardly any δ passes
+
+
+def steepest(op: type[Elementwise], constants: Sequence[Any], like: Tensor) -> Tensor:
+    """Return max |σ'(z)| over −8 ≤ z ≤ 8, of the dtype and on the device of another tensor."""
+    grid = torch.linspace(-8, 8, 1601, dtype=like.dtype, device=like.device)
+    return op.slope(op.forward(grid, *constants) if op.from_output else grid, *constants).abs().max()
 
 
 def observe(model: nn.Sequential, loss: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor) -> list[LayerView]:

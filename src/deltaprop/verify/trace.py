@@ -24,6 +24,7 @@ from deltaprop.modules import Activation, to_torch
 from deltaprop.ops import Elementwise
 from deltaprop.ops.linear import linear_forward, linear_grad_a_prev, linear_grad_bias, linear_grad_weight
 from deltaprop.verify.differences import slopes
+from deltaprop.verify.observe import SATURATED, steepest
 
 LOSSES = (
     "cross_entropy",
@@ -50,6 +51,7 @@ class TracedLayer:
         z: Pre-activation.
         a: Activation; z itself where there is none.
         slope: σ'(z); ones where there is no activation; None for softmax, whose derivative is a matrix.
+        steepest: The largest |σ'| there is; None where there is no activation, or no σ'.
         delta: δ = ∂C/∂z.
         grad_weight: ∂C/∂W.
         grad_bias: ∂C/∂b, or None.
@@ -61,6 +63,7 @@ class TracedLayer:
     z: Tensor
     a: Tensor
     slope: Tensor | None
+    steepest: float | None
     delta: Tensor
     grad_weight: Tensor
     grad_bias: Tensor | None
@@ -72,11 +75,10 @@ class TracedLayer:
 
     @property
     def saturated(self) -> float | None:
-        """The share of entries where |σ'(z)| is at most 5 % of the steepest on this batch; None without a σ'."""
-        if self.slope is None or not self.activation:
+        """The share of entries where |σ'(z)| is at most 5 % of the steepest; None without a σ'."""
+        if self.slope is None or self.steepest is None:
             return None
-        steepest = float(self.slope.abs().max()) or 1.0
-        return float((self.slope.abs() <= 0.05 * steepest).double().mean())
+        return float((self.slope.abs() <= SATURATED * self.steepest).double().mean())
 
 
 @dataclass(frozen=True)
@@ -199,12 +201,15 @@ def trace(model: nn.Module, loss: str | Callable[..., Tensor], x: Tensor, y: Ten
             linear, sigma, _ = found[i]
             z, a, a_prev = zs[i], activations[i + 1], activations[i]
             slope: Tensor | None = torch.ones_like(z)
+            most: float | None = None
             delta = carried
             if sigma is not None:
                 saved = a if sigma.op.from_output else z
                 delta = sigma.op.delta(carried, saved, *_constants(sigma))  # BP1, BP2
-                elementwise = issubclass(sigma.op, Elementwise)
-                slope = sigma.op.slope(saved, *_constants(sigma)) if elementwise else None  # type: ignore[attr-defined]
+                slope = None
+                if issubclass(sigma.op, Elementwise):
+                    slope = sigma.op.slope(saved, *_constants(sigma))
+                    most = float(steepest(sigma.op, _constants(sigma), z))
             bias = linear.bias
             layers.append(
                 TracedLayer(
@@ -214,6 +219,7 @@ def trace(model: nn.Module, loss: str | Callable[..., Tensor], x: Tensor, y: Ten
                     z=z,
                     a=a,
                     slope=slope,
+                    steepest=most,
                     delta=delta,
                     grad_weight=linear_grad_weight(delta, a_prev),  # BP4
                     grad_bias=None if bias is None else linear_grad_bias(delta, bias.shape),  # BP3
