@@ -37,7 +37,10 @@ def _same_as_contiguous(trial: Trial, values: Sequence[Tensor], v: Sequence[Tens
     if trial.random:
         raise Skip("what it draws at random depends on the layout, too")
     plain = subject.leaves([t.contiguous() for t in values])
-    expected = gradients(subject.run(plain), plain, [t.contiguous() for t in v])
+    try:
+        expected = gradients(subject.run(plain), plain, [t.contiguous() for t in v])
+    except Exception as error:  # a matrix whose rows are all the same has no inverse, say
+        raise Skip(f"it does not take these numbers side by side either: {told(error)}") from None
     leaves = [t.detach().requires_grad_() for t in values]
     try:
         # As they are: a copy would lie side by side again.
@@ -103,6 +106,8 @@ def _of_rows(trial: Trial, change: Callable[[Tensor], Tensor]) -> tuple[Subject,
     subject = trial.subject
     if not any(subject.batched):
         raise Skip("no input holds samples as rows")
+    if not subject.rows:
+        raise Skip("the inputs given hold no samples")
     values = [change(t) if rows else t for t, rows in zip(subject.values, subject.batched, strict=True)]
     return subject.with_constants(change), values
 

@@ -90,10 +90,10 @@ class Subject:
         What it draws at random is the same at every call.
         """
         torch.manual_seed(self.seed)
-        return tuple(t for t in self.all_outputs(tensors) if t.is_floating_point() or t.is_complex())
+        return tuple(t for t in self.all_outputs(tensors) if t.is_floating_point())
 
     def all_outputs(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """Return all tensors that the function returns."""
+        """Return all tensors that the function returns; a complex one as pairs of real numbers."""
         flat = list(self._flat)
         for i, t in zip(self._at, tensors, strict=False):
             flat[i] = t
@@ -105,7 +105,8 @@ class Subject:
             output = self.fn.apply(*arguments)
         else:
             output = self.fn(*arguments)
-        return [t for t in tree_flatten(output)[0] if isinstance(t, Tensor)]
+        found = [t for t in tree_flatten(output)[0] if isinstance(t, Tensor)]
+        return [torch.view_as_real(t) if t.is_complex() else t for t in found]
 
     def run(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Return the outputs that depend on the tensors, which are protected from what writes in place by a copy."""
