@@ -58,6 +58,22 @@ def test_a_users_own_by_shapes_and_by_example(own: Path, capsys: pytest.CaptureF
     assert "ok: 0 errors" in capsys.readouterr().out
 
 
+def test_a_file_with_dataclasses_and_a_neighbour(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "neighbour_of_mine.py").write_text("FACTOR = 2.0\n")
+    lines = ["from __future__ import annotations", "from dataclasses import dataclass", "import neighbour_of_mine"]
+    lines += ["@dataclass", "class Options:", "    factor: float = neighbour_of_mine.FACTOR"]
+    lines += ["def twice(x):", "    return x * Options().factor"]
+    (tmp_path / "mine_with_options.py").write_text("\n".join(lines))
+    assert main(["gradcheck", f"{tmp_path}/mine_with_options.py:twice", "--shape", "4x3", "--fast"]) == 0
+
+
+def test_a_narrow_terminal_has_every_op(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("COLUMNS", "50")
+    assert main(["gradcheck", "--fast", "--skip", "second", "--skip", "values"]) == 0
+    headers = [line for line in capsys.readouterr().out.splitlines() if line.split()[:1] == ["check"]]
+    assert [int(word) for line in headers for word in line.split()[1:]] == list(range(1, 21))
+
+
 def test_a_module_by_its_dotted_name(capsys: pytest.CaptureFixture[str]):
     assert main(["gradcheck", "torch.nn.functional:softsign", "--shape", "5", "--fast"]) == 0
     assert "gradients of softsign" in capsys.readouterr().out
@@ -91,6 +107,10 @@ def test_what_is_wrong_is_told_and_ends_with_1(own: Path, tmp_path: Path, capsys
         (["torch:sin", "--shape", "3", "--skip", "valeus"], "unknown check 'valeus': did you mean 'values'"),
         (["torch:sin", "--shape", "3", "--device", "gpu"], "--device must be auto, cpu"),
         (["torch:sin", "--shape", "3", "--slow"], "unrecognized options: --slow"),
+        (["--shape", "3"], "--shape is for a target of your own"),
+        (["torch:sin", "--shape", "3", "--json", "/nowhere/report.json"], "--json /nowhere/report.json: there is no"),
+        (["torch.nn:Linear", "--shape", "3"], "torch.nn:Linear is a class of modules: name an instance"),
+        (["torch:sin", "--shape", "99999999999x99999999999"], "--shape 99999999999x99999999999: "),
     ],
     ids=str,
 )

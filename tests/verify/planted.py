@@ -278,6 +278,98 @@ class AddsDecay(Function):
         return grad_output + 1e-2 * ctx.saved_tensors[0]
 
 
+@bug("linear")
+class ClipsWhatIsLarge(Function):
+    """A clip that the v of a small loss never meets."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        return grad_output.clamp(-100, 100)
+
+
+# --- several outputs, several calls ---
+
+
+@bug("outputs", (normal(4, 3),))
+class NeedsBothOutputs(Function):
+    """None for an output that nobody used, and multiplied all the same."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(x)
+        return x.sin(), x.cos()
+
+    @staticmethod
+    def backward(ctx, grad_sin, grad_cos):
+        (x,) = ctx.saved_tensors
+        return grad_sin * x.cos() - grad_cos * x.sin()
+
+
+@bug("calls")
+class KeepsOnTheClass(Function):
+    """What backward needs on the class: that of the last call."""
+
+    x: Tensor
+
+    @staticmethod
+    def forward(ctx, x):
+        KeepsOnTheClass.x = x.detach()
+        return x.square()
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        return 2 * KeepsOnTheClass.x * grad_output
+
+
+@bug("calls")
+class WritesWhatItKept(Function):
+    """A buffer on ctx that backward writes over."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.buffer = 2 * x.detach()
+        return x.square()
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        return ctx.buffer.mul_(grad_output).clone()
+
+
+@bug("values", (1e-7 * normal(4, 3),))
+class SmallAndWrong(Function):
+    """A gradient of 10⁻⁷ with the wrong sign."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.square()
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        return -2 * ctx.saved_tensors[0] * grad_output
+
+
+@bug("values", (torch.tensor([[14.0, -1.0, 1.0], [-3.0, 2.0, 0.5]], dtype=torch.float64),))
+class SmallBesideLarge(Function):
+    """Entries of 10⁶ beside one that is left out."""
+
+    @staticmethod
+    def forward(ctx, x):
+        a = x.exp()
+        ctx.save_for_backward(a)
+        return a
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        (a,) = ctx.saved_tensors
+        return grad_output * torch.where(a < 0.2, 0.0, a)
+
+
 # --- some inputs alone ---
 
 

@@ -322,7 +322,43 @@ def with_dropout(x: Tensor) -> Tensor:
     return torch.nn.functional.dropout(x, 0.5) * x
 
 
+@sound((torch.tensor([[1e-3, 2e-4], [5e-4, 3e-3]], dtype=torch.float64),))
+def steep(x: Tensor) -> Tensor:
+    """A curve that bends within h."""
+    return 1 / x + x.log()
+
+
+@sound((torch.tensor([[0.0, 1.0], [-2.0, 0.0]], dtype=torch.float64),))
+def at_a_kink(x: Tensor) -> Tensor:
+    """|x| at 0, where the gradient itself jumps."""
+    return x.abs()
+
+
+@sound((normal(4, 4), normal(4, 4)))
+def square(x: Tensor, weight: Tensor) -> Tensor:
+    """As many rows as samples."""
+    return F.linear(x, weight)
+
+
+@sound()
+def of_complex_numbers(x: Tensor) -> Tensor:
+    """A complex output."""
+    return torch.fft.rfft(x)
+
+
+@sound((torch.zeros(0, 3, dtype=torch.float64),))
+def of_no_samples(x: Tensor) -> Tensor:
+    """Nothing to try."""
+    return x.sin()
+
+
 MODULES = [
+    Sound(nn.Sequential(nn.Linear(20, 50), nn.ReLU(), nn.Linear(50, 3)), (normal(64, 20),), "many gates"),
+    Sound(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Tanh()), X, "batch norm in training"),
+    Sound(nn.Sequential(nn.Linear(3, 4), nn.ReLU(inplace=True), nn.Linear(4, 2)), X, "an in-place module"),
+    Sound(nn.GRUCell(3, 4), (normal(4, 3), normal(4, 4)), "a recurrent cell"),
+    Sound(nn.Embedding(7, 3), (torch.tensor([1, 4, 1]),), "an embedding"),
+    Sound(nn.MultiheadAttention(4, 2, batch_first=True), (normal(2, 3, 4),) * 3, "attention"),
     Sound(dp.MLP([3, 5, 2], "tanh"), X, "an MLP"),
     Sound(nn.Sequential(nn.Linear(3, 4), nn.GELU(), nn.LayerNorm(4)), X, "torch modules"),
     Sound(F.linear, AFFINE, "linear"),

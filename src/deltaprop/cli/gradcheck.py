@@ -24,6 +24,7 @@ from torch import Tensor
 from deltaprop.cli.parsing import one_line
 from deltaprop.errors import UserError
 from deltaprop.training.devices import pick_device
+from deltaprop.verify.checks import told
 from deltaprop.verify.gradients import CHECKS, check_gradients
 from deltaprop.verify.library import library_ops
 from deltaprop.verify.report import GradientReport
@@ -65,6 +66,12 @@ def main(words: Sequence[str]) -> int:
         UserError: If there is no such target, or it does not take its inputs.
     """
     arguments = parse(words)
+    if arguments.target is None and arguments.shape:
+        raise UserError("--shape is for a target of your own: FILE.py:NAME or package.module:NAME")
+    if arguments.json is not None and not arguments.json.resolve().parent.is_dir():
+        raise UserError(f"--json {arguments.json}: there is no folder {arguments.json.resolve().parent}")
+    if not 0 <= arguments.seed < 2**63:
+        raise UserError(f"--seed must be 0 to 2^63 − 1, got {arguments.seed}")
     device = pick_device(arguments.device)
     console = Console(highlight=False)
     if arguments.target is None:
@@ -72,7 +79,9 @@ def main(words: Sequence[str]) -> int:
             check_gradients(op, _to(inputs, device), skip=arguments.skip, fast=arguments.fast, seed=arguments.seed)
             for op, inputs in library_ops()
         ]
-        console.print(overview(reports))
+        at_a_time = max(1, (console.width - 20) // 3)
+        for first in range(0, len(reports), at_a_time):
+            console.print(overview(reports[first : first + at_a_time], first + 1))
         console.print(legend(reports), style="dim")
     else:
         fn, examples = load(arguments.target)
@@ -125,12 +134,15 @@ def load(target: str) -> tuple[Any, Callable[[], Any] | None]:
         module = _import_file(Path(where)) if where.endswith(".py") else _import_module(where)
     except UserError:
         raise
-    except Exception as error:
-        raise UserError(f"{where} cannot be imported: {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:
+        raise UserError(f"{where} cannot be imported: {told(error)}") from error
     if not hasattr(module, name):
         public = [word for word in vars(module) if not word.startswith("_")]
         raise UserError(f"{where} has no {name!r}; it has {', '.join(public[:12])}{' …' if len(public) > 12 else ''}")
-    return getattr(module, name), getattr(module, "example_inputs", None)
+    fn = getattr(module, name)
+    if isinstance(fn, type) and issubclass(fn, torch.nn.Module):
+        raise UserError(f"{target} is a class of modules: name an instance, such as one that is made in the file")
+    return fn, getattr(module, "example_inputs", None)
 
 
 def _import_file(path: Path) -> ModuleType:
@@ -143,6 +155,8 @@ def _import_file(path: Path) -> ModuleType:
         raise UserError(f"{path}: there is no such file")
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]  # a .py file has a spec, and a loader
+    sys.modules.setdefault(path.stem, module)  # dataclasses look their module up
+    sys.path.insert(0, str(path.parent.resolve()))  # as `python FILE.py` has it
     spec.loader.exec_module(module)  # type: ignore[union-attr]
     return module
 
@@ -162,12 +176,18 @@ def make_inputs(arguments: Arguments, examples: Callable[[], Any] | None) -> tup
     """
     if arguments.shape:
         generator = torch.Generator().manual_seed(arguments.seed)
-        return tuple(torch.randn(read_shape(s), generator=generator, dtype=torch.float64) for s in arguments.shape)
+        try:
+            return tuple(torch.randn(read_shape(s), generator=generator, dtype=torch.float64) for s in arguments.shape)
+        except RuntimeError as error:
+            raise UserError(f"--shape {' '.join(arguments.shape)}: {told(error)}") from error
     if examples is None:
         raise UserError(
             f"{arguments.target}: inputs are needed: --shape 4x3 for each, or a function example_inputs() beside it"
         )
-    made = examples()
+    try:
+        made = examples()
+    except Exception as error:
+        raise UserError(f"{arguments.target}: example_inputs() beside it fails: {told(error)}") from error
     return tuple(made) if isinstance(made, tuple | list) else (made,)
 
 
@@ -184,12 +204,12 @@ def read_shape(text: str) -> tuple[int, ...]:
     return tuple(int(size) for size in text.split("x"))
 
 
-def overview(reports: Sequence[GradientReport]) -> Table:
-    """Return one table of all checks and all ops; the ops are numbered, as :func:`legend` tells."""
+def overview(reports: Sequence[GradientReport], first: int) -> Table:
+    """Return one table of all checks and some ops; these are numbered from ``first``, as :func:`legend` tells."""
     marks = {"passed": "[green]✓[/]", "skipped": "[dim]·[/]"}
     table = Table(title="gradients of every op", title_justify="left", box=None, padding=(0, 0, 0, 1))
     table.add_column("check", no_wrap=True)
-    for number in range(1, len(reports) + 1):
+    for number in range(first, first + len(reports)):
         table.add_column(str(number), justify="right", no_wrap=True)
     for name in CHECKS:
         checks = [report[name] for report in reports]

@@ -9,10 +9,11 @@ Notation: f is the function, x its inputs, v = ∂C/∂f what comes from above (
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import gc
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
@@ -20,7 +21,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from deltaprop.verify.differences import Slopes, place, slopes, slopes_at
+from deltaprop.verify.differences import place, slopes
+from deltaprop.verify.judging import Judgement, judge
 from deltaprop.verify.subject import Gradients, Subject, dot, gradients, python_nodes, random_like
 
 
@@ -50,6 +52,7 @@ class Trial:
         fast: Whether to try fewer entries.
         seed: Of all that is drawn.
         reference: A plain function to compare with, instead of differences.
+        skip: Names of checks that are not made.
         kinks: What ``values`` found at kinks.
     """
 
@@ -59,6 +62,7 @@ class Trial:
     fast: bool
     seed: int
     reference: Subject | None = None
+    skip: Collection[str] = ()
     kinks: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -69,6 +73,9 @@ class Trial:
         self.outputs = [t.detach() for t in outputs]
         self.v = random_like(self.outputs, self.generator)
         self.connected = bool(outputs)
+        self.scale = 0.0
+        with contextlib.suppress(Exception):  # what backward raises is for `values` to tell
+            self.scale = largest(self.gradient())
         other = copy.copy(self.subject)
         other.seed = 1
         again = [t.detach() for t in other.run(other.leaves())]
@@ -87,13 +94,16 @@ class Trial:
 
     def close(self, a: Tensor, b: Tensor, slack: float = 1.0) -> bool:
         """Return whether two gradients agree to rounding."""
-        return difference(a, b) <= slack * rounding(b)
+        return difference(a, b) <= slack * self.rounding(b)
+
+    def rounding(self, t: Tensor) -> float:
+        """Return what rounding may do to a gradient, generously: it is a sum of parts that may be larger than it is."""
+        return 1e3 * float(torch.finfo(t.dtype).eps) * max(1e-30, largest([t]), 0.1 * self.scale)
 
 
-def rounding(t: Tensor) -> float:
-    """Return what rounding may do to a sum as large as the largest entry, generously."""
-    largest = float(t.detach().abs().max()) if t.numel() else 0.0
-    return 1e3 * float(torch.finfo(t.dtype).eps) * max(1.0, largest)
+def largest(gradients: Sequence[Tensor | None]) -> float:
+    """Return the largest entry of some gradients."""
+    return max((float(t.detach().abs().max()) for t in gradients if t is not None and t.numel()), default=0.0)
 
 
 def difference(a: Tensor, b: Tensor) -> float:
@@ -126,17 +136,20 @@ def values(trial: Trial) -> Found:
         return _like_reference(trial, ours)
     problems = []
     for i, name in enumerate(subject.names):
-        found = slopes(_weighed(trial), subject.values, i, trial.most, trial.generator)
-        if ours[i] is None:
-            continue  # `missing` asks about that
-        told = _judge(trial, i, name, ours[i].reshape(-1)[found.entries].double(), found)  # type: ignore[union-attr]
-        problems += [told] if told else []
+        mine = ours[i]
+        if mine is not None:  # else `missing` asks about it
+            found = judge(weighed(trial), subject.values, i, mine, trial.most, trial.generator, trial.atol, trial.rtol)
+            shape = subject.values[i].shape
+            for entry, own, low, high in found.kinks:
+                trial.kinks.append(f"{name}{place(entry, shape)}: {own:.6g} between {low:.6g} and {high:.6g}")
+            if found.wrong.any():
+                problems.append(_in_words(trial, i, name, found))
     return Finding("; ".join(problems)) if problems else None
 
 
-def _weighed(trial: Trial) -> Callable[[Sequence[Tensor]], Tensor]:
+def weighed(trial: Trial) -> Callable[[Sequence[Tensor]], Tensor]:
     """Return C = ⟨v, f(x)⟩ as a function of x."""
-    subject, places = trial.subject, _places(trial)
+    subject, places = trial.subject, places_with_graph(trial)
 
     def c(tensors: Sequence[Tensor]) -> Tensor:
         outputs = subject(tensors)
@@ -145,39 +158,19 @@ def _weighed(trial: Trial) -> Callable[[Sequence[Tensor]], Tensor]:
     return c
 
 
-def _places(trial: Trial) -> list[int]:
+def places_with_graph(trial: Trial) -> list[int]:
     """Return which outputs have a graph."""
     leaves = trial.subject.leaves()
     return [k for k, t in enumerate(trial.subject([t.clone() for t in leaves])) if t.requires_grad]
 
 
-def _judge(trial: Trial, i: int, name: str, ours: Tensor, found: Slopes) -> str:
-    """Return what is wrong with a gradient, in words; nothing if it is right, or at a kink."""
-    expected = found.central
-    scale = max(1.0, float(expected.abs().max())) if len(expected) else 1.0
-    allowed = trial.atol + trial.rtol * scale + 30 * found.noise
-    wrong = ~((ours - expected).abs() <= allowed)
-    if not wrong.any():
-        return ""
-    closer = slopes_at(_weighed(trial), trial.subject.values, i, found.entries[wrong], shrink=0.1)
-    jump = (closer.right - closer.left).abs()
-    was = (found.right - found.left)[wrong].abs()
-    # On a curve the two sides meet as h shrinks; at a kink they stay apart.
-    kink = (jump > 0.5 * was) & (jump > 100 * allowed)
-    low, high = torch.minimum(closer.left, closer.right), torch.maximum(closer.left, closer.right)
-    inside = (ours[wrong] >= low - allowed) & (ours[wrong] <= high + allowed)
-    kinky = kink & inside
-    for k in torch.nonzero(kinky).flatten().tolist():
-        where = place(int(found.entries[wrong][k]), trial.subject.values[i].shape)
-        trial.kinks.append(f"{name}{where}: {ours[wrong][k]:.6g} between {low[k]:.6g} and {high[k]:.6g}")
-    if bool(kinky.all()):
-        return ""
-    bad = torch.nonzero(wrong).flatten()[~kinky]
-    worst = bad[(ours - expected)[bad].abs().nan_to_num(float("inf")).argmax()]
+def _in_words(trial: Trial, i: int, name: str, found: Judgement) -> str:
+    """Return what is wrong with a gradient."""
+    worst = found.worst
     where = place(int(found.entries[worst]), trial.subject.values[i].shape)
     return (
-        f"∂C/∂{name}: at {where} expected {expected[worst]:.8g}, got {ours[worst]:.8g} "
-        f"({len(bad)} of {len(ours)} entries wrong){_cause(ours, expected, trial, i)}"
+        f"∂C/∂{name}: at {where} expected {found.expected[worst]:.8g}, got {found.ours[worst]:.8g} "
+        f"({int(found.wrong.sum())} of {len(found.ours)} entries wrong){_cause(found.ours, found.expected, trial, i)}"
     )
 
 
@@ -192,10 +185,12 @@ def _cause(ours: Tensor, expected: Tensor, trial: Trial, i: int) -> str:
     factor = float((ours @ expected) / norm**2)
     if float((ours - factor * expected).norm()) <= 1e-6 * norm:
         rows, size = trial.subject.rows or 1, trial.subject.values[i].numel()
-        names = {-1.0: "the sign", 2.0: "a factor of 2", 0.5: "a factor of ½"}
-        names |= {float(rows): f"a missing 1/N, N = {rows}", 1 / rows: f"a 1/N too many, N = {rows}"}
-        names |= {float(size): f"a missing 1/{size}, the number of entries", 1 / size: f"a 1/{size} too many"}
-        known = next((text for f, text in names.items() if abs(factor - f) <= 1e-6 * abs(f)), "")
+        names = [(-1.0, "the sign"), (2.0, "a factor of 2"), (0.5, "a factor of ½")]
+        if rows > 1:
+            names += [(float(rows), f"a missing 1/N, N = {rows}"), (1 / rows, f"a 1/N too many, N = {rows}")]
+        if size > 1 and size != rows:
+            names += [(float(size), f"a missing 1/{size}, the number of entries"), (1 / size, f"a 1/{size} too many")]
+        known = " or ".join(text for f, text in names if abs(factor - f) <= 1e-6 * abs(f))
         return f": {factor:.6g} times what it should be{f' ({known})' if known else ''}"
     ones = [torch.ones_like(t) for t in trial.v]
     if trial.reference is None:
@@ -213,9 +208,9 @@ def _like_reference(trial: Trial, ours: Gradients) -> Found:
         expected = filled(right, x)
         if mine is None:
             continue
-        allowed = trial.atol + trial.rtol * max(1.0, float(expected.abs().max()) if expected.numel() else 0.0)
-        if not difference(mine, expected) <= allowed:
-            k = int((mine - expected).abs().nan_to_num(float("inf")).argmax())
+        excess = (mine - expected).abs().nan_to_num(float("inf")) - trial.rtol * expected.abs()
+        if bool((excess > trial.atol * largest([expected])).any()):
+            k = int(excess.argmax())
             problems.append(
                 f"∂C/∂{name}: at {place(k, x.shape)} the reference has {expected.reshape(-1)[k]:.8g}, "
                 f"got {mine.reshape(-1)[k]:.8g}"
@@ -225,6 +220,10 @@ def _like_reference(trial: Trial, ours: Gradients) -> Found:
 
 def kink(trial: Trial) -> Found:
     """Entries where f has no derivative, and the gradient is one of those that could be meant."""
+    if trial.reference is not None:
+        raise Skip("a reference is given: no differences were taken")
+    if "values" in trial.skip:
+        raise Skip("values were not asked for")
     if not trial.kinks:
         return None
     more = f" and {len(trial.kinks) - 3} more" if len(trial.kinks) > 3 else ""
@@ -241,10 +240,10 @@ def missing(trial: Trial) -> Found:
     problems = []
     for i, (name, gradient) in enumerate(zip(subject.names, ours, strict=True)):
         if gradient is None:
-            found = slopes(_weighed(trial), subject.values, i, trial.most, trial.generator)
-            largest = float(found.central.abs().max()) if len(found.central) else 0.0
-            if largest > trial.atol + 30 * found.noise:
-                problems.append(f"{name}: got None, though C changes with it (slope up to {largest:.6g})")
+            found = slopes(weighed(trial), subject.values, i, trial.most, trial.generator)
+            steepest = largest([found.central])
+            if steepest > 30 * found.noise:
+                problems.append(f"{name}: got None, though C changes with it (slope up to {steepest:.6g})")
     return Finding("; ".join(problems)) if problems else None
 
 
@@ -271,8 +270,14 @@ def linear(trial: Trial) -> Found:
             continue
         expected = 2 * by_v - 3 * by_u
         gap = difference(by_both, expected)
-        if not gap <= 10 * max(rounding(by_v), rounding(by_u)):
+        if not gap <= 10 * max(trial.rounding(by_v), trial.rounding(by_u)):
             return Finding(f"∂C/∂{name} of 2v − 3u differs from 2 · (of v) − 3 · (of u) by {gap:.3g}")
+    for scale in (1e4, 1e-4):  # a clip is not met by every v
+        scaled = trial.gradient([scale * t for t in trial.v])
+        for name, one, other in zip(trial.subject.names, trial.gradient(), scaled, strict=True):
+            if one is not None and other is not None and not difference(other / scale, one) <= 10 * trial.rounding(one):
+                gap = difference(other / scale, one)
+                return Finding(f"∂C/∂{name} of {scale:g} v is not {scale:g} times that of v, by {gap:.3g} (a clip?)")
     zero = trial.gradient([torch.zeros_like(t) for t in trial.v])
     for name, gradient in zip(trial.subject.names, zero, strict=True):
         if gradient is not None and not bool((gradient == 0).all()):
@@ -330,6 +335,50 @@ def intact(trial: Trial) -> Found:
     return None
 
 
+def outputs(trial: Trial) -> Found:
+    """Each output alone may be differentiated: as where the others have v = 0."""
+    if len(trial.outputs) < 2:
+        raise Skip("there is one output")
+    for k in range(len(trial.outputs)):
+        v = [t if j == k else torch.zeros_like(t) for j, t in enumerate(trial.v)]
+        leaves = trial.subject.leaves()
+        made = trial.subject.run(leaves)
+        try:
+            alone = gradients(made[k : k + 1], leaves, v[k : k + 1])
+        except Exception as error:
+            return Finding(f"backward from output {k} alone raises {told(error)} (None for one that is not used?)")
+        for name, one, both, x in zip(trial.subject.names, alone, trial.gradient(v), trial.subject.values, strict=True):
+            if not trial.close(filled(one, x), filled(both, x)):
+                gap = difference(filled(one, x), filled(both, x))
+                return Finding(f"∂C/∂{name} from output {k} alone is not that with v = 0 for the others, by {gap:.3g}")
+    return None
+
+
+def calls(trial: Trial) -> Found:
+    """Calls do not disturb each other: two forwards before both backwards, and backward twice from one forward."""
+    subject = trial.subject
+    expected = trial.gradient()
+    leaves = subject.leaves()
+    first = subject.run(leaves)
+    try:
+        subject.run([0.5 * t for t in subject.leaves()])
+    except Exception:
+        raise Skip("it does not take other numbers of these shapes") from None
+    runs = []
+    try:
+        for number in range(2):
+            runs.append((number, gradients(first, leaves, trial.v, retain_graph=True)))
+    except RuntimeError as error:
+        return Finding(f"backward a second time, with retain_graph=True, raises {told(error)}")
+    for number, run in runs:
+        for name, one, right in zip(subject.names, run, expected, strict=True):
+            if right is not None and (one is None or not trial.close(one, right)):
+                why = "when backward runs a second time" if number else "when f was called again before backward"
+                gap = float("inf") if one is None else difference(one, right)
+                return Finding(f"∂C/∂{name} is another {why}: off by {gap:.3g} (kept on the class, or written over?)")
+    return None
+
+
 # --- what backward returns ---
 
 
@@ -352,10 +401,13 @@ def raw_gradients(trial: Trial) -> list[tuple[str, Tensor | None, torch.Size, to
             hook.remove()
     found = []
     for at, node in enumerate(nodes):
-        if at not in received:
-            continue
-        with torch.no_grad():
-            raw = node.apply(*received[at])
+        if at not in received or any(t is None for t in received[at]):
+            continue  # it was not reached, or an output of it was not used
+        try:
+            with torch.no_grad():
+                raw = node.apply(*received[at])
+        except Exception:
+            raise Skip("its backward cannot be called by hand a second time") from None
         raw = raw if isinstance(raw, tuple) else (raw,)
         edges = iter([edge for edge in node.next_functions if edge[0] is not None])
         for number, (gradient, needed) in enumerate(zip(raw, node.needs_input_grad, strict=False)):

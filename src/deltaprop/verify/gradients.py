@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Collection
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -22,7 +23,9 @@ CHECKS: dict[str, Callable[[Trial], Found]] = {
     "dtypes": checks.dtypes,
     "grad_output": checks.grad_output,
     "linear": checks.linear,
+    "outputs": checks.outputs,
     "subsets": checks.subsets,
+    "calls": checks.calls,
     "in_place": checks.intact,
     "deterministic": checks.deterministic,
     "leak": checks.leak,
@@ -67,8 +70,9 @@ def check_gradients(
         reference: A plain PyTorch function with the right gradients, to compare with instead of differences.
         dtype: That floating inputs and parameters are tried in. Differences need float64.
         skip: Names of checks not to make: a straight-through estimator is wrong on purpose in its ``"values"``.
-        atol: What an entry of a gradient may be off by; 1e-6 for float64, 1e-3 for narrower dtypes.
-        rtol: The same, relative to the gradient's largest entry; 1e-5, or 1e-2.
+        atol: What an entry of a gradient may be off by, relative to the gradient's largest entry; 1e-9 for float64,
+            1e-3 for narrower dtypes.
+        rtol: The same, relative to the entry itself; 1e-5, or 1e-2.
         fast: Try some entries of each input, and leave the compiler out.
         seed: Of v, and of all else that is drawn. The caller's random state is left alone.
 
@@ -93,18 +97,25 @@ def check_gradients(
     if dtype != torch.float64 and reference is None and "values" not in skip:
         raise UserError(f"differences in {dtype} show nothing: pass a reference=, or skip={{'values'}}")
     exact = dtype == torch.float64
-    atol = (1e-6 if exact else 1e-3) if atol is None else atol
+    atol = (1e-9 if exact else 1e-3) if atol is None else atol
     rtol = (1e-5 if exact else 1e-2) if rtol is None else rtol
-    with torch.random.fork_rng(), torch.enable_grad(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*vmap.*", category=UserWarning)
-        subject = Subject(fn, inputs, dtype)
+    with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng())
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        for device in ("cpu", "cuda"):  # whatever the caller has switched on
+            stack.enter_context(torch.autocast(device, enabled=False))
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")  # f is called a thousand times, and on inputs that it was not written for
+        name = getattr(fn, "__name__", type(fn).__name__)
         try:
+            subject = Subject(fn, inputs, dtype)
             other = None if reference is None else Subject(reference, inputs, dtype)
-            trial = Trial(subject, atol, rtol, fast, seed, other)
+            trial = Trial(subject, atol, rtol, fast, seed, other, skip)
         except UserError:
             raise
         except Exception as error:
-            raise UserError(f"{subject.name} raises on these inputs in {dtype}: {told(error)}") from error
+            raise UserError(f"{name} raises on these inputs in {dtype}: {told(error)}") from error
         return GradientReport(subject.name, tuple(_ask(name, trial, skip) for name in CHECKS))
 
 

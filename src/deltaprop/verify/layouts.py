@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from deltaprop.verify.checks import Finding, Found, Skip, Trial, difference, told
-from deltaprop.verify.differences import place, slopes
+from deltaprop.verify.differences import place
+from deltaprop.verify.judging import judge
 from deltaprop.verify.subject import Subject, dot, gradients, random_like
 
 
@@ -22,12 +23,16 @@ def strided(t: Tensor) -> Tensor:
 
 def non_contiguous(trial: Trial) -> Found:
     """Inputs and v whose entries do not lie side by side give the same gradients."""
-    return _same_as_contiguous(trial, [strided(t) for t in trial.subject.values], [strided(t) for t in trial.v])
+    subject = trial.subject
+    values = [strided(t) if own else t for t, own in zip(subject.values, subject.is_argument, strict=True)]
+    return _same_as_contiguous(trial, values, [strided(t) for t in trial.v])
 
 
 def expanded(trial: Trial) -> Found:
     """A v that is one number spread over all entries, as ``.sum()`` gives it, and inputs that are one row spread."""
-    values = [t[:1].expand_as(t) if t.dim() and len(t) else t for t in trial.subject.values]
+    subject = trial.subject
+    spread = [own and t.dim() > 0 and len(t) > 0 for t, own in zip(subject.values, subject.is_argument, strict=True)]
+    values = [t[:1].expand_as(t) if s else t for t, s in zip(subject.values, spread, strict=True)]
     v = [torch.full((), 1.25, dtype=t.dtype, device=t.device).expand_as(t) for t in trial.v]
     return _same_as_contiguous(trial, values, v)
 
@@ -59,9 +64,11 @@ def _same_as_contiguous(trial: Trial, values: Sequence[Tensor], v: Sequence[Tens
 
 def zero_size(trial: Trial) -> Found:
     """No samples at all: gradients of the right shapes, and 0 for what no sample reached."""
-    subject = trial.subject
-    changed, values = _of_rows(trial, lambda t: t[:0])
-    leaves, outputs = _forward(changed, values)
+    return _tried(trial, lambda t: t[:0], _of_no_samples)
+
+
+def _of_no_samples(trial: Trial, subject: Subject, values: Sequence[Tensor]) -> Found:
+    leaves, outputs = _forward(subject, values)
     if any(not t.isfinite().all() for t in outputs):
         raise Skip("f of no samples is not finite (a mean over none?)")
     try:
@@ -80,36 +87,55 @@ def one_sample(trial: Trial) -> Found:
     """One row."""
     if (trial.subject.rows or 1) == 1:
         raise Skip("the inputs given are one sample")
-    return _by_differences(trial, *_of_rows(trial, lambda t: t[:1]))
+    return _tried(trial, lambda t: t[:1], _by_differences)
 
 
 def one_dimension(trial: Trial) -> Found:
     """One sample without the axis of samples."""
     if not any(t.dim() >= 2 for t, b in zip(trial.subject.values, trial.subject.batched, strict=True) if b):
         raise Skip("the inputs given have one dimension")
-    return _by_differences(trial, *_of_rows(trial, lambda t: t[0]))
+    return _tried(trial, lambda t: t[0], _by_differences)
 
 
 def three_dimensions(trial: Trial) -> Found:
     """Samples along two axes."""
     if not any(t.dim() == 2 for t, b in zip(trial.subject.values, trial.subject.batched, strict=True) if b):
         raise Skip("the inputs given are not of two dimensions")
-    return _by_differences(trial, *_of_rows(trial, lambda t: torch.stack([t, t.flip(0)])))
+    return _tried(trial, lambda t: torch.stack([t, t.flip(0)]), _by_differences)
 
 
-def _of_rows(trial: Trial, change: Callable[[Tensor], Tensor]) -> tuple[Subject, list[Tensor]]:
-    """Return subject and values with those tensors changed that hold samples as rows; the others as they are.
+def _tried(
+    trial: Trial, change: Callable[[Tensor], Tensor], ask: Callable[[Trial, Subject, Sequence[Tensor]], Found]
+) -> Found:
+    """Ask about inputs of which those are changed that hold samples as rows, or are likely to.
+
+    Where several inputs have as many rows, as a square weight has, it may be the first alone: then what is wrong with
+    all of them changed is wrong only if it is so with that one changed, too.
 
     Raises:
-        Skip: If none does.
+        Skip: If none holds samples, or forward takes neither.
     """
     subject = trial.subject
     if not any(subject.batched):
         raise Skip("no input holds samples as rows")
     if not subject.rows:
         raise Skip("the inputs given hold no samples")
-    values = [change(t) if rows else t for t, rows in zip(subject.values, subject.batched, strict=True)]
-    return subject.with_constants(change), values
+    first = subject.batched.index(True)
+    masks = [subject.batched, [i == first for i in range(len(subject.batched))]]
+    found: Found = None
+    reasons = []
+    for mask in masks if sum(subject.batched) > 1 else masks[:1]:
+        values = [change(t) if rows else t for t, rows in zip(subject.values, mask, strict=True)]
+        try:
+            found = ask(trial, subject.with_constants(change), values)
+        except Skip as reason:
+            reasons.append(reason)
+            continue
+        if found is None:
+            return None
+    if found is None:
+        raise reasons[0]
+    return found
 
 
 def _forward(subject: Subject, values: Sequence[Tensor]) -> tuple[list[Tensor], tuple[Tensor, ...]]:
@@ -147,14 +173,9 @@ def _by_differences(trial: Trial, subject: Subject, values: Sequence[Tensor]) ->
     for i, (name, gradient) in enumerate(zip(subject.names, got, strict=True)):
         if gradient is None:
             continue
-        found = slopes(c, list(values), i, 24, trial.generator)
-        ours = gradient.reshape(-1)[found.entries].double()
-        scale = max(1.0, float(found.central.abs().max())) if len(found.central) else 1.0
-        allowed = trial.atol + trial.rtol * scale + 30 * found.noise
-        low, high = torch.minimum(found.left, found.right), torch.maximum(found.left, found.right)
-        wrong = ~((ours - found.central).abs() <= allowed) & ~((ours >= low - allowed) & (ours <= high + allowed))
-        if wrong.any():
-            k = int(torch.nonzero(wrong)[0])
+        found = judge(c, list(values), i, gradient, 24, trial.generator, trial.atol, trial.rtol)
+        if found.wrong.any():
+            k = found.worst
             where = place(int(found.entries[k]), values[i].shape)
-            return Finding(f"∂C/∂{name}: at {where} expected {found.central[k]:.8g}, got {ours[k]:.8g}")
+            return Finding(f"∂C/∂{name}: at {where} expected {found.expected[k]:.8g}, got {found.ours[k]:.8g}")
     return None

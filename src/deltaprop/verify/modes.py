@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Sequence
 
 import torch
@@ -30,7 +29,7 @@ def cancellation(trial: Trial) -> Found:
             continue
         scale = float(other.detach().abs().max()) if other.numel() else 0.0
         gap = difference(one, other)
-        if not gap <= 1e-3 * scale + 1e-6:
+        if not gap <= 1e-3 * max(scale, 0.01 * trial.scale):
             return Finding(
                 f"∂C/∂{name} in float32 is off by {gap:.3g}, its largest entry being {scale:.3g}: digits cancel",
                 "warning",
@@ -55,11 +54,13 @@ def autocast(trial: Trial) -> Found:
     for name, one, other, x in zip(trial.subject.names, got, expected, leaves, strict=True):
         if other is None:
             continue
-        scale = float(other.detach().abs().max()) if other.numel() else 0.0
-        gap = difference(filled(one, x), other)
-        if not gap <= 0.1 * scale + 0.05:
-            return Finding(f"∂C/∂{name} under autocast is off by {gap:.3g}, its largest entry being {scale:.3g}")
+        gap, norm = float((filled(one, x) - other).norm()), float(other.norm())
+        if not gap <= 0.25 * norm + 0.05 * trial.scale:  # by its norm: bf16 closes or opens a gate here and there
+            return Finding(f"∂C/∂{name} under autocast is off by {gap:.3g} in norm, its own being {norm:.3g}")
     return None
+
+
+MANY = 10**6  # the compiler counts how often it has compiled the same lines, and gives up after eight times
 
 
 def compiled(trial: Trial) -> Found:
@@ -69,7 +70,6 @@ def compiled(trial: Trial) -> Found:
     if trial.random:
         raise Skip("what it draws at random differs")
     subject = trial.subject
-    torch._dynamo.reset()
     leaves = subject.leaves()
 
     def f(*tensors: Tensor) -> Sequence[Tensor]:
@@ -79,8 +79,7 @@ def compiled(trial: Trial) -> Found:
     level = log.level
     log.setLevel(logging.CRITICAL)  # it tells at length where a graph ends
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with torch._dynamo.config.patch(recompile_limit=MANY, accumulated_recompile_limit=MANY):
             outputs = torch.compile(f, backend="aot_eager")(*leaves)
             outputs = tuple(t for t in outputs if t.requires_grad and t.is_floating_point())
             got = gradients(outputs, leaves, trial.v)
@@ -88,7 +87,6 @@ def compiled(trial: Trial) -> Found:
         raise Skip(f"it does not compile: {told(error)}") from None
     finally:
         log.setLevel(level)
-        torch._dynamo.reset()
     for k, (output, eager) in enumerate(zip(outputs, trial.outputs, strict=True)):
         if not trial.close(output.detach(), eager):
             return Finding(f"output {k} differs from eager mode's by {difference(output.detach(), eager):.3g}")

@@ -82,15 +82,16 @@ class GradientReport:
 
     def rich(self) -> Any:
         """Return it as a table for a rich console."""
-        from rich.table import Table  # a report is printed far less often than the package is imported
+        from rich.table import Table
+        from rich.text import Text  # a report is printed far less often than the package is imported
 
         marks = {"passed": "[green]passed[/]", "skipped": "[dim]skipped[/]"}
-        table = Table(title=f"gradients of {self.subject}", title_justify="left", show_lines=False)
+        table = Table(title=Text(f"gradients of {self.subject}"), title_justify="left")
         for column in ("check", "", "what was found"):
             table.add_column(column, overflow="fold")
         for check in self.checks:
             failed = "[bold red]ERROR[/]" if check.severity == "error" else "[yellow]warning[/]"
-            table.add_row(check.name, marks.get(check.outcome, failed), check.detail.replace("[", r"\["))
+            table.add_row(check.name, marks.get(check.outcome, failed), Text(check.detail))
         return table
 
     def __str__(self) -> str:

@@ -30,6 +30,7 @@ class Subject:
         values: Of these inputs, detached.
         rows: The leading size of the first of them.
         batched: Which of them have it, too, and so are likely to hold samples as rows.
+        is_argument: Which of them are arguments, not parameters of a module.
 
     Raises:
         UserError: If it cannot be called, or there is nothing to differentiate.
@@ -56,6 +57,7 @@ class Subject:
         self.names = [*self._names_of(given), *self._parameter_names]
         if not self.values:
             raise UserError(f"{self.name} has no input to differentiate: pass a tensor of floating-point numbers")
+        self.is_argument = [i < len(self._at) for i in range(len(self.values))]
         first = next((t for t in self.values if t.dim()), self.values[0])
         self.rows = first.shape[0] if first.dim() else None
         self.batched = [
@@ -94,12 +96,14 @@ class Subject:
 
     def all_outputs(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Return all tensors that the function returns; a complex one as pairs of real numbers."""
-        flat = list(self._flat)
+        # Copies, so that what f writes to its constants, or a module to its buffers, is gone after the call.
+        flat = [t.clone() if isinstance(t, Tensor) else t for t in self._flat]
         for i, t in zip(self._at, tensors, strict=False):
             flat[i] = t
         arguments = tree_unflatten(flat, self._spec)
         if self.module is not None:
-            own = dict(zip(self._parameter_names, tensors[len(self._at) :], strict=True))
+            own = {name: t.clone() for name, t in self.module.named_buffers()}
+            own |= dict(zip(self._parameter_names, tensors[len(self._at) :], strict=True))
             output = torch.func.functional_call(self.module, own, arguments)
         elif isinstance(self.fn, type) and issubclass(self.fn, Function):
             output = self.fn.apply(*arguments)
