@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from deltaprop.cli import main
-from deltaprop.cli.train import one_line, parse
+from deltaprop.cli.parsing import one_line
+from deltaprop.cli.train import parse
 
 ROOT = Path(__file__).parents[2]
 SMALL = ["--data", "moons", "--hidden", "8", "--epochs", "2", "--log-every", "0"]

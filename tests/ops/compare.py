@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from deltaprop.verify.subject import python_nodes
 from tests.ops.cases import Case
 
 # float64: thousands of units in the last place, and still 10^9 below a wrong digit; float32: some 20 units.
@@ -65,15 +66,7 @@ def frozen(case: Case, function: Callable[..., Tensor], inputs: Sequence[Tensor]
 
 def our_nodes(output: Tensor) -> Iterator[Any]:
     """Yield the nodes of the graph that are written in Python, which are ours."""
-    waiting, seen = [output.grad_fn], set()
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if isinstance(node, torch.autograd.function.BackwardCFunction):
-            yield node
-        waiting.extend(next_node for next_node, _ in node.next_functions)
+    return python_nodes([output])
 
 
 def raw_gradients(output: Tensor) -> tuple[Any, tuple[Tensor | None, ...]]:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import importlib.util
-import io
 import json
 import re
 import sys
@@ -21,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from deltaprop.cli.parsing import one_line
+from deltaprop.cli.parsing import read_flags
 from deltaprop.errors import UserError
 from deltaprop.training.devices import pick_device
 from deltaprop.verify.checks import told
@@ -65,7 +63,7 @@ def main(words: Sequence[str]) -> int:
     Raises:
         UserError: If there is no such target, or it does not take its inputs.
     """
-    arguments = parse(words)
+    arguments = read_flags(Arguments, "gradcheck", words, DESCRIPTION)
     if arguments.target is None and arguments.shape:
         raise UserError("--shape is for a target of your own: FILE.py:NAME or package.module:NAME")
     if arguments.json is not None and not arguments.json.resolve().parent.is_dir():
@@ -102,23 +100,6 @@ def main(words: Sequence[str]) -> int:
                 console.print(f"{report.subject}: {check.name}: {check.detail}", markup=False)
         console.print(f"{len(reports) - len(bad)} of {len(reports)} ops ok on {device}")
     return 1 if bad else 0
-
-
-def parse(words: Sequence[str]) -> Arguments:
-    """Return the arguments.
-
-    Raises:
-        UserError: In one line, for anything that is wrong with them.
-    """
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said):
-            given = [word for word in words if word != "--debug"]
-            return tyro.cli(Arguments, prog="deltaprop gradcheck", args=given, description=DESCRIPTION)
-    except SystemExit as exit_:
-        if not exit_.code:  # --help
-            raise
-        raise UserError(one_line(said.getvalue())) from None
 
 
 def load(target: str) -> tuple[Any, Callable[[], Any] | None]:

@@ -1,8 +1,45 @@
-"""What the parser of flags says, in one line."""
+"""Flags into a dataclass, and what the parser says of wrong ones, in one line."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import re
+from collections.abc import Sequence
+from typing import TypeVar
+
+import tyro
+
+from deltaprop.errors import UserError
+
+Settings = TypeVar("Settings")
+
+
+def read_flags(
+    kind: type[Settings], command: str, words: Sequence[str], description: str, default: Settings | None = None
+) -> Settings:
+    """Return the settings that the words of a command stand for.
+
+    Args:
+        kind: A dataclass, a flag for each field.
+        command: Its name, such as ``"train"``.
+        words: Behind the name.
+        description: For ``--help``, which prints and exits.
+        default: What is not said; the dataclass's own defaults by default.
+
+    Raises:
+        UserError: In one line, for anything that is wrong with them.
+    """
+    said = io.StringIO()
+    own = [word for word in words if word != "--debug"]  # of the command line, not of the command
+    default = kind() if default is None else default
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(kind, prog=f"deltaprop {command}", args=own, description=description, default=default)
+    except SystemExit as exit_:
+        if not exit_.code:  # --help
+            raise
+        raise UserError(one_line(said.getvalue())) from None
 
 
 def one_line(box: str) -> str:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import tyro
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from deltaprop.cli.parsing import one_line
+from deltaprop.cli.parsing import read_flags
 from deltaprop.errors import UserError, unknown_name
 from deltaprop.initialization import INITS
 from deltaprop.modules import MLP
@@ -58,7 +55,7 @@ def main(words: Sequence[str]) -> int:
     Raises:
         UserError: If there is no such net.
     """
-    arguments = parse(words)
+    arguments = read_flags(Arguments, "trace", words, DESCRIPTION)
     found = make(arguments)
     console = Console(highlight=False)
     if is_tiny(found):
@@ -69,23 +66,6 @@ def main(words: Sequence[str]) -> int:
         console.print(f"{found.loss_name}: C = {found.loss:.6g}")
     console.print(verdict(found))
     return 0 if found.ok else 1
-
-
-def parse(words: Sequence[str]) -> Arguments:
-    """Return the arguments.
-
-    Raises:
-        UserError: In one line, for anything that is wrong with them.
-    """
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said):
-            given = [word for word in words if word != "--debug"]
-            return tyro.cli(Arguments, prog="deltaprop trace", args=given, description=DESCRIPTION)
-    except SystemExit as exit_:
-        if not exit_.code:  # --help
-            raise
-        raise UserError(one_line(said.getvalue())) from None
 
 
 def make(arguments: Arguments) -> Trace:

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
-import tyro
-
-from deltaprop.cli.parsing import one_line
+from deltaprop.cli.parsing import read_flags
 from deltaprop.errors import UserError
 from deltaprop.training.config import TrainConfig, read_toml
 from deltaprop.training.console import ConsoleReporter
@@ -52,15 +48,7 @@ def parse(arguments: Sequence[str]) -> TrainConfig:
     except argparse.ArgumentError as error:
         raise UserError(f"--config: {error.message}, such as --config recipe.toml") from error
     default = TrainConfig(**read_toml(file)) if file else TrainConfig()
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said):
-            words = [word for word in arguments if word != "--debug"]  # of the command line, not of the run
-            config = tyro.cli(TrainConfig, prog="deltaprop train", args=words, default=default, description=DESCRIPTION)
-    except SystemExit as exit_:
-        if not exit_.code:  # --help
-            raise
-        raise UserError(one_line(said.getvalue())) from None
+    config = read_flags(TrainConfig, "train", arguments, DESCRIPTION, default)
     try:
         config.validate()
     except UserError as error:
