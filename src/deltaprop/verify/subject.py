@@ -41,6 +41,8 @@ class Subject:
         if isinstance(owner, type) and issubclass(owner, Function):  # its apply
             fn = owner
         self.fn, self.dtype, self.seed = fn, dtype, 0
+        # Found out here: the compiler, too, goes through `all_outputs`, and would break its graph at such a question.
+        self._call = fn.apply if isinstance(fn, type) and issubclass(fn, Function) else fn
         given = tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
         self.module = copy.deepcopy(fn).to(dtype) if isinstance(fn, nn.Module) else None
         self.name = type(fn).__name__ if self.module is not None else getattr(fn, "__name__", type(fn).__name__)
@@ -105,10 +107,8 @@ class Subject:
             own = {name: t.clone() for name, t in self.module.named_buffers()}
             own |= dict(zip(self._parameter_names, tensors[len(self._at) :], strict=True))
             output = torch.func.functional_call(self.module, own, arguments)
-        elif isinstance(self.fn, type) and issubclass(self.fn, Function):
-            output = self.fn.apply(*arguments)
         else:
-            output = self.fn(*arguments)
+            output = self._call(*arguments)
         found = [t for t in tree_flatten(output)[0] if isinstance(t, Tensor)]
         return [torch.view_as_real(t) if t.is_complex() else t for t in found]
 
