@@ -146,6 +146,14 @@ class TestWorkedExample:
         (dp.MLP([2, 2]), "mse_loss", torch.rand(3, 3), torch.rand(3, 2), r"inputs must be \[N, 2\].*got \[3, 3\]"),
         (dp.MLP([2, 2]), "mse_loss", torch.rand(0, 2), torch.rand(0, 2), r"N at least 1, got \[0, 2\]"),
         (dp.MLP([2, 2]), "cross_entropy", torch.rand(3, 2), torch.full((3,), 7), "cross_entropy does not take outputs"),
+        (dp.MLP([2, 2]), "mse_loss", [[1.0, 2.0]], torch.rand(1, 2), "must be tensors, got list and Tensor"),
+        (
+            dp.MLP([2, 2]),
+            "mse_loss",
+            torch.full((1, 2), torch.nan),
+            torch.rand(1, 2),
+            "must be finite numbers, got NaN",
+        ),
         (
             dp.MLP([2, 2]),
             functools.partial(F.mse_loss, reduction="none"),

@@ -169,6 +169,10 @@ def trace(model: nn.Module, loss: str | Callable[..., Tensor], x: Tensor, y: Ten
     name, call, options = _loss(loss)
     if not isinstance(model, nn.Sequential):
         raise UserError(f"trace takes an nn.Sequential of linear layers and activations, got {type(model).__name__}")
+    if not isinstance(x, Tensor) or not isinstance(y, Tensor):
+        raise UserError(f"inputs and targets must be tensors, got {type(x).__name__} and {type(y).__name__}")
+    if not bool(x.isfinite().all()):
+        raise UserError("inputs must be finite numbers, got NaN or ∞ among them")
     own = copy.deepcopy(model).double().requires_grad_(True)
     found, _ = read_layers(own)
     x = x.detach().double()
