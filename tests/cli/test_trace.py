@@ -47,6 +47,7 @@ def test_the_same_seed_gives_the_same_page(capsys: pytest.CaptureFixture[str]):
     [
         (["--sizes", "2"], "sizes must be two or more positive integers"),
         (["--rows", "0"], "--rows must be at least 1, got 0"),
+        (["--lr", "nan"], "--lr must be a number of at least 0, got nan"),
         (["--loss", "mse"], "unknown loss 'mse'"),
         (["--activation", "sgmoid"], "unknown activation 'sgmoid': did you mean 'sigmoid'"),
         (["--init", "xaver"], "unknown initialisation 'xaver': did you mean 'xavier'"),

@@ -161,6 +161,13 @@ class TestRefusals:
         with pytest.raises(UserError, match=r"class probabilities, \[23, 3\], got \[23\]; labels are whole numbers"):
             trainer.epoch(X, Y.double(), 8)
 
+    @pytest.mark.parametrize("dtype", [torch.int32, torch.bool], ids=str)
+    def test_labels_of_a_dtype_that_the_loss_refuses(self, trainer: dp.ExplicitTrainer, dtype: torch.dtype):
+        with pytest.raises(RuntimeError):
+            F.cross_entropy(trainer.model(X), Y.to(dtype))
+        with pytest.raises(UserError, match=f"labels must be of int64 or uint8, got {dtype}"):
+            trainer.epoch(X, Y.to(dtype), 8)
+
     def test_a_threshold_of_huber_below_0(self):
         model = dp.MLP([2, 1])
         with pytest.raises(UserError, match="delta of huber_loss must be above 0, got -1"):

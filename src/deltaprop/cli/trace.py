@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -76,6 +77,8 @@ def make(arguments: Arguments) -> Trace:
     """
     if arguments.rows < 1:
         raise UserError(f"--rows must be at least 1, got {arguments.rows}")
+    if not 0 <= arguments.lr < math.inf:
+        raise UserError(f"--lr must be a number of at least 0, got {arguments.lr}")
     if arguments.loss not in LOSSES:
         raise unknown_name("loss", arguments.loss, LOSSES)
     if arguments.init is not None and arguments.init not in INITS:

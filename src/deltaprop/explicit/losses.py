@@ -381,6 +381,8 @@ class LabelCrossEntropy(CrossEntropy):
     def check(cls, options: dict[str, Any], targets: Tensor, rows: int, outputs: int, dtype: torch.dtype) -> Tensor:
         if targets.shape != (rows,):
             raise UserError(f"labels must be {[rows]}, one for each row, got {list(targets.shape)}")
+        if targets.dtype not in (torch.int64, torch.uint8):  # as PyTorch has it, and so the other engine
+            raise UserError(f"labels must be of int64 or uint8, got {targets.dtype}")
         if options:
             cls.check_options(options, outputs, dtype)
         return targets if targets.dtype == torch.long else targets.long()  # −100 against uint8 would be 156

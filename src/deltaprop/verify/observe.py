@@ -44,7 +44,7 @@ class LayerView:
     @property
     def delta_norm(self) -> float:
         """The mean over samples of ‖∂C_n/∂z‖, C_n being the loss of one sample: Σ_n ‖δ_n‖, as δ holds the 1/N."""
-        return float(self.delta.norm(dim=1).sum())
+        return mean_delta_norm(self.delta)
 
     def slope(self) -> Tensor | None:
         """Return σ'(z), [N, n]; None where the layer has no activation, or one whose derivative is no table."""
@@ -77,6 +77,11 @@ class LayerView:
 
 
 SATURATED = 0.05  # of the steepest slope: hardly any δ passes
+
+
+def mean_delta_norm(delta: Tensor) -> float:
+    """Return the mean over samples of ‖∂C_n/∂z‖ from δ, [N, n]: Σ_n ‖δ_n‖, as δ holds the loss's 1/N."""
+    return float(delta.norm(dim=1).sum())
 
 
 def steepest(op: type[Elementwise], constants: Sequence[Any], like: Tensor) -> Tensor:

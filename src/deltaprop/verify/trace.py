@@ -24,7 +24,7 @@ from deltaprop.modules import Activation, to_torch
 from deltaprop.ops import Elementwise
 from deltaprop.ops.linear import linear_forward, linear_grad_a_prev, linear_grad_bias, linear_grad_weight
 from deltaprop.verify.differences import slopes
-from deltaprop.verify.observe import SATURATED, steepest
+from deltaprop.verify.observe import SATURATED, mean_delta_norm, steepest
 
 LOSSES = (
     "cross_entropy",
@@ -71,7 +71,7 @@ class TracedLayer:
     @property
     def delta_norm(self) -> float:
         """The mean over samples of ‖∂C_n/∂z‖: Σ_n ‖δ_n‖, as δ holds the loss's 1/N."""
-        return float(self.delta.norm(dim=1).sum())
+        return mean_delta_norm(self.delta)
 
     @property
     def saturated(self) -> float | None:
