@@ -22,10 +22,10 @@ from torch import Tensor
 from deltaprop.cli.parsing import read_flags
 from deltaprop.errors import UserError
 from deltaprop.training.devices import pick_device
-from deltaprop.verify.checks import told
 from deltaprop.verify.gradients import CHECKS, check_gradients
 from deltaprop.verify.library import library_ops
 from deltaprop.verify.report import GradientReport
+from deltaprop.verify.trial import told
 
 DESCRIPTION = """Check hand-written backward passes: their numbers against central differences, and every promise that
 differences do not see.

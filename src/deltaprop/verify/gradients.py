@@ -10,25 +10,25 @@ from typing import Any
 import torch
 
 from deltaprop.errors import UserError, unknown_name
-from deltaprop.verify import checks, higher, layouts, modes
-from deltaprop.verify.checks import Found, Skip, Trial, told
+from deltaprop.verify import given, higher, layouts, modes, numbers, returned
 from deltaprop.verify.report import Check, GradientReport
 from deltaprop.verify.subject import Subject
+from deltaprop.verify.trial import Found, Skip, Trial, told
 
 CHECKS: dict[str, Callable[[Trial], Found]] = {
-    "values": checks.values,
-    "kink": checks.kink,
-    "missing": checks.missing,
-    "shapes": checks.shapes,
-    "dtypes": checks.dtypes,
-    "grad_output": checks.grad_output,
-    "linear": checks.linear,
-    "outputs": checks.outputs,
-    "subsets": checks.subsets,
-    "calls": checks.calls,
-    "in_place": checks.intact,
-    "deterministic": checks.deterministic,
-    "leak": checks.leak,
+    "values": numbers.values,
+    "kink": numbers.kink,
+    "missing": numbers.missing,
+    "shapes": returned.shapes,
+    "dtypes": returned.dtypes,
+    "grad_output": given.grad_output,
+    "linear": given.linear,
+    "outputs": given.outputs,
+    "subsets": given.subsets,
+    "calls": given.calls,
+    "in_place": given.intact,
+    "deterministic": returned.deterministic,
+    "leak": returned.leak,
     "non_contiguous": layouts.non_contiguous,
     "expanded": layouts.expanded,
     "zero_size": layouts.zero_size,

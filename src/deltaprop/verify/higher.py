@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from deltaprop.verify.checks import Finding, Found, Skip, Trial, difference, filled, places_with_graph, told, weighed
 from deltaprop.verify.differences import place, step_size, value
 from deltaprop.verify.judging import judge
 from deltaprop.verify.subject import Gradients, dot, gradients, random_like
+from deltaprop.verify.trial import Finding, Found, Skip, Trial, difference, filled, places_with_graph, told, weighed
 
 
 def graph(trial: Trial) -> Found:

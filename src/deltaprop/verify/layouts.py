@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from deltaprop.verify.checks import Finding, Found, Skip, Trial, difference, told
 from deltaprop.verify.differences import place
 from deltaprop.verify.judging import judge
 from deltaprop.verify.subject import Subject, dot, gradients, random_like
+from deltaprop.verify.trial import Finding, Found, Skip, Trial, difference, told
 
 
 def strided(t: Tensor) -> Tensor:

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from deltaprop.verify.checks import Finding, Found, Skip, Trial, difference, filled, told
 from deltaprop.verify.subject import gradients
+from deltaprop.verify.trial import Finding, Found, Skip, Trial, difference, filled, told
 
 
 def cancellation(trial: Trial) -> Found:
