@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
 
 import deltaprop as dp
 from deltaprop import functional as F
@@ -352,7 +353,19 @@ def of_no_samples(x: Tensor) -> Tensor:
     return x.sin()
 
 
+class Checkpointed(nn.Module):
+    """Its layer is called again in backward; the second call must see the same parameters."""
+
+    def __init__(self, use_reentrant: bool = False) -> None:
+        super().__init__()
+        self.layer, self.use_reentrant = nn.Linear(3, 4), use_reentrant
+
+    def forward(self, x: Tensor) -> Tensor:
+        return checkpoint(lambda t: torch.tanh(self.layer(t)), x, use_reentrant=self.use_reentrant)
+
+
 MODULES = [
+    Sound(Checkpointed(), X, "a checkpoint"),
     Sound(nn.Sequential(nn.Linear(20, 50), nn.ReLU(), nn.Linear(50, 3)), (normal(64, 20),), "many gates"),
     Sound(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Tanh()), X, "batch norm in training"),
     Sound(nn.Sequential(nn.Linear(3, 4), nn.ReLU(inplace=True), nn.Linear(4, 2)), X, "an in-place module"),

@@ -18,7 +18,7 @@ from deltaprop.testing import assert_gradients
 from deltaprop.verify.gradients import CHECKS
 from deltaprop.verify.library import library_ops
 from tests.verify.planted import AFFINE, BUGS, Bug, SlopeOfZ, X, normal
-from tests.verify.sound import SOUND, Sound
+from tests.verify.sound import SOUND, Checkpointed, Sound
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The use of `x.T` on tensors:UserWarning"),
@@ -229,6 +229,12 @@ class TestWords:
             assert_gradients(unsummed.op, AFFINE, skip=only_shapes, warnings=False)
 
 
+def test_a_sparse_gradient_is_taken_as_a_dense_one():
+    report = check_gradients(nn.Embedding(7, 3, sparse=True), (torch.tensor([1, 4, 1]),))
+    assert report.ok, report
+    assert report["values"].outcome == "passed"
+
+
 class TestRefusals:
     @pytest.mark.parametrize(
         ("fn", "inputs", "options", "said"),
@@ -236,6 +242,8 @@ class TestRefusals:
             (torch.sin, (torch.arange(3),), {}, "sin has no input to differentiate"),
             (torch.mm, (normal(4, 3), normal(4, 3)), {}, "mm raises on these inputs in torch.float64: RuntimeError"),
             (Single, X, {}, "Single raises on these inputs in torch.float64: RuntimeError: float32 only"),
+            (nn.LazyLinear(3), X, {}, "LazyLinear has lazy layers that no input has shaped yet: call it once"),
+            (Checkpointed(use_reentrant=True), X, {}, "take use_reentrant=False"),
             (torch.sin, X, {"skip": {"valeus"}}, "unknown check 'valeus': did you mean 'values'"),
             (torch.sin, X, {"dtype": torch.float32}, "differences in torch.float32 show nothing"),
         ],

@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import Function
+from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from deltaprop.errors import UserError
@@ -43,6 +45,8 @@ class Subject:
         self.fn, self.dtype, self.seed = fn, dtype, 0
         # Found out here: the compiler, too, goes through `all_outputs`, and would break its graph at such a question.
         self._call = fn.apply if isinstance(fn, type) and issubclass(fn, Function) else fn
+        if isinstance(fn, nn.Module) and any(map(is_lazy, [*fn.parameters(), *fn.buffers()])):
+            raise UserError(f"{type(fn).__name__} has lazy layers that no input has shaped yet: call it once before")
         given = tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
         self.module = copy.deepcopy(fn).to(dtype) if isinstance(fn, nn.Module) else None
         self.name = type(fn).__name__ if self.module is not None else getattr(fn, "__name__", type(fn).__name__)
@@ -104,13 +108,22 @@ class Subject:
             flat[i] = t
         arguments = tree_unflatten(flat, self._spec)
         if self.module is not None:
-            own = {name: t.clone() for name, t in self.module.named_buffers()}
-            own |= dict(zip(self._parameter_names, tensors[len(self._at) :], strict=True))
-            output = torch.func.functional_call(self.module, own, arguments)
+            output = self._module_of(tensors[len(self._at) :])(*arguments)
         else:
             output = self._call(*arguments)
         found = [t for t in tree_flatten(output)[0] if isinstance(t, Tensor)]
         return [torch.view_as_real(t) if t.is_complex() else t for t in found]
+
+    def _module_of(self, parameters: Sequence[Tensor]) -> Callable[..., Any]:
+        """Return the module with other parameters, and buffers that may be written to."""
+        assert self.module is not None
+        own = dict(zip(self._parameter_names, parameters, strict=True))
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            # A module of its own, whose parameters are these for good: a checkpoint calls it again in backward.
+            replaced: dict[int, Any] = {id(p): own[name] for name, p in self.module.named_parameters() if name in own}
+            return copy.deepcopy(self.module, replaced)
+        own |= {name: t.clone() for name, t in self.module.named_buffers()}
+        return partial(_call_with, self.module, own)
 
     def run(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Return the outputs that depend on the tensors, which are protected from what writes in place by a copy."""
@@ -132,6 +145,10 @@ class Subject:
         other.values = [t.to(dtype) for t in self.values]
         other.module = None if self.module is None else copy.deepcopy(self.module).to(dtype)
         return other
+
+
+def _call_with(module: nn.Module, own: dict[str, Tensor], *arguments: Any) -> Any:
+    return torch.func.functional_call(module, own, arguments)
 
 
 def takes_ctx(op: type[Function]) -> bool:
@@ -174,5 +191,6 @@ def gradients(
 ) -> Gradients:
     """Return ∂Σ⟨output, cotangent⟩/∂leaf of each leaf; None where none is required, and where it is not used."""
     asking = [t for t in leaves if t.requires_grad]
-    found = iter(torch.autograd.grad(list(outputs), asking, list(cotangents), allow_unused=True, **options))
-    return [next(found) if t.requires_grad else None for t in leaves]
+    found = torch.autograd.grad(list(outputs), asking, list(cotangents), allow_unused=True, **options)
+    dense = iter([t.to_dense() if t is not None and t.is_sparse else t for t in found])  # an embedding may be sparse
+    return [next(dense) if t.requires_grad else None for t in leaves]

@@ -9,7 +9,6 @@ Notation: f is the function, x its inputs, v = ∂C/∂f what comes from above (
 
 from __future__ import annotations
 
-import contextlib
 import copy
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from deltaprop.errors import UserError
 from deltaprop.verify.subject import Gradients, Subject, dot, gradients, random_like
 
 
@@ -69,8 +69,15 @@ class Trial:
         self.v = random_like(self.outputs, self.generator)
         self.connected = bool(outputs)
         self.scale = 0.0
-        with contextlib.suppress(Exception):  # what backward raises is for `values` to tell
+        try:
             self.scale = largest(self.gradient())
+        except Exception as error:  # what backward raises is for `values` to tell
+            if "use_reentrant=True" in str(error):
+                name = self.subject.name
+                raise UserError(
+                    f"{name} uses torch.utils.checkpoint(use_reentrant=True), whose backward gives no gradient of a "
+                    "chosen input: take use_reentrant=False"
+                ) from error
         other = copy.copy(self.subject)
         other.seed = 1
         again = [t.detach() for t in other.run(other.leaves())]
