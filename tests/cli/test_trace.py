@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-import re
-
 import pytest
 
 from deltaprop.cli import main
 
 
 def test_a_tiny_net_is_a_worked_example(capsys: pytest.CaptureFixture[str]):
-    """And every sum it prints is right, to the digits it prints."""
+    """Every sum of it is held to its digits in tests/verify/test_steps.py."""
     assert main(["trace", "--sizes", "2", "3", "1", "--output-activation", "sigmoid"]) == 0
     out = capsys.readouterr().out
     assert "BP2  δ¹ = (δ² W²) ⊙ σ'(z¹)" in out
     assert out.splitlines()[-1].startswith("ok: autograd differs by ")
-    checked = 0
-    for line in out.splitlines():
-        found = re.fullmatch(r"  \S+ (?:=|←) (.*[·+−].*) = (\S+)", line)
-        if found and not found[1].startswith("["):  # a row of numbers is no sum
-            terms, result = (text.replace("−", "-").replace("·", "*") for text in found.groups())
-            assert eval(terms) == pytest.approx(float(result), abs=2e-3)  # digits, brackets and + - * alone
-            checked += 1
-    assert checked >= 20
+    assert "  C was 0.07191, and is 0.06547 after the step" in out
 
 
 def test_a_larger_net_is_an_overview(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):

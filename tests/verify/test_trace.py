@@ -14,7 +14,6 @@ import deltaprop as dp
 from deltaprop import UserError, ops, trace
 from deltaprop import functional as F
 from deltaprop.verify.trace import LOSSES
-from deltaprop.verify.worked import is_tiny, worked_example
 
 F64 = torch.float64
 
@@ -101,39 +100,25 @@ def test_a_saturated_share():
     assert found.layers[0].saturated == 0.5
 
 
-class TestWorkedExample:
-    def test_it_has_the_numbers_of_the_trace(self):
-        """2-1 net, one sample, by hand: z = 0.5·0.2 + (−1)·0.4 + 0.1 = −0.2, a = z, C = ½ (−0.2 − 1)² = 0.72."""
-        model = dp.MLP([2, 1], dtype=F64)
-        with torch.no_grad():
-            model[0].weight.copy_(torch.tensor([[0.5, -1.0]]))
-            model[0].bias.fill_(0.1)
-        found = trace(model, "quadratic_loss", torch.tensor([[0.2, 0.4]]), torch.tensor([[1.0]]))
-        lines = list(worked_example(found, lr=0.5))
-        for line in (
-            "  z¹[1] = 0.5·0.2 + (−1)·0.4 + 0.1 = −0.2",
-            "LOSS  quadratic_loss: C = 0.72",
-            "  δ¹[1] = −1.2",
-            "  ∂C/∂W¹[1,2] = (−1.2)·0.4 = −0.48",
-            "  W¹[1,2] ← −1 − 0.5·(−0.48) = −0.76",  # −1 + 0.24
-            "  b¹[1] ← 0.1 − 0.5·(−1.2) = 0.7",
-        ):
-            assert line in lines
+def test_the_loss_after_a_step():
+    """As PyTorch's SGD leaves it."""
+    model, x, y = dp.MLP([5, 4, 3], "tanh", dtype=F64), torch.randn(7, 5, dtype=F64), torch.arange(7) % 3
+    found = trace(model, "cross_entropy", x, y)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.3)
+    nn.functional.cross_entropy(model(x), y).backward()
+    optimizer.step()
+    assert found.loss_after(0.3) == pytest.approx(float(nn.functional.cross_entropy(model(x), y).detach()), rel=1e-12)
+    assert found.loss_after(0) == pytest.approx(found.loss, rel=1e-14)
 
-    def test_every_equation_has_its_tag_in_the_order_of_a_step(self):
-        found = trace(dp.MLP([2, 3, 1], "tanh"), "quadratic_loss", torch.rand(1, 2), torch.rand(1, 1))
-        tags = [line.split()[0] for line in worked_example(found, 0.1) if not line.startswith(" ")]
-        assert tags == ["INPUT", "FWD", "FWD", "LOSS", "BP1", "BP3", "BP4", "BP2", "BP3", "BP4", "SGD"]
 
-    def test_every_loss_has_its_formula(self):
-        for loss in LOSSES:
-            found = trace(dp.MLP([2, 2]), loss, torch.rand(2, 2), target(loss, 2, 2))
-            assert any("∂C/∂a = " in line for line in worked_example(found, 0.1)), loss
-
-    def test_what_is_tiny(self):
-        assert is_tiny(trace(dp.MLP([2, 3, 1]), "mse_loss", torch.rand(2, 2), torch.rand(2, 1)))
-        assert not is_tiny(trace(dp.MLP([2, 3, 1]), "mse_loss", torch.rand(3, 2), torch.rand(3, 1)))
-        assert not is_tiny(trace(dp.MLP([9, 9, 1]), "mse_loss", torch.rand(1, 9), torch.rand(1, 1)))
+def test_what_passes_the_jacobian():
+    """∂C/∂a of each layer, the left factor of BP1 and BP2, beside autograd's."""
+    model, x, y = dp.MLP([5, 4, 3], "softmax", dtype=F64), torch.randn(7, 5, dtype=F64), torch.arange(7) % 3
+    found = trace(model, "cross_entropy", x, y)
+    a1 = model[1](model[0](x))
+    a2 = model[2](a1)
+    for layer, grad_a in enumerate(torch.autograd.grad(nn.functional.cross_entropy(a2, y), (a1, a2)), start=1):
+        assert_close(found.grad_of_a(layer), grad_a)
 
 
 @pytest.mark.parametrize(
@@ -141,6 +126,13 @@ class TestWorkedExample:
     [
         (nn.Linear(2, 2), "mse_loss", torch.rand(3, 2), torch.rand(3, 2), "takes an nn.Sequential .* got Linear"),
         (nn.Sequential(nn.Linear(2, 2), nn.Dropout()), "mse_loss", torch.rand(3, 2), torch.rand(3, 2), r"\(Dropout\)"),
+        (
+            nn.Sequential(*[nn.Linear(2, 2)] * 2),
+            "mse_loss",
+            torch.rand(3, 2),
+            torch.rand(3, 2),
+            "stands in the net twice",
+        ),
         (dp.MLP([2, 2]), "mse_los", torch.rand(3, 2), torch.rand(3, 2), "unknown loss 'mse_los': did you mean"),
         (dp.MLP([2, 2]), nn.functional.nll_loss, torch.rand(3, 2), torch.rand(3, 2), "no δ for the loss nll_loss"),
         (dp.MLP([2, 2]), "mse_loss", torch.rand(3, 3), torch.rand(3, 2), r"inputs must be \[N, 2\].*got \[3, 3\]"),

@@ -15,8 +15,8 @@ from deltaprop.cli.parsing import read_flags
 from deltaprop.errors import UserError, unknown_name
 from deltaprop.initialization import INITS
 from deltaprop.modules import MLP
+from deltaprop.verify.steps import as_text, is_tiny, steps
 from deltaprop.verify.trace import LOSSES, Trace, trace
-from deltaprop.verify.worked import is_tiny, worked_example
 
 DESCRIPTION = """Follow one batch through a fresh net: z, a, σ'(z), δ and the gradients of each layer, by the
 hand-written formulas, compared with autograd and with central differences.
@@ -60,7 +60,7 @@ def main(words: Sequence[str]) -> int:
     found = make(arguments)
     console = Console(highlight=False)
     if is_tiny(found):
-        for line in worked_example(found, arguments.lr):
+        for line in as_text(steps(found, arguments.lr)):
             console.print(line, markup=False, style="bold" if not line.startswith(" ") else None, soft_wrap=True)
     else:
         console.print(overview(found))

@@ -29,6 +29,7 @@ from deltaprop.training import pictures
 from deltaprop.training.engines import Engine
 from deltaprop.training.evaluate import Evaluation, evaluate
 from deltaprop.training.loop import Setup
+from deltaprop.verify.observe import formula
 
 PROBE_ROWS = 256
 
@@ -124,7 +125,7 @@ class Board:
         resolved = "\n".join(f"| {name} (resolved) | {_plain(value)} |" for name, value in self._resolved().items())
         self.writer.add_text("config", f"| setting | value |\n| --- | --- |\n{settings}\n{resolved}", 0)
         used = dict.fromkeys([*setup.config.activations, setup.config.output_activation])
-        formulas = "\n".join(f"- **{n}**: {_first_lines(ops.ACTIVATIONS[n].__doc__)}" for n in used if n != "none")
+        formulas = "\n".join(f"- **{n}**: {formula(ops.ACTIVATIONS[n])}" for n in used if n != "none")
         self.writer.add_text("equations", f"{EQUATIONS}\n\nThe activations of this run:\n\n{formulas}", 0)
         several = {  # patterns, the same for every run: TensorBoard draws a chart of its own for each different layout
             "norm of δ by layer": ["Multiline", ["delta_norm/.*"]],
@@ -139,8 +140,3 @@ def _plain(value: object) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{name} {number}" for name, number in value.items())
     return " ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
-
-
-def _first_lines(doc: str | None) -> str:
-    """Return a docstring's first paragraph on one line."""
-    return " ".join((doc or "").strip().split("\n\n")[0].split())

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import Function
 
 from deltaprop.explicit import ExplicitTrainer
 from deltaprop.modules import Activation
@@ -82,6 +83,11 @@ SATURATED = 0.05  # of the steepest slope: hardly any δ passes
 def mean_delta_norm(delta: Tensor) -> float:
     """Return the mean over samples of ‖∂C_n/∂z‖ from δ, [N, n]: Σ_n ‖δ_n‖, as δ holds the loss's 1/N."""
     return float(delta.norm(dim=1).sum())
+
+
+def formula(op: type[Function]) -> str:
+    """Return an activation and its derivative as its definition's docstring has them, on one line."""
+    return " ".join((op.__doc__ or "").strip().split("\n\n")[0].split()).replace("``", "")
 
 
 def steepest(op: type[Elementwise], constants: Sequence[Any], like: Tensor) -> Tensor:

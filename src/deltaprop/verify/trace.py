@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,10 +21,11 @@ from deltaprop import functional as F
 from deltaprop.errors import UserError, unknown_name
 from deltaprop.explicit.reading import read_layers
 from deltaprop.modules import Activation, to_torch
-from deltaprop.ops import Elementwise
+from deltaprop.ops import ACTIVATIONS, Elementwise
 from deltaprop.ops.linear import linear_forward, linear_grad_a_prev, linear_grad_bias, linear_grad_weight
+from deltaprop.optim import sgd_update
 from deltaprop.verify.differences import slopes
-from deltaprop.verify.observe import SATURATED, mean_delta_norm, steepest
+from deltaprop.verify.observe import SATURATED, formula, mean_delta_norm, steepest
 
 LOSSES = (
     "cross_entropy",
@@ -35,6 +36,7 @@ LOSSES = (
     "l1_loss",
     "huber_loss",
 )
+NAMES = {op: name for name, op in ACTIVATIONS.items()}
 BY_AUTOGRAD = 1e-10  # of the largest entry: both are float64
 BY_DIFFERENCES = 1e-5
 MOST_ENTRIES = 200  # of a parameter that are tried by differences
@@ -48,6 +50,7 @@ class TracedLayer:
         weight: W, [n, n_prev].
         bias: b, [n], or None.
         activation: Its name; empty where there is none.
+        formula: Of the activation and its derivative, in words; empty where there is none.
         z: Pre-activation.
         a: Activation; z itself where there is none.
         slope: σ'(z); ones where there is no activation; None for softmax, whose derivative is a matrix.
@@ -60,6 +63,7 @@ class TracedLayer:
     weight: Tensor
     bias: Tensor | None
     activation: str
+    formula: str
     z: Tensor
     a: Tensor
     slope: Tensor | None
@@ -112,6 +116,8 @@ class Trace:
         grad_a: ∂C/∂a^L, [N, n_L]: the left factor of BP1.
         layers: Of layer 1 to L; ``layers[0]`` is layer 1.
         comparisons: Every quantity beside autograd's, and the gradients beside central differences.
+        options: Of the loss, by name.
+        model: The net in float64, as it was traced.
     """
 
     input: Tensor
@@ -121,6 +127,8 @@ class Trace:
     grad_a: Tensor
     layers: tuple[TracedLayer, ...]
     comparisons: tuple[Comparison, ...] = field(repr=False)
+    options: Mapping[str, Any] = field(repr=False)
+    model: nn.Sequential = field(repr=False)
 
     @property
     def ok(self) -> bool:
@@ -135,6 +143,24 @@ class Trace:
     def error(self, layer: int, beside: str) -> float:
         """Return the largest error of a layer (counted from 1) beside ``"autograd"`` or ``"differences"``."""
         return max((c.error for c in self.comparisons if c.layer == layer and c.beside == beside), default=0.0)
+
+    def grad_of_a(self, layer: int) -> Tensor:
+        """Return ∂C/∂a^l, [N, n_l], the left factor of BP1 and BP2 (layers counted from 1)."""
+        if layer == len(self.layers):
+            return self.grad_a
+        above = self.layers[layer]
+        return linear_grad_a_prev(above.delta, above.weight)
+
+    def loss_after(self, lr: float) -> float:
+        """Return C of the same batch after one step of SGD with learning rate η."""
+        after = copy.deepcopy(self.model)
+        linears = [module for module in after.modules() if isinstance(module, nn.Linear)]
+        gradients = [g for layer in self.layers for g in (layer.grad_weight, layer.grad_bias) if g is not None]
+        parameters = [p for linear in linears for p in (linear.weight, linear.bias) if p is not None]
+        with torch.no_grad():
+            for p, gradient in zip(parameters, gradients, strict=True):
+                p.copy_(sgd_update(p, gradient, lr=lr)[0])
+            return float(getattr(F, self.loss_name)(after(self.input), self.target, **self.options))
 
     def a_prev(self, layer: int) -> Tensor:
         """Return what layer l (counted from 1) is given, a^{l−1}."""
@@ -175,8 +201,11 @@ def trace(model: nn.Module, loss: str | Callable[..., Tensor], x: Tensor, y: Ten
         raise UserError("inputs must be finite numbers, got NaN or ∞ among them")
     own = copy.deepcopy(model).double().requires_grad_(True)
     found, _ = read_layers(own)
+    if len({id(linear.weight) for linear, *_ in found}) < len(found):
+        raise UserError("trace takes layers of their own: one layer stands in the net twice, and has two δ")
     x = x.detach().double()
-    y = y.detach().double() if y.is_floating_point() else y.detach()
+    y = _double(y.detach())
+    options = {key: _double(value) for key, value in options.items()}
     first = found[0][0]
     if x.dim() != 2 or x.shape[1] != first.in_features or not len(x):
         raise UserError(f"inputs must be [N, {first.in_features}] with N at least 1, got {list(x.shape)}")
@@ -219,7 +248,8 @@ def trace(model: nn.Module, loss: str | Callable[..., Tensor], x: Tensor, y: Ten
                 TracedLayer(
                     weight=linear.weight.detach(),
                     bias=None if bias is None else bias.detach(),
-                    activation="" if sigma is None else type(sigma).__name__.lower(),
+                    activation="" if sigma is None else NAMES.get(sigma.op, type(sigma).__name__.lower()),
+                    formula="" if sigma is None else formula(sigma.op),
                     z=z,
                     a=a,
                     slope=slope,
@@ -235,7 +265,12 @@ def trace(model: nn.Module, loss: str | Callable[..., Tensor], x: Tensor, y: Ten
         *_beside_autograd(own, name, options, x, y, layers),
         *_beside_differences(own, call, options, x, y, layers),
     ]
-    return Trace(x, y, name, float(c.detach()), grad_a, tuple(layers), tuple(comparisons))
+    return Trace(x, y, name, float(c.detach()), grad_a, tuple(layers), tuple(comparisons), options, own)
+
+
+def _double(value: Any) -> Any:
+    """Return what is a floating tensor in float64, and all else as it is."""
+    return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
 def _constants(sigma: Activation) -> list[Any]:

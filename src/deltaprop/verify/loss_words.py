@@ -1,0 +1,148 @@
+"""C and ∂C/∂a of a trace with their numbers, loss by loss; by the formulas of ``FORMULAS``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+
+from torch import Tensor
+
+from deltaprop.verify.trace import Trace
+from deltaprop.verify.words import bracketed, number, place, row, up
+
+MOST_TERMS = 8
+FORMULAS = {
+    "quadratic_loss": "C = ½ Σ (a − y)²/N,  ∂C/∂a = (a − y)/N",
+    "mse_loss": "C = Σ (a − y)²/M over all M entries,  ∂C/∂a = 2 (a − y)/M",
+    "l1_loss": "C = Σ |a − y|/M over all M entries,  ∂C/∂a = ±1/M, the sign of a − y",
+    "huber_loss": "C = Σ h(a − y)/M over all M entries,  ∂C/∂a = (a − y)/M, a − y clipped to ±1",
+    "cross_entropy": "C = −Σ ln p_y/N, p = exp(a)/Σ exp(a),  ∂C/∂a = (p − 1 at y, p elsewhere)/N",
+    "binary_cross_entropy_with_logits": "C = −Σ [y ln s + (1 − y) ln(1 − s)]/M, s = 1/(1 + e^−a),  ∂C/∂a = (s − y)/M",
+    "binary_cross_entropy_per_sample": "C = −Σ [y ln s + (1 − y) ln(1 − s)]/N, s = 1/(1 + e^−a),  ∂C/∂a = (s − y)/N",
+}
+
+
+def _quadratic(a: float, y: float) -> tuple[str, float]:
+    return f"0.5·({number(a)} − {bracketed(y)})²", 0.5 * (a - y) ** 2
+
+
+def _square(a: float, y: float) -> tuple[str, float]:
+    return f"({number(a)} − {bracketed(y)})²", (a - y) ** 2
+
+
+def _absolute(a: float, y: float) -> tuple[str, float]:
+    return f"|{number(a)} − {bracketed(y)}|", abs(a - y)
+
+
+def _huber(a: float, y: float) -> tuple[str, float]:
+    return _quadratic(a, y) if abs(a - y) <= 1 else (f"|{number(a)} − {bracketed(y)}| − 0.5", abs(a - y) - 0.5)
+
+
+def _bernoulli(a: float, y: float) -> tuple[str, float]:
+    s = _sigmoid(a)
+    # ln s and ln(1 − s) without the digits that 1 − s loses
+    value = max(a, 0) - a * y + math.log1p(math.exp(-abs(a)))
+    parts = [f"{number(share)}·ln({number(p)})" for share, p in ((y, s), (1 - y, _sigmoid(-a))) if share]
+    return f"−({' + '.join(parts)})", value
+
+
+def _sigmoid(a: float) -> float:
+    return 1 / (1 + math.exp(-a)) if a > -700 else 0.0
+
+
+ENTRIES: dict[str, Callable[[float, float], tuple[str, float]]] = {
+    "quadratic_loss": _quadratic,
+    "mse_loss": _square,
+    "l1_loss": _absolute,
+    "huber_loss": _huber,
+    "binary_cross_entropy_with_logits": _bernoulli,
+    "binary_cross_entropy_per_sample": _bernoulli,
+}
+PER_SAMPLE = ("quadratic_loss", "binary_cross_entropy_per_sample", "cross_entropy")  # divided by N, the others by M
+
+
+def is_plain(trace: Trace) -> bool:
+    """Return whether the formulas hold as they stand: no options, a target for each output, or a label."""
+    if trace.options:
+        return False
+    labels = trace.loss_name == "cross_entropy"
+    return trace.target.dim() == 1 if labels else trace.target.shape == trace.layers[-1].a.shape
+
+
+def loss_lines(trace: Trace, rows: int) -> Iterator[tuple[str, int | None]]:
+    """Yield C in numbers, each line with the sample it tells of."""
+    if not is_plain(trace):
+        yield f"C = {number(trace.loss)}", None
+        return
+    a, y = trace.layers[-1].a, trace.target
+    top = up(len(trace.layers))
+    found: list[float] = []
+    for n in range(len(a)):
+        if trace.loss_name == "cross_entropy":
+            p = a[n].softmax(0)
+            label = int(y[n])
+            if label < 0:
+                continue  # ignored
+            found.append(-float(a[n].log_softmax(0)[label]))
+            if n < rows and len(p) <= 2 * MOST_TERMS:
+                yield f"p = softmax(a{top}) = {row(p)}", n
+                yield f"c = −ln(p{place(label)}) = −ln({number(p[label].item())}) = {number(found[-1])}", n
+            continue
+        for j in range(a.shape[1]):
+            text, value = ENTRIES[trace.loss_name](a[n, j].item(), y[n, j].item())
+            found.append(value)
+            if n < rows and a.shape[1] <= 2 * MOST_TERMS:
+                if "entropy" in trace.loss_name:
+                    a_nj = a[n, j].item()
+                    yield f"s{place(j)} = 1/(1 + exp({number(-a_nj)})) = {number(_sigmoid(a_nj))}", n
+                yield f"c{place(j)} = {text} = {number(value)}", n
+    by = divisor(trace)
+    terms = " + ".join(map(bracketed, found)) if len(found) <= MOST_TERMS else f"{number(sum(found))} in all"
+    over = f"/{by}" if by > 1 else ""
+    whole = f"({terms}){over} = " if over or len(found) > 1 else ""
+    yield f"C = {whole}{number(trace.loss)}", None
+
+
+def divisor(trace: Trace) -> int:
+    """Return what the sum is divided by: N, or the number of all entries M."""
+    if trace.loss_name == "cross_entropy":
+        return int((trace.target >= 0).sum())
+    return len(trace.input) if trace.loss_name in PER_SAMPLE else trace.layers[-1].a.numel()
+
+
+def gradient_lines(trace: Trace, rows: int, neurons: Sequence[int]) -> Iterator[tuple[str, int, int]]:
+    """Yield ∂C/∂a in numbers for some output neurons, with neuron and sample."""
+    plain, by = is_plain(trace), divisor(trace) if is_plain(trace) else 1
+    for n in range(rows):
+        for j in neurons:
+            result = trace.grad_a[n, j].item()
+            text = _slope(trace, n, j, by) if plain else ""
+            yield f"{text} = {number(result)}" if text else number(result), j, n
+
+
+def _slope(trace: Trace, n: int, j: int, by: int) -> str:
+    """Return ∂C/∂a of one output by its formula, with numbers; empty where the result says it all."""
+    a, y = trace.layers[-1].a[n], trace.target[n]
+    over = f"/{by}" if by > 1 else ""
+    if trace.loss_name == "cross_entropy":
+        return _slope_of_labels(a, int(y), j, over)
+    gap = f"({number(a[j].item())} − {bracketed(y[j].item())})"
+    if trace.loss_name == "quadratic_loss":
+        return f"{gap}{over}"
+    if trace.loss_name == "mse_loss":
+        return f"2·{gap}{over}"
+    if trace.loss_name.startswith("binary"):
+        return f"({number(_sigmoid(a[j].item()))} − {bracketed(y[j].item())}){over}"
+    size = float(a[j] - y[j])
+    if trace.loss_name == "huber_loss" and abs(size) <= 1:
+        return f"{gap}{over}"
+    return f"{'−' if size < 0 else ''}1{over}" if size and over else ""
+
+
+def _slope_of_labels(a: Tensor, label: int, j: int, over: str) -> str:
+    if label < 0:
+        return ""
+    p = number(a.softmax(0)[j].item())
+    if j == label:
+        return f"({p} − 1){over}"
+    return f"{p}{over}" if over else ""

@@ -1,0 +1,361 @@
+"""A trace as the steps of the textbook's page: forward, loss, each δ, gradients, update, with the numbers put in.
+
+The terminal prints them, the HTML page walks through them, TensorBoard keeps them as text: one place for the words.
+Of a layer with many neurons some are shown, and what the others add to a sum is one number: the sums stay right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from deltaprop.verify.loss_words import FORMULAS, gradient_lines, loss_lines
+from deltaprop.verify.trace import Trace, TracedLayer
+from deltaprop.verify.words import bracketed, number, place, row, up
+
+FEW_NUMBERS = 40  # parameters, above which nobody would take a pencil
+MOST_ROWS = 4  # samples whose numbers are written out
+MOST_NEURONS = 8  # of a layer; outputs more, for each is a class that people know
+MOST_OUTPUTS = 12
+
+
+@dataclass(frozen=True)
+class Line:
+    """One sum with its numbers.
+
+    Attributes:
+        text: Such as ``"z¹[1] = 0.66·0.3 + (−0.45) = −0.252"``.
+        neuron: Which of the layer it tells of, from 0; None for all.
+        row: Which sample, from 0; None for all.
+    """
+
+    text: str
+    neuron: int | None = None
+    row: int | None = None
+
+
+@dataclass(frozen=True)
+class Part:
+    """An equation, and its numbers.
+
+    Attributes:
+        tag: FWD, C, BP1 to BP4 or SGD.
+        equation: In symbols.
+        layer: It tells of, from 1; 0 for the input; None for the whole net.
+        lines: The numbers.
+    """
+
+    tag: str
+    equation: str
+    layer: int | None = None
+    lines: tuple[Line, ...] = ()
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step of the page.
+
+    Attributes:
+        kind: ``"input"``, ``"forward"``, ``"loss"``, ``"delta"``, ``"gradients"`` or ``"update"``.
+        layer: Of ``"forward"`` and ``"delta"``, from 1.
+        name: Short, for a button.
+        words: What happens, in plain words.
+        parts: Equations with their numbers.
+    """
+
+    kind: str
+    layer: int | None
+    name: str
+    words: str
+    parts: tuple[Part, ...]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """Which of a trace is written out.
+
+    Attributes:
+        rows: How many samples, the first ones.
+        neurons: Of layer 0 (the input) to L, in order.
+    """
+
+    rows: int
+    neurons: tuple[tuple[int, ...], ...] = field(repr=False)
+
+
+def is_tiny(trace: Trace) -> bool:
+    """Return whether a trace is small enough to be followed number by number with pencil and paper."""
+    parameters = sum(layer.weight.numel() + (0 if layer.bias is None else layer.bias.numel()) for layer in trace.layers)
+    return parameters <= FEW_NUMBERS and len(trace.input) <= 2
+
+
+def choose(trace: Trace) -> Shown:
+    """Return what to write out: all of a small layer; of a larger one what matters most on this batch.
+
+    That is the inputs with the largest mean |a⁰|, and the neurons with the largest mean |δ|.
+    """
+    weights = [trace.input.abs(), *[layer.delta.abs() for layer in trace.layers]]
+    neurons = []
+    for number_, weight in enumerate(weights):
+        most = MOST_OUTPUTS if number_ == len(trace.layers) else MOST_NEURONS
+        best = weight.mean(dim=0).argsort(descending=True, stable=True)[:most]
+        neurons.append(tuple(sorted(best.tolist())))
+    return Shown(min(len(trace.input), MOST_ROWS), tuple(neurons))
+
+
+def steps(trace: Trace, lr: float, shown: Shown | None = None) -> tuple[Step, ...]:
+    """Return the steps: input, forward layer by layer, the loss, δ^L down to δ¹, the gradients, the update.
+
+    Args:
+        trace: Of a batch.
+        lr: The learning rate η of the update.
+        shown: What to write out; :func:`choose` by default.
+    """
+    return tuple(_Writer(trace, lr, choose(trace) if shown is None else shown).steps())
+
+
+class _Writer:
+    """Writes the steps of one trace."""
+
+    def __init__(self, trace: Trace, lr: float, shown: Shown) -> None:
+        self.trace, self.lr, self.shown = trace, lr, shown
+        self.depth = len(trace.layers)
+
+    def steps(self) -> Iterator[Step]:
+        yield self.input()
+        for at, layer in enumerate(self.trace.layers, start=1):
+            yield self.forward(at, layer)
+        yield self.loss()
+        for at in range(self.depth, 0, -1):
+            yield self.delta(at, self.trace.layers[at - 1])
+        yield self.gradients()
+        yield self.update()
+
+    def input(self) -> Step:
+        lines = []
+        for n in range(self.shown.rows):
+            given = self.some(self.trace.input[n], 0)
+            target = self.trace.target[n]
+            lines.append(Line(f"a⁰ = {given}    y = {self.some(target, self.depth)}", row=n))
+        words = "A sample goes in, and y is what should come out."
+        return Step("input", None, "input", words, (Part("INPUT", "a⁰ = x", 0, tuple(lines)),))
+
+    def forward(self, at: int, layer: TracedLayer) -> Step:
+        above, below = up(at), up(at - 1)
+        bias = f" + b{above}" if layer.bias is not None else ""
+        sigma = f"a{above} = {layer.activation}(z{above})" if layer.activation else f"a{above} = z{above}"
+        lines = []
+        for n in range(self.shown.rows):
+            a_prev = self.trace.a_prev(at)[n]
+            for j in self.shown.neurons[at]:
+                terms = self.products(layer.weight[j], a_prev, at - 1)
+                if layer.bias is not None:
+                    terms += f" + {bracketed(layer.bias[j].item())}"
+                lines.append(_equals(f"z{above}{place(j)}", terms, layer.z[n, j].item(), j, n))
+            if layer.activation and layer.slope is None:
+                lines.append(Line(f"a{above} = {layer.activation}(z{above}) = {self.some(layer.a[n], at)}", row=n))
+            elif layer.activation:
+                for j in self.shown.neurons[at]:
+                    name = f"a{above}{place(j)}"
+                    lines.append(_equals(name, bent_in_numbers(layer, n, j), layer.a[n, j].item(), j, n))
+        words = "Each neuron weighs what the layer below gives it"
+        words += ", adds its bias" if layer.bias is not None else ""
+        words += f", and bends the sum: {layer.formula}" if layer.activation else ". Nothing bends the sum."
+        part = Part("FWD", f"z{above} = a{below} (W{above})ᵀ{bias},  {sigma}", at, tuple(lines))
+        return Step("forward", at, f"forward {at}", words, (part,))
+
+    def loss(self) -> Step:
+        trace = self.trace
+        words = "One number says how wrong the outputs are; a is the output, y the target."
+        options = "".join(f", {name}={_value(value)}" for name, value in trace.options.items())
+        formula = "" if options else f"{FORMULAS[trace.loss_name].split(',  ')[0]},  "
+        lines = tuple(Line(text, None, n) for text, n in loss_lines(trace, self.shown.rows))
+        part = Part("C", f"{formula}{trace.loss_name}{options}", None, lines)
+        return Step("loss", None, "loss C", words, (part,))
+
+    def delta(self, at: int, layer: TracedLayer) -> Step:
+        top, above = at == self.depth, up(at)
+        tag = "BP1" if top else "BP2"
+        left = f"∂C/∂a{above}" if top else f"(δ{up(at + 1)} W{up(at + 1)})"
+        words = (
+            "How much C reacts to each output's z: the slope of the loss"
+            if top
+            else "The error goes back through the weights it came by"
+        )
+        equation = f"δ{above} = {left}"
+        if layer.slope is None:
+            equation += f" times the Jacobian of {layer.activation}"
+            words += f", times the matrix of derivatives: {layer.formula}"
+        elif layer.activation:
+            equation += f" ⊙ σ'(z{above})"
+            words += f", times the slope of {layer.activation}"
+        parts = []
+        if top:
+            formula = f"∂C/∂a{above}" if self.trace.options else FORMULAS[self.trace.loss_name].split(",  ")[1]
+            lines = tuple(
+                Line(f"∂C/∂a{above}{place(j)} = {text}", j, n)
+                for text, j, n in gradient_lines(self.trace, self.shown.rows, self.shown.neurons[at])
+            )
+            parts.append(Part("BP1", f"{formula}, the slope of the loss", at, lines))
+        lines = tuple(line for n in range(self.shown.rows) for line in self.deltas(at, layer, n))
+        parts.append(Part(tag, equation, at, lines))
+        return Step("delta", at, f"δ{above}", f"{words}.", tuple(parts))
+
+    def deltas(self, at: int, layer: TracedLayer, n: int) -> Iterator[Line]:
+        above = up(at)
+        if layer.activation and layer.slope is not None:
+            for j in self.shown.neurons[at]:
+                text = slope_in_numbers(layer, n, j)
+                if text:
+                    yield Line(f"σ'(z{above}){place(j)} = {text}", j, n)
+        for j in self.shown.neurons[at]:
+            left = self.left(at, n, j)
+            delta = number(layer.delta[n, j].item())
+            if layer.slope is None:
+                text = self.through_jacobian(at, layer, n, j)
+            elif layer.activation:
+                factor = f"({left})" if " + " in left else left
+                text = f"{factor} · {bracketed(layer.slope[n, j].item())}"
+            else:
+                text = left
+            yield Line(f"δ{above}{place(j)} = {text}" + ("" if text == delta else f" = {delta}"), j, n)
+
+    def left(self, at: int, n: int, j: int) -> str:
+        """Return ∂C/∂a of one neuron: a number for the output layer, else the sum that gives it."""
+        if at == self.depth:
+            return number(self.trace.grad_a[n, j].item())
+        above = self.trace.layers[at]
+        return self.products(above.delta[n], above.weight[:, j], at + 1)
+
+    def through_jacobian(self, at: int, layer: TracedLayer, n: int, j: int) -> str:
+        """Return δ of softmax or log-softmax in numbers: ∂C/∂a times a matrix."""
+        a, grad_a = layer.a[n], self.trace.grad_of_a(at)[n]
+        if layer.activation == "softmax":
+            inner = self.products(grad_a, a, at)
+            return f"{number(a[j].item())}·({bracketed(grad_a[j].item())} − ({inner}))"
+        p, total = number(a[j].exp().item()), grad_a.sum().item()
+        if abs(total) <= 1e-12 * float(grad_a.abs().max()):
+            total = 0.0  # of a loss that adds up to 0, but for rounding
+        return f"{number(grad_a[j].item())} − {p}·{bracketed(total)}"
+
+    def gradients(self) -> Step:
+        parts = []
+        for at in range(self.depth, 0, -1):
+            layer, above, below = self.trace.layers[at - 1], up(at), up(at - 1)
+            rows = range(len(self.trace.input))
+            if layer.grad_bias is not None:
+                lines = []
+                for j in self.shown.neurons[at]:
+                    deltas = _sum([bracketed(layer.delta[n, j].item()) for n in rows][:MOST_ROWS], layer.delta[:, j])
+                    lines.append(_equals(f"∂C/∂b{above}{place(j)}", deltas, layer.grad_bias[j].item(), j))
+                parts.append(Part("BP3", f"∂C/∂b{above} = Σₙ δ{above}", at, tuple(lines)))
+            lines = []
+            a_prev = self.trace.a_prev(at)
+            for j in self.shown.neurons[at]:
+                for k in self.shown.neurons[at - 1]:
+                    products = [f"{bracketed(layer.delta[n, j].item())}·{bracketed(a_prev[n, k].item())}" for n in rows]
+                    terms = _sum(products[:MOST_ROWS], layer.delta[:, j] * a_prev[:, k])
+                    lines.append(_equals(f"∂C/∂W{above}{place(j, k)}", terms, layer.grad_weight[j, k].item(), j))
+            parts.append(Part("BP4", f"∂C/∂W{above} = (δ{above})ᵀ a{below}", at, tuple(lines)))
+        words = (
+            "A weight's gradient is the δ above it times the activation below it; a bias has its neuron's δ. "
+            "Both are summed over the samples."
+        )
+        return Step("gradients", None, "gradients", words, tuple(parts))
+
+    def update(self) -> Step:
+        lr = number(self.lr)
+        parts = []
+        for at, layer in enumerate(self.trace.layers, start=1):
+            lines = []
+            for j in self.shown.neurons[at]:
+                for k in self.shown.neurons[at - 1]:
+                    w, g = layer.weight[j, k].item(), layer.grad_weight[j, k].item()
+                    lines.append(Line(_step(f"W{up(at)}{place(j, k)}", w, g, self.lr), j))
+                if layer.bias is not None and layer.grad_bias is not None:
+                    b, g = layer.bias[j].item(), layer.grad_bias[j].item()
+                    lines.append(Line(_step(f"b{up(at)}{place(j)}", b, g, self.lr), j))
+            parts.append(Part("SGD", f"θ ← θ − η ∂C/∂θ, η = {lr}, layer {at}", at, tuple(lines)))
+        after = self.trace.loss_after(self.lr)
+        lines = [Line(f"C was {number(self.trace.loss)}, and is {number(after)} after the step")]
+        parts.append(Part("C", "the same batch again", None, tuple(lines)))
+        words = "One step downhill: each parameter less η times its gradient."
+        return Step("update", None, "update", words, tuple(parts))
+
+    def products(self, first: Tensor, second: Tensor, at: int) -> str:
+        """Return Σ first · second over the neurons of a layer: those shown, and what the others add."""
+        kept = self.shown.neurons[at]
+        terms = [f"{bracketed(first[k].item())}·{bracketed(second[k].item())}" for k in kept]
+        return _sum(terms, first * second, kept)
+
+    def some(self, values: Tensor, at: int) -> str:
+        """Return the entries that are shown, in brackets."""
+        if not values.dim():
+            return number(values.item())
+        kept = self.shown.neurons[at]
+        if len(kept) == len(values):
+            return row(values)
+        return f"{row(values[list(kept)])}, neurons {', '.join(str(k + 1) for k in kept)} of {len(values)}"
+
+
+def bent_in_numbers(layer: TracedLayer, n: int, j: int) -> str:
+    """Return a = σ(z) of one entry with its numbers."""
+    z = layer.z[n, j].item()
+    if layer.activation == "sigmoid":
+        return f"1/(1 + exp({number(-z)}))"
+    if layer.activation == "relu":
+        return f"max(0, {number(z)})"
+    return number(z) if layer.activation == "identity" else f"{layer.activation}({number(z)})"
+
+
+def slope_in_numbers(layer: TracedLayer, n: int, j: int) -> str:
+    """Return σ'(z) of one entry with its numbers, for the activations whose slope is simple arithmetic."""
+    assert layer.slope is not None
+    z, a, slope = number(layer.z[n, j].item()), number(layer.a[n, j].item()), number(layer.slope[n, j].item())
+    if layer.activation == "sigmoid":
+        return f"{a}·(1 − {a}) = {slope}"
+    if layer.activation == "tanh":
+        return f"1 − {bracketed(layer.a[n, j].item())}² = {slope}"
+    if layer.activation in ("relu", "leaky_relu", "step"):
+        return f"{slope}, as z = {z} {'>' if layer.z[n, j] > 0 else '≤'} 0"
+    return slope
+
+
+def _sum(terms: Sequence[str], all_of_them: Tensor, kept: Iterable[int] | None = None) -> str:
+    """Return a sum of products; what is not written out as one number."""
+    kept = range(len(terms)) if kept is None else kept
+    left_out = len(all_of_them) - len(terms)
+    if not left_out:
+        return " + ".join(terms)
+    others = torch.ones(len(all_of_them), dtype=torch.bool)
+    others[list(kept)] = False
+    rest = number(all_of_them[others].sum().item())
+    return " + ".join([*terms, f"({left_out} more: {rest})"])
+
+
+def _equals(name: str, terms: str, value: float, neuron: int, n: int | None = None) -> Line:
+    """Return a sum and its value; the value alone where the sum is a single number."""
+    text = number(value)
+    return Line(f"{name} = {text}" if terms.strip("()") == text else f"{name} = {terms} = {text}", neuron, n)
+
+
+def _step(name: str, value: float, gradient: float, lr: float) -> str:
+    return f"{name} ← {number(value)} − {number(lr)}·{bracketed(gradient)} = {number(value - lr * gradient)}"
+
+
+def _value(value: object) -> str:
+    return row(value) if isinstance(value, Tensor) else str(value)
+
+
+def as_text(found: Sequence[Step]) -> Iterator[str]:
+    """Yield the steps as lines of text: what happens, and by equation its numbers, indented."""
+    many = len({line.row for step in found for part in step.parts for line in part.lines} - {None}) > 1
+    for step in found:
+        for part in step.parts:
+            yield f"{part.tag:<4} {part.equation}"
+            for line in part.lines:
+                of = f"sample {line.row + 1}: " if many and line.row is not None else ""
+                yield f"  {of}{line.text}"
