@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
+from pathlib import Path
+
 import pytest
 
 from deltaprop.cli import main
+from deltaprop.training import TrainConfig, train
 
 
 def test_a_tiny_net_is_a_worked_example(capsys: pytest.CaptureFixture[str]):
@@ -20,9 +24,88 @@ def test_a_larger_net_is_an_overview(capsys: pytest.CaptureFixture[str], monkeyp
     monkeypatch.setenv("COLUMNS", "80")
     assert main(["trace", "--sizes", "64", "30", "10", "--rows", "16", "--loss", "cross_entropy"]) == 0
     out = capsys.readouterr().out
-    for word in ("one batch of 16 through 64-30-10", "1 sigmoid", "saturated", "‖∂C/∂W‖", "cross_entropy: C = "):
+    for word in (
+        "one batch of 16 through 64 → 30 sigmoid → 10",
+        "1 sigmoid",
+        "saturated",
+        "∂C/∂W¹  (δ¹)ᵀ a⁰",
+        "cross_entropy: C = ",
+    ):
         assert word in out
     assert "…" not in out
+
+
+OWN = """
+import torch
+
+net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 2))
+number = 3
+
+
+def example_inputs():
+    return torch.rand(2, 3), torch.tensor([0, 1])
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> str:
+    """A net of the user's, in plain PyTorch."""
+    path = tmp_path / "own.py"
+    path.write_text(OWN)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The folder of a run."""
+    folder = tmp_path_factory.mktemp("runs") / "moons"
+    train(TrainConfig(data="moons", hidden=(8,), epochs=2, lr=0.3, log_every=0, run_dir=folder))
+    return str(folder)
+
+
+def test_the_net_of_a_run_on_its_own_data(run: str, capsys: pytest.CaptureFixture[str]):
+    assert main(["trace", run]) == 0
+    out = capsys.readouterr().out
+    assert "one batch of 16 through 2 → 8 relu → 2" in out
+    assert "after a step of η = 0.3" in out
+    pages = {out}
+    for words in (["--rows", "4"], ["--weights", "best"], ["--part", "test"], ["--lr", "0"]):
+        assert main(["trace", run, *words]) == 0
+        pages.add(capsys.readouterr().out)
+    assert len(pages) >= 4  # the best weights may be the final ones
+
+
+def test_a_net_in_plain_pytorch(own: str, capsys: pytest.CaptureFixture[str]):
+    assert main(["trace", f"{own}:net", "--loss", "cross_entropy"]) == 0
+    out = capsys.readouterr().out
+    assert "FWD  z¹ = a⁰ (W¹)ᵀ + b¹,  a¹ = tanh(z¹)" in out
+    assert "cross_entropy" in out
+
+
+def test_the_page(run: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    path = tmp_path / "page.html"
+    path.write_text("an older one")
+    assert main(["trace", run, "--html", str(path)]) == 0
+    assert f"page {path}" in capsys.readouterr().out
+    assert "<title>2 → 8 relu → 2, step by step</title>" in path.read_text()
+    assert [p.name for p in tmp_path.iterdir()] == ["page.html"]
+
+
+def test_events_for_tensorboard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.chdir(tmp_path)
+    assert main(["trace", "--tensorboard"]) == 0
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert folder.name.startswith("trace-")
+    assert "look tensorboard --logdir runs" in capsys.readouterr().out
+    assert main(["trace", "--tensorboard", "--run-dir", "mine"]) == 0
+    (events,) = (tmp_path / "mine").iterdir()
+    assert events.name.startswith("events.out.tfevents")
+
+
+def test_nothing_is_written_unasked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["trace"]) == 0
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_same_seed_gives_the_same_page(capsys: pytest.CaptureFixture[str]):
@@ -43,10 +126,37 @@ def test_the_same_seed_gives_the_same_page(capsys: pytest.CaptureFixture[str]):
         (["--activation", "sgmoid"], "unknown activation 'sgmoid': did you mean 'sigmoid'"),
         (["--init", "xaver"], "unknown initialisation 'xaver': did you mean 'xavier'"),
         (["--sizes", "two"], "sizes"),
+        (["--weights", "best"], "--weights is for the folder of a run: name one"),
+        (["--run-dir", "there"], "--run-dir is for --tensorboard: give both"),
+        (["--html", "/nope/page.html"], "--html /nope/page.html: there is no folder /nope"),
+        (["--html", "."], "--html .: this is a folder; name a file"),
+        (["--seed", "-1"], "--seed must be 0 to 2^63 − 1"),
+        (["nowhere"], "nowhere: there is no such folder"),
+        (["OWN"], "a target is FILE.py:NAME or package.module:NAME, got"),
+        (["OWN:nat"], "own.py has no 'nat'; it has torch, net"),
+        (["OWN:number"], "trace takes an nn.Sequential, got int"),
+        (["OWN:net", "--rows", "3"], "--rows is not for a net of your own"),
+        (["math:sin"], "trace takes an nn.Sequential, got builtin_function_or_method"),
+        (["RUN", "--sizes", "2", "3"], "--sizes is for a fresh net, and the target is"),
+        (["RUN", "--loss", "mse_loss"], "--loss is not for a run, which has its own"),
+        (["RUN", "--part", "tset"], "unknown part 'tset': did you mean 'test'"),
+        (["RUN", "--weights", "last"], "unknown weights 'last'"),
+        (["RUN", "--data", "circles"], "are not those that the run learnt from"),
     ],
     ids=str,
 )
-def test_wrong_input_is_one_line_and_2(words: list[str], said: str, capsys: pytest.CaptureFixture[str]):
-    assert main(["trace", *words]) == 2
+def test_wrong_input_is_one_line_and_2(
+    words: list[str], said: str, own: str, run: str, capsys: pytest.CaptureFixture[str]
+):
+    assert main(["trace", *[word.replace("OWN", own).replace("RUN", run) for word in words]]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert said in line
+
+
+def test_a_warning_is_one_line_too(own: str, capsys: pytest.CaptureFixture[str]):
+    """Labels for a loss of numbers: they broadcast, which is seldom what is meant."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        assert main(["trace", f"{own}:net"]) == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("warning: target of shape [2] against input of shape [2, 2]")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import html
 from typing import Any
 
 import pytest
@@ -119,6 +120,20 @@ def test_what_passes_the_jacobian():
     a2 = model[2](a1)
     for layer, grad_a in enumerate(torch.autograd.grad(nn.functional.cross_entropy(a2, y), (a1, a2)), start=1):
         assert_close(found.grad_of_a(layer), grad_a)
+
+
+def test_it_prints_as_the_terminal_has_it():
+    tiny = str(trace(dp.MLP([2, 1]), "mse_loss", torch.rand(1, 2), torch.rand(1, 1)))
+    assert "FWD  z¹ = a⁰ (W¹)ᵀ + b¹" in tiny
+    assert tiny.splitlines()[-1].startswith("ok: ")
+    large = str(trace(dp.MLP([9, 8, 3], "tanh"), "mse_loss", torch.rand(5, 9), torch.rand(5, 3)))
+    assert "δ¹      (δ² W²) ⊙ σ'(z¹)" in large
+    assert max(map(len, large.splitlines())) <= 110
+
+
+def test_a_notebook_shows_its_page():
+    found = trace(dp.MLP([2, 1]), "mse_loss", torch.rand(1, 2), torch.rand(1, 1))
+    assert html.unescape(found._repr_html_().partition('srcdoc="')[2].partition('" style')[0]) == found.html()
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from deltaprop.errors import unknown_name
 COMMANDS = {
     "train": "train a multilayer perceptron with hand-written backpropagation",
     "gradcheck": "check the backward passes of the library, or of your own",
+    "depths": "watch gradients vanish and explode, layer by layer",
     "trace": "follow one batch through a net, equation by equation",
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Callable
 
 from deltaprop.errors import UserError
@@ -21,7 +22,10 @@ def guarded(command: Callable[[], int], *, debug: bool = False) -> int:
         The command's code; 2 for a UserError, 1 for any other failure, 130 for an interrupt.
     """
     try:
-        return command()
+        with warnings.catch_warnings():
+            if not debug:
+                warnings.showwarning = _warn
+            return command()
     except UserError as error:
         return _tell(error, 2, debug)
     except KeyboardInterrupt:
@@ -32,6 +36,11 @@ def guarded(command: Callable[[], int], *, debug: bool = False) -> int:
         return 1
     except Exception as error:
         return _tell(error, 1, debug)
+
+
+def _warn(message: Warning | str, *_: object, **__: object) -> None:
+    """Tell of a warning in one line, without the place in the code that it came from."""
+    print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
 
 
 def _tell(error: Exception, code: int, debug: bool) -> int:

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import json
 import re
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Annotated, Any
 
 import torch
@@ -19,7 +15,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from deltaprop.cli.files import check_file, write_file
 from deltaprop.cli.parsing import read_flags
+from deltaprop.cli.targets import call_examples, load
 from deltaprop.errors import UserError
 from deltaprop.training.devices import pick_device
 from deltaprop.verify.gradients import CHECKS, check_gradients
@@ -41,7 +39,7 @@ class Arguments:
         target: FILE.py:NAME or package.module:NAME, a Function class, a module or any function; every op of the library
             by default.
         shape: Of an input, such as 4x3; once for each. What example_inputs() beside NAME returns by default.
-        device: auto, cpu, cuda, cuda:N or mps.
+        device: auto (CUDA, else cpu), cpu or cuda:N; differences need float64, which mps has not.
         skip: A check not to make; as often as there are.
         fast: Try some entries of each input, and leave the compiler out.
         json: A file for the report.
@@ -50,7 +48,7 @@ class Arguments:
 
     target: tyro.conf.Positional[str | None] = None
     shape: tyro.conf.UseAppendAction[Annotated[tuple[str, ...], tyro.conf.arg(metavar="4x3")]] = ()
-    device: str = "cpu"
+    device: str = "auto"
     skip: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     fast: bool = False
     json: Path | None = None
@@ -66,11 +64,13 @@ def main(words: Sequence[str]) -> int:
     arguments = read_flags(Arguments, "gradcheck", words, DESCRIPTION)
     if arguments.target is None and arguments.shape:
         raise UserError("--shape is for a target of your own: FILE.py:NAME or package.module:NAME")
-    if arguments.json is not None and not arguments.json.resolve().parent.is_dir():
-        raise UserError(f"--json {arguments.json}: there is no folder {arguments.json.resolve().parent}")
+    check_file("--json", arguments.json)
     if not 0 <= arguments.seed < 2**63:
         raise UserError(f"--seed must be 0 to 2^63 − 1, got {arguments.seed}")
+    if arguments.device == "mps":
+        raise UserError("--device mps: it has no float64, which differences need; take cpu")
     device = pick_device(arguments.device)
+    device = torch.device("cpu") if device.type == "mps" else device
     console = Console(highlight=False)
     if arguments.target is None:
         reports = [
@@ -89,10 +89,7 @@ def main(words: Sequence[str]) -> int:
         console.print(report.rich())
         console.print(report.summary())
     if arguments.json is not None:
-        try:
-            arguments.json.write_text(json.dumps([r.to_json() for r in reports], indent=1) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"--json {arguments.json}: cannot be written: {error.strerror}") from error
+        write_file("--json", arguments.json, json.dumps([r.to_json() for r in reports], indent=1) + "\n")
     bad = [report for report in reports if not report.ok]
     if arguments.target is None:
         for report in bad:
@@ -100,53 +97,6 @@ def main(words: Sequence[str]) -> int:
                 console.print(f"{report.subject}: {check.name}: {check.detail}", markup=False)
         console.print(f"{len(reports) - len(bad)} of {len(reports)} ops ok on {device}")
     return 1 if bad else 0
-
-
-def load(target: str) -> tuple[Any, Callable[[], Any] | None]:
-    """Return what a target names, and the ``example_inputs`` beside it.
-
-    Raises:
-        UserError: If there is no such thing.
-    """
-    where, colon, name = target.rpartition(":")
-    if not colon or not where or not name:
-        raise UserError(f"a target is FILE.py:NAME or package.module:NAME, got {target!r}")
-    try:
-        module = _import_file(Path(where)) if where.endswith(".py") else _import_module(where)
-    except UserError:
-        raise
-    except (Exception, SystemExit) as error:
-        raise UserError(f"{where} cannot be imported: {told(error)}") from error
-    if not hasattr(module, name):
-        public = [word for word in vars(module) if not word.startswith("_")]
-        raise UserError(f"{where} has no {name!r}; it has {', '.join(public[:12])}{' …' if len(public) > 12 else ''}")
-    fn = getattr(module, name)
-    if isinstance(fn, type) and issubclass(fn, torch.nn.Module):
-        raise UserError(f"{target} is a class of modules: name an instance, such as one that is made in the file")
-    return fn, getattr(module, "example_inputs", None)
-
-
-def _import_file(path: Path) -> ModuleType:
-    """Return the module that a file of the user's makes.
-
-    Raises:
-        UserError: If there is no such file.
-    """
-    if not path.is_file():
-        raise UserError(f"{path}: there is no such file")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]  # a .py file has a spec, and a loader
-    sys.modules.setdefault(path.stem, module)  # dataclasses look their module up
-    sys.path.insert(0, str(path.parent.resolve()))  # as `python FILE.py` has it
-    spec.loader.exec_module(module)  # type: ignore[union-attr]
-    return module
-
-
-def _import_module(name: str) -> ModuleType:
-    """Return a module by its dotted name; where the user stands counts, as with ``python -m``."""
-    if "" not in sys.path:
-        sys.path.insert(0, "")
-    return importlib.import_module(name)
 
 
 def make_inputs(arguments: Arguments, examples: Callable[[], Any] | None) -> tuple[Any, ...]:
@@ -165,11 +115,7 @@ def make_inputs(arguments: Arguments, examples: Callable[[], Any] | None) -> tup
         raise UserError(
             f"{arguments.target}: inputs are needed: --shape 4x3 for each, or a function example_inputs() beside it"
         )
-    try:
-        made = examples()
-    except Exception as error:
-        raise UserError(f"{arguments.target}: example_inputs() beside it fails: {told(error)}") from error
-    return tuple(made) if isinstance(made, tuple | list) else (made,)
+    return call_examples(str(arguments.target), examples)
 
 
 def read_shape(text: str) -> tuple[int, ...]:

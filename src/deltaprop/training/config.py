@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import math
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -240,28 +241,53 @@ def read_toml(path: Path) -> dict[str, Any]:
     Raises:
         UserError: If the file cannot be read, is no TOML, or has a key that is no setting.
     """
+    where = f"--config {path}"
     try:
         settings = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
-        raise UserError(f"--config {path}: {error.strerror}") from error
+        raise UserError(f"{where}: {error.strerror}") from error
     except ValueError as error:  # of TOML, of UTF-8, or a name that no file can have
-        raise UserError(f"--config {path}: not TOML: {error}") from error
-    fields = {field.name: field for field in dataclasses.fields(TrainConfig)}
+        raise UserError(f"{where}: not TOML: {error}") from error
+    fields = _fields()
     result: dict[str, Any] = {}
     for key, value in settings.items():
         name = key.replace("-", "_")
         if name in result:
-            raise UserError(f"--config {path}: {key} is given twice, with - and with _")
+            raise UserError(f"{where}: {key} is given twice, with - and with _")
         if name not in fields or name == "config":
             near = difflib.get_close_matches(name, set(fields) - {"config"}, n=1)
             hint = f"did you mean {near[0].replace('_', '-')!r}?" if near else "see deltaprop train --help"
-            raise UserError(f"--config {path}: unknown setting {key!r}: {hint}")
-        result[name] = _typed(path, key, value, str(fields[name].type))
+            raise UserError(f"{where}: unknown setting {key!r}: {hint}")
+        result[name] = _typed(where, key, value, fields[name])
     return result
 
 
-def _typed(path: Path, key: str, value: Any, kind: str) -> Any:
-    """Check a TOML value against the annotation of its field; numbers may stand for what is read as text."""
+def from_json(where: str, settings: Mapping[str, Any]) -> TrainConfig:
+    """Return the configuration that ``to_json`` was of; what else is among the settings is left alone.
+
+    Raises:
+        UserError: If a setting has no value that it could have had; ``where`` says whose it is.
+    """
+    kept = {
+        name: _typed(where, name, settings[name], kind)
+        for name, kind in _fields().items()
+        if name in settings and not (settings[name] is None and kind.endswith("None"))
+    }
+    config = TrainConfig(**kept)
+    try:
+        config.validate()
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+    return config
+
+
+def _fields() -> dict[str, str]:
+    """Return the annotation of each setting."""
+    return {field.name: str(field.type) for field in dataclasses.fields(TrainConfig)}
+
+
+def _typed(where: str, key: str, value: Any, kind: str) -> Any:
+    """Check a value of a file against the annotation of its field; numbers may stand for what is read as text."""
     fits = {
         "bool": isinstance(value, bool),
         "int": _is_int(value),
@@ -274,7 +300,7 @@ def _typed(path: Path, key: str, value: Any, kind: str) -> Any:
         "str": isinstance(value, str) or (key == "threads" and _is_int(value)),
     }.get(kind, isinstance(value, str))
     if not fits:
-        raise UserError(f"--config {path}: {key} must be {_KINDS.get(kind, 'text')}, got {value!r}")
+        raise UserError(f"{where}: {key} must be {_KINDS.get(kind, 'text')}, got {value!r}")
     if kind == "Path | None":
         return Path(value)
     if kind in ("float", "float | None"):

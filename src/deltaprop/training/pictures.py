@@ -51,12 +51,12 @@ def first_layer_weights(setup: Setup) -> Picture:
     colours: dict[str, Any] = {"cmap": DIVERGING, "vmin": -limit, "vmax": limit}
     shape = setup.dataset.image_shape
     if shape is None:
-        figure, axes = _figure(5.5, 4.2)
-        drawn = axes.imshow(weight, aspect="auto", interpolation="nearest", **colours)
+        figure, axes = blank(5.5, 4.2)
+        image = axes.imshow(weight, aspect="auto", interpolation="nearest", **colours)
         axes.set(title="First-layer weights W¹", xlabel="input", ylabel="neuron")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-        figure.colorbar(drawn)
-        return _draw(figure)
+        figure.colorbar(image)
+        return drawn(figure)
     shown = min(TILES, len(weight))
     title = f"What the first layer looks for: {shown} of {len(weight)} neurons"
     return _tiles([row.reshape(shape) for row in weight[:shown]], [""] * shown, title, colours)
@@ -69,7 +69,7 @@ def confusion_matrix(setup: Setup, test: Evaluation) -> Picture:
     counts = np.zeros((len(names), len(names)), dtype=int)
     np.add.at(counts, (true, predicted), 1)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    figure, axes = _figure(5.5, 5.2)
+    figure, axes = blank(5.5, 5.2)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     if len(names) <= 20:
         for (row, column), count in np.ndenumerate(counts):
@@ -79,7 +79,7 @@ def confusion_matrix(setup: Setup, test: Evaluation) -> Picture:
         axes.set_xticks(range(len(names)), names)
         axes.set_yticks(range(len(names)), names)
     axes.set(title=f"Test: {int(np.trace(counts))} of {counts.sum()} right", xlabel="predicted", ylabel="true")
-    return _draw(figure)
+    return drawn(figure)
 
 
 def worst_samples(setup: Setup, test: Evaluation) -> Picture:
@@ -96,14 +96,14 @@ def worst_samples(setup: Setup, test: Evaluation) -> Picture:
     shape = setup.dataset.image_shape
     if shape is not None:
         return _tiles([_array(row).reshape(shape) for row in x], labels, title, {"cmap": "gray_r"}, wrong)
-    figure, axes = _figure(6, 5)
+    figure, axes = blank(6, 5)
     axes.axis("off")
     axes.set_title(title)
     inputs = min(x.shape[1], 6)
     cells = [[label, *(f"{v:.3g}" for v in row[:inputs])] for label, row in zip(labels[:14], _array(x), strict=False)]
     header = ["true → predicted", *(f"x{i + 1}" for i in range(inputs))]
     axes.table(cells, colLabels=header, loc="center", cellLoc="center").scale(1, 1.25)
-    return _draw(figure)
+    return drawn(figure)
 
 
 def decision_boundary(setup: Setup) -> Picture:
@@ -117,7 +117,7 @@ def decision_boundary(setup: Setup) -> Picture:
     outputs = _predict(setup, grid)
     classes = len(dataset.class_names)
     colours = [COLOURS[i % len(COLOURS)] for i in range(classes)]
-    figure, axes = _figure(5.5, 5)
+    figure, axes = blank(5.5, 5)
     best = outputs.argmax(axis=1).reshape(200, 200)
     levels = np.arange(classes + 1) - 0.5
     axes.contourf(*sides, best, levels=levels, colors=colours, alpha=0.25)
@@ -138,7 +138,7 @@ def decision_boundary(setup: Setup) -> Picture:
         )
     axes.legend(loc="upper right", fontsize=8)
     axes.set(title="Decision boundary, and the test samples", xlabel="x₁", ylabel="x₂")
-    return _draw(figure)
+    return drawn(figure)
 
 
 def fitted_curve(setup: Setup) -> Picture:
@@ -148,23 +148,23 @@ def fitted_curve(setup: Setup) -> Picture:
     y = _array(dataset.target_scaling.invert(dataset.test.y))
     grid = np.linspace(x.min(), x.max(), 400)[:, None]
     fitted = _array(dataset.target_scaling.invert(torch.as_tensor(_predict(setup, grid), device=setup.device)))
-    figure, axes = _figure(6, 4)
+    figure, axes = blank(6, 4)
     axes.scatter(x, y, s=12, c=COLOURS[4], label="test samples")
     axes.plot(grid, fitted, c=COLOURS[5], lw=2, label="the network")
     axes.legend(fontsize=8)
     axes.set(title="Fitted curve, in the data's own units", xlabel="x", ylabel="y")
-    return _draw(figure)
+    return drawn(figure)
 
 
 def predicted_against_true(setup: Setup, test: Evaluation) -> Picture:
     """Return predictions against targets of the test part, in their own units."""
     scaling = setup.dataset.target_scaling
     true, predicted = _array(scaling.invert(setup.dataset.test.y)), _array(scaling.invert(test.outputs))
-    figure, axes = _figure(5, 5)
+    figure, axes = blank(5, 5)
     axes.scatter(true, predicted, s=12, c=COLOURS[0])
     axes.axline((float(true.min()), float(true.min())), slope=1, c="black", lw=0.8)
     axes.set(title="Predicted against true", xlabel="true", ylabel="predicted")
-    return _draw(figure)
+    return drawn(figure)
 
 
 def _predict(setup: Setup, x: NDArray[np.float64]) -> NDArray[Any]:
@@ -187,7 +187,7 @@ def _tiles(
     height, width = tiles[0].shape
     gap, head = max(width // 8, 1), max(height // 4, 2) if any(labels) else 0
     canvas = np.full((rows * (height + gap + head), columns * (width + gap)), np.nan)
-    figure, axes = _figure(6.6, 6.6 * canvas.shape[0] / canvas.shape[1] + 0.4)
+    figure, axes = blank(6.6, 6.6 * canvas.shape[0] / canvas.shape[1] + 0.4)
     for index, (tile, label) in enumerate(zip(tiles, labels, strict=True)):
         top = index // columns * (height + gap + head) + head
         left = index % columns * (width + gap)
@@ -197,15 +197,17 @@ def _tiles(
     axes.imshow(canvas, interpolation="nearest", **colours)
     axes.axis("off")
     axes.set_title(title, fontsize=10)
-    return _draw(figure)
+    return drawn(figure)
 
 
-def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+def blank(width: float, height: float) -> tuple[Figure, Axes]:
+    """Return an empty figure of so many inches, and its axes."""
     figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
     return figure, figure.subplots()
 
 
-def _draw(figure: Figure) -> Picture:
+def drawn(figure: Figure) -> Picture:
+    """Return what a figure looks like."""
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()

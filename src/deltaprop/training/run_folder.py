@@ -84,7 +84,7 @@ class RunFolder:
 
     def write_config(self, config: dict[str, Any]) -> None:
         """Write config.json: everything that defines the run."""
-        self._write("config.json", (json.dumps(config, indent=2) + "\n").encode())
+        write_whole(self.path / "config.json", (json.dumps(config, indent=2) + "\n").encode())
 
     def append_metrics(self, metrics: dict[str, Any]) -> None:
         """Append one line to metrics.jsonl."""
@@ -94,18 +94,19 @@ class RunFolder:
     def save_weights(self, name: str, model: nn.Module) -> None:
         """Write the model's state_dict as safetensors: plain weights, loadable without deltaprop."""
         state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
-        self._write(name, safetensors.torch.save(state))
+        write_whole(self.path / name, safetensors.torch.save(state))
 
-    def _write(self, name: str, content: bytes) -> None:
-        """Write a file so that it is there whole or not at all."""
-        handle, temporary = tempfile.mkstemp(dir=self.path, prefix=f".{name}-")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(temporary, 0o644)  # mkstemp makes it the owner's alone
-            os.replace(temporary, self.path / name)
-        except BaseException:
-            os.unlink(temporary)
-            raise
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file so that it is there whole or not at all."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)  # mkstemp makes it the owner's alone
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise

@@ -188,7 +188,7 @@ class _Writer:
         equation = f"δ{above} = {left}"
         if layer.slope is None:
             equation += f" times the Jacobian of {layer.activation}"
-            words += f", times the matrix of derivatives: {layer.formula}"
+            words += f", times the matrix of derivatives: {layer.formula.rstrip('.')}"
         elif layer.activation:
             equation += f" ⊙ σ'(z{above})"
             words += f", times the slope of {layer.activation}"

@@ -1,7 +1,7 @@
 """One batch through the textbook's page: z, a, σ'(z), δ and the gradients of each layer, by the hand-written formulas.
 
-Every number is then asked for twice more: of autograd, on a twin of plain ``torch.nn`` modules, and (the gradients) of
-central differences of C. Everything is computed in float64, whatever the model's dtype.
+Every number is then asked for twice more: of autograd, on a twin of plain ``torch.nn`` modules, and (δ and the
+gradients) of central differences of C. Everything is computed in float64, whatever the model's dtype.
 
 Shapes: x [N, n_0]; z, a, σ' and δ [N, n_l]; ∂C/∂W [n_l, n_{l−1}], ∂C/∂b [n_l].
 """
@@ -10,6 +10,9 @@ from __future__ import annotations
 
 import copy
 import functools
+import html
+import io
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,7 +27,7 @@ from deltaprop.modules import Activation, to_torch
 from deltaprop.ops import ACTIVATIONS, Elementwise
 from deltaprop.ops.linear import linear_forward, linear_grad_a_prev, linear_grad_bias, linear_grad_weight
 from deltaprop.optim import sgd_update
-from deltaprop.verify.differences import slopes
+from deltaprop.verify.differences import Slopes, slopes
 from deltaprop.verify.observe import SATURATED, formula, mean_delta_norm, steepest
 
 LOSSES = (
@@ -39,7 +42,7 @@ LOSSES = (
 NAMES = {op: name for name, op in ACTIVATIONS.items()}
 BY_AUTOGRAD = 1e-10  # of the largest entry: both are float64
 BY_DIFFERENCES = 1e-5
-MOST_ENTRIES = 200  # of a parameter that are tried by differences
+MOST_ENTRIES = 200  # of a tensor that are tried by differences
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,7 @@ class Comparison:
 
     Attributes:
         layer: Counted from 1.
-        quantity: ``"z"``, ``"a"``, ``"delta"``, ``"grad_weight"`` or ``"grad_bias"``.
+        quantity: ``"z"``, ``"a"``, ``"slope"``, ``"delta"``, ``"grad_weight"`` or ``"grad_bias"``.
         beside: ``"autograd"`` or ``"differences"``.
         error: The largest difference, relative to the largest entry (at least 10⁻³).
         ok: Whether that is rounding.
@@ -115,7 +118,7 @@ class Trace:
         loss: C, a number.
         grad_a: ∂C/∂a^L, [N, n_L]: the left factor of BP1.
         layers: Of layer 1 to L; ``layers[0]`` is layer 1.
-        comparisons: Every quantity beside autograd's, and the gradients beside central differences.
+        comparisons: Every quantity beside autograd's, δ and the gradients beside central differences.
         options: Of the loss, by name.
         model: The net in float64, as it was traced.
     """
@@ -140,6 +143,29 @@ class Trace:
         """[n_0, …, n_L]."""
         return [self.input.shape[1], *[layer.z.shape[1] for layer in self.layers]]
 
+    def html(self, lr: float = 0.5) -> str:
+        """Return one self-contained page to walk through step by step, the last step an update with this η."""
+        from deltaprop.verify.page import html_page
+
+        return html_page(self, lr)
+
+    def _repr_html_(self) -> str:
+        """Return the page in a frame, as a notebook shows it."""
+        return f'<iframe srcdoc="{html.escape(self.html())}" style="width: 100%; height: 48em; border: 0"></iframe>'
+
+    def __str__(self) -> str:
+        """Return what the terminal shows: a tiny net number by number, else tables."""
+        from rich.console import Console  # printed far less often than the package is imported
+
+        from deltaprop.verify.quantities import tables, verdict
+        from deltaprop.verify.steps import as_text, is_tiny, steps
+
+        if is_tiny(self):
+            return "\n".join([*as_text(steps(self, 0.5)), verdict(self)])
+        file = io.StringIO()
+        Console(file=file, width=110, color_system=None).print(*tables(self), sep="\n", highlight=False)
+        return "\n".join([line.rstrip() for line in file.getvalue().splitlines()] + [verdict(self)])
+
     def error(self, layer: int, beside: str) -> float:
         """Return the largest error of a layer (counted from 1) beside ``"autograd"`` or ``"differences"``."""
         return max((c.error for c in self.comparisons if c.layer == layer and c.beside == beside), default=0.0)
@@ -157,7 +183,8 @@ class Trace:
         linears = [module for module in after.modules() if isinstance(module, nn.Linear)]
         gradients = [g for layer in self.layers for g in (layer.grad_weight, layer.grad_bias) if g is not None]
         parameters = [p for linear in linears for p in (linear.weight, linear.bias) if p is not None]
-        with torch.no_grad():
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             for p, gradient in zip(parameters, gradients, strict=True):
                 p.copy_(sgd_update(p, gradient, lr=lr)[0])
             return float(getattr(F, self.loss_name)(after(self.input), self.target, **self.options))
@@ -261,10 +288,12 @@ def trace(model: nn.Module, loss: str | Callable[..., Tensor], x: Tensor, y: Ten
             )
             carried = linear_grad_a_prev(delta, linear.weight)  # BP2, left factor
     layers.reverse()
-    comparisons = [
-        *_beside_autograd(own, name, options, x, y, layers),
-        *_beside_differences(own, call, options, x, y, layers),
-    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what there is to say has been said at the first call
+        comparisons = [
+            *_beside_autograd(own, name, options, x, y, layers),
+            *_beside_differences(own, call, options, x, y, layers),
+        ]
     return Trace(x, y, name, float(c.detach()), grad_a, tuple(layers), tuple(comparisons), options, own)
 
 
@@ -324,13 +353,15 @@ def _beside_autograd(
             outputs[-1] = a
     c = _torch_loss(name)(a, y, **options)
     parameters = [p for linear in linears for p in (linear.weight, linear.bias) if p is not None]
-    grads = torch.autograd.grad(c, [*zs, *parameters], materialize_grads=True)
+    grads = torch.autograd.grad(c, [*zs, *parameters], materialize_grads=True, retain_graph=True)
     of = dict(zip(map(id, parameters), grads[len(zs) :], strict=True))
     found = []
     for number, (layer, linear, z, output, delta) in enumerate(
         zip(layers, linears, zs, outputs, grads[: len(zs)], strict=True), start=1
     ):
         theirs = {"z": z, "a": output, "delta": delta, "grad_weight": of[id(linear.weight)]}
+        if layer.slope is not None and output is not z:
+            (theirs["slope"],) = torch.autograd.grad(output.sum(), z, retain_graph=True, materialize_grads=True)
         if linear.bias is not None:
             theirs["grad_bias"] = of[id(linear.bias)]
         for quantity, right in theirs.items():
@@ -363,30 +394,42 @@ def _beside_differences(
     y: Tensor,
     layers: Sequence[TracedLayer],
 ) -> list[Comparison]:
-    """Compare the gradients with (C(θ + h) − C(θ − h)) / 2h, entry by entry."""
+    """Compare δ and the gradients with (C(t + h) − C(t − h)) / 2h, entry by entry."""
+    modules = _flat(own)
+    starts = [at for at, module in enumerate(modules) if isinstance(module, nn.Linear)]
     names = [name for name, _ in own.named_parameters()]
-    values = [p.detach() for p in own.parameters()]
+    parameters = [p.detach() for p in own.parameters()]
     generator = torch.Generator().manual_seed(0)
 
-    def c(parameters: Sequence[Tensor]) -> Tensor:
-        output = torch.func.functional_call(own, dict(zip(names, parameters, strict=True)), (x,))
+    def c_of_parameters(values: Sequence[Tensor]) -> Tensor:
+        output = torch.func.functional_call(own, dict(zip(names, values, strict=True)), (x,))
         return call(output, y, **options)
 
+    def c_of_z(start: int, values: Sequence[Tensor]) -> Tensor:
+        a = values[0].clone()  # an in-place module would write to it
+        for module in modules[start + 1 :]:
+            a = module(a)
+        return call(a, y, **options)
+
     found = []
+
+    def compare(layer: int, quantity: str, ours: Tensor, by: Slopes) -> None:
+        ours = ours.reshape(-1)[by.entries]
+        # At a kink any slope between left and right will do.
+        low, high = torch.minimum(by.left, by.right), torch.maximum(by.left, by.right)
+        nearest = torch.where((by.right - by.left).abs() > 1e-3, ours.clamp(low, high), by.central)
+        error = max(0.0, _error(ours, nearest) - 30 * by.noise)
+        found.append(Comparison(layer, quantity, "differences", error, error <= BY_DIFFERENCES))
+
     at = 0
-    for number, layer in enumerate(layers, start=1):
+    for number, (layer, start) in enumerate(zip(layers, starts, strict=True), start=1):
+        c_of_this = functools.partial(c_of_z, start)
+        compare(number, "delta", layer.delta, slopes(c_of_this, [layer.z], 0, MOST_ENTRIES, generator))
         for quantity in ("grad_weight", "grad_bias"):
             gradient = getattr(layer, quantity)
-            if gradient is None:
-                continue
-            by = slopes(c, values, at, MOST_ENTRIES, generator)
-            ours = gradient.reshape(-1)[by.entries]
-            # At a kink any slope between left and right will do.
-            low, high = torch.minimum(by.left, by.right), torch.maximum(by.left, by.right)
-            nearest = torch.where((by.right - by.left).abs() > 1e-3, ours.clamp(low, high), by.central)
-            error = max(0.0, _error(ours, nearest) - 30 * by.noise)
-            found.append(Comparison(number, quantity, "differences", error, error <= BY_DIFFERENCES))
-            at += 1
+            if gradient is not None:
+                compare(number, quantity, gradient, slopes(c_of_parameters, parameters, at, MOST_ENTRIES, generator))
+                at += 1
     return found
 
 

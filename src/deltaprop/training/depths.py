@@ -1,0 +1,145 @@
+"""Vanishing and exploding gradients made visible: the norm of δ in each layer, over training, for nets of some depths.
+
+Source: Nielsen, Neural Networks and Deep Learning (2015), chapter 5, draws the same of sigmoid nets; Glorot and Bengio,
+AISTATS 2010, and He et al., arXiv 1502.01852 (2015), give the initialisations that keep the norm.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from deltaprop.training.board import PROBE_ROWS
+from deltaprop.training.config import TrainConfig
+from deltaprop.training.devices import set_threads
+from deltaprop.training.engines import train_epoch
+from deltaprop.training.evaluate import evaluate
+from deltaprop.training.loop import make_optimizer, prepare
+from deltaprop.training.pictures import COLOURS
+from deltaprop.verify.observe import observe
+
+MARKERS = "os^DvP*X"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A way to build a net.
+
+    Attributes:
+        activation: Of the hidden layers.
+        init: How weights are drawn.
+    """
+
+    activation: str
+    init: str
+
+    def __str__(self) -> str:
+        """Return both names."""
+        return f"{self.activation}, {self.init}"
+
+
+ARMS = (Arm("sigmoid", "torch"), Arm("relu", "torch"), Arm("relu", "kaiming"), Arm("relu", "normal"))
+
+
+@dataclass(frozen=True)
+class Watched:
+    """What was seen of one net.
+
+    Attributes:
+        arm: How it was built.
+        depth: Hidden layers.
+        norms: The norm of δ (the mean over samples of ‖∂C_n/∂z^l‖) before training and after each epoch, by layer.
+        accuracy: On the validation part in the end; None where targets are numbers.
+        loss: On the validation part in the end.
+    """
+
+    arm: Arm
+    depth: int
+    norms: list[list[float]]
+    accuracy: float | None
+    loss: float
+
+
+def configured(config: TrainConfig, arm: Arm, depth: int, width: int) -> TrainConfig:
+    """Return a configuration with the net of an arm."""
+    return dataclasses.replace(config, hidden=(width,) * depth, activation=(arm.activation,), init=arm.init)
+
+
+def watch(config: TrainConfig, arm: Arm, depth: int, width: int) -> Watched:
+    """Train a net of some depth, and look at δ before training and after each epoch.
+
+    Args:
+        config: Data, η, batch size, epochs, seed; the net is that of the arm.
+        arm: How to build it.
+        depth: Hidden layers.
+        width: Neurons of each.
+
+    Raises:
+        UserError: If the configuration does not fit the data.
+    """
+    config = configured(config, arm, depth, width)
+    setup = prepare(config)
+    optimizer = make_optimizer(setup.model, config)
+    generator = torch.Generator().manual_seed(config.seed)
+    train = setup.dataset.train
+    y = setup.objective.targets(train.y, train.x.dtype)
+
+    def look() -> list[float]:
+        return [v.delta_norm for v in observe(setup.model, setup.objective, train.x[:PROBE_ROWS], y[:PROBE_ROWS])]
+
+    with set_threads(setup.threads):
+        norms = [look()]
+        for _ in range(config.epochs):
+            order = torch.randperm(len(train), generator=generator)
+            train_epoch(setup.model, setup.objective, optimizer, train.x, y, order, config.batch_size)
+            norms.append(look())
+        held = setup.dataset.val if len(setup.dataset.val) else setup.dataset.test
+        judged = evaluate(setup.model, setup.objective, held, setup.dataset.target_scaling)
+    assert judged is not None  # the test part always has rows
+    return Watched(arm, depth, norms, judged.accuracy, judged.loss)
+
+
+def draw(found: Sequence[Watched], title: str) -> Figure:
+    """Return the picture: a row for each way to build a net, a column for each depth, a line for each layer.
+
+    Args:
+        found: All nets, in any order.
+        title: Above all.
+    """
+    arms = list(dict.fromkeys(watched.arm for watched in found))
+    depths = sorted({watched.depth for watched in found})
+    figure = Figure(figsize=(1 + 3.1 * len(depths), 0.8 + 2.15 * len(arms)), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(len(arms), len(depths), sharex=True, sharey="row", squeeze=False)
+    for watched in found:
+        axes = panels[arms.index(watched.arm), depths.index(watched.depth)]
+        for layer, norms in enumerate(zip(*watched.norms, strict=True)):
+            last = layer == watched.depth
+            axes.semilogy(
+                [norm if norm > 0 else float("nan") for norm in norms],  # no logarithm of 0: the line ends
+                color="black" if last else COLOURS[layer % len(COLOURS)],
+                marker="." if last else MARKERS[layer % len(MARKERS)], ms=3, lw=1.2,
+                label="output layer" if last else f"layer {layer + 1}",
+            )  # fmt: skip
+        right = "" if watched.accuracy is None else f"{100 * watched.accuracy:.0f} % right in the end"
+        axes.set_title(right or f"loss {watched.loss:.3g} in the end", fontsize=9)
+        axes.tick_params(labelsize=8)
+        axes.grid(alpha=0.25)
+    for row, arm in enumerate(arms):
+        panels[row, 0].set_ylabel(f"{arm.activation}, init {arm.init}\nnorm of δ", fontsize=9)
+    for column, depth in enumerate(depths):
+        top = panels[0, column]
+        top.set_title(f"{depth} hidden layers\n{top.get_title()}", fontsize=9)
+        panels[-1, column].set_xlabel("epoch", fontsize=9)
+        panels[-1, column].xaxis.set_major_locator(MaxNLocator(integer=True))
+    lines = {text: line for axes in panels.flat for line, text in zip(*axes.get_legend_handles_labels(), strict=True)}
+    lines["output layer"] = lines.pop("output layer")  # the last of them
+    figure.legend(list(lines.values()), list(lines), loc="outside lower center", ncols=len(lines), fontsize=9)
+    figure.suptitle(title, fontsize=11)
+    return figure

@@ -1,0 +1,75 @@
+"""The norm of δ by layer for nets of some depths: what theory says of it, and its picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from deltaprop.training import TrainConfig
+from deltaprop.training.depths import Arm, Watched, draw, watch
+from deltaprop.training.loop import prepare
+from deltaprop.verify.observe import observe
+
+
+def watched(activation: str, init: str, depth: int = 3, **settings: object) -> Watched:
+    return watch(
+        TrainConfig(epochs=1, lr=0.1, momentum=0.0, device="cpu", **settings), Arm(activation, init), depth, 30
+    )
+
+
+def factor(norms: list[float]) -> float:
+    return (norms[0] / norms[-1]) ** (1 / (len(norms) - 1))
+
+
+def test_before_training_the_factor_of_a_layer_is_what_the_initialisation_says():
+    """Relu lets half through: √(n/2 · Var w): N(0, 1) √15 = 3.9, He 1, U(±1/√n) has Var 1/3n, √(1/6) = 0.41.
+
+    σ' of the sigmoid is ¼ at z = 0: ¼ √(1/3) = 0.14 at most.
+    """
+    for activation, init, expected in (("relu", "normal", 3.87), ("relu", "kaiming", 1), ("relu", "torch", 0.41),
+                                       ("sigmoid", "torch", 0.144)):  # fmt: skip
+        assert factor(watched(activation, init).norms[0]) == pytest.approx(expected, rel=0.2), (activation, init)
+
+
+def test_norms_are_those_of_the_net_before_and_after_each_epoch():
+    config = TrainConfig(epochs=2, lr=0.1, momentum=0.0, hidden=(30, 30), activation=("tanh",), init="xavier")
+    found = watch(config, Arm("tanh", "xavier"), 2, 30)
+    assert [len(norms) for norms in found.norms] == [3, 3, 3]
+    setup = prepare(config)
+    train = setup.dataset.train
+    views = observe(setup.model, setup.objective, train.x[:256], train.y[:256])
+    assert found.norms[0] == pytest.approx([view.delta_norm for view in views])
+    assert found.norms[2] != found.norms[1] != found.norms[0]
+
+
+def test_targets_that_are_numbers_or_one_hot_are_watched_too():
+    assert watched("tanh", "xavier", data="sine").accuracy is None
+    assert watched("tanh", "xavier", loss="quadratic").accuracy is not None
+
+
+def test_the_picture_has_a_panel_for_each_net_and_a_line_for_each_layer(tmp_path: Path):
+    found = [Watched(Arm("relu", init), depth, [[0.1] * (depth + 1), [0.0, *[0.2] * depth]], 0.5, 1.0)
+             for init in ("torch", "kaiming") for depth in (2, 3)]  # fmt: skip
+    figure = draw(found, "a title")
+    panels = figure.axes
+    assert [len(axes.lines) for axes in panels] == [3, 4, 3, 4]
+    assert panels[0].get_title() == "2 hidden layers\n50 % right in the end"
+    assert panels[2].get_ylabel() == "relu, init kaiming\nnorm of δ"
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [
+        "layer 1",
+        "layer 2",
+        "layer 3",
+        "output layer",
+    ]
+    styles = {(line.get_color(), line.get_marker()) for line in panels[1].lines}
+    assert len(styles) == 4  # by marker, too
+    figure.savefig(tmp_path / "p.png")  # a norm of 0 has no logarithm, and no warning either
+
+
+def test_the_callers_random_state_stays():
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    watched("relu", "kaiming", 1)
+    assert torch.equal(torch.get_rng_state(), before)

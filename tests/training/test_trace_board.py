@@ -1,0 +1,70 @@
+"""A trace in TensorBoard: its steps, its quantities, and its figures by layer."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import deltaprop as dp
+from deltaprop.training.trace_board import picture, write_trace
+from deltaprop.verify.steps import as_text, steps
+
+
+@pytest.fixture(scope="module")
+def found() -> dp.Trace:
+    return dp.trace(dp.MLP([4, 6, 5, 3], "sigmoid"), "cross_entropy", torch.rand(8, 4), torch.randint(3, (8,)))
+
+
+@pytest.fixture(scope="module")
+def events(found: dp.Trace, tmp_path_factory: pytest.TempPathFactory) -> EventAccumulator:
+    folder = tmp_path_factory.mktemp("trace")
+    write_trace(found, 0.5, folder)
+    assert len(list(folder.iterdir())) == 1
+    accumulator = EventAccumulator(str(folder), size_guidance={"tensors": 0, "histograms": 0, "images": 0})
+    accumulator.Reload()
+    return accumulator
+
+
+def text(events: EventAccumulator, tag: str) -> str:
+    (event,) = events.Tensors(f"{tag}/text_summary")
+    return str(event.tensor_proto.string_val[0].decode())
+
+
+def test_the_steps_are_there_word_for_word(events: EventAccumulator, found: dp.Trace):
+    written = text(events, "trace/steps")
+    for line in as_text(steps(found, 0.5)):
+        assert f"    {line}\n" in written + "\n"
+
+
+def test_every_quantity_has_its_row(events: EventAccumulator):
+    rows = text(events, "trace/quantities").splitlines()
+    assert rows[0].startswith("ok: ")
+    assert sum(row.startswith("| ") for row in rows) == 1 + 1 + 6 + 6 + 5  # head, rule; no σ' in the last layer
+    assert "| δ¹ | (δ² W²) ⊙ σ'(z¹) | [8, 6] |" in "\n".join(rows)
+
+
+def test_figures_have_the_layer_as_their_axis(events: EventAccumulator, found: dp.Trace):
+    norms = events.Scalars("by_layer/delta_norm")
+    assert [event.step for event in norms] == [1, 2, 3]
+    assert [event.value for event in norms] == pytest.approx([layer.delta_norm for layer in found.layers])
+    assert [event.step for event in events.Scalars("by_layer/saturated")] == [1, 2]  # layer 3 has no σ'
+    assert {tag.rpartition("/")[2] for tag in events.Tags()["scalars"]} == {
+        "delta_norm", "grad_weight_norm", "mean_abs_a", "saturated", "error_beside_autograd",
+        "error_beside_differences",
+    }  # fmt: skip
+
+
+def test_histograms_and_pictures_of_every_layer(events: EventAccumulator):
+    names = {"z", "a", "sigma_prime", "delta", "grad_weight", "grad_bias"}
+    hidden = {f"{name}/layer{at}" for name in names for at in (1, 2)}
+    output = {f"{name}/layer3" for name in names - {"a", "sigma_prime"}}
+    assert set(events.Tags()["histograms"]) == hidden | output
+    assert set(events.Tags()["images"]) == {"trace/layer1", "trace/layer2", "trace/layer3"}
+
+
+def test_a_picture_is_no_blank(found: dp.Trace):
+    for at, layer in enumerate(found.layers, start=1):
+        image = picture(at, layer)
+        assert image.shape[2] == 3
+        assert image.std() > 10
