@@ -61,7 +61,7 @@ def test_every_row_of_the_table_of_activations_is_listed():
 
 
 @pytest.mark.parametrize(
-    "number", [0, 1, 2, 3], ids=["by autograd", "without a tape", "in two parts", "a backward pass checked"]
+    "number", range(5), ids=["by autograd", "without a tape", "in two parts", "a backward pass checked", "a trace"]
 )
 def test_the_readmes_examples_run(number: int, capsys: pytest.CaptureFixture[str]):
     code = blocks(README, "python")[number]
@@ -75,7 +75,7 @@ def test_the_readmes_weights_load_in_plain_pytorch(tmp_path: Path):
     from deltaprop.training import TrainConfig, train
 
     train(TrainConfig(epochs=1, log_every=0, run_dir=tmp_path / "run"))
-    code = blocks(README, "python")[4].replace("runs/<run>", str(tmp_path / "run"))
+    code = blocks(README, "python")[5].replace("runs/<run>", str(tmp_path / "run"))
     exec(compile(code, "README.md", "exec"), {})
 
 
@@ -108,6 +108,22 @@ def test_the_readmes_worked_example_is_what_the_command_prints(capsys: pytest.Ca
     assert shown[-1].startswith("ok: autograd differs by ")
 
 
+def test_the_readmes_vanishing_gradients_are_what_the_command_prints(capsys: pytest.CaptureFixture[str]):
+    """Before training to the digit; after it as near as the rounding of another processor leaves it."""
+    from deltaprop.cli import main
+
+    assert main(["depths"]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    (page,) = [block for block in blocks(README, "text") if block.startswith("sigmoid, torch")]
+    for line in page.splitlines():
+        if "after" in line:
+            likely = [other for other in shown if other.split()[:1] == ["after"] and len(other) == len(line)]
+            numbers = [float(word) for word in line.split()[1:6]]
+            assert any([float(w) for w in other.split()[1:6]] == pytest.approx(numbers, rel=0.1) for other in likely)
+        elif line != "…":
+            assert line in shown, line
+
+
 def test_the_readmes_activation_is_right():
     """Its class, as printed, against PyTorch's own derivative of its forward, at random z in float64."""
     import torch
@@ -115,7 +131,7 @@ def test_the_readmes_activation_is_right():
     from deltaprop.ops import Elementwise, primitive
 
     namespace = {"torch": torch, "Tensor": torch.Tensor, "Elementwise": Elementwise}
-    exec(compile("from __future__ import annotations\n" + blocks(README, "python")[5], "README.md", "exec"), namespace)
+    exec(compile("from __future__ import annotations\n" + blocks(README, "python")[6], "README.md", "exec"), namespace)
     mish = primitive(namespace["Mish"])
     assert torch.autograd.gradcheck(mish, torch.randn(5, dtype=torch.float64, requires_grad=True))
 
