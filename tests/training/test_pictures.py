@@ -19,8 +19,8 @@ from deltaprop.training.loop import Setup, prepare
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     """Every figure that was drawn, as matplotlib has it."""
     figures: list[Figure] = []
-    draw = pictures._draw
-    monkeypatch.setattr(pictures, "_draw", lambda figure: figures.append(figure) or draw(figure))
+    draw = pictures.drawn
+    monkeypatch.setattr(pictures, "drawn", lambda figure: figures.append(figure) or draw(figure))
     return figures
 
 
