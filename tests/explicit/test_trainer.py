@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import deltaprop as dp
 from deltaprop import UserError
 from deltaprop import functional as F
+from deltaprop.explicit import batches
 from tests.explicit.compare import (
     F64,
     X,
@@ -59,6 +60,31 @@ class TestEpoch:
         whole.epoch(X, Y, 8, on_step=lambda step: None, on_step_reads=reads)
         assert torch.equal(weights(trainer), weights(whole))
         assert steps == list(range(broken_off + 1, 4))
+
+    def test_an_epoch_broken_off_between_blocks_adds_up_its_losses_to_the_same_bits(
+        self, trainer: dp.ExplicitTrainer, monkeypatch: pytest.MonkeyPatch
+    ):
+        """Blocks of 3 batches of 4 rows, and what is left: 23 rows make 5 batches and one of 3."""
+        monkeypatch.setattr(batches, "MOST_BATCHES", 3)
+        whole, order = twin_of(trainer), torch.randperm(23)
+        ends: list[int] = []
+        expected = whole.epoch(X, Y, 4, order=order, on_block=ends.append)
+        assert ends == [3, 5, 6]
+        total = X.new_zeros(())
+        mean, start = None, 0
+        for end in ends:
+            mean = trainer.epoch(X, Y, 4, order=order, start=start, total=total, on_block=lambda done: True)
+            start = end
+        assert torch.equal(weights(trainer), weights(whole))
+        assert torch.equal(mean, expected)
+        assert torch.equal(total / 23, expected)
+
+    def test_a_block_is_short_enough_to_wait_for(self):
+        """2^31 multiply-adds: of a wide net one batch."""
+        x = torch.randn(64, 16)
+        assert batches.batches_per_block(x, 8, outputs=2, weights=1000) == 48
+        assert batches.batches_per_block(x, 8, outputs=2, weights=16 * 2**20) == 5
+        assert batches.batches_per_block(x, 8, outputs=2, weights=2**30) == 1
 
     @pytest.mark.parametrize("taken", [1, 2, 3])
     def test_the_mean_loss_counts_the_steps_taken(self, trainer: dp.ExplicitTrainer, taken: int):

@@ -11,9 +11,9 @@ import torch
 
 from deltaprop import MLP, SGD, ExplicitTrainer, UserError
 from deltaprop.data import Scaling
-from deltaprop.explicit import precision
-from deltaprop.training import Result, loop
-from deltaprop.training.engines import ENGINES
+from deltaprop.explicit import batches, precision
+from deltaprop.training import Result, TrainConfig, loop
+from deltaprop.training.engines import ENGINES, Progress
 from deltaprop.training.objective import LOSSES, Objective, choose_objective
 from deltaprop.verify.observe import observe_explicit
 from tests.training.conftest import without_times
@@ -44,6 +44,33 @@ def test_a_run_tells_the_same_figures_on_either_engine(run: Run, settings: dict[
 def test_the_same_seed_gives_the_same_bytes(run: Run):
     first, second = (run(engine="explicit") for _ in range(2))
     assert (first.folder / "model.safetensors").read_bytes() == (second.folder / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("data", ["moons", "sine"])
+def test_an_epoch_with_pauses_is_the_whole_epoch(engine: str, data: str, monkeypatch: pytest.MonkeyPatch):
+    """To the same bits of weights, momentum and summed loss, wherever it pauses."""
+    monkeypatch.setattr(batches, "MOST_BATCHES", 5)
+
+    def trained(pauses: bool) -> tuple[Progress, list[torch.Tensor]]:
+        setup = loop.prepare(TrainConfig(data=data, hidden=(8,), batch_size=16))
+        optimizer = loop.make_optimizer(setup.model, setup.config)
+        made = ENGINES[engine](setup.model, setup.objective, optimizer, setup.dataset.target_scaling)
+        x = setup.dataset.train.x
+        y = setup.objective.targets(setup.dataset.train.y, x.dtype)
+        order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
+        progress = Progress(x.new_zeros(()))
+        steps = -(-len(x) // 16)
+        times = 0
+        while progress.done < steps:
+            made.epoch(x, y, order, 16, progress, lambda step: None, lambda done: pauses)
+            times += 1
+        assert (times > 1) == pauses
+        buffers = [optimizer.state[p]["momentum_buffer"] for p in setup.model.parameters()]
+        return progress, [progress.total, *setup.model.parameters(), *buffers]
+
+    for whole, parts in zip(trained(False)[1], trained(True)[1], strict=True):
+        assert torch.equal(whole, parts)
 
 
 def test_looking_changes_no_bit(run: Run):
@@ -125,7 +152,7 @@ class TestPrecision:
         objective = choose_objective("cross-entropy", "classification", 3, "none")
         engine = ENGINES["autograd"](model, objective, optimizer, Scaling(torch.zeros(3), torch.ones(3)), "bf16")
         x, y, order = torch.rand(6, 4), torch.arange(6) % 3, torch.arange(6)
-        engine.epoch(x, y, order, 3, lambda step: seen.append(matmul.fp32_precision))
+        engine.epoch(x, y, order, 3, Progress(x.new_zeros(())), lambda step: seen.append(matmul.fp32_precision))
         assert seen == [before] * 4
 
     @pytest.mark.cuda

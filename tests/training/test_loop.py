@@ -17,7 +17,7 @@ from torch import nn
 from deltaprop import MLP, UserError
 from deltaprop import functional as F
 from deltaprop.training import Result, TrainConfig, TrainingError, train
-from deltaprop.training.engines import train_epoch
+from deltaprop.training.engines import Progress, train_epoch
 from deltaprop.training.loop import make_optimizer
 from deltaprop.training.run_folder import RunFolder
 from tests.training.conftest import metrics_of, without_times
@@ -85,7 +85,8 @@ class TestTextbook:
         twin.load_state_dict(ours.state_dict())
         order = torch.randperm(20)
         config = TrainConfig(lr=0.1, momentum=0.9, weight_decay=0.01)
-        loss = train_epoch(ours, F.cross_entropy, make_optimizer(ours, config), x, y, order, batch_size=3)
+        progress = Progress(x.new_zeros(()))
+        train_epoch(ours, F.cross_entropy, make_optimizer(ours, config), x, y, order, 3, progress=progress)
         weights, biases = [twin[0].weight, twin[2].weight], [twin[0].bias, twin[2].bias]
         groups = [{"params": weights, "weight_decay": 0.01}, {"params": biases, "weight_decay": 0.0}]
         sgd = torch.optim.SGD(groups, lr=0.1, momentum=0.9)
@@ -96,7 +97,8 @@ class TestTextbook:
             c.backward()
             sgd.step()
             total += c.item() * len(rows)
-        assert loss == pytest.approx(total / 20, rel=1e-12)
+        assert float(progress.total) == pytest.approx(total, rel=1e-12)
+        assert progress.done == 7
         for key, value in twin.state_dict().items():
             torch.testing.assert_close(ours.state_dict()[key], value, rtol=1e-12, atol=1e-14)
 

@@ -42,6 +42,8 @@ class Layout:
     Attributes:
         params: The parameters, in order.
         learning: Those that learn.
+        outputs: n_L.
+        weights: Σ n_l n_{l−1}.
         packed: The packed matrices that stages with ``packs`` work on.
         checked: The stage of the last batch that was taken singly, by what it looked like: not to be checked again.
 
@@ -76,6 +78,7 @@ class Layout:
             Plan(linear, sigma, (linear.weight in learning, linear.bias in learning)) for linear, sigma, _ in found
         ]
         self.outputs = self._plans[-1].outputs
+        self.weights = sum(linear.weight.numel() for linear, *_ in found)
         self._by_neuron = rule.wants_by_neuron(self.outputs, self.device)
         self._lowest = next(i for i, plan in enumerate(self._plans) if any(plan.learns))
         self.packed: list[Packed] = []

@@ -154,6 +154,8 @@ class ExplicitTrainer:
         start: int = 0,
         on_step: Callable[[int], object] | None = None,
         on_step_reads: bool = True,
+        on_block: Callable[[int], object] | None = None,
+        total: Tensor | None = None,
         units: Tensor | None = None,
     ) -> Tensor:
         """Take one pass over the rows.
@@ -173,6 +175,12 @@ class ExplicitTrainer:
                 to them or to the model is lost or seen by the next epoch only; it runs in inference mode. Learning
                 rate and options of the optimizer it may change either way. The two differ in rounding
                 (``packing.py``).
+            on_block: Called between the blocks of batches that are taken together, with the number of steps done. If it
+                returns True, the epoch ends there. One that ended so and goes on from there takes the same blocks as
+                one that never ended, and so adds up its losses to the same bits. Parameters are behind as for
+                ``on_step_reads=False`` until it calls :meth:`sync`.
+            total: A scalar that holds Σ C N of the steps before ``start``; those of this call are added to it, and the
+                mean that is returned is over all of them. To carry the sum of an epoch over a break.
             units: What one unit of the targets is in the units that the mean loss is to be told in, [n_L] or a scalar;
                 for losses of a − y.
 
@@ -214,11 +222,15 @@ class ExplicitTrainer:
             order = torch.arange(rows, device=x.device)  # a graph gathers by numbers
         if self._total is None or (self._total.dtype, self._total.device) != (x.dtype, x.device):
             self._total = x.new_zeros(())
-        total = self._total
+        carried, total = total, self._total
         self._optimizer._opt_called = True  # type: ignore[attr-defined]  # as its own step does, for schedulers
         done, seen = start, 0
         with torch.inference_mode():
-            total.zero_()
+            if carried is None:
+                total.zero_()
+            else:
+                total.copy_(carried)
+                seen = start * batch_size
             try:
                 self._behind, self._running = self._layout.packed if packs else [], True
                 for packed in self._behind:
@@ -228,7 +240,8 @@ class ExplicitTrainer:
                     here = min(batch_size, rows - first)
                     if not self._layout.holds(here):  # on_step has changed what a layout hangs on
                         self._lay_out(here)
-                    batches = batches_per_block(x, batch_size, self._layout.outputs) if here == batch_size else 1
+                    sizes = self._layout.outputs, self._layout.weights
+                    batches = batches_per_block(x, batch_size, *sizes) if here == batch_size else 1
                     batches = min(batches, max(1, rows // here))
                     stage = self._layout.stage(here, batches, kind, packs)
                     batches = min(stage.batches, (rows - first) // here)
@@ -245,11 +258,13 @@ class ExplicitTrainer:
                         ended, taken = self._steps(stage.steps[:batches], stage, done, on_step, on_step_reads)
                         stage.add_values(total, taken, units)
                     done, seen = done + taken, seen + taken * here
-                    if ended:
+                    if ended or (on_block is not None and on_block(done) is True):
                         break
             finally:
                 self.sync()
                 self._behind, self._running = [], False
+                if carried is not None:
+                    carried.copy_(total)
         return total / seen if seen else total + math.nan
 
     def _steps(

@@ -18,11 +18,45 @@ from deltaprop.training.objective import Objective
 from deltaprop.verify.observe import LayerView, observe, observe_explicit
 
 
+@dataclass
+class Progress:
+    """How far an epoch has come.
+
+    Attributes:
+        total: Σ C N over the steps done, a scalar on the device, in the target's own units.
+        done: Steps done.
+    """
+
+    total: Tensor
+    done: int = 0
+
+
+Pause = Callable[[int], bool]
+"""Asked with the number of steps done, where an epoch can be broken off and go on to the same bits; True ends it."""
+
+
+def on_and_on(done: int) -> bool:
+    """Never pause."""
+    return False
+
+
 class Engine(Protocol):
     """What trains a model, and shows its layers."""
 
-    def epoch(self, x: Tensor, y: Tensor, order: Tensor, batch_size: int, on_step: Callable[[int], None]) -> float:
-        """Take one pass over the rows in order; return the mean loss, in the target's own units."""
+    def epoch(
+        self,
+        x: Tensor,
+        y: Tensor,
+        order: Tensor,
+        batch_size: int,
+        progress: Progress,
+        on_step: Callable[[int], None],
+        pause: Pause = on_and_on,
+    ) -> None:
+        """Take a pass over the rows in order, or what is left of it, and keep ``progress`` up to date."""
+
+    def up_to_date(self) -> None:
+        """Bring the model's parameters and momentum buffers up to date, in a pause."""
 
     def observe(self, x: Tensor, y: Tensor) -> list[LayerView]:
         """Return every layer on the batch (x, y), learning nothing."""
@@ -38,14 +72,29 @@ class AutogradEngine:
     target_scaling: Scaling
     precision: str = "float32"
 
-    def epoch(self, x: Tensor, y: Tensor, order: Tensor, batch_size: int, on_step: Callable[[int], None]) -> float:
-        """Take one pass over the rows in order; return the mean loss, in the target's own units."""
+    def epoch(
+        self,
+        x: Tensor,
+        y: Tensor,
+        order: Tensor,
+        batch_size: int,
+        progress: Progress,
+        on_step: Callable[[int], None],
+        pause: Pause = on_and_on,
+    ) -> None:
+        """Take a pass over the rows in order, or what is left of it, and keep ``progress`` up to date."""
         # Minimised on standardised targets, told in the target's own units.
         regression = self.objective.task == "regression"
         reported = in_own_units(self.objective, self.target_scaling) if regression else None
         model, loss = self._called_on(x.device)
         products = products_in(self.precision, x.device)
-        return train_epoch(model, loss, self.optimizer, x, y, order, batch_size, on_step, reported, products)
+        train_epoch(
+            model, loss, self.optimizer, x, y, order, batch_size,
+            progress=progress, on_step=on_step, pause=pause, reported=reported, products=products,
+        )  # fmt: skip
+
+    def up_to_date(self) -> None:
+        """Do nothing: they always are."""
 
     def observe(self, x: Tensor, y: Tensor) -> list[LayerView]:
         """Return every layer on the batch (x, y), learning nothing."""
@@ -77,10 +126,34 @@ class ExplicitEngine:
         self.trainer = ExplicitTrainer(model, objective.loss.call, optimizer, precision=precision)
         self.units = target_scaling.scale if objective.task == "regression" else None
 
-    def epoch(self, x: Tensor, y: Tensor, order: Tensor, batch_size: int, on_step: Callable[[int], None]) -> float:
-        """Take one pass over the rows in order; return the mean loss, in the target's own units."""
-        mean = self.trainer.epoch(x, y, batch_size, order=order, on_step=on_step, on_step_reads=False, units=self.units)
-        return float(mean)
+    def epoch(
+        self,
+        x: Tensor,
+        y: Tensor,
+        order: Tensor,
+        batch_size: int,
+        progress: Progress,
+        on_step: Callable[[int], None],
+        pause: Pause = on_and_on,
+    ) -> None:
+        """Take a pass over the rows in order, or what is left of it, and keep ``progress`` up to date.
+
+        It can be broken off between the blocks of batches that are taken together.
+        """
+
+        def on_block(done: int) -> bool:
+            progress.done = done
+            return pause(done)
+
+        self.trainer.epoch(
+            x, y, batch_size,
+            order=order, start=progress.done, on_step=on_step, on_step_reads=False, on_block=on_block,
+            total=progress.total, units=self.units,
+        )  # fmt: skip
+
+    def up_to_date(self) -> None:
+        """Bring the model's parameters and momentum buffers up to date, in a pause."""
+        self.trainer.sync()
 
     def observe(self, x: Tensor, y: Tensor) -> list[LayerView]:
         """Return every layer on the batch (x, y), learning nothing."""
@@ -98,11 +171,14 @@ def train_epoch(
     y: Tensor,
     order: Tensor,
     batch_size: int,
+    *,
+    progress: Progress | None = None,
     on_step: Callable[[int], None] = lambda done: None,
+    pause: Pause = on_and_on,
     reported: Callable[[Tensor, Tensor], Tensor] | None = None,
     products: AbstractContextManager[None] | None = None,
-) -> float:
-    """Take one pass over the rows of x and y in the given order; return the mean loss, each sample counting once.
+) -> None:
+    """Take one pass over the rows of x and y in the given order, or what is left of one.
 
     Args:
         model: Gives outputs [N, n_L] from rows of x.
@@ -112,13 +188,15 @@ def train_epoch(
         y: Targets, [N, …].
         order: Row indices.
         batch_size: Rows a step; the last step takes what is left.
+        progress: How far the pass has come, and what its losses add up to; kept up to date.
         on_step: Called after each step with the number of steps done.
-        reported: The loss to return the mean of, where it is not the one that is minimised.
+        pause: Asked after each step; True ends the pass there.
+        reported: The loss to add up, where it is not the one that is minimised.
         products: A context for each pass forward and back, for use again and again; none by default.
     """
     products = nullcontext() if products is None else products
-    total = x.new_zeros(())
-    for done, rows in enumerate(order.split(batch_size), start=1):
+    progress = Progress(x.new_zeros(())) if progress is None else progress
+    for rows in order.split(batch_size)[progress.done :]:
         batch_x, batch_y = x.index_select(0, rows), y.index_select(0, rows)
         with products:
             outputs = model(batch_x)  # FWD
@@ -127,6 +205,8 @@ def train_epoch(
             c.backward()  # BP1-BP4
         optimizer.step()  # SGD
         shown = c.detach() if reported is None else reported(outputs.detach(), batch_y)
-        total += shown * len(rows)  # stays on the device: .item() here would wait for it
-        on_step(done)
-    return float(total) / len(order)
+        progress.total += shown * len(rows)  # stays on the device: .item() here would wait for it
+        progress.done += 1
+        on_step(progress.done)
+        if pause(progress.done):
+            return

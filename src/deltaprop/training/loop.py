@@ -33,7 +33,7 @@ from deltaprop.training.devices import (
     set_threads,
     tune_threads,
 )
-from deltaprop.training.engines import ENGINES, Engine
+from deltaprop.training.engines import ENGINES, Engine, Progress
 from deltaprop.training.evaluate import Evaluation, evaluate
 from deltaprop.training.objective import Objective, check_output_activation, choose_objective
 from deltaprop.training.run_folder import RunFolder, check_folder, default_folder
@@ -198,7 +198,11 @@ def _tune(config: TrainConfig, dataset: Dataset, model: MLP, objective: Objectiv
     x = dataset.train.x
     y = objective.targets(dataset.train.y, x.dtype)
     order = torch.arange(TUNING_STEPS * config.batch_size, device=x.device) % len(x)
-    timed = tune_threads(lambda: engine.epoch(x, y, order, config.batch_size, lambda step: None), physical_cores())
+
+    def few_steps() -> None:
+        engine.epoch(x, y, order, config.batch_size, Progress(x.new_zeros(())), lambda step: None)
+
+    timed = tune_threads(few_steps, physical_cores())
     return {count: seconds / TUNING_STEPS for count, seconds in timed.items()}
 
 
@@ -284,7 +288,9 @@ def _epoch(
     steps = math.ceil(len(x) / config.batch_size)
     on_step = partial(reporter.step, epoch, steps)
     began = time.perf_counter()
-    train_loss = engine.epoch(x, y, order, config.batch_size, on_step)
+    progress = Progress(x.new_zeros(()))
+    engine.epoch(x, y, order, config.batch_size, progress, on_step)
+    train_loss = float(progress.total) / len(x)
     seconds = time.perf_counter() - began
     val = evaluate(setup.model, objective, dataset.val, dataset.target_scaling)
     test = evaluate(setup.model, objective, dataset.test, dataset.target_scaling)
