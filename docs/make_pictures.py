@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 
 from deltaprop.training import TrainConfig
 from deltaprop.training.engines import train_epoch
-from deltaprop.training.loop import make_optimizer, prepare
 from deltaprop.training.pictures import COLOURS, decision_boundary
+from deltaprop.training.setup import make_optimizer, prepare
 from deltaprop.verify.observe import observe
 
 # Each line of code stands in src/deltaprop (ops/linear.py, ops/activations.py, optim.py); a test looks for it there.

@@ -151,7 +151,7 @@ def test_the_layers_figures_are_those_of_the_probe(run: Callable[..., Result], t
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     from deltaprop.training import TrainConfig
-    from deltaprop.training.loop import prepare
+    from deltaprop.training.setup import prepare
     from deltaprop.verify.observe import observe
 
     settings = {"data": "moons", "hidden": (8,), "epochs": 1, "log_every": 1, "seed": 0}

@@ -9,7 +9,7 @@ import torch
 
 from deltaprop.training import TrainConfig
 from deltaprop.training.depths import Arm, Watched, draw, watch
-from deltaprop.training.loop import prepare
+from deltaprop.training.setup import prepare
 from deltaprop.verify.observe import observe
 
 

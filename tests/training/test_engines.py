@@ -15,6 +15,7 @@ from deltaprop.explicit import batches, precision
 from deltaprop.training import Result, TrainConfig, loop
 from deltaprop.training.engines import ENGINES, Progress
 from deltaprop.training.objective import LOSSES, Objective, choose_objective
+from deltaprop.training.setup import make_optimizer, prepare
 from deltaprop.verify.observe import observe_explicit
 from tests.training.conftest import without_times
 
@@ -53,8 +54,8 @@ def test_an_epoch_with_pauses_is_the_whole_epoch(engine: str, data: str, monkeyp
     monkeypatch.setattr(batches, "MOST_BATCHES", 5)
 
     def trained(pauses: bool) -> tuple[Progress, list[torch.Tensor]]:
-        setup = loop.prepare(TrainConfig(data=data, hidden=(8,), batch_size=16))
-        optimizer = loop.make_optimizer(setup.model, setup.config)
+        setup = prepare(TrainConfig(data=data, hidden=(8,), batch_size=16))
+        optimizer = make_optimizer(setup.model, setup.config)
         made = ENGINES[engine](setup.model, setup.objective, optimizer, setup.dataset.target_scaling)
         x = setup.dataset.train.x
         y = setup.objective.targets(setup.dataset.train.y, x.dtype)

@@ -18,8 +18,8 @@ from deltaprop import MLP, UserError
 from deltaprop import functional as F
 from deltaprop.training import Result, TrainConfig, TrainingError, train
 from deltaprop.training.engines import Progress, train_epoch
-from deltaprop.training.loop import make_optimizer
 from deltaprop.training.run_folder import RunFolder
+from deltaprop.training.setup import make_optimizer
 from tests.training.conftest import metrics_of, without_times
 
 MNIST = Path(__file__).parents[3] / "shared" / "data" / "mnist"
@@ -237,7 +237,7 @@ class TestRunFolder:
 
     def test_the_training_loss_of_numbers_is_too(self, run: Run):
         """With an η of almost nothing the training loss is that of the untrained net, worked out here."""
-        from deltaprop.training.loop import prepare
+        from deltaprop.training.setup import prepare
 
         result = run(data="sine", lr=1e-12, epochs=1)
         setup = prepare(TrainConfig(data="sine", hidden=(8,), seed=0))
@@ -367,7 +367,7 @@ class TestRefusals:
         def load(*_: object, **__: object) -> None:
             raise AssertionError("the data was loaded")
 
-        monkeypatch.setattr("deltaprop.training.loop.load", load)
+        monkeypatch.setattr("deltaprop.training.setup.load", load)
         (tmp_path / "run1").write_text("a file")
         with pytest.raises(UserError, match="there is a file of this name"):
             run()

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from deltaprop.training import TrainConfig, pictures
 from deltaprop.training.evaluate import Evaluation, evaluate
-from deltaprop.training.loop import Setup, prepare
+from deltaprop.training.setup import Setup, prepare
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ from deltaprop import ops
 from deltaprop.training import pictures
 from deltaprop.training.engines import Engine
 from deltaprop.training.evaluate import Evaluation, evaluate
-from deltaprop.training.loop import Setup
+from deltaprop.training.setup import Setup
 from deltaprop.verify.observe import formula
 
 PROBE_ROWS = 256

@@ -14,7 +14,8 @@ from rich.table import Table
 from torch import nn
 
 from deltaprop.training.devices import describe_device
-from deltaprop.training.loop import Result, Setup
+from deltaprop.training.loop import Result
+from deltaprop.training.setup import Setup
 
 
 class ConsoleReporter:

@@ -20,8 +20,8 @@ from deltaprop.training.config import TrainConfig
 from deltaprop.training.devices import set_threads
 from deltaprop.training.engines import train_epoch
 from deltaprop.training.evaluate import evaluate
-from deltaprop.training.loop import make_optimizer, prepare
 from deltaprop.training.pictures import COLOURS
+from deltaprop.training.setup import make_optimizer, prepare
 from deltaprop.verify.observe import observe
 
 MARKERS = "os^DvP*X"

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from deltaprop.training.evaluate import Evaluation
-from deltaprop.training.loop import Setup
+from deltaprop.training.setup import Setup
 
 Picture = NDArray[np.uint8]
 

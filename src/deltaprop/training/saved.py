@@ -17,7 +17,7 @@ from torch import nn
 
 from deltaprop.errors import UserError
 from deltaprop.training.config import TrainConfig, from_json
-from deltaprop.training.loop import Setup, prepare
+from deltaprop.training.setup import Setup, prepare
 
 WEIGHTS = {"final": "model.safetensors", "best": "best.safetensors"}
 

@@ -1,0 +1,166 @@
+"""What a run is made of: its configuration brought together with its data, a model and a device; nothing is written."""
+
+from __future__ import annotations
+
+import copy
+import platform
+import sys
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import numpy
+import torch
+from torch import nn
+
+import deltaprop
+from deltaprop.data import Dataset, Scaling, check_source, load
+from deltaprop.errors import UserError
+from deltaprop.explicit.precision import check_precision
+from deltaprop.modules import MLP
+from deltaprop.optim import SGD
+from deltaprop.training.config import TrainConfig
+from deltaprop.training.devices import (
+    describe_device,
+    fastest,
+    physical_cores,
+    pick_device,
+    pick_threads,
+    tune_threads,
+)
+from deltaprop.training.engines import ENGINES, Progress
+from deltaprop.training.objective import Objective, check_output_activation, choose_objective
+from deltaprop.training.run_folder import check_folder, default_folder
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a run is made of, once its configuration has met its data.
+
+    Attributes:
+        config: The configuration.
+        dataset: Split, scaled and on the device.
+        model: On the device, initialised.
+        objective: The loss and the task.
+        device: Where it computes.
+        threads: CPU threads.
+        tuned: What they were chosen by: the seconds of a step at each number tried; empty unless they were tuned.
+        sizes: [n_0, …, n_L].
+    """
+
+    config: TrainConfig
+    dataset: Dataset
+    model: MLP
+    objective: Objective
+    device: torch.device
+    threads: int
+    tuned: dict[int, float]
+    sizes: list[int]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything that defines the run, as config.json has it."""
+        return {
+            **self.config.to_json(),
+            "resolved": {
+                "loss": self.objective.name,
+                "task": self.objective.task,
+                "sizes": self.sizes,
+                "class_names": list(self.dataset.class_names),
+                "device": describe_device(self.device),
+                "threads": self.threads,
+                "threads_tuned": self.tuned,
+                "data_sha256": self.dataset.digest,
+                # Raw inputs become the network's by (x − mean) / scale, its outputs targets by · scale + mean.
+                "input_scaling": _scaling_to_json(self.dataset.input_scaling),
+                "target_scaling": _scaling_to_json(self.dataset.target_scaling),
+                "rows": {part: len(getattr(self.dataset, part)) for part in ("train", "val", "test")},
+            },
+            "versions": {
+                "deltaprop": deltaprop.__version__,
+                "torch": torch.__version__,
+                "numpy": numpy.__version__,
+                "scikit-learn": version("scikit-learn"),
+                "python": platform.python_version(),
+                "platform": platform.platform(),
+            },
+            "command": sys.argv,
+        }
+
+
+def prepare(config: TrainConfig) -> Setup:
+    """Load the data and build the model; write nothing.
+
+    Raises:
+        UserError: If the configuration does not fit the data or the machine. What can be judged without the data is
+            judged before it is loaded.
+    """
+    config.validate()
+    device = pick_device(config.device)
+    dtype = {"float32": torch.float32, "float64": torch.float64}[config.dtype]
+    if device.type == "mps" and dtype == torch.float64:
+        raise UserError("--dtype float64: mps has no float64; take --device cpu")
+    check_precision(config.precision, device, dtype)
+    if config.loss != "auto":
+        check_output_activation(config.loss, config.output_activation)
+    check_source(config.data)
+    check_folder(config.run_dir or default_folder(config.data))
+    dataset = load(
+        config.data,
+        seed=config.seed,
+        test_fraction=config.test_fraction,
+        val_fraction=config.val_fraction,
+        val_split=config.val_split,
+        scaling=config.scaling,
+        pixel_scale=config.pixel_scale,
+        dtype=dtype,
+    ).to(device)
+    objective = choose_objective(config.loss, dataset.task, len(dataset.class_names), config.output_activation)
+    sizes = [dataset.n_inputs, *config.hidden, dataset.n_outputs]
+    output = None if config.output_activation == "none" else config.output_activation
+    with torch.random.fork_rng(devices=[]):  # the caller's generator is not ours to move
+        torch.default_generator.manual_seed(config.seed)  # torch.manual_seed would move the GPUs' generators too
+        # Drawn on the CPU, so that the same seed gives the same initial weights on every device.
+        model = MLP(sizes, config.activations, output, init=config.init, dtype=dtype).to(device)
+    tuned = _tune(config, dataset, model, objective) if config.threads == "tune" else {}
+    threads = fastest(tuned) if tuned else pick_threads(config.threads, sizes, config.batch_size)
+    return Setup(config, dataset, model, objective, device, threads, tuned, sizes)
+
+
+TUNING_STEPS = 8
+
+
+def _tune(config: TrainConfig, dataset: Dataset, model: MLP, objective: Objective) -> dict[int, float]:
+    """Return the seconds of a step of this run at each number of threads; a copy of the model is trained."""
+    trial = copy.deepcopy(model)
+    optimizer = make_optimizer(trial, config)
+    engine = ENGINES[config.engine](trial, objective, optimizer, dataset.target_scaling, config.precision)
+    x = dataset.train.x
+    y = objective.targets(dataset.train.y, x.dtype)
+    order = torch.arange(TUNING_STEPS * config.batch_size, device=x.device) % len(x)
+
+    def few_steps() -> None:
+        engine.epoch(x, y, order, config.batch_size, Progress(x.new_zeros(())), lambda step: None)
+
+    timed = tune_threads(few_steps, physical_cores())
+    return {count: seconds / TUNING_STEPS for count, seconds in timed.items()}
+
+
+def make_optimizer(model: nn.Module, config: TrainConfig) -> SGD:
+    """Return SGD with two groups: weights, which decay, and biases, which do so only if asked."""
+    named = list(model.named_parameters())
+    weights = [p for name, p in named if not name.endswith("bias")]
+    biases = [p for name, p in named if name.endswith("bias")]
+    groups = [
+        {"params": weights, "weight_decay": config.weight_decay},
+        {"params": biases, "weight_decay": config.weight_decay if config.decay_biases else 0.0},
+    ]
+    return SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov)
+
+
+def _scaling_to_json(scaling: Scaling) -> dict[str, float | list[float]]:
+    """Return mean and scale: a number where all columns have the same, else a list."""
+
+    def compact(values: list[float]) -> float | list[float]:
+        return values[0] if len(set(values)) == 1 else values
+
+    return {"mean": compact(scaling.mean.tolist()), "scale": compact(scaling.scale.tolist())}
