@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from deltaprop.errors import UserError
-from deltaprop.training.run_folder import write_whole
+from deltaprop.training.disk import write_whole
 
 
 def check_file(flag: str, path: Path | None) -> None:

@@ -19,6 +19,7 @@ rows of the training part, apart from the training steps: looking changes nothin
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -52,24 +53,56 @@ class Board:
         setup: The run.
         engine: What trains it, and shows its layers.
         folder: Its folder.
+        first: The first epoch that is written now: 0 at birth. What readers have of it and later, from a run that was
+            broken off, they drop.
+        warn: Told, once, if they cannot be written.
     """
 
-    def __init__(self, setup: Setup, engine: Engine, folder: Path) -> None:
+    def __init__(
+        self,
+        setup: Setup,
+        engine: Engine,
+        folder: Path,
+        first: int = 0,
+        warn: Callable[[str], None] = lambda text: None,
+    ) -> None:
         self.setup, self.engine = setup, engine
-        self.writer = SummaryWriter(str(folder), purge_step=0)
+        self.warn: Callable[[str], None] = warn
+        self.broken = False
+        self._guarded(lambda: setattr(self, "writer", SummaryWriter(str(folder), purge_step=first)))
         rows = min(PROBE_ROWS, len(setup.dataset.train))
         self.x = setup.dataset.train.x[:rows]
         self.y = setup.objective.targets(setup.dataset.train.y[:rows], self.x.dtype)
-        self._write_texts()
+        if first == 0:
+            self._guarded(self._write_texts)
+
+    writer: SummaryWriter
 
     def __enter__(self) -> Board:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.writer.close()
+        self._guarded(lambda: self.writer.close())
+
+    def flush(self) -> None:
+        """Have on disk what a checkpoint is about to count on."""
+        self._guarded(lambda: self.writer.flush())
 
     def epoch(self, metrics: dict[str, Any]) -> None:
         """Write the figures of an epoch."""
+        self._guarded(lambda: self._epoch(metrics))
+
+    def _guarded(self, write: Callable[[], None]) -> None:
+        """Write, unless it failed before: a run goes on without its events, and says so once."""
+        if self.broken:
+            return
+        try:
+            write()
+        except OSError as error:
+            self.broken = True
+            self.warn(f"events for TensorBoard cannot be written, the run goes on without: {error}")
+
+    def _epoch(self, metrics: dict[str, Any]) -> None:
         epoch = metrics["epoch"]
         for name, value in metrics.items():
             part, _, figure = name.partition("_")
@@ -80,8 +113,10 @@ class Board:
 
     def views(self, epoch: int, test: Evaluation | None = None) -> None:
         """Write the costly views: histograms, δ norms and pictures. Does nothing with ``--log-every 0``."""
-        if self.setup.config.log_every == 0:
-            return
+        if self.setup.config.log_every:
+            self._guarded(lambda: self._views(epoch, test))
+
+    def _views(self, epoch: int, test: Evaluation | None) -> None:
         self._write_layers(epoch)
         setup = self.setup
         if test is None:
@@ -92,6 +127,9 @@ class Board:
 
     def end(self, metrics: dict[str, Any]) -> None:
         """Write the settings as hyperparameters beside the last figures, in this same run."""
+        self._guarded(lambda: self._end(metrics))
+
+    def _end(self, metrics: dict[str, Any]) -> None:
         config = self.setup.config
         names = ("data", "init", "lr", "momentum", "nesterov", "weight_decay", "lr_schedule", "batch_size", "epochs")
         settings = {name: getattr(config, name) for name in (*names, "seed", "dtype", "engine")}

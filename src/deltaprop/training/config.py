@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -127,6 +128,12 @@ class TrainConfig:
     log_every: int = 5
     """Epochs between two costly views in TensorBoard (histograms, δ norms, pictures); 0 for none."""
 
+    save_every: str = "1m"
+    """Between two checkpoints: epochs (a number), or time such as 30s or 5m; the end and an interruption save too."""
+
+    keep: int = 1
+    """Numbered checkpoints to keep beside the last; the newest sound one is taken where the last is damaged."""
+
     config: Path | None = None
     """TOML file with any of these settings, the flag names as keys; flags win over it."""
 
@@ -168,7 +175,7 @@ class TrainConfig:
         _require(_is_number(self.lr_gamma) and 0 < self.lr_gamma <= 1, "--lr-gamma", "in (0, 1]", self.lr_gamma)
         for flag, least in (("lr_step", 1), ("lr_warmup", 0), ("epochs", 1), ("batch_size", 1), ("patience", 0)):
             self._require_int(flag, least)
-        for flag, least in (("seed", 0), ("log_every", 0)):
+        for flag, least in (("seed", 0), ("log_every", 0), ("keep", 0)):
             self._require_int(flag, least)
         _require(self.seed < 2**32, "--seed", "below 2^32", self.seed)
         val, test = self.val_fraction, self.test_fraction
@@ -190,6 +197,12 @@ class TrainConfig:
             str(self.threads).isdecimal() and 1 <= int(self.threads) <= 1024
         )
         _require(threads_ok, "--threads", "auto, tune or a number from 1 to 1024", self.threads)
+        _require(
+            re.fullmatch(r"0*[1-9]\d{0,8}[sm]?", str(self.save_every)) is not None,
+            "--save-every",
+            "epochs (a number above 0), or time such as 30s or 5m",
+            self.save_every,
+        )
         for field in dataclasses.fields(self):
             known = _CHOICES.get(field.name)
             if known:
@@ -219,6 +232,18 @@ class TrainConfig:
         if self.lr_schedule == "cosine":
             return 0.5 * (1 + math.cos(math.pi * gone / total))
         return 1.0
+
+    @property
+    def save_epochs(self) -> int:
+        """Epochs between two checkpoints; 0 where it is time that counts."""
+        return int(self.save_every) if self.save_every.isdecimal() else 0
+
+    @property
+    def save_seconds(self) -> float:
+        """Seconds between two checkpoints; infinitely many where it is epochs that count."""
+        if self.save_every.isdecimal():
+            return math.inf
+        return int(self.save_every[:-1]) * (60.0 if self.save_every.endswith("m") else 1.0)
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as JSON has them."""
@@ -297,7 +322,7 @@ def _typed(where: str, key: str, value: Any, kind: str) -> Any:
         "tuple[str, ...]": isinstance(value, str)
         or (isinstance(value, list) and all(isinstance(v, str) for v in value)),
         "Path | None": isinstance(value, str),
-        "str": isinstance(value, str) or (key == "threads" and _is_int(value)),
+        "str": isinstance(value, str) or (key in _TEXT_OR_NUMBER and _is_int(value)),
     }.get(kind, isinstance(value, str))
     if not fits:
         raise UserError(f"{where}: {key} must be {_KINDS.get(kind, 'text')}, got {value!r}")
@@ -305,8 +330,10 @@ def _typed(where: str, key: str, value: Any, kind: str) -> Any:
         return Path(value)
     if kind in ("float", "float | None"):
         return float(value)
-    return str(value) if key == "threads" else value
+    return str(value) if key in _TEXT_OR_NUMBER else value
 
+
+_TEXT_OR_NUMBER = ("threads", "save-every", "save_every")
 
 _KINDS = {
     "bool": "true or false",

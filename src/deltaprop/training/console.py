@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -99,11 +100,21 @@ class ConsoleReporter:
             table.add_row(*row)
         self.console.print(table)
 
-    def interrupted(self) -> None:
-        """Say what an interrupted run has left, if it had begun."""
+    def resumed(self, path: Path, epoch: int, done: int) -> None:
+        """Say where it goes on."""
+        within = f", after {_count(done, 'step')} of it" if done else ""
+        self._rows([("resume", escape(f"{path}: in epoch {epoch}{within}"))])
+
+    def stopped(self, folder: Path) -> None:
+        """Say what an interrupted run has left."""
         self.progress.stop()
-        if self.folder is not None:
-            self.console.print(f"\nleft in {escape(str(self.folder))}: metrics.jsonl and the best weights so far")
+        self.console.print(
+            f"\nsaved; go on with: deltaprop train --resume {escape(shlex.quote(str(folder)))}", soft_wrap=True
+        )
+
+    def warn(self, text: str) -> None:
+        """Tell of something that is not as it should be, on stderr."""
+        print(f"warning: {text}", file=sys.stderr)
 
     def close(self) -> None:
         """Put the terminal back, whatever happened."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from deltaprop.data import Scaling
 from deltaprop.explicit import ExplicitTrainer
+from deltaprop.explicit.batches import MOST_BATCHES
 from deltaprop.explicit.precision import products_in
 from deltaprop.training.evaluate import in_own_units
 from deltaprop.training.objective import Objective
@@ -43,6 +44,10 @@ def on_and_on(done: int) -> bool:
 class Engine(Protocol):
     """What trains a model, and shows its layers."""
 
+    @property
+    def longest_block(self) -> int:
+        """The most steps between two questions whether to pause."""
+
     def epoch(
         self,
         x: Tensor,
@@ -71,6 +76,7 @@ class AutogradEngine:
     optimizer: torch.optim.Optimizer
     target_scaling: Scaling
     precision: str = "float32"
+    longest_block: int = 1
 
     def epoch(
         self,
@@ -114,6 +120,8 @@ class AutogradEngine:
 
 class ExplicitEngine:
     """Trains by the δ recursion of ``explicit/recursion.py``."""
+
+    longest_block = MOST_BATCHES
 
     def __init__(
         self,

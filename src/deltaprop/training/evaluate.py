@@ -44,11 +44,29 @@ def in_own_units(objective: Objective, target_scaling: Scaling) -> Callable[[Ten
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, objective: Objective, split: Split, target_scaling: Scaling) -> Evaluation | None:
-    """Return the figures of a part, or None where it has no rows."""
+def evaluate(
+    model: nn.Module,
+    objective: Objective,
+    split: Split,
+    target_scaling: Scaling,
+    check: Callable[[], None] = lambda: None,
+) -> Evaluation | None:
+    """Return the figures of a part, or None where it has no rows.
+
+    Args:
+        model: To judge.
+        objective: By its loss, and accuracy or rmse.
+        split: The part.
+        target_scaling: Of the targets.
+        check: Asked before each chunk of rows; breaks off by raising.
+    """
     if len(split) == 0:
         return None
-    outputs = torch.cat([model(x) for x in split.x.split(CHUNK)])
+    chunks = []
+    for x in split.x.split(CHUNK):
+        check()
+        chunks.append(model(x))
+    outputs = torch.cat(chunks)
     targets = objective.targets(split.y, outputs.dtype)
     loss = float(in_own_units(objective, target_scaling)(outputs, targets))
     if objective.task == "classification":

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
+from deltaprop.errors import UserError
+from deltaprop.training.checkpoint import Checkpoint
 from deltaprop.training.config import TrainConfig
 from deltaprop.training.devices import (
     set_threads,
 )
-from deltaprop.training.engines import ENGINES, Engine, Progress
+from deltaprop.training.engines import ENGINES, Progress
 from deltaprop.training.evaluate import Evaluation, evaluate
+from deltaprop.training.guard import EVERY, all_finite, told
 from deltaprop.training.objective import Objective
-from deltaprop.training.run_folder import RunFolder
+from deltaprop.training.resume import Resumed, go_on, locate
+from deltaprop.training.run_folder import RunFolder, as_bytes, is_stillborn
 from deltaprop.training.setup import Setup, make_optimizer, prepare
+from deltaprop.training.signals import Stop, Stopped
 
 
 class TrainingError(RuntimeError):
@@ -41,6 +49,15 @@ class Reporter(Protocol):
     def end(self, setup: Setup, result: Result) -> None:
         """Tell how it ended."""
 
+    def resumed(self, path: Path, epoch: int, done: int) -> None:
+        """Tell from which checkpoint it goes on, in which epoch, so many steps of which are done."""
+
+    def stopped(self, folder: Path) -> None:
+        """Tell that it was asked to stop, and has saved everything."""
+
+    def warn(self, text: str) -> None:
+        """Tell of something that is not as it should be, in one line."""
+
 
 class Silent:
     """A reporter that says nothing."""
@@ -55,6 +72,15 @@ class Silent:
         """Say nothing."""
 
     def end(self, setup: Setup, result: Result) -> None:
+        """Say nothing."""
+
+    def resumed(self, path: Path, epoch: int, done: int) -> None:
+        """Say nothing."""
+
+    def stopped(self, folder: Path) -> None:
+        """Say nothing."""
+
+    def warn(self, text: str) -> None:
         """Say nothing."""
 
 
@@ -77,16 +103,28 @@ class Result:
     folder: Path
 
 
-def train(config: TrainConfig, reporter: Reporter | None = None) -> Result:
+def train(
+    config: TrainConfig,
+    reporter: Reporter | None = None,
+    *,
+    resume: Path | None = None,
+    restart: bool = False,
+    override: Sequence[str] = (),
+) -> Result:
     """Run a training run, and leave its folder behind.
 
     Args:
         config: What to do.
         reporter: Whom to tell; nobody by default.
+        resume: The folder of a run to go on with, or a checkpoint of it; the configuration is then that of the run but
+            for what is to change.
+        restart: Whether the folder may hold what a run has left that did not live to see its first checkpoint.
+        override: Settings that may break exactness, on resume.
 
     Raises:
         UserError: If the input is at fault; nothing has been written then.
-        TrainingError: If the loss is no longer finite.
+        TrainingError: If training cannot go on; the last checkpoint stands.
+        KeyboardInterrupt: After Ctrl-C, when everything is saved. ``Terminated``, an exit with 143, after SIGTERM.
 
     Example:
         >>> import tempfile
@@ -95,94 +133,343 @@ def train(config: TrainConfig, reporter: Reporter | None = None) -> Result:
         >>> result.metrics["epoch"]
         2
     """
-    setup = prepare(config)
-    with set_threads(setup.threads):
-        return _run(setup, reporter or Silent())
+    reporter = reporter or Silent()
+    with Stop() as stop:
+        try:
+            if resume is not None:
+                return _resumed(resume, config, reporter, override, stop)
+            left = config.run_dir if restart and config.run_dir and is_stillborn(config.run_dir) else None
+            setup = prepare(config, going_on=left is not None, check=stop.check)
+            folder = RunFolder.of(left) if left else RunFolder.make(config.run_dir, config.data)
+            with folder.locked(), set_threads(setup.threads):
+                folder.clear()
+                return Run(setup, folder, reporter, stop).go()
+        except Stopped:
+            raise stop.exit() from None
+        except OSError as error:
+            raise _told(error) from error
 
 
-def _run(setup: Setup, reporter: Reporter) -> Result:
-    from deltaprop.training.board import Board  # TensorBoard and matplotlib: slow to import, and of no use before
-
-    config = setup.config
-    folder = RunFolder.make(config.run_dir, config.data)
-    reporter.start(setup, folder.path)
-    folder.write_config(setup.to_json())
-    optimizer = make_optimizer(setup.model, config)
-    scaling = setup.dataset.target_scaling
-    engine = ENGINES[config.engine](setup.model, setup.objective, optimizer, scaling, config.precision)
-    generator = torch.Generator().manual_seed(config.seed)
-    began = time.perf_counter()
-    best: dict[str, Any] | None = None
-    stopped = False
-    with Board(setup, engine, folder.path) as board:
-        board.views(0)
-        for epoch in range(1, config.epochs + 1):
-            metrics, test = _epoch(setup, engine, optimizer, generator, epoch, reporter)
-            folder.append_metrics(metrics)
-            if metrics["val_loss"] is not None and (best is None or metrics["val_loss"] < best["val_loss"]):
-                best = metrics
-                folder.save_weights("best.safetensors", setup.model)
-            board.epoch(metrics)
-            reporter.epoch(setup, metrics)
-            stopped = best is not None and 0 < config.patience <= epoch - best["epoch"]
-            last = stopped or epoch == config.epochs
-            if last or (config.log_every and epoch % config.log_every == 0):
-                board.views(epoch, test)
-            if last:
-                break
-        folder.save_weights("model.safetensors", setup.model)
-        board.end(metrics)
-    result = Result(metrics, best, stopped, time.perf_counter() - began, folder.path)
-    reporter.end(setup, result)
-    return result
+def _told(error: OSError) -> Exception:
+    """Return a failure of the disk as one line: the user's where the place is wrong, else the machine's."""
+    text = f"{error.filename or 'the run folder'}: {error.strerror or error} (errno {error.errno})"
+    if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EROFS):
+        return UserError(text)
+    return TrainingError(f"{text}; the last checkpoint is as it was")
 
 
-def _epoch(
-    setup: Setup,
-    engine: Engine,
-    optimizer: torch.optim.Optimizer,
-    generator: torch.Generator,
-    epoch: int,
-    reporter: Reporter,
-) -> tuple[dict[str, Any], Evaluation | None]:
-    """Train for one epoch and judge; return its line of metrics.jsonl, and the test part's evaluation.
+def _resumed(path: Path, config: TrainConfig, reporter: Reporter, override: Sequence[str], stop: Stop) -> Result:
+    """Go on with a run."""
+    where, only = locate(path)
+    folder = RunFolder.of(where)
+    with folder.locked():
+        found = folder.sound_checkpoint(reporter.warn, only)
+        if found is None:
+            raise UserError(f"{folder.path}: there is no checkpoint to go on from")
+        path, checkpoint = found
+        resumed = go_on(folder, checkpoint, config, override)
+        setup = prepare(resumed.config, checkpoint.state["split_seed"], going_on=True, check=stop.check)
+        if setup.dataset.digest != checkpoint.state["data_sha256"]:
+            raise UserError(f"{folder.path}: the data in {config.data} are not those that the run learnt from")
+        if checkpoint.state["versions"] != setup.to_json()["versions"]:
+            reporter.warn("other versions than the run began with (config.json has them): the bits may differ")
+        with set_threads(setup.threads):
+            run = Run(setup, folder, reporter, stop)
+            run.take_up(resumed)
+            reporter.resumed(path, run.where.epoch, run.where.progress.done)
+            return run.go()
 
-    Raises:
-        TrainingError: If the loss is no longer finite.
+
+@dataclass
+class Standing:
+    """Where a run stands: what a checkpoint holds besides weights and momentum.
+
+    Attributes:
+        progress: Of the epoch it is in.
+        generator: Its state when that epoch began: it draws the order of the samples.
+        epoch: From 1.
+        seconds: That the epoch has taken.
+        last: The line of metrics.jsonl of the epoch before; None before the first.
+        best: The line of the epoch with the lowest validation loss.
+        best_weights: Of that epoch.
+        overrides: What has been changed on the way.
     """
-    config, dataset, objective = setup.config, setup.dataset, setup.objective
-    lr = config.lr * config.lr_factor(epoch - 1)
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-    x, y = dataset.train.x, objective.targets(dataset.train.y, dataset.train.x.dtype)
-    order = torch.randperm(len(x), generator=generator).to(setup.device)  # drawn on the CPU: the same everywhere
-    steps = math.ceil(len(x) / config.batch_size)
-    on_step = partial(reporter.step, epoch, steps)
-    began = time.perf_counter()
-    progress = Progress(x.new_zeros(()))
-    engine.epoch(x, y, order, config.batch_size, progress, on_step)
-    train_loss = float(progress.total) / len(x)
-    seconds = time.perf_counter() - began
-    val = evaluate(setup.model, objective, dataset.val, dataset.target_scaling)
-    test = evaluate(setup.model, objective, dataset.test, dataset.target_scaling)
-    losses = [train_loss, *(part.loss for part in (val, test) if part is not None)]
-    bad = next((loss for loss in losses if not math.isfinite(loss)), None)
-    if bad is not None:  # nothing of this epoch is kept
-        raise TrainingError(
-            f"the loss became {bad} in epoch {epoch} (steps {(epoch - 1) * steps + 1} to {epoch * steps}): "
-            f"lower --lr (it is {lr:g}) or --momentum, or try another --init"
+
+    progress: Progress
+    generator: Tensor
+    epoch: int = 1
+    seconds: float = 0.0
+    last: dict[str, Any] | None = None
+    best: dict[str, Any] | None = None
+    best_weights: dict[str, Tensor] = field(default_factory=dict)
+    overrides: list[dict[str, Any]] = field(default_factory=list)
+
+
+class Run:
+    """A training run, from where it stands to its end.
+
+    Args:
+        setup: What it is made of.
+        folder: Its folder, locked.
+        reporter: Whom to tell.
+        stop: Hears signals.
+    """
+
+    def __init__(self, setup: Setup, folder: RunFolder, reporter: Reporter, stop: Stop) -> None:
+        self.setup, self.folder, self.reporter, self.stop = setup, folder, reporter, stop
+        config, scaling = setup.config, setup.dataset.target_scaling
+        self.optimizer = make_optimizer(setup.model, config)
+        made = ENGINES[config.engine]
+        self.engine = made(setup.model, setup.objective, self.optimizer, scaling, config.precision)
+        self.x = setup.dataset.train.x
+        self.y = setup.objective.targets(setup.dataset.train.y, self.x.dtype)
+        self.steps = math.ceil(len(self.x) / config.batch_size)
+        self.generator = torch.Generator().manual_seed(config.seed)
+        self.where = Standing(self._nothing(), self.generator.get_state())
+        self.resumes = False
+        self._checked = self._saved_step = 0
+        self._saved_at = time.monotonic()
+
+    def _nothing(self) -> Progress:
+        return Progress(self.x.new_zeros(()))
+
+    # --- from the beginning, or from a checkpoint, to the end ---
+
+    def take_up(self, resumed: Resumed) -> None:
+        """Stand where a checkpoint stands.
+
+        Raises:
+            UserError: If the run folder cannot be written to.
+        """
+        state, tensors = resumed.checkpoint.state, resumed.checkpoint.tensors
+        self.resumes = True
+        own = self.setup.model.state_dict()
+        with torch.no_grad():
+            for name, value in own.items():
+                value.copy_(tensors[f"model.{name}"])
+        for name, p in self.setup.model.named_parameters():
+            if f"momentum.{name}" in tensors:
+                self.optimizer.state[p]["momentum_buffer"] = tensors[f"momentum.{name}"].to(p.device)
+        progress = Progress(tensors["total"].to(self.x.device), state["done"])
+        self.where = Standing(
+            progress, tensors["generator"], state["epoch"], state["seconds"], state["last"], state["best"],
+            {name: tensors[f"best.{name}"] for name in own if f"best.{name}" in tensors},
+            [*state["overrides"], *resumed.overrides],
+        )  # fmt: skip
+        self.generator.set_state(self.where.generator)
+        changed = {record["setting"] for record in resumed.overrides}
+        if "seed" in changed:
+            self.generator.manual_seed(self.setup.config.seed)
+        if changed & {"seed", "batch_size"}:  # the samples of this epoch come in another order, or by other steps
+            self.where.progress, self.where.seconds = self._nothing(), 0.0
+            self.where.generator = self.generator.get_state()
+        self.folder.keep_metrics(self.where.epoch - 1)
+        if self.where.best_weights:
+            self.folder.save_weights(BEST, self.where.best_weights)
+        else:
+            (self.folder.path / BEST).unlink(missing_ok=True)
+
+    def go(self) -> Result:
+        """Train to the end.
+
+        Raises:
+            TrainingError: If it cannot go on.
+            Stopped: If a signal came; everything is saved.
+        """
+        from deltaprop.training.board import Board  # TensorBoard and matplotlib: slow to import, and of no use before
+
+        began = time.perf_counter()
+        final = self.folder.path / FINAL
+        if self.resumes and self._ended() and final.exists() and final.read_bytes() == as_bytes(self._weights()):
+            return self._result(0.0)  # nothing to do, and nothing to write
+        self.reporter.start(self.setup, self.folder.path)
+        self._write_config()
+        first = self.where.epoch if self.resumes else 0
+        with Board(self.setup, self.engine, self.folder.path, first, self.reporter.warn) as board:
+            self.board = board
+            try:
+                if not self.resumes:
+                    self.save()  # from here on there is something to go on from
+                    board.views(0)
+                while not self._ended():
+                    self._epoch()
+                self.folder.save_weights(FINAL, self._weights())
+                assert self.where.last is not None
+                board.end(self.where.last)
+            except Stopped:
+                self.save()
+                self.reporter.stopped(self.folder.path)
+                raise
+            self.save()
+        return self._result(time.perf_counter() - began)
+
+    def _result(self, seconds: float) -> Result:
+        """Return how it ended, and tell."""
+        assert self.where.last is not None
+        result = Result(self.where.last, self.where.best, self._impatient(), seconds, self.folder.path)
+        self.reporter.end(self.setup, result)
+        return result
+
+    def _ended(self) -> bool:
+        return self.where.epoch > self.setup.config.epochs or self._impatient()
+
+    def _impatient(self) -> bool:
+        best, patience = self.where.best, self.setup.config.patience
+        return best is not None and 0 < patience <= self.where.epoch - 1 - best["epoch"]
+
+    def _weights(self) -> dict[str, Tensor]:
+        return dict(self.setup.model.state_dict())
+
+    # --- an epoch ---
+
+    def _epoch(self) -> None:
+        """Train through an epoch, or what is left of it, judge it, and stand at the beginning of the next."""
+        setup, where, config = self.setup, self.where, self.setup.config
+        lr = config.lr * config.lr_factor(where.epoch - 1)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        order = torch.randperm(len(self.x), generator=self.generator).to(
+            setup.device
+        )  # drawn on the CPU: the same everywhere
+        self._checked = where.progress.done
+        on_step = partial(self.reporter.step, where.epoch, self.steps)
+        while where.progress.done < self.steps:
+            began = time.perf_counter()
+            try:
+                self.engine.epoch(self.x, self.y, order, config.batch_size, where.progress, on_step, self._pause)
+            except torch.OutOfMemoryError as error:
+                raise TrainingError(self._out_of_memory()) from error
+            finally:
+                where.seconds += time.perf_counter() - began
+            self._check_numbers()
+            self.stop.check()
+            if where.progress.done < self.steps:
+                self.save()
+        val, test = (
+            evaluate(setup.model, setup.objective, part, setup.dataset.target_scaling, self.stop.check)
+            for part in (setup.dataset.val, setup.dataset.test)
         )
-    metrics = {
-        "epoch": epoch,
-        "step": epoch * steps,
-        "train_loss": train_loss,
-        **_figures(objective, "val", val),
-        **_figures(objective, "test", test),
-        "lr": lr,
-        "seconds": seconds,
-        "samples_per_second": len(x) / seconds,
-    }
-    return metrics, test
+        self._end_epoch(lr, val, test)
+
+    def _pause(self, done: int) -> bool:
+        """Return whether to pause an epoch: to save, to stop, or because numbers have gone wrong."""
+        if done - self._checked + self.engine.longest_block > EVERY and not self._finite():
+            return True
+        return self.stop.heard is not None or time.monotonic() - self._saved_at >= self.setup.config.save_seconds
+
+    def _end_epoch(self, lr: float, val: Evaluation | None, test: Evaluation | None) -> None:
+        where, config, objective = self.where, self.setup.config, self.setup.objective
+        loss = float(where.progress.total) / len(self.x)
+        for part, value in (("training", loss), *((n, p.loss) for n, p in (("validation", val), ("test", test)) if p)):
+            if not math.isfinite(value):
+                raise TrainingError(self._not_finite(f"the {part} loss became {value}"))
+        metrics: dict[str, Any] = {
+            "epoch": where.epoch,
+            "step": where.epoch * self.steps,
+            "train_loss": loss,
+            **_figures(objective, "val", val),
+            **_figures(objective, "test", test),
+            "lr": lr,
+            "seconds": where.seconds,
+            "samples_per_second": len(self.x) / where.seconds,
+        }
+        self.folder.append_metrics(metrics)
+        if metrics["val_loss"] is not None and (where.best is None or metrics["val_loss"] < where.best["val_loss"]):
+            where.best = metrics
+            where.best_weights = {name: t.detach().clone() for name, t in self.setup.model.state_dict().items()}
+            self.folder.save_weights(BEST, where.best_weights)
+        self.board.epoch(metrics)
+        self.reporter.epoch(self.setup, metrics)
+        where.last, where.epoch = metrics, where.epoch + 1
+        where.progress, where.generator, where.seconds = self._nothing(), self.generator.get_state(), 0.0
+        self._checked = 0
+        if self._ended() or (config.log_every and metrics["epoch"] % config.log_every == 0):
+            self.board.views(metrics["epoch"], test)
+        if config.save_epochs and metrics["epoch"] % config.save_epochs == 0:
+            self.save()
+
+    # --- numbers that are none ---
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """Return weights and momentum buffers by name."""
+        found = {f"model.{name}": t for name, t in self.setup.model.state_dict().items()}
+        for name, p in self.setup.model.named_parameters():
+            buffer = self.optimizer.state.get(p, {}).get("momentum_buffer")
+            if buffer is not None:
+                found[f"momentum.{name}"] = buffer
+        return found
+
+    def _finite(self) -> bool:
+        """Return whether weights, momentum and losses are finite by now."""
+        self.engine.up_to_date()
+        if not all_finite([self.where.progress.total, *self._tensors().values()]):
+            return False
+        self._checked = self.where.progress.done
+        return True
+
+    def _check_numbers(self) -> None:
+        """Refuse to go on with numbers that are not finite.
+
+        Raises:
+            TrainingError: If there are some.
+        """
+        if not self._finite():
+            places = told(self.setup.model, self._tensors())
+            what = f"no finite numbers any more in {places}" if places else "the loss is no finite number any more"
+            raise TrainingError(self._not_finite(what))
+
+    def _not_finite(self, what: str) -> str:
+        before = (self.where.epoch - 1) * self.steps
+        first, last = before + self._checked + 1, before + self.where.progress.done
+        steps = f"steps {min(first, last)} to {last}"
+        return (
+            f"{what}, epoch {self.where.epoch}, {steps}: lower --lr (it is {self.setup.config.lr:g}) or --momentum, or "
+            f"try another --init; the last checkpoint is from before that"
+        )
+
+    def _out_of_memory(self) -> str:
+        batch = self.setup.config.batch_size
+        return f"out of memory on {self.setup.device} with --batch-size {batch}: try --batch-size {max(1, batch // 2)}"
+
+    # --- what is kept ---
+
+    def save(self) -> None:
+        """Write a checkpoint of where the run stands; nothing that is not finite is ever written.
+
+        Raises:
+            TrainingError: If there is something that is not finite, or the disk does not take it.
+        """
+        where = self.where
+        self._check_numbers()
+        self.board.flush()
+        config = self.setup.config
+        state = {
+            "epoch": where.epoch,
+            "done": where.progress.done,
+            "seconds": where.seconds,
+            "last": where.last,
+            "best": where.best,
+            "overrides": where.overrides,
+            "split_seed": self.setup.split_seed,
+            "threads": self.setup.threads,
+            "data_sha256": self.setup.dataset.digest,
+            "device": str(self.setup.device),
+            "config": {**config.to_json(), "run_dir": None, "config": None},
+            "resolved": {"sizes": self.setup.sizes},
+            "versions": self.setup.to_json()["versions"],
+        }
+        tensors = {**self._tensors(), "generator": where.generator, "total": where.progress.total}
+        tensors |= {f"best.{name}": t for name, t in where.best_weights.items()}
+        step = (where.epoch - 1) * self.steps + where.progress.done
+        self.folder.save_checkpoint(Checkpoint(tensors, state), step, config.keep)
+        self._saved_at = time.monotonic()
+
+    def _write_config(self) -> None:
+        config = self.setup.to_json()
+        self.folder.write_config({**config, "overrides": self.where.overrides} if self.where.overrides else config)
+
+
+BEST, FINAL = "best.safetensors", "model.safetensors"
 
 
 def _figures(objective: Objective, part: str, evaluation: Evaluation | None) -> dict[str, float | None]:

@@ -1,18 +1,25 @@
-"""The folder of one run: config.json, metrics.jsonl, weights and TensorBoard events."""
+"""The folder of one run: config.json, metrics.jsonl, weights, checkpoints and TensorBoard events."""
 
 from __future__ import annotations
 
 import json
 import os
-import tempfile
 import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-from torch import nn
+import torch
+from filelock import FileLock, Timeout
+from torch import Tensor
 
 from deltaprop.errors import UserError
+from deltaprop.training.checkpoint import Checkpoint, DamagedError, encode, load, read_state
+from deltaprop.training.config import from_json
+from deltaprop.training.disk import TEMPORARY, append, clear_temporaries, sync, sync_folder, write_whole
 
 
 def default_folder(data: str, root: Path = Path("runs")) -> Path:
@@ -82,31 +89,194 @@ class RunFolder:
                 raise UserError(f"--run-dir {folder}: {error.strerror}") from error
             return cls(folder)
 
+    @classmethod
+    def of(cls, path: Path) -> RunFolder:
+        """Return the folder of a run that is there already.
+
+        Raises:
+            UserError: If it is none, or nothing can be written into it.
+        """
+        if not path.is_dir():
+            what = "this is a file, not the folder of a run" if path.exists() else "there is no such folder"
+            raise UserError(f"{path}: {what}")
+        if not os.access(path, os.W_OK | os.X_OK):
+            raise UserError(f"{path}: no permission to write in it")
+        return cls(path)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder for this process alone, and clear away what writers that were killed have left.
+
+        The lock is the operating system's: it ends with the process, however that ends.
+
+        Raises:
+            UserError: If another run is at work in the folder.
+        """
+        lock = FileLock(self.path / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise UserError(f"{self.path}: another run is at work in this folder; name another, or wait") from error
+        except OSError as error:
+            raise UserError(f"{self.path}: it cannot be locked: {error.strerror}") from error
+        try:
+            clear_temporaries(self.path)
+            clear_temporaries(self.checkpoints)
+            yield
+        finally:
+            lock.release()
+
+    def clear(self) -> None:
+        """Remove what a run has left that did not live to see its first checkpoint."""
+        if is_stillborn(self.path):
+            for entry in self.path.iterdir():
+                if entry.is_file() and entry.name != ".lock":
+                    entry.unlink()
+
+    # --- what a run writes ---
+
     def write_config(self, config: dict[str, Any]) -> None:
         """Write config.json: everything that defines the run."""
         write_whole(self.path / "config.json", (json.dumps(config, indent=2) + "\n").encode())
 
     def append_metrics(self, metrics: dict[str, Any]) -> None:
         """Append one line to metrics.jsonl."""
-        with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(metrics, allow_nan=False) + "\n")
+        append(self.path / "metrics.jsonl", (json.dumps(metrics, allow_nan=False) + "\n").encode())
 
-    def save_weights(self, name: str, model: nn.Module) -> None:
-        """Write the model's state_dict as safetensors: plain weights, loadable without deltaprop."""
-        state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
-        write_whole(self.path / name, safetensors.torch.save(state))
+    def keep_metrics(self, epochs: int) -> None:
+        """Leave the lines of so many epochs in metrics.jsonl: what follows them, or is torn, is written again."""
+        path = self.path / "metrics.jsonl"
+        try:
+            content = path.read_bytes()
+        except FileNotFoundError:
+            return
+        kept: list[bytes] = []
+        for line in content.splitlines(keepends=True):
+            try:
+                number = json.loads(line)["epoch"] if line.endswith(b"\n") else None
+            except (ValueError, KeyError, TypeError):  # torn
+                break
+            if number != len(kept) + 1 or number > epochs:
+                break
+            kept.append(line)
+        if b"".join(kept) != content:
+            write_whole(path, b"".join(kept))
+
+    def save_weights(self, name: str, state: Mapping[str, Tensor]) -> None:
+        """Write a state_dict as safetensors: plain weights, loadable without deltaprop."""
+        content = as_bytes(state)
+        path = self.path / name
+        if not (path.exists() and path.read_bytes() == content):
+            write_whole(path, content)
+
+    # --- checkpoints ---
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of checkpoints."""
+        return self.path / "checkpoints"
+
+    def save_checkpoint(self, found: Checkpoint, step: int, keep: int) -> None:
+        """Write a checkpoint as the last, and as one of the newest few that are kept beside it.
+
+        Args:
+            found: The checkpoint.
+            step: Of the run: the number in its name.
+            keep: How many numbered ones there may be.
+        """
+        if not self.checkpoints.is_dir():
+            self.checkpoints.mkdir()
+            sync_folder(self.path)
+        sync(self.path / "metrics.jsonl")  # the checkpoint counts on its lines
+        content = encode(found)
+        if keep:
+            write_whole(self.checkpoints / f"step-{step:09d}.safetensors", content)
+        write_whole(self.checkpoints / LAST, content)
+        # What has a higher number is of a future that was given up, by going on from before it.
+        ours = [path for path in self.numbered() if path.name <= f"step-{step:09d}.safetensors"]
+        for old in {*self.numbered()} - {*ours[:keep]}:
+            old.unlink(missing_ok=True)
+
+    def numbered(self) -> list[Path]:
+        """Return the numbered checkpoints, the newest first."""
+        return sorted(self.checkpoints.glob("step-*.safetensors"), reverse=True)
+
+    def sound_checkpoint(self, tell: Callable[[str], None], only: Path | None = None) -> tuple[Path, Checkpoint] | None:
+        """Return the last checkpoint, or the newest sound one where that is damaged; None where there are none.
+
+        Args:
+            tell: Called with a line for each that is damaged.
+            only: The one that was asked for, if one was.
+
+        Raises:
+            UserError: If there are some, and none is sound.
+        """
+        there = [path for path in (self.checkpoints / LAST, *self.numbered()) if path.exists()]
+        there = [only] if only is not None else there
+        told: list[str] = []
+        for path in there:
+            try:
+                return path, load_checkpoint(path)
+            except DamagedError as error:
+                told.append(str(error))
+                if len(there) > 1:
+                    tell(f"{path}: {error}; a sound one before it is looked for")
+        if len(there) == 1:
+            raise UserError(f"{there[0]}: {told[0]}")
+        if there:
+            raise UserError(f"{self.path}: none of its {len(there)} checkpoints is sound: {there[0].name}: {told[0]}")
+        return None
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that it is there whole or not at all."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+def as_bytes(state: Mapping[str, Tensor]) -> bytes:
+    """Return a state_dict as safetensors has it."""
+    return safetensors.torch.save({key: t.detach().cpu().contiguous() for key, t in state.items()})
+
+
+OWN = ("config.json", "metrics.jsonl", "best.safetensors", "checkpoints", ".lock")
+
+
+def is_stillborn(path: Path) -> bool:
+    """Return whether a folder holds nothing but what a run has left that did not live to see its first checkpoint."""
+    if not path.is_dir() or any((path / "checkpoints").glob("*.safetensors")):
+        return False
+    names = [entry.name for entry in path.iterdir()]
+    return bool(names) and all(name in OWN or "tfevents" in name or TEMPORARY in name for name in names)
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Return a checkpoint, once its configuration is sound and its tensors are those of that net.
+
+    Raises:
+        DamagedError: If it is damaged, or none.
+    """
+    state = read_state(path)
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp makes it the owner's alone
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+        config = from_json("config", state["config"])
+        sizes = [int(size) for size in state["resolved"]["sizes"]]
+        dtype = {"float32": torch.float32, "float64": torch.float64}[config.dtype]
+        if [*config.hidden] != sizes[1:-1] or min(sizes) < 1 or state["epoch"] < 1 or state["done"] < 0:
+            raise ValueError("sizes or places")
+        if not isinstance(state["data_sha256"], str) or not isinstance(state["threads"], int):
+            raise ValueError("data or threads")
+        if not isinstance(state["device"], str) or not isinstance(state["split_seed"], int):
+            raise ValueError("device or seed")
+    except (UserError, KeyError, TypeError, ValueError, IndexError) as error:
+        raise DamagedError(f"damaged: its state ({error})") from error
+    return load(path, tensors_of(sizes, dtype))
+
+
+def tensors_of(sizes: Sequence[int], dtype: torch.dtype) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+    """Return dtype and shape of each tensor of a checkpoint of a net of these sizes."""
+    found: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {
+        "generator": (torch.uint8, tuple(torch.Generator().get_state().shape)),
+        "total": (dtype, ()),
+    }
+    for at, (below, above) in enumerate(pairwise(sizes)):
+        for kind in ("model", "momentum", "best"):
+            found[f"{kind}.{2 * at}.weight"] = (dtype, (above, below))
+            found[f"{kind}.{2 * at}.bias"] = (dtype, (above,))
+    return found
+
+
+LAST = "last.safetensors"

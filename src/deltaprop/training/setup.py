@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import platform
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
@@ -46,6 +47,7 @@ class Setup:
         threads: CPU threads.
         tuned: What they were chosen by: the seconds of a step at each number tried; empty unless they were tuned.
         sizes: [n_0, …, n_L].
+        split_seed: Of the split and the initial weights; that of the configuration, unless it was overridden since.
     """
 
     config: TrainConfig
@@ -56,6 +58,7 @@ class Setup:
     threads: int
     tuned: dict[int, float]
     sizes: list[int]
+    split_seed: int
 
     def to_json(self) -> dict[str, Any]:
         """Return everything that defines the run, as config.json has it."""
@@ -87,8 +90,20 @@ class Setup:
         }
 
 
-def prepare(config: TrainConfig) -> Setup:
+def prepare(
+    config: TrainConfig,
+    split_seed: int | None = None,
+    *,
+    going_on: bool = False,
+    check: Callable[[], None] | None = None,
+) -> Setup:
     """Load the data and build the model; write nothing.
+
+    Args:
+        config: The configuration.
+        split_seed: Of the split and the initial weights; the configuration's by default.
+        going_on: Whether the run folder is there already.
+        check: Asked now and then while threads are tuned; breaks off by raising.
 
     Raises:
         UserError: If the configuration does not fit the data or the machine. What can be judged without the data is
@@ -103,10 +118,12 @@ def prepare(config: TrainConfig) -> Setup:
     if config.loss != "auto":
         check_output_activation(config.loss, config.output_activation)
     check_source(config.data)
-    check_folder(config.run_dir or default_folder(config.data))
+    if not going_on:
+        check_folder(config.run_dir or default_folder(config.data))
+    split_seed = config.seed if split_seed is None else split_seed
     dataset = load(
         config.data,
-        seed=config.seed,
+        seed=split_seed,
         test_fraction=config.test_fraction,
         val_fraction=config.val_fraction,
         val_split=config.val_split,
@@ -118,18 +135,20 @@ def prepare(config: TrainConfig) -> Setup:
     sizes = [dataset.n_inputs, *config.hidden, dataset.n_outputs]
     output = None if config.output_activation == "none" else config.output_activation
     with torch.random.fork_rng(devices=[]):  # the caller's generator is not ours to move
-        torch.default_generator.manual_seed(config.seed)  # torch.manual_seed would move the GPUs' generators too
+        torch.default_generator.manual_seed(split_seed)  # torch.manual_seed would move the GPUs' generators too
         # Drawn on the CPU, so that the same seed gives the same initial weights on every device.
         model = MLP(sizes, config.activations, output, init=config.init, dtype=dtype).to(device)
-    tuned = _tune(config, dataset, model, objective) if config.threads == "tune" else {}
+    tuned = _tune(config, dataset, model, objective, check) if config.threads == "tune" else {}
     threads = fastest(tuned) if tuned else pick_threads(config.threads, sizes, config.batch_size)
-    return Setup(config, dataset, model, objective, device, threads, tuned, sizes)
+    return Setup(config, dataset, model, objective, device, threads, tuned, sizes, split_seed)
 
 
 TUNING_STEPS = 8
 
 
-def _tune(config: TrainConfig, dataset: Dataset, model: MLP, objective: Objective) -> dict[int, float]:
+def _tune(
+    config: TrainConfig, dataset: Dataset, model: MLP, objective: Objective, check: Callable[[], None] | None
+) -> dict[int, float]:
     """Return the seconds of a step of this run at each number of threads; a copy of the model is trained."""
     trial = copy.deepcopy(model)
     optimizer = make_optimizer(trial, config)
@@ -139,6 +158,8 @@ def _tune(config: TrainConfig, dataset: Dataset, model: MLP, objective: Objectiv
     order = torch.arange(TUNING_STEPS * config.batch_size, device=x.device) % len(x)
 
     def few_steps() -> None:
+        if check is not None:
+            check()
         engine.epoch(x, y, order, config.batch_size, Progress(x.new_zeros(())), lambda step: None)
 
     timed = tune_threads(few_steps, physical_cores())

@@ -1,0 +1,285 @@
+"""Damaged and hostile checkpoints: none is loaded in silence, none runs anything, none takes more than its size."""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import random
+import resource
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from deltaprop import UserError
+from deltaprop.training import TrainConfig, train
+from deltaprop.training.checkpoint import Checkpoint, DamagedError, encode
+from deltaprop.training.run_folder import LAST, RunFolder, load_checkpoint
+from tests.training.faults.shim import forked, left, small
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of 4 epochs that keeps 3 checkpoints."""
+    folder = tmp_path_factory.mktemp("damage") / "run"
+    train(small(folder, epochs=4, keep=3))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def good(run: Path) -> bytes:
+    return (run / "checkpoints" / LAST).read_bytes()
+
+
+def loads(content: bytes, path: Path) -> bool:
+    """Return whether some bytes are taken for a sound checkpoint."""
+    path.write_bytes(content)
+    try:
+        load_checkpoint(path)
+    except DamagedError:
+        return False
+    return True
+
+
+def test_a_sound_one_loads(good: bytes, tmp_path: Path):
+    assert loads(good, tmp_path / "c")
+
+
+def test_truncated_at_every_length_it_is_refused(good: bytes, tmp_path: Path):
+    """Every seventh length here, and every one of the header's beginning and the last hundred."""
+    lengths = [*range(200), *range(200, len(good) - 100, 7), *range(len(good) - 100, len(good))]
+    assert [n for n in lengths if loads(good[:n], tmp_path / "c")] == []
+
+
+@pytest.mark.slow
+def test_truncated_at_truly_every_length_it_is_refused(good: bytes, tmp_path: Path):
+    assert [n for n in range(len(good)) if loads(good[:n], tmp_path / "c")] == []
+
+
+def test_with_something_behind_it_it_is_refused(good: bytes, tmp_path: Path):
+    assert not loads(good + b"\0", tmp_path / "c")
+
+
+def flips(good: bytes, path: Path, bits: list[int]) -> list[int]:
+    """Return those of some single-bit flips that are loaded."""
+    loaded = []
+    for bit in bits:
+        content = bytearray(good)
+        content[bit // 8] ^= 1 << bit % 8
+        if loads(bytes(content), path):
+            loaded.append(bit)
+    return loaded
+
+
+def test_of_600_single_bit_flips_none_is_loaded(good: bytes, tmp_path: Path):
+    """Half of them in the header, whose every character counts."""
+    drawn = random.Random(0)
+    header = 8 + int.from_bytes(good[:8], "little")
+    bits = [drawn.randrange(8 * header) for _ in range(300)] + [drawn.randrange(8 * len(good)) for _ in range(300)]
+    assert flips(good, tmp_path / "c", bits) == []
+
+
+@pytest.mark.slow
+def test_of_3000_single_bit_flips_none_is_loaded(good: bytes, tmp_path: Path):
+    drawn = random.Random(1)
+    assert flips(good, tmp_path / "c", [drawn.randrange(8 * len(good)) for _ in range(3000)]) == []
+
+
+def test_without_the_digest_most_flips_of_weights_would_load(good: bytes, tmp_path: Path):
+    """What the digest is for: safetensors alone takes a flip among the numbers for numbers."""
+    import safetensors.torch
+
+    drawn = random.Random(2)
+    start = 8 + int.from_bytes(good[:8], "little")
+    taken = 0
+    for _ in range(50):
+        content = bytearray(good)
+        content[drawn.randrange(start, len(good))] ^= 4
+        safetensors.torch.load(bytes(content))
+        taken += 1
+    assert taken == 50
+
+
+class TestFallingBack:
+    """A damaged last checkpoint: the newest sound one is taken, and everybody is told."""
+
+    @pytest.fixture
+    def folder(self, tmp_path: Path) -> Path:
+        train(small(tmp_path / "run", epochs=3, keep=3))
+        return tmp_path / "run"
+
+    @staticmethod
+    def spoil(path: Path) -> None:
+        content = bytearray(path.read_bytes())
+        content[-1] ^= 1
+        path.write_bytes(bytes(content))
+
+    def test_it_is_told_and_the_run_ends_as_it_should(self, folder: Path):
+        expected = left(folder)
+        told: list[str] = []
+        self.spoil(folder / "checkpoints" / LAST)
+        newest = RunFolder(folder).numbered()[0]
+        self.spoil(newest)
+        found = RunFolder(folder).sound_checkpoint(told.append)
+        assert found is not None
+        assert found[0] == RunFolder(folder).numbered()[1]
+        assert [line.partition(": ")[0] for line in told] == [str(folder / "checkpoints" / LAST), str(newest)]
+        assert forked(lambda: train(small(folder, epochs=3, keep=3), resume=folder)) == 0
+        assert left(folder) == expected
+
+    def test_if_none_is_sound_nothing_goes_on(self, folder: Path):
+        for path in (folder / "checkpoints").iterdir():
+            self.spoil(path)
+        with pytest.raises(UserError, match="none of its 4 checkpoints is sound"):
+            train(small(folder, epochs=3), resume=folder)
+
+    def test_one_that_was_asked_for_has_no_stand_in(self, folder: Path):
+        path = folder / "checkpoints" / LAST
+        self.spoil(path)
+        with pytest.raises(UserError, match=r"checkpoints/last\.safetensors: damaged: its SHA-256"):
+            train(small(folder, epochs=3), resume=path)
+
+
+# --- hostile ones ---
+
+
+class Trap:
+    """What a pickle would run."""
+
+    def __init__(self, sprung: Path) -> None:
+        self.sprung = sprung
+
+    def __reduce__(self) -> Any:
+        return (Path.touch, (self.sprung,))
+
+
+def pickled(sprung: Path) -> bytes:
+    return pickle.dumps(Trap(sprung))
+
+
+def torch_saved(sprung: Path) -> bytes:
+    file = io.BytesIO()
+    torch.save({"model": Trap(sprung)}, file)
+    return file.getvalue()
+
+
+def zip_bomb(_: Path) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("data.pkl", bytes(2**26))
+    return file.getvalue()
+
+
+def with_header(header: Any, tail: bytes = b"") -> Callable[[Path], bytes]:
+    raw = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return lambda _: len(raw).to_bytes(8, "little") + raw + tail
+
+
+def state_of(good: bytes) -> dict[str, Any]:
+    header = json.loads(good[8 : 8 + int.from_bytes(good[:8], "little")])
+    return dict(json.loads(header["__metadata__"]["state"]))
+
+
+META = {"state": "{}", "sha256": "0" * 64}
+HUGE = {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (pickled, "damaged or no checkpoint"),
+        (torch_saved, "damaged or no checkpoint"),
+        (zip_bomb, "damaged or no checkpoint"),
+        (lambda _: b"", "a header of 0 bytes in a file of 0"),
+        (lambda _: (2**63).to_bytes(8, "little") + b"{}", "damaged or no checkpoint"),
+        (lambda _: (2**25).to_bytes(8, "little") + bytes(2**25), "damaged or no checkpoint"),
+        (with_header(b"[" * 100_000), "its header is no JSON"),
+        (with_header(b"\xff\xfe{}"), "its header is no JSON"),
+        (with_header([1, 2]), "no metadata"),
+        (with_header({"__metadata__": META, "a": HUGE}), "its tensors take 4398046511104 bytes, the file has 0"),
+        (with_header({"__metadata__": META, "a": {**HUGE, "data_offsets": [0, 4]}}, b"1234"), "does not fit its place"),
+        (with_header({"__metadata__": META, "a": {**HUGE, "shape": [-1]}}), "the entry of tensor 'a'"),
+        (with_header({"__metadata__": META, "a": {**HUGE, "dtype": "F8"}}), "the entry of tensor 'a'"),
+        (with_header({"__metadata__": META, "a": 3}), "the entry of tensor 'a'"),
+        (with_header({"__metadata__": {**META, "state": "[" * 100_000}}), "its state is no JSON"),
+        (with_header({"__metadata__": {**META, "state": '{"format": 2}'}}), "of format 2"),
+        (with_header({"__metadata__": {**META, "state": '{"format": 1}'}}), "its state"),
+    ],
+    ids=range(17),
+)
+def test_what_is_no_checkpoint_runs_nothing_and_is_told_in_one_line(
+    make: Callable[[Path], bytes], said: str, tmp_path: Path
+):
+    path, sprung = tmp_path / "c", tmp_path / "sprung"
+    path.write_bytes(make(sprung))
+    with pytest.raises(DamagedError, match=said) as error:
+        load_checkpoint(path)
+    assert "\n" not in str(error.value)
+    assert not sprung.exists()
+
+
+def test_a_net_that_the_file_does_not_hold_is_not_allocated(good: bytes, tmp_path: Path):
+    """With a digest that is right: a configuration of 10^12 weights, tensors of the small net."""
+    state = state_of(good)
+    state["config"]["hidden"], state["resolved"]["sizes"] = [10**6, 10**6], [2, 10**6, 10**6, 2]
+    path = tmp_path / "c"
+    path.write_bytes(encode(Checkpoint({"model.0.weight": torch.zeros(4, 2)}, state)))
+    with pytest.raises(DamagedError, match="not of this net"):
+        load_checkpoint(path)
+
+
+def test_a_large_file_is_looked_through_in_little_memory(tmp_path: Path):
+    """A sparse gigabyte whose header fits it: its digest is taken piece by piece."""
+    size = 2**30
+    header = {"__metadata__": {**META, "state": '{"format": 1}'}, "a": {"dtype": "U8", "shape": [size],
+                                                                        "data_offsets": [0, size]}}  # fmt: skip
+    raw = json.dumps(header, separators=(",", ":")).encode()
+    path = tmp_path / "c"
+    with open(path, "wb") as file:
+        file.write(len(raw).to_bytes(8, "little") + raw)
+        file.truncate(8 + len(raw) + size)
+
+    def work() -> None:
+        from deltaprop.training.checkpoint import load
+
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        with pytest.raises(DamagedError, match="SHA-256"):
+            load(path)
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # KiB
+
+    assert forked(work) == 0
+
+
+@pytest.mark.parametrize("name", ["../../outside", "/etc/outside", "model.0.weight/../../x"])
+def test_a_name_that_leads_out_of_the_folder_leads_nowhere(name: str, good: bytes, tmp_path: Path):
+    path = tmp_path / "run" / "checkpoints" / "c"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(encode(Checkpoint({name: torch.zeros(4, 2)}, state_of(good))))
+    with pytest.raises(DamagedError, match="not of this net"):
+        load_checkpoint(path)
+    assert {p.name for p in tmp_path.rglob("*")} == {"run", "checkpoints", "c"}
+
+
+def test_where_a_checkpoint_says_it_lies_does_not_count(run: Path, good: bytes, tmp_path: Path):
+    """A run folder within the configuration is not where anything is written."""
+    state = state_of(good)
+    state["config"] = {**state["config"], "run_dir": str(tmp_path / "elsewhere")}
+    config = TrainConfig()
+    from deltaprop.training.resume import saved_config
+
+    saved = saved_config(Checkpoint({}, state), run)
+    assert saved.run_dir == run
+    assert config.run_dir is None
+
+
+def test_a_folder_and_a_pipe_are_no_checkpoints(tmp_path: Path):
+    import os
+
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path, tmp_path / "pipe", tmp_path / "none"):
+        with pytest.raises(DamagedError):
+            load_checkpoint(path)

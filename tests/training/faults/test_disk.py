@@ -1,0 +1,173 @@
+"""A disk that is full, slow to say so, or gone: the last checkpoint is as it was, and one line says what happened."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import resource
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deltaprop import UserError
+from deltaprop.cli import main
+from deltaprop.training import TrainingError, disk, train
+from deltaprop.training.board import SummaryWriter
+from deltaprop.training.loop import Silent
+from deltaprop.training.run_folder import LAST, load_checkpoint
+from tests.training.faults.shim import forked, go_on, left, save_always, small
+
+
+def full_after(writes: int, folder: Path) -> Callable[..., int]:
+    """Return a write that takes so many calls on files of a folder, half of the next one, and then no more."""
+    real, left_ = os.write, [writes]
+
+    def write(handle: int, content: Any) -> int:
+        if str(folder) not in os.readlink(f"/proc/self/fd/{handle}"):
+            return real(handle, content)
+        left_[0] -= 1
+        if left_[0] > 0:
+            return real(handle, content)
+        if left_[0] == 0:
+            return real(handle, bytes(content)[: max(1, len(content) // 2)])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    return write
+
+
+@pytest.mark.parametrize("writes", range(1, 22, 2))
+def test_full_at_any_write_it_is_told_in_one_line_and_the_run_can_go_on(
+    writes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Path and errno in the line, exit code 1; with room again the run ends as if nothing had been."""
+    train(small(tmp_path / "whole"))
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr("deltaprop.training.TrainConfig.save_seconds", property(lambda self: 0.0))
+        patch.setattr(disk.os, "write", full_after(writes, folder))
+        with pytest.raises(TrainingError, match=rf"{folder}/\S+: No space left on device \(errno 28\)") as error:
+            train(small(folder))
+    assert "\n" not in str(error.value)
+    if (folder / "checkpoints" / LAST).exists():
+        load_checkpoint(folder / "checkpoints" / LAST)
+    go_on(small(folder))
+    assert left(folder) == left(tmp_path / "whole")
+
+
+def test_beyond_the_largest_file_that_may_be(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    """RLIMIT_FSIZE: the kernel itself refuses to write on; a net of 20 kB against 8 kB."""
+    folder = tmp_path / "run"
+
+    def work() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))
+        words = ["train", "--data", "moons", "--hidden", "1000", "--epochs", "2", "--log-every", "0"]
+        raise SystemExit(main([*words, "--run-dir", str(folder)]))
+
+    assert forked(work) == 1
+    (line,) = capfd.readouterr().err.splitlines()
+    assert f"error: {folder}/checkpoints/" in line
+    assert "File too large (errno 27)" in line
+    assert not (folder / "checkpoints" / LAST).exists()
+
+
+@pytest.fixture
+def tmpfs(tmp_path: Path) -> Any:
+    """A file system of 300 kB."""
+    place = tmp_path / "small"
+    place.mkdir()
+    if os.geteuid() or os.system(f"mount -t tmpfs -o size=300k tmpfs {place} 2>/dev/null"):
+        pytest.skip("no permission to mount a small file system")
+    yield place
+    os.system(f"umount {place}")
+
+
+def test_a_small_file_system_that_is_really_full(tmpfs: Path, capfd: pytest.CaptureFixture[str]):
+    folder = tmpfs / "run"
+    words = ["--data", "moons", "--hidden", "1000", "--log-every", "0", "--save-every", "1", "--run-dir", str(folder)]
+    assert forked(lambda: (_ for _ in ()).throw(SystemExit(main(["train", *words, "--epochs", "500"])))) == 1
+    line = capfd.readouterr().err.splitlines()[-1]
+    assert "No space left on device (errno 28)" in line
+    load_checkpoint(folder / "checkpoints" / LAST)
+
+
+def test_without_events_for_tensorboard_the_run_goes_on_and_says_so_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Whatever of them cannot be written: here each scalar, to a disk that is full for them alone."""
+    train(small(tmp_path / "whole"))
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(SummaryWriter, "add_scalar", full)
+    warned: list[str] = []
+    reporter = Silent()
+    monkeypatch.setattr(reporter, "warn", warned.append)
+    train(small(tmp_path / "run"), reporter)
+    assert left(tmp_path / "run") == left(tmp_path / "whole")
+    (line,) = warned
+    assert line.startswith("events for TensorBoard cannot be written, the run goes on without: ")
+
+
+def test_events_onto_a_device_that_is_always_full(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    """/dev/full in the place of the file: the writer's own thread meets it."""
+    train(small(tmp_path / "whole"))
+
+    def work() -> None:
+        import tensorboard.summary.writer.event_file_writer as writer
+
+        real = writer.tf.io.gfile.GFile
+        writer.tf.io.gfile.GFile = lambda name, mode: real("/dev/full", mode)
+        words = ["train", "--data", "moons", "--hidden", "4", "--epochs", "2", "--batch-size", "256"]
+        raise SystemExit(main([*words, "--log-every", "0", "--run-dir", str(tmp_path / "run")]))
+
+    assert forked(work) == 0
+    lines = capfd.readouterr().err.splitlines()
+    assert [line for line in lines if line.startswith("warning: events for TensorBoard cannot be written")] == lines[:1]
+    assert left(tmp_path / "run") == left(tmp_path / "whole")
+
+
+class Vanishing(Silent):
+    """A reporter that takes the run folder away when the first epoch is done."""
+
+    def epoch(self, setup: Any, metrics: dict[str, Any]) -> None:
+        while setup.config.run_dir.exists():  # TensorBoard's own thread may be writing into it
+            shutil.rmtree(setup.config.run_dir, ignore_errors=True)
+
+
+def test_a_run_folder_that_vanishes_is_the_users(tmp_path: Path):
+    with pytest.raises(UserError, match=r"run/\S+: No such file or directory \(errno 2\)"):
+        train(small(tmp_path / "run"), Vanishing())
+
+
+def test_what_is_not_written_whole_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = tmp_path / "file"
+    disk.write_whole(path, b"old")
+    monkeypatch.setattr(disk.os, "write", full_after(1, tmp_path))
+    with pytest.raises(OSError, match="No space left"):
+        disk.write_whole(path, b"new content")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_line_that_is_not_written_whole_is_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = tmp_path / "lines"
+    disk.append(path, b"first\n")
+    monkeypatch.setattr(disk.os, "write", full_after(1, tmp_path))
+    with contextlib.suppress(OSError):
+        disk.append(path, b"second\n")
+    assert path.read_bytes() == b"first\n"
+
+
+def test_saving_always_is_what_the_tests_say_it_is(tmp_path: Path):
+    """The children of these tests save after every step."""
+
+    def work() -> None:
+        save_always()
+        assert small(tmp_path).save_seconds == 0
+
+    assert forked(work) == 0

@@ -1,0 +1,112 @@
+"""NaN and ∞: found within 50 steps, told with steps and layer, and never saved."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from deltaprop.training import TrainingError, train
+from deltaprop.training.guard import all_finite
+from deltaprop.training.loop import Run, Silent
+from deltaprop.training.run_folder import LAST, load_checkpoint
+from tests.training.faults.shim import small
+
+ENGINES = ["autograd", "explicit"]
+
+
+def finite(folder: Path) -> None:
+    """Hold every tensor of a run folder to being finite."""
+    for path in folder.rglob("*.safetensors"):
+        for name, value in load_file(path).items():
+            assert bool(value.isfinite().all()), f"{path}: {name}"
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_run_that_blows_up_says_steps_layer_and_remedies(engine: str, tmp_path: Path):
+    """η far too large: in float32 the weights overflow within some steps."""
+    folder = tmp_path / "run"
+    with pytest.raises(TrainingError) as error:
+        train(small(folder, engine=engine, lr=1e30, activation=("identity",), loss="quadratic", batch_size=8))
+    text = str(error.value)
+    assert "\n" not in text
+    for word in (
+        "no finite numbers any more in layer 1 (",
+        "epoch 1, steps 1 to ",
+        "lower --lr (it is 1e+30)",
+        "--init",
+    ):
+        assert word in text
+    finite(folder)
+    load_checkpoint(folder / "checkpoints" / LAST)
+
+
+class Poison(Silent):
+    """A reporter that spoils something at a step."""
+
+    def __init__(self, at: int, what: str, value: float) -> None:
+        self.at, self.what, self.value = at, what, value
+
+    def step(self, epoch: int, steps: int, step: int) -> None:
+        if (epoch - 1) * steps + step == self.at:
+            self.spoil()
+
+    def spoil(self) -> None:
+        run = Poison.run
+        run.engine.up_to_date()
+        tensors = run._tensors()
+        name = {"weight": "model.0.weight", "bias": "model.2.bias", "momentum": "momentum.2.weight"}[self.what]
+        tensors[name].view(-1)[0] = self.value
+
+    run: Run
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("what", ["weight", "bias", "momentum"])
+@pytest.mark.parametrize("at", [3, 97])
+def test_wherever_it_comes_from_it_is_found_within_50_steps(
+    what: str, value: float, at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Spoilt after a step of the first of two epochs of 144 steps."""
+    made = Run.__init__
+
+    def remember(self: Run, *arguments: Any) -> None:
+        made(self, *arguments)
+        Poison.run = self
+
+    monkeypatch.setattr(Run, "__init__", remember)
+    reporter = Poison(at, what, value)
+    with pytest.raises(TrainingError) as error:
+        train(small(tmp_path / "run", batch_size=5, activation=("tanh",)), reporter)
+    first, last = (int(word) for word in str(error.value).partition("steps ")[2].partition(":")[0].split(" to "))
+    assert first <= at + 1
+    assert at <= last <= at + 50
+    finite(tmp_path / "run")
+
+
+def test_the_question_is_asked_once_in_so_many_steps_not_at_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A question waits for the device."""
+    asked = []
+    monkeypatch.setattr("deltaprop.training.loop.all_finite", lambda tensors: asked.append(1) or all_finite(tensors))
+    train(small(tmp_path / "run", batch_size=5))  # 288 steps, 2 epochs, and 4 checkpoints
+    assert len(asked) <= 288 // 49 + 2 + 4 + 2
+
+
+def test_a_validation_loss_that_is_no_number_is_never_the_best(tmp_path: Path):
+    """Finite weights that give infinite outputs."""
+    folder = tmp_path / "run"
+    with pytest.raises(TrainingError, match=r"the (validation|training) loss became|no finite"):
+        train(small(folder, lr=1e18, activation=("identity",), loss="quadratic", momentum=0.0))
+    finite(folder)
+
+
+def test_sums_of_finite_numbers_that_overflow_are_no_alarm():
+    big = torch.full((8,), 3e38)
+    assert all_finite([big])
+    assert not all_finite([big, torch.tensor([math.nan])])
+    assert all_finite([])
+    assert all_finite([torch.tensor([1, 2])])
