@@ -1,0 +1,129 @@
+"""One run at a time in a folder, and folders that cannot be one: exit code 2, in one line."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from deltaprop import UserError
+from deltaprop.cli import main
+from deltaprop.training import TrainingError, train
+from deltaprop.training.loop import Silent
+from deltaprop.training.run_folder import RunFolder
+from tests.training.faults.shim import forked, left, small
+
+
+class Intruder(Silent):
+    """A reporter that tries to start a second run in the folder while the first is at work."""
+
+    said: str = ""
+
+    def epoch(self, setup: Any, metrics: dict[str, Any]) -> None:
+        with pytest.raises(UserError) as error:
+            train(small(setup.config.run_dir), resume=setup.config.run_dir)
+        self.said = str(error.value)
+
+
+def test_a_second_run_in_the_same_folder_is_refused(tmp_path: Path):
+    intruder = Intruder()
+    train(small(tmp_path / "run"), intruder)
+    assert intruder.said == f"{tmp_path / 'run'}: another run is at work in this folder; name another, or wait"
+    train(small(tmp_path / "run", epochs=3), resume=tmp_path / "run")  # the lock is gone
+
+
+def test_a_second_process_is_refused_and_disturbs_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    train(small(tmp_path / "whole", epochs=80))
+    folder = tmp_path / "run"
+    child = os.fork()
+    if not child:
+        torch.set_num_threads(1)
+        train(small(folder, epochs=80))
+        os._exit(0)
+    while not (folder / "metrics.jsonl").exists():
+        time.sleep(0.01)
+    assert forked(lambda: (_ for _ in ()).throw(SystemExit(main(["train", "--resume", str(folder)])))) == 2
+    assert forked(lambda: (_ for _ in ()).throw(SystemExit(main(["train", "--run-dir", str(folder)])))) == 2
+    assert os.waitpid(child, 0)[1] == 0
+    assert left(folder) == left(tmp_path / "whole")
+    first, second = capfd.readouterr().err.splitlines()
+    assert "another run is at work in this folder" in first
+    assert "the folder is not empty" in second
+
+
+def test_the_lock_of_a_run_that_was_killed_is_gone(tmp_path: Path):
+    def work() -> None:
+        with RunFolder(tmp_path).locked():
+            os.kill(os.getpid(), 9)
+
+    assert forked(work) == -9
+    with RunFolder(tmp_path).locked():
+        pass
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--run-dir", "{file}"], "there is a file of this name"),
+        (["--run-dir", "{file}/run"], "is a file, not a folder"),
+        (["--resume", "{file}"], "there is no run here"),
+        (["--resume", "{empty}"], "there is no run here"),
+        (["--resume", "{gone}"], "there is no run here"),
+        (["--resume"], "there is no run here: name the folder of a run, or give --run-dir"),
+        (["--resume", "auto"], "--resume auto: say which run by --run-dir"),
+        (["--resume", "auto", "--run-dir", "{file}"], "there is a file of this name"),
+        (["--resume", "auto", "--run-dir", "{full}"], "the folder is not empty"),
+        (["--override", "lr"], "--override is for --resume"),
+        (["--run-dir", "/proc/run"], "--run-dir /proc/run"),
+        (["--save-every", "0"], "--save-every must be epochs (a number above 0), or time such as 30s or 5m, got 0"),
+        (["--save-every", "5h"], "--save-every must be"),
+        (["--keep", "-1"], "--keep must be a whole number, at least 0"),
+    ],
+    ids=str,
+)
+def test_a_place_that_cannot_be_is_told_and_nothing_is_written(
+    words: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("a file")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").write_text("not ours")
+    places = {name: str(tmp_path / name) for name in ("file", "empty", "gone", "full")}
+    before = sorted(tmp_path.rglob("*"))
+    assert main(["train", "--data", "moons", *[word.format(**places) for word in words]]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_may_not_be_written_to(tmp_path: Path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(UserError, match="no permission"):
+        train(small(tmp_path / "run"))
+
+
+def test_out_of_memory_says_what_to_try(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A device that has none left in the second epoch; the last checkpoint is as it was."""
+    from deltaprop.training.engines import AutogradEngine
+
+    train(small(tmp_path / "whole"))
+    real, calls = AutogradEngine.epoch, []
+
+    def short(self: Any, *arguments: Any) -> None:
+        calls.append(1)
+        if len(calls) == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+        real(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(AutogradEngine, "epoch", short)
+        with pytest.raises(TrainingError, match="out of memory on cpu with --batch-size 256: try --batch-size 128"):
+            train(small(tmp_path / "run"))
+    train(small(tmp_path / "run"), resume=tmp_path / "run")
+    assert left(tmp_path / "run") == left(tmp_path / "whole")

@@ -1,0 +1,218 @@
+"""Ctrl-C and SIGTERM, at whatever a run is doing: saved, said, and gone within 2 s; a second Ctrl-C at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from deltaprop.cli import main
+from deltaprop.training import loop, train
+from deltaprop.training.run_folder import LAST, load_checkpoint
+from tests.training.faults.shim import go_on, left, small
+
+WITHIN = 2.0  # seconds
+
+
+class Child:
+    """A run in a process of its own.
+
+    Args:
+        work: What it does.
+        said: Where its output goes.
+    """
+
+    def __init__(self, work: Callable[[], Any], said: Path) -> None:
+        self.said = said
+        self.pid = os.fork()
+        if self.pid:
+            return
+        code = 1
+        try:
+            sys.stdout = sys.stderr = open(said, "w")  # noqa: SIM115  # open as long as the process is
+            torch.set_num_threads(1)
+            code = int(work())
+        except SystemExit as error:
+            code = int(error.code or 0)
+        finally:
+            sys.stdout.flush()
+            os._exit(code)
+
+    def send(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def wait(self) -> int:
+        """Return how it ended."""
+        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+    def until(self, there: Callable[[], bool]) -> None:
+        """Wait for something that it does."""
+        deadline = time.monotonic() + 60
+        while not there():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+
+def words(folder: Path, *more: str) -> list[str]:
+    plain = ["--data", "moons", "--hidden", "4", "--batch-size", "8", "--log-every", "0", "--save-every", "1000"]
+    return ["train", *plain, "--run-dir", str(folder), *more]
+
+
+@pytest.mark.parametrize("engine", ["autograd", "explicit"])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_in_training_it_saves_and_goes(number: int, code: int, engine: str, tmp_path: Path):
+    folder = tmp_path / "run"
+    child = Child(lambda: main(words(folder, "--epochs", "100000", "--engine", engine)), tmp_path / "said")
+    child.until(lambda: (folder / "metrics.jsonl").exists())
+    began = time.monotonic()
+    child.send(number)
+    assert child.wait() == code
+    assert time.monotonic() - began < WITHIN
+    said = (tmp_path / "said").read_text()
+    assert f"saved; go on with: deltaprop train --resume {folder}" in said
+    assert "Traceback" not in said
+    assert load_checkpoint(folder / "checkpoints" / LAST).state["epoch"] > 1
+
+
+@pytest.mark.parametrize("engine", ["autograd", "explicit"])
+def test_stopped_again_and_again_it_ends_with_the_same_bits(engine: str, tmp_path: Path):
+    settings: dict[str, Any] = {"engine": engine, "epochs": 40, "batch_size": 8, "save_every": "1000"}
+    train(small(tmp_path / "whole", **settings))
+    folder = tmp_path / "run"
+    stops = 0
+    while True:
+        child = Child(lambda: go_on(small(folder, **settings)) or 0, tmp_path / "said")
+        child.until(lambda: (folder / "checkpoints" / LAST).exists())
+        time.sleep(0.05 + 0.02 * stops)
+        child.send(signal.SIGTERM)
+        code = child.wait()
+        if code == 0:
+            break
+        stops += code == 143
+    assert left(folder) == left(tmp_path / "whole")
+    assert stops > 0
+
+
+def slow(real: Callable[..., Any], note: Path, seconds: float) -> Callable[..., Any]:
+    """Return a function that notes when it is first called, and then takes its time, breakable between chunks."""
+
+    def work(*arguments: Any, **options: Any) -> Any:
+        note.touch()
+        check = arguments[4] if len(arguments) > 4 else options.get("check", lambda: None)
+        for _ in range(int(seconds / 0.05)):
+            check()
+            time.sleep(0.05)
+        return real(*arguments, **options)
+
+    return work
+
+
+def test_in_an_evaluation_the_epoch_that_was_trained_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """An evaluation that would take a minute: the run stands at the end of its epoch, and judges it when resumed."""
+    train(small(tmp_path / "whole"))
+    folder, note = tmp_path / "run", tmp_path / "note"
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "evaluate", slow(loop.evaluate, note, 60))
+        child = Child(lambda: train(small(folder)), tmp_path / "said")
+    child.until(note.exists)
+    began = time.monotonic()
+    child.send(signal.SIGTERM)
+    assert child.wait() == 143
+    assert time.monotonic() - began < WITHIN
+    state = load_checkpoint(folder / "checkpoints" / LAST).state
+    assert (state["epoch"], state["done"]) == (1, 3)
+    train(small(folder), resume=folder)
+    assert left(folder) == left(tmp_path / "whole")
+
+
+def test_while_threads_are_timed_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    folder, note = tmp_path / "run", tmp_path / "note"
+
+    def timed(run: Callable[[], object], cores: int, seconds: float = 2.0) -> dict[int, float]:
+        note.touch()
+        while True:  # a minute's timing
+            run()
+
+    with monkeypatch.context() as patch:
+        patch.setattr("deltaprop.training.setup.tune_threads", timed)
+        child = Child(lambda: main(words(folder, "--threads", "tune")), tmp_path / "said")
+    child.until(note.exists)
+    began = time.monotonic()
+    child.send(signal.SIGINT)
+    assert child.wait() == 130
+    assert time.monotonic() - began < WITHIN
+    assert not folder.exists()
+    assert (tmp_path / "said").read_text() == "interrupted\n"
+
+
+def test_while_saving_the_save_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A disk that takes a fifth of a second for each write."""
+    from deltaprop.training import disk
+
+    train(small(tmp_path / "whole", epochs=6, save_every="1"))
+    folder = tmp_path / "run"
+    real = os.write
+
+    def write(handle: int, content: Any) -> int:
+        if "checkpoints" in os.readlink(f"/proc/self/fd/{handle}"):
+            time.sleep(0.2)
+        return real(handle, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(disk.os, "write", write)
+        child = Child(lambda: train(small(folder, epochs=6, save_every="1")), tmp_path / "said")
+    child.until(lambda: bool(list(folder.glob("checkpoints/.*.tmp-*"))))
+    began = time.monotonic()
+    child.send(signal.SIGINT)
+    code = child.wait()
+    assert code in (1, 130)  # an exception in this child; the command line makes 130 of it
+    assert time.monotonic() - began < WITHIN
+    load_checkpoint(folder / "checkpoints" / LAST)
+    assert not list(folder.rglob(".*.tmp-*"))
+    train(small(folder, epochs=6, save_every="1"), resume=folder)
+    assert left(folder) == left(tmp_path / "whole")
+
+
+def test_a_second_ctrl_c_ends_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Though the step in hand takes a minute."""
+    folder, note = tmp_path / "run", tmp_path / "note"
+
+    def stuck(self: Any, *_: Any) -> None:
+        note.touch()
+        for _ in range(1200):
+            time.sleep(0.05)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("deltaprop.training.engines.AutogradEngine.epoch", stuck)
+        child = Child(lambda: main(words(folder)), tmp_path / "said")
+    child.until(note.exists)
+    child.send(signal.SIGINT)
+    time.sleep(0.3)
+    assert os.waitpid(child.pid, os.WNOHANG) == (0, 0)  # the first waits for the step
+    began = time.monotonic()
+    child.send(signal.SIGINT)
+    assert child.wait() == 130
+    assert time.monotonic() - began < 0.5
+
+
+def test_handlers_are_given_back(tmp_path: Path):
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    train(small(tmp_path / "run"))
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_outside_the_main_thread_a_run_hears_nothing_and_runs(tmp_path: Path):
+    import threading
+
+    done: list[Any] = []
+    thread = threading.Thread(target=lambda: done.append(train(small(tmp_path / "run"))))
+    thread.start()
+    thread.join()
+    assert done[0].metrics["epoch"] == 2

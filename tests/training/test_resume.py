@@ -1,0 +1,367 @@
+"""A run that goes on: to the same bits as one that was never broken off, and not as another run by mistake."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from deltaprop.cli import main
+from deltaprop.training import Result, TrainConfig, train
+from deltaprop.training.loop import Silent
+from deltaprop.training.run_folder import LAST, RunFolder, load_checkpoint
+from deltaprop.training.signals import Terminated
+from tests.training.conftest import without_times
+
+Run = Callable[..., Result]
+
+
+class StopAt(Silent):
+    """A reporter that has the run stopped, as by SIGTERM, when it has taken so many steps."""
+
+    def __init__(self, step: int) -> None:
+        self.left = step
+
+    def step(self, epoch: int, steps: int, step: int) -> None:
+        self.left -= 1
+        if self.left == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def broken_off(config: TrainConfig, *stops: int) -> Path:
+    """Run to the end with stops after so many steps each; return the folder."""
+    folder = config.run_dir
+    assert folder is not None
+    with pytest.raises(Terminated):
+        train(config, StopAt(stops[0]))
+    for steps in stops[1:]:
+        with contextlib.suppress(Terminated):  # the explicit engine stops between blocks, and may have come to the end
+            train(config, StopAt(steps), resume=folder)
+    train(config, resume=folder)
+    return folder
+
+
+def same(folder: Path, whole: Result) -> None:
+    """Hold a folder to what a run left that was never broken off."""
+    for name in ("model.safetensors", "best.safetensors"):
+        assert (folder / name).read_bytes() == (whole.folder / name).read_bytes(), name
+    ours = dataclasses.replace(whole, folder=folder)
+    assert without_times(ours) == without_times(whole)
+
+
+SETTINGS: list[dict[str, Any]] = [
+    {},
+    {"momentum": 0.0, "lr_schedule": "cosine", "lr_warmup": 1},
+    {"nesterov": True, "weight_decay": 0.01, "decay_biases": True, "lr_schedule": "step", "lr_step": 1},
+    {"data": "sine", "loss": "huber", "dtype": "float64"},
+    {"patience": 1, "epochs": 30, "lr": 0.5},
+    {"activation": ("sigmoid", "tanh"), "hidden": (8, 5), "loss": "binary-cross-entropy", "val_fraction": 0.3},
+    {"batch_size": 1, "epochs": 2, "data": "xor"},
+]
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+@pytest.mark.parametrize("engine", ["autograd", "explicit"])
+def test_broken_off_in_mid_epoch_it_ends_with_the_same_bits(
+    engine: str, settings: dict[str, Any], run: Run, tmp_path: Path
+):
+    whole = run(engine=engine, **settings)
+    config = dataclasses.replace(TrainConfig(**{**json_of(whole), "run_dir": tmp_path / "broken"}))
+    same(broken_off(config, 20, 1, 33), whole)
+
+
+def json_of(result: Result) -> dict[str, Any]:
+    """Return the settings of a run."""
+    saved = json.loads((result.folder / "config.json").read_text())
+    return {field.name: saved[field.name] for field in dataclasses.fields(TrainConfig) if field.name != "config"}
+
+
+def test_broken_off_after_any_step_it_ends_with_the_same_bits(run: Run, tmp_path: Path):
+    """12 steps in 2 epochs."""
+    whole = run(batch_size=128, epochs=2)
+    for step in range(1, 12):
+        config = TrainConfig(**{**json_of(whole), "run_dir": tmp_path / f"at{step}"})
+        same(broken_off(config, step), whole)
+
+
+def test_saving_in_mid_epoch_changes_no_bit(run: Run, monkeypatch: pytest.MonkeyPatch):
+    whole = run()
+    monkeypatch.setattr(TrainConfig, "save_seconds", property(lambda self: 0.0))
+    same(run().folder, whole)
+
+
+def test_more_epochs_are_as_if_they_had_been_asked_for_at_once(run: Run, tmp_path: Path):
+    whole, short = run(epochs=5), run(epochs=2)
+    config = TrainConfig(**{**json_of(short), "epochs": 5})
+    train(config, resume=short.folder)
+    same(short.folder, whole)
+    assert json.loads((short.folder / "config.json").read_text())["epochs"] == 5
+
+
+def test_what_has_ended_is_left_as_it_is(run: Run):
+    result = run()
+    before = {path: path.stat().st_mtime_ns for path in result.folder.rglob("*") if path.name != ".lock"}
+    again = train(TrainConfig(**json_of(result)), resume=result.folder)
+    assert again.metrics == result.metrics
+    after = {path: path.stat().st_mtime_ns for path in result.folder.rglob("*") if path.name != ".lock"}
+    files = {path: stamp for path, stamp in before.items() if path.is_file()}
+    assert {path: stamp for path, stamp in after.items() if path.is_file()} == files
+
+
+class TestMetrics:
+    """metrics.jsonl is as long as the checkpoint says, and never torn."""
+
+    @pytest.mark.parametrize("torn", ['{"epoch": 4, "ste', '{"epoch": 4}\n{"ep', "\0\0\0\0", '{"epoch": 9}\n', "[1]\n"])
+    def test_a_torn_last_line_is_repaired(self, torn: str, run: Run):
+        whole, short = run(epochs=5), run(epochs=3)
+        with open(short.folder / "metrics.jsonl", "a") as file:
+            file.write(torn)
+        train(TrainConfig(**{**json_of(short), "epochs": 5}), resume=short.folder)
+        same(short.folder, whole)
+
+    def test_lines_of_a_future_that_was_given_up_are_dropped(self, run: Run):
+        """Going on from a numbered checkpoint of epoch 2 of a run that has come to epoch 4."""
+        whole, run4 = run(epochs=4), run(epochs=4, save_every="1", keep=9)
+        steps = len(RunFolder(run4.folder).numbered())
+        assert steps == 5  # before the first epoch, and after each
+        path = RunFolder(run4.folder).numbered()[2]
+        assert load_checkpoint(path).state["epoch"] == 3
+        train(TrainConfig(**json_of(run4)), resume=path)
+        same(run4.folder, whole)
+
+
+class TestWhatMayChange:
+    def refused(self, result: Result, *words: str) -> str:
+        """Return what is said on stderr."""
+        return self.told(result, 2, *words)
+
+    def told(self, result: Result, code: int, *words: str) -> str:
+        before = {p: p.read_bytes() for p in result.folder.rglob("*") if p.is_file()}
+        assert main(["train", "--resume", str(result.folder), *words]) == code
+        if code == 2:
+            assert {p: p.read_bytes() for p in result.folder.rglob("*") if p.is_file()} == before
+        line: str = self.capsys.readouterr().err
+        assert line.count("\n") == (1 if code else 0)
+        return line
+
+    @pytest.fixture(autouse=True)
+    def _capture(self, capsys: pytest.CaptureFixture[str]) -> None:
+        self.capsys = capsys
+
+    @pytest.fixture
+    def short(self, run: Run) -> Result:
+        return run(epochs=2)
+
+    @pytest.mark.parametrize(
+        "words",
+        [["--epochs", "3"], ["--log-every", "1"], ["--save-every", "5m"], ["--keep", "3"], ["--patience", "4"]],
+        ids=str,
+    )
+    def test_what_breaks_nothing(self, words: list[str], short: Result):
+        assert self.told(short, 0, *words) == ""
+
+    @pytest.mark.parametrize(
+        ("words", "diff"),
+        [
+            (["--lr", "0.2"], "lr 0.05 → 0.2; if it is meant so, --override lr"),
+            (["--batch-size", "32"], "batch_size 16 → 32; if it is meant so, --override batch-size"),
+            (["--seed", "7"], "seed 0 → 7"),
+            (["--engine", "explicit"], "engine autograd → explicit"),
+            (["--threads", "2"], "threads 1 → 2"),
+            (
+                ["--momentum", "0.5", "--lr", "0.2"],
+                "lr 0.05 → 0.2, momentum 0.9 → 0.5; if it is meant so, --override lr",
+            ),
+            (["--data", "circles"], "data moons → circles"),
+            (["--precision", "bf16"], "precision float32 → bf16"),
+            (["--lr", "0.2", "--override", "momentum"], "lr 0.05 → 0.2"),
+        ],
+        ids=str,
+    )
+    def test_what_breaks_exactness_is_refused_with_a_diff(self, words: list[str], diff: str, short: Result):
+        line = self.refused(short, "--epochs", "3", *words)
+        assert f"error: {short.folder}: not the same run any more: " in line
+        assert diff in line
+
+    @pytest.mark.parametrize(
+        ("words", "diff"),
+        [
+            (["--hidden", "9"], "hidden 8 → 9"),
+            (["--activation", "tanh"], "activation relu → tanh"),
+            (["--loss", "quadratic"], "loss auto → quadratic"),
+            (["--dtype", "float64"], "dtype float32 → float64"),
+            (["--test-fraction", "0.3"], "test_fraction 0.2 → 0.3"),
+            (["--scaling", "none"], "scaling auto → none"),
+        ],
+        ids=str,
+    )
+    def test_another_net_or_other_data_is_refused_whatever_is_overridden(
+        self, words: list[str], diff: str, short: Result
+    ):
+        assert diff in self.refused(short, "--epochs", "3", *words)
+        name = words[0].removeprefix("--")
+        assert f"--override {name.replace('-', '_')}: this is none of" in self.refused(
+            short, "--epochs", "3", *words, "--override", name
+        )
+
+    def test_other_data_under_the_same_name_is_refused(self, short: Result):
+        line = self.refused(short, "--epochs", "3", "--data", "circles", "--override", "data")
+        assert "the data in circles are not those that the run learnt from" in line
+
+    def test_fewer_epochs_than_are_done_are_refused(self, short: Result):
+        assert "--epochs 1: the run has done 2 already" in self.refused(short, "--epochs", "1")
+
+    @pytest.mark.parametrize(
+        ("words", "setting", "old", "new"),
+        [
+            (["--lr", "0.2"], "lr", 0.05, 0.2),
+            (["--batch-size", "32"], "batch_size", 16, 32),
+            (["--seed", "7"], "seed", 0, 7),
+            (["--engine", "explicit"], "engine", "autograd", "explicit"),
+            (["--threads", "2"], "threads", "1", "2"),
+        ],
+    )
+    def test_an_override_is_recorded(self, words: list[str], setting: str, old: object, new: object, short: Result):
+        assert self.told(short, 0, "--epochs", "3", *words, "--override", setting.replace("_", "-")) == ""
+        config = json.loads((short.folder / "config.json").read_text())
+        assert config["overrides"] == [{"epoch": 3, "step": 0, "setting": setting, "from": old, "to": new}]
+        assert config[setting] == new
+        self.told(short, 0, "--epochs", "4")  # as it is now, without saying so again
+        assert len(json.loads((short.folder / "config.json").read_text())["overrides"]) == 1
+
+    def test_another_seed_leaves_the_split_as_it_was(self, short: Result):
+        """Or rows would be judged by that were learnt from."""
+        self.told(short, 0, "--epochs", "3", "--seed", "7", "--override", "seed")
+        assert load_checkpoint(short.folder / "checkpoints" / LAST).state["split_seed"] == 0
+
+    def test_in_mid_epoch_another_order_begins_the_epoch_anew(self, run: Run, tmp_path: Path):
+        config = TrainConfig(**{**json_of(run()), "run_dir": tmp_path / "broken"})
+        with pytest.raises(Terminated):
+            train(config, StopAt(60))  # in the second epoch of 45 steps
+        folder = tmp_path / "broken"
+        train(dataclasses.replace(config, batch_size=90), resume=folder, override=["batch-size"])
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        assert [line["step"] for line in lines] == [45, 16, 24]  # 720 rows are 8 steps of 90
+
+    def test_a_toml_file_changes_settings_as_flags_do(self, short: Result, tmp_path: Path):
+        (tmp_path / "more.toml").write_text("epochs = 3\nlr = 0.2\n")
+        assert "lr 0.05 → 0.2" in self.refused(short, "--config", str(tmp_path / "more.toml"))
+        assert self.told(short, 0, "--config", str(tmp_path / "more.toml"), "--lr", "0.05") == ""
+
+
+class TestCommand:
+    def test_in_the_run_folder_no_name_is_needed(self, run: Run, monkeypatch: pytest.MonkeyPatch, capsys: Any):
+        result = run()
+        monkeypatch.chdir(result.folder)
+        assert main(["train", "--resume", "--epochs", "4"]) == 0
+        assert "checkpoints/last.safetensors: in epoch 4" in capsys.readouterr().out
+        monkeypatch.chdir("/")
+        assert main(["train", "--resume", "--run-dir", str(result.folder), "--epochs", "5"]) == 0
+        assert main(["train", "--epochs", "6", "--resume", str(result.folder / "checkpoints" / LAST)]) == 0
+        assert len((result.folder / "metrics.jsonl").read_text().splitlines()) == 6
+
+    def test_auto_begins_and_goes_on(self, tmp_path: Path, capsys: Any):
+        words = ["train", "--resume", "auto", "--run-dir", str(tmp_path / "run"), "--data", "moons", "--hidden", "4"]
+        for epochs in ("1", "2"):
+            assert main([*words, "--epochs", epochs, "--log-every", "0"]) == 0
+        out = capsys.readouterr().out
+        assert out.count("in epoch 2") == 1
+        assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 2
+
+    def test_a_damaged_last_checkpoint_is_told_loudly(self, run: Run, capsys: Any):
+        result = run(keep=2, save_every="1")
+        path = result.folder / "checkpoints" / LAST
+        path.write_bytes(path.read_bytes()[:-1])
+        assert main(["train", "--resume", str(result.folder), "--epochs", "4"]) == 0
+        captured = capsys.readouterr()
+        assert f"warning: {path}: damaged: " in captured.err
+        assert re.search(r"resume +\S+step-\d+\.safetensors: in epoch 4", captured.out)
+
+
+def test_weights_load_without_deltaprop_and_checkpoints_without_pickle(run: Run):
+    """Plain safetensors all of them."""
+    from safetensors import safe_open
+
+    for path in run().folder.rglob("*.safetensors"):
+        with safe_open(path, "pt") as file:
+            assert file.keys()
+
+
+def test_random_state_of_the_caller_stays(run: Run):
+    result = run()
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    train(TrainConfig(**{**json_of(result), "epochs": 4}), resume=result.folder)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+# --- TensorBoard ---
+
+
+def scalars(logdir: Path, tag: str, fast: bool) -> list[int]:
+    """Return the steps of a tag as a real TensorBoard serves them, by its fast loader or its old one."""
+    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(logdir), "--host", "127.0.0.1", "--port", "0"]
+    command += [f"--load_fast={'true' if fast else 'false'}", "--reload_interval", "1"]
+    environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
+    server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    try:
+        assert server.stderr is not None
+        address = next(found[0] for line in server.stderr if (found := re.search(r"http://127\.0\.0\.1:\d+", line)))
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            try:
+                url = f"{address}/data/plugin/scalars/scalars?tag={tag}&run=run"
+                with urllib.request.urlopen(url, timeout=30) as answer:
+                    found = [step for _, step, _ in json.load(answer)]
+                if found:
+                    time.sleep(2)  # the loader may be at it
+                    with urllib.request.urlopen(url, timeout=30) as answer:
+                        return [step for _, step, _ in json.load(answer)]
+            except OSError:
+                pass
+            time.sleep(0.3)
+        raise AssertionError("TensorBoard shows nothing")
+    finally:
+        server.terminate()
+        server.wait()
+        server.stderr.close()  # type: ignore[union-attr]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fast", [True, False], ids=["fast loader", "old loader"])
+def test_tensorboard_shows_each_epoch_once_after_a_resume(fast: bool, run: Run, tmp_path: Path):
+    """Going on from epoch 3 of a run that has written 5, and then from the end."""
+    folder = tmp_path / "logs" / "run"
+    config = TrainConfig(data="moons", hidden=(8,), epochs=5, log_every=0, save_every="1", keep=9, run_dir=folder)
+    train(config)
+    train(config, resume=RunFolder(folder).numbered()[2])
+    train(dataclasses.replace(config, epochs=6), resume=folder)
+    assert scalars(tmp_path / "logs", "loss/train", fast) == [1, 2, 3, 4, 5, 6]
+
+
+def test_each_epoch_is_once_in_the_events_after_a_resume(tmp_path: Path):
+    """By the reader that TensorBoard's old loader uses; the real server is asked in the slow test."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    folder = tmp_path / "run"
+    config = TrainConfig(data="moons", hidden=(8,), epochs=5, log_every=1, save_every="1", keep=9, run_dir=folder)
+    train(config)
+    train(config, resume=RunFolder(folder).numbered()[2])
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    assert [event.step for event in events.Scalars("loss/train")] == [1, 2, 3, 4, 5]
+    assert [event.step for event in events.Scalars("delta_norm/layer1")] == [0, 1, 2, 3, 4, 5]
+    assert len(events.Tensors("config/text_summary")) == 1
