@@ -122,6 +122,27 @@ def test_what_passes_the_jacobian():
         assert_close(found.grad_of_a(layer), grad_a)
 
 
+def test_a_vanished_delta_is_held_to_its_own_size(monkeypatch: pytest.MonkeyPatch):
+    """Ten sigmoid layers leave δ¹ of 1e-9; one that is 1 % too large is told, though the difference is 1e-11."""
+    model = dp.MLP([4, *[10] * 10, 1], "sigmoid")
+    x, y = torch.randn(5, 4), torch.rand(5, 1)
+    found = trace(model, "quadratic_loss", x, y)
+    assert found.ok
+    assert found.layers[0].delta.abs().max() < 1e-7
+    assert not next(c for c in found.comparisons if (c.layer, c.beside) == (1, "differences")).resolved
+    first = id(model[0])
+    real = ops.ACTIVATIONS["sigmoid"].delta
+    calls: list[int] = []
+
+    def delta(grad_a: Tensor, saved: Tensor) -> Tensor:
+        calls.append(first)
+        return real(grad_a, saved) * (1.01 if len(calls) == 10 else 1.0)  # layer 1 comes last
+
+    monkeypatch.setattr(ops.ACTIVATIONS["sigmoid"], "delta", staticmethod(delta))
+    wrong = {(c.layer, c.quantity, c.beside) for c in trace(model, "quadratic_loss", x, y).comparisons if not c.ok}
+    assert (1, "delta", "autograd") in wrong
+
+
 def test_it_prints_as_the_terminal_has_it():
     tiny = str(trace(dp.MLP([2, 1]), "mse_loss", torch.rand(1, 2), torch.rand(1, 1)))
     assert "FWD  z¹ = a⁰ (W¹)ᵀ + b¹" in tiny

@@ -83,7 +83,7 @@ def main(words: Sequence[str]) -> int:
         for depth in dict.fromkeys(arguments.depths):
             found.append(watch(config, arm, depth, arguments.width))
             for line in told(found[-1]):
-                console.print(line, markup=False)
+                console.print(line, markup=False, soft_wrap=True)
     if arguments.picture is not None:
         of = f"{arguments.data}, {arguments.width} wide, η {arguments.lr:g}"
         title = f"How much of the error reaches each layer ({of})"

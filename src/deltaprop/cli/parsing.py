@@ -70,6 +70,9 @@ def one_line(box: str) -> str:
         .removesuffix(".")
     )
     text = text.removeprefix("Error parsing ")
+    text = re.sub(
+        r"no type matching (?:\{None\}\|)?(.*?) could be instantiated from \['(.*?)'\].*", r"must be \1, got \2", text
+    )
     near = [re.search(r"--[\w-]+", section) for section in sections[1:] if "Perhaps you meant" in section]
     hint = f": perhaps you meant {near[0][0]}" if near and near[0] else ""
     return (text if text.startswith("-") else text[0].lower() + text[1:]) + hint

@@ -20,9 +20,10 @@ from deltaprop.cli.targets import call_examples, load
 from deltaprop.errors import UserError, unknown_name
 from deltaprop.initialization import INITS
 from deltaprop.modules import MLP
+from deltaprop.training.objective import LOSSES as TRAINED
 from deltaprop.training.run_folder import RunFolder, check_folder
 from deltaprop.training.saved import WEIGHTS, load_run
-from deltaprop.verify.quantities import tables, verdict
+from deltaprop.verify.quantities import LEGEND, headline, tables, verdict
 from deltaprop.verify.steps import as_text, is_tiny, steps
 from deltaprop.verify.trace import LOSSES, Trace, trace
 
@@ -74,6 +75,7 @@ class Arguments:
     run_dir: Path | None = None
 
 
+OTHER_NAMES = {name: row.call.__name__ for name, row in TRAINED.items()}  # as deltaprop train has them
 FRESH = ("sizes", "activation", "output_activation", "init", "seed")
 OF_A_RUN = ("weights", "part", "data")
 
@@ -85,17 +87,24 @@ def main(words: Sequence[str]) -> int:
         UserError: If there is no such net, or it does not take the batch.
     """
     arguments = read_flags(Arguments, "trace", words, DESCRIPTION)
+    if arguments.loss in OTHER_NAMES:
+        arguments = dataclasses.replace(arguments, loss=OTHER_NAMES[arguments.loss])
     judge(arguments)
     found, lr = make(arguments)
     console = Console(highlight=False)
     if is_tiny(found):
+        console.print("numbers are rounded to four digits, the sums are of the unrounded ones", style="dim")
         for line in as_text(steps(found, lr)):
-            console.print(line, markup=False, style="bold" if not line.startswith(" ") else None, soft_wrap=True)
+            style = "dim" if line.startswith("#") else None if line.startswith(" ") else "bold"
+            console.print(line, markup=False, style=style, soft_wrap=True)
     else:
+        console.print(headline(found), markup=False, style="bold", soft_wrap=True)
         console.print(*tables(found), sep="\n")
         after = found.loss_after(lr)
-        console.print(f"{found.loss_name}: C = {found.loss:.6g}, and {after:.6g} after a step of η = {lr:g}")
-    console.print(verdict(found))
+        far = ": too long a step, a smaller --lr goes down" if after > found.loss else ""
+        console.print(f"{found.loss_name}: C = {found.loss:.6g}, and {after:.6g} after a step of η = {lr:g}{far}")
+        console.print(f"{LEGEND} The sums of so large a net: --html page.html.", style="dim")
+    console.print(verdict(found), soft_wrap=True)
     if arguments.html is not None:
         from deltaprop.verify.page import html_page
 
@@ -143,6 +152,8 @@ def judge(arguments: Arguments) -> None:
         if choice is not None and choice not in known:
             raise unknown_name(what, choice, known)
     check_file("--html", arguments.html)
+    if arguments.html is not None and arguments.html.suffix.lower() not in (".html", ".htm"):
+        raise UserError(f"--html {arguments.html}: the name must end in .html; what is there would be written over")
     if arguments.run_dir is not None:
         if not arguments.tensorboard:
             raise UserError("--run-dir is for --tensorboard: give both")
@@ -196,6 +207,10 @@ def of_run(folder: Path, arguments: Arguments) -> tuple[Trace, float]:
     x = split.x[rows]
     y = setup.objective.targets(split.y[rows], x.dtype)
     found = trace(setup.model, setup.objective.loss.call, x, y)
+    about = f"{folder}: its {arguments.weights or 'final'} weights, the first {len(x)} rows of its {part} part, scaled"
+    if setup.config.momentum or setup.config.weight_decay:
+        about += "; the step is plain, without the run's momentum and weight decay"
+    found = dataclasses.replace(found, about=about)
     return found, setup.config.lr if arguments.lr is None else arguments.lr
 
 
@@ -205,8 +220,12 @@ def of_fresh(arguments: Arguments) -> Trace:
     Raises:
         UserError: If the arguments do not fit each other.
     """
-    sizes, rows = arguments.sizes or (2, 3, 1), arguments.rows or 1
-    loss = arguments.loss or "quadratic_loss"
+    sizes = (2, 3, 1) if arguments.sizes is None else arguments.sizes
+    rows, loss = arguments.rows or 1, arguments.loss or "quadratic_loss"
+    if loss == "cross_entropy" and sizes and sizes[-1] == 1:
+        raise UserError(
+            "--loss cross_entropy of one output is 0 whatever the net does: give --sizes two or more at the end"
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(arguments.seed or 0)
         output = None if arguments.output_activation in (None, "none") else arguments.output_activation

@@ -7,6 +7,7 @@ AISTATS 2010, and He et al., arXiv 1502.01852 (2015), give the initialisations t
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -114,7 +115,7 @@ def draw(found: Sequence[Watched], title: str) -> Figure:
     """
     arms = list(dict.fromkeys(watched.arm for watched in found))
     depths = sorted({watched.depth for watched in found})
-    figure = Figure(figsize=(1 + 3.1 * len(depths), 0.8 + 2.15 * len(arms)), dpi=110, layout="constrained")
+    figure = Figure(figsize=(1 + 3.1 * max(2, len(depths)), 1.2 + 2.15 * len(arms)), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(len(arms), len(depths), sharex=True, sharey="row", squeeze=False)
     for watched in found:
@@ -129,13 +130,19 @@ def draw(found: Sequence[Watched], title: str) -> Figure:
             )  # fmt: skip
         right = "" if watched.accuracy is None else f"{100 * watched.accuracy:.0f} % right in the end"
         axes.set_title(right or f"loss {watched.loss:.3g} in the end", fontsize=9)
+        if any(not math.isfinite(norm) for norm in watched.norms[-1]):
+            axes.text(
+                0.5, 0.5, "no finite numbers\nafter the first epochs", transform=axes.transAxes, ha="center", fontsize=8
+            )
+        elif not all(watched.norms[-1]):
+            axes.text(0.5, 0.5, "no δ passes: units are dead", transform=axes.transAxes, ha="center", fontsize=8)
         axes.tick_params(labelsize=8)
         axes.grid(alpha=0.25)
     for row, arm in enumerate(arms):
         panels[row, 0].set_ylabel(f"{arm.activation}, init {arm.init}\nnorm of δ", fontsize=9)
     for column, depth in enumerate(depths):
         top = panels[0, column]
-        top.set_title(f"{depth} hidden layers\n{top.get_title()}", fontsize=9)
+        top.set_title(f"{depth} hidden layer{'' if depth == 1 else 's'}\n{top.get_title()}", fontsize=9)
         panels[-1, column].set_xlabel("epoch", fontsize=9)
         panels[-1, column].xaxis.set_major_locator(MaxNLocator(integer=True))
     lines = {text: line for axes in panels.flat for line, text in zip(*axes.get_legend_handles_labels(), strict=True)}

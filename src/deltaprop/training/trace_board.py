@@ -82,7 +82,11 @@ def picture(at: int, layer: TracedLayer) -> Picture:
         limit = float(tensor.abs().max()) or 1.0
         values = tensor if title == "∂C/∂W" else tensor[:MOST_ROWS]
         colours = {"cmap": DIVERGING, "vmin": -limit, "vmax": limit}
-        image = axes.imshow(values.numpy(), aspect="auto", interpolation="nearest", **colours)
+        if bool((tensor >= 0).all()):
+            colours = {"cmap": "Blues", "vmin": 0, "vmax": limit}
+        height, width = values.shape
+        extent = (0.5, width + 0.5, height + 0.5, 0.5)  # neurons and samples are counted from 1
+        image = axes.imshow(values.numpy(), aspect="auto", interpolation="nearest", extent=extent, **colours)
         across, down = ("neuron below", "neuron") if title == "∂C/∂W" else ("neuron", "sample")
         axes.set_title(title, fontsize=11)
         axes.set_xlabel(across, fontsize=9)

@@ -91,6 +91,7 @@ def check_gradients(
         >>> report.ok, report["values"].outcome
         (True, 'passed')
     """
+    skip = (skip,) if isinstance(skip, str) else skip
     for name in skip:
         if name not in CHECKS:
             raise unknown_name("check", name, CHECKS)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 from torch import Tensor
 
@@ -15,7 +15,8 @@ FORMULAS = {
     "quadratic_loss": "C = ½ Σ (a − y)²/N,  ∂C/∂a = (a − y)/N",
     "mse_loss": "C = Σ (a − y)²/M over all M entries,  ∂C/∂a = 2 (a − y)/M",
     "l1_loss": "C = Σ |a − y|/M over all M entries,  ∂C/∂a = ±1/M, the sign of a − y",
-    "huber_loss": "C = Σ h(a − y)/M over all M entries,  ∂C/∂a = (a − y)/M, a − y clipped to ±1",
+    "huber_loss": "C = Σ h(a − y)/M over all M entries, h(r) = ½ r² up to |r| = 1 and then |r| − ½,  "
+    "∂C/∂a = (a − y)/M, a − y clipped to ±1",
     "cross_entropy": "C = −Σ ln p_y/N, p = exp(a)/Σ exp(a),  ∂C/∂a = (p − 1 at y, p elsewhere)/N",
     "binary_cross_entropy_with_logits": "C = −Σ [y ln s + (1 − y) ln(1 − s)]/M, s = 1/(1 + e^−a),  ∂C/∂a = (s − y)/M",
     "binary_cross_entropy_per_sample": "C = −Σ [y ln s + (1 − y) ln(1 − s)]/N, s = 1/(1 + e^−a),  ∂C/∂a = (s − y)/N",
@@ -42,7 +43,10 @@ def _bernoulli(a: float, y: float) -> tuple[str, float]:
     s = _sigmoid(a)
     # ln s and ln(1 − s) without the digits that 1 − s loses
     value = max(a, 0) - a * y + math.log1p(math.exp(-abs(a)))
-    parts = [f"{number(share)}·ln({number(p)})" for share, p in ((y, s), (1 - y, _sigmoid(-a))) if share]
+    parts = [f"{number(y)}·ln({number(s)})"] if y else []
+    if y != 1:  # 1 − s in its own digits where s is all but 1
+        rest = f"1 − {number(s)}" if s < 0.999 else number(_sigmoid(-a))
+        parts.append(f"{f'(1 − {number(y)})' if y else '1'}·ln({rest})")
     return f"−({' + '.join(parts)})", value
 
 
@@ -69,7 +73,7 @@ def is_plain(trace: Trace) -> bool:
     return trace.target.dim() == 1 if labels else trace.target.shape == trace.layers[-1].a.shape
 
 
-def loss_lines(trace: Trace, rows: int) -> Iterator[tuple[str, int | None]]:
+def loss_lines(trace: Trace, rows: Collection[int]) -> Iterator[tuple[str, int | None]]:
     """Yield C in numbers, each line with the sample it tells of."""
     if not is_plain(trace):
         yield f"C = {number(trace.loss)}", None
@@ -84,21 +88,24 @@ def loss_lines(trace: Trace, rows: int) -> Iterator[tuple[str, int | None]]:
             if label < 0:
                 continue  # ignored
             found.append(-float(a[n].log_softmax(0)[label]))
-            if n < rows and len(p) <= 2 * MOST_TERMS:
+            if n in rows and len(p) <= 2 * MOST_TERMS:
                 yield f"p = softmax(a{top}) = {row(p)}", n
                 yield f"c = −ln(p{place(label)}) = −ln({number(p[label].item())}) = {number(found[-1])}", n
             continue
         for j in range(a.shape[1]):
             text, value = ENTRIES[trace.loss_name](a[n, j].item(), y[n, j].item())
             found.append(value)
-            if n < rows and a.shape[1] <= 2 * MOST_TERMS:
+            if n in rows and a.shape[1] <= 2 * MOST_TERMS:
                 if "entropy" in trace.loss_name:
                     a_nj = a[n, j].item()
                     yield f"s{place(j)} = 1/(1 + exp({number(-a_nj)})) = {number(_sigmoid(a_nj))}", n
                 yield f"c{place(j)} = {text} = {number(value)}", n
     by = divisor(trace)
-    terms = " + ".join(map(bracketed, found)) if len(found) <= MOST_TERMS else f"{number(sum(found))} in all"
+    terms = " + ".join(map(bracketed, found)) if len(found) <= MOST_TERMS else number(sum(found))
     over = f"/{by}" if by > 1 else ""
+    if len(found) > MOST_TERMS:
+        yield f"C = {terms}{over} = {number(trace.loss)}, the sum of all c{f' over {by}' if over else ''}", None
+        return
     whole = f"({terms}){over} = " if over or len(found) > 1 else ""
     yield f"C = {whole}{number(trace.loss)}", None
 
@@ -110,10 +117,10 @@ def divisor(trace: Trace) -> int:
     return len(trace.input) if trace.loss_name in PER_SAMPLE else trace.layers[-1].a.numel()
 
 
-def gradient_lines(trace: Trace, rows: int, neurons: Sequence[int]) -> Iterator[tuple[str, int, int]]:
+def gradient_lines(trace: Trace, rows: Iterable[int], neurons: Sequence[int]) -> Iterator[tuple[str, int, int]]:
     """Yield ∂C/∂a in numbers for some output neurons, with neuron and sample."""
     plain, by = is_plain(trace), divisor(trace) if is_plain(trace) else 1
-    for n in range(rows):
+    for n in rows:
         for j in neurons:
             result = trace.grad_a[n, j].item()
             text = _slope(trace, n, j, by) if plain else ""

@@ -87,7 +87,7 @@ def mean_delta_norm(delta: Tensor) -> float:
 
 def formula(op: type[Function]) -> str:
     """Return an activation and its derivative as its definition's docstring has them, on one line."""
-    return " ".join((op.__doc__ or "").strip().split("\n\n")[0].split()).replace("``", "")
+    return " ".join((op.__doc__ or "").strip().split("\n\n")[0].split()).replace(" along ``dim``", "").replace("``", "")
 
 
 def steepest(op: type[Elementwise], constants: Sequence[Any], like: Tensor) -> Tensor:

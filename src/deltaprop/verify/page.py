@@ -8,6 +8,8 @@ from __future__ import annotations
 from importlib import resources
 from typing import Any
 
+from torch import Tensor
+
 import deltaprop
 from deltaprop.verify.quantities import described, quantities, verdict
 from deltaprop.verify.steps import Shown, choose, steps
@@ -29,6 +31,7 @@ def html_page(trace: Trace, lr: float = 0.5) -> str:
     found = steps(trace, lr, shown)
     return page.render(
         title=described(trace),
+        about=trace.about,
         verdict=verdict(trace),
         rows=len(trace.input),
         samples=shown.rows,
@@ -52,24 +55,25 @@ def _input(trace: Trace, shown: Shown) -> dict[str, Any]:
         "size": trace.sizes[0],
         "shown": kept,
         "activation": "",
-        "a": _numbers(trace.input[: shown.rows, kept]),
+        "a": _numbers(trace.input[list(shown.rows)][:, kept]),
     }
 
 
 def _layer(trace: Trace, at: int, lr: float, shown: Shown) -> dict[str, Any]:
     """Return what the picture shows of a layer: the neurons that are kept, and the weights between them."""
     layer: TracedLayer = trace.layers[at - 1]
-    kept, below, rows = list(shown.neurons[at]), list(shown.neurons[at - 1]), shown.rows
+    kept, below, rows = list(shown.neurons[at]), list(shown.neurons[at - 1]), list(shown.rows)
     weight, gradient = layer.weight[kept][:, below], layer.grad_weight[kept][:, below]
     found = {
         "size": trace.sizes[at],
         "shown": kept,
         "activation": layer.activation,
-        "z": _numbers(layer.z[:rows, kept]),
-        "a": _numbers(layer.a[:rows, kept]),
-        "delta": _numbers(layer.delta[:rows, kept]),
+        "z": _numbers(layer.z[rows][:, kept]),
+        "a": _numbers(layer.a[rows][:, kept]),
+        "delta": _numbers(layer.delta[rows][:, kept]),
         "weight": _numbers(weight),
-        "size_of_weight": (weight.abs() / max(float(weight.abs().max()), 1e-30)).tolist(),
+        "size_of_weight": _sizes(weight),
+        "size_of_gradient": _sizes(gradient),
         "grad_weight": _numbers(gradient),
         "new_weight": _numbers(weight - lr * gradient),
     }
@@ -81,12 +85,18 @@ def _layer(trace: Trace, at: int, lr: float, shown: Shown) -> dict[str, Any]:
 
 def _target(trace: Trace, shown: Shown) -> list[list[str]] | None:
     """Return y for each output that is shown; a label as 1 there and 0 elsewhere."""
-    kept, y = list(shown.neurons[-1]), trace.target[: shown.rows]
+    kept, y = list(shown.neurons[-1]), trace.target[list(shown.rows)]
     if y.dim() == 1 and not y.is_floating_point():
         return [["1" if j == int(label) else "0" for j in kept] for label in y]
     if y.dim() == 2 and y.shape[1] == trace.sizes[-1]:
         return _numbers(y[:, kept])
     return None
+
+
+def _sizes(values: Tensor) -> list[list[float]]:
+    """Return |entry| relative to the largest."""
+    found: list[list[float]] = (values.abs() / max(float(values.abs().max()), 1e-30)).tolist()
+    return found
 
 
 def _numbers(values: Any) -> list[list[str]]:
@@ -95,4 +105,4 @@ def _numbers(values: Any) -> list[list[str]]:
 
 def _short(value: float) -> str:
     """Return a number that fits into a neuron: three digits that count."""
-    return f"{value:.3g}".replace("-", "−").replace("e−0", "e−")
+    return f"{value:.3g}".replace("-", "−").replace("e−0", "e−") if value else "0"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from deltaprop.verify.trace import Trace, TracedLayer
+from deltaprop.verify.trace import Comparison, Trace, TracedLayer
 from deltaprop.verify.words import number, up
 
 if TYPE_CHECKING:  # a trace is printed far less often than the package is imported
@@ -38,13 +38,11 @@ class Quantity:
 
 def quantities(trace: Trace) -> list[Quantity]:
     """Return z, a, σ'(z), δ, ∂C/∂W and ∂C/∂b of every layer."""
-    errors = {(c.layer, c.quantity, c.beside): c.error for c in trace.comparisons}
+    by = {(c.layer, c.quantity, c.beside): c for c in trace.comparisons}
     found = []
     for at, layer in enumerate(trace.layers, start=1):
         for name, symbol, equation, value in _of_layer(trace, at, layer):
-            beside = [
-                power(errors[at, name, who]) if (at, name, who) in errors else "" for who in ("autograd", "differences")
-            ]
+            beside = [_told(by.get((at, name, who))) for who in ("autograd", "differences")]
             found.append(Quantity(symbol, equation, str(list(value.shape)), number(float(value.norm())), *beside))
     return found
 
@@ -62,7 +60,7 @@ def _of_layer(trace: Trace, at: int, layer: TracedLayer) -> list[tuple[str, str,
         ("a", f"a{this}", f"{sigma}(z{this})" if sigma else f"z{this}", layer.a),
     ]
     if sigma and layer.slope is not None:
-        rows.append(("slope", f"σ'(z{this})", _slope_alone(layer.formula), layer.slope))
+        rows.append(("slope", f"σ'(z{this})", slope_alone(layer.formula), layer.slope))
     rows.append(("delta", f"δ{this}", f"{left}{right}", layer.delta))
     rows.append(("grad_weight", f"∂C/∂W{this}", f"(δ{this})ᵀ a{below}", layer.grad_weight))
     if layer.grad_bias is not None:
@@ -70,7 +68,7 @@ def _of_layer(trace: Trace, at: int, layer: TracedLayer) -> list[tuple[str, str,
     return rows
 
 
-def _slope_alone(formula: str) -> str:
+def slope_alone(formula: str) -> str:
     """Return σ'(z) of an activation's formula, without what the formula says about it."""
     return re.split(r"\. |\.$|, at |, with | \(0 at| \(the ", formula.rpartition("σ'(z) = ")[2])[0]
 
@@ -81,12 +79,27 @@ def described(trace: Trace) -> str:
     return " → ".join([str(trace.sizes[0]), *layers])
 
 
+def headline(trace: Trace) -> str:
+    """Return what was traced, in one line."""
+    about = f" ({trace.about})" if trace.about else ""
+    return f"one batch of {len(trace.input)} through {described(trace)}{about}"
+
+
 def verdict(trace: Trace) -> str:
     """Return how far others have the same numbers, in one line."""
     numbers = range(1, len(trace.layers) + 1)
     by_autograd, by_differences = (max(trace.error(n, who) for n in numbers) for who in ("autograd", "differences"))
-    both = f"autograd differs by {power(by_autograd)} of the largest entry, differences by {power(by_differences)}"
-    return f"{'ok' if trace.ok else 'NOT OK'}: {both}"
+    if trace.ok:
+        exactly = f"to {power(by_autograd)}" if by_autograd else "to the bit"
+        return f"ok: PyTorch's autograd has the same numbers {exactly}, central differences to {power(by_differences)}"
+    return f"NOT OK: autograd differs by {power(by_autograd)}, central differences by {power(by_differences)}"
+
+
+def _told(comparison: Comparison | None) -> str:
+    """Return the error of a comparison; words where the numbers are too small for differences."""
+    if comparison is None:
+        return ""
+    return power(comparison.error) if comparison.resolved else "too small"
 
 
 def power(error: float) -> str:
@@ -103,10 +116,9 @@ def _overview(found: Trace) -> Table:
     """Return one row a layer: how large its activations are, how saturated it is, how much of the error reaches it."""
     from rich.table import Table
 
-    title = f"one batch of {len(found.input)} through {described(found)}"
-    table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
+    table = Table(box=None, padding=(0, 2, 0, 0))
     table.add_column("layer", no_wrap=True)
-    for column in ("mean |a|", "saturated", "‖δ‖ a sample"):
+    for column in ("mean |a|", "saturated", "‖δ_n‖ mean"):
         table.add_column(column, justify="right", no_wrap=True)
     for at, layer in enumerate(found.layers, start=1):
         saturated = layer.saturated
@@ -131,3 +143,9 @@ def _in_full(found: Trace) -> Table:
     for q in quantities(found):
         table.add_row(q.symbol, q.equation, q.shape.replace("[", "\\["), q.norm, q.autograd, q.differences)
     return table
+
+
+LEGEND = (
+    "saturated: |σ'| at most 5 % of its steepest. ‖δ_n‖ mean: over samples, without the 1/N. norm: of all entries. "
+    "autograd, diff.: largest difference, relative to the largest entry; of large tensors differences try 200 entries."
+)

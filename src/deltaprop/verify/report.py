@@ -107,6 +107,10 @@ class GradientReport:
         counts = {outcome: sum(c.outcome == outcome for c in self.checks) for outcome in ("passed", "skipped")}
         verdict = "ok" if self.ok else "NOT OK"
         return (
-            f"{verdict}: {len(self.errors)} errors, {len(self.warnings)} warnings, "
+            f"{verdict}: {_count(len(self.errors), 'error')}, {_count(len(self.warnings), 'warning')}, "
             f"{counts['passed']} passed, {counts['skipped']} skipped"
         )
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from deltaprop.verify.loss_words import FORMULAS, gradient_lines, loss_lines
+from deltaprop.verify.quantities import slope_alone
 from deltaprop.verify.trace import Trace, TracedLayer
 from deltaprop.verify.words import bracketed, number, place, row, up
 
@@ -78,11 +79,11 @@ class Shown:
     """Which of a trace is written out.
 
     Attributes:
-        rows: How many samples, the first ones.
+        rows: Samples.
         neurons: Of layer 0 (the input) to L, in order.
     """
 
-    rows: int
+    rows: tuple[int, ...]
     neurons: tuple[tuple[int, ...], ...] = field(repr=False)
 
 
@@ -95,7 +96,8 @@ def is_tiny(trace: Trace) -> bool:
 def choose(trace: Trace) -> Shown:
     """Return what to write out: all of a small layer; of a larger one what matters most on this batch.
 
-    That is the inputs with the largest mean |a⁰|, and the neurons with the largest mean |δ|.
+    That is the inputs with the largest mean |a⁰|, the neurons with the largest mean |δ|, and the samples with the
+    largest ‖δ^L‖, the largest first: of a net that has learnt, most samples have nothing to teach.
     """
     weights = [trace.input.abs(), *[layer.delta.abs() for layer in trace.layers]]
     neurons = []
@@ -103,7 +105,10 @@ def choose(trace: Trace) -> Shown:
         most = MOST_OUTPUTS if number_ == len(trace.layers) else MOST_NEURONS
         best = weight.mean(dim=0).argsort(descending=True, stable=True)[:most]
         neurons.append(tuple(sorted(best.tolist())))
-    return Shown(min(len(trace.input), MOST_ROWS), tuple(neurons))
+    rows = range(len(trace.input))
+    if len(rows) > MOST_ROWS:
+        rows = trace.layers[-1].delta.norm(dim=1).argsort(descending=True, stable=True)[:MOST_ROWS].tolist()
+    return Shown(tuple(rows), tuple(neurons))
 
 
 def steps(trace: Trace, lr: float, shown: Shown | None = None) -> tuple[Step, ...]:
@@ -136,10 +141,9 @@ class _Writer:
 
     def input(self) -> Step:
         lines = []
-        for n in range(self.shown.rows):
+        for n in self.shown.rows:
             given = self.some(self.trace.input[n], 0)
-            target = self.trace.target[n]
-            lines.append(Line(f"a⁰ = {given}    y = {self.some(target, self.depth)}", row=n))
+            lines.append(Line(f"a⁰ = {given}    y = {self.target(n)}", row=n))
         words = "A sample goes in, and y is what should come out."
         return Step("input", None, "input", words, (Part("INPUT", "a⁰ = x", 0, tuple(lines)),))
 
@@ -148,7 +152,7 @@ class _Writer:
         bias = f" + b{above}" if layer.bias is not None else ""
         sigma = f"a{above} = {layer.activation}(z{above})" if layer.activation else f"a{above} = z{above}"
         lines = []
-        for n in range(self.shown.rows):
+        for n in self.shown.rows:
             a_prev = self.trace.a_prev(at)[n]
             for j in self.shown.neurons[at]:
                 terms = self.products(layer.weight[j], a_prev, at - 1)
@@ -163,7 +167,9 @@ class _Writer:
                     lines.append(_equals(name, bent_in_numbers(layer, n, j), layer.a[n, j].item(), j, n))
         words = "Each neuron weighs what the layer below gives it"
         words += ", adds its bias" if layer.bias is not None else ""
-        words += f", and bends the sum: {layer.formula}" if layer.activation else ". Nothing bends the sum."
+        words += (
+            f", and bends the sum: {layer.formula.split(';')[0]}." if layer.activation else ". Nothing bends the sum."
+        )
         part = Part("FWD", f"z{above} = a{below} (W{above})ᵀ{bias},  {sigma}", at, tuple(lines))
         return Step("forward", at, f"forward {at}", words, (part,))
 
@@ -186,12 +192,15 @@ class _Writer:
             else "The error goes back through the weights it came by"
         )
         equation = f"δ{above} = {left}"
-        if layer.slope is None:
-            equation += f" times the Jacobian of {layer.activation}"
-            words += f", times the matrix of derivatives: {layer.formula.rstrip('.')}"
+        if layer.activation == "softmax":
+            equation = f"δ{above} = a{above} ⊙ (∂C/∂a{above} − ⟨∂C/∂a{above}, a{above}⟩)"
+            words += ", and through softmax, whose derivative is a matrix, as each a depends on every z"
+        elif layer.slope is None:
+            equation = f"δ{above} = ∂C/∂a{above} − exp(a{above}) Σ ∂C/∂a{above}"
+            words += f", and through {layer.activation}, whose derivative is a matrix, as each a depends on every z"
         elif layer.activation:
             equation += f" ⊙ σ'(z{above})"
-            words += f", times the slope of {layer.activation}"
+            words += f", times the slope of {layer.activation}, σ'(z) = {slope_alone(layer.formula)}"
         parts = []
         if top:
             formula = f"∂C/∂a{above}" if self.trace.options else FORMULAS[self.trace.loss_name].split(",  ")[1]
@@ -200,12 +209,16 @@ class _Writer:
                 for text, j, n in gradient_lines(self.trace, self.shown.rows, self.shown.neurons[at])
             )
             parts.append(Part("BP1", f"{formula}, the slope of the loss", at, lines))
-        lines = tuple(line for n in range(self.shown.rows) for line in self.deltas(at, layer, n))
+        lines = tuple(line for n in self.shown.rows for line in self.deltas(at, layer, n))
         parts.append(Part(tag, equation, at, lines))
         return Step("delta", at, f"δ{above}", f"{words}.", tuple(parts))
 
     def deltas(self, at: int, layer: TracedLayer, n: int) -> Iterator[Line]:
         above = up(at)
+        if layer.slope is None and at < self.depth:
+            for j in self.shown.neurons[at]:
+                name, grad_a = f"∂C/∂a{above}{place(j)}", self.trace.grad_of_a(at)[n, j].item()
+                yield _equals(name, self.left(at, n, j), grad_a, j, n)
         if layer.activation and layer.slope is not None:
             for j in self.shown.neurons[at]:
                 text = slope_in_numbers(layer, n, j)
@@ -245,11 +258,11 @@ class _Writer:
         parts = []
         for at in range(self.depth, 0, -1):
             layer, above, below = self.trace.layers[at - 1], up(at), up(at - 1)
-            rows = range(len(self.trace.input))
+            rows = self.shown.rows
             if layer.grad_bias is not None:
                 lines = []
                 for j in self.shown.neurons[at]:
-                    deltas = _sum([bracketed(layer.delta[n, j].item()) for n in rows][:MOST_ROWS], layer.delta[:, j])
+                    deltas = _sum([bracketed(layer.delta[n, j].item()) for n in rows], layer.delta[:, j], rows)
                     lines.append(_equals(f"∂C/∂b{above}{place(j)}", deltas, layer.grad_bias[j].item(), j))
                 parts.append(Part("BP3", f"∂C/∂b{above} = Σₙ δ{above}", at, tuple(lines)))
             lines = []
@@ -257,7 +270,7 @@ class _Writer:
             for j in self.shown.neurons[at]:
                 for k in self.shown.neurons[at - 1]:
                     products = [f"{bracketed(layer.delta[n, j].item())}·{bracketed(a_prev[n, k].item())}" for n in rows]
-                    terms = _sum(products[:MOST_ROWS], layer.delta[:, j] * a_prev[:, k])
+                    terms = _sum(products, layer.delta[:, j] * a_prev[:, k], rows)
                     lines.append(_equals(f"∂C/∂W{above}{place(j, k)}", terms, layer.grad_weight[j, k].item(), j))
             parts.append(Part("BP4", f"∂C/∂W{above} = (δ{above})ᵀ a{below}", at, tuple(lines)))
         words = (
@@ -280,7 +293,8 @@ class _Writer:
                     lines.append(Line(_step(f"b{up(at)}{place(j)}", b, g, self.lr), j))
             parts.append(Part("SGD", f"θ ← θ − η ∂C/∂θ, η = {lr}, layer {at}", at, tuple(lines)))
         after = self.trace.loss_after(self.lr)
-        lines = [Line(f"C was {number(self.trace.loss)}, and is {number(after)} after the step")]
+        far = ": the step was too long, a smaller η goes down" if after > self.trace.loss else ""
+        lines = [Line(f"C was {number(self.trace.loss)}, and is {number(after)} after the step{far}")]
         parts.append(Part("C", "the same batch again", None, tuple(lines)))
         words = "One step downhill: each parameter less η times its gradient."
         return Step("update", None, "update", words, tuple(parts))
@@ -290,6 +304,13 @@ class _Writer:
         kept = self.shown.neurons[at]
         terms = [f"{bracketed(first[k].item())}·{bracketed(second[k].item())}" for k in kept]
         return _sum(terms, first * second, kept)
+
+    def target(self, n: int) -> str:
+        """Return y of a sample; of a label, which counts from 0, the neuron too."""
+        y = self.trace.target[n]
+        if y.dim() or y.is_floating_point() or self.trace.loss_name != "cross_entropy":
+            return self.some(y, self.depth)
+        return f"{int(y)}, which is neuron {int(y) + 1}" if y >= 0 else f"{int(y)}, which is ignored"
 
     def some(self, values: Tensor, at: int) -> str:
         """Return the entries that are shown, in brackets."""
@@ -319,14 +340,15 @@ def slope_in_numbers(layer: TracedLayer, n: int, j: int) -> str:
         return f"{a}·(1 − {a}) = {slope}"
     if layer.activation == "tanh":
         return f"1 − {bracketed(layer.a[n, j].item())}² = {slope}"
-    if layer.activation in ("relu", "leaky_relu", "step"):
+    if layer.activation == "step":
+        return "0, as a step is flat"
+    if layer.activation in ("relu", "leaky_relu"):
         return f"{slope}, as z = {z} {'>' if layer.z[n, j] > 0 else '≤'} 0"
     return slope
 
 
-def _sum(terms: Sequence[str], all_of_them: Tensor, kept: Iterable[int] | None = None) -> str:
+def _sum(terms: Sequence[str], all_of_them: Tensor, kept: Iterable[int]) -> str:
     """Return a sum of products; what is not written out as one number."""
-    kept = range(len(terms)) if kept is None else kept
     left_out = len(all_of_them) - len(terms)
     if not left_out:
         return " + ".join(terms)
@@ -351,9 +373,10 @@ def _value(value: object) -> str:
 
 
 def as_text(found: Sequence[Step]) -> Iterator[str]:
-    """Yield the steps as lines of text: what happens, and by equation its numbers, indented."""
+    """Yield the steps as lines of text: what happens, the equation, and its numbers, indented."""
     many = len({line.row for step in found for part in step.parts for line in part.lines} - {None}) > 1
     for step in found:
+        yield f"# {step.words}"
         for part in step.parts:
             yield f"{part.tag:<4} {part.equation}"
             for line in part.lines:

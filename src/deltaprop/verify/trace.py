@@ -12,6 +12,7 @@ import copy
 import functools
 import html
 import io
+import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,7 +23,8 @@ from torch import Tensor, nn
 
 from deltaprop import functional as F
 from deltaprop.errors import UserError, unknown_name
-from deltaprop.explicit.reading import read_layers
+from deltaprop.explicit.losses import Rule
+from deltaprop.explicit.reading import ELSEWHERE, read_layers
 from deltaprop.modules import Activation, to_torch
 from deltaprop.ops import ACTIVATIONS, Elementwise
 from deltaprop.ops.linear import linear_forward, linear_grad_a_prev, linear_grad_bias, linear_grad_weight
@@ -41,6 +43,7 @@ LOSSES = (
 )
 NAMES = {op: name for name, op in ACTIVATIONS.items()}
 BY_AUTOGRAD = 1e-10  # of the largest entry: both are float64
+ROUNDING = 1e-14  # of numbers that are differences of larger ones, as p − 1 is
 BY_DIFFERENCES = 1e-5
 MOST_ENTRIES = 200  # of a tensor that are tried by differences
 
@@ -96,8 +99,9 @@ class Comparison:
         layer: Counted from 1.
         quantity: ``"z"``, ``"a"``, ``"slope"``, ``"delta"``, ``"grad_weight"`` or ``"grad_bias"``.
         beside: ``"autograd"`` or ``"differences"``.
-        error: The largest difference, relative to the largest entry (at least 10⁻³).
+        error: The largest difference, relative to the largest entry.
         ok: Whether that is rounding.
+        resolved: Whether the numbers are large enough for differences to tell them from rounding.
     """
 
     layer: int
@@ -105,6 +109,7 @@ class Comparison:
     beside: str
     error: float
     ok: bool
+    resolved: bool = True
 
 
 @dataclass(frozen=True)
@@ -121,6 +126,7 @@ class Trace:
         comparisons: Every quantity beside autograd's, δ and the gradients beside central differences.
         options: Of the loss, by name.
         model: The net in float64, as it was traced.
+        about: Whose net it is, and which batch, in words; empty where nobody said.
     """
 
     input: Tensor
@@ -132,6 +138,7 @@ class Trace:
     comparisons: tuple[Comparison, ...] = field(repr=False)
     options: Mapping[str, Any] = field(repr=False)
     model: nn.Sequential = field(repr=False)
+    about: str = ""
 
     @property
     def ok(self) -> bool:
@@ -157,18 +164,20 @@ class Trace:
         """Return what the terminal shows: a tiny net number by number, else tables."""
         from rich.console import Console  # printed far less often than the package is imported
 
-        from deltaprop.verify.quantities import tables, verdict
+        from deltaprop.verify.quantities import headline, tables, verdict
         from deltaprop.verify.steps import as_text, is_tiny, steps
 
         if is_tiny(self):
             return "\n".join([*as_text(steps(self, 0.5)), verdict(self)])
         file = io.StringIO()
         Console(file=file, width=110, color_system=None).print(*tables(self), sep="\n", highlight=False)
-        return "\n".join([line.rstrip() for line in file.getvalue().splitlines()] + [verdict(self)])
+        lines = [line.rstrip() for line in file.getvalue().splitlines()]
+        return "\n".join([headline(self), *lines, f"{self.loss_name}: C = {self.loss:.6g}", verdict(self)])
 
     def error(self, layer: int, beside: str) -> float:
         """Return the largest error of a layer (counted from 1) beside ``"autograd"`` or ``"differences"``."""
-        return max((c.error for c in self.comparisons if c.layer == layer and c.beside == beside), default=0.0)
+        asked = [c for c in self.comparisons if c.layer == layer and c.beside == beside and c.resolved]
+        return max((c.error for c in asked), default=0.0)
 
     def grad_of_a(self, layer: int) -> Tensor:
         """Return ∂C/∂a^l, [N, n_l], the left factor of BP1 and BP2 (layers counted from 1)."""
@@ -183,8 +192,7 @@ class Trace:
         linears = [module for module in after.modules() if isinstance(module, nn.Linear)]
         gradients = [g for layer in self.layers for g in (layer.grad_weight, layer.grad_bias) if g is not None]
         parameters = [p for linear in linears for p in (linear.weight, linear.bias) if p is not None]
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with torch.no_grad():
             for p, gradient in zip(parameters, gradients, strict=True):
                 p.copy_(sgd_update(p, gradient, lr=lr)[0])
             return float(getattr(F, self.loss_name)(after(self.input), self.target, **self.options))
@@ -227,7 +235,17 @@ def trace(model: nn.Module, loss: str | Callable[..., Tensor], x: Tensor, y: Ten
     if not bool(x.isfinite().all()):
         raise UserError("inputs must be finite numbers, got NaN or ∞ among them")
     own = copy.deepcopy(model).double().requires_grad_(True)
-    found, _ = read_layers(own)
+    try:
+        found, _ = read_layers(own)
+    except UserError as error:
+        raise UserError(
+            f"trace takes linear layers and activations alone: {str(error).removesuffix(f': {ELSEWHERE}')}"
+        ) from error
+    last = found[-1][1]
+    if last is not None and type(last).__name__ in Rule(name).contains:
+        raise UserError(
+            f"{name} already contains {type(last).__name__}: it would be applied twice; leave it out of the net"
+        )
     if len({id(linear.weight) for linear, *_ in found}) < len(found):
         raise UserError("trace takes layers of their own: one layer stands in the net twice, and has two δ")
     x = x.detach().double()
@@ -245,11 +263,14 @@ def trace(model: nn.Module, loss: str | Callable[..., Tensor], x: Tensor, y: Ten
             activations.append(z if sigma is None else sigma.op.forward(z, *_constants(sigma)))
     top = activations[-1].clone().requires_grad_()
     try:
-        c = call(top, y, **options)
-    except (RuntimeError, ValueError, IndexError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)  # targets that broadcast: seldom what is meant
+            c = call(top, y, **options)
+    except (RuntimeError, ValueError, IndexError, UserWarning) as error:
         text = " ".join(str(error).split())
+        hint = "" if y.is_floating_point() or name == "cross_entropy" else "; labels are for cross_entropy"
         raise UserError(
-            f"{name} does not take outputs {list(top.shape)} and targets {list(y.shape)}: {text}"
+            f"{name} does not take outputs {list(top.shape)} and targets {list(y.shape)}: {text}{hint}"
         ) from error
     if c.dim():
         raise UserError(f"the loss must be one number: reduction 'mean' or 'sum', got {list(c.shape)}")
@@ -288,12 +309,10 @@ def trace(model: nn.Module, loss: str | Callable[..., Tensor], x: Tensor, y: Ten
             )
             carried = linear_grad_a_prev(delta, linear.weight)  # BP2, left factor
     layers.reverse()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what there is to say has been said at the first call
-        comparisons = [
-            *_beside_autograd(own, name, options, x, y, layers),
-            *_beside_differences(own, call, options, x, y, layers),
-        ]
+    comparisons = [
+        *_beside_autograd(own, name, options, x, y, layers),
+        *_beside_differences(own, call, options, x, y, layers),
+    ]
     return Trace(x, y, name, float(c.detach()), grad_a, tuple(layers), tuple(comparisons), options, own)
 
 
@@ -365,8 +384,10 @@ def _beside_autograd(
         if linear.bias is not None:
             theirs["grad_bias"] = of[id(linear.bias)]
         for quantity, right in theirs.items():
-            error = _error(getattr(layer, quantity), right)
-            found.append(Comparison(number, quantity, "autograd", error, error <= BY_AUTOGRAD))
+            ours = getattr(layer, quantity)
+            gap, largest = _gap(ours, right), float(right.detach().abs().max())
+            ok = gap <= BY_AUTOGRAD * largest + ROUNDING
+            found.append(Comparison(number, quantity, "autograd", _relative(gap, largest), ok))
     return found
 
 
@@ -418,8 +439,19 @@ def _beside_differences(
         # At a kink any slope between left and right will do.
         low, high = torch.minimum(by.left, by.right), torch.maximum(by.left, by.right)
         nearest = torch.where((by.right - by.left).abs() > 1e-3, ours.clamp(low, high), by.central)
-        error = max(0.0, _error(ours, nearest) - 30 * by.noise)
-        found.append(Comparison(layer, quantity, "differences", error, error <= BY_DIFFERENCES))
+        gap, largest = _gap(ours, nearest), float(ours.abs().max())
+        noise = 30 * by.noise
+        resolved = noise <= 1e-3 * largest or gap > noise
+        found.append(
+            Comparison(
+                layer,
+                quantity,
+                "differences",
+                _relative(gap, largest),
+                gap <= BY_DIFFERENCES * largest + noise,
+                resolved,
+            )
+        )
 
     at = 0
     for number, (layer, start) in enumerate(zip(layers, starts, strict=True), start=1):
@@ -433,8 +465,11 @@ def _beside_differences(
     return found
 
 
-def _error(ours: Tensor, theirs: Tensor) -> float:
-    """Return the largest difference relative to the largest entry, or to 10⁻³ where all are smaller."""
-    largest = max(1e-3, float(theirs.detach().abs().max()))
+def _gap(ours: Tensor, theirs: Tensor) -> float:
+    """Return the largest difference; infinite where there is something that is no number."""
     gap = float((ours - theirs).detach().abs().max())
-    return gap / largest if gap == gap else float("inf")
+    return gap if gap == gap else math.inf
+
+
+def _relative(gap: float, largest: float) -> float:
+    return gap / largest if largest else gap

@@ -9,7 +9,7 @@ UP = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 def number(value: float) -> str:
     """Return a number with four digits that count, and a real minus."""
-    return f"{value:.4g}".replace("-", "−")
+    return f"{value:.4g}".replace("-", "−") if value else "0"  # not −0
 
 
 def bracketed(value: float) -> str:
