@@ -21,6 +21,7 @@ from deltaprop.errors import UserError, unknown_name
 from deltaprop.initialization import INITS
 from deltaprop.training.objective import LOSSES
 
+LARGEST = 3e38  # that float32 holds
 SCHEDULES = ("constant", "step", "cosine")
 
 
@@ -154,6 +155,7 @@ class TrainConfig:
         """
         for size in self.hidden:
             _require(_is_int(size) and size >= 1, "--hidden", "positive whole numbers", size)
+            _require(size < 2**31, "--hidden", "below 2^31", size)
         for name in self.activation:
             _require_name("activation", name, ops.ACTIVATIONS)
         _require(
@@ -167,11 +169,12 @@ class TrainConfig:
         _require_name("initialisation", self.init, INITS)
         _require_name("lr schedule", self.lr_schedule, SCHEDULES)
         _require(_is_number(self.lr) and self.lr > 0, "--lr", "a number above 0", self.lr)
+        _require(self.lr <= LARGEST, "--lr", "at most 3e38, the largest float32", self.lr)
         _require(_is_number(self.momentum) and 0 <= self.momentum < 1, "--momentum", "in [0, 1)", self.momentum)
         _require(not self.nesterov or self.momentum > 0, "--nesterov", "used with a --momentum above 0", self.momentum)
-        _require(
-            _is_number(self.weight_decay) and self.weight_decay >= 0, "--weight-decay", "at least 0", self.weight_decay
-        )
+        decay = self.weight_decay
+        _require(_is_number(decay) and decay >= 0, "--weight-decay", "at least 0", decay)
+        _require(decay <= LARGEST, "--weight-decay", "at most 3e38, the largest float32", decay)
         _require(_is_number(self.lr_gamma) and 0 < self.lr_gamma <= 1, "--lr-gamma", "in (0, 1]", self.lr_gamma)
         for flag, least in (("lr_step", 1), ("lr_warmup", 0), ("epochs", 1), ("batch_size", 1), ("patience", 0)):
             self._require_int(flag, least)
@@ -212,6 +215,7 @@ class TrainConfig:
         value = getattr(self, field)
         flag = "--" + field.replace("_", "-")
         _require(_is_int(value) and value >= least, flag, f"a whole number, at least {least}", value)
+        _require(value < 2**63, flag, "below 2^63", value)
 
     @property
     def activations(self) -> list[str]:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import pairwise
 from typing import Any
 
 import numpy
@@ -137,10 +138,26 @@ def prepare(
     with torch.random.fork_rng(devices=[]):  # the caller's generator is not ours to move
         torch.default_generator.manual_seed(split_seed)  # torch.manual_seed would move the GPUs' generators too
         # Drawn on the CPU, so that the same seed gives the same initial weights on every device.
-        model = MLP(sizes, config.activations, output, init=config.init, dtype=dtype).to(device)
+        model = _make(sizes, config, output, dtype).to(device)
     tuned = _tune(config, dataset, model, objective, check) if config.threads == "tune" else {}
     threads = fastest(tuned) if tuned else pick_threads(config.threads, sizes, config.batch_size)
     return Setup(config, dataset, model, objective, device, threads, tuned, sizes, split_seed)
+
+
+def _make(sizes: list[int], config: TrainConfig, output: str | None, dtype: torch.dtype) -> MLP:
+    """Return the model.
+
+    Raises:
+        UserError: If there is no memory for its weights.
+    """
+    try:
+        return MLP(sizes, config.activations, output, init=config.init, dtype=dtype)
+    except (RuntimeError, MemoryError) as error:
+        bytes_ = sum(above * below for below, above in pairwise(sizes)) * (4 if dtype == torch.float32 else 8)
+        if isinstance(error, RuntimeError) and "allocate" not in str(error):
+            raise
+        net = "-".join(map(str, sizes))
+        raise UserError(f"the weights of {net} take {bytes_ / 1e9:.3g} GB, more than there is memory") from error
 
 
 TUNING_STEPS = 8

@@ -1,0 +1,121 @@
+"""Whatever flags are given: a run, or one line and exit code 2, and then nothing is written."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from deltaprop import ops
+from deltaprop.cli import main
+from deltaprop.initialization import INITS
+from deltaprop.training.objective import LOSSES
+
+HUGE = "99999999999999999999"
+NUMBERS = st.sampled_from(["0", "1", "2", "-1", "0.5", "1e-3", "1e300", "1e400", "nan", "inf", "", "x", "3.0", HUGE])
+NAMES = st.sampled_from([*ops.ACTIVATIONS, *INITS, *LOSSES, "auto", "none", "", "é", "-", "--", "\t", "a b", "nan"])
+FLAGS = {
+    "--data": st.sampled_from(["moons", "xor", "sine", "mons", "/nowhere", "", ".", "mnist", "digits\n"]),
+    "--hidden": st.sampled_from(["3", "0", "-1", "2.5", "3 4", "x", "", HUGE]),
+    "--activation": NAMES,
+    "--output-activation": NAMES,
+    "--loss": NAMES,
+    "--init": NAMES,
+    "--lr": NUMBERS,
+    "--momentum": NUMBERS,
+    "--weight-decay": NUMBERS,
+    "--lr-schedule": NAMES,
+    "--lr-step": NUMBERS,
+    "--lr-gamma": NUMBERS,
+    "--lr-warmup": NUMBERS,
+    "--batch-size": NUMBERS,
+    "--val-fraction": NUMBERS,
+    "--test-fraction": NUMBERS,
+    "--val-split": NAMES,
+    "--scaling": NAMES,
+    "--pixel-scale": NUMBERS,
+    "--patience": NUMBERS,
+    "--seed": NUMBERS,
+    "--engine": st.sampled_from(["autograd", "explicit", "", "jax"]),
+    "--device": st.sampled_from(["cpu", "auto", "cuda", "cuda:7", "mps", "tpu", ""]),
+    "--dtype": st.sampled_from(["float32", "float64", "float16", ""]),
+    "--precision": st.sampled_from(["float32", "bf16", "tf32", "fp8"]),
+    "--threads": st.sampled_from(["1", "auto", "0", "-1", "x", "1025", ""]),
+    "--log-every": NUMBERS,
+    "--save-every": st.sampled_from(["1", "1m", "0", "0s", "-1m", "1h", "", "1e9", "m", "9999999999m", "٣"]),
+    "--keep": NUMBERS,
+    "--config": st.sampled_from(["/nowhere.toml", "", ".", "\0"]),
+    "--resume": st.sampled_from(["auto", "/nowhere", "", "."]),
+    "--override": st.sampled_from(["lr", "hidden", "", "x"]),
+    "--nonsense": NUMBERS,
+    "--nesterov": st.just(""),
+    "--decay-biases": st.just(""),
+}
+
+
+@st.composite
+def flags(draw: st.DrawFn) -> list[str]:
+    """Return some flags, each with a value that may be right, wrong or missing."""
+    words: list[str] = []
+    for name in draw(st.lists(st.sampled_from(sorted(FLAGS)), min_size=1, max_size=4, unique=True)):
+        words.append(name)
+        value = draw(FLAGS[name])
+        if value or draw(st.booleans()):
+            words += value.split(" ") if name == "--hidden" else [value]
+    return words
+
+
+def outcome(words: list[str]) -> tuple[int, str, bool]:
+    """Run a command in an empty folder; return its exit code, what it says on stderr, and whether it wrote anything."""
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        said = io.StringIO()
+        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
+            plain = ["train", "--data", "xor", "--epochs", "1", "--log-every", "0", "--run-dir", "run"]
+            code = main([*plain, *words])
+        return code, said.getvalue(), any(Path(folder).iterdir())
+
+
+@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+@given(flags())
+def test_a_run_or_one_line(words: list[str]):
+    code, said, wrote = outcome(words)
+    if code == 1 and ("finite number" in said or "loss became" in said):  # η that is right in form and too large
+        return
+    assert code in (0, 2), (words, said)
+    if code == 2:
+        (line,) = said.splitlines()
+        assert line.startswith("error: ")
+        assert len(line) < 400
+        assert not wrote
+    else:
+        assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    ("toml", "said"),
+    [
+        ("lerning_rate = 1", "unknown setting 'lerning_rate'"),
+        ("momentun = 0.9", "unknown setting 'momentun': did you mean 'momentum'?"),
+        ("save_ever = 3", "unknown setting 'save_ever': did you mean 'save-every'?"),
+        ("lr = 'fast'", "lr must be a number, got 'fast'"),
+        ("hidden = 3", "hidden must be a list of whole numbers, got 3"),
+        ("lr = 1\nlr = 2", "not TOML"),
+        ("batch_size = 2\nbatch-size = 3", "batch-size is given twice"),
+        ("nesterov = true\nmomentum = 0", "--nesterov must be used with a --momentum above 0"),
+        ("patience = 3\nval_fraction = 0", "--patience must be used with a --val-fraction above 0"),
+        ("output_activation = 'softmax'\nloss = 'cross-entropy'", "the loss already contains it"),
+        ("save_every = 0", "--save-every must be epochs"),
+    ],
+)
+def test_a_file_of_settings_that_cannot_be_is_told_in_one_line(toml: str, said: str, tmp_path: Path, capsys):
+    path = tmp_path / "recipe.toml"
+    path.write_text(toml)
+    assert main(["train", "--config", str(path), "--run-dir", str(tmp_path / "run")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line
+    assert not (tmp_path / "run").exists()
