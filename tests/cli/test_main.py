@@ -154,11 +154,11 @@ class TestRefusals:
         flags = ["--data", "sine", "--lr", "1e6", "--log-every", "0", "--run-dir", str(tmp_path / "run")]
         assert main(["train", *flags]) == 1
         said = capsys.readouterr().err
-        assert said.startswith("error: the loss became")
+        assert said.startswith("error: no finite numbers any more in layer 1 (")
         assert said.count("\n") == 1
 
     def test_an_interrupt_exits_130(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-        def interrupted(*_: object) -> None:
+        def interrupted(*_: object, **__: object) -> None:
             raise KeyboardInterrupt
 
         monkeypatch.setattr("deltaprop.cli.train.train", interrupted)
@@ -201,7 +201,7 @@ class TestTerminal:
         flags = ["--data", "moons", "--epochs", "100000", "--log-every", "0", "--run-dir", "run"]
         code, written = self.on_a_terminal(tmp_path, *flags, interrupt_on="      3 ")
         assert code == 130
-        assert "left in run: metrics.jsonl and the best weights so far" in written
+        assert "saved; go on with: deltaprop train --resume run" in written
         assert "Traceback" not in written
         assert (tmp_path / "run" / "best.safetensors").exists()
 

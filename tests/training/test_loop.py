@@ -194,7 +194,7 @@ class TestRunFolder:
         names = {path.name.split(".tfevents")[0].split(".out")[0] for path in run().folder.iterdir()}
         assert {"config.json", "metrics.jsonl", "model.safetensors", "best.safetensors"} <= names
         assert any(name.startswith("events") for name in names)
-        assert not any(name.startswith(".") for name in names)  # no temporary file stays
+        assert not any(".tmp-" in name for name in names)  # no temporary file stays
 
     def test_a_write_that_fails_leaves_the_old_file_and_no_temporary(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -325,7 +325,7 @@ class TestRefusals:
     """Bad input is refused before anything is written."""
 
     def test_a_loss_that_is_no_longer_finite_ends_the_run_with_a_remedy(self, run: Run, tmp_path: Path):
-        with pytest.raises(TrainingError, match=r"the loss became (nan|inf) in epoch \d+ .* lower --lr"):
+        with pytest.raises(TrainingError, match=r"no finite numbers any more in layer 1 .*, steps .* lower --lr"):
             run(loss="mse", data="sine", lr=1e6)
 
     @pytest.mark.parametrize("log_every", [0, 1])
@@ -333,7 +333,7 @@ class TestRefusals:
         self, run: Run, tmp_path: Path, log_every: int
     ):
         """One huge step: the epoch's training loss is still finite, what follows is not."""
-        with pytest.raises(TrainingError, match="the loss became"):
+        with pytest.raises(TrainingError, match=r"finite number|loss became"):
             run(batch_size=10**6, lr=1e38, epochs=1, log_every=log_every)
         assert not (tmp_path / "run1" / "metrics.jsonl").exists()
         assert not (tmp_path / "run1" / "best.safetensors").exists()

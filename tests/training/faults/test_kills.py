@@ -52,8 +52,8 @@ def killed_at(number: int, folder: Path, **settings: Any) -> int:
     return forked(work)
 
 
-def kill_at_each(tmp_path: Path, engine: str, step: int) -> None:
-    """Kill runs at every so manieth deed, and go on from what they leave."""
+def kill_at_each(tmp_path: Path, engine: str, step: int) -> int:
+    """Kill runs at every so manieth deed, and go on from what they leave; return how many kills there were."""
     expected = undisturbed(tmp_path / "whole", engine=engine)
     count = deeds(tmp_path / "counted", engine=engine)
     assert count > 60
@@ -66,6 +66,7 @@ def kill_at_each(tmp_path: Path, engine: str, step: int) -> None:
         assert forked(lambda: go_on(small(folder, engine=engine))) == 0  # noqa: B023  # called at once
         assert left(folder) == expected, number
         assert not list(folder.rglob(".*.tmp-*")), "what the killed writer left is cleared away"
+    return len(range(1, count + 1, step))
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -95,8 +96,8 @@ def killed_after(seconds: float, folder: Path, **settings: Any) -> bool:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
 
 
-def random_kills(tmp_path: Path, kills: int) -> None:
-    """Kill runs at random moments, again and again until each has ended, so many times in all."""
+def random_kills(tmp_path: Path, kills: int) -> tuple[int, int]:
+    """Kill runs at random moments, again and again until each has ended; return how many kills and runs there were."""
     drawn = random.Random(0)
     settings = [
         {"engine": engine, "data": data, "epochs": 6, "batch_size": 64}
@@ -111,6 +112,7 @@ def random_kills(tmp_path: Path, kills: int) -> None:
         while killed_after(drawn.uniform(0, 0.3), folder, **settings[which]):
             done += 1
         assert left(folder) == expected[which]
+    return done, runs
 
 
 def test_at_random_moments_the_run_goes_on_to_the_same_bits(tmp_path: Path):
