@@ -145,11 +145,27 @@ def test_the_readme_names_every_check():
     assert f"asks {len(CHECKS)} questions" in README
 
 
-@pytest.mark.parametrize("line", re.findall(r"python train\.py (--(?!activation mish)[^`\n]*)", README))
+@pytest.mark.parametrize("line", re.findall(r"python train\.py (--(?!activation mish|resume)[^`\n]*)", README))
 def test_the_readmes_commands_parse(line: str):
     from deltaprop.cli.train import parse
 
     parse(shlex.split(line, comments=True))
+
+
+RELIABILITY = (ROOT / "docs" / "reliability.md").read_text()
+
+
+@pytest.mark.parametrize("line", sorted({*re.findall(r"python train\.py (--resume [^`\n]*)", README + RELIABILITY)}))
+def test_the_commands_that_go_on_do(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """On a run of two epochs of moons, under the name that they have for it."""
+    from deltaprop.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    small = ["--data", "moons", "--hidden", "4", "--epochs", "2", "--log-every", "0"]
+    assert main(["train", *small, "--run-dir", "runs/it"]) == 0
+    words = shlex.split(line, comments=True)
+    words = [word.replace("runs/<run>", "runs/it") for word in words]
+    assert main(["train", *words, *(small if "auto" in words else [])]) == 0
 
 
 def test_the_pictures_lines_of_code_stand_in_the_source():
