@@ -134,7 +134,7 @@ def _header(handle: int, size: int) -> tuple[dict[str, Any], bytes]:
         raise DamagedError(f"damaged or no checkpoint: a header of {length} bytes in a file of {size}")
     raw = _read(handle, length)
     try:
-        header = json.loads(raw)
+        header = json.loads(raw, parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
         raise DamagedError(f"damaged: its header is no JSON ({type(error).__name__})") from error
     if not isinstance(header, dict) or not isinstance(header.get("__metadata__"), dict):
@@ -196,7 +196,7 @@ def _check_digest(handle: int, size: int, raw_header: bytes) -> None:
 
 def _state(header: dict[str, Any]) -> dict[str, Any]:
     try:
-        state = json.loads(header["__metadata__"]["state"])
+        state = json.loads(header["__metadata__"]["state"], parse_constant=_no_number)
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise DamagedError(f"damaged: its state is no JSON ({type(error).__name__})") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
@@ -211,3 +211,12 @@ def _read(handle: int, length: int) -> bytes:
     while len(found) < length and (chunk := os.read(handle, length - len(found))):
         found += chunk
     return found
+
+
+def _no_number(name: str) -> float:
+    """Refuse what JSON does not have and Python reads all the same.
+
+    Raises:
+        ValueError: Always.
+    """
+    raise ValueError(f"{name} is no number")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -12,14 +13,13 @@ EVERY = 50  # steps, at most, until a NaN or an infinity is found
 
 def all_finite(tensors: Sequence[Tensor]) -> bool:
     """Return whether every entry is finite. The answer is made on the device, and waited for once."""
-    floating = [t for t in tensors if t.is_floating_point() and t.numel()]
-    if not floating:
+    if not tensors:
         return True
-    with torch.no_grad():
+    with torch.inference_mode():
         # A sum is finite only if its terms are; that finite terms may add up to ∞ is seen to below.
-        if bool(torch.stack([t.sum() for t in floating]).sum().isfinite()):
+        if math.isfinite(torch.stack([t.sum() for t in tensors]).sum().item()):
             return True
-        return all(bool(t.isfinite().all()) for t in floating)
+        return all(bool(t.isfinite().all()) for t in tensors)
 
 
 def told(model: nn.Module, tensors: Mapping[str, Tensor]) -> str:

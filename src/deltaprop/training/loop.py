@@ -227,7 +227,8 @@ class Run:
         self.generator = torch.Generator().manual_seed(config.seed)
         self.where = Standing(self._nothing(), self.generator.get_state())
         self.resumes = False
-        self._checked = self._saved_step = 0
+        self._params = list(setup.model.parameters())
+        self._checked = 0
         self._saved_at = time.monotonic()
 
     def _nothing(self) -> Progress:
@@ -279,6 +280,7 @@ class Run:
         from deltaprop.training.board import Board  # TensorBoard and matplotlib: slow to import, and of no use before
 
         began = time.perf_counter()
+        self.stop.at_once = False
         final = self.folder.path / FINAL
         if self.resumes and self._ended() and final.exists() and final.read_bytes() == as_bytes(self._weights()):
             return self._result(0.0)  # nothing to do, and nothing to write
@@ -402,7 +404,9 @@ class Run:
     def _finite(self) -> bool:
         """Return whether weights, momentum and losses are finite by now."""
         self.engine.up_to_date()
-        if not all_finite([self.where.progress.total, *self._tensors().values()]):
+        state = self.optimizer.state
+        buffers = [state[p]["momentum_buffer"] for p in self._params if "momentum_buffer" in state.get(p, ())]
+        if not all_finite([self.where.progress.total, *self._params, *buffers]):
             return False
         self._checked = self.where.progress.done
         return True

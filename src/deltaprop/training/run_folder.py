@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import safetensors.torch
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from deltaprop.errors import UserError
 from deltaprop.training.checkpoint import Checkpoint, DamagedError, encode, load, read_state
-from deltaprop.training.config import from_json
+from deltaprop.training.config import TrainConfig, from_json
 from deltaprop.training.disk import TEMPORARY, append, clear_temporaries, sync, sync_folder, write_whole
 
 
@@ -245,7 +246,7 @@ def is_stillborn(path: Path) -> bool:
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Return a checkpoint, once its configuration is sound and its tensors are those of that net.
+    """Return a checkpoint, once its state is sound and its tensors are those of that net.
 
     Raises:
         DamagedError: If it is damaged, or none.
@@ -253,17 +254,51 @@ def load_checkpoint(path: Path) -> Checkpoint:
     state = read_state(path)
     try:
         config = from_json("config", state["config"])
-        sizes = [int(size) for size in state["resolved"]["sizes"]]
-        dtype = {"float32": torch.float32, "float64": torch.float64}[config.dtype]
-        if [*config.hidden] != sizes[1:-1] or min(sizes) < 1 or state["epoch"] < 1 or state["done"] < 0:
-            raise ValueError("sizes or places")
-        if not isinstance(state["data_sha256"], str) or not isinstance(state["threads"], int):
-            raise ValueError("data or threads")
-        if not isinstance(state["device"], str) or not isinstance(state["split_seed"], int):
-            raise ValueError("device or seed")
-    except (UserError, KeyError, TypeError, ValueError, IndexError) as error:
-        raise DamagedError(f"damaged: its state ({error})") from error
-    return load(path, tensors_of(sizes, dtype))
+        sizes = state["resolved"]["sizes"]
+        _check_state(state, config, sizes)
+    except (UserError, KeyError, TypeError, ValueError) as error:
+        raise DamagedError(f"damaged: its state ({type(error).__name__}: {error})") from error
+    found = load(path, tensors_of(sizes, {"float32": torch.float32, "float64": torch.float64}[config.dtype]))
+    missing = {f"model.{2 * at}.weight" for at in range(len(sizes) - 1)} | {"generator", "total"}
+    if not missing <= set(found.tensors):
+        raise DamagedError(f"damaged: without {', '.join(sorted(missing - set(found.tensors)))}")
+    try:
+        torch.Generator().set_state(found.tensors["generator"])
+    except RuntimeError as error:
+        raise DamagedError("damaged: its generator has no such state") from error
+    return found
+
+
+KINDS: dict[str, Any] = {
+    "epoch": int, "done": int, "split_seed": int, "threads": int, "seconds": (int, float), "data_sha256": str,
+    "device": str, "overrides": list, "versions": dict, "last": (dict, NoneType), "best": (dict, NoneType),
+}  # fmt: skip
+
+
+def _check_state(state: Mapping[str, Any], config: TrainConfig, sizes: Any) -> None:
+    """Refuse a state that no run can have been in.
+
+    Raises:
+        KeyError, TypeError, ValueError: If it is one.
+    """
+    for name, kind in KINDS.items():
+        if not isinstance(state[name], kind) or isinstance(state[name], bool):
+            raise TypeError(f"{name} is {state[name]!r:.80}")
+    if not isinstance(sizes, list) or not all(type(size) is int and 1 <= size < 2**31 for size in sizes):
+        raise ValueError("sizes")
+    if [*config.hidden] != sizes[1:-1] or not 1 <= state["epoch"] < 2**62 or not 0 <= state["done"] < 2**62:
+        raise ValueError("sizes, epoch or steps")
+    if not 1 <= state["threads"] <= 1024 or not 0 <= state["split_seed"] < 2**32:
+        raise ValueError("threads or seed")
+    if not all(isinstance(record, dict) for record in state["overrides"]):
+        raise TypeError("overrides")
+    for line in (state["last"], state["best"]):
+        if line is not None and not {"epoch", "val_loss", "test_loss"} <= set(line):
+            raise ValueError("a line of metrics")
+        if line is not None and not all(value is None or isinstance(value, int | float) for value in line.values()):
+            raise TypeError("a line of metrics")
+    if state["best"] is not None and state["best"]["val_loss"] is None:
+        raise ValueError("the best epoch")
 
 
 def tensors_of(sizes: Sequence[int], dtype: torch.dtype) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:

@@ -26,10 +26,12 @@ class Stop:
 
     Attributes:
         heard: The signal that came, or None.
+        at_once: Whether there is nothing yet to finish and save, so that a signal breaks off whatever is done.
     """
 
     def __init__(self) -> None:
         self.heard: int | None = None
+        self.at_once = True
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Stop:
@@ -49,6 +51,8 @@ class Stop:
                 sys.stdout.flush()
             os._exit(128 + number)  # at once, whatever is being waited for
         self.heard = self.heard or number
+        if self.at_once:
+            raise Stopped
 
     def check(self) -> None:
         """Break off if a signal came.

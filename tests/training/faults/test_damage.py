@@ -254,6 +254,40 @@ def test_a_large_file_is_looked_through_in_little_memory(tmp_path: Path):
     assert forked(work) == 0
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"epoch": 1e308}, {"epoch": 0}, {"epoch": "1"}, {"epoch": True}, {"epoch": 2**70}, {"done": -1}, {"done": None},
+        {"threads": 10**9}, {"split_seed": -1}, {"last": []}, {"last": {"epoch": 1}}, {"best": {"epoch": "x"}},
+        {"seconds": "1"}, {"overrides": [3]}, {"overrides": "lr"}, {"versions": None}, {"data_sha256": 3},
+        {"resolved": {"sizes": [2, 4, -2]}}, {"resolved": {"sizes": "24"}}, {"resolved": []}, {"config": []},
+        {"config": {"hidden": [4], "lr": "fast"}}, {"config": {"hidden": [4], "activation": [[]]}},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_state_that_no_run_can_be_in_is_refused(change: dict[str, Any], good: bytes, tmp_path: Path):
+    """Each with a digest that is right."""
+    import safetensors.torch
+
+    state = {**state_of(good), **change}
+    assert not loads(encode(Checkpoint(safetensors.torch.load(good), state)), tmp_path / "c")
+
+
+def test_numbers_that_json_does_not_have_and_tensors_that_are_missing_are_refused(good: bytes, tmp_path: Path):
+    import safetensors.torch
+
+    tensors = safetensors.torch.load(good)
+    for name in ("model.0.weight", "generator", "total"):
+        fewer = {key: t for key, t in tensors.items() if key != name}
+        assert not loads(encode(Checkpoint(fewer, state_of(good))), tmp_path / "c")
+    garbage = {**tensors, "generator": torch.zeros_like(tensors["generator"])}
+    assert not loads(encode(Checkpoint(garbage, state_of(good))), tmp_path / "c")
+    sound = encode(Checkpoint(tensors, {**state_of(good), "seconds": 123456}))
+    assert loads(sound, tmp_path / "c")
+    header = sound.replace(b"123456", b"   NaN")
+    assert not loads(header, tmp_path / "c")
+
+
 @pytest.mark.parametrize("name", ["../../outside", "/etc/outside", "model.0.weight/../../x"])
 def test_a_name_that_leads_out_of_the_folder_leads_nowhere(name: str, good: bytes, tmp_path: Path):
     path = tmp_path / "run" / "checkpoints" / "c"

@@ -132,6 +132,25 @@ def test_in_an_evaluation_the_epoch_that_was_trained_is_kept(tmp_path: Path, mon
     assert left(folder) == left(tmp_path / "whole")
 
 
+def test_while_data_are_read_it_goes_at_once_and_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Reading that would take a minute, and asks nobody."""
+    folder, note = tmp_path / "run", tmp_path / "note"
+
+    def load(*_: Any, **__: Any) -> None:
+        note.touch()
+        time.sleep(60)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("deltaprop.training.setup.load", load)
+        child = Child(lambda: main(words(folder)), tmp_path / "said")
+    child.until(note.exists)
+    began = time.monotonic()
+    child.send(signal.SIGTERM)
+    assert child.wait() == 143
+    assert time.monotonic() - began < WITHIN
+    assert not folder.exists()
+
+
 def test_while_threads_are_timed_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     folder, note = tmp_path / "run", tmp_path / "note"
 
