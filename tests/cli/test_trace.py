@@ -6,8 +6,12 @@ import warnings
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
+from deltaprop import ops
 from deltaprop.cli import main
+from deltaprop.cli.trace import Arguments, make
 from deltaprop.training import TrainConfig, train
 
 
@@ -100,6 +104,43 @@ def test_events_for_tensorboard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     assert main(["trace", "--tensorboard", "--run-dir", "mine"]) == 0
     (events,) = (tmp_path / "mine").iterdir()
     assert events.name.startswith("events.out.tfevents")
+
+
+def test_where_others_have_other_numbers_it_exits_1(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """A tanh whose δ lacks its slope."""
+    monkeypatch.setattr(ops.ACTIVATIONS["tanh"], "delta", staticmethod(lambda grad_a, saved: grad_a))
+    assert main(["trace", "--activation", "tanh"]) == 1
+    assert "NOT OK: autograd differs by " in capsys.readouterr().out
+
+
+def test_weights_are_those_that_were_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Final weights that are not the best: of the run's own files."""
+    folder = tmp_path / "run"
+    train(TrainConfig(data="moons", hidden=(8,), epochs=2, log_every=0, run_dir=folder))
+    state = load_file(folder / "best.safetensors")
+    save_file({name: 2 * value for name, value in state.items()}, folder / "best.safetensors")
+    found = [make(Arguments(target=str(folder), weights=weights))[0] for weights in (None, "final", "best")]
+    assert torch.equal(found[0].layers[0].weight, found[1].layers[0].weight)
+    assert torch.equal(found[2].layers[0].weight, 2 * state["0.weight"].double())
+    assert found[2].about.startswith(f"{folder}: its best weights, the first 16 rows of its train part")
+
+
+def test_each_view_has_the_learning_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    seen: list[float] = []
+    monkeypatch.setattr("deltaprop.verify.page.html_page", lambda found, lr: seen.append(lr) or "")
+    monkeypatch.setattr("deltaprop.training.trace_board.write_trace", lambda found, lr, folder: seen.append(lr))
+    words = ["--html", str(tmp_path / "p.html"), "--tensorboard", "--run-dir", str(tmp_path / "t"), "--lr", "0.25"]
+    assert main(["trace", *words]) == 0
+    assert seen == [0.25, 0.25]
+
+
+def test_a_fresh_net_is_drawn_as_asked():
+    wide = make(Arguments(sizes=(50, 40, 2), rows=3, init="normal"))[0].layers[0].weight
+    narrow = make(Arguments(sizes=(50, 40, 2), rows=3))[0].layers[0].weight
+    assert float(wide.std()) == pytest.approx(1, rel=0.1)
+    assert float(narrow.abs().max()) <= 50**-0.5
 
 
 def test_nothing_is_written_unasked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

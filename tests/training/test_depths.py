@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+import tempfile
 from pathlib import Path
 
 import pytest
 import torch
 
-from deltaprop.training import TrainConfig
+from deltaprop.training import TrainConfig, train
 from deltaprop.training.depths import Arm, Watched, draw, watch
 from deltaprop.training.setup import prepare
 from deltaprop.verify.observe import observe
@@ -44,18 +46,28 @@ def test_norms_are_those_of_the_net_before_and_after_each_epoch():
     assert found.norms[2] != found.norms[1] != found.norms[0]
 
 
+def test_it_trains_as_the_loop_does_and_is_judged_on_rows_it_has_not_seen():
+    """The same net, order and figures as a run of the same configuration."""
+    config = TrainConfig(epochs=2, lr=0.1, momentum=0.0, hidden=(30,), activation=("tanh",), init="xavier", log_every=0)
+    with tempfile.TemporaryDirectory() as folder:
+        result = train(dataclasses.replace(config, run_dir=Path(folder) / "run"))
+    found = watch(config, Arm("tanh", "xavier"), 1, 30)
+    assert found.accuracy == result.metrics["val_accuracy"]
+    assert found.loss == pytest.approx(result.metrics["val_loss"], rel=1e-6)
+
+
 def test_targets_that_are_numbers_or_one_hot_are_watched_too():
     assert watched("tanh", "xavier", data="sine").accuracy is None
     assert watched("tanh", "xavier", loss="quadratic").accuracy is not None
 
 
 def test_the_picture_has_a_panel_for_each_net_and_a_line_for_each_layer(tmp_path: Path):
-    found = [Watched(Arm("relu", init), depth, [[0.1] * (depth + 1), [0.0, *[0.2] * depth]], 0.5, 1.0)
+    found = [Watched(Arm("relu", init), depth, [[0.1] * (depth + 1), [0.0, *[0.2] * depth]], 0.4, 1.0)
              for init in ("torch", "kaiming") for depth in (2, 3)]  # fmt: skip
     figure = draw(found, "a title")
     panels = figure.axes
     assert [len(axes.lines) for axes in panels] == [3, 4, 3, 4]
-    assert panels[0].get_title() == "2 hidden layers\n50 % right in the end"
+    assert panels[0].get_title() == "2 hidden layers\n40 % right in the end"
     assert panels[2].get_ylabel() == "relu, init kaiming\nnorm of δ"
     assert [text.get_text() for text in figure.legends[0].get_texts()] == [
         "layer 1",
@@ -63,6 +75,9 @@ def test_the_picture_has_a_panel_for_each_net_and_a_line_for_each_layer(tmp_path
         "layer 3",
         "output layer",
     ]
+    first = panels[0].lines[1]
+    assert first.get_label() == "layer 2"
+    assert list(first.get_ydata()) == [0.1, 0.2]
     styles = {(line.get_color(), line.get_marker()) for line in panels[1].lines}
     assert len(styles) == 4  # by marker, too
     figure.savefig(tmp_path / "p.png")  # a norm of 0 has no logarithm, and no warning either

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from matplotlib.axes import Axes
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import deltaprop as dp
@@ -53,6 +54,44 @@ def test_figures_have_the_layer_as_their_axis(events: EventAccumulator, found: d
         "delta_norm", "grad_weight_norm", "mean_abs_a", "saturated", "error_beside_autograd",
         "error_beside_differences",
     }  # fmt: skip
+
+
+def test_each_figure_is_what_it_is_called(events: EventAccumulator, found: dp.Trace):
+    for name, right in {
+        "grad_weight_norm": lambda at, layer: float(layer.grad_weight.norm()),
+        "mean_abs_a": lambda at, layer: float(layer.a.abs().mean()),
+        "error_beside_autograd": lambda at, layer: found.error(at, "autograd"),
+        "error_beside_differences": lambda at, layer: found.error(at, "differences"),
+    }.items():
+        values = [event.value for event in events.Scalars(f"by_layer/{name}")]
+        assert values == pytest.approx(
+            [right(at, layer) for at, layer in enumerate(found.layers, 1)], rel=1e-6, abs=1e-30
+        ), name
+
+
+def test_each_histogram_is_of_its_quantity(events: EventAccumulator, found: dp.Trace):
+    layer = found.layers[0]
+    for name, tensor in {"z": layer.z, "a": layer.a, "sigma_prime": layer.slope, "delta": layer.delta,
+                         "grad_weight": layer.grad_weight, "grad_bias": layer.grad_bias}.items():  # fmt: skip
+        (event,) = events.Histograms(f"{name}/layer1")
+        value = event.histogram_value
+        assert (value.min, value.max, value.num) == pytest.approx(
+            (float(tensor.min()), float(tensor.max()), tensor.numel())
+        )
+
+
+def test_a_picture_has_a_row_for_each_sample(found: dp.Trace, monkeypatch: pytest.MonkeyPatch):
+    shown: dict[str, Any] = {}
+
+    def imshow(self: Any, values: Any, **options: Any) -> Any:
+        shown[len(shown)] = (values.shape, options["extent"])
+        return real(self, values, **options)
+
+    real = Axes.imshow
+    monkeypatch.setattr(Axes, "imshow", imshow)
+    picture(1, found.layers[0])
+    assert [shape for shape, _ in shown.values()] == [(8, 6)] * 4 + [(6, 4)]  # z, a, σ', δ, and ∂C/∂W
+    assert shown[0][1] == (0.5, 6.5, 8.5, 0.5)  # counted from 1
 
 
 def test_histograms_and_pictures_of_every_layer(events: EventAccumulator):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -14,7 +15,7 @@ import torch
 
 import deltaprop as dp
 from deltaprop.verify.page import html_page
-from deltaprop.verify.steps import steps
+from deltaprop.verify.steps import choose, steps
 from deltaprop.verify.trace import Trace
 
 NAMED = os.environ.get("DELTAPROP_BROWSER")
@@ -259,6 +260,117 @@ def test_what_others_have_for_the_numbers_is_a_table(shown: Any):
     rows = page.locator("tbody tr").all_inner_texts()
     assert len(rows) == 12  # z, a, σ', δ and two gradients of two layers
     assert rows[3].split("\t")[:3] == ["δ¹", "(δ² W²) ⊙ σ'(z¹)", "[2, 3]"]
+
+
+def short(value: float) -> str:
+    return f"{value:.3g}".replace("-", "−").replace("e−0", "e−") if value else "0"
+
+
+@pytest.mark.parametrize("large", [False, True], ids=["small", "large"])
+def test_the_picture_has_the_numbers_of_the_trace(large: bool):
+    """Every number of the page's data, of the samples and neurons that are shown."""
+    torch.manual_seed(1)
+    sizes, rows = ([30, 20, 15], 9) if large else ([3, 4, 2], 3)
+    found = dp.trace(dp.MLP(sizes, "tanh"), "mse_loss", torch.randn(rows, sizes[0]), torch.rand(rows, sizes[-1]))
+    page = html_page(found, 0.3)
+    data = json.loads(re.search(r'id="data">(.*?)</script>', page, re.DOTALL)[1])  # type: ignore[index]
+    shown = choose(found)
+    n = list(shown.rows)
+
+    def texts(values: torch.Tensor) -> Any:
+        return [[short(value) for value in row] for row in values.tolist()]
+
+    for at, layer in enumerate(data["layers"]):
+        kept = list(shown.neurons[at])
+        assert (layer["size"], layer["shown"]) == (sizes[at], kept)
+        if at == 0:
+            assert layer["a"] == texts(found.input[n][:, kept])
+            continue
+        of, below = found.layers[at - 1], list(shown.neurons[at - 1])
+        for name in ("z", "a", "delta"):
+            assert layer[name] == texts(getattr(of, name)[n][:, kept]), name
+        assert layer["weight"] == texts(of.weight[kept][:, below])
+        assert layer["grad_weight"] == texts(of.grad_weight[kept][:, below])
+        assert layer["new_weight"] == texts((of.weight - 0.3 * of.grad_weight)[kept][:, below])
+        assert layer["grad_bias"] == [short(v) for v in of.grad_bias[kept].tolist()]
+        assert layer["new_bias"] == [short(v) for v in (of.bias - 0.3 * of.grad_bias)[kept].tolist()]
+        for name, values in (("size_of_weight", of.weight), ("size_of_gradient", of.grad_weight)):
+            sizes_ = values[kept][:, below].abs()
+            assert torch.allclose(torch.tensor(layer[name]).double(), sizes_ / sizes_.max())
+    assert data["target"] == texts(found.target[n][:, list(shown.neurons[-1])])
+    assert (data["loss"], data["loss_after"]) == (short(found.loss), short(found.loss_after(0.3)))
+    labels = dp.trace(dp.MLP([2, 3]), "cross_entropy", torch.rand(2, 2), torch.tensor([2, 0]))
+    data = json.loads(re.search(r'id="data">(.*?)</script>', html_page(labels), re.DOTALL)[1])  # type: ignore[index]
+    assert data["target"] == [["0", "0", "1"], ["1", "0", "0"]]
+
+
+def test_each_step_lights_up_its_own_edges_and_rings(shown: Any):
+    """2-3-1: six edges below layer 1, three below layer 2, one to C."""
+    page = shown(tiny())
+    edges = {"input": 0, "forward 1": 6, "forward 2": 3, "loss C": 1, "δ²": 1, "δ¹": 3, "gradients": 9, "update": 9}
+    rings = {"input": 2, "forward 1": 3, "forward 2": 1, "loss C": 1, "δ²": 1, "δ¹": 3, "gradients": 4, "update": 4}
+    of = {"input": "0", "forward 1": "1", "forward 2": "2", "δ²": "2", "δ¹": "1"}
+    for name in edges:
+        go(page, name)
+        assert page.locator("#net .edge.active").count() == edges[name], name
+        assert page.locator("#net .node.now").count() == rings[name], name
+        layers = page.eval_on_selector_all("#net .node.now[data-node]", "all => all.map(n => n.dataset.node[0])")
+        assert set(layers) <= {of[name]} if name in of else True
+    assert page.locator("#way").inner_text() == "One step downhill."
+
+
+def test_edges_join_the_neurons_they_belong_to(shown: Any):
+    """Each begins and ends at the rim of a circle, every pair of neurons of neighbouring layers once."""
+    page = shown(tiny())
+    go(page, "forward 1")
+    ends = page.evaluate(
+        """() => { const circles = [...document.querySelectorAll("#net .node[data-node]")].map(n => {
+        const c = n.querySelector("circle"); return [n.dataset.node, +c.getAttribute("cx"), +c.getAttribute("cy")] });
+        const at = (x, y) => circles.find(([, cx, cy]) => Math.abs(Math.hypot(cx - x, cy - y) - 22) < 0.5)?.[0];
+        return [...document.querySelectorAll("#net .edge")].map(e => { const [a, b, c, d] =
+        e.getAttribute("d").match(/-?[\\d.]+/g).map(Number); return [at(a, b), at(c, d)] }) }"""
+    )
+    pairs = [(a, b) for a, b in ends if a and b]
+    assert sorted(pairs) == sorted([(f"0-{k}", f"1-{j}") for k in range(2) for j in range(3)]
+                                   + [(f"1-{k}", "2-0") for k in range(3)])  # fmt: skip
+
+
+def test_what_stands_at_nodes_and_edges_is_of_the_step_and_the_sample(shown: Any):
+    found = tiny()
+    page = shown(found, lr=0.5)
+    first, second = found.layers
+    for row in range(2):
+        page.locator("#sample").select_option(index=row)
+        go(page, "forward 1")
+        assert node(page, 1, 2).endswith(f"z {short(float(first.z[row, 2]))}")
+        labels = page.locator("#net text.halo").all_text_contents()
+        assert {short(w) for w in first.weight.flatten().tolist()} <= set(labels)
+        go(page, "loss C")
+        assert node(page, 2, 0).endswith(f"y {short(float(found.target[row, 0]))}")
+        go(page, "δ¹")
+        assert node(page, 1, 2).endswith(f"δ {short(float(first.delta[row, 2]))}")
+        labels = page.locator("#net text.halo").all_text_contents()
+        assert {short(w) for w in second.weight.flatten().tolist()} <= set(labels)
+    go(page, "gradients")
+    assert node(page, 1, 1).endswith(f"∂C/∂b {short(float(first.grad_bias[1]))}")
+    go(page, "update")
+    assert node(page, 1, 1).endswith(f"b {short(float(first.bias[1] - 0.5 * first.grad_bias[1]))}")
+
+
+def test_c_is_not_there_before_the_loss(shown: Any):
+    found = tiny()
+    page = shown(found)
+    for name, value in (("forward 2", "·"), ("loss C", short(found.loss)), ("δ²", short(found.loss))):
+        go(page, name)
+        assert page.locator("#net .node:not([data-node]) text.value").text_content() == value
+
+
+def test_the_thicker_a_line_the_larger_its_weight(shown: Any):
+    found = tiny()
+    page = shown(found)
+    widths = page.eval_on_selector_all("#net .edge", "all => all.map(e => +e.getAttribute('stroke-width'))")[:6]
+    sizes = found.layers[0].weight.abs().flatten()  # target by target, as they are drawn
+    assert torch.tensor(widths).argsort().tolist() == sizes.argsort().tolist()
 
 
 def test_text_cannot_become_markup(monkeypatch: pytest.MonkeyPatch):

@@ -154,3 +154,136 @@ def test_what_is_tiny():
     assert is_tiny(trace(dp.MLP([2, 3, 1]), "mse_loss", torch.rand(2, 2), torch.rand(2, 1)))
     assert not is_tiny(trace(dp.MLP([2, 3, 1]), "mse_loss", torch.rand(3, 2), torch.rand(3, 1)))
     assert not is_tiny(trace(dp.MLP([9, 9, 1]), "mse_loss", torch.rand(1, 9), torch.rand(1, 1)))
+
+
+# --- every line tells the number of its own sample, neuron and weight ---
+
+UP = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹", "0123456789")
+
+
+def said(text: str) -> float:
+    """Return the number that a line ends with."""
+    return float(text.replace("−", "-").rpartition(" = ")[2])
+
+
+def own_number(found: Trace, part_layer: int | None, text: str, row: int | None, lr: float) -> float | None:
+    """Return what the trace itself has for the quantity that a line begins with; None where it is none."""
+    match = re.match(r"(∂C/∂[aWb]|σ'\(z|[zaδWb])([⁰¹²³⁴⁵⁶⁷⁸⁹])\)?\[(\d+)(?:,(\d+))?\] (?:=|←)", text)
+    if match is None:
+        return None
+    name, layer, j = match[1], int(match[2].translate(UP)), int(match[3]) - 1
+    assert layer == part_layer
+    k = int(match[4]) - 1 if match[4] else None
+    of = found.layers[layer - 1]
+    table = {"z": of.z, "a": of.a, "δ": of.delta, "σ'(z": of.slope, "∂C/∂a": found.grad_of_a(layer)}
+    if name in table:
+        assert row is not None
+        return float(table[name][row, j])
+    if name == "∂C/∂W":
+        return float(of.grad_weight[j, k])
+    if name == "∂C/∂b":
+        return float(of.grad_bias[j])
+    return float(of.weight[j, k] - lr * of.grad_weight[j, k] if name == "W" else of.bias[j] - lr * of.grad_bias[j])
+
+
+@pytest.mark.parametrize(("sizes", "rows"), [([3, 4, 2], 3), ([20, 15, 14], 9)], ids=["small", "large"])
+@pytest.mark.parametrize("activation", ["sigmoid", "tanh", "softmax"])
+def test_each_line_has_the_number_of_its_own_sample_and_neuron(activation: str, sizes: list[int], rows: int):
+    found = trace(dp.MLP(sizes, activation), "mse_loss", torch.randn(rows, sizes[0]), torch.rand(rows, sizes[-1]))
+    counted = 0
+    for step in steps(found, 0.3):
+        for part in step.parts:
+            for line in part.lines:
+                right = own_number(found, part.layer, line.text, line.row, 0.3)
+                if right is None:
+                    continue
+                assert said(line.text) == pytest.approx(right, rel=1e-3), line.text
+                neuron = int(re.search(r"\[(\d+)", line.text)[1]) - 1  # type: ignore[index]
+                assert line.neuron == neuron, line.text
+                assert (line.row is None) == (step.kind in ("gradients", "update"))
+                counted += 1
+    assert counted > 80
+
+
+def test_inputs_and_targets_are_those_of_their_sample():
+    found = trace(
+        dp.MLP([2, 2]), "mse_loss", torch.tensor([[0.1, 0.2], [0.3, 0.4]]), torch.tensor([[0.5, 0], [0.7, 1]])
+    )
+    lines = steps(found, 0.1)[0].parts[0].lines
+    assert [line.text for line in lines] == ["a⁰ = [0.1, 0.2]    y = [0.5, 0]", "a⁰ = [0.3, 0.4]    y = [0.7, 1]"]
+    labels = trace(dp.MLP([2, 3]), "cross_entropy", torch.rand(2, 2), torch.tensor([2, -100]))
+    texts = [line.text.partition("    ")[2] for line in steps(labels, 0.1)[0].parts[0].lines]
+    assert texts == ["y = 2, which is neuron 3", "y = -100, which is ignored"]
+
+
+def test_losses_are_those_of_their_sample():
+    """C of each output: ½ (a − y)² of its own a and y."""
+    found = trace(dp.MLP([2, 3, 2], "tanh"), "quadratic_loss", torch.randn(2, 2), torch.rand(2, 2))
+    lines = [line for line in steps(found, 0.1)[3].parts[0].lines if line.row is not None]
+    assert [line.row for line in lines] == [0, 0, 1, 1]
+    costs = 0.5 * (found.layers[-1].a - found.target) ** 2
+    assert [said(line.text) for line in lines] == pytest.approx(costs.reshape(-1).tolist(), rel=1e-3)
+
+
+EQUATIONS = {
+    "quadratic_loss": ("C = ½ Σ (a − y)²/N,  quadratic_loss", "∂C/∂a = (a − y)/N, the slope of the loss"),
+    "mse_loss": ("C = Σ (a − y)²/M over all M entries,  mse_loss", "∂C/∂a = 2 (a − y)/M, the slope of the loss"),
+    "l1_loss": ("C = Σ |a − y|/M over all M entries,  l1_loss",
+                "∂C/∂a = ±1/M, the sign of a − y, the slope of the loss"),
+    "huber_loss": ("C = Σ h(a − y)/M over all M entries, h(r) = ½ r² up to |r| = 1 and then |r| − ½,  huber_loss",
+                   "∂C/∂a = (a − y)/M, a − y clipped to ±1, the slope of the loss"),
+    "cross_entropy": ("C = −Σ ln p_y/N, p = exp(a)/Σ exp(a),  cross_entropy",
+                      "∂C/∂a = (p − 1 at y, p elsewhere)/N, the slope of the loss"),
+    "binary_cross_entropy_with_logits": (
+        "C = −Σ [y ln s + (1 − y) ln(1 − s)]/M, s = 1/(1 + e^−a),  binary_cross_entropy_with_logits",
+        "∂C/∂a = (s − y)/M, the slope of the loss"),
+    "binary_cross_entropy_per_sample": (
+        "C = −Σ [y ln s + (1 − y) ln(1 − s)]/N, s = 1/(1 + e^−a),  binary_cross_entropy_per_sample",
+        "∂C/∂a = (s − y)/N, the slope of the loss"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_equations_of_the_losses(loss: str):
+    """As written on paper; what they say is held to numbers by the sums of their lines."""
+    found = steps(trace(dp.MLP([2, 2]), loss, torch.rand(2, 2), target(loss, 2, 2)), 0.1)
+    assert (found[2].parts[0].equation, found[3].parts[0].equation) == EQUATIONS[loss]
+
+
+def test_equations_of_the_page():
+    """Those of DESIGN and docs/equations.md, in the order of a step."""
+    found = steps(trace(dp.MLP([2, 3, 1], "tanh"), "mse_loss", torch.rand(1, 2), torch.rand(1, 1)), 0.25)
+    assert [part.equation for step in found for part in step.parts if step.kind not in ("loss", "input")] == [
+        "z¹ = a⁰ (W¹)ᵀ + b¹,  a¹ = tanh(z¹)",
+        "z² = a¹ (W²)ᵀ + b²,  a² = z²",
+        "∂C/∂a = 2 (a − y)/M, the slope of the loss",
+        "δ² = ∂C/∂a²",
+        "δ¹ = (δ² W²) ⊙ σ'(z¹)",
+        "∂C/∂b² = Σₙ δ²",
+        "∂C/∂W² = (δ²)ᵀ a¹",
+        "∂C/∂b¹ = Σₙ δ¹",
+        "∂C/∂W¹ = (δ¹)ᵀ a⁰",
+        "θ ← θ − η ∂C/∂θ, η = 0.25, layer 1",
+        "θ ← θ − η ∂C/∂θ, η = 0.25, layer 2",
+        "the same batch again",
+    ]
+    words = [step.words for step in found]
+    assert words[1] == "Each neuron weighs what the layer below gives it, adds its bias, and bends the sum: a = tanh z."
+    assert words[4] == "How much C reacts to each output's z: the slope of the loss."
+    assert words[5].startswith("The error goes back through the weights it came by, times the slope of tanh, σ'(z) = ")
+    assert words[6].endswith("Both are summed over the samples.")
+
+
+def test_what_matters_is_what_is_chosen():
+    """The inputs with the largest |a⁰|, not the smallest; the neurons with the largest |δ|."""
+    x = torch.full((6, 20), 0.01)
+    x[:, [3, 7, 11, 12, 15, 16, 17, 19]] = 2.0
+    found = trace(dp.MLP([20, 4, 3]), "cross_entropy", x, torch.randint(3, (6,)))
+    assert choose(found).neurons[0] == (3, 7, 11, 12, 15, 16, 17, 19)
+
+
+def test_a_step_that_is_too_long_says_so():
+    found = trace(dp.MLP([2, 1]), "quadratic_loss", torch.rand(1, 2), torch.rand(1, 1))
+    last = [list(as_text(steps(found, lr)))[-1] for lr in (0.1, 50.0)]
+    assert "too long" not in last[0]
+    assert last[1].endswith(": the step was too long, a smaller η goes down")

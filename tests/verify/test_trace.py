@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import html
 from typing import Any
@@ -14,7 +15,10 @@ from torch.testing import assert_close
 import deltaprop as dp
 from deltaprop import UserError, ops, trace
 from deltaprop import functional as F
-from deltaprop.verify.trace import LOSSES
+from deltaprop.verify.quantities import quantities, verdict
+from deltaprop.verify.steps import is_tiny
+from deltaprop.verify.trace import LOSSES, Comparison
+from deltaprop.verify.words import number
 
 F64 = torch.float64
 
@@ -120,6 +124,77 @@ def test_what_passes_the_jacobian():
     a2 = model[2](a1)
     for layer, grad_a in enumerate(torch.autograd.grad(nn.functional.cross_entropy(a2, y), (a1, a2)), start=1):
         assert_close(found.grad_of_a(layer), grad_a)
+
+
+ASKED = {
+    "z": 1,
+    "a": 1,
+    "slope": 1,
+    "delta": 2,
+    "grad_weight": 2,
+    "grad_bias": 2,
+}  # of autograd, and of differences too
+
+
+def test_every_quantity_is_compared():
+    found = trace(dp.MLP([5, 6, 3], "tanh", "sigmoid"), "mse_loss", torch.randn(4, 5), torch.rand(4, 3))
+    for layer in (1, 2):
+        asked = [c.quantity for c in found.comparisons if c.layer == layer]
+        assert {name: asked.count(name) for name in asked} == ASKED
+    by_differences = [c.quantity for c in found.comparisons if c.beside == "differences"]
+    assert sorted(set(by_differences)) == ["delta", "grad_bias", "grad_weight"]
+
+
+def off_by(monkeypatch: pytest.MonkeyPatch, method: str, share: float) -> set[tuple[int, str, str]]:
+    """Return what is told where a method of tanh is off by a share."""
+    real = getattr(ops.ACTIVATIONS["tanh"], method)
+    wrong = staticmethod(lambda *arguments: real(*arguments) * (1 + share))
+    with monkeypatch.context() as patch:
+        patch.setattr(ops.ACTIVATIONS["tanh"], method, wrong)
+        found = trace(dp.MLP([5, 6, 3], "tanh"), "mse_loss", torch.randn(4, 5), torch.rand(4, 3))
+    return {(c.layer, c.quantity, c.beside) for c in found.comparisons if not c.ok}
+
+
+def test_autograd_sees_a_millionth_and_differences_a_thousandth(monkeypatch: pytest.MonkeyPatch):
+    assert (1, "delta", "autograd") in off_by(monkeypatch, "delta", 1e-6)
+    seen = off_by(monkeypatch, "delta", 1e-3)
+    assert {(1, name, "differences") for name in ("delta", "grad_weight", "grad_bias")} <= seen
+    assert (1, "slope", "autograd") in off_by(monkeypatch, "slope", 1e-6)
+    seen = off_by(monkeypatch, "forward", 1e-6)
+    assert (1, "a", "autograd") in seen
+    assert (2, "z", "autograd") in seen
+
+
+def test_the_loss_after_a_step_has_the_options_of_the_loss():
+    model, x, y = dp.MLP([5, 3], dtype=F64), torch.randn(7, 5, dtype=F64), torch.arange(7) % 3
+    found = trace(model, functools.partial(F.cross_entropy, label_smoothing=0.3), x, y)
+    assert found.loss_after(0) == pytest.approx(found.loss, rel=1e-14)
+
+
+def test_what_a_table_says(monkeypatch: pytest.MonkeyPatch):
+    """Norms of all entries, errors under whose they are, and the saturated share of each layer."""
+    model = dp.MLP([2, 2, 1], "sigmoid", bias=False, dtype=F64)
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([[20.0, 20.0], [0.1, 0.1]]))  # one neuron of two is saturated
+    found = trace(model, "quadratic_loss", torch.ones(3, 2), torch.zeros(3, 1))
+    rows = {q.symbol: q for q in quantities(found)}
+    first = found.layers[0]
+    assert rows["z¹"].norm == number(float(first.z.norm()))
+    assert (rows["z¹"].equation, rows["z¹"].shape) == ("a⁰ (W¹)ᵀ", "[3, 2]")
+    assert rows["σ'(z¹)"].equation == "a (1 − a)"
+    assert rows["z¹"].differences == ""
+    assert rows["δ²"].differences != ""
+    overview = str(found)
+    assert is_tiny(found) is False
+    (line,) = [line for line in overview.splitlines() if line.startswith("1 sigmoid")]
+    assert line.split()[2:] == [f"{float(first.a.abs().mean()):.3g}", "50", "%", f"{first.delta_norm:.3g}"]
+    comparisons = tuple(
+        Comparison(layer, "delta", who, error, True)
+        for layer, who, error in ((1, "autograd", 3e-15), (2, "autograd", 2e-16), (1, "differences", 4e-9))
+    )
+    told = dataclasses.replace(found, comparisons=comparisons)
+    assert verdict(told) == "ok: PyTorch's autograd has the same numbers to 3e-15, central differences to 4e-09"
+    assert {q.symbol: (q.autograd, q.differences) for q in quantities(told)}["δ¹"] == ("3e-15", "4e-09")
 
 
 def test_a_vanished_delta_is_held_to_its_own_size(monkeypatch: pytest.MonkeyPatch):
