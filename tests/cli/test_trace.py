@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import warnings
 from pathlib import Path
 
@@ -119,6 +120,7 @@ def test_weights_are_those_that_were_asked_for(tmp_path: Path, capsys: pytest.Ca
     """Final weights that are not the best: of the run's own files."""
     folder = tmp_path / "run"
     train(TrainConfig(data="moons", hidden=(8,), epochs=2, log_every=0, run_dir=folder))
+    shutil.rmtree(folder / "checkpoints")  # which would tell that the best weights are others now
     state = load_file(folder / "best.safetensors")
     save_file({name: 2 * value for name, value in state.items()}, folder / "best.safetensors")
     found = [make(Arguments(target=str(folder), weights=weights))[0] for weights in (None, "final", "best")]
@@ -182,6 +184,7 @@ def test_the_same_seed_gives_the_same_page(capsys: pytest.CaptureFixture[str]):
         (["nowhere"], "nowhere: there is no such folder"),
         (["OWN"], "a target is FILE.py:NAME or package.module:NAME, got"),
         (["OWN:nat"], "own.py has no 'nat'; it has torch, net"),
+        (["EXITS:net"], "example_inputs() beside it fails: SystemExit: 3"),
         (["OWN:number"], "trace takes an nn.Sequential, got int"),
         (["OWN:net", "--rows", "3"], "--rows is not for a net of your own"),
         (["math:sin"], "trace takes an nn.Sequential, got builtin_function_or_method"),
@@ -196,7 +199,12 @@ def test_the_same_seed_gives_the_same_page(capsys: pytest.CaptureFixture[str]):
 def test_wrong_input_is_one_line_and_2(
     words: list[str], said: str, own: str, run: str, capsys: pytest.CaptureFixture[str]
 ):
-    assert main(["trace", *[word.replace("OWN", own).replace("RUN", run) for word in words]]) == 2
+    exits = Path(own).with_name("exits.py")
+    exits.write_text(OWN.replace("return torch", "raise SystemExit(3)  #"))
+    places = {"OWN": own, "RUN": run, "EXITS": str(exits)}
+    assert (
+        main(["trace", *[places.get(w.split(":")[0], w.split(":")[0]) + w[len(w.split(":")[0]) :] for w in words]]) == 2
+    )
     (line,) = capsys.readouterr().err.splitlines()
     assert said in line
 

@@ -48,6 +48,18 @@ def edited(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     (path / "config.json").write_text(json.dumps(config))
 
 
+def flipped(path: Path) -> None:
+    """One bit of the exponent of a weight: safetensors takes it."""
+    content = bytearray((path / "model.safetensors").read_bytes())
+    content[-1] ^= 0x40
+    (path / "model.safetensors").write_bytes(bytes(content))
+
+
+def of_another_dtype(path: Path) -> None:
+    state = load_file(path / "model.safetensors")
+    save_file({name: value.long() for name, value in state.items()}, path / "model.safetensors")
+
+
 def of_another_shape(path: Path) -> None:
     state = load_file(path / "model.safetensors")
     save_file({**state, "0.weight": torch.zeros(8, 3)}, path / "model.safetensors")
@@ -69,10 +81,18 @@ def of_another_shape(path: Path) -> None:
         (lambda path: (path / "model.safetensors").unlink(), "there is no such file: take --weights best"),
         (lambda path: (path / "model.safetensors").write_bytes(b""), "damaged: "),
         (lambda path: (path / "model.safetensors").write_bytes(b"x" * 1000), "damaged: "),
-        (lambda path: edited(path, lambda c: c.update(hidden=[8, 8])), r"it has .*, the net of the run 0\.weight"),
-        (of_another_shape, r"0\.weight is \[8, 3\], in the net of the run \[8, 2\]"),
+        (lambda path: edited(path, lambda c: c.update(hidden=[8, 8])), r"its sizes are \[2, 8, 2\]"),
+        (flipped, "model.safetensors: damaged: the run's last checkpoint has other weights"),
+        (of_another_dtype, r"of torch\.int64, in the net of the run \[8, 2\] of torch\.float32"),
+        (lambda path: edited(path, lambda c: c.update(lr=10**400)), "lr must be a number"),
+        (lambda path: (path / "config.json").write_text("[" * 100_000), "damaged: "),
+        (
+            lambda path: edited(path, lambda c: (c.update(hidden=[10**9]), c["resolved"].update(sizes=[2, 10**9, 2]))),
+            r"in the net of the run \[1000000000, 2\]",
+        ),
+        (of_another_shape, r"0\.weight is \[8, 3\] of torch\.float32, in the net of the run \[8, 2\]"),
     ],
-    ids=range(15),
+    ids=range(20),
 )
 def test_what_is_damaged_is_told_in_one_line(run: Run, damage: Callable[[Path], Any], said: str):
     folder = run(epochs=1).folder

@@ -282,6 +282,39 @@ def test_what_matters_is_what_is_chosen():
     assert choose(found).neurons[0] == (3, 7, 11, 12, 15, 16, 17, 19)
 
 
+@pytest.mark.parametrize("scale", [1.0, 8.0, 40.0, 800.0])
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("activation", ["sigmoid", "tanh"])
+def test_sums_are_right_where_digits_would_cancel(activation: str, loss: str, scale: float):
+    """Saturated to the last digit, or nearly so: relative to the number itself, however small."""
+    model = dp.MLP([2, 2, 2], activation, dtype=F64)
+    with torch.no_grad():
+        model[0].weight.mul_(scale)
+        model[2].weight.mul_(scale)
+    y = torch.tensor([0, 1]) if loss == "cross_entropy" else torch.tensor([[0.0, 1.0], [1.0, 0.0]], dtype=F64)
+    found = trace(model, loss, torch.tensor([[1.0, 0.9], [-0.8, 1.0]], dtype=F64), y)
+    for step in steps(found, 0.5)[:-1]:
+        if step.kind in ("loss", "delta"):
+            for line in (line.text for part in step.parts for line in part.lines):
+                if line.startswith(("σ'", "c", "∂C/∂a", "C =")):
+                    for _, value, said_ in sums(line):
+                        assert value == pytest.approx(said_, rel=0.02, abs=1e-12), line
+
+
+def test_constants_of_an_activation_are_said():
+    model = nn.Sequential(nn.Linear(2, 2), nn.LeakyReLU(0.2), nn.Linear(2, 1), nn.ELU(2.5))
+    words = [step.words for step in steps(trace(model, "mse_loss", torch.rand(1, 2), torch.rand(1, 1)), 0.1)]
+    assert "negative_slope = 0.2" in words[1]
+    assert "alpha = 2.5" in words[2]
+
+
+def test_shares_of_classes_have_no_formula_of_labels():
+    y = torch.tensor([[0.2, 0.8], [1.0, 0.0]])
+    found = steps(trace(dp.MLP([2, 2]), "cross_entropy", torch.rand(2, 2), y), 0.1)
+    assert found[2].parts[0].equation == "cross_entropy"
+    assert "p − 1" not in found[3].parts[0].equation
+
+
 def test_a_step_that_is_too_long_says_so():
     found = trace(dp.MLP([2, 1]), "quadratic_loss", torch.rand(1, 2), torch.rand(1, 1))
     last = [list(as_text(steps(found, lr)))[-1] for lr in (0.1, 50.0)]

@@ -140,7 +140,8 @@ def test_every_quantity_is_compared():
     found = trace(dp.MLP([5, 6, 3], "tanh", "sigmoid"), "mse_loss", torch.randn(4, 5), torch.rand(4, 3))
     for layer in (1, 2):
         asked = [c.quantity for c in found.comparisons if c.layer == layer]
-        assert {name: asked.count(name) for name in asked} == ASKED
+        assert {name: asked.count(name) for name in asked} == (ASKED | {"grad_a": 1} if layer == 2 else ASKED)
+    assert [c.quantity for c in found.comparisons if c.layer == 0] == ["loss"]
     by_differences = [c.quantity for c in found.comparisons if c.beside == "differences"]
     assert sorted(set(by_differences)) == ["delta", "grad_bias", "grad_weight"]
 
@@ -192,6 +193,7 @@ def test_what_a_table_says(monkeypatch: pytest.MonkeyPatch):
         Comparison(layer, "delta", who, error, True)
         for layer, who, error in ((1, "autograd", 3e-15), (2, "autograd", 2e-16), (1, "differences", 4e-9))
     )
+    comparisons += (Comparison(1, "z", "autograd", 0.0, True),)
     told = dataclasses.replace(found, comparisons=comparisons)
     assert verdict(told) == "ok: PyTorch's autograd has the same numbers to 3e-15, central differences to 4e-09"
     assert {q.symbol: (q.autograd, q.differences) for q in quantities(told)}["δ¹"] == ("3e-15", "4e-09")
@@ -216,6 +218,43 @@ def test_a_vanished_delta_is_held_to_its_own_size(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(ops.ACTIVATIONS["sigmoid"], "delta", staticmethod(delta))
     wrong = {(c.layer, c.quantity, c.beside) for c in trace(model, "quadratic_loss", x, y).comparisons if not c.ok}
     assert (1, "delta", "autograd") in wrong
+
+
+def test_the_loss_and_its_slope_are_compared(monkeypatch: pytest.MonkeyPatch):
+    """With PyTorch's loss: one that is 5 too large, though its gradient is right."""
+    real = F.mse_loss
+    monkeypatch.setattr(F, "mse_loss", lambda a, y: real(a, y) + 5)
+    found = trace(dp.MLP([3, 2]), "mse_loss", torch.randn(5, 3), torch.rand(5, 2))
+    assert [(c.layer, c.quantity) for c in found.comparisons if not c.ok] == [(0, "loss")]
+    assert not found.ok
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("activation", ["relu", "leaky_relu"])
+def test_wide_nets_with_many_kinks_are_no_alarm(activation: str, seed: int):
+    """128 rows through 200 units: some kink lies within h of every weight."""
+    torch.manual_seed(seed)
+    x, y = torch.randn(128, 64), torch.randint(10, (128,))
+    found = trace(dp.MLP([64, 200, 200, 10], activation), "cross_entropy", x, y)
+    assert found.ok, [c for c in found.comparisons if not c.ok]
+
+
+def test_what_pytorch_has_no_module_for_is_not_compared_with_itself():
+    found = trace(dp.MLP([3, 4, 2], "step"), "mse_loss", torch.randn(5, 3), torch.rand(5, 2))
+    assert {c.quantity for c in found.comparisons if c.beside == "autograd"} == {"loss", "grad_a"}
+    assert "PyTorch has no such modules" in str(found)
+
+
+def test_frozen_layers_stay_in_the_update():
+    model = dp.MLP([3, 4, 2], "tanh", dtype=F64)
+    model[0].requires_grad_(False)
+    x, y = torch.randn(5, 3, dtype=F64), torch.rand(5, 2, dtype=F64)
+    found = trace(model, "mse_loss", x, y)
+    assert torch.equal(found.layers[0].updated(0.5)[0], model[0].weight)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.5)
+    nn.functional.mse_loss(model(x), y).backward()
+    optimizer.step()
+    assert found.loss_after(0.5) == pytest.approx(float(nn.functional.mse_loss(model(x), y).detach()), rel=1e-12)
 
 
 def test_it_prints_as_the_terminal_has_it():
@@ -250,6 +289,20 @@ def test_a_notebook_shows_its_page():
         (dp.MLP([2, 2]), "mse_loss", torch.rand(0, 2), torch.rand(0, 2), r"N at least 1, got \[0, 2\]"),
         (dp.MLP([2, 2]), "cross_entropy", torch.rand(3, 2), torch.full((3,), 7), "cross_entropy does not take outputs"),
         (dp.MLP([2, 2]), "mse_loss", [[1.0, 2.0]], torch.rand(1, 2), "must be tensors, got list and Tensor"),
+        (dp.MLP([2, 2]), [1], torch.rand(1, 2), torch.rand(1, 2), "the loss must be a function or its name, got list"),
+        (nn.Sequential(nn.LazyLinear(2)), "mse_loss", torch.rand(1, 2), torch.rand(1, 2), "lazy layers"),
+        (dp.MLP([2, 2]), "mse_loss", torch.rand(1, 2) + 1j, torch.rand(1, 2), "real numbers"),
+        (dp.MLP([2, 2]), "mse_loss", torch.rand(3, 2), torch.rand(3, 1), "does not take .* broadcast"),
+        (nn.Sequential(nn.Linear(2, 2), nn.Softmax(0)), "mse_loss", torch.rand(3, 2), torch.rand(3, 2), "dim 1 or −1"),
+        (
+            dp.MLP([2, 2]),
+            "cross_entropy",
+            torch.rand(2, 2),
+            torch.tensor([-100, -100]),
+            "the loss of this batch is nan",
+        ),
+        (dp.MLP([2, 2]), "mse_loss", torch.rand(1, 2), torch.full((1, 2), 1e300, dtype=F64), "loss .* is inf"),
+        (dp.MLP([2, 2], output_activation="softmax"), "cross_entropy", torch.rand(1, 2), torch.tensor([0]), "twice"),
         (
             dp.MLP([2, 2]),
             "mse_loss",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from deltaprop.cli.files import check_file
+from deltaprop.cli.files import check_file, write_file
 from deltaprop.cli.parsing import read_flags
 from deltaprop.data import check_source
 from deltaprop.errors import UserError
@@ -87,10 +88,9 @@ def main(words: Sequence[str]) -> int:
     if arguments.picture is not None:
         of = f"{arguments.data}, {arguments.width} wide, η {arguments.lr:g}"
         title = f"How much of the error reaches each layer ({of})"
-        try:
-            draw(found, title).savefig(arguments.picture)
-        except OSError as error:
-            raise UserError(f"--picture {arguments.picture}: cannot be written: {error.strerror}") from error
+        picture = io.BytesIO()
+        draw(found, title).savefig(picture, format=arguments.picture.suffix[1:].lower())
+        write_file("--picture", arguments.picture, picture.getvalue())
         console.print(f"picture {arguments.picture}", markup=False)
     return 0
 

@@ -39,16 +39,17 @@ def _check(flag: str, path: Path) -> None:
         raise UserError(f"{flag} {path}: no permission to write in {folder}")
 
 
-def write_file(flag: str, path: Path, text: str) -> None:
+def write_file(flag: str, path: Path, content: str | bytes) -> None:
     """Write a file.
 
     Raises:
         UserError: If it cannot be written.
     """
+    content = content.encode() if isinstance(content, str) else content
     try:
         if path.exists() and not path.is_file():  # a pipe, or the terminal: to be written to, not replaced
-            path.write_text(text, encoding="utf-8")
+            path.write_bytes(content)
         else:
-            write_whole(path.resolve(), text.encode())
+            write_whole(path.resolve(), content)
     except OSError as error:
         raise UserError(f"{flag} {path}: cannot be written: {error.strerror}") from error

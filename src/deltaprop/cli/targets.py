@@ -71,6 +71,6 @@ def call_examples(target: str, examples: Callable[[], Any]) -> tuple[Any, ...]:
     """
     try:
         made = examples()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f"{target}: example_inputs() beside it fails: {told(error)}") from error
     return tuple(made) if isinstance(made, tuple | list) else (made,)

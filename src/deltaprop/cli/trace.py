@@ -105,15 +105,15 @@ def main(words: Sequence[str]) -> int:
         console.print(f"{found.loss_name}: C = {found.loss:.6g}, and {after:.6g} after a step of η = {lr:g}{far}")
         console.print(f"{LEGEND} The sums of so large a net: --html page.html.", style="dim")
     console.print(verdict(found), soft_wrap=True)
+    folder = RunFolder.make(arguments.run_dir, "trace").path if arguments.tensorboard else None
     if arguments.html is not None:
         from deltaprop.verify.page import html_page
 
         write_file("--html", arguments.html, html_page(found, lr))
         console.print(f"page {arguments.html}", markup=False, soft_wrap=True)
-    if arguments.tensorboard:
+    if folder is not None:
         from deltaprop.training.trace_board import write_trace  # TensorBoard and matplotlib: slow to import
 
-        folder = RunFolder.make(arguments.run_dir, "trace").path
         write_trace(found, lr, folder)
         console.print(f"look tensorboard --logdir {folder.parent}", markup=False, soft_wrap=True)
     return 0 if found.ok else 1

@@ -28,6 +28,8 @@ def write_whole(path: Path, content: bytes) -> None:
         handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         try:
             try:
+                with contextlib.suppress(OSError):  # a file that was its owner's alone stays so
+                    os.chmod(temporary, os.stat(path).st_mode & 0o777)
                 _write(handle, content)
                 os.fsync(handle)
             finally:

@@ -13,10 +13,12 @@ from typing import Any
 
 import safetensors
 import safetensors.torch
-from torch import nn
+import torch
 
 from deltaprop.errors import UserError
+from deltaprop.training.checkpoint import DamagedError
 from deltaprop.training.config import TrainConfig, from_json
+from deltaprop.training.run_folder import LAST, load_checkpoint, tensors_of
 from deltaprop.training.setup import Setup, prepare
 
 WEIGHTS = {"final": "model.safetensors", "best": "best.safetensors"}
@@ -36,7 +38,7 @@ def read_config(folder: Path) -> tuple[TrainConfig, dict[str, Any]]:
         raise UserError(f"{folder}: {what}") from error
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from error
-    except ValueError as error:  # of JSON, or of UTF-8
+    except (ValueError, RecursionError) as error:  # of JSON, or of UTF-8
         raise UserError(f"{path}: damaged: {error}") from error
     resolved = found.get("resolved") if isinstance(found, dict) else None
     if not isinstance(resolved, dict):
@@ -57,6 +59,8 @@ def load_run(folder: Path, weights: str = "final", data: str | None = None) -> S
     """
     config, resolved = read_config(folder)
     state = _read_weights(folder, weights)
+    _check_weights(state, config, resolved, folder / WEIGHTS[weights])  # before a net of that size is made
+    _check_beside_checkpoint(state, folder, weights)
     here = {"device": "cpu", "precision": "float32", "threads": "1", "run_dir": None, "data": data or config.data}
     try:
         setup = prepare(dataclasses.replace(config, **here))  # type: ignore[arg-type]
@@ -64,7 +68,7 @@ def load_run(folder: Path, weights: str = "final", data: str | None = None) -> S
         raise UserError(f"{folder}: its data: {error}" + ("" if data else "; --data says where it lies now")) from error
     if setup.dataset.digest != resolved.get("data_sha256"):
         raise UserError(f"{folder}: the data in {data or config.data} are not those that the run learnt from")
-    _load_weights(setup.model, state, folder / WEIGHTS[weights])
+    setup.model.load_state_dict(state)
     return setup
 
 
@@ -82,11 +86,38 @@ def _read_weights(folder: Path, weights: str) -> dict[str, Any]:
         raise UserError(f"{path}: damaged: {error}") from error
 
 
-def _load_weights(model: nn.Module, state: dict[str, Any], path: Path) -> None:
-    own = model.state_dict()
-    if list(state) != list(own) and set(state) != set(own):
+def _check_weights(state: dict[str, Any], config: TrainConfig, resolved: dict[str, Any], path: Path) -> None:
+    """Refuse weights that are not those of the run's net.
+
+    Raises:
+        UserError: If names, shapes or dtypes are others.
+    """
+    sizes, inner = resolved.get("sizes"), [*config.hidden]
+    if not isinstance(sizes, list) or sizes[1:-1] != inner or not all(type(size) is int for size in sizes):
+        raise UserError(f"{path.parent / 'config.json'}: damaged: its sizes are {sizes!r:.80}")
+    dtype = torch.float32 if config.dtype == "float32" else torch.float64
+    own = {name: shape for name, (_, shape) in tensors_of(sizes, dtype).items() if name.startswith("model.")}
+    own = {name.removeprefix("model."): shape for name, shape in own.items()}
+    if set(state) != set(own):
         raise UserError(f"{path}: it has {', '.join(state) or 'nothing'}, the net of the run {', '.join(own)}")
-    for name, value in own.items():
-        if state[name].shape != value.shape:
-            raise UserError(f"{path}: {name} is {list(state[name].shape)}, in the net of the run {list(value.shape)}")
-    model.load_state_dict(state)
+    for name, shape in own.items():
+        if tuple(state[name].shape) != shape or state[name].dtype != dtype:
+            found = f"{list(state[name].shape)} of {state[name].dtype}"
+            raise UserError(f"{path}: {name} is {found}, in the net of the run {list(shape)} of {dtype}")
+
+
+def _check_beside_checkpoint(state: dict[str, Any], folder: Path, weights: str) -> None:
+    """Refuse weights of a run that has ended if its last checkpoint, which has a digest, has others.
+
+    Raises:
+        UserError: If it has.
+    """
+    try:
+        checkpoint = load_checkpoint(folder / "checkpoints" / LAST)
+    except DamagedError:  # there is none to compare with
+        return
+    ended = checkpoint.state["epoch"] > checkpoint.state["config"]["epochs"]
+    kind = "model" if weights == "final" else "best"
+    theirs = {name: checkpoint.tensors.get(f"{kind}.{name}") for name in state}
+    if ended and any(t is not None and not torch.equal(t, state[name]) for name, t in theirs.items()):
+        raise UserError(f"{folder / WEIGHTS[weights]}: damaged: the run's last checkpoint has other weights")

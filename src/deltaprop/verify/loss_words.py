@@ -23,30 +23,38 @@ FORMULAS = {
 }
 
 
+def difference(a: float, y: float) -> str:
+    """Return a − y; as one number where the two are so near that their rounded digits would say nothing."""
+    near = abs(a - y) < 0.01 * max(abs(a), abs(y))
+    return number(a - y) if near else f"{number(a)} − {bracketed(y)}"
+
+
 def _quadratic(a: float, y: float) -> tuple[str, float]:
-    return f"0.5·({number(a)} − {bracketed(y)})²", 0.5 * (a - y) ** 2
+    return f"0.5·({difference(a, y)})²", 0.5 * (a - y) ** 2
 
 
 def _square(a: float, y: float) -> tuple[str, float]:
-    return f"({number(a)} − {bracketed(y)})²", (a - y) ** 2
+    return f"({difference(a, y)})²", (a - y) ** 2
 
 
 def _absolute(a: float, y: float) -> tuple[str, float]:
-    return f"|{number(a)} − {bracketed(y)}|", abs(a - y)
+    return f"|{difference(a, y)}|", abs(a - y)
 
 
 def _huber(a: float, y: float) -> tuple[str, float]:
-    return _quadratic(a, y) if abs(a - y) <= 1 else (f"|{number(a)} − {bracketed(y)}| − 0.5", abs(a - y) - 0.5)
+    return _quadratic(a, y) if abs(a - y) <= 1 else (f"|{difference(a, y)}| − 0.5", abs(a - y) - 0.5)
 
 
 def _bernoulli(a: float, y: float) -> tuple[str, float]:
     s = _sigmoid(a)
     # ln s and ln(1 − s) without the digits that 1 − s loses
     value = max(a, 0) - a * y + math.log1p(math.exp(-abs(a)))
-    parts = [f"{number(y)}·ln({number(s)})"] if y else []
-    if y != 1:  # 1 − s in its own digits where s is all but 1
-        rest = f"1 − {number(s)}" if s < 0.999 else number(_sigmoid(-a))
-        parts.append(f"{f'(1 − {number(y)})' if y else '1'}·ln({rest})")
+    if abs(a) > 700:
+        return number(value), value
+    rest = _sigmoid(-a)  # 1 − s in its own digits
+    parts = [f"{number(y)}·ln({number(s) if s < 0.99 else f'1 − {number(rest)}'})"] if y else []
+    if y != 1:
+        parts.append(f"{f'(1 − {number(y)})' if y else '1'}·ln({f'1 − {number(s)}' if s < 0.99 else number(rest)})")
     return f"−({' + '.join(parts)})", value
 
 
@@ -70,7 +78,9 @@ def is_plain(trace: Trace) -> bool:
     if trace.options:
         return False
     labels = trace.loss_name == "cross_entropy"
-    return trace.target.dim() == 1 if labels else trace.target.shape == trace.layers[-1].a.shape
+    if labels and trace.target.dim() == 1:
+        return bool((trace.target >= 0).all())
+    return False if labels else trace.target.shape == trace.layers[-1].a.shape
 
 
 def loss_lines(trace: Trace, rows: Collection[int]) -> Iterator[tuple[str, int | None]]:
@@ -90,7 +100,10 @@ def loss_lines(trace: Trace, rows: Collection[int]) -> Iterator[tuple[str, int |
             found.append(-float(a[n].log_softmax(0)[label]))
             if n in rows and len(p) <= 2 * MOST_TERMS:
                 yield f"p = softmax(a{top}) = {row(p)}", n
-                yield f"c = −ln(p{place(label)}) = −ln({number(p[label].item())}) = {number(found[-1])}", n
+                p_y, rest = p[label].item(), float(p.sum() - p[label])
+                inner = number(p_y) if p_y < 0.99 else f"1 − {number(rest)}"
+                numbers = f" = −ln({inner})" if p_y > 1e-300 and found[-1] else ""
+                yield f"c = −ln(p{place(label)}){numbers} = {number(found[-1])}", n
             continue
         for j in range(a.shape[1]):
             text, value = ENTRIES[trace.loss_name](a[n, j].item(), y[n, j].item())
@@ -133,13 +146,15 @@ def _slope(trace: Trace, n: int, j: int, by: int) -> str:
     over = f"/{by}" if by > 1 else ""
     if trace.loss_name == "cross_entropy":
         return _slope_of_labels(a, int(y), j, over)
-    gap = f"({number(a[j].item())} − {bracketed(y[j].item())})"
+    gap = f"({difference(a[j].item(), y[j].item())})"
     if trace.loss_name == "quadratic_loss":
         return f"{gap}{over}"
     if trace.loss_name == "mse_loss":
         return f"2·{gap}{over}"
     if trace.loss_name.startswith("binary"):
-        return f"({number(_sigmoid(a[j].item()))} − {bracketed(y[j].item())}){over}"
+        s, rest = _sigmoid(a[j].item()), _sigmoid(-a[j].item())
+        near = s > 0.99 and y[j] == 1
+        return f"(−{number(rest)}){over}" if near else f"({difference(s, y[j].item())}){over}"
     size = float(a[j] - y[j])
     if trace.loss_name == "huber_loss" and abs(size) <= 1:
         return f"{gap}{over}"
@@ -149,7 +164,9 @@ def _slope(trace: Trace, n: int, j: int, by: int) -> str:
 def _slope_of_labels(a: Tensor, label: int, j: int, over: str) -> str:
     if label < 0:
         return ""
-    p = number(a.softmax(0)[j].item())
+    shares = a.softmax(0)
+    p = number(shares[j].item())
     if j == label:
-        return f"({p} − 1){over}"
+        rest = float(shares.sum() - shares[j])
+        return f"({p} − 1){over}" if shares[j] < 0.99 else f"(−{number(rest)}){over}"
     return f"{p}{over}" if over else ""

@@ -75,18 +75,19 @@ def _layer(trace: Trace, at: int, lr: float, shown: Shown) -> dict[str, Any]:
         "size_of_weight": _sizes(weight),
         "size_of_gradient": _sizes(gradient),
         "grad_weight": _numbers(gradient),
-        "new_weight": _numbers(weight - lr * gradient),
+        "new_weight": _numbers(layer.updated(lr)[0][kept][:, below]),
     }
-    if layer.bias is not None and layer.grad_bias is not None:
+    updated = layer.updated(lr)[1]
+    if updated is not None and layer.grad_bias is not None:
         found["grad_bias"] = [_short(value) for value in layer.grad_bias[kept].tolist()]
-        found["new_bias"] = [_short(value) for value in (layer.bias - lr * layer.grad_bias)[kept].tolist()]
+        found["new_bias"] = [_short(value) for value in updated[kept].tolist()]
     return found
 
 
 def _target(trace: Trace, shown: Shown) -> list[list[str]] | None:
     """Return y for each output that is shown; a label as 1 there and 0 elsewhere."""
     kept, y = list(shown.neurons[-1]), trace.target[list(shown.rows)]
-    if y.dim() == 1 and not y.is_floating_point():
+    if trace.loss_name == "cross_entropy" and y.dim() == 1 and not y.is_floating_point():
         return [["1" if j == int(label) else "0" for j in kept] for label in y]
     if y.dim() == 2 and y.shape[1] == trace.sizes[-1]:
         return _numbers(y[:, kept])

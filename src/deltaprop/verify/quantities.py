@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from deltaprop.verify.trace import Comparison, Trace, TracedLayer
+from deltaprop.verify.comparing import Comparison
+from deltaprop.verify.trace import Trace, TracedLayer
 from deltaprop.verify.words import number, up
 
 if TYPE_CHECKING:  # a trace is printed far less often than the package is imported
@@ -87,8 +88,10 @@ def headline(trace: Trace) -> str:
 
 def verdict(trace: Trace) -> str:
     """Return how far others have the same numbers, in one line."""
-    numbers = range(1, len(trace.layers) + 1)
+    numbers = range(len(trace.layers) + 1)
     by_autograd, by_differences = (max(trace.error(n, who) for n in numbers) for who in ("autograd", "differences"))
+    if trace.ok and not any(c.quantity == "z" for c in trace.comparisons):
+        return f"ok: central differences have the same numbers to {power(by_differences)}; PyTorch has no such modules"
     if trace.ok:
         exactly = f"to {power(by_autograd)}" if by_autograd else "to the bit"
         return f"ok: PyTorch's autograd has the same numbers {exactly}, central differences to {power(by_differences)}"
@@ -134,6 +137,7 @@ def _overview(found: Trace) -> Table:
 def _in_full(found: Trace) -> Table:
     """Return one row a quantity: its equation, shape, norm and errors."""
     from rich.table import Table
+    from rich.text import Text  # as it stands: an equation may have brackets
 
     table = Table(box=None, padding=(0, 2, 0, 0))
     table.add_column("", no_wrap=True)
@@ -141,7 +145,7 @@ def _in_full(found: Trace) -> Table:
     for column in ("shape", "norm", "autograd", "diff."):
         table.add_column(column, justify="right", no_wrap=True)
     for q in quantities(found):
-        table.add_row(q.symbol, q.equation, q.shape.replace("[", "\\["), q.norm, q.autograd, q.differences)
+        table.add_row(*[Text(cell) for cell in (q.symbol, q.equation, q.shape, q.norm, q.autograd, q.differences)])
     return table
 
 

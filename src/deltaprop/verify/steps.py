@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from deltaprop.verify.loss_words import FORMULAS, gradient_lines, loss_lines
+from deltaprop.verify.loss_words import FORMULAS, gradient_lines, is_plain, loss_lines
 from deltaprop.verify.quantities import slope_alone
 from deltaprop.verify.trace import Trace, TracedLayer
 from deltaprop.verify.words import bracketed, number, place, row, up
@@ -170,6 +170,7 @@ class _Writer:
         words += (
             f", and bends the sum: {layer.formula.split(';')[0]}." if layer.activation else ". Nothing bends the sum."
         )
+        words += f" {layer.constants}." if layer.constants else ""
         part = Part("FWD", f"z{above} = a{below} (W{above})ᵀ{bias},  {sigma}", at, tuple(lines))
         return Step("forward", at, f"forward {at}", words, (part,))
 
@@ -177,7 +178,7 @@ class _Writer:
         trace = self.trace
         words = "One number says how wrong the outputs are; a is the output, y the target."
         options = "".join(f", {name}={_value(value)}" for name, value in trace.options.items())
-        formula = "" if options else f"{FORMULAS[trace.loss_name].split(',  ')[0]},  "
+        formula = "" if not is_plain(trace) else f"{FORMULAS[trace.loss_name].split(',  ')[0]},  "
         lines = tuple(Line(text, None, n) for text, n in loss_lines(trace, self.shown.rows))
         part = Part("C", f"{formula}{trace.loss_name}{options}", None, lines)
         return Step("loss", None, "loss C", words, (part,))
@@ -203,7 +204,7 @@ class _Writer:
             words += f", times the slope of {layer.activation}, σ'(z) = {slope_alone(layer.formula)}"
         parts = []
         if top:
-            formula = f"∂C/∂a{above}" if self.trace.options else FORMULAS[self.trace.loss_name].split(",  ")[1]
+            formula = f"∂C/∂a{above}" if not is_plain(self.trace) else FORMULAS[self.trace.loss_name].split(",  ")[1]
             lines = tuple(
                 Line(f"∂C/∂a{above}{place(j)} = {text}", j, n)
                 for text, j, n in gradient_lines(self.trace, self.shown.rows, self.shown.neurons[at])
@@ -285,13 +286,14 @@ class _Writer:
         for at, layer in enumerate(self.trace.layers, start=1):
             lines = []
             for j in self.shown.neurons[at]:
-                for k in self.shown.neurons[at - 1]:
+                for k in self.shown.neurons[at - 1] if layer.learns[0] else ():
                     w, g = layer.weight[j, k].item(), layer.grad_weight[j, k].item()
                     lines.append(Line(_step(f"W{up(at)}{place(j, k)}", w, g, self.lr), j))
-                if layer.bias is not None and layer.grad_bias is not None:
+                if layer.bias is not None and layer.grad_bias is not None and layer.learns[1]:
                     b, g = layer.bias[j].item(), layer.grad_bias[j].item()
                     lines.append(Line(_step(f"b{up(at)}{place(j)}", b, g, self.lr), j))
-            parts.append(Part("SGD", f"θ ← θ − η ∂C/∂θ, η = {lr}, layer {at}", at, tuple(lines)))
+            frozen = "" if any(layer.learns) else ", which is frozen and stays"
+            parts.append(Part("SGD", f"θ ← θ − η ∂C/∂θ, η = {lr}, layer {at}{frozen}", at, tuple(lines)))
         after = self.trace.loss_after(self.lr)
         far = ": the step was too long, a smaller η goes down" if after > self.trace.loss else ""
         lines = [Line(f"C was {number(self.trace.loss)}, and is {number(after)} after the step{far}")]
@@ -336,10 +338,16 @@ def slope_in_numbers(layer: TracedLayer, n: int, j: int) -> str:
     """Return σ'(z) of one entry with its numbers, for the activations whose slope is simple arithmetic."""
     assert layer.slope is not None
     z, a, slope = number(layer.z[n, j].item()), number(layer.a[n, j].item()), number(layer.slope[n, j].item())
+    value = layer.a[n, j].item()
+    flat = abs(value) > 0.99  # 1 − a of the rounded a would have no digits left
     if layer.activation == "sigmoid":
-        return f"{a}·(1 − {a}) = {slope}"
+        return f"{a}·{number(1 - value) if flat else f'(1 − {a})'} = {slope}"
     if layer.activation == "tanh":
-        return f"1 − {bracketed(layer.a[n, j].item())}² = {slope}"
+        return (
+            f"{number(1 - abs(value))}·{number(1 + abs(value))} = {slope}"
+            if flat
+            else f"1 − {bracketed(value)}² = {slope}"
+        )
     if layer.activation == "step":
         return "0, as a step is flat"
     if layer.activation in ("relu", "leaky_relu"):
@@ -369,6 +377,8 @@ def _step(name: str, value: float, gradient: float, lr: float) -> str:
 
 
 def _value(value: object) -> str:
+    if isinstance(value, Tensor) and value.dim() > 1:
+        return f"a tensor {list(value.shape)}"
     return row(value) if isinstance(value, Tensor) else str(value)
 
 

@@ -9,27 +9,28 @@ Shapes: x [N, n_0]; z, a, σ' and δ [N, n_l]; ∂C/∂W [n_l, n_{l−1}], ∂C/
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 import html
 import io
-import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from deltaprop import functional as F
 from deltaprop.errors import UserError, unknown_name
 from deltaprop.explicit.losses import Rule
 from deltaprop.explicit.reading import ELSEWHERE, read_layers
-from deltaprop.modules import Activation, to_torch
+from deltaprop.modules import Activation
 from deltaprop.ops import ACTIVATIONS, Elementwise
 from deltaprop.ops.linear import linear_forward, linear_grad_a_prev, linear_grad_bias, linear_grad_weight
 from deltaprop.optim import sgd_update
-from deltaprop.verify.differences import Slopes, slopes
+from deltaprop.verify.comparing import Comparison, compare
 from deltaprop.verify.observe import SATURATED, formula, mean_delta_norm, steepest
 
 LOSSES = (
@@ -42,10 +43,6 @@ LOSSES = (
     "huber_loss",
 )
 NAMES = {op: name for name, op in ACTIVATIONS.items()}
-BY_AUTOGRAD = 1e-10  # of the largest entry: both are float64
-ROUNDING = 1e-14  # of numbers that are differences of larger ones, as p − 1 is
-BY_DIFFERENCES = 1e-5
-MOST_ENTRIES = 200  # of a tensor that are tried by differences
 
 
 @dataclass(frozen=True)
@@ -57,6 +54,7 @@ class TracedLayer:
         bias: b, [n], or None.
         activation: Its name; empty where there is none.
         formula: Of the activation and its derivative, in words; empty where there is none.
+        constants: Of the activation, in words; empty where it has none.
         z: Pre-activation.
         a: Activation; z itself where there is none.
         slope: σ'(z); ones where there is no activation; None for softmax, whose derivative is a matrix.
@@ -64,12 +62,14 @@ class TracedLayer:
         delta: δ = ∂C/∂z.
         grad_weight: ∂C/∂W.
         grad_bias: ∂C/∂b, or None.
+        learns: Whether W and b are learnt; those that are frozen stay.
     """
 
     weight: Tensor
     bias: Tensor | None
     activation: str
     formula: str
+    constants: str
     z: Tensor
     a: Tensor
     slope: Tensor | None
@@ -77,6 +77,14 @@ class TracedLayer:
     delta: Tensor
     grad_weight: Tensor
     grad_bias: Tensor | None
+    learns: tuple[bool, bool] = (True, True)
+
+    def updated(self, lr: float) -> tuple[Tensor, Tensor | None]:
+        """Return W and b after one step of SGD with learning rate η; what is frozen stays."""
+        weight = sgd_update(self.weight, self.grad_weight, lr=lr)[0] if self.learns[0] else self.weight
+        if self.bias is None or self.grad_bias is None or not self.learns[1]:
+            return weight, self.bias
+        return weight, sgd_update(self.bias, self.grad_bias, lr=lr)[0]
 
     @property
     def delta_norm(self) -> float:
@@ -89,27 +97,6 @@ class TracedLayer:
         if self.slope is None or self.steepest is None:
             return None
         return float((self.slope.abs() <= SATURATED * self.steepest).double().mean())
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """One quantity beside what somebody else has for it.
-
-    Attributes:
-        layer: Counted from 1.
-        quantity: ``"z"``, ``"a"``, ``"slope"``, ``"delta"``, ``"grad_weight"`` or ``"grad_bias"``.
-        beside: ``"autograd"`` or ``"differences"``.
-        error: The largest difference, relative to the largest entry.
-        ok: Whether that is rounding.
-        resolved: Whether the numbers are large enough for differences to tell them from rounding.
-    """
-
-    layer: int
-    quantity: str
-    beside: str
-    error: float
-    ok: bool
-    resolved: bool = True
 
 
 @dataclass(frozen=True)
@@ -190,11 +177,11 @@ class Trace:
         """Return C of the same batch after one step of SGD with learning rate η."""
         after = copy.deepcopy(self.model)
         linears = [module for module in after.modules() if isinstance(module, nn.Linear)]
-        gradients = [g for layer in self.layers for g in (layer.grad_weight, layer.grad_bias) if g is not None]
-        parameters = [p for linear in linears for p in (linear.weight, linear.bias) if p is not None]
         with torch.no_grad():
-            for p, gradient in zip(parameters, gradients, strict=True):
-                p.copy_(sgd_update(p, gradient, lr=lr)[0])
+            for linear, layer in zip(linears, self.layers, strict=True):
+                for p, value in zip((linear.weight, linear.bias), layer.updated(lr), strict=True):
+                    if p is not None and value is not None:
+                        p.copy_(value)
             return float(getattr(F, self.loss_name)(after(self.input), self.target, **self.options))
 
     def a_prev(self, layer: int) -> Tensor:
@@ -234,7 +221,12 @@ def trace(model: nn.Module, loss: str | Callable[..., Tensor], x: Tensor, y: Ten
         raise UserError(f"inputs and targets must be tensors, got {type(x).__name__} and {type(y).__name__}")
     if not bool(x.isfinite().all()):
         raise UserError("inputs must be finite numbers, got NaN or ∞ among them")
-    own = copy.deepcopy(model).double().requires_grad_(True)
+    tensors = [*model.parameters(), *model.buffers(), x, y]
+    if any(map(is_lazy, tensors)):
+        raise UserError("the net has lazy layers that no input has shaped yet: call it once before")
+    if any(t.is_complex() or t.is_meta for t in tensors):
+        raise UserError("trace takes real numbers, not complex ones nor tensors on the meta device")
+    own = copy.deepcopy(model).to("cpu", torch.float64)
     try:
         found, _ = read_layers(own)
     except UserError as error:
@@ -246,9 +238,21 @@ def trace(model: nn.Module, loss: str | Callable[..., Tensor], x: Tensor, y: Ten
         raise UserError(
             f"{name} already contains {type(last).__name__}: it would be applied twice; leave it out of the net"
         )
-    if len({id(linear.weight) for linear, *_ in found}) < len(found):
-        raise UserError("trace takes layers of their own: one layer stands in the net twice, and has two δ")
-    x = x.detach().double()
+    learns = [
+        (linear.weight.requires_grad, linear.bias is not None and linear.bias.requires_grad) for linear, *_ in found
+    ]
+    own.requires_grad_(True)
+    shared = [id(p) for linear, *_ in found for p in (linear.weight, linear.bias) if p is not None]
+    for _, sigma, _ in found:
+        if getattr(sigma, "dim", -1) not in (-1, 1):
+            raise UserError(
+                f"{type(sigma).__name__} must be over the neurons, dim 1 or −1, got dim {getattr(sigma, 'dim', 0)}"
+            )
+    if len(set(shared)) < len(shared):
+        raise UserError(
+            "trace takes layers of their own: one stands in the net twice, or shares a parameter, and has two δ"
+        )
+    x = x.detach().to("cpu", torch.float64)
     y = _double(y.detach())
     options = {key: _double(value) for key, value in options.items()}
     first = found[0][0]
@@ -266,7 +270,7 @@ def trace(model: nn.Module, loss: str | Callable[..., Tensor], x: Tensor, y: Ten
         with warnings.catch_warnings():
             warnings.simplefilter("error", UserWarning)  # targets that broadcast: seldom what is meant
             c = call(top, y, **options)
-    except (RuntimeError, ValueError, IndexError, UserWarning) as error:
+    except (RuntimeError, ValueError, IndexError, TypeError, UserWarning) as error:
         text = " ".join(str(error).split())
         hint = "" if y.is_floating_point() or name == "cross_entropy" else "; labels are for cross_entropy"
         raise UserError(
@@ -274,6 +278,8 @@ def trace(model: nn.Module, loss: str | Callable[..., Tensor], x: Tensor, y: Ten
         ) from error
     if c.dim():
         raise UserError(f"the loss must be one number: reduction 'mean' or 'sum', got {list(c.shape)}")
+    if not bool(c.isfinite()):
+        raise UserError(f"the loss of this batch is {c.item():g}: there are no finite numbers to follow")
     (grad_a,) = torch.autograd.grad(c, top)  # BP1, left factor: the loss's own hand-written backward
     layers: list[TracedLayer] = []
     carried = grad_a
@@ -298,6 +304,7 @@ def trace(model: nn.Module, loss: str | Callable[..., Tensor], x: Tensor, y: Ten
                     bias=None if bias is None else bias.detach(),
                     activation="" if sigma is None else NAMES.get(sigma.op, type(sigma).__name__.lower()),
                     formula="" if sigma is None else formula(sigma.op),
+                    constants="" if sigma is None else _told(sigma),
                     z=z,
                     a=a,
                     slope=slope,
@@ -305,20 +312,25 @@ def trace(model: nn.Module, loss: str | Callable[..., Tensor], x: Tensor, y: Ten
                     delta=delta,
                     grad_weight=linear_grad_weight(delta, a_prev),  # BP4
                     grad_bias=None if bias is None else linear_grad_bias(delta, bias.shape),  # BP3
+                    learns=learns[i],
                 )
             )
             carried = linear_grad_a_prev(delta, linear.weight)  # BP2, left factor
     layers.reverse()
-    comparisons = [
-        *_beside_autograd(own, name, options, x, y, layers),
-        *_beside_differences(own, call, options, x, y, layers),
-    ]
-    return Trace(x, y, name, float(c.detach()), grad_a, tuple(layers), tuple(comparisons), options, own)
+    found_ = Trace(x, y, name, float(c.detach()), grad_a, tuple(layers), (), options, own)
+    return dataclasses.replace(found_, comparisons=tuple(compare(found_)))
 
 
 def _double(value: Any) -> Any:
     """Return what is a floating tensor in float64, and all else as it is."""
-    return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
+    if not isinstance(value, Tensor):
+        return value
+    return value.cpu().double() if value.is_floating_point() else value.cpu()
+
+
+def _told(sigma: Activation) -> str:
+    """Return the constants of an activation in words."""
+    return ", ".join(f"{name} = {getattr(sigma, name)}" for name in sigma.constants if name != "dim")
 
 
 def _constants(sigma: Activation) -> list[Any]:
@@ -336,6 +348,8 @@ def _loss(loss: str | Callable[..., Tensor]) -> tuple[str, Callable[..., Tensor]
         if loss.args:
             raise UserError(f"options of the loss must be given by keyword, got {len(loss.args)} by position")
         options, loss = dict(loss.keywords), loss.func
+    if not isinstance(loss, str) and not callable(loss):
+        raise UserError(f"the loss must be a function or its name, got {type(loss).__name__}")
     if not isinstance(loss, str):
         known = {
             getattr(module, name): name for name in LOSSES for module in (F, nn.functional) if hasattr(module, name)
@@ -347,129 +361,3 @@ def _loss(loss: str | Callable[..., Tensor]) -> tuple[str, Callable[..., Tensor]
     if loss not in LOSSES:
         raise unknown_name("loss", loss, LOSSES)
     return loss, getattr(F, loss), options
-
-
-def _beside_autograd(
-    own: nn.Sequential, name: str, options: dict[str, Any], x: Tensor, y: Tensor, layers: Sequence[TracedLayer]
-) -> list[Comparison]:
-    """Compare with plain PyTorch: its modules, its loss, its autograd."""
-    try:
-        twin = to_torch(own)
-    except UserError:  # an activation that PyTorch has not
-        twin = own
-    zs: list[Tensor] = []
-    outputs: list[Tensor] = []
-    linears: list[nn.Linear] = []
-    a = x
-    for module in _flat(twin):
-        # A copy for what follows a layer: an in-place module would overwrite z.
-        a = module(a if isinstance(module, nn.Linear) else a.clone())
-        if isinstance(module, nn.Linear):
-            linears.append(module)
-            zs.append(a)
-            outputs.append(a)
-        else:
-            outputs[-1] = a
-    c = _torch_loss(name)(a, y, **options)
-    parameters = [p for linear in linears for p in (linear.weight, linear.bias) if p is not None]
-    grads = torch.autograd.grad(c, [*zs, *parameters], materialize_grads=True, retain_graph=True)
-    of = dict(zip(map(id, parameters), grads[len(zs) :], strict=True))
-    found = []
-    for number, (layer, linear, z, output, delta) in enumerate(
-        zip(layers, linears, zs, outputs, grads[: len(zs)], strict=True), start=1
-    ):
-        theirs = {"z": z, "a": output, "delta": delta, "grad_weight": of[id(linear.weight)]}
-        if layer.slope is not None and output is not z:
-            (theirs["slope"],) = torch.autograd.grad(output.sum(), z, retain_graph=True, materialize_grads=True)
-        if linear.bias is not None:
-            theirs["grad_bias"] = of[id(linear.bias)]
-        for quantity, right in theirs.items():
-            ours = getattr(layer, quantity)
-            gap, largest = _gap(ours, right), float(right.detach().abs().max())
-            ok = gap <= BY_AUTOGRAD * largest + ROUNDING
-            found.append(Comparison(number, quantity, "autograd", _relative(gap, largest), ok))
-    return found
-
-
-def _torch_loss(name: str) -> Callable[..., Tensor]:
-    """Return PyTorch's loss of a name; the textbook's two in plain tensor arithmetic."""
-    if name == "quadratic_loss":
-        return lambda a, y: (a - y).square().sum() / (2 * len(a))
-    if name == "binary_cross_entropy_per_sample":
-        return lambda a, y, **options: (
-            nn.functional.binary_cross_entropy_with_logits(a, y, reduction="sum", **options) / len(a)
-        )
-    function: Callable[..., Tensor] = getattr(nn.functional, name)
-    return function
-
-
-def _flat(model: nn.Module) -> list[nn.Module]:
-    return [m for child in model.children() for m in (_flat(child) if isinstance(child, nn.Sequential) else [child])]
-
-
-def _beside_differences(
-    own: nn.Sequential,
-    call: Callable[..., Tensor],
-    options: dict[str, Any],
-    x: Tensor,
-    y: Tensor,
-    layers: Sequence[TracedLayer],
-) -> list[Comparison]:
-    """Compare δ and the gradients with (C(t + h) − C(t − h)) / 2h, entry by entry."""
-    modules = _flat(own)
-    starts = [at for at, module in enumerate(modules) if isinstance(module, nn.Linear)]
-    names = [name for name, _ in own.named_parameters()]
-    parameters = [p.detach() for p in own.parameters()]
-    generator = torch.Generator().manual_seed(0)
-
-    def c_of_parameters(values: Sequence[Tensor]) -> Tensor:
-        output = torch.func.functional_call(own, dict(zip(names, values, strict=True)), (x,))
-        return call(output, y, **options)
-
-    def c_of_z(start: int, values: Sequence[Tensor]) -> Tensor:
-        a = values[0].clone()  # an in-place module would write to it
-        for module in modules[start + 1 :]:
-            a = module(a)
-        return call(a, y, **options)
-
-    found = []
-
-    def compare(layer: int, quantity: str, ours: Tensor, by: Slopes) -> None:
-        ours = ours.reshape(-1)[by.entries]
-        # At a kink any slope between left and right will do.
-        low, high = torch.minimum(by.left, by.right), torch.maximum(by.left, by.right)
-        nearest = torch.where((by.right - by.left).abs() > 1e-3, ours.clamp(low, high), by.central)
-        gap, largest = _gap(ours, nearest), float(ours.abs().max())
-        noise = 30 * by.noise
-        resolved = noise <= 1e-3 * largest or gap > noise
-        found.append(
-            Comparison(
-                layer,
-                quantity,
-                "differences",
-                _relative(gap, largest),
-                gap <= BY_DIFFERENCES * largest + noise,
-                resolved,
-            )
-        )
-
-    at = 0
-    for number, (layer, start) in enumerate(zip(layers, starts, strict=True), start=1):
-        c_of_this = functools.partial(c_of_z, start)
-        compare(number, "delta", layer.delta, slopes(c_of_this, [layer.z], 0, MOST_ENTRIES, generator))
-        for quantity in ("grad_weight", "grad_bias"):
-            gradient = getattr(layer, quantity)
-            if gradient is not None:
-                compare(number, quantity, gradient, slopes(c_of_parameters, parameters, at, MOST_ENTRIES, generator))
-                at += 1
-    return found
-
-
-def _gap(ours: Tensor, theirs: Tensor) -> float:
-    """Return the largest difference; infinite where there is something that is no number."""
-    gap = float((ours - theirs).detach().abs().max())
-    return gap if gap == gap else math.inf
-
-
-def _relative(gap: float, largest: float) -> float:
-    return gap / largest if largest else gap

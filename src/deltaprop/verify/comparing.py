@@ -1,0 +1,158 @@
+"""A trace beside what others have for its numbers: PyTorch's autograd on a twin of its own modules, and differences."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from deltaprop import functional as F
+from deltaprop.errors import UserError
+from deltaprop.modules import to_torch
+from deltaprop.verify.judging import judge
+from deltaprop.verify.observe import observe
+
+if TYPE_CHECKING:  # which has a Comparison among its own
+    from deltaprop.verify.trace import Trace
+
+BY_AUTOGRAD = 1e-10  # of the largest entry: both are float64
+ROUNDING = 1e-14  # of numbers that are differences of larger ones, as p − 1 is
+BY_DIFFERENCES = 1e-5
+NOISE = 1e-9  # what rounding does to a difference, as a share of |C|
+MOST_ENTRIES = 200  # of a tensor that are tried by differences, and
+MOST_WORK = 5e10  # multiply-adds for all of them: some seconds. At least a few entries of each tensor
+FEWEST_ENTRIES = 6
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One quantity beside what somebody else has for it.
+
+    Attributes:
+        layer: Counted from 1; 0 for C itself.
+        quantity: ``"loss"``, ``"grad_a"`` (∂C/∂a^L), ``"z"``, ``"a"``, ``"slope"``, ``"delta"``, ``"grad_weight"`` or
+            ``"grad_bias"``.
+        beside: ``"autograd"`` or ``"differences"``.
+        error: The largest difference, relative to the largest entry.
+        ok: Whether that is rounding.
+        resolved: Whether the numbers are large enough for differences to tell them from rounding.
+    """
+
+    layer: int
+    quantity: str
+    beside: str
+    error: float
+    ok: bool
+    resolved: bool = True
+
+
+def compare(trace: Trace) -> Iterator[Comparison]:
+    """Yield every number of a trace beside autograd's, and δ and the gradients beside central differences."""
+    yield from _beside_autograd(trace)
+    yield from _beside_differences(trace)
+
+
+def _beside_autograd(trace: Trace) -> Iterator[Comparison]:
+    """Compare with plain PyTorch: its loss, its modules, its autograd; a net that it has no modules for is left out."""
+    y, options, call = trace.target, trace.options, torch_loss(trace.loss_name)
+    top = trace.layers[-1].a.clone().requires_grad_()
+    c = call(top, y, **options)
+    yield _compared(0, "loss", torch.tensor(trace.loss, dtype=c.dtype), c.detach())
+    yield _compared(len(trace.layers), "grad_a", trace.grad_a, torch.autograd.grad(c, top)[0])
+    try:
+        twin = to_torch(trace.model)
+    except UserError:
+        return
+    assert isinstance(twin, nn.Sequential)
+    views = observe(twin, lambda a, y: call(a, y, **options), trace.input, y)
+    for at, (layer, view) in enumerate(zip(trace.layers, views, strict=True), start=1):
+        theirs = {"z": view.z, "a": view.a, "delta": view.delta, "grad_weight": view.grad_weight}
+        if view.grad_bias is not None:
+            theirs["grad_bias"] = view.grad_bias
+        if layer.slope is not None and view.activation:
+            z = view.z.clone().requires_grad_()
+            a = z.clone()
+            for module in view.activation:
+                a = module(a)
+            (theirs["slope"],) = torch.autograd.grad(a.sum(), z, materialize_grads=True)
+        for quantity, right in theirs.items():
+            yield _compared(at, quantity, getattr(layer, quantity), right)
+
+
+def _compared(layer: int, quantity: str, ours: Tensor, right: Tensor) -> Comparison:
+    gap, largest = float((ours - right).abs().max()), float(right.abs().max())
+    same = bool(torch.equal(ours.nan_to_num(), right.nan_to_num()))  # two that are no numbers agree
+    ok = gap <= BY_AUTOGRAD * largest + ROUNDING or same
+    return Comparison(layer, quantity, "autograd", 0.0 if same else gap / largest if largest else gap, ok)
+
+
+def torch_loss(name: str) -> Callable[..., Tensor]:
+    """Return PyTorch's loss of a name; the textbook's two in plain tensor arithmetic."""
+    if name == "quadratic_loss":
+        return lambda a, y: (a - y).square().sum() / (2 * len(a))
+    if name == "binary_cross_entropy_per_sample":
+        return lambda a, y, **options: (
+            nn.functional.binary_cross_entropy_with_logits(a, y, reduction="sum", **options) / len(a)
+        )
+    function: Callable[..., Tensor] = getattr(nn.functional, name)
+    return function
+
+
+def _beside_differences(trace: Trace) -> Iterator[Comparison]:
+    """Compare δ and the gradients with (C(t + h) − C(t − h)) / 2h, entry by entry, from their own layer upwards."""
+    modules = list(_flat(trace.model))
+    starts = [at for at, module in enumerate(modules) if isinstance(module, nn.Linear)]
+    generator = torch.Generator().manual_seed(0)
+    loss = getattr(F, trace.loss_name)
+
+    def c(start: int, z: Tensor) -> Tensor:
+        """Return C from the z of the layer that is module number ``start``."""
+        a = z
+        for module in modules[start + 1 :]:
+            a = module(a)
+        value: Tensor = loss(a, trace.target, **trace.options)
+        return value
+
+    for at, (layer, start) in enumerate(zip(trace.layers, starts, strict=True), start=1):
+        a_prev, weight, bias = trace.a_prev(at), layer.weight, layer.bias
+        wide = len(a_prev) * sum(above.weight.numel() for above in trace.layers[at - 1 :])
+        most = int(max(FEWEST_ENTRIES, min(MOST_ENTRIES, MOST_WORK / (6 * len(trace.layers) * wide))))
+
+        def by_z(values: Sequence[Tensor], start: int = start) -> Tensor:
+            return c(start, values[0].clone())  # an in-place module would write to it
+
+        def by_weight(
+            values: Sequence[Tensor], start: int = start, a_prev: Tensor = a_prev, bias: Tensor | None = bias
+        ) -> Tensor:
+            return c(start, nn.functional.linear(a_prev, values[0], bias))
+
+        def by_bias(
+            values: Sequence[Tensor], start: int = start, a_prev: Tensor = a_prev, weight: Tensor = weight
+        ) -> Tensor:
+            return c(start, nn.functional.linear(a_prev, weight, values[0]))
+
+        asked: list[tuple[str, Any, Tensor, Tensor]] = [
+            ("delta", by_z, layer.z, layer.delta),
+            ("grad_weight", by_weight, weight, layer.grad_weight),
+        ]
+        if bias is not None and layer.grad_bias is not None:
+            asked.append(("grad_bias", by_bias, bias, layer.grad_bias))
+        for quantity, function, value, gradient in asked:
+            found = judge(function, [value], 0, gradient, most, generator, BY_DIFFERENCES, BY_DIFFERENCES)
+            at_kinks = {entry for entry, *_ in found.kinks}
+            smooth = torch.tensor([int(entry) not in at_kinks for entry in found.entries])
+            gap = float((found.ours - found.expected)[smooth].abs().max()) if bool(smooth.any()) else 0.0
+            largest, wrong = float(gradient.abs().max()), bool(found.wrong.any())
+            resolved = NOISE * abs(trace.loss) <= 1e-3 * largest or wrong
+            yield Comparison(at, quantity, "differences", gap / largest if largest else gap, not wrong, resolved)
+
+
+def _flat(model: nn.Module) -> Iterator[nn.Module]:
+    for child in model.children():
+        if isinstance(child, nn.Sequential):
+            yield from _flat(child)
+        else:
+            yield child
