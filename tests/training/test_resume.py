@@ -19,10 +19,14 @@ from typing import Any
 import pytest
 import torch
 
+from deltaprop import UserError
 from deltaprop.cli import main
 from deltaprop.training import Result, TrainConfig, train
+from deltaprop.training.board import Board
+from deltaprop.training.evaluate import evaluate
 from deltaprop.training.loop import Silent
 from deltaprop.training.run_folder import LAST, RunFolder, load_checkpoint
+from deltaprop.training.saved import load_run
 from deltaprop.training.signals import Terminated
 from tests.training.conftest import without_times
 
@@ -111,6 +115,52 @@ def test_more_epochs_are_as_if_they_had_been_asked_for_at_once(run: Run, tmp_pat
     assert json.loads((short.folder / "config.json").read_text())["epochs"] == 5
 
 
+def test_an_epoch_that_was_begun_is_finished_whatever_patience_says(run: Run, tmp_path: Path):
+    config = TrainConfig(**{**json_of(run(epochs=9, lr=0.5)), "run_dir": tmp_path / "broken"})
+    with pytest.raises(Terminated):
+        train(config, StopAt(45 * 6 + 20))
+    result = train(dataclasses.replace(config, patience=1), resume=tmp_path / "broken")
+    judged = json.loads((tmp_path / "broken" / "metrics.jsonl").read_text().splitlines()[-1])
+    setup = load_run(tmp_path / "broken")
+    test = evaluate(setup.model, setup.objective, setup.dataset.test, setup.dataset.target_scaling)
+    assert test is not None
+    assert judged["test_loss"] == pytest.approx(test.loss)
+    assert result.metrics["epoch"] >= 7
+
+
+def test_final_weights_of_a_run_that_goes_on_are_gone_until_it_ends(run: Run):
+    result = run(epochs=2)
+    with pytest.raises(Terminated):
+        train(TrainConfig(**{**json_of(result), "epochs": 9}), StopAt(20), resume=result.folder)
+    assert not (result.folder / "model.safetensors").exists()
+
+
+def test_best_weights_are_those_of_the_checkpoint(run: Run):
+    """Whatever a run that was killed had written of a later epoch."""
+    result = run(epochs=3)
+    path = result.folder / "best.safetensors"
+    before = path.read_bytes()
+    path.write_bytes(b"of a later epoch")
+    with pytest.raises(Terminated):
+        train(TrainConfig(**{**json_of(result), "epochs": 9}), StopAt(1), resume=result.folder)
+    assert path.read_bytes() == before
+
+
+def test_a_cosine_schedule_of_more_epochs_is_told(run: Run, capsys: pytest.CaptureFixture[str]):
+    result = run(lr_schedule="cosine", epochs=2)
+    assert main(["train", "--resume", str(result.folder), "--epochs", "3"]) == 0
+    assert "warning: the cosine schedule goes by the number of epochs" in capsys.readouterr().err
+
+
+def test_events_are_on_the_disk_before_a_checkpoint_counts_on_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    deeds: list[str] = []
+    flush, write = Board.flush, RunFolder.save_checkpoint
+    monkeypatch.setattr(Board, "flush", lambda self: deeds.append("flush") or flush(self))
+    monkeypatch.setattr(RunFolder, "save_checkpoint", lambda *a: deeds.append("save") or write(*a))
+    train(TrainConfig(data="moons", hidden=(4,), epochs=2, log_every=0, save_every="1", run_dir=tmp_path / "run"))
+    assert deeds == ["flush", "save"] * 4
+
+
 def test_what_has_ended_is_left_as_it_is(run: Run):
     result = run()
     before = {path: path.stat().st_mtime_ns for path in result.folder.rglob("*") if path.name != ".lock"}
@@ -131,6 +181,27 @@ class TestMetrics:
             file.write(torn)
         train(TrainConfig(**{**json_of(short), "epochs": 5}), resume=short.folder)
         same(short.folder, whole)
+
+    def test_a_damaged_line_is_told_and_takes_no_other_with_it(self, run: Run, capsys: pytest.CaptureFixture[str]):
+        result = run(epochs=5)
+        path = result.folder / "metrics.jsonl"
+        lines = path.read_text().splitlines(keepends=True)
+        path.write_text("".join([lines[0], "{damaged\n", *lines[2:]]))
+        assert main(["train", "--resume", str(result.folder), "--epochs", "6"]) == 0
+        assert "those of 1 of 5 epochs, the first of epoch 2" in capsys.readouterr().err
+        assert [json.loads(line)["epoch"] for line in path.read_text().splitlines()] == [1, 3, 4, 5, 6]
+
+    def test_going_on_from_an_older_checkpoint_makes_it_the_last_before_anything_is_dropped(self, run: Run):
+        """Killed right after, the run goes on from there, and its lines are those of what it goes on from."""
+        result = run(epochs=4, save_every="1", keep=9)
+        config = TrainConfig(**json_of(result))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("deltaprop.training.loop.Run.go", lambda self: (_ for _ in ()).throw(RuntimeError("killed")))
+            with pytest.raises(RuntimeError, match="killed"):
+                train(config, resume=RunFolder(result.folder).numbered()[2])
+        assert load_checkpoint(result.folder / "checkpoints" / LAST).state["epoch"] == 3
+        train(config, resume=result.folder)
+        same(result.folder, run(epochs=4))
 
     def test_lines_of_a_future_that_was_given_up_are_dropped(self, run: Run):
         """Going on from a numbered checkpoint of epoch 2 of a run that has come to epoch 4."""
@@ -272,6 +343,28 @@ class TestCommand:
         assert main(["train", "--resume", "--run-dir", str(result.folder), "--epochs", "5"]) == 0
         assert main(["train", "--epochs", "6", "--resume", str(result.folder / "checkpoints" / LAST)]) == 0
         assert len((result.folder / "metrics.jsonl").read_text().splitlines()) == 6
+
+    def test_auto_begins_after_a_kill_in_the_first_save(self, tmp_path: Path):
+        (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+        (tmp_path / "run" / "checkpoints" / ".step-000000000.safetensors.tmp-1a2b3c4d").write_bytes(b"torn")
+        (tmp_path / "run" / "config.json").write_text("{}")
+        words = ["--run-dir", str(tmp_path / "run"), "--data", "moons", "--hidden", "4", "--epochs", "1"]
+        assert main(["train", "--resume", "auto", *words, "--log-every", "0"]) == 0
+        assert not list((tmp_path / "run").rglob(".*.tmp-*"))
+
+    def test_auto_does_not_begin_where_another_process_was_quicker(self, run: Run, monkeypatch: pytest.MonkeyPatch):
+        """It looked before that one had saved, and got the lock when that one had ended."""
+        result = run()
+        before = {path: path.read_bytes() for path in result.folder.rglob("*") if path.is_file()}
+        monkeypatch.setattr("deltaprop.training.loop.is_stillborn", lambda path: True)
+        with pytest.raises(UserError, match="another run has begun in this folder by now"):
+            train(TrainConfig(**json_of(result)), restart=True)
+        assert {path: path.read_bytes() for path in result.folder.rglob("*") if path.is_file()} == before
+
+    def test_a_checkpoint_is_found_by_its_name_alone(self, run: Run, monkeypatch: pytest.MonkeyPatch):
+        result = run()
+        monkeypatch.chdir(result.folder / "checkpoints")
+        assert main(["train", "--resume", LAST, "--epochs", "4"]) == 0
 
     def test_auto_begins_and_goes_on(self, tmp_path: Path, capsys: Any):
         words = ["train", "--resume", "auto", "--run-dir", str(tmp_path / "run"), "--data", "moons", "--hidden", "4"]

@@ -17,7 +17,7 @@ from deltaprop.training.config import TrainConfig, read_toml
 from deltaprop.training.console import ConsoleReporter
 from deltaprop.training.loop import train
 from deltaprop.training.resume import locate, saved_config
-from deltaprop.training.run_folder import RunFolder
+from deltaprop.training.run_folder import RunFolder, has_checkpoint
 
 DESCRIPTION = """Train a multilayer perceptron with hand-written backpropagation.
 
@@ -121,8 +121,9 @@ def run_to_resume(where: str, run_dir: Path | None) -> Path | None:
     if where == "auto":
         if run_dir is None:
             raise UserError("--resume auto: say which run by --run-dir")
-        return run_dir if (run_dir / "checkpoints").is_dir() and any((run_dir / "checkpoints").iterdir()) else None
+        return run_dir if has_checkpoint(run_dir) else None
     path = run_dir if where == HERE and run_dir is not None else Path(where)
+    path = path.resolve() if path.is_file() else path
     if path.is_file() and path.parent.name == "checkpoints":
         return path
     if not (path / "config.json").is_file():

@@ -258,6 +258,8 @@ class ExplicitTrainer:
                         ended, taken = self._steps(stage.steps[:batches], stage, done, on_step, on_step_reads)
                         stage.add_values(total, taken, units)
                     done, seen = done + taken, seen + taken * here
+                    if carried is not None and on_block is not None:
+                        carried.copy_(total)
                     if ended or (on_block is not None and on_block(done) is True):
                         break
             finally:

@@ -19,6 +19,7 @@ rows of the training part, apart from the training steps: looking changes nothin
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,8 @@ class Board:
         warn: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.setup, self.engine = setup, engine
+        # The writer's own thread would print a traceback; what it met is told at the next call.
+        self._excepthook, threading.excepthook = threading.excepthook, lambda arguments: None
         self.warn: Callable[[str], None] = warn
         self.broken = False
         self._guarded(lambda: setattr(self, "writer", SummaryWriter(str(folder), purge_step=first)))
@@ -83,6 +86,7 @@ class Board:
 
     def __exit__(self, *_: object) -> None:
         self._guarded(lambda: self.writer.close())
+        threading.excepthook = self._excepthook
 
     def flush(self) -> None:
         """Have on disk what a checkpoint is about to count on."""

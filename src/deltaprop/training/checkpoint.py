@@ -15,7 +15,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from torch import Tensor
 from deltaprop.training.disk import write_whole
 
 FORMAT = 1
-MOST_HEADER = 2**24  # bytes; a header of a net of a thousand layers takes a hundredth of it
+MOST_HEADER = 2**22  # bytes; a header of a net of a thousand layers takes a fifth of it
 BLANK = b"0" * 64
 PLACE = b'"sha256":"'  # within a string of the JSON the quotes would be escaped
 WIDTHS = {"F64": 8, "F32": 4, "I64": 8, "U8": 1}
@@ -81,12 +81,17 @@ def read_state(path: Path) -> dict[str, Any]:
     return _state(header)
 
 
-def load(path: Path, expected: Mapping[str, tuple[torch.dtype, tuple[int, ...]]] | None = None) -> Checkpoint:
+def load(
+    path: Path,
+    expected: Mapping[str, tuple[torch.dtype, tuple[int, ...]]] | None = None,
+    is_complete: Callable[[Collection[str]], bool] = lambda names: True,
+) -> Checkpoint:
     """Return a checkpoint whose digest is right.
 
     Args:
         path: The file.
         expected: Dtype and shape of each tensor that it may hold, by name; nothing else is allocated.
+        is_complete: Whether tensors of these names are all that are needed.
 
     Raises:
         DamagedError: If it is damaged, or is none.
@@ -95,6 +100,8 @@ def load(path: Path, expected: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
         header, raw_header = _header(handle, size)
         if expected is not None:
             _check_tensors(header, expected)
+        if not is_complete(_tensors(header)):
+            raise DamagedError("damaged: tensors are missing in it")
         _check_digest(handle, size, raw_header)
     state = _state(header)
     try:
@@ -158,9 +165,9 @@ def _tensors(header: dict[str, Any]) -> dict[str, Any]:
 def _span(name: str, entry: Any) -> tuple[int, int]:
     """Return where a tensor lies, once its entry is well formed."""
     fits = isinstance(entry, dict) and entry.get("dtype") in WIDTHS
-    for key, least in (("shape", 0), ("data_offsets", 2)):
+    for key in ("shape", "data_offsets"):
         numbers = entry.get(key) if fits else None
-        fits = fits and isinstance(numbers, list) and len(numbers) >= least
+        fits = fits and isinstance(numbers, list) and len(numbers) <= 2  # of matrices
         fits = fits and all(type(number) is int and 0 <= number < 2**62 for number in numbers or [])
     if not fits or len(entry["data_offsets"]) != 2:
         raise DamagedError(f"damaged: the entry of tensor {name[:80]!r}")
@@ -185,7 +192,7 @@ def _check_digest(handle: int, size: int, raw_header: bytes) -> None:
     digest.update(raw_header[:start] + BLANK + raw_header[start + len(BLANK) :])
     left = size - 8 - len(raw_header)
     while left:
-        chunk = os.read(handle, min(left, 2**20))
+        chunk = _piece(handle, min(left, 2**20))
         if not chunk:
             raise DamagedError("damaged: it ends too early")
         digest.update(chunk)
@@ -208,9 +215,17 @@ def _state(header: dict[str, Any]) -> dict[str, Any]:
 def _read(handle: int, length: int) -> bytes:
     """Return so many bytes, or what there is."""
     found = b""
-    while len(found) < length and (chunk := os.read(handle, length - len(found))):
+    while len(found) < length and (chunk := _piece(handle, length - len(found))):
         found += chunk
     return found
+
+
+def _piece(handle: int, most: int) -> bytes:
+    """Return the next bytes of a file; a disk that cannot read them has a damaged one."""
+    try:
+        return os.read(handle, most)
+    except OSError as error:
+        raise DamagedError(f"cannot be read: {error.strerror}") from error
 
 
 def _no_number(name: str) -> float:

@@ -142,6 +142,8 @@ class TrainConfig:
         """Take lists for tuples, and one activation for a list of it; judging is for `validate`."""
         if isinstance(self.activation, str):  # a TOML file may say activation = "tanh"
             object.__setattr__(self, "activation", (self.activation,))
+        if isinstance(self.run_dir, str):
+            object.__setattr__(self, "run_dir", Path(self.run_dir))
         for name in ("hidden", "activation"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
 

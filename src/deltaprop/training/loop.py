@@ -142,7 +142,7 @@ def train(
             setup = prepare(config, going_on=left is not None, check=stop.check)
             folder = RunFolder.of(left) if left else RunFolder.make(config.run_dir, config.data)
             with folder.locked(), set_threads(setup.threads):
-                folder.clear()
+                folder.begin()
                 return Run(setup, folder, reporter, stop).go()
         except Stopped:
             raise stop.exit() from None
@@ -167,12 +167,14 @@ def _resumed(path: Path, config: TrainConfig, reporter: Reporter, override: Sequ
         if found is None:
             raise UserError(f"{folder.path}: there is no checkpoint to go on from")
         path, checkpoint = found
-        resumed = go_on(folder, checkpoint, config, override)
+        resumed = go_on(folder, checkpoint, config, override, chosen=only is not None)
         setup = prepare(resumed.config, checkpoint.state["split_seed"], going_on=True, check=stop.check)
         if setup.dataset.digest != checkpoint.state["data_sha256"]:
             raise UserError(f"{folder.path}: the data in {config.data} are not those that the run learnt from")
         if checkpoint.state["versions"] != setup.to_json()["versions"]:
             reporter.warn("other versions than the run began with (config.json has them): the bits may differ")
+        if config.lr_schedule == "cosine" and config.epochs != checkpoint.state["config"]["epochs"]:
+            reporter.warn("the cosine schedule goes by the number of epochs: from here on η is that of the new number")
         with set_threads(setup.threads):
             run = Run(setup, folder, reporter, stop)
             run.take_up(resumed)
@@ -264,7 +266,9 @@ class Run:
         if changed & {"seed", "batch_size"}:  # the samples of this epoch come in another order, or by other steps
             self.where.progress, self.where.seconds = self._nothing(), 0.0
             self.where.generator = self.generator.get_state()
-        self.folder.keep_metrics(self.where.epoch - 1)
+        if resumed.chosen:  # an older one: from now on it is the last, before what came after it is dropped
+            self.folder.save_checkpoint(resumed.checkpoint, self._global_step(), self.setup.config.keep)
+        self.folder.keep_metrics(self.where.epoch - 1, self.reporter.warn)
         if self.where.best_weights:
             self.folder.save_weights(BEST, self.where.best_weights)
         else:
@@ -286,12 +290,16 @@ class Run:
             return self._result(0.0)  # nothing to do, and nothing to write
         self.reporter.start(self.setup, self.folder.path)
         self._write_config()
-        first = self.where.epoch if self.resumes else 0
+        if not self._ended():
+            (self.folder.path / FINAL).unlink(missing_ok=True)  # of a run that goes on they are not the final ones
+        begins = not self.resumes or (self.where.epoch == 1 and not self.where.progress.done)
+        first = 0 if begins else self.where.epoch
         with Board(self.setup, self.engine, self.folder.path, first, self.reporter.warn) as board:
             self.board = board
             try:
                 if not self.resumes:
                     self.save()  # from here on there is something to go on from
+                if begins:
                     board.views(0)
                 while not self._ended():
                     self._epoch()
@@ -313,6 +321,8 @@ class Run:
         return result
 
     def _ended(self) -> bool:
+        if self.where.progress.done:  # an epoch that was begun is finished
+            return False
         return self.where.epoch > self.setup.config.epochs or self._impatient()
 
     def _impatient(self) -> bool:
@@ -464,9 +474,12 @@ class Run:
         }
         tensors = {**self._tensors(), "generator": where.generator, "total": where.progress.total}
         tensors |= {f"best.{name}": t for name, t in where.best_weights.items()}
-        step = (where.epoch - 1) * self.steps + where.progress.done
+        step = self._global_step()
         self.folder.save_checkpoint(Checkpoint(tensors, state), step, config.keep)
         self._saved_at = time.monotonic()
+
+    def _global_step(self) -> int:
+        return (self.where.epoch - 1) * self.steps + self.where.progress.done
 
     def _write_config(self) -> None:
         config = self.setup.to_json()

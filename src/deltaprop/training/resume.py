@@ -39,12 +39,14 @@ class Resumed:
         checkpoint: Where it stands.
         config: It goes on with.
         overrides: What was changed, on demand, now: a record for each setting.
+        chosen: Whether the checkpoint was asked for by name, and may not be the last.
     """
 
     folder: RunFolder
     checkpoint: Checkpoint
     config: TrainConfig
     overrides: list[dict[str, Any]]
+    chosen: bool = False
 
 
 def locate(path: Path) -> tuple[Path, Path | None]:
@@ -57,7 +59,14 @@ def saved_config(checkpoint: Checkpoint, path: Path) -> TrainConfig:
     return dataclasses.replace(from_json(str(path), checkpoint.state["config"]), run_dir=path, config=None)
 
 
-def go_on(folder: RunFolder, checkpoint: Checkpoint, asked: TrainConfig, override: Collection[str] = ()) -> Resumed:
+def go_on(
+    folder: RunFolder,
+    checkpoint: Checkpoint,
+    asked: TrainConfig,
+    override: Collection[str] = (),
+    *,
+    chosen: bool = False,
+) -> Resumed:
     """Return the run to go on with, its configuration changed as far as it may be.
 
     Args:
@@ -65,12 +74,13 @@ def go_on(folder: RunFolder, checkpoint: Checkpoint, asked: TrainConfig, overrid
         checkpoint: Where it stands.
         asked: The configuration that is asked for: the saved one, less what the user has changed.
         override: Settings that may break exactness.
+        chosen: Whether the checkpoint was asked for by name.
 
     Raises:
         UserError: If something is changed that may not be; it says all of it.
     """
     saved, state = saved_config(checkpoint, folder.path), checkpoint.state
-    override = [name.removeprefix("--").replace("-", "_") for name in override]
+    override = [name.removeprefix("--").replace("-", "_") for words in override for name in words.split(",")]
     for name in override:
         if name not in ON_DEMAND:
             raise UserError(f"--override {name}: this is none of {', '.join(sorted(ON_DEMAND))}")
@@ -95,7 +105,7 @@ def go_on(folder: RunFolder, checkpoint: Checkpoint, asked: TrainConfig, overrid
     where = {"epoch": state["epoch"], "step": state["done"]}
     overrides = [{**where, "setting": name, "from": old, "to": new} for name, (old, new) in exact.items()]
     config = dataclasses.replace(asked, run_dir=folder.path, threads=after["threads"], device=after["device"])
-    return Resumed(folder, checkpoint, config, overrides)
+    return Resumed(folder, checkpoint, config, overrides, chosen)
 
 
 def _diff(changed: Mapping[str, tuple[Any, Any]]) -> str:

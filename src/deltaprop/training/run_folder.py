@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -127,8 +127,14 @@ class RunFolder:
         finally:
             lock.release()
 
-    def clear(self) -> None:
-        """Remove what a run has left that did not live to see its first checkpoint."""
+    def begin(self) -> None:
+        """Make sure, under the lock, that no run has come to be here, and remove what a stillborn one has left.
+
+        Raises:
+            UserError: If another process was quicker.
+        """
+        if has_checkpoint(self.path):
+            raise UserError(f"{self.path}: another run has begun in this folder by now; name a new one, or --resume it")
         if is_stillborn(self.path):
             for entry in self.path.iterdir():
                 if entry.is_file() and entry.name != ".lock":
@@ -144,24 +150,34 @@ class RunFolder:
         """Append one line to metrics.jsonl."""
         append(self.path / "metrics.jsonl", (json.dumps(metrics, allow_nan=False) + "\n").encode())
 
-    def keep_metrics(self, epochs: int) -> None:
-        """Leave the lines of so many epochs in metrics.jsonl: what follows them, or is torn, is written again."""
+    def keep_metrics(self, epochs: int, tell: Callable[[str], None]) -> None:
+        """Leave the lines of so many epochs in metrics.jsonl: what follows them, or is torn, is written again.
+
+        Args:
+            epochs: That are done.
+            tell: Called with a line where some are missing.
+        """
         path = self.path / "metrics.jsonl"
         try:
             content = path.read_bytes()
         except FileNotFoundError:
-            return
+            content = b""
         kept: list[bytes] = []
+        numbers: list[int] = []
         for line in content.splitlines(keepends=True):
             try:
                 number = json.loads(line)["epoch"] if line.endswith(b"\n") else None
             except (ValueError, KeyError, TypeError):  # torn
-                break
-            if number != len(kept) + 1 or number > epochs:
-                break
-            kept.append(line)
+                continue
+            if type(number) is int and max(numbers, default=0) < number <= epochs:
+                numbers.append(number)
+                kept.append(line)
         if b"".join(kept) != content:
             write_whole(path, b"".join(kept))
+        missing = sorted({*range(1, epochs + 1)} - {*numbers})
+        if missing:
+            which = f"{len(missing)} of {epochs} epochs, the first of epoch {missing[0]}"
+            tell(f"{path}: lines are gone or damaged: those of {which}")
 
     def save_weights(self, name: str, state: Mapping[str, Tensor]) -> None:
         """Write a state_dict as safetensors: plain weights, loadable without deltaprop."""
@@ -188,6 +204,7 @@ class RunFolder:
         if not self.checkpoints.is_dir():
             self.checkpoints.mkdir()
             sync_folder(self.path)
+            sync_folder(self.path.absolute().parent)  # which holds the run folder's own name
         sync(self.path / "metrics.jsonl")  # the checkpoint counts on its lines
         content = encode(found)
         if keep:
@@ -237,9 +254,14 @@ def as_bytes(state: Mapping[str, Tensor]) -> bytes:
 OWN = ("config.json", "metrics.jsonl", "best.safetensors", "checkpoints", ".lock")
 
 
+def has_checkpoint(path: Path) -> bool:
+    """Return whether there is something to go on from; what was being written does not count."""
+    return any((path / "checkpoints").glob("*.safetensors"))
+
+
 def is_stillborn(path: Path) -> bool:
     """Return whether a folder holds nothing but what a run has left that did not live to see its first checkpoint."""
-    if not path.is_dir() or any((path / "checkpoints").glob("*.safetensors")):
+    if not path.is_dir() or has_checkpoint(path):
         return False
     names = [entry.name for entry in path.iterdir()]
     return bool(names) and all(name in OWN or "tfevents" in name or TEMPORARY in name for name in names)
@@ -258,10 +280,10 @@ def load_checkpoint(path: Path) -> Checkpoint:
         _check_state(state, config, sizes)
     except (UserError, KeyError, TypeError, ValueError) as error:
         raise DamagedError(f"damaged: its state ({type(error).__name__}: {error})") from error
-    found = load(path, tensors_of(sizes, {"float32": torch.float32, "float64": torch.float64}[config.dtype]))
-    missing = {f"model.{2 * at}.weight" for at in range(len(sizes) - 1)} | {"generator", "total"}
-    if not missing <= set(found.tensors):
-        raise DamagedError(f"damaged: without {', '.join(sorted(missing - set(found.tensors)))}")
+    dtype = {"float32": torch.float32, "float64": torch.float64}[config.dtype]
+    found = load(path, tensors_of(sizes, dtype), lambda names: complete(names, sizes))
+    if not all(bool(t.isfinite().all()) for t in found.tensors.values() if t.is_floating_point()):
+        raise DamagedError("damaged: it holds numbers that are not finite")
     try:
         torch.Generator().set_state(found.tensors["generator"])
     except RuntimeError as error:
@@ -299,6 +321,14 @@ def _check_state(state: Mapping[str, Any], config: TrainConfig, sizes: Any) -> N
             raise TypeError("a line of metrics")
     if state["best"] is not None and state["best"]["val_loss"] is None:
         raise ValueError("the best epoch")
+
+
+def complete(names: Collection[str], sizes: Sequence[int]) -> bool:
+    """Return whether tensors are all that a checkpoint needs; of momentum and of the best weights all or none."""
+    own = {name.partition(".")[2] for name in names if name.startswith("model.")}
+    weights = {f"{2 * at}.weight" for at in range(len(sizes) - 1)}
+    kinds = [{name.partition(".")[2] for name in names if name.startswith(f"{kind}.")} for kind in ("momentum", "best")]
+    return weights <= own and {"generator", "total"} <= set(names) and all(kind in (set(), own) for kind in kinds)
 
 
 def tensors_of(sizes: Sequence[int], dtype: torch.dtype) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:

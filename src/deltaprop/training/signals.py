@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the step in hand is finished and everything saved; a second Ctrl-C ends at once."""
+"""Ctrl-C, SIGTERM and SIGHUP: the step in hand is finished and everything saved; a second Ctrl-C ends at once."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Any
 
 
 class Terminated(SystemExit):
-    """SIGTERM came; the exit code is 143."""
+    """SIGTERM came (the exit code is 143), or the terminal was closed (SIGHUP, 129)."""
 
-    def __init__(self) -> None:
-        super().__init__(128 + signal.SIGTERM)
+    def __init__(self, number: int = signal.SIGTERM) -> None:
+        super().__init__(128 + number)
 
 
 class Stopped(Exception):  # noqa: N818  # not an error
@@ -36,8 +36,9 @@ class Stop:
 
     def __enter__(self) -> Stop:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._hear)
+            for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
+                if number not in self._before:
+                    self._before[number] = signal.signal(number, self._hear)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -65,4 +66,4 @@ class Stop:
 
     def exit(self) -> BaseException:
         """Return the exception that ends the process as the signal that came would have."""
-        return Terminated() if self.heard == signal.SIGTERM else KeyboardInterrupt()
+        return KeyboardInterrupt() if self.heard in (None, signal.SIGINT) else Terminated(self.heard)

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from deltaprop.cli.train import run_to_resume
 from deltaprop.training import TrainConfig, board, train  # board: imported late by a run, and once here
 from deltaprop.training.loop import Run
 
@@ -149,7 +150,7 @@ def save_always() -> None:
 def go_on(config: TrainConfig) -> None:
     """Do what ``--resume auto`` does: go on with the run if it has a checkpoint, else begin it."""
     assert config.run_dir is not None
-    if any((config.run_dir / "checkpoints").glob("*.safetensors")):
+    if run_to_resume("auto", config.run_dir):
         train(config, resume=config.run_dir)
     else:
         train(config, restart=True)

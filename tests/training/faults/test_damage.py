@@ -7,6 +7,7 @@ import json
 import pickle
 import random
 import resource
+import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -102,6 +103,29 @@ def test_without_the_digest_most_flips_of_weights_would_load(good: bytes, tmp_pa
         safetensors.torch.load(bytes(content))
         taken += 1
     assert taken == 50
+
+
+def test_a_file_that_the_disk_cannot_read_is_a_damaged_one(
+    good: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def read(handle: int, most: int) -> bytes:
+        raise OSError(5, "Input/output error")
+
+    (tmp_path / "c").write_bytes(good)
+    with monkeypatch.context() as patch:
+        patch.setattr("deltaprop.training.checkpoint.os.read", read)
+        with pytest.raises(DamagedError, match="cannot be read: Input/output error"):
+            load_checkpoint(tmp_path / "c")
+
+
+def test_a_shape_of_many_dimensions_takes_no_time(tmp_path: Path):
+    """Their product would be a number of a million digits."""
+    shape = {"dtype": "F32", "shape": [2**61] * 50_000, "data_offsets": [0, 4]}
+    (tmp_path / "c").write_bytes(with_header({"__metadata__": META, "a": shape}, b"1234")(tmp_path))
+    began = time.monotonic()
+    with pytest.raises(DamagedError, match="the entry of tensor 'a'"):
+        load_checkpoint(tmp_path / "c")
+    assert time.monotonic() - began < 1
 
 
 class TestFallingBack:
@@ -277,7 +301,7 @@ def test_numbers_that_json_does_not_have_and_tensors_that_are_missing_are_refuse
     import safetensors.torch
 
     tensors = safetensors.torch.load(good)
-    for name in ("model.0.weight", "generator", "total"):
+    for name in ("model.0.weight", "generator", "total", "momentum.0.bias", "best.2.weight"):
         fewer = {key: t for key, t in tensors.items() if key != name}
         assert not loads(encode(Checkpoint(fewer, state_of(good))), tmp_path / "c")
     garbage = {**tensors, "generator": torch.zeros_like(tensors["generator"])}

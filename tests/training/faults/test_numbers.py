@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from deltaprop.training import TrainingError, train
+from deltaprop.training.engines import ExplicitEngine
 from deltaprop.training.guard import all_finite
 from deltaprop.training.loop import Run, Silent
 from deltaprop.training.run_folder import LAST, load_checkpoint
@@ -57,19 +58,27 @@ class Poison(Silent):
 
     def spoil(self) -> None:
         run = Poison.run
+        if self.what == "loss":
+            total = run.engine.trainer._total if isinstance(run.engine, ExplicitEngine) else run.where.progress.total
+            total += self.value
+            return
         run.engine.up_to_date()
         tensors = run._tensors()
         name = {"weight": "model.0.weight", "bias": "model.2.bias", "momentum": "momentum.2.weight"}[self.what]
         tensors[name].view(-1)[0] = self.value
+        if isinstance(run.engine, ExplicitEngine):
+            for packed in run.engine.trainer._behind:  # the steps go on with what was packed
+                packed.read()
 
     run: Run
 
 
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("what", ["weight", "bias", "momentum"])
+@pytest.mark.parametrize("what", ["weight", "bias", "momentum", "loss"])
 @pytest.mark.parametrize("at", [3, 97])
 def test_wherever_it_comes_from_it_is_found_within_50_steps(
-    what: str, value: float, at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    what: str, value: float, at: int, engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """Spoilt after a step of the first of two epochs of 144 steps."""
     made = Run.__init__
@@ -81,7 +90,7 @@ def test_wherever_it_comes_from_it_is_found_within_50_steps(
     monkeypatch.setattr(Run, "__init__", remember)
     reporter = Poison(at, what, value)
     with pytest.raises(TrainingError) as error:
-        train(small(tmp_path / "run", batch_size=5, activation=("tanh",)), reporter)
+        train(small(tmp_path / "run", batch_size=5, activation=("tanh",), engine=engine), reporter)
     first, last = (int(word) for word in str(error.value).partition("steps ")[2].partition(":")[0].split(" to "))
     assert first <= at + 1
     assert at <= last <= at + 50

@@ -66,7 +66,7 @@ def words(folder: Path, *more: str) -> list[str]:
 
 
 @pytest.mark.parametrize("engine", ["autograd", "explicit"])
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_in_training_it_saves_and_goes(number: int, code: int, engine: str, tmp_path: Path):
     folder = tmp_path / "run"
     child = Child(lambda: main(words(folder, "--epochs", "100000", "--engine", engine)), tmp_path / "said")
