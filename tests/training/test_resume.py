@@ -383,6 +383,15 @@ class TestCommand:
         assert f"warning: {path}: damaged: " in captured.err
         assert re.search(r"resume +\S+step-\d+\.safetensors: in epoch 4", captured.out)
 
+    def test_a_damaged_last_checkpoint_is_replaced_though_there_is_nothing_to_do(self, run: Run, capsys: Any):
+        result = run(keep=2, save_every="1")
+        path = result.folder / "checkpoints" / LAST
+        path.write_bytes(path.read_bytes()[:-1])
+        for told in (True, False):
+            assert main(["train", "--resume", str(result.folder)]) == 0
+            assert ("damaged: " in capsys.readouterr().err) == told
+        load_checkpoint(path)
+
 
 def test_weights_load_without_deltaprop_and_checkpoints_without_pickle(run: Run):
     """Plain safetensors all of them."""

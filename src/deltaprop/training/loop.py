@@ -25,7 +25,7 @@ from deltaprop.training.evaluate import Evaluation, evaluate
 from deltaprop.training.guard import EVERY, all_finite, told
 from deltaprop.training.objective import Objective
 from deltaprop.training.resume import Resumed, go_on, locate
-from deltaprop.training.run_folder import RunFolder, as_bytes, is_stillborn
+from deltaprop.training.run_folder import LAST, RunFolder, as_bytes, is_stillborn
 from deltaprop.training.setup import Setup, make_optimizer, prepare
 from deltaprop.training.signals import Stop, Stopped
 
@@ -167,7 +167,7 @@ def _resumed(path: Path, config: TrainConfig, reporter: Reporter, override: Sequ
         if found is None:
             raise UserError(f"{folder.path}: there is no checkpoint to go on from")
         path, checkpoint = found
-        resumed = go_on(folder, checkpoint, config, override, chosen=only is not None)
+        resumed = go_on(folder, checkpoint, config, override, is_last=path.name == LAST)
         setup = prepare(resumed.config, checkpoint.state["split_seed"], going_on=True, check=stop.check)
         if setup.dataset.digest != checkpoint.state["data_sha256"]:
             raise UserError(f"{folder.path}: the data in {config.data} are not those that the run learnt from")
@@ -266,7 +266,7 @@ class Run:
         if changed & {"seed", "batch_size"}:  # the samples of this epoch come in another order, or by other steps
             self.where.progress, self.where.seconds = self._nothing(), 0.0
             self.where.generator = self.generator.get_state()
-        if resumed.chosen:  # an older one: from now on it is the last, before what came after it is dropped
+        if not resumed.is_last:  # from now on it is, before what came after it is dropped, or in a damaged one's place
             self.folder.save_checkpoint(resumed.checkpoint, self._global_step(), self.setup.config.keep)
         self.folder.keep_metrics(self.where.epoch - 1, self.reporter.warn)
         if self.where.best_weights:

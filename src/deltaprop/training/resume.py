@@ -39,14 +39,14 @@ class Resumed:
         checkpoint: Where it stands.
         config: It goes on with.
         overrides: What was changed, on demand, now: a record for each setting.
-        chosen: Whether the checkpoint was asked for by name, and may not be the last.
+        is_last: Whether the checkpoint is the last; else an older one was asked for, or the last is damaged.
     """
 
     folder: RunFolder
     checkpoint: Checkpoint
     config: TrainConfig
     overrides: list[dict[str, Any]]
-    chosen: bool = False
+    is_last: bool = True
 
 
 def locate(path: Path) -> tuple[Path, Path | None]:
@@ -65,7 +65,7 @@ def go_on(
     asked: TrainConfig,
     override: Collection[str] = (),
     *,
-    chosen: bool = False,
+    is_last: bool = True,
 ) -> Resumed:
     """Return the run to go on with, its configuration changed as far as it may be.
 
@@ -74,7 +74,7 @@ def go_on(
         checkpoint: Where it stands.
         asked: The configuration that is asked for: the saved one, less what the user has changed.
         override: Settings that may break exactness.
-        chosen: Whether the checkpoint was asked for by name.
+        is_last: Whether the checkpoint is the last.
 
     Raises:
         UserError: If something is changed that may not be; it says all of it.
@@ -105,7 +105,7 @@ def go_on(
     where = {"epoch": state["epoch"], "step": state["done"]}
     overrides = [{**where, "setting": name, "from": old, "to": new} for name, (old, new) in exact.items()]
     config = dataclasses.replace(asked, run_dir=folder.path, threads=after["threads"], device=after["device"])
-    return Resumed(folder, checkpoint, config, overrides, chosen)
+    return Resumed(folder, checkpoint, config, overrides, is_last)
 
 
 def _diff(changed: Mapping[str, tuple[Any, Any]]) -> str:
