@@ -14,6 +14,7 @@ from deltaprop import ops
 from deltaprop.cli import main
 from deltaprop.cli.trace import Arguments, make
 from deltaprop.training import TrainConfig, train
+from deltaprop.training.saved import load_run
 
 
 def test_a_tiny_net_is_a_worked_example(capsys: pytest.CaptureFixture[str]):
@@ -126,6 +127,8 @@ def test_weights_are_those_that_were_asked_for(tmp_path: Path, capsys: pytest.Ca
     found = [make(Arguments(target=str(folder), weights=weights))[0] for weights in (None, "final", "best")]
     assert torch.equal(found[0].layers[0].weight, found[1].layers[0].weight)
     assert torch.equal(found[2].layers[0].weight, 2 * state["0.weight"].double())
+    part = make(Arguments(target=str(folder), part="test", rows=5))[0]
+    assert torch.equal(part.input, load_run(folder).dataset.test.x[:5].double())
     assert found[2].about.startswith(f"{folder}: its best weights, the first 16 rows of its train part")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import tempfile
 from pathlib import Path
 
@@ -77,6 +78,9 @@ def test_the_picture_has_a_panel_for_each_net_and_a_line_for_each_layer(tmp_path
     ]
     first = panels[0].lines[1]
     assert first.get_label() == "layer 2"
+    before, after = panels[0].lines[0].get_ydata()
+    assert before == 0.1
+    assert math.isnan(after)  # layer 1 has no δ in the end: no logarithm of 0
     assert list(first.get_ydata()) == [0.1, 0.2]
     styles = {(line.get_color(), line.get_marker()) for line in panels[1].lines}
     assert len(styles) == 4  # by marker, too

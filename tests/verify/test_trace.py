@@ -174,21 +174,21 @@ def test_the_loss_after_a_step_has_the_options_of_the_loss():
 
 def test_what_a_table_says(monkeypatch: pytest.MonkeyPatch):
     """Norms of all entries, errors under whose they are, and the saturated share of each layer."""
-    model = dp.MLP([2, 2, 1], "sigmoid", bias=False, dtype=F64)
+    model = dp.MLP([2, 4, 1], "sigmoid", bias=False, dtype=F64)
     with torch.no_grad():
-        model[0].weight.copy_(torch.tensor([[20.0, 20.0], [0.1, 0.1]]))  # one neuron of two is saturated
+        model[0].weight.copy_(torch.tensor([[20.0, 20.0], *[[0.1, 0.1]] * 3]))  # one neuron of four is saturated
     found = trace(model, "quadratic_loss", torch.ones(3, 2), torch.zeros(3, 1))
     rows = {q.symbol: q for q in quantities(found)}
     first = found.layers[0]
     assert rows["z¹"].norm == number(float(first.z.norm()))
-    assert (rows["z¹"].equation, rows["z¹"].shape) == ("a⁰ (W¹)ᵀ", "[3, 2]")
+    assert (rows["z¹"].equation, rows["z¹"].shape) == ("a⁰ (W¹)ᵀ", "[3, 4]")
     assert rows["σ'(z¹)"].equation == "a (1 − a)"
     assert rows["z¹"].differences == ""
     assert rows["δ²"].differences != ""
     overview = str(found)
     assert is_tiny(found) is False
     (line,) = [line for line in overview.splitlines() if line.startswith("1 sigmoid")]
-    assert line.split()[2:] == [f"{float(first.a.abs().mean()):.3g}", "50", "%", f"{first.delta_norm:.3g}"]
+    assert line.split()[2:] == [f"{float(first.a.abs().mean()):.3g}", "25", "%", f"{first.delta_norm:.3g}"]
     comparisons = tuple(
         Comparison(layer, "delta", who, error, True)
         for layer, who, error in ((1, "autograd", 3e-15), (2, "autograd", 2e-16), (1, "differences", 4e-9))
