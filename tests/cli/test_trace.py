@@ -129,6 +129,7 @@ def test_weights_are_those_that_were_asked_for(tmp_path: Path, capsys: pytest.Ca
     assert torch.equal(found[2].layers[0].weight, 2 * state["0.weight"].double())
     part = make(Arguments(target=str(folder), part="test", rows=5))[0]
     assert torch.equal(part.input, load_run(folder).dataset.test.x[:5].double())
+    assert found[2].about.endswith("scaled; the step is plain, without the run's momentum")
     assert found[2].about.startswith(f"{folder}: its best weights, the first 16 rows of its train part")
 
 

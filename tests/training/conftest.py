@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from deltaprop.training import Result, TrainConfig, train
+from deltaprop.training.reporter import Reporter
 
 
 @pytest.fixture
@@ -17,7 +18,7 @@ def run(tmp_path: Path) -> Callable[..., Result]:
     """Return a function that trains a small net on moons into a new folder; settings may be replaced."""
     count = 0
 
-    def start(**settings: Any) -> Result:
+    def start(reporter: Reporter | None = None, **settings: Any) -> Result:
         nonlocal count
         count += 1
         small = {
@@ -28,7 +29,7 @@ def run(tmp_path: Path) -> Callable[..., Result]:
             "seed": 0,
             "run_dir": tmp_path / f"run{count}",
         }
-        return train(TrainConfig(**{**small, **settings}))
+        return train(TrainConfig(**{**small, **settings}), reporter)
 
     return start
 

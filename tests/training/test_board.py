@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 
 from deltaprop.training import Result
+from deltaprop.training.reporter import Silent
 
 LAYERS = ("layer1", "layer2")
 HISTOGRAMS = {f"{kind}/{layer}" for kind in ("weights", "biases", "activations", "deltas") for layer in LAYERS}
@@ -144,6 +146,22 @@ def test_a_run_is_born_with_a_purge(run: Callable[..., Result]):
     first, *_ = sorted(run().folder.glob("events.out.tfevents.*"))
     starts = [event for event in EventFileLoader(str(first)).Load() if event.HasField("session_log")]
     assert [(event.session_log.status, event.step) for event in starts] == [(1, 0)]  # 1 is START
+
+
+def test_what_fails_in_a_thread_of_somebody_else_is_told_as_ever(run: Callable[..., Result], monkeypatch: Any):
+    """Only of the events writer's own thread the traceback is left out, while a run is at work."""
+    heard: list[Any] = []
+    monkeypatch.setattr(threading, "excepthook", heard.append)
+
+    class Failing(Silent):
+        def epoch(self, setup: Any, metrics: dict[str, Any]) -> None:
+            thread = threading.Thread(target=lambda: 1 / 0)
+            thread.start()
+            thread.join()
+
+    run(epochs=1, reporter=Failing())
+    assert [arguments.exc_type for arguments in heard] == [ZeroDivisionError]
+    assert threading.excepthook == heard.append
 
 
 def test_the_layers_figures_are_those_of_the_probe(run: Callable[..., Result], tmp_path: Path):

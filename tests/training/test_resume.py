@@ -24,7 +24,7 @@ from deltaprop.cli import main
 from deltaprop.training import Result, TrainConfig, train
 from deltaprop.training.board import Board
 from deltaprop.training.evaluate import evaluate
-from deltaprop.training.loop import Silent
+from deltaprop.training.reporter import Silent
 from deltaprop.training.run_folder import LAST, RunFolder, load_checkpoint
 from deltaprop.training.saved import load_run
 from deltaprop.training.signals import Terminated

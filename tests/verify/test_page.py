@@ -162,6 +162,11 @@ def test_the_sign_of_a_weight_and_the_step_are_told_without_colour(shown: Any):
     )
     assert widths == [1.5, 1.5, 4, 4, 4, 1.5]
     assert page.locator("#way").inner_text() == "Forward →, layer 1."
+    go(page, "gradients")  # there a dash is the minus of the gradient that stands at the line
+    dashed = page.eval_on_selector_all(
+        "#net .edge", "edges => edges.filter(e => getComputedStyle(e).strokeDasharray !== 'none').length"
+    )
+    assert dashed == int(sum((layer.grad_weight < 0).sum() for layer in found.layers))
 
 
 def test_keys_and_arrows_walk_through(shown: Any):

@@ -208,8 +208,9 @@ def of_run(folder: Path, arguments: Arguments) -> tuple[Trace, float]:
     y = setup.objective.targets(split.y[rows], x.dtype)
     found = trace(setup.model, setup.objective.loss.call, x, y)
     about = f"{folder}: its {arguments.weights or 'final'} weights, the first {len(x)} rows of its {part} part, scaled"
-    if setup.config.momentum or setup.config.weight_decay:
-        about += "; the step is plain, without the run's momentum and weight decay"
+    extras = {"momentum": setup.config.momentum, "weight decay": setup.config.weight_decay}
+    left_out = " and ".join(name for name, value in extras.items() if value)
+    about += f"; the step is plain, without the run's {left_out}" if left_out else ""
     found = dataclasses.replace(found, about=about)
     return found, setup.config.lr if arguments.lr is None else arguments.lr
 

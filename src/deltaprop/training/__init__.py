@@ -8,6 +8,7 @@ It is imported by the command line and by whoever wants a run from Python::
 """
 
 from deltaprop.training.config import TrainConfig
-from deltaprop.training.loop import Result, TrainingError, train
+from deltaprop.training.loop import TrainingError, train
+from deltaprop.training.reporter import Result
 
 __all__ = ["Result", "TrainConfig", "TrainingError", "train"]

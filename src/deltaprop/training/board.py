@@ -68,8 +68,7 @@ class Board:
         warn: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.setup, self.engine = setup, engine
-        # The writer's own thread would print a traceback; what it met is told at the next call.
-        self._excepthook, threading.excepthook = threading.excepthook, lambda arguments: None
+        self._excepthook, threading.excepthook = threading.excepthook, self._of_a_thread
         self.warn: Callable[[str], None] = warn
         self.broken = False
         self._guarded(lambda: setattr(self, "writer", SummaryWriter(str(folder), purge_step=first)))
@@ -87,6 +86,11 @@ class Board:
     def __exit__(self, *_: object) -> None:
         self._guarded(lambda: self.writer.close())
         threading.excepthook = self._excepthook
+
+    def _of_a_thread(self, arguments: threading.ExceptHookArgs) -> None:
+        """Leave out the traceback of the writer's own thread: what it met is told at the next call."""
+        if not type(arguments.thread).__module__.startswith("tensorboard."):
+            self._excepthook(arguments)
 
     def flush(self) -> None:
         """Have on disk what a checkpoint is about to count on."""

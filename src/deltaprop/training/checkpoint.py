@@ -3,7 +3,7 @@
 It is a safetensors file. Its tensors are weights, momentum buffers, the best weights so far, the generator's state and
 the sum of the epoch's losses; everything else is JSON in its metadata. Beside it there stands the SHA-256 of the whole
 file, the digest's own 64 characters taken as zeros: every bit counts, those of the header too. (Without it safetensors
-loads more than nine of ten single-bit flips without a word.)
+takes a flip among the numbers for numbers.)
 
 Nothing is unpickled. The header is judged before anything is allocated: its length against the file's, the tensors'
 bytes against the file's, their dtypes and shapes against what the run must have.
@@ -15,7 +15,8 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,27 +112,21 @@ def load(
     return Checkpoint(tensors, state)
 
 
-class _opened:  # noqa: N801  # used as a function
-    """The handle of a file and its size, for as long as it is open."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __enter__(self) -> tuple[int, int]:
-        try:
-            self.handle = os.open(self.path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-        except FileNotFoundError as error:
-            raise DamagedError("there is no such file") from error
-        except OSError as error:
-            raise DamagedError(f"cannot be read: {error.strerror}") from error
-        found = os.fstat(self.handle)
-        if not os.path.isfile(self.path):
-            os.close(self.handle)
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[int, int]]:
+    """Give the handle of a file and its size, for as long as it is open."""
+    try:
+        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))  # a pipe is not waited for
+    except FileNotFoundError as error:
+        raise DamagedError("there is no such file") from error
+    except OSError as error:
+        raise DamagedError(f"cannot be read: {error.strerror}") from error
+    try:
+        if not path.is_file():
             raise DamagedError("is no file")
-        return self.handle, found.st_size
-
-    def __exit__(self, *_: object) -> None:
-        os.close(self.handle)
+        yield handle, os.fstat(handle).st_size
+    finally:
+        os.close(handle)
 
 
 def _header(handle: int, size: int) -> tuple[dict[str, Any], bytes]:

@@ -15,7 +15,7 @@ from rich.table import Table
 from torch import nn
 
 from deltaprop.training.devices import describe_device
-from deltaprop.training.loop import Result
+from deltaprop.training.reporter import Result
 from deltaprop.training.setup import Setup
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ from deltaprop.training.engines import ENGINES, Progress
 from deltaprop.training.evaluate import Evaluation, evaluate
 from deltaprop.training.guard import EVERY, all_finite, told
 from deltaprop.training.objective import Objective
+from deltaprop.training.reporter import Reporter, Result, Silent
 from deltaprop.training.resume import Resumed, go_on, locate
 from deltaprop.training.run_folder import LAST, RunFolder, as_bytes, is_stillborn
 from deltaprop.training.setup import Setup, make_optimizer, prepare
@@ -32,75 +33,6 @@ from deltaprop.training.signals import Stop, Stopped
 
 class TrainingError(RuntimeError):
     """Training cannot go on, through no fault in the input's form."""
-
-
-class Reporter(Protocol):
-    """What a run tells while it goes; the console is one, silence another."""
-
-    def start(self, setup: Setup, folder: Path) -> None:
-        """Tell what will be trained, on what, where."""
-
-    def step(self, epoch: int, steps: int, step: int) -> None:
-        """Tell that a step of an epoch of so many steps is done."""
-
-    def epoch(self, setup: Setup, metrics: dict[str, Any]) -> None:
-        """Tell the figures of an epoch."""
-
-    def end(self, setup: Setup, result: Result) -> None:
-        """Tell how it ended."""
-
-    def resumed(self, path: Path, epoch: int, done: int) -> None:
-        """Tell from which checkpoint it goes on, in which epoch, so many steps of which are done."""
-
-    def stopped(self, folder: Path) -> None:
-        """Tell that it was asked to stop, and has saved everything."""
-
-    def warn(self, text: str) -> None:
-        """Tell of something that is not as it should be, in one line."""
-
-
-class Silent:
-    """A reporter that says nothing."""
-
-    def start(self, setup: Setup, folder: Path) -> None:
-        """Say nothing."""
-
-    def step(self, epoch: int, steps: int, step: int) -> None:
-        """Say nothing."""
-
-    def epoch(self, setup: Setup, metrics: dict[str, Any]) -> None:
-        """Say nothing."""
-
-    def end(self, setup: Setup, result: Result) -> None:
-        """Say nothing."""
-
-    def resumed(self, path: Path, epoch: int, done: int) -> None:
-        """Say nothing."""
-
-    def stopped(self, folder: Path) -> None:
-        """Say nothing."""
-
-    def warn(self, text: str) -> None:
-        """Say nothing."""
-
-
-@dataclass(frozen=True)
-class Result:
-    """How a run ended.
-
-    Attributes:
-        metrics: The last epoch's line of metrics.jsonl.
-        best: The line of the epoch with the lowest validation loss; None without validation.
-        stopped_early: Whether patience ran out.
-        seconds: Of training, evaluation and logging.
-        folder: Of the run.
-    """
-
-    metrics: dict[str, Any]
-    best: dict[str, Any] | None
-    stopped_early: bool
-    seconds: float
-    folder: Path
 
 
 def train(
@@ -245,6 +177,11 @@ class Run:
             UserError: If the run folder cannot be written to.
         """
         state, tensors = resumed.checkpoint.state, resumed.checkpoint.tensors
+        changed = {record["setting"] for record in resumed.overrides}
+        if state["done"] > self.steps and "batch_size" not in changed:
+            raise UserError(
+                f"{self.folder.path}: damaged: its checkpoint has {state['done']} of {self.steps} steps done"
+            )
         self.resumes = True
         own = self.setup.model.state_dict()
         with torch.no_grad():
@@ -260,7 +197,6 @@ class Run:
             [*state["overrides"], *resumed.overrides],
         )  # fmt: skip
         self.generator.set_state(self.where.generator)
-        changed = {record["setting"] for record in resumed.overrides}
         if "seed" in changed:
             self.generator.manual_seed(self.setup.config.seed)
         if changed & {"seed", "batch_size"}:  # the samples of this epoch come in another order, or by other steps

@@ -282,6 +282,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise DamagedError(f"damaged: its state ({type(error).__name__}: {error})") from error
     dtype = {"float32": torch.float32, "float64": torch.float64}[config.dtype]
     found = load(path, tensors_of(sizes, dtype), lambda names: complete(names, sizes))
+    if ("best.0.weight" in found.tensors) != (state["best"] is not None):
+        raise DamagedError("damaged: it has the best weights, or the line of the best epoch, and not both")
     if not all(bool(t.isfinite().all()) for t in found.tensors.values() if t.is_floating_point()):
         raise DamagedError("damaged: it holds numbers that are not finite")
     try:
@@ -319,8 +321,11 @@ def _check_state(state: Mapping[str, Any], config: TrainConfig, sizes: Any) -> N
             raise ValueError("a line of metrics")
         if line is not None and not all(value is None or isinstance(value, int | float) for value in line.values()):
             raise TypeError("a line of metrics")
-    if state["best"] is not None and state["best"]["val_loss"] is None:
-        raise ValueError("the best epoch")
+    done, last, best = state["epoch"] - 1, state["last"], state["best"]
+    if (last is None) != (done == 0) or (last is not None and last["epoch"] != done):
+        raise ValueError("the last epoch's line")
+    if best is not None and (best["val_loss"] is None or not 1 <= best["epoch"] <= done):
+        raise ValueError("the best epoch's line")
 
 
 def complete(names: Collection[str], sizes: Sequence[int]) -> bool:

@@ -63,7 +63,7 @@ def load_run(folder: Path, weights: str = "final", data: str | None = None) -> S
     _check_beside_checkpoint(state, folder, weights)
     here = {"device": "cpu", "precision": "float32", "threads": "1", "run_dir": None, "data": data or config.data}
     try:
-        setup = prepare(dataclasses.replace(config, **here))  # type: ignore[arg-type]
+        setup = prepare(dataclasses.replace(config, **here))  # type: ignore[arg-type]  # of several kinds
     except UserError as error:
         raise UserError(f"{folder}: its data: {error}" + ("" if data else "; --data says where it lies now")) from error
     if setup.dataset.digest != resolved.get("data_sha256"):

@@ -7,6 +7,7 @@ import json
 import pickle
 import random
 import resource
+import shutil
 import time
 import zipfile
 from collections.abc import Callable
@@ -285,6 +286,8 @@ def test_a_large_file_is_looked_through_in_little_memory(tmp_path: Path):
         {"threads": 10**9}, {"split_seed": -1}, {"last": []}, {"last": {"epoch": 1}}, {"best": {"epoch": "x"}},
         {"seconds": "1"}, {"overrides": [3]}, {"overrides": "lr"}, {"versions": None}, {"data_sha256": 3},
         {"resolved": {"sizes": [2, 4, -2]}}, {"resolved": {"sizes": "24"}}, {"resolved": []}, {"config": []},
+        {"last": None}, {"best": None}, {"epoch": 9}, {"epoch": 1, "best": None},
+        {"best": {"epoch": 77, "val_loss": 1.0, "test_loss": 1.0}},
         {"config": {"hidden": [4], "lr": "fast"}}, {"config": {"hidden": [4], "activation": [[]]}},
     ],
     ids=str,
@@ -295,6 +298,19 @@ def test_a_state_that_no_run_can_be_in_is_refused(change: dict[str, Any], good: 
 
     state = {**state_of(good), **change}
     assert not loads(encode(Checkpoint(safetensors.torch.load(good), state)), tmp_path / "c")
+
+
+def test_more_steps_than_an_epoch_has_are_refused_before_anything_is_written(run: Path, good: bytes, tmp_path: Path):
+    import safetensors.torch
+
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    state = {**state_of(good), "done": 10**9}
+    (folder / "checkpoints" / LAST).write_bytes(encode(Checkpoint(safetensors.torch.load(good), state)))
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match=r"damaged: its checkpoint has 1000000000 of 3 steps done"):
+        train(small(folder, epochs=9), resume=folder)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
 def test_numbers_that_json_does_not_have_and_tensors_that_are_missing_are_refused(good: bytes, tmp_path: Path):

@@ -17,7 +17,7 @@ from deltaprop import UserError
 from deltaprop.cli import main
 from deltaprop.training import TrainingError, disk, train
 from deltaprop.training.board import SummaryWriter
-from deltaprop.training.loop import Silent
+from deltaprop.training.reporter import Silent
 from deltaprop.training.run_folder import LAST, load_checkpoint
 from tests.training.faults.shim import forked, go_on, left, save_always, small
 
