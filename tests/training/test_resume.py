@@ -361,6 +361,22 @@ class TestCommand:
             train(TrainConfig(**json_of(result)), restart=True)
         assert {path: path.read_bytes() for path in result.folder.rglob("*") if path.is_file()} == before
 
+    def test_a_checkpoint_needs_no_config_json_and_writes_it_again(self, run: Run):
+        result = run()
+        before = json.loads((result.folder / "config.json").read_text())
+        (result.folder / "config.json").unlink()
+        assert main(["train", "--resume", str(result.folder), "--epochs", "4"]) == 0
+        after = json.loads((result.folder / "config.json").read_text())
+        assert {**after, "epochs": 3, "command": 0} == {**before, "threads": "1", "device": "cpu", "command": 0}
+
+    def test_a_folder_behind_a_link_and_with_a_name_of_any_kind(self, tmp_path: Path):
+        folder = tmp_path / "[b]x é y"
+        (tmp_path / "link").symlink_to(folder)
+        words = ["train", "--data", "moons", "--hidden", "4", "--log-every", "0"]
+        assert main([*words, "--epochs", "1", "--run-dir", str(folder)]) == 0
+        assert main(["train", "--resume", str(tmp_path / "link"), "--epochs", "2"]) == 0
+        assert len((folder / "metrics.jsonl").read_text().splitlines()) == 2
+
     def test_a_checkpoint_is_found_by_its_name_alone(self, run: Run, monkeypatch: pytest.MonkeyPatch):
         result = run()
         monkeypatch.chdir(result.folder / "checkpoints")

@@ -126,7 +126,7 @@ def run_to_resume(where: str, run_dir: Path | None) -> Path | None:
     path = path.resolve() if path.is_file() else path
     if path.is_file() and path.parent.name == "checkpoints":
         return path
-    if not (path / "config.json").is_file():
+    if not (path / "config.json").is_file() and not has_checkpoint(path):
         hint = ": name the folder of a run, or give --run-dir" if where == HERE else ""
         raise UserError(f"--resume {path}: there is no run here{hint}")
     return path
