@@ -204,9 +204,9 @@ def of_run(folder: Path, arguments: Arguments) -> tuple[Trace, float]:
     if not len(split):
         raise UserError(f"--part {part}: the run has no rows in it")
     rows = slice(arguments.rows or 16)
-    x = split.x[rows]
+    x = split.inputs(rows)
     y = setup.objective.targets(split.y[rows], x.dtype)
-    found = trace(setup.model, setup.objective.loss.call, x, y)
+    found = trace(setup.model, setup.objective.call, x, y)
     about = f"{folder}: its {arguments.weights or 'final'} weights, the first {len(x)} rows of its {part} part, scaled"
     extras = {"momentum": setup.config.momentum, "weight decay": setup.config.weight_decay}
     left_out = " and ".join(name for name, value in extras.items() if value)

@@ -1,21 +1,30 @@
-"""Data sets: built-in ones and IDX folders, split and scaled.
+"""Data sets: built-in ones, tables, arrays and IDX folders, split and scaled.
 
-`load` takes a name or a folder to a `Dataset`; the rest are its parts.
+`load` takes a name, a file or a folder to a `Dataset`; the rest are its parts.
 """
 
 from deltaprop.data.builtin import BUILTIN
-from deltaprop.data.dataset import Dataset, RawData, Split
+from deltaprop.data.columns import Choices
+from deltaprop.data.dataset import Dataset, Part, RawData, Split, StreamedSplit
+from deltaprop.data.encoding import Encoding
 from deltaprop.data.idx import find_idx_files, load_idx_folder, read_idx
-from deltaprop.data.loading import check_source, load
+from deltaprop.data.loading import Source, check_source, load
 from deltaprop.data.scaling import Scaling
 from deltaprop.data.splits import split_indices
+from deltaprop.data.store import Room
 
 __all__ = [
     "BUILTIN",
+    "Choices",
     "Dataset",
+    "Encoding",
+    "Part",
     "RawData",
+    "Room",
     "Scaling",
+    "Source",
     "Split",
+    "StreamedSplit",
     "check_source",
     "find_idx_files",
     "load",

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from deltaprop.data.encoding import Encoding
 from deltaprop.data.scaling import Scaling
+from deltaprop.data.splits import Array, Rows
+from deltaprop.data.store import ROWS_AT_ONCE, Storage, Store
 
 Task: TypeAlias = Literal["classification", "regression"]
-Array: TypeAlias = NDArray[Any]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -33,9 +36,74 @@ class Split:
     def __len__(self) -> int:
         return len(self.x)
 
+    def inputs(self, rows: slice | Tensor) -> Tensor:
+        """Return x of some rows."""
+        return self.x[rows]
+
     def to(self, device: torch.device | str) -> Split:
         """Return the same rows on ``device``."""
         return Split(x=self.x.to(device), y=self.y.to(device))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class StreamedSplit:
+    """One part of a data set whose inputs are brought to memory when they are asked for, a few rows at a time.
+
+    Args:
+        store: The rows of the table, as they were read.
+        rows: Which of them are this part, in rising order.
+        encode: Takes rows of the store to inputs, ``[M, n]``.
+        width: n.
+        y: As of `Split`, in memory.
+        dtype: Of the inputs.
+    """
+
+    store: Store
+    rows: Rows
+    encode: Callable[[NDArray[np.float64]], Tensor]
+    width: int
+    y: Tensor
+    dtype: torch.dtype
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def inputs(self, rows: slice | Tensor) -> Tensor:
+        """Return x of some rows, on the device of y."""
+        which: Rows = self.rows[rows if isinstance(rows, slice) else rows.cpu().numpy()]
+        x = torch.empty(len(which), self.width, dtype=self.dtype)
+        for start in range(0, len(which), ROWS_AT_ONCE):
+            block = which[start : start + ROWS_AT_ONCE]
+            x[start : start + len(block)] = self.encode(self.store.take(block))
+        return x.to(self.y.device)
+
+    def to(self, device: torch.device | str) -> StreamedSplit:
+        """Return the same rows, which will be given on ``device``."""
+        return dataclasses.replace(self, y=self.y.to(device))
+
+
+Part: TypeAlias = Split | StreamedSplit
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableFacts:
+    """What was understood of a table.
+
+    Args:
+        encoding: What its columns become.
+        left_out: Columns that were dropped.
+        dropped: Rows that were left out because something was missing in them.
+        gaps: Missing cells that are filled.
+        storage: How its rows are kept.
+        warnings: What the user should know.
+    """
+
+    encoding: Encoding
+    left_out: tuple[str, ...] = ()
+    dropped: int = 0
+    gaps: int = 0
+    storage: Storage = "memory"
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -53,23 +121,30 @@ class Dataset:
         input_scaling: What took the raw inputs to ``x``, fitted on the training rows.
         target_scaling: What took the raw targets to ``y``, fitted on the training rows; identity for classes.
         digest: SHA-256 of the raw data before any split, as hex (see `RawData.digest`).
+        table: What was understood of a table; None where the data came otherwise.
     """
 
     name: str
     task: Task
-    train: Split
-    val: Split
-    test: Split
+    train: Part
+    val: Part
+    test: Part
     class_names: tuple[str, ...]
     image_shape: tuple[int, int] | None
     input_scaling: Scaling
     target_scaling: Scaling
     digest: str
+    table: TableFacts | None = None
 
     @property
     def n_inputs(self) -> int:
         """The number of input columns n."""
-        return self.train.x.shape[1]
+        return len(self.input_scaling.mean)
+
+    @property
+    def is_streamed(self) -> bool:
+        """Whether inputs are read from the disk, or encoded, while the net trains."""
+        return isinstance(self.train, StreamedSplit)
 
     @property
     def n_outputs(self) -> int:

@@ -22,7 +22,8 @@ from typing import IO, NamedTuple
 
 import numpy as np
 
-from deltaprop.data.dataset import Array, RawData
+from deltaprop.data.dataset import RawData
+from deltaprop.data.splits import Array
 from deltaprop.errors import UserError
 
 ELEMENT_TYPES: dict[int, np.dtype[np.generic]] = {

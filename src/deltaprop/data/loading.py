@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import dataclass, field
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from deltaprop.data.arrays import is_array, load_arrays
 from deltaprop.data.builtin import BUILTIN
-from deltaprop.data.dataset import Array, Dataset, RawData, Split
+from deltaprop.data.classes import check_classes
+from deltaprop.data.columns import Choices, chosen
+from deltaprop.data.dataset import Dataset, RawData, Split
+from deltaprop.data.from_table import load_table
 from deltaprop.data.idx import find_idx_files, load_idx_folder
 from deltaprop.data.scaling import Scaling
-from deltaprop.data.splits import Rows, SplitHow, split_indices
+from deltaprop.data.splits import Array, Rows, SplitHow, split_indices
+from deltaprop.data.store import Room, Storage, default_cache, default_memory
+from deltaprop.data.tables import is_table, open_table
 from deltaprop.errors import UserError, unknown_name
 
 ScalingHow: TypeAlias = Literal["auto", "pixel", "standard", "none"]
@@ -26,27 +34,75 @@ _VALUES_AT_ONCE = 1 << 15
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
-def check_source(source: str) -> None:
-    """Refuse a source that `load` could not find, without reading any data.
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where data come from, and what the user says of them.
+
+    Attributes:
+        data: A built-in name, a table (CSV, Parquet, a folder of Parquet parts), arrays (.npz, .npy), or a folder with
+            IDX files; a built-in name wins, ``./name`` is the file.
+        choices: Of the columns of a table, and of what the target is.
+        test: A table, or arrays, to test on.
+        room: Where the rows of a table may be kept.
+        storage: How a table is to be kept, where that is known from before; None for as it fits.
+    """
+
+    data: str
+    choices: Choices = field(default_factory=Choices)
+    test: str | None = None
+    room: Room = field(default_factory=lambda: Room(default_memory(), default_cache()))
+    storage: Storage | None = None
+
+
+def check_source(source: str | Source) -> None:
+    """Refuse a source that `load` could not find, without reading any rows.
 
     Args:
-        source: A built-in name, or a folder with IDX files.
+        source: As for `load`.
 
     Raises:
-        UserError: If it is neither, or the folder lacks the files.
+        UserError: If it is none of what can be read, is not there, or what is said of it does not fit it.
     """
-    if source in BUILTIN:
+    asked = Source(data=source) if isinstance(source, str) else source
+    source, choices = asked.data, asked.choices
+    has_columns = source not in BUILTIN and is_table(source)
+    has_targets = has_columns or (source not in BUILTIN and is_array(source))
+    for flag, given in (("drop", choices.drop), ("categorical", choices.categorical)):
+        if given and not has_columns:
+            raise UserError(f"--{flag} {' '.join(given)}: {source} is no table with names for its columns")
+    for flag, said in (("target", " ".join(choices.target)), ("test", asked.test or "")):
+        if said and not has_targets:
+            raise UserError(f"--{flag} {said}: {source} brings its own; it is for tables and arrays")
+    if choices.missing != "refuse" and not has_columns:
+        raise UserError(f"--missing {choices.missing}: it is for tables, and {source} is none")
+    for path in (source, asked.test):
+        if path is not None and has_targets and not os.path.exists(path):
+            raise UserError(f"{path}: there is no such file")
+    if source in BUILTIN or has_columns:
+        if has_columns:
+            table = open_table(Path(source), choices.delimiter)
+            chosen(table, choices)
+        return
+    if has_targets:
         return
     if not os.path.exists(source):
         if "mnist" in source.lower() and os.sep not in source:
             raise UserError(f"{source} does not come with the package: give the folder that holds its four IDX files")
         hint = unknown_name("data set", source, BUILTIN)
-        raise UserError(f"{hint}, and there is no such folder: give one of these names or a folder with IDX files")
+        raise UserError(
+            f"{hint}, and there is no such file or folder: give one of these names, a table (.csv, .parquet), arrays "
+            "(.npz, .npy) or a folder with IDX files"
+        )
+    if os.path.isfile(source):
+        raise UserError(
+            f"{source}: not known by its name: a table ends in .csv, .tsv, .txt (or these and .gz) or .parquet, "
+            "arrays in .npz or .npy"
+        )
     find_idx_files(source)
 
 
 def load(
-    source: str,
+    source: str | Source,
     *,
     seed: int = 0,
     test_fraction: float = 0.2,
@@ -59,7 +115,7 @@ def load(
     """Return a data set, split in three and scaled by what its training part shows.
 
     Args:
-        source: A built-in name (a row of `BUILTIN`) or a folder with IDX files; a name wins, ``./name`` is the folder.
+        source: A built-in name (a row of `BUILTIN`), a file or a folder; or a `Source`, which says more about it.
         seed: Draws the generated sets and the random splits, in [0, 2³²).
         test_fraction: The share of all rows to test on, in (0, 1), where the set brings no test set of its own.
         val_fraction: The share of the remaining rows to validate on, in [0, 1).
@@ -81,7 +137,26 @@ def load(
     """
     _check_options(seed, test_fraction, val_fraction, val_split, scaling, pixel_scale, dtype)
     check_source(source)
-    raw = BUILTIN[source](int(seed)) if source in BUILTIN else load_idx_folder(source)
+    asked = Source(data=source) if isinstance(source, str) else source
+    source, choices = asked.data, asked.choices
+    if source not in BUILTIN and is_table(source):
+        if scaling == "pixel" or pixel_scale is not None:
+            raise UserError(f"{source} holds no pictures to scale by pixel: scaling must be 'standard' or 'none'")
+        return load_table(
+            Path(source), choices, asked.room,
+            test=None if asked.test is None else Path(asked.test), seed=int(seed), test_fraction=test_fraction,
+            val_fraction=val_fraction, val_split=val_split, standardise=scaling != "none", dtype=dtype,
+            storage=asked.storage,
+        )  # fmt: skip
+    if source in BUILTIN:
+        raw = BUILTIN[source](int(seed))
+    elif is_array(source):
+        test = None if asked.test is None else Path(asked.test)
+        raw = load_arrays(Path(source), choices.target, test, choices.task)
+    else:
+        raw = load_idx_folder(source)
+    if choices.task not in ("auto", raw.task):
+        raise UserError(f"--task {choices.task}: {source} is for {raw.task}")
 
     labels = raw.y if raw.task == "classification" else None
     rest, held = np.arange(len(raw.x)), np.arange(0)
@@ -101,7 +176,7 @@ def load(
     )
     train_rows, val_rows = rest[kept], rest[watched]
     if labels is not None:
-        _check_classes(raw.y[train_rows], {"validation": raw.y[val_rows], "test": y_test[held]})
+        check_classes(raw.y[train_rows], {"validation": raw.y[val_rows], "test": y_test[held]})
 
     x, x_test = _flat(raw.x), _flat(x_test)
     input_scaling = _input_scaling(raw, x, train_rows, scaling, pixel_scale)
@@ -162,17 +237,6 @@ def _check_options(
 
 def _is_number(value: object) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)
-
-
-def _check_classes(train: Array, others: dict[str, Array]) -> None:
-    """Refuse a class that the network would be judged by and never see."""
-    for name, labels in others.items():
-        unseen = np.setdiff1d(labels, train)
-        if len(unseen):
-            raise UserError(
-                f"class {unseen[0]} is in the {name} part and in no row of the training part: "
-                f"every class needs rows to train on"
-            )
 
 
 def _input_scaling(raw: RawData, x: Array, train: Rows, how: ScalingHow, pixel_scale: float | None) -> Scaling:

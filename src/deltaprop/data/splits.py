@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
+from collections.abc import Sequence
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from deltaprop.data.dataset import Array
 from deltaprop.errors import UserError, unknown_name
 
 SplitHow: TypeAlias = Literal["random", "tail"]
+Array: TypeAlias = NDArray[Any]
 Rows: TypeAlias = NDArray[np.intp]
 
 
 def split_indices(
-    n: int, stratify: Array | None, fraction: float, seed: int, how: SplitHow, *, name: str = "fraction"
+    n: int,
+    stratify: Array | None,
+    fraction: float,
+    seed: int,
+    how: SplitHow,
+    *,
+    name: str = "fraction",
+    class_names: Sequence[str] = (),
+    spare_lonely: bool = False,
 ) -> tuple[Rows, Rows]:
     """Return the rows to keep and the rows to hold out, each in rising order.
 
@@ -30,6 +39,8 @@ def split_indices(
         seed: Seeds the random split, in [0, 2³²).
         how: ``"random"`` or ``"tail"``, the last rows.
         name: What the messages call ``fraction``.
+        class_names: What they call the classes; their numbers by default.
+        spare_lonely: Keep the row of a class that has one alone, where it would otherwise be refused.
 
     Raises:
         UserError: If one side would be empty, or a class has too few rows to be split by share.
@@ -53,20 +64,26 @@ def split_indices(
         )
     if how == "tail":
         return rows[: n - n_held], rows[n - n_held :]
+    lonely = rows[:0]
+    if stratify is not None and spare_lonely:
+        lonely = rows[np.bincount(stratify)[stratify] == 1]
+        rows = np.setdiff1d(rows, lonely)
+        stratify = stratify[rows]
     if stratify is not None:
-        _check_shares(stratify, n_held, f"{name}={fraction}")
+        _check_shares(stratify, n_held, f"{name}={fraction}", class_names)
     # Imported here: scikit-learn takes longer to import than the rest of the package together.
     from sklearn.model_selection import train_test_split
 
     kept, held = train_test_split(rows, test_size=n_held, random_state=seed, stratify=stratify)
-    return np.sort(kept), np.sort(held)
+    return np.sort(np.concatenate([kept, lonely])), np.sort(held)
 
 
-def _check_shares(labels: Array, n_held: int, asked: str) -> None:
+def _check_shares(labels: Array, n_held: int, asked: str, class_names: Sequence[str]) -> None:
     """Refuse what cannot be split by class shares: a class of one row, or fewer rows on a side than classes."""
     classes, counts = np.unique(labels, return_counts=True)
     if counts.min() < 2:
-        lonely = classes[counts.argmin()]
+        label = classes[counts.argmin()]
+        lonely = repr(class_names[label]) if class_names else label
         raise UserError(
             f"class {lonely} has 1 row, a random split needs at least 2 of each class to give both sides their share"
         )

@@ -72,9 +72,8 @@ class Board:
         self.warn: Callable[[str], None] = warn
         self.broken = False
         self._guarded(lambda: setattr(self, "writer", SummaryWriter(str(folder), purge_step=first)))
-        rows = min(PROBE_ROWS, len(setup.dataset.train))
-        self.x = setup.dataset.train.x[:rows]
-        self.y = setup.objective.targets(setup.dataset.train.y[:rows], self.x.dtype)
+        self.x = setup.dataset.train.inputs(slice(PROBE_ROWS))
+        self.y = setup.objective.targets(setup.dataset.train.y[:PROBE_ROWS], self.x.dtype)
         if first == 0:
             self._guarded(self._write_texts)
 

@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from deltaprop import ops
+from deltaprop.data import Choices, Room, Source
+from deltaprop.data.store import default_cache, default_memory
 from deltaprop.errors import UserError, unknown_name
 from deltaprop.initialization import INITS
 from deltaprop.training.objective import LOSSES
@@ -30,7 +32,38 @@ class TrainConfig:
     """Train a multilayer perceptron with hand-written backpropagation."""
 
     data: str = "digits"
-    """What to learn: digits, moons, circles, spirals, xor, sine, or a folder with IDX files (MNIST and its kin)."""
+    """What to learn: digits, moons, circles, spirals, xor, sine; your own table (.csv, .tsv, .txt, these with .gz,
+    .parquet, a folder of .parquet parts) or arrays (.npz with x and y, .npy); or a folder with IDX files (MNIST and its
+    kin)."""
+
+    target: tuple[str, ...] = ()
+    """Of a table: the column to predict, by default the last; several for several numbers. Of x.npy: the file of y."""
+
+    drop: tuple[str, ...] = ()
+    """Of a table: columns to leave out, such as identifiers."""
+
+    categorical: tuple[str, ...] = ()
+    """Of a table: columns of categories though they hold numbers, or a mixture; columns of text are by themselves."""
+
+    task: Literal["auto", "classification", "regression"] = "auto"
+    """Of a table or arrays: auto takes text, and whole numbers of at most 20 different values, for classes."""
+
+    missing: Literal["refuse", "mean", "drop"] = "refuse"
+    """Of a table: what to do about a missing cell: refuse it, put the mean of the training rows there (a category: none
+    of them), or drop its row."""
+
+    delimiter: str = "auto"
+    """Of a CSV: one character, or tab; auto tells comma, semicolon, tab and bar by the header."""
+
+    test: str | None = None
+    """A table of its own to test on, with the same columns; by default a part of the data (--test-fraction)."""
+
+    cache: Path | None = None
+    """Folder for tables that do not fit in memory; by default ~/.cache/deltaprop."""
+
+    memory: str = "auto"
+    """What a table may take in memory, such as 500m or 4g; a larger one is read into --cache once, and trained from
+    there. auto is an eighth of the machine's memory."""
 
     hidden: tuple[int, ...] = (128, 64)
     """Neurons of each hidden layer; no number for none, a linear model."""
@@ -41,6 +74,12 @@ class TrainConfig:
 
     output_activation: str = "none"
     """Of the last layer: none, or a name as for --activation; one that the loss already contains is refused."""
+
+    class_weight: Literal["none", "balanced"] = "none"
+    """Weigh the loss of each sample by its class: balanced by N / (classes · samples of the class)."""
+
+    one_logit: bool = False
+    """Of two classes: one output, whose sigmoid is the probability of the second, instead of two."""
 
     loss: str = "auto"
     """auto (cross-entropy for classes, mse for numbers), cross-entropy, binary-cross-entropy (on one-hot targets,
@@ -142,9 +181,13 @@ class TrainConfig:
         """Take lists for tuples, and one activation for a list of it; judging is for `validate`."""
         if isinstance(self.activation, str):  # a TOML file may say activation = "tanh"
             object.__setattr__(self, "activation", (self.activation,))
-        if isinstance(self.run_dir, str):
-            object.__setattr__(self, "run_dir", Path(self.run_dir))
-        for name in ("hidden", "activation"):
+        for name in ("run_dir", "cache"):
+            if isinstance(getattr(self, name), str):
+                object.__setattr__(self, name, Path(getattr(self, name)))
+        for name in ("target", "drop", "categorical"):
+            if isinstance(getattr(self, name), str):
+                object.__setattr__(self, name, (getattr(self, name),))
+        for name in ("hidden", "activation", "target", "drop", "categorical"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
 
     def validate(self) -> None:
@@ -198,6 +241,14 @@ class TrainConfig:
             "used with a --val-fraction above 0",
             self.patience,
         )
+        _require(
+            self.delimiter in ("auto", "tab") or (len(self.delimiter) == 1 and self.delimiter not in '"\r\n'),
+            "--delimiter", "auto, tab or one character", repr(self.delimiter),
+        )  # fmt: skip
+        _require(
+            self.memory == "auto" or re.fullmatch(r"0*[1-9]\d{0,5}[kmg]", str(self.memory).lower()) is not None,
+            "--memory", "auto, or a size such as 500m or 4g", self.memory,
+        )  # fmt: skip
         threads_ok = self.threads in ("auto", "tune") or (
             str(self.threads).isdecimal() and 1 <= int(self.threads) <= 1024
         )
@@ -218,6 +269,23 @@ class TrainConfig:
         flag = "--" + field.replace("_", "-")
         _require(_is_int(value) and value >= least, flag, f"a whole number, at least {least}", value)
         _require(value < 2**63, flag, "below 2^63", value)
+
+    @property
+    def source(self) -> Source:
+        """Where the data come from, and what is said of them."""
+        choices = Choices(
+            target=self.target, drop=self.drop, categorical=self.categorical, task=self.task, missing=self.missing,
+            delimiter=self.delimiter,
+        )  # fmt: skip
+        return Source(data=self.data, choices=choices, test=self.test, room=self.room)
+
+    @property
+    def room(self) -> Room:
+        """Where the rows of a table may be kept."""
+        memory = default_memory()
+        if self.memory != "auto":
+            memory = int(self.memory[:-1]) * 2 ** {"k": 10, "m": 20, "g": 30}[self.memory[-1].lower()]
+        return Room(memory, self.cache or default_cache())
 
     @property
     def activations(self) -> list[str]:
@@ -259,6 +327,9 @@ class TrainConfig:
 
 _CHOICES = {
     "val_split": ("random", "tail"),
+    "task": ("auto", "classification", "regression"),
+    "missing": ("refuse", "mean", "drop"),
+    "class_weight": ("none", "balanced"),
     "scaling": ("auto", "pixel", "standard", "none"),
     "engine": ("autograd", "explicit"),
     "dtype": ("float32", "float64"),
@@ -328,6 +399,7 @@ def _typed(where: str, key: str, value: Any, kind: str) -> Any:
         "tuple[str, ...]": isinstance(value, str)
         or (isinstance(value, list) and all(isinstance(v, str) for v in value)),
         "Path | None": isinstance(value, str),
+        "str | None": isinstance(value, str),
         "str": isinstance(value, str) or (key in _TEXT_OR_NUMBER and _is_int(value)),
     }.get(kind, isinstance(value, str))
     if not fits:

@@ -5,18 +5,55 @@ from __future__ import annotations
 import shlex
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from torch import nn
 
+from deltaprop.data import Dataset, Encoding
 from deltaprop.training.devices import describe_device
 from deltaprop.training.reporter import Result
 from deltaprop.training.setup import Setup
+
+
+class ReadingBar:
+    """Shows how far a long reading is, on a terminal; call it with what is read, the bytes done and of how many."""
+
+    PATIENCE = 0.5  # seconds, before which nothing is shown
+
+    def __init__(self, console: Console) -> None:
+        self.began = self.drawn = time.monotonic()
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            DownloadColumn(),
+            TimeRemainingColumn(compact=True),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self.task: TaskID | None = None
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        """Move the bar, ten times a second at most."""
+        now = time.monotonic()
+        if self.progress.disable or now - self.began < self.PATIENCE or now - self.drawn < 0.1:
+            return
+        self.drawn = now
+        if self.task is None:
+            self.task = self.progress.add_task(what, total=total)
+            self.progress.start()
+        self.progress.update(self.task, description=escape(what), completed=done, total=total)
+
+    def stop(self) -> None:
+        """Take it away."""
+        self.progress.stop()
 
 
 class ConsoleReporter:
@@ -37,13 +74,21 @@ class ConsoleReporter:
             transient=True,
             disable=not self.console.is_terminal,
         )
+        self.bar = ReadingBar(self.console)
         self.task: TaskID | None = None
         self.drawn = 0.0
         self.folder: Path | None = None
 
+    def reading(self, what: str, done: int, total: int) -> None:
+        """Show how far the reading of a table is, where it takes long."""
+        self.bar(what, done, total)
+
     def start(self, setup: Setup, folder: Path) -> None:
         """Say what is trained, on what, where."""
         self.folder = folder
+        self.bar.stop()
+        for line in setup.dataset.table.warnings if setup.dataset.table else ():
+            self.warn(line)
         self._rows([(name, escape(text)) for name, text in describe(setup)])
         self.console.print()
         judged = "accuracy" if setup.objective.task == "classification" else "rmse"
@@ -118,6 +163,7 @@ class ConsoleReporter:
 
     def close(self) -> None:
         """Put the terminal back, whatever happened."""
+        self.bar.stop()
         self.progress.stop()
 
 
@@ -127,6 +173,8 @@ def describe(setup: Setup) -> list[tuple[str, str]]:
     rows_columns = dataset.image_shape
     inputs = f"{rows_columns[0]}×{rows_columns[1]} pixels" if rows_columns else _count(dataset.n_inputs, "input")
     kind = _count(dataset.n_outputs, "class" if dataset.task == "classification" else "number")
+    if dataset.table is not None:
+        inputs, kind = _columns(dataset.table.encoding), ""
     layers = [f"{setup.sizes[0]}"]
     layers += [
         f"{n} {name}" for n, name in zip(setup.sizes[1:], [*config.activations, config.output_activation], strict=True)
@@ -136,7 +184,8 @@ def describe(setup: Setup) -> list[tuple[str, str]]:
     threads = f", {_count(setup.threads, 'thread')}" if setup.device.type == "cpu" else ""
     products = "" if config.precision == "float32" else f", products in {config.precision}"
     rows = [
-        ("data", f"{dataset.name}: {inputs}, {kind}"),
+        ("data", f"{dataset.name}: {inputs}" + (f", {kind}" if kind else "")),
+        *(("", line) for line in _understood(dataset)),
         ("", f"{len(dataset.train)} rows to train, {len(dataset.val)} to validate, {len(dataset.test)} to test"),
         ("model", " → ".join(layers)),
         ("", f"{sum(counts)} parameters ({' + '.join(map(str, counts))})"),
@@ -152,6 +201,54 @@ def describe(setup: Setup) -> list[tuple[str, str]]:
     if "step" in (*config.activations, config.output_activation):
         rows.append(("note", "step has slope 0: the layers before it get no gradient and will not learn"))
     return rows
+
+
+def _columns(encoding: Encoding) -> str:
+    """Return which columns a table has, by kind."""
+    numbers, categories = len(encoding.numbers), len(encoding.categories)
+    parts = [_count(numbers, "column") + " of numbers"] if numbers else []
+    if categories:
+        names = len(encoding) - numbers
+        parts.append(f"{_count(categories, 'column')} of categories ({_count(names, 'name')}, one-hot)")
+    return " and ".join(parts)
+
+
+MOST_SHOWN = 6  # names in one line
+
+
+def _understood(dataset: Dataset) -> list[str]:
+    """Return what was understood of a table: its target, and what was left out of it or filled."""
+    if dataset.table is None:
+        return []
+    facts = dataset.table
+    targets = ", ".join(facts.encoding.targets)
+    if dataset.task == "classification":
+        parts = [dataset.train.y, dataset.val.y, dataset.test.y]
+        counts = torch.bincount(torch.cat(parts), minlength=len(dataset.class_names))
+        shares = [
+            f"{name} {100 * n / int(counts.sum()):.3g} %"
+            for name, n in zip(dataset.class_names, counts.tolist(), strict=True)
+        ]
+        lines = [f"target {targets}: {_count(len(shares), 'class')}: {_listed(shares)}"]
+    else:
+        mean, scale = dataset.target_scaling.mean.tolist(), dataset.target_scaling.scale.tolist()
+        of = [f"{name}: {m:.4g} ± {s:.4g}" for name, m, s in zip(facts.encoding.targets, mean, scale, strict=True)]
+        lines = [f"target {_listed(of)} (mean ± deviation)"]
+    if facts.left_out:
+        lines.append(f"{_count(len(facts.left_out), 'column')} left out: {_listed(facts.left_out)}")
+    if facts.dropped:
+        lines.append(f"{_count(facts.dropped, 'row')} left out for something missing in them")
+    if facts.gaps:
+        lines.append(f"{_count(facts.gaps, 'missing cell')} filled")
+    if dataset.is_streamed:
+        lines.append("too large for memory: read from a cache on disk, chunk by chunk")
+    return lines
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Return names in a row, the rest of many by their number."""
+    more = f", … ({len(names)})" if len(names) > MOST_SHOWN else ""
+    return ", ".join(names[:MOST_SHOWN]) + more
 
 
 def describe_sgd(setup: Setup) -> str:

@@ -21,6 +21,7 @@ from deltaprop.training.config import TrainConfig
 from deltaprop.training.devices import set_threads
 from deltaprop.training.engines import train_epoch
 from deltaprop.training.evaluate import evaluate
+from deltaprop.training.feeding import Feed
 from deltaprop.training.pictures import COLOURS
 from deltaprop.training.setup import make_optimizer, prepare
 from deltaprop.verify.observe import observe
@@ -88,17 +89,17 @@ def watch(config: TrainConfig, arm: Arm, depth: int, width: int) -> Watched:
     setup = prepare(config)
     optimizer = make_optimizer(setup.model, config)
     generator = torch.Generator().manual_seed(config.seed)
-    train = setup.dataset.train
-    y = setup.objective.targets(train.y, train.x.dtype)
+    feed = Feed(setup.dataset.train, setup.objective, config.batch_size)
+    probe = feed.first(PROBE_ROWS)
 
     def look() -> list[float]:
-        return [v.delta_norm for v in observe(setup.model, setup.objective, train.x[:PROBE_ROWS], y[:PROBE_ROWS])]
+        return [v.delta_norm for v in observe(setup.model, setup.objective, *probe)]
 
     with set_threads(setup.threads):
         norms = [look()]
         for _ in range(config.epochs):
-            order = torch.randperm(len(train), generator=generator)
-            train_epoch(setup.model, setup.objective, optimizer, train.x, y, order, config.batch_size)
+            for chunk in feed.chunks(feed.draw(generator), 0):
+                train_epoch(setup.model, setup.objective, optimizer, chunk.x, chunk.y, chunk.order, config.batch_size)
             norms.append(look())
         held = setup.dataset.val if len(setup.dataset.val) else setup.dataset.test
         judged = evaluate(setup.model, setup.objective, held, setup.dataset.target_scaling)

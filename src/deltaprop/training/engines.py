@@ -131,7 +131,7 @@ class ExplicitEngine:
         target_scaling: Scaling,
         precision: str = "float32",
     ) -> None:
-        self.trainer = ExplicitTrainer(model, objective.loss.call, optimizer, precision=precision)
+        self.trainer = ExplicitTrainer(model, objective.call, optimizer, precision=precision)
         self.units = target_scaling.scale if objective.task == "regression" else None
 
     def epoch(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from deltaprop.data import Scaling, Split
+from deltaprop.data import Part, Scaling
 from deltaprop.training.objective import Objective
 
 CHUNK = 8192  # rows at a time: bounds the memory that activations take
@@ -47,7 +47,7 @@ def in_own_units(objective: Objective, target_scaling: Scaling) -> Callable[[Ten
 def evaluate(
     model: nn.Module,
     objective: Objective,
-    split: Split,
+    split: Part,
     target_scaling: Scaling,
     check: Callable[[], None] = lambda: None,
 ) -> Evaluation | None:
@@ -63,14 +63,14 @@ def evaluate(
     if len(split) == 0:
         return None
     chunks = []
-    for x in split.x.split(CHUNK):
+    for start in range(0, len(split), CHUNK):
         check()
-        chunks.append(model(x))
+        chunks.append(model(split.inputs(slice(start, start + CHUNK))))
     outputs = torch.cat(chunks)
     targets = objective.targets(split.y, outputs.dtype)
     loss = float(in_own_units(objective, target_scaling)(outputs, targets))
     if objective.task == "classification":
-        right = int((outputs.argmax(dim=1) == split.y).sum())
+        right = int((objective.decide(outputs) == split.y).sum())
         return Evaluation(loss, right / len(split), None, outputs)
     error = (outputs - split.y) * target_scaling.scale
     return Evaluation(loss, None, float(error.square().mean().sqrt()), outputs)

@@ -7,7 +7,6 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from deltaprop.training.devices import (
 )
 from deltaprop.training.engines import ENGINES, Progress
 from deltaprop.training.evaluate import Evaluation, evaluate
+from deltaprop.training.feeding import Chunk, Feed
 from deltaprop.training.guard import EVERY, all_finite, told
 from deltaprop.training.objective import Objective
 from deltaprop.training.reporter import Reporter, Result, Silent
@@ -71,7 +71,7 @@ def train(
             if resume is not None:
                 return _resumed(resume, config, reporter, override, stop)
             left = config.run_dir if restart and config.run_dir and is_stillborn(config.run_dir) else None
-            setup = prepare(config, going_on=left is not None, check=stop.check)
+            setup = prepare(config, going_on=left is not None, check=stop.check, progress=reporter.reading)
             folder = RunFolder.of(left) if left else RunFolder.make(config.run_dir, config.data)
             with folder.locked(), set_threads(setup.threads):
                 folder.begin()
@@ -100,7 +100,10 @@ def _resumed(path: Path, config: TrainConfig, reporter: Reporter, override: Sequ
             raise UserError(f"{folder.path}: there is no checkpoint to go on from")
         path, checkpoint = found
         resumed = go_on(folder, checkpoint, config, override, is_last=path.name == LAST)
-        setup = prepare(resumed.config, checkpoint.state["split_seed"], going_on=True, check=stop.check)
+        setup = prepare(
+            resumed.config, checkpoint.state["split_seed"], going_on=True, check=stop.check,
+            progress=reporter.reading, storage=checkpoint.state["storage"],
+        )  # fmt: skip
         if setup.dataset.digest != checkpoint.state["data_sha256"]:
             raise UserError(f"{folder.path}: the data in {config.data} are not those that the run learnt from")
         if checkpoint.state["versions"] != setup.to_json()["versions"]:
@@ -155,9 +158,8 @@ class Run:
         self.optimizer = make_optimizer(setup.model, config)
         made = ENGINES[config.engine]
         self.engine = made(setup.model, setup.objective, self.optimizer, scaling, config.precision)
-        self.x = setup.dataset.train.x
-        self.y = setup.objective.targets(setup.dataset.train.y, self.x.dtype)
-        self.steps = math.ceil(len(self.x) / config.batch_size)
+        self.feed = Feed(setup.dataset.train, setup.objective, config.batch_size)
+        self.steps = math.ceil(len(self.feed) / config.batch_size)
         self.generator = torch.Generator().manual_seed(config.seed)
         self.where = Standing(self._nothing(), self.generator.get_state())
         self.resumes = False
@@ -166,7 +168,7 @@ class Run:
         self._saved_at = time.monotonic()
 
     def _nothing(self) -> Progress:
-        return Progress(self.x.new_zeros(()))
+        return Progress(next(self.setup.model.parameters()).detach().new_zeros(()))
 
     # --- from the beginning, or from a checkpoint, to the end ---
 
@@ -190,7 +192,7 @@ class Run:
         for name, p in self.setup.model.named_parameters():
             if f"momentum.{name}" in tensors:
                 self.optimizer.state[p]["momentum_buffer"] = tensors[f"momentum.{name}"].to(p.device)
-        progress = Progress(tensors["total"].to(self.x.device), state["done"])
+        progress = Progress(tensors["total"].to(self.setup.device), state["done"])
         self.where = Standing(
             progress, tensors["generator"], state["epoch"], state["seconds"], state["last"], state["best"],
             {name: tensors[f"best.{name}"] for name in own if f"best.{name}" in tensors},
@@ -276,28 +278,45 @@ class Run:
         lr = config.lr * config.lr_factor(where.epoch - 1)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        order = torch.randperm(len(self.x), generator=self.generator).to(
-            setup.device
-        )  # drawn on the CPU: the same everywhere
+        order = self.feed.draw(self.generator)
         self._checked = where.progress.done
-        on_step = partial(self.reporter.step, where.epoch, self.steps)
-        while where.progress.done < self.steps:
-            began = time.perf_counter()
-            try:
-                self.engine.epoch(self.x, self.y, order, config.batch_size, where.progress, on_step, self._pause)
-            except torch.OutOfMemoryError as error:
-                raise TrainingError(self._out_of_memory()) from error
-            finally:
-                where.seconds += time.perf_counter() - began
-            self._check_numbers()
-            self.stop.check()
-            if where.progress.done < self.steps:
-                self.save()
+        began = time.perf_counter()
+        for chunk in self.feed.chunks(order, where.progress.done):
+            end = chunk.first + math.ceil(len(chunk.order) / config.batch_size)
+            while where.progress.done < end:
+                try:
+                    self._learn(chunk)
+                except torch.OutOfMemoryError as error:
+                    raise TrainingError(self._out_of_memory()) from error
+                finally:
+                    where.seconds += time.perf_counter() - began
+                self._check_numbers()
+                self.stop.check()
+                if where.progress.done < end:
+                    self.save()
+                began = time.perf_counter()
         val, test = (
             evaluate(setup.model, setup.objective, part, setup.dataset.target_scaling, self.stop.check)
             for part in (setup.dataset.val, setup.dataset.test)
         )
         self._end_epoch(lr, val, test)
+
+    def _learn(self, chunk: Chunk) -> None:
+        """Take the steps of a chunk, or those that are left of it, up to a pause."""
+        where, before = self.where.progress, chunk.first
+        within = Progress(where.total, where.done - before)
+
+        def on_step(done: int) -> None:
+            self.reporter.step(self.where.epoch, self.steps, before + done)
+
+        def pause(done: int) -> bool:
+            where.done = before + done
+            return self._pause(where.done)
+
+        try:
+            self.engine.epoch(chunk.x, chunk.y, chunk.order, self.setup.config.batch_size, within, on_step, pause)
+        finally:
+            where.total, where.done = within.total, before + within.done
 
     def _pause(self, done: int) -> bool:
         """Return whether to pause an epoch: to save, to stop, or because numbers have gone wrong."""
@@ -307,7 +326,7 @@ class Run:
 
     def _end_epoch(self, lr: float, val: Evaluation | None, test: Evaluation | None) -> None:
         where, config, objective = self.where, self.setup.config, self.setup.objective
-        loss = float(where.progress.total) / len(self.x)
+        loss = float(where.progress.total) / len(self.feed)
         for part, value in (("training", loss), *((n, p.loss) for n, p in (("validation", val), ("test", test)) if p)):
             if not math.isfinite(value):
                 raise TrainingError(self._not_finite(f"the {part} loss became {value}"))
@@ -319,7 +338,7 @@ class Run:
             **_figures(objective, "test", test),
             "lr": lr,
             "seconds": where.seconds,
-            "samples_per_second": len(self.x) / where.seconds,
+            "samples_per_second": len(self.feed) / where.seconds,
         }
         self.folder.append_metrics(metrics)
         if metrics["val_loss"] is not None and (where.best is None or metrics["val_loss"] < where.best["val_loss"]):
@@ -403,6 +422,7 @@ class Run:
             "split_seed": self.setup.split_seed,
             "threads": self.setup.threads,
             "data_sha256": self.setup.dataset.digest,
+            "storage": self.setup.storage,
             "device": str(self.setup.device),
             "config": {**config.to_json(), "run_dir": None, "config": None},
             "resolved": {"sizes": self.setup.sizes},

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -52,40 +53,121 @@ class Objective:
         name: The loss's name.
         loss: Its row of the table.
         task: Whether targets are classes or numbers.
+        call: C from outputs and targets: the loss, with the weights of classes where they have some.
         classes: How many classes; 0 for numbers.
+        one_logit: Whether two classes are told by one output, the second where it is high.
+        output_activation: Of the net.
     """
 
     name: str
     loss: Loss
     task: Literal["classification", "regression"]
+    call: Callable[[Tensor, Tensor], Tensor]
     classes: int = 0
+    one_logit: bool = False
+    output_activation: str = "none"
 
     def targets(self, y: Tensor, dtype: torch.dtype) -> Tensor:
-        """Return the targets that the loss takes: labels as they are or one-hot [N, C]; numbers as they are."""
+        """Return the targets that the loss takes: labels as they are, one-hot [N, C], or 0 and 1 [N, 1]; numbers."""
         if self.task == "regression" or self.loss.labels:
             return y
+        if self.one_logit:
+            return y.unsqueeze(1).to(dtype)
         return torch.nn.functional.one_hot(y, self.classes).to(dtype)
+
+    def scores(self, outputs: Tensor) -> Tensor:
+        """Return a number for each class, [N, C]: the model says the class that has the largest."""
+        if not self.one_logit:
+            return outputs
+        is_logit = self.name == "binary-cross-entropy" or self.output_activation == "tanh"
+        above = outputs - (0.0 if is_logit else 0.5)
+        return torch.cat([-above, above], dim=1)
+
+    def decide(self, outputs: Tensor) -> Tensor:
+        """Return the class that the model says, [N]."""
+        return self.scores(outputs).argmax(dim=1)
+
+    def probabilities(self, outputs: Tensor) -> Tensor | None:
+        """Return the probability of each class, [N, C]; None where the outputs are none, as those of mse.
+
+        Cross-entropy: the softmax of the outputs. Binary cross-entropy: σ of each, of several in proportion.
+        """
+        if self.name == "cross-entropy":
+            return torch.softmax(outputs, dim=1)
+        if self.name == "binary-cross-entropy":
+            if self.one_logit:
+                return torch.cat([torch.sigmoid(-outputs), torch.sigmoid(outputs)], dim=1)
+            # σ_j / Σ σ by log σ, which is finite where all σ round to 0
+            return torch.softmax(torch.nn.functional.logsigmoid(outputs), dim=1)
+        return outputs if self.output_activation == "softmax" else None
 
     def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return C."""
-        return self.loss.call(outputs, targets)
+        return self.call(outputs, targets)
 
 
 def choose_objective(
-    name: str, task: Literal["classification", "regression"], classes: int, output_activation: str
+    name: str,
+    task: Literal["classification", "regression"],
+    classes: int,
+    output_activation: str,
+    *,
+    one_logit: bool = False,
+    class_weights: Tensor | None = None,
 ) -> Objective:
     """Return the objective for a task; ``auto`` takes cross-entropy for classes and mse for numbers.
+
+    Args:
+        name: Of the loss, or ``"auto"``.
+        task: Whether targets are classes or numbers.
+        classes: How many classes; 0 for numbers.
+        output_activation: Of the net.
+        one_logit: Whether two classes are told by one output; ``auto`` then takes binary cross-entropy.
+        class_weights: What a sample of each class counts, [C]; all the same by default.
 
     Raises:
         UserError: If the loss does not fit the task, or already contains the output activation.
     """
     if name == "auto":
-        name = "cross-entropy" if task == "classification" else "mse"
+        name = "mse" if task == "regression" else "binary-cross-entropy" if one_logit else "cross-entropy"
     loss = LOSSES[name]
     if task == "regression" and not loss.numbers:
         raise UserError(f"--loss {name} needs classes, but the data has numbers as targets: take mse, huber or l1")
     check_output_activation(name, output_activation)
-    return Objective(name, loss, task, classes)
+    if one_logit and (task == "regression" or classes != 2):
+        raise UserError(f"--one-logit is for two classes, and the data has {classes or 'numbers as targets'}")
+    if one_logit and loss.labels:
+        raise UserError(f"--one-logit with --loss {name}, which needs an output per class: take binary-cross-entropy")
+    call = loss.call
+    if class_weights is not None:
+        call = _weighed(name, one_logit, class_weights)
+    return Objective(name, loss, task, call, classes, one_logit, output_activation)
+
+
+def _weighed(name: str, one_logit: bool, weights: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return a loss by which a sample of each class counts as much as its weight says."""
+    if name == "cross-entropy":
+        return partial(F.cross_entropy, weight=weights)
+    if name == "binary-cross-entropy" and one_logit:
+        # weight counts for both classes, pos_weight for the second beside it
+        return partial(F.binary_cross_entropy_with_logits, weight=weights[:1], pos_weight=weights[1:] / weights[:1])
+    raise UserError(
+        f"--class-weight balanced is for --loss cross-entropy, or binary-cross-entropy with --one-logit, not for {name}"
+    )
+
+
+def balanced(counts: Sequence[int]) -> list[float]:
+    """Return what a sample of each class counts so that all classes count alike: N / (C n_c).
+
+    Source:
+        G. King and L. Zeng, "Logistic Regression in Rare Events Data", Political Analysis 9, 2001; scikit-learn's
+        ``class_weight="balanced"``.
+
+    Example:
+        >>> balanced([1, 3])
+        [2.0, 0.6666666666666666]
+    """
+    return [sum(counts) / (len(counts) * count) for count in counts]
 
 
 def check_output_activation(name: str, output_activation: str) -> None:

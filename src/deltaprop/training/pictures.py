@@ -25,18 +25,20 @@ Picture = NDArray[np.uint8]
 COLOURS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000"]
 DIVERGING = "RdBu_r"
 TILES = 36
+MOST_POINTS = 5000  # of the test part in one picture
 
 
 def pictures(setup: Setup, test: Evaluation) -> dict[str, Picture]:
     """Return the pictures that make sense for the run's data, by name."""
     dataset = setup.dataset
+    of_numbers = dataset.table is None or not dataset.table.encoding.categories
     result = {"first_layer_weights": first_layer_weights(setup)}
     if dataset.task == "classification":
         result["confusion_matrix"] = confusion_matrix(setup, test)
         result["worst_samples"] = worst_samples(setup, test)
-        if dataset.n_inputs == 2:
+        if dataset.n_inputs == 2 and of_numbers:
             result["decision_boundary"] = decision_boundary(setup)
-    elif dataset.n_inputs == 1 and dataset.n_outputs == 1:
+    elif dataset.n_inputs == 1 and dataset.n_outputs == 1 and of_numbers:
         result["fitted_curve"] = fitted_curve(setup)
     else:
         result["predicted_against_true"] = predicted_against_true(setup, test)
@@ -65,7 +67,7 @@ def first_layer_weights(setup: Setup) -> Picture:
 def confusion_matrix(setup: Setup, test: Evaluation) -> Picture:
     """Return how often each class of the test part was taken for each."""
     names = setup.dataset.class_names
-    true, predicted = _array(setup.dataset.test.y), _array(test.outputs.argmax(dim=1))
+    true, predicted = _array(setup.dataset.test.y), _array(setup.objective.decide(test.outputs))
     counts = np.zeros((len(names), len(names)), dtype=int)
     np.add.at(counts, (true, predicted), 1)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
@@ -85,14 +87,17 @@ def confusion_matrix(setup: Setup, test: Evaluation) -> Picture:
 def worst_samples(setup: Setup, test: Evaluation) -> Picture:
     """Return the test samples whose true class has the lowest output against the best other one."""
     y = setup.dataset.test.y
-    true = test.outputs.gather(1, y.unsqueeze(1)).squeeze(1)
-    others = test.outputs.scatter(1, y.unsqueeze(1), -torch.inf)
+    scores = setup.objective.scores(test.outputs)
+    true = scores.gather(1, y.unsqueeze(1)).squeeze(1)
+    others = scores.scatter(1, y.unsqueeze(1), -torch.inf)
     order = (true - others.amax(dim=1)).argsort()[:TILES]
     names = setup.dataset.class_names
-    labels = [f"{names[t]} → {names[p]}" for t, p in zip(y[order], test.outputs[order].argmax(1), strict=True)]
+    labels = [
+        f"{shortened(names[t])} → {shortened(names[p])}" for t, p in zip(y[order], scores[order].argmax(1), strict=True)
+    ]
     wrong = int((true[order] < others.amax(dim=1)[order]).sum())
     title = f"Worst-classified test samples: true → predicted, {wrong} of these {len(order)} wrong"
-    x = setup.dataset.input_scaling.invert(setup.dataset.test.x[order])
+    x = setup.dataset.input_scaling.invert(setup.dataset.test.inputs(order))
     shape = setup.dataset.image_shape
     if shape is not None:
         return _tiles([_array(row).reshape(shape) for row in x], labels, title, {"cmap": "gray_r"}, wrong)
@@ -101,7 +106,10 @@ def worst_samples(setup: Setup, test: Evaluation) -> Picture:
     axes.set_title(title)
     inputs = min(x.shape[1], 6)
     cells = [[label, *(f"{v:.3g}" for v in row[:inputs])] for label, row in zip(labels[:14], _array(x), strict=False)]
-    header = ["true → predicted", *(f"x{i + 1}" for i in range(inputs))]
+    columns = [f"x{i + 1}" for i in range(inputs)]
+    if setup.dataset.table is not None:
+        columns = [shortened(name) for name in setup.dataset.table.encoding.names[:inputs]]
+    header = ["true → predicted", *columns]
     axes.table(cells, colLabels=header, loc="center", cellLoc="center").scale(1, 1.25)
     return drawn(figure)
 
@@ -109,23 +117,24 @@ def worst_samples(setup: Setup, test: Evaluation) -> Picture:
 def decision_boundary(setup: Setup) -> Picture:
     """Return the class that the model gives each point of the plane, with the test samples on it."""
     dataset = setup.dataset
-    x = _array(dataset.input_scaling.invert(dataset.test.x))
+    x = _array(dataset.input_scaling.invert(dataset.test.inputs(slice(MOST_POINTS))))
     low, high = x.min(axis=0), x.max(axis=0)
     margin = 0.15 * (high - low)
     sides = [np.linspace(a, b, 200) for a, b in zip(low - margin, high + margin, strict=True)]
     grid = np.stack([axis.ravel() for axis in np.meshgrid(*sides)], axis=1)
-    outputs = _predict(setup, grid)
+    outputs = torch.as_tensor(_predict(setup, grid))
     classes = len(dataset.class_names)
     colours = [COLOURS[i % len(COLOURS)] for i in range(classes)]
+    names = ["x₁", "x₂"] if dataset.table is None else dataset.table.encoding.names
     figure, axes = blank(5.5, 5)
-    best = outputs.argmax(axis=1).reshape(200, 200)
+    best = _array(setup.objective.decide(outputs)).reshape(200, 200)
     levels = np.arange(classes + 1) - 0.5
     axes.contourf(*sides, best, levels=levels, colors=colours, alpha=0.25)
     for index in range(classes):  # class by class: between the first and the last, contours of all would coincide
         axes.contour(*sides, best == index, levels=[0.5], colors="black", linewidths=0.6)
     markers = "osD^vP*X"
     for index, name in enumerate(dataset.class_names):
-        rows = _array(dataset.test.y) == index
+        rows = _array(dataset.test.y[:MOST_POINTS]) == index
         axes.scatter(
             x[rows, 0],
             x[rows, 1],
@@ -137,29 +146,33 @@ def decision_boundary(setup: Setup) -> Picture:
             lw=0.4,
         )
     axes.legend(loc="upper right", fontsize=8)
-    axes.set(title="Decision boundary, and the test samples", xlabel="x₁", ylabel="x₂")
+    axes.set(title="Decision boundary, and the test samples", xlabel=names[0], ylabel=names[1])
     return drawn(figure)
 
 
 def fitted_curve(setup: Setup) -> Picture:
     """Return the function that the model has become, with the test samples."""
     dataset = setup.dataset
-    x = _array(dataset.input_scaling.invert(dataset.test.x))
-    y = _array(dataset.target_scaling.invert(dataset.test.y))
+    x = _array(dataset.input_scaling.invert(dataset.test.inputs(slice(MOST_POINTS))))
+    y = _array(dataset.target_scaling.invert(dataset.test.y[:MOST_POINTS]))
     grid = np.linspace(x.min(), x.max(), 400)[:, None]
     fitted = _array(dataset.target_scaling.invert(torch.as_tensor(_predict(setup, grid), device=setup.device)))
     figure, axes = blank(6, 4)
     axes.scatter(x, y, s=12, c=COLOURS[4], label="test samples")
     axes.plot(grid, fitted, c=COLOURS[5], lw=2, label="the network")
     axes.legend(fontsize=8)
-    axes.set(title="Fitted curve, in the data's own units", xlabel="x", ylabel="y")
+    names = ("x", "y")
+    if dataset.table is not None:
+        names = (dataset.table.encoding.names[0], dataset.table.encoding.targets[0])
+    axes.set(title="Fitted curve, in the data's own units", xlabel=names[0], ylabel=names[1])
     return drawn(figure)
 
 
 def predicted_against_true(setup: Setup, test: Evaluation) -> Picture:
     """Return predictions against targets of the test part, in their own units."""
     scaling = setup.dataset.target_scaling
-    true, predicted = _array(scaling.invert(setup.dataset.test.y)), _array(scaling.invert(test.outputs))
+    true = _array(scaling.invert(setup.dataset.test.y[:MOST_POINTS]))
+    predicted = _array(scaling.invert(test.outputs[:MOST_POINTS]))
     figure, axes = blank(5, 5)
     axes.scatter(true, predicted, s=12, c=COLOURS[0])
     axes.axline((float(true.min()), float(true.min())), slope=1, c="black", lw=0.8)
@@ -169,10 +182,15 @@ def predicted_against_true(setup: Setup, test: Evaluation) -> Picture:
 
 def _predict(setup: Setup, x: NDArray[np.float64]) -> NDArray[Any]:
     """Return the outputs for inputs in their own units."""
-    train = setup.dataset.train.x
+    weight = next(setup.model.parameters())
     with torch.no_grad():
-        raw = torch.as_tensor(x, dtype=train.dtype, device=train.device)
+        raw = torch.as_tensor(x, dtype=weight.dtype, device=weight.device)
         return _array(setup.model(setup.dataset.input_scaling.apply(raw)))
+
+
+def shortened(name: str, most: int = 16) -> str:
+    """Return a name, its end left out where it is long."""
+    return name if len(name) <= most else f"{name[: most - 1]}…"
 
 
 def _tiles(

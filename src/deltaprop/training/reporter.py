@@ -12,6 +12,9 @@ from deltaprop.training.setup import Setup
 class Reporter(Protocol):
     """What a run tells while it goes; the console is one, silence another."""
 
+    def reading(self, what: str, done: int, total: int) -> None:
+        """Tell how many bytes of a table have been read, and of how many."""
+
     def start(self, setup: Setup, folder: Path) -> None:
         """Tell what will be trained, on what, where."""
 
@@ -36,6 +39,9 @@ class Reporter(Protocol):
 
 class Silent:
     """A reporter that says nothing."""
+
+    def reading(self, what: str, done: int, total: int) -> None:
+        """Say nothing."""
 
     def start(self, setup: Setup, folder: Path) -> None:
         """Say nothing."""

@@ -3,7 +3,7 @@
 =============  =====================================================================================================
  kind           settings
 =============  =====================================================================================================
- may change     epochs (not below what is done), patience, log_every, save_every, keep
+ may change     epochs (not below what is done), patience, log_every, save_every, keep, cache, memory
  on demand      what breaks exactness, by ``--override NAME``, and then recorded: how it learns, by which engine, on
                 what device, with how many threads; the seed (of the order of samples: split and weights stay)
  never          the net, its loss, the dtype, which rows are learnt from, and how they are scaled
@@ -23,10 +23,10 @@ from deltaprop.training.checkpoint import Checkpoint
 from deltaprop.training.config import TrainConfig, from_json
 from deltaprop.training.run_folder import RunFolder
 
-MAY_CHANGE = {"epochs", "patience", "log_every", "save_every", "keep", "run_dir", "config"}
+MAY_CHANGE = {"epochs", "patience", "log_every", "save_every", "keep", "run_dir", "config", "cache", "memory"}
 ON_DEMAND = {
     "lr", "momentum", "nesterov", "weight_decay", "decay_biases", "lr_schedule", "lr_step", "lr_gamma", "lr_warmup",
-    "batch_size", "seed", "engine", "precision", "device", "threads", "data",
+    "batch_size", "seed", "engine", "precision", "device", "threads", "data", "test",
 }  # fmt: skip
 
 

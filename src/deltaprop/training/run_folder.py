@@ -314,6 +314,8 @@ def _check_state(state: Mapping[str, Any], config: TrainConfig, sizes: Any) -> N
         raise ValueError("sizes, epoch or steps")
     if not 1 <= state["threads"] <= 1024 or not 0 <= state["split_seed"] < 2**32:
         raise ValueError("threads or seed")
+    if state["storage"] not in ("memory", "rows", "disk"):
+        raise ValueError("storage")
     if not all(isinstance(record, dict) for record in state["overrides"]):
         raise TypeError("overrides")
     for line in (state["last"], state["best"]):

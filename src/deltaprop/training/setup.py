@@ -6,17 +6,18 @@ import copy
 import platform
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from itertools import pairwise
 from typing import Any
 
 import numpy
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import deltaprop
 from deltaprop.data import Dataset, Scaling, check_source, load
+from deltaprop.data.store import Progress, Storage, silent
 from deltaprop.errors import UserError
 from deltaprop.explicit.precision import check_precision
 from deltaprop.modules import MLP
@@ -30,8 +31,10 @@ from deltaprop.training.devices import (
     pick_threads,
     tune_threads,
 )
-from deltaprop.training.engines import ENGINES, Progress
-from deltaprop.training.objective import Objective, check_output_activation, choose_objective
+from deltaprop.training.engines import ENGINES
+from deltaprop.training.engines import Progress as Standing
+from deltaprop.training.feeding import Feed
+from deltaprop.training.objective import Objective, balanced, check_output_activation, choose_objective
 from deltaprop.training.run_folder import check_folder, default_folder
 
 
@@ -61,6 +64,11 @@ class Setup:
     sizes: list[int]
     split_seed: int
 
+    @property
+    def storage(self) -> Storage:
+        """How the rows are kept: always in memory where they are no table's."""
+        return "memory" if self.dataset.table is None else self.dataset.table.storage
+
     def to_json(self) -> dict[str, Any]:
         """Return everything that defines the run, as config.json has it."""
         return {
@@ -77,6 +85,8 @@ class Setup:
                 # Raw inputs become the network's by (x − mean) / scale, its outputs targets by · scale + mean.
                 "input_scaling": _scaling_to_json(self.dataset.input_scaling),
                 "target_scaling": _scaling_to_json(self.dataset.target_scaling),
+                "columns": None if self.dataset.table is None else self.dataset.table.encoding.to_json(),
+                "storage": self.storage,
                 "rows": {part: len(getattr(self.dataset, part)) for part in ("train", "val", "test")},
             },
             "versions": {
@@ -97,6 +107,8 @@ def prepare(
     *,
     going_on: bool = False,
     check: Callable[[], None] | None = None,
+    progress: Progress = silent,
+    storage: Storage | None = None,
 ) -> Setup:
     """Load the data and build the model; write nothing.
 
@@ -105,6 +117,8 @@ def prepare(
         split_seed: Of the split and the initial weights; the configuration's by default.
         going_on: Whether the run folder is there already.
         check: Asked now and then while threads are tuned; breaks off by raising.
+        progress: Told how far the reading of a table is.
+        storage: How the rows of a table are to be kept: as they were when the run began, for the same bits.
 
     Raises:
         UserError: If the configuration does not fit the data or the machine. What can be judged without the data is
@@ -118,12 +132,13 @@ def prepare(
     check_precision(config.precision, device, dtype)
     if config.loss != "auto":
         check_output_activation(config.loss, config.output_activation)
-    check_source(config.data)
+    check_source(config.source)
     if not going_on:
         check_folder(config.run_dir or default_folder(config.data))
     split_seed = config.seed if split_seed is None else split_seed
+    source = config.source
     dataset = load(
-        config.data,
+        replace(source, room=replace(source.room, progress=progress), storage=storage),
         seed=split_seed,
         test_fraction=config.test_fraction,
         val_fraction=config.val_fraction,
@@ -132,8 +147,11 @@ def prepare(
         pixel_scale=config.pixel_scale,
         dtype=dtype,
     ).to(device)
-    objective = choose_objective(config.loss, dataset.task, len(dataset.class_names), config.output_activation)
-    sizes = [dataset.n_inputs, *config.hidden, dataset.n_outputs]
+    objective = choose_objective(
+        config.loss, dataset.task, len(dataset.class_names), config.output_activation,
+        one_logit=config.one_logit, class_weights=_class_weights(config, dataset, dtype),
+    )  # fmt: skip
+    sizes = [dataset.n_inputs, *config.hidden, 1 if config.one_logit else dataset.n_outputs]
     output = None if config.output_activation == "none" else config.output_activation
     with torch.random.fork_rng(devices=[]):  # the caller's generator is not ours to move
         torch.default_generator.manual_seed(split_seed)  # torch.manual_seed would move the GPUs' generators too
@@ -142,6 +160,16 @@ def prepare(
     tuned = _tune(config, dataset, model, objective, check) if config.threads == "tune" else {}
     threads = fastest(tuned) if tuned else pick_threads(config.threads, sizes, config.batch_size)
     return Setup(config, dataset, model, objective, device, threads, tuned, sizes, split_seed)
+
+
+def _class_weights(config: TrainConfig, dataset: Dataset, dtype: torch.dtype) -> Tensor | None:
+    """Return what a sample of each class counts; None where all count alike."""
+    if config.class_weight == "none":
+        return None
+    if dataset.task == "regression":
+        raise UserError(f"--class-weight {config.class_weight}: the data has numbers as targets, no classes")
+    counts = torch.bincount(dataset.train.y, minlength=len(dataset.class_names)).tolist()
+    return torch.tensor(balanced(counts), dtype=dtype, device=dataset.train.y.device)
 
 
 def _make(sizes: list[int], config: TrainConfig, output: str | None, dtype: torch.dtype) -> MLP:
@@ -170,14 +198,13 @@ def _tune(
     trial = copy.deepcopy(model)
     optimizer = make_optimizer(trial, config)
     engine = ENGINES[config.engine](trial, objective, optimizer, dataset.target_scaling, config.precision)
-    x = dataset.train.x
-    y = objective.targets(dataset.train.y, x.dtype)
+    x, y = Feed(dataset.train, objective, config.batch_size).first(TUNING_STEPS * config.batch_size)
     order = torch.arange(TUNING_STEPS * config.batch_size, device=x.device) % len(x)
 
     def few_steps() -> None:
         if check is not None:
             check()
-        engine.epoch(x, y, order, config.batch_size, Progress(x.new_zeros(())), lambda step: None)
+        engine.epoch(x, y, order, config.batch_size, Standing(x.new_zeros(())), lambda step: None)
 
     timed = tune_threads(few_steps, physical_cores())
     return {count: seconds / TUNING_STEPS for count, seconds in timed.items()}

@@ -1,0 +1,74 @@
+"""Classes: what is taken for some, what they are called, and which cannot be learnt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from deltaprop.data.splits import Array
+from deltaprop.errors import UserError
+
+MOST_CLASSES = 20  # whole numbers of at most so many different values are taken for classes
+
+
+def are_few(values: Array) -> bool:
+    """Return whether different numbers look like classes: whole, and not many."""
+    return len(values) <= MOST_CLASSES and bool((values % 1 == 0).all())
+
+
+def plain(value: float) -> str:
+    """Return a number as a class is called by.
+
+    Example:
+        >>> plain(3.0), plain(0.5)
+        ('3', '0.5')
+    """
+    return str(int(value)) if float(value).is_integer() else repr(float(value))
+
+
+def check_counts(where: str, names: Sequence[str], counts: Array, rows: Sequence[int] | None, are_text: bool) -> None:
+    """Refuse classes that there is nothing to learn from: a single one, and one that appears once.
+
+    Args:
+        where: The file, and the column where it has a name.
+        names: Of the classes.
+        counts: How often each appears.
+        rows: The first row of each, from 1; None where rows are not as in the file.
+        are_text: Whether the names are text, so that they cannot be quantities.
+
+    Raises:
+        UserError: If there are such.
+    """
+    if len(names) == 1:
+        raise UserError(f"{where} is {names[0]!r} in every row: there is nothing to tell apart")
+    once = np.flatnonzero(np.asarray(counts) < 2)
+    if len(once):
+        row = "" if rows is None else f" (row {rows[once[0]]})"
+        others = f", and so do {len(once) - 1} others" if len(once) > 1 else ""
+        hint = "" if are_text else "; if these are quantities, --task regression"
+        raise UserError(
+            f"{where}: class {names[once[0]]!r} appears once{row}{others}: to learn and to test, a class needs two "
+            f"rows: leave such rows out{hint}"
+        )
+
+
+def check_classes(train: Array, others: dict[str, Array], class_names: Sequence[str] = ()) -> None:
+    """Refuse a class that the network would be judged by and never see.
+
+    Args:
+        train: The labels to train on.
+        others: The labels of the other parts, by name.
+        class_names: What the message calls the classes; their numbers by default.
+
+    Raises:
+        UserError: If there is one.
+    """
+    for name, labels in others.items():
+        unseen = np.setdiff1d(labels, train)
+        if len(unseen):
+            called = repr(class_names[unseen[0]]) if class_names else unseen[0]
+            raise UserError(
+                f"class {called} is in the {name} part and in no row of the training part: "
+                f"every class needs rows to train on"
+            )

@@ -1,0 +1,308 @@
+"""From the cells of a table to numbers: what each column holds, and where a cell does not fit.
+
+A column is of numbers or of categories. Its first cells tell which, and every later one has to fit: text among numbers
+is told by file, row and column. A number stays one, in float64; a category becomes the number of its name, in the order
+in which names appear. What is missing is NaN.
+"""
+
+from __future__ import annotations
+
+import difflib
+import shlex
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deltaprop.data.tables import NUMBER, Batch, Table
+from deltaprop.errors import UserError
+
+Numbers: TypeAlias = NDArray[np.float64]
+Kind: TypeAlias = Literal["numbers", "categories"]
+TaskChoice: TypeAlias = Literal["auto", "classification", "regression"]
+Missing: TypeAlias = Literal["refuse", "mean", "drop"]
+
+# Read as a missing number, as pandas and R write it. In a column of text only an empty cell is missing: NA is Namibia.
+ABSENT = ("", "na", "n/a", "#n/a", "nan", "-nan", "null", "none", "?")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choices:
+    """What the user says of a table.
+
+    Attributes:
+        target: Columns to predict; the last by default.
+        drop: Columns to leave out.
+        categorical: Columns of categories, whatever is in them.
+        task: Whether the target is classes or numbers.
+        missing: What to do about a missing cell: refuse it, put the mean of the training rows in its place, or drop its
+            row.
+        delimiter: Of a CSV.
+    """
+
+    target: tuple[str, ...] = ()
+    drop: tuple[str, ...] = ()
+    categorical: tuple[str, ...] = ()
+    task: TaskChoice = "auto"
+    missing: Missing = "refuse"
+    delimiter: str = "auto"
+
+
+@dataclass
+class Column:
+    """What is known of a column, and grows while its cells are read.
+
+    Attributes:
+        name: In the header.
+        kind: ``"numbers"`` or ``"categories"``; None until a cell is there that tells.
+        forced: Whether the user has said which.
+        names: Of its categories, each with its number.
+    """
+
+    name: str
+    kind: Kind | None = None
+    forced: bool = False
+    names: dict[str, int] = field(default_factory=dict)
+
+    def read(self, cells: Any, where: Where) -> Numbers:
+        """Return the cells of a block as numbers, NaN where they are missing.
+
+        Args:
+            cells: A pyarrow array.
+            where: Names the file and the rows, for what does not fit.
+
+        Raises:
+            UserError: If a cell does not fit.
+        """
+        from pyarrow import types
+
+        if types.is_dictionary(cells.type):
+            cells = cells.dictionary_decode()
+        kind = cells.type
+        if types.is_integer(kind) or types.is_floating(kind) or types.is_decimal(kind):
+            return self._of_numbers(cells, where)
+        if types.is_null(kind):
+            return np.full(len(cells), np.nan)
+        if types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind) or types.is_boolean(kind):
+            return self._of_text(cells, where)
+        raise UserError(
+            f"{where.file}: column {self.name!r} is of type {kind}: neither numbers nor text; "
+            f"--drop {_quoted(self.name)}, or write it as one of them"
+        )
+
+    def _of_numbers(self, cells: Any, where: Where) -> Numbers:
+        if self.kind == "categories":
+            if not self.forced:
+                raise self._mixed(where, 0, str(cells[0].as_py()), "a number, and the rows before it have text")
+            return self._codes(cells, where)
+        values: Numbers = cells.cast("float64").to_numpy(zero_copy_only=False)
+        return self._finite(values, where)
+
+    def _of_text(self, cells: Any, where: Where) -> Numbers:
+        from pyarrow import compute
+
+        cells = compute.utf8_trim_whitespace(cells.cast("string"))
+        if self.kind == "categories" and self.forced:
+            return self._codes(cells, where)
+        absent = compute.or_kleene(compute.is_null(cells), compute.is_in(compute.utf8_lower(cells), _absent()))
+        numbers = _as_numbers(compute.if_else(absent, None, cells))
+        if numbers is not None and self.kind != "categories":
+            if self.kind is None and not compute.all(absent).as_py():
+                self.kind = "numbers"
+            return self._finite(numbers, where)
+        is_number = compute.if_else(absent, None, compute.match_substring_regex(cells, NUMBER))
+        flags = is_number.to_numpy(zero_copy_only=False)
+        if self.kind == "numbers" or (self.kind is None and any(flag is True for flag in flags)):
+            at = next(at for at, flag in enumerate(flags) if flag is False)
+            raise self._mixed(where, at, cells[at].as_py(), "text, and other rows have numbers")
+        if any(flag is True for flag in flags):
+            at = next(at for at, flag in enumerate(flags) if flag is True)
+            raise self._mixed(where, at, cells[at].as_py(), "a number, and the rows before it have text")
+        if self.kind is None and all(flag is None for flag in flags):
+            return np.full(len(cells), np.nan)
+        self.kind = "categories"
+        return self._codes(cells, where)
+
+    def _finite(self, values: Numbers, where: Where) -> Numbers:
+        bad = np.isinf(values)
+        if bad.any():
+            at = int(bad.argmax())
+            raise UserError(
+                f"{where.of(at)}, column {self.name!r}: {values[at]} is no finite number, or too large for one: "
+                f"mend the row, or --drop {_quoted(self.name)}"
+            )
+        if self.kind is None and not np.isnan(values).all():
+            self.kind = "numbers"
+        return values
+
+    def _codes(self, cells: Any, where: Where) -> Numbers:
+        """Return the number of each name; a new name gets the next."""
+        import pyarrow
+
+        encoded = cells.cast(pyarrow.string()).dictionary_encode()
+        names = [name or None for name in encoded.dictionary.to_pylist()]  # an empty cell is missing
+        numbers = [np.nan if name is None else self.names.setdefault(name, len(self.names)) for name in names]
+        which = encoded.indices.fill_null(len(names)).to_numpy(zero_copy_only=False)
+        found: Numbers = np.array([*numbers, np.nan], dtype=np.float64)[which]
+        return found
+
+    def _mixed(self, where: Where, at: int, cell: str, what: str) -> UserError:
+        name = _quoted(self.name)
+        decimal = " (a decimal comma? numbers are written with a point)" if _is_decimal_comma(cell) else ""
+        return UserError(
+            f"{where.of(at)}, column {self.name!r}: {cell!r} is {what}{decimal}: "
+            f"mend the row, or --categorical {name} if they are names, or --drop {name}"
+        )
+
+
+@dataclass(frozen=True)
+class Where:
+    """A block of rows of a file.
+
+    Attributes:
+        file: The file.
+        first: The number of its first row, counted from 1.
+    """
+
+    file: Path
+    first: int
+
+    def of(self, at: int) -> str:
+        """Return the file and the number of a row of the block."""
+        return f"{self.file}: row {self.first + at}"
+
+
+def _absent() -> Any:
+    import pyarrow
+
+    return pyarrow.array(ABSENT)
+
+
+def _as_numbers(cells: Any) -> Numbers | None:
+    """Return text as numbers; None where some of it is none."""
+    import pyarrow
+
+    try:
+        return np.asarray(cells.cast(pyarrow.float64()).to_numpy(zero_copy_only=False), dtype=np.float64)
+    except pyarrow.ArrowInvalid:
+        return None
+
+
+def _is_decimal_comma(cell: str) -> bool:
+    whole, comma, part = cell.partition(",")
+    return bool(comma) and whole.lstrip("+-").isdecimal() and part.isdecimal()
+
+
+def _quoted(name: str) -> str:
+    return shlex.quote(name)
+
+
+@dataclass
+class Reader:
+    """Reads the columns of a table that matter as numbers, block by block.
+
+    Args:
+        table: To read.
+        inputs: Columns of inputs.
+        targets: Columns of targets; none where there are none to read.
+        missing: What to do about a missing cell.
+
+    Attributes:
+        rows: Read so far, those that were dropped included.
+        dropped: Rows that were dropped.
+        gaps: Missing cells that stay, to be filled.
+    """
+
+    table: Table
+    inputs: Sequence[Column]
+    targets: Sequence[Column]
+    missing: Missing
+    rows: int = 0
+    dropped: int = 0
+    gaps: int = 0
+
+    def blocks(self, on_bytes: Callable[[int], None] = lambda count: None) -> Iterator[Numbers]:
+        """Give blocks [rows, inputs and targets] of the rows that stay.
+
+        Raises:
+            UserError: If a cell does not fit, or is missing where that is refused.
+        """
+        columns = [*self.inputs, *self.targets]
+        for batch in self.table.batches(on_bytes):
+            if not len(batch):
+                continue
+            where = Where(self.table.path, self.rows + 1)
+            block = np.empty((len(batch), len(columns)))
+            for at, column in enumerate(columns):
+                block[:, at] = column.read(batch.column(column.name), where)
+            self.rows += len(batch)
+            yield self._without_gaps(block, batch, where)
+
+    def _without_gaps(self, block: Numbers, batch: Batch, where: Where) -> Numbers:
+        gaps = np.isnan(block)
+        if not gaps.any():
+            return block
+        if self.missing == "drop":
+            whole = ~gaps.any(axis=1)
+            self.dropped += int((~whole).sum())
+            return block[whole]
+        of_targets = gaps[:, len(self.inputs) :]
+        refused = of_targets if self.missing == "mean" else gaps
+        if refused.any():
+            columns = [*self.targets] if self.missing == "mean" else [*self.inputs, *self.targets]
+            at, column = (int(index) for index in np.argwhere(refused)[0])
+            raise self._missing(columns[column], batch, at, where)
+        self.gaps += int(gaps.sum())
+        return block
+
+    def _missing(self, column: Column, batch: Batch, at: int, where: Where) -> UserError:
+        cell = batch.column(column.name)[at].as_py()
+        found = "the cell is empty" if cell is None or cell == "" else f"{cell!r} stands for a missing value"
+        if column in self.targets:
+            return UserError(
+                f"{where.of(at)}, column {column.name!r}: {found}, and it is the target: "
+                "mend the row, or leave out such rows by --missing drop"
+            )
+        return UserError(
+            f"{where.of(at)}, column {column.name!r}: {found}: fill such cells by --missing mean, "
+            f"leave out their rows by --missing drop, or the column by --drop {_quoted(column.name)}"
+        )
+
+
+def chosen(table: Table, choices: Choices) -> tuple[list[Column], list[Column]]:
+    """Return the columns of inputs and of targets, in the order of the table.
+
+    Raises:
+        UserError: If a column that is named is not there, or nothing is left to learn from.
+    """
+    names = table.names
+    for flag, given in (("target", choices.target), ("drop", choices.drop), ("categorical", choices.categorical)):
+        for name in given:
+            if name not in names:
+                raise UserError(f"{table.path}: --{flag} {_quoted(name)}: {unlisted(name, names)}")
+    targets = list(choices.target) or [next((n for n in reversed(names) if n not in choices.drop), names[-1])]
+    for name in targets:
+        if name in choices.drop:
+            raise UserError(f"--drop {_quoted(name)}: it is the target, which cannot be left out")
+    inputs = [name for name in names if name not in targets and name not in choices.drop]
+    for name in choices.categorical:
+        if name in choices.drop:
+            raise UserError(f"--categorical {_quoted(name)}: it is left out by --drop; say one of them")
+    if not inputs:
+        raise UserError(f"{table.path}: no column is left as an input beside the target {targets[0]!r}")
+
+    def column(name: str) -> Column:
+        return Column(name, "categories", forced=True) if name in choices.categorical else Column(name)
+
+    return [column(name) for name in inputs], [column(name) for name in dict.fromkeys(targets)]
+
+
+def unlisted(name: str, names: Collection[str]) -> str:
+    """Return, in words, that there is no such column, with the nearest that there is."""
+    near = difflib.get_close_matches(name, names, n=1) or [n for n in names if n.lower() == name.lower()]
+    hint = f": did you mean {near[0]!r}?" if near else ""
+    shown = ", ".join([*names][:12]) + (", …" if len(names) > 12 else "")
+    return f"there is no column {name!r}{hint} (columns: {shown})"

@@ -1,0 +1,304 @@
+"""From a table to a `Dataset`: read, split, and encoded by what its training rows show."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from deltaprop.data.classes import are_few, check_classes, check_counts, plain
+from deltaprop.data.columns import Choices, Column, Missing, Numbers, Reader, chosen, unlisted
+from deltaprop.data.dataset import Dataset, Part, Split, StreamedSplit, TableFacts, Task
+from deltaprop.data.encoding import Encoding, fitted, recoded
+from deltaprop.data.scaling import Scaling
+from deltaprop.data.splits import Rows, SplitHow, split_indices
+from deltaprop.data.store import ROWS_AT_ONCE, UNLIMITED, InMemory, Read, Room, Storage, read
+from deltaprop.data.tables import Table, open_table
+from deltaprop.errors import UserError
+
+FEW_ROWS = 1  # training rows for each one-hot input of a column, below which the user is warned
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What a table's targets are.
+
+    Attributes:
+        task: Classes or numbers.
+        class_names: One per class, empty for numbers.
+    """
+
+    task: Task
+    class_names: tuple[str, ...]
+
+    def labels(self, read_: Read, what: str) -> NDArray[np.int64]:
+        """Return the class of each row, [N].
+
+        Raises:
+            UserError: If a row has a class that is not among these.
+        """
+        (column,) = read_.target_columns
+        values = read_.targets[:, 0]
+        places = {name: at for at, name in enumerate(self.class_names)}
+        if column.kind == "categories":
+            numbers = np.array([places.get(name, -1) for name in column.names], dtype=np.int64)
+            found = numbers[values.astype(np.intp)] if len(values) else np.empty(0, dtype=np.int64)
+        else:
+            unique, which = np.unique(values, return_inverse=True)
+            found = np.array([places.get(plain(value), -1) for value in unique], dtype=np.int64)[which]
+        if (found < 0).any():
+            at = int((found < 0).argmax())
+            name = next(n for n, number in column.names.items() if number == values[at]) if column.names else None
+            shown = plain(values[at]) if name is None else name
+            row = f"row {at + 1}" if not read_.dropped else "a row"
+            known = ", ".join(self.class_names[:12]) + (", …" if len(self.class_names) > 12 else "")
+            raise UserError(
+                f"{what}: {row}, column {column.name!r}: class {shown!r} is in no training row (classes: {known})"
+            )
+        return found
+
+
+def load_table(
+    path: Path,
+    choices: Choices,
+    room: Room,
+    *,
+    test: Path | None,
+    seed: int,
+    test_fraction: float,
+    val_fraction: float,
+    val_split: SplitHow,
+    standardise: bool,
+    dtype: torch.dtype,
+    storage: Storage | None = None,
+) -> Dataset:
+    """Return the data set of a table.
+
+    Args:
+        path: The table.
+        choices: What the user says of it.
+        room: Where its rows may be kept.
+        test: A table of rows to test on; None to take a part of these.
+        seed: Of the splits.
+        test_fraction: The share of all rows to test on, without ``test``.
+        val_fraction: The share of the remaining rows to validate on.
+        val_split: Which of them.
+        standardise: Whether numbers are standardised; targets are in any case.
+        dtype: Of inputs and of targets that are numbers.
+        storage: How the rows are to be kept, where that is known from before; None for as they fit.
+
+    Raises:
+        UserError: If a table, a column or a choice is at fault.
+    """
+    if storage is not None:
+        room = replace(room, memory=0 if storage == "disk" else UNLIMITED)
+    table = open_table(path, choices.delimiter)
+    inputs, targets = chosen(table, choices)
+    test_table = None if test is None else open_table(test, choices.delimiter)
+    if test_table is not None:
+        _check_alike(test_table, [c.name for c in (*inputs, *targets)], {*choices.drop}, path)
+    found = read(Reader(table, inputs, targets, choices.missing), choices, room)
+    if not len(found.targets):
+        what = "every row has something missing" if found.dropped else "there is a header, and no row below it"
+        raise UserError(f"{path}: {what}")
+    kinds = judged(found, choices, path)
+    y = kinds.labels(found, str(path)) if kinds.class_names else found.targets
+    labels = y if kinds.class_names else None
+
+    names = kinds.class_names
+    rest, held = np.arange(len(y)), np.arange(0)
+    if test_table is None:
+        rest, held = split_indices(
+            len(y), labels, test_fraction, seed, "random", name="test_fraction", class_names=names
+        )
+    kept, watched = split_indices(
+        len(rest), None if labels is None else labels[rest], val_fraction, seed, val_split,
+        name="val_fraction", class_names=names, spare_lonely=True,
+    )  # fmt: skip
+    train_rows, val_rows = rest[kept], rest[watched]
+    if labels is not None:
+        check_classes(labels[train_rows], {"validation": labels[val_rows], "test": labels[held]}, names)
+
+    encoding, scaling = fitted(
+        found.inputs, [c.name for c in targets], _blocks(found, train_rows), fills=choices.missing == "mean"
+    )
+    if not standardise:
+        scaling = Scaling.identity(len(encoding))
+    target_scaling = Scaling.identity(1)
+    if labels is None:
+        target_scaling = Scaling.standard(torch.from_numpy(found.targets[train_rows]))
+    if storage is None:
+        bytes_ = len(y) * len(encoding) * torch.finfo(dtype).bits // 8
+        fits = isinstance(found.store, InMemory)
+        storage = "disk" if not fits else "rows" if bytes_ > room.memory else "memory"
+    streamed = storage != "memory"
+
+    def part(of: Read, y: Numbers | NDArray[np.int64], rows: Rows) -> Part:
+        targets = torch.from_numpy(y[rows])
+        if labels is None:
+            targets = target_scaling.apply(targets).to(dtype)
+        encode = partial(_encoded, encoding, encoding.recode(of.inputs), scaling, dtype)
+        streams = StreamedSplit(store=of.store, rows=rows, encode=encode, width=len(encoding), y=targets, dtype=dtype)
+        return streams if streamed else Split(x=streams.inputs(slice(None)), y=targets)
+
+    test_part, warnings = part(found, y, held), _warnings(encoding, len(train_rows))
+    digest = found.digest
+    if test_table is not None:
+        of_test = read_like(encoding, kinds, test_table, choices.missing, choices, room)
+        y_test = kinds.labels(of_test, str(test)) if kinds.class_names else of_test.targets
+        test_part = part(of_test, y_test, np.arange(len(y_test)))
+        digest = f"{digest}+{of_test.digest}"
+        warnings += _strangers(encoding, of_test, f"{test}")
+    return Dataset(
+        name=path.name,
+        task=kinds.task,
+        train=part(found, y, train_rows),
+        val=part(found, y, val_rows),
+        test=test_part,
+        class_names=names,
+        image_shape=None,
+        input_scaling=scaling,
+        target_scaling=target_scaling,
+        digest=digest,
+        table=TableFacts(
+            encoding=encoding,
+            left_out=tuple(name for name in table.names if name in choices.drop),
+            dropped=found.dropped,
+            gaps=found.gaps,
+            storage=storage,
+            warnings=tuple(warnings),
+        ),
+    )
+
+
+def judged(found: Read, choices: Choices, path: Path) -> Targets:
+    """Return whether the targets are classes or numbers, and the names of the classes.
+
+    Raises:
+        UserError: If they cannot be what is asked for, or there is nothing to tell apart.
+    """
+    texts = [column for column in found.target_columns if column.kind == "categories"]
+    flag = "--task classification" if choices.task == "classification" else "classes"
+    if len(found.target_columns) > 1:
+        if texts or choices.task == "classification":
+            which = texts[0].name if texts else found.target_columns[0].name
+            raise UserError(f"{path}: several targets must be numbers, and {which!r} is of {flag}: give one --target")
+        return _of_numbers(found, path)
+    (column,), values = found.target_columns, found.targets[:, 0]
+    if texts and choices.task == "regression":
+        name = next(iter(column.names), "")
+        raise UserError(f"{path}: --task regression: the target {column.name!r} has text such as {name!r}")
+    uniques, first, counts = np.unique(values, return_index=True, return_counts=True)
+    if texts:
+        by_number = dict(zip(column.names.values(), column.names, strict=True))
+        called = [by_number[int(number)] for number in uniques]
+    elif choices.task == "regression" or (choices.task == "auto" and not are_few(uniques)):
+        return _of_numbers(found, path)
+    else:
+        called = [plain(value) for value in uniques]
+    rows = None if found.dropped else (first + 1).tolist()
+    check_counts(f"{path}: the target {column.name!r}", called, counts, rows, bool(texts))
+    return Targets("classification", tuple(sorted(called) if texts else called))
+
+
+def _of_numbers(found: Read, path: Path) -> Targets:
+    for at, column in enumerate(found.target_columns):
+        values = found.targets[:, at]
+        if (values == values[0]).all():
+            raise UserError(
+                f"{path}: the target {column.name!r} is {values[0]:g} in every row: there is nothing to learn"
+            )
+    return Targets("regression", ())
+
+
+def read_like(
+    encoding: Encoding, kinds: Targets | None, table: Table, missing: Missing, choices: Choices, room: Room
+) -> Read:
+    """Return the rows of another table by the columns of an encoding.
+
+    Args:
+        encoding: Fitted on the training rows.
+        kinds: Of the targets; None where they are not to be read.
+        table: Whose columns may come in another order, among others.
+        missing: What to do about a missing cell.
+        choices: Part of the cache's key.
+        room: Where its rows may be kept.
+    """
+    inputs = [Column(c.name, c.kind, forced=True) for c in encoding.inputs]
+    targets = [] if kinds is None else [Column(name) for name in encoding.targets]
+    if kinds is not None and kinds.task == "regression":
+        targets = [Column(name, "numbers", forced=True) for name in encoding.targets]
+    found = read(Reader(table, inputs, targets, missing), choices, room)
+    if not len(found.store):
+        what = "every row has something missing" if found.dropped else "there is a header, and no row below it"
+        raise UserError(f"{table.path}: {what}")
+    return found
+
+
+def check_columns(table: Table, names: Sequence[str], of: str) -> None:
+    """Refuse a table that lacks columns.
+
+    Raises:
+        UserError: If it does; ``of`` says whose they are.
+    """
+    for name in names:
+        if name not in table.names:
+            raise UserError(f"{table.path}: unlike {of}: {unlisted(name, table.names)}")
+
+
+def _check_alike(table: Table, names: Sequence[str], dropped: set[str], path: Path) -> None:
+    """Refuse a test table with other columns than the one that is trained on."""
+    check_columns(table, names, f"{path}, which has it")
+    for name in table.names:
+        if name not in names and name not in dropped:
+            raise UserError(
+                f"{table.path}: unlike {path}: it has a column {name!r} more; --drop {name!r} leaves it out"
+            )
+
+
+def _blocks(found: Read, rows: Rows) -> Iterator[Numbers]:
+    for start in range(0, len(rows), ROWS_AT_ONCE):
+        yield found.store.take(rows[start : start + ROWS_AT_ONCE])
+
+
+def _encoded(
+    encoding: Encoding, recodes: list[Numbers | None], scaling: Scaling, dtype: torch.dtype, raw: Numbers
+) -> Tensor:
+    """Return the inputs of rows as they were read."""
+    x = scaling.apply(torch.from_numpy(encoding.encode(recoded(raw, recodes)))).to(dtype)
+    if not x.isfinite().all():
+        raise UserError(f"a value does not fit in {dtype} after scaling")
+    return x
+
+
+def _warnings(encoding: Encoding, rows: int) -> list[str]:
+    """Return what the user should know of the columns."""
+    found = []
+    for column in encoding.inputs:
+        if len(column.categories) * FEW_ROWS > rows / 2:
+            found.append(
+                f"column {column.name!r} has {len(column.categories)} different names in {rows} training rows: more "
+                "one-hot inputs than the rows can support; an identifier is left out by --drop"
+            )
+    if len(encoding) > rows and not found:
+        found.append(f"{len(encoding)} inputs from {rows} training rows: more than the rows can support")
+    return found
+
+
+def _strangers(encoding: Encoding, found: Read, where: str) -> list[str]:
+    """Return a line for each column with names that training has not seen."""
+    lines = []
+    for own, column in zip(encoding.inputs, found.inputs, strict=True):
+        strange = [name for name in column.names if name not in own.categories] if own.kind == "categories" else []
+        if strange:
+            lines.append(
+                f"{where}: column {own.name!r} has {len(strange)} names that no training row has, such as "
+                f"{strange[0]!r}: they count as none"
+            )
+    return lines

@@ -1,0 +1,319 @@
+"""The rows of a table once it has been read: in memory, or where they do not fit in a file on disk.
+
+The file is a cache: float32 numbers [N, p], row by row, less a shift per column (its first number that is there), so
+that a column of dates in seconds keeps its digits. It is written once, beside a JSON file that says what it holds, and
+used again as long as the table's files are as they were: the same sizes, times and first bytes, and the same columns
+asked for. Nothing is unpickled.
+
+Rows come back in float64 whichever way they were kept.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Literal, Protocol, TypeAlias
+
+import numpy as np
+
+from deltaprop.data.columns import Choices, Column, Numbers, Reader
+from deltaprop.data.splits import Rows
+from deltaprop.errors import UserError
+
+FORMAT = 1
+HEAD = 1 << 20  # bytes of each file that its key looks at
+ROWS_AT_ONCE = 8192  # that are brought to float64 together
+UNLIMITED = 1 << 62  # bytes
+SHARE = 8  # of the machine's memory, one part in so many is what a table may take
+
+
+Storage: TypeAlias = Literal["memory", "rows", "disk"]
+"""As inputs in memory; as rows in memory, encoded while the net trains; or as rows on disk, so too."""
+
+
+class Store(Protocol):
+    """Rows [N, p] as they were read."""
+
+    def __len__(self) -> int: ...
+
+    def take(self, rows: Rows) -> Numbers:
+        """Return some rows, in the order given."""
+
+
+@dataclass(frozen=True, eq=False)
+class InMemory:
+    """Rows in memory."""
+
+    rows: Numbers
+
+    def __len__(self) -> int:
+        """Return N."""
+        return len(self.rows)
+
+    def take(self, rows: Rows) -> Numbers:
+        """Return some rows, in the order given."""
+        return self.rows[rows]
+
+
+@dataclass(frozen=True, eq=False)
+class OnDisk:
+    """Rows in a file, float32 less a shift per column.
+
+    The file is mapped for each call and let go after it: pages that stay mapped count as the process's own.
+    """
+
+    path: Path
+    count: int
+    shift: Numbers
+
+    def __len__(self) -> int:
+        """Return N."""
+        return self.count
+
+    def take(self, rows: Rows) -> Numbers:
+        """Return some rows, in the order given."""
+        mapped = np.memmap(self.path, np.dtype("<f4"), "r", shape=(self.count, len(self.shift)))
+        taken: Numbers = mapped[rows].astype(np.float64)
+        taken += self.shift
+        return taken
+
+
+@dataclass(frozen=True, eq=False)
+class Read:
+    """A table, read.
+
+    Attributes:
+        store: Its rows of inputs.
+        targets: Its targets [N, k], in memory.
+        inputs: What the columns of inputs hold, in the order of the table.
+        target_columns: What those of the targets hold.
+        dropped: How many rows were left out because something was missing in them.
+        gaps: How many numbers or names are missing in the others.
+        digest: SHA-256 of all of it, as hex: the same whether it is in memory or on disk.
+    """
+
+    store: Store
+    targets: Numbers
+    inputs: list[Column]
+    target_columns: list[Column]
+    dropped: int
+    gaps: int
+    digest: str
+
+
+Progress = Callable[[str, int, int], None]
+"""Told what is done, how many bytes of it are, and of how many."""
+
+
+def silent(what: str, done: int, total: int) -> None:
+    """Say nothing."""
+
+
+@dataclass(frozen=True)
+class Room:
+    """Where rows may be kept.
+
+    Attributes:
+        memory: Bytes that a table may take in memory; more goes to the disk.
+        cache: The folder of caches.
+        progress: Told how far the reading is, where it takes long.
+    """
+
+    memory: int
+    cache: Path
+    progress: Progress = silent
+
+
+def default_cache() -> Path:
+    """Return ~/.cache/deltaprop, or the place that XDG_CACHE_HOME names."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "deltaprop"
+
+
+def default_memory() -> int:
+    """Return an eighth of the machine's memory, or of what the container has of it; of 8 GiB where nobody tells."""
+    total = 8 * 2**30
+    with contextlib.suppress(AttributeError, ValueError, OSError):
+        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    with contextlib.suppress(OSError, ValueError):
+        total = min(total, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return total // SHARE
+
+
+def read(reader: Reader, choices: Choices, room: Room) -> Read:
+    """Return the rows of a table: from its cache where there is one, else read, into memory as long as they fit.
+
+    Args:
+        reader: Of the columns that matter.
+        choices: What the user says of them: part of the cache's key.
+        room: Where rows may be kept.
+
+    Raises:
+        UserError: If the table is at fault, or there is no room for the cache.
+    """
+    folder = room.cache / key(reader, choices)
+    found = _cached(folder)
+    if found is not None:
+        return found
+    files = reader.table.files
+    total = sum(file.stat().st_size for file in files if file.is_file())
+    width = len(reader.inputs)
+    digest, blocks, targets = hashlib.sha256(), [], []
+    spill: _Spill | None = None
+    held = 0
+    try:
+        for block in reader.blocks(lambda done: room.progress(f"reading {reader.table.path.name}", done, total)):
+            digest.update(np.ascontiguousarray(block, dtype="<f8").data)
+            targets.append(block[:, width:].copy())
+            blocks.append(block[:, :width])
+            held += block.nbytes
+            if spill is None and held > room.memory:
+                spill = _Spill(folder, width)
+            if spill is not None:
+                for waiting in blocks:
+                    spill.add(waiting)
+                blocks = []
+        y = np.concatenate(targets) if targets else np.empty((0, len(reader.targets)))
+        names = [[column.name, column.kind, [*column.names]] for column in [*reader.inputs, *reader.targets]]
+        digest.update(json.dumps([names, width], ensure_ascii=True).encode())
+        read_ = Read(
+            InMemory(np.concatenate(blocks) if blocks else np.empty((0, width))),
+            y, [*reader.inputs], [*reader.targets], reader.dropped, reader.gaps, digest.hexdigest(),
+        )  # fmt: skip
+        return read_ if spill is None else spill.end(read_)
+    except BaseException:
+        if spill is not None:
+            spill.give_up()
+        raise
+
+
+def key(reader: Reader, choices: Choices) -> str:
+    """Return the name of the cache of a table: it hangs on its files as they are now, and on what is asked of it."""
+    sha = hashlib.sha256(f"{FORMAT};{choices!r}".encode())
+    sha.update(repr([(c.name, c.kind, c.forced) for c in (*reader.inputs, *reader.targets)]).encode())
+    for path in reader.table.files:
+        with contextlib.suppress(OSError):
+            stat = path.stat()
+            sha.update(f"{path.resolve()};{stat.st_size};{stat.st_mtime_ns};".encode())
+            if path.is_file():
+                with path.open("rb") as file:
+                    sha.update(file.read(HEAD))
+    return sha.hexdigest()[:32]
+
+
+ROWS, TARGETS, ABOUT = "rows.f32", "targets.f64", "about.json"
+
+
+class _Spill:
+    """Writes a cache: into a folder of its own, which takes its name when it is whole."""
+
+    def __init__(self, folder: Path, width: int) -> None:
+        self.folder, self.count = folder, 0
+        self.part = folder.with_name(f".{folder.name}.{os.getpid()}-{secrets.token_hex(4)}")
+        self.shift = np.full(width, np.nan)
+        with _telling(folder):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            _clear(folder.parent)
+            self.part.mkdir()
+            self.file: BinaryIO = (self.part / ROWS).open("wb")
+
+    def add(self, block: Numbers) -> None:
+        """Append rows."""
+        for column in np.flatnonzero(np.isnan(self.shift)):  # it has had no number until now
+            there = block[~np.isnan(block[:, column]), column]
+            self.shift[column] = there[0] if len(there) else np.nan
+        with _telling(self.folder), np.errstate(over="ignore"):
+            (block - np.nan_to_num(self.shift)).astype("<f4").tofile(self.file)
+        self.count += len(block)
+
+    def end(self, read_: Read) -> Read:
+        """Give the folder its name; return the table as it lies there."""
+        about = {
+            "format": FORMAT,
+            "rows": self.count,
+            "shift": np.nan_to_num(self.shift).tolist(),
+            "inputs": [_column_to_json(column) for column in read_.inputs],
+            "targets": [_column_to_json(column) for column in read_.target_columns],
+            "dropped": read_.dropped,
+            "gaps": read_.gaps,
+            "digest": read_.digest,
+        }
+        with _telling(self.folder):
+            self.file.close()
+            read_.targets.astype("<f8").tofile(self.part / TARGETS)
+            (self.part / ABOUT).write_text(json.dumps(about), encoding="utf-8")
+            try:
+                self.part.rename(self.folder)
+            except OSError:  # another run was quicker, or what stands there is damaged
+                shutil.rmtree(self.folder, ignore_errors=True)
+                self.part.rename(self.folder)
+        found = _cached(self.folder)
+        assert found is not None, "a cache that was just written"
+        return found
+
+    def give_up(self) -> None:
+        """Leave nothing behind."""
+        self.file.close()
+        shutil.rmtree(self.part, ignore_errors=True)
+
+
+def _clear(folder: Path) -> None:
+    """Remove what readers that were killed have left: parts whose process is gone."""
+    for part in folder.glob(".*.*-*"):
+        process = part.name.rpartition(".")[2].partition("-")[0]
+        if process.isdecimal() and not _is_alive(int(process)):
+            shutil.rmtree(part, ignore_errors=True)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+@contextlib.contextmanager
+def _telling(folder: Path) -> Iterator[None]:
+    """Turn a failure of the disk into one line."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{folder.parent}: the rows do not fit in memory, and cannot be written here: {error.strerror}; "
+            "--cache names another folder, --memory what may stay in memory"
+        ) from error
+
+
+def _cached(folder: Path) -> Read | None:
+    """Return what a cache holds; None where there is none, or none that is whole."""
+    try:
+        about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+        count, shift = about["rows"], np.array(about["shift"], dtype=np.float64)
+        inputs, targets = ([_column(entry) for entry in about[part]] for part in ("inputs", "targets"))
+        if about["format"] != FORMAT or len(shift) != len(inputs):
+            return None
+        if (folder / ROWS).stat().st_size != 4 * count * len(inputs):
+            return None
+        y = np.fromfile(folder / TARGETS, "<f8").reshape(count, len(targets))
+        store = OnDisk(folder / ROWS, count, shift)
+        return Read(store, y, inputs, targets, about["dropped"], about["gaps"], about["digest"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _column_to_json(column: Column) -> dict[str, Any]:
+    return {"name": column.name, "kind": column.kind, "forced": column.forced, "names": [*column.names]}
+
+
+def _column(entry: dict[str, Any]) -> Column:
+    names: Sequence[str] = entry["names"]
+    return Column(entry["name"], entry["kind"], entry["forced"], {name: at for at, name in enumerate(names)})

@@ -1,0 +1,412 @@
+"""Reading tables: CSV (plain or .gz), Parquet, and folders of Parquet parts, a block of rows at a time.
+
+A CSV file is read as text, cell by cell as it stands: what a column holds is judged in ``columns.py``, where a cell
+that does not fit can still be named by its row. Rows are counted from 1, the first below the header.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol, TypeAlias
+
+from deltaprop.errors import UserError
+
+# pyarrow is imported inside the functions: who trains on a built-in set does without it.
+Batch: TypeAlias = Any  # a pyarrow.RecordBatch
+
+BLOCK_BYTES = 1 << 22  # of CSV at a time: a row, quoted line breaks and all, must be shorter
+HEAD_BYTES = 1 << 16  # that the delimiter and the header are told by
+ROWS_AT_ONCE = 1 << 16  # of Parquet
+DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
+CSV_NAMES = (".csv", ".tsv", ".tab", ".txt", ".csv.gz", ".tsv.gz", ".tab.gz", ".txt.gz")
+PARQUET_NAMES = (".parquet", ".pq")
+NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
+
+
+def is_table(source: str | Path) -> bool:
+    """Return whether a name is that of a table, or of a folder of Parquet parts."""
+    path = Path(source)
+    if os.path.isdir(path):  # for a name that no file can have it is False
+        return bool(_parts(path))
+    return path.name.lower().endswith((*CSV_NAMES, *PARQUET_NAMES))
+
+
+class Table(Protocol):
+    """A table that is read from its beginning as often as is wanted."""
+
+    @property
+    def path(self) -> Path:
+        """Where it lies."""
+
+    @property
+    def names(self) -> list[str]:
+        """The names of its columns, in order, none twice."""
+
+    @property
+    def files(self) -> list[Path]:
+        """The files that it is made of."""
+
+    def batches(self, on_bytes: Callable[[int], None] = ...) -> Iterator[Batch]:
+        """Give its rows, block by block; ``on_bytes`` is told how many bytes of the files were read so far."""
+
+
+def open_table(path: Path, delimiter: str = "auto") -> Table:
+    """Return a table, once its header is judged; no row is read.
+
+    Args:
+        path: A CSV file, a Parquet file, or a folder of Parquet parts.
+        delimiter: Between the cells of a CSV: ``"auto"``, ``"tab"`` or one character.
+
+    Raises:
+        UserError: If it is not there, cannot be read, or its header is none.
+    """
+    parts = _parts(path) if path.is_dir() else [path]
+    if not parts:
+        raise UserError(f"{path}: there is no .parquet file in this folder")
+    if parts[0].name.lower().endswith(PARQUET_NAMES):
+        return ParquetTable.open(path, parts)
+    return CsvTable.open(path, delimiter)
+
+
+# --- CSV ---
+
+
+@dataclass(frozen=True)
+class CsvTable:
+    """A CSV file: text in columns, a header above them.
+
+    Attributes:
+        path: The file, or ``-`` for stdin.
+        names: Of the columns.
+        delimiter: Between cells.
+        source: Opens it, from its beginning.
+    """
+
+    path: Path
+    names: list[str]
+    delimiter: str
+    source: Callable[[], BinaryIO]
+
+    @property
+    def files(self) -> list[Path]:
+        """The one file."""
+        return [self.path]
+
+    @classmethod
+    def open(cls, path: Path, delimiter: str, source: Callable[[], BinaryIO] | None = None) -> CsvTable:
+        """Return the table of a file, or of what ``source`` opens; see :func:`open_table`."""
+        source = source or (lambda: _opened(path))
+        with source() as raw:
+            head = _head(path, raw)
+        line = _first_line(path, head)
+        delimiter = {"tab": "\t", "auto": _sniffed(line)}.get(delimiter, delimiter)
+        names = [name.strip() for name in next(csv.reader([line], delimiter=delimiter))]
+        _check_header(path, names, delimiter)
+        return cls(path, names, delimiter, source)
+
+    def batches(self, on_bytes: Callable[[int], None] = lambda count: None) -> Iterator[Batch]:
+        """Give the rows, block by block, every cell as text.
+
+        Raises:
+            UserError: If a row has too few or too many cells, the text is no UTF-8, or a quote is never closed.
+        """
+        import pyarrow
+        from pyarrow import csv as arrow_csv
+
+        bad: list[Any] = []
+
+        def refuse(row: Any) -> str:
+            bad.append(row)
+            return "error"
+
+        with self.source() as raw:
+            counted = _Counted(raw, on_bytes)
+            stream = pyarrow.PythonFile(counted, mode="r")
+            quotes = _Quotes(pyarrow.CompressedInputStream(stream, "gzip") if _is_gz(self.path) else counted)
+            seen, last = 0, ""
+            try:
+                reader = arrow_csv.open_csv(
+                    pyarrow.PythonFile(quotes, mode="r"),
+                    read_options=arrow_csv.ReadOptions(use_threads=False, block_size=BLOCK_BYTES),
+                    parse_options=arrow_csv.ParseOptions(
+                        delimiter=self.delimiter, newlines_in_values=True, invalid_row_handler=refuse
+                    ),
+                    convert_options=arrow_csv.ConvertOptions(
+                        column_types=dict.fromkeys(self.names, pyarrow.string()), strings_can_be_null=False
+                    ),
+                )
+                for batch in reader:
+                    seen += len(batch)
+                    batch = _as_text(batch, self.names)
+                    last = batch.column(batch.num_columns - 1)[-1].as_py() or "" if len(batch) else last
+                    yield batch
+            except (pyarrow.ArrowInvalid, OSError) as error:
+                raise self._told(error, bad, seen) from error
+            if quotes.count % 2 and "\n" in last:
+                raise UserError(f'{self.path}: row {seen}: a quote (") is opened and never closed: {last[:40]!r}…')
+
+    def _told(self, error: Exception, bad: Sequence[Any], seen: int) -> UserError:
+        """Return what was wrong with a row, in one line."""
+        where = f"{self.path}"
+        if bad:
+            found = bad[0]
+            row = "" if found.number is None else f"row {found.number - 1}: "
+            few = "too few" if found.actual_columns < found.expected_columns else "too many"
+            return UserError(
+                f"{where}: {row}{found.actual_columns} cells, {few}: the header has {found.expected_columns} "
+                f"(is the delimiter {self.delimiter!r} right? --delimiter): {found.text[:60]!r}"
+            )
+        text = str(error)
+        if "UTF8" in text:
+            line = _undecodable(self.source, self.path)
+            return UserError(f"{where}: {line}: save it as UTF-8")
+        if "straddling" in text:
+            return UserError(f"{where}: after row {seen}: a row longer than 4 MiB: is a quote never closed?")
+        return UserError(f"{where}: after row {seen}: {text}")
+
+
+def _opened(path: Path) -> BinaryIO:
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from error
+
+
+def _is_gz(path: Path) -> bool:
+    return path.name.lower().endswith(".gz")
+
+
+def _head(path: Path, raw: BinaryIO) -> bytes:
+    """Return the first bytes of a file, uncompressed."""
+    import gzip
+    import zlib
+
+    try:
+        return gzip.GzipFile(fileobj=raw).read(HEAD_BYTES) if _is_gz(path) else raw.read(HEAD_BYTES)
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+
+
+def _first_line(path: Path, head: bytes) -> str:
+    """Return the header, line breaks within quotes and all.
+
+    Raises:
+        UserError: If there is none, or the file is no text.
+    """
+    if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise UserError(f"{path}: this is UTF-16, not UTF-8: save it as UTF-8")
+    if head[:4] in (b"PAR1", b"PK\x03\x04"):
+        what = "Parquet: name it .parquet" if head[:4] == b"PAR1" else "a spreadsheet or a zip: save it as CSV"
+        raise UserError(f"{path}: this is no CSV but {what}")
+    head = head.removeprefix(b"\xef\xbb\xbf").lstrip(b"\r\n")
+    if not head.strip():
+        raise UserError(f"{path}: the file is empty: a header and rows are needed")
+    if b"\x00" in head:
+        raise UserError(f"{path}: this is no text: it has zero bytes")
+    header = re.match(rb'(?:[^"\r\n]|"[^"]*")*', head)
+    assert header is not None  # it matches nothing, if need be
+    line = header[0]
+    if header.end() == len(head) >= HEAD_BYTES - 8:
+        raise UserError(f"{path}: no end of the header in its first {HEAD_BYTES} bytes: is this a CSV file?")
+    if head[header.end() : header.end() + 1] == b'"':
+        raise UserError(f'{path}: a quote (") is opened in the header and never closed')
+    try:
+        return line.decode()
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path}: the header is no UTF-8 (byte 0x{line[error.start]:02x} at {error.start}): save it as UTF-8"
+        ) from error
+
+
+def _sniffed(line: str) -> str:
+    """Return the delimiter that occurs most often outside quotes; a comma where there is none."""
+    bare = re.sub(r'"[^"]*"', "", line)
+    return max(DELIMITERS, key=bare.count)
+
+
+def _check_header(path: Path, names: Sequence[str], delimiter: str) -> None:
+    """Refuse a header that is none, or that names a column twice or not at all."""
+    if not _is_counted(names):
+        numbers = [name for name in names if re.match(NUMBER, name)]
+        if any(not name.lstrip("+-").isdecimal() for name in numbers) or 2 * len(numbers) > len(names):
+            raise UserError(
+                f"{path}: no header: the first line has numbers where names should be ({numbers[0]}, …): "
+                "put a line with a name for each column above it"
+            )
+    for at, name in enumerate(names):
+        if not name:
+            raise UserError(
+                f"{path}: column {at + 1} has no name in the header (an index, as pandas writes one?): "
+                "name it, or write the file without it"
+            )
+        if name in names[:at]:
+            raise UserError(
+                f"{path}: columns {names.index(name) + 1} and {at + 1} are both called {name!r}: rename one"
+            )
+    if len(names) < 2:
+        others = ", ".join(DELIMITERS.values())
+        raise UserError(
+            f"{path}: one column, {names[0][:60]!r}: inputs and a target need two "
+            f"(the delimiter is taken for {DELIMITERS.get(delimiter, delimiter)}; {others} are found by themselves, "
+            "others by --delimiter)"
+        )
+
+
+def _is_counted(names: Sequence[str]) -> bool:
+    """Return whether columns are called 0, 1, 2, … or 1, 2, 3, …, which is a header all the same."""
+    return any([*names] == [str(first + at) for at in range(len(names))] for first in (0, 1))
+
+
+def _as_text(batch: Batch, names: Sequence[str]) -> Batch:
+    """Return a batch under the names without a BOM or blanks around them."""
+    return batch.rename_columns(list(names))
+
+
+def _undecodable(source: Callable[[], BinaryIO], path: Path) -> str:
+    """Return where the first byte lies that is no UTF-8."""
+    import gzip
+
+    with source() as raw:
+        lines = gzip.GzipFile(fileobj=raw) if _is_gz(path) else raw
+        for number, line in enumerate(lines, start=1):
+            try:
+                line.decode()
+            except UnicodeDecodeError as error:
+                return f"line {number} is no UTF-8 (byte 0x{line[error.start]:02x}, {line[:40]!r}…)"
+    return "it is no UTF-8"
+
+
+class _Counted(io.RawIOBase):
+    """A file that tells how many bytes of it were read."""
+
+    def __init__(self, file: BinaryIO, on_bytes: Callable[[int], None]) -> None:
+        self.file, self.on_bytes, self.count = file, on_bytes, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer)
+        data = self.file.read(len(view))
+        view[: len(data)] = data
+        self.count += len(data)
+        self.on_bytes(self.count)
+        return len(data)
+
+
+class _Quotes(io.RawIOBase):
+    """A stream that counts the quotes that pass."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream, self.count = stream, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer)
+        data = self.stream.read(len(view))
+        view[: len(data)] = data
+        self.count += data.count(b'"')
+        return len(data)
+
+
+# --- Parquet ---
+
+
+@dataclass(frozen=True)
+class ParquetTable:
+    """A Parquet file, or a folder of parts that are read in the order of their names.
+
+    Attributes:
+        path: The file or the folder.
+        names: Of the columns.
+        files: The parts.
+    """
+
+    path: Path
+    names: list[str]
+    files: list[Path]
+
+    @classmethod
+    def open(cls, path: Path, parts: list[Path]) -> ParquetTable:
+        """Return the table, once the parts are seen to have the same columns."""
+        names: list[str] = []
+        kinds: list[str] = []
+        for part in parts:
+            schema = _schema(part)
+            its = [(field.name.strip(), _family(field.type)) for field in schema]
+            for at, (name, _) in enumerate(its):
+                if not name or name in [other for other, _ in its[:at]]:
+                    raise UserError(f"{part}: two columns are called {name!r}: rename one")
+            if not names:
+                names, kinds = [name for name, _ in its], [kind for _, kind in its]
+            elif [name for name, _ in its] != names:
+                odd = next(iter({*names} ^ {name for name, _ in its}), None)
+                what = f"column {odd!r} is in one of them alone" if odd else "they have them in another order"
+                raise UserError(f"{part}: its columns are not those of {parts[0].name}: {what}")
+            for name, kind, other in zip(names, kinds, [kind for _, kind in its], strict=True):
+                if kind != other and "null" not in (kind, other):
+                    raise UserError(f"{part}: column {name!r} is {other}, in {parts[0].name} {kind}")
+        if len(names) < 2:
+            raise UserError(f"{path}: {len(names)} columns: inputs and a target need two")
+        return cls(path, names, parts)
+
+    def batches(self, on_bytes: Callable[[int], None] = lambda count: None) -> Iterator[Batch]:
+        """Give the rows, block by block, in the files' own types.
+
+        Raises:
+            UserError: If a file is damaged.
+        """
+        import pyarrow
+        from pyarrow import parquet
+
+        before = 0
+        for part in self.files:
+            size = part.stat().st_size
+            try:
+                file = parquet.ParquetFile(part, memory_map=False)
+                done, total = 0, max(file.metadata.num_rows, 1)
+                for batch in file.iter_batches(batch_size=ROWS_AT_ONCE, use_threads=False):
+                    done += len(batch)
+                    on_bytes(before + size * done // total)
+                    yield batch.rename_columns(self.names)
+            except (pyarrow.ArrowException, OSError) as error:
+                raise UserError(f"{part}: damaged: {' '.join(str(error).split())[:200]}") from error
+            before += size
+
+
+def _parts(folder: Path) -> list[Path]:
+    """Return the Parquet files of a folder, by name; what begins with . or _ is not data."""
+    found = (path for path in folder.iterdir() if path.name.lower().endswith(PARQUET_NAMES))
+    return sorted(path for path in found if path.name[0] not in "._")
+
+
+def _schema(path: Path) -> Any:
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        return parquet.read_schema(path)
+    except (pyarrow.ArrowException, OSError) as error:
+        what = getattr(error, "strerror", None) or f"no sound Parquet file: {' '.join(str(error).split())[:200]}"
+        raise UserError(f"{path}: {what}") from error
+
+
+def _family(kind: Any) -> str:
+    """Return what a Parquet type is to a net: ``"numbers"``, ``"text"``, or its own name."""
+    from pyarrow import types
+
+    if types.is_dictionary(kind):
+        kind = kind.value_type
+    if types.is_integer(kind) or types.is_floating(kind) or types.is_decimal(kind):
+        return "numbers"
+    if types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind) or types.is_boolean(kind):
+        return "text"
+    return str(kind)

@@ -1,0 +1,111 @@
+"""The rows of an epoch, in a random order: all of them where they are in memory, else chunk by chunk.
+
+Rows on disk cannot be drawn one by one: each would cost a read of its own. So blocks of neighbours are drawn in random
+order, enough of them for a chunk are read together, and the rows of a chunk are shuffled. A chunk holds a whole number
+of batches, so that an epoch has the same steps as if it were of one piece. While the net learns from one chunk, the
+next is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from deltaprop.data import Part, StreamedSplit
+from deltaprop.training.objective import Objective
+
+CHUNK_BYTES = 1 << 26  # of inputs: two of them are in memory
+BLOCK_BYTES = 1 << 20  # of neighbours: that a disk reads at once
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """What an engine is given at a time.
+
+    Attributes:
+        first: The step that it begins with, from 0.
+        x: Inputs.
+        y: Targets, as the loss takes them.
+        order: Of its rows.
+    """
+
+    first: int
+    x: Tensor
+    y: Tensor
+    order: Tensor
+
+
+class Feed:
+    """The training part of a run, epoch by epoch.
+
+    Args:
+        part: Its rows.
+        objective: Makes targets of labels.
+        batch_size: Rows a step.
+    """
+
+    def __init__(self, part: Part, objective: Objective, batch_size: int) -> None:
+        self.part, self.objective, self.batch_size = part, objective, batch_size
+        self.streams = isinstance(part, StreamedSplit)
+        if isinstance(part, StreamedSplit):
+            row = part.width * torch.finfo(part.dtype).bits // 8
+            self.block = max(1, BLOCK_BYTES // row)
+            self.chunk = max(1, CHUNK_BYTES // row // batch_size) * batch_size
+        else:
+            self.block = self.chunk = len(part)
+            self.x, self.y = part.x, objective.targets(part.y, part.x.dtype)
+
+    def __len__(self) -> int:
+        """Return N."""
+        return len(self.part)
+
+    def first(self, rows: int) -> tuple[Tensor, Tensor]:
+        """Return x and y of the first rows, as they come."""
+        x = self.part.inputs(slice(rows))
+        return x, self.objective.targets(self.part.y[:rows], x.dtype)
+
+    def draw(self, generator: torch.Generator) -> Tensor:
+        """Return the order of an epoch: row numbers, on the CPU, the same on every device."""
+        rows = len(self)
+        if not self.streams:
+            return torch.randperm(rows, generator=generator)
+        blocks = torch.randperm(-(-rows // self.block), generator=generator)
+        order = torch.cat([torch.arange(rows).split(self.block)[block] for block in blocks.tolist()])
+        for chunk in order.split(self.chunk):
+            chunk.copy_(chunk[torch.randperm(len(chunk), generator=generator)])
+        return order
+
+    def chunks(self, order: Tensor, done: int) -> Iterator[Chunk]:
+        """Give the chunks of an epoch that are not done yet.
+
+        Args:
+            order: Of the epoch.
+            done: Steps of it that are.
+        """
+        if not self.streams:
+            yield Chunk(0, self.x, self.y, order.to(self.x.device))
+            return
+        steps = self.chunk // self.batch_size
+        begin = done // steps
+        parts = order.split(self.chunk)[begin:]
+        with ThreadPoolExecutor(1) as reader:
+            coming: Future[Chunk] | None = None
+            for number, part in enumerate(parts, start=begin):
+                chunk = self._read(number * steps, part) if coming is None else coming.result()
+                following = number + 1 - begin
+                if following < len(parts):
+                    coming = reader.submit(self._read, (number + 1) * steps, parts[following])
+                yield chunk
+
+    def _read(self, first: int, rows: Tensor) -> Chunk:
+        """Return a chunk: its rows in the order of the file, and the order that they are taken in."""
+        ascending, where = rows.sort()
+        order = torch.empty_like(where)
+        order[where] = torch.arange(len(where))  # the place of each row in the sorted ones
+        x = self.part.inputs(ascending)
+        y = self.objective.targets(self.part.y[ascending.to(self.part.y.device)], x.dtype)
+        return Chunk(first, x, y, order.to(x.device))

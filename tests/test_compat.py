@@ -1,0 +1,492 @@
+"""It works with the tools people have: skorch and scikit-learn, Lightning, torchmetrics, plain PyTorch.
+
+The real packages run here. One that is missing is skipped, saying so; with DELTAPROP_COMPAT=1 it fails.
+A twin is built of torch.nn alone, and trained by the same tool with torch's own SGD and losses.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from sklearn.datasets import load_iris
+from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor, nn
+
+import deltaprop as dp
+import deltaprop.functional as F
+from deltaprop.data import load
+from deltaprop.training import TrainConfig, train
+
+
+def required(name: str) -> ModuleType:
+    """Return a package; skip the test where it is missing, or fail it where DELTAPROP_COMPAT=1."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:  # of the package, or of one that it needs
+        missing = f"{name} cannot be imported: {error}"
+    if os.environ.get("DELTAPROP_COMPAT") == "1":
+        pytest.fail(f"DELTAPROP_COMPAT=1, and {missing}", pytrace=False)
+    pytest.skip(missing)
+
+
+@pytest.fixture(scope="module")
+def skorch() -> ModuleType:
+    return required("skorch")
+
+
+@pytest.fixture(scope="module")
+def lightning() -> ModuleType:
+    return required("pytorch_lightning")
+
+
+@pytest.fixture(scope="module")
+def torchmetrics() -> ModuleType:
+    return required("torchmetrics")
+
+
+@pytest.fixture(scope="module")
+def iris() -> tuple[Tensor, Tensor]:
+    """x, [150, 4], standardised in float64, and labels, [150], 50 of each class; rows in a random order."""
+    x, y = (torch.tensor(part) for part in load_iris(return_X_y=True))
+    order = torch.randperm(150, generator=torch.Generator().manual_seed(0))
+    return ((x - x.mean(0)) / x.std(0))[order], y[order]
+
+
+# Of iris a third is right by chance; Fisher's linear discriminant (1936) gets 147 of the 150 right, 0.98.
+LEARNT = 0.93
+
+
+def ours_and_twin() -> tuple[dp.MLP, nn.Sequential]:
+    """An MLP for iris, and plain torch.nn with the same weights, each with tensors of its own."""
+    twin = nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 3)).double()
+    ours = dp.MLP([4, 16, 3], "tanh", dtype=torch.float64)
+    ours.load_state_dict(twin.state_dict())
+    return ours, twin
+
+
+def assert_trained_alike(ours: nn.Module, twin: nn.Module, start: dict[str, Tensor]) -> None:
+    """Every parameter moved from where it started, and to where the twin's did: float64, to 1e-12."""
+    assert ours.state_dict().keys() == twin.state_dict().keys() == start.keys()
+    for key, value in twin.state_dict().items():
+        assert not torch.allclose(value, start[key], rtol=1e-3), key
+        torch.testing.assert_close(ours.state_dict()[key], value, rtol=1e-12, atol=1e-14)
+
+
+def state_of(module: nn.Module) -> dict[str, Tensor]:
+    """Return a copy of a module's state_dict, which training leaves alone."""
+    return {key: value.clone() for key, value in module.state_dict().items()}
+
+
+def assert_same_bits(first: nn.Module, second: nn.Module) -> None:
+    """Every parameter is the same to the bit."""
+    for (key, one), other in zip(first.state_dict().items(), second.state_dict().values(), strict=True):
+        assert torch.equal(one, other), key
+
+
+class TestMissingPackages:
+    """A package that is not there says so, and is not taken for one that works."""
+
+    def test_it_is_skipped_by_its_name(self, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.delenv("DELTAPROP_COMPAT", raising=False)
+        with pytest.raises(pytest.skip.Exception, match="no_such_package cannot be imported"):
+            required("no_such_package")
+
+    def test_it_fails_where_compat_is_asked_for(self, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setenv("DELTAPROP_COMPAT", "1")
+        ends = (pytest.fail.Exception, pytest.skip.Exception)  # a skip, let through, would skip this test
+        with pytest.raises(ends, match="no_such_package cannot be imported") as raised:
+            required("no_such_package")
+        assert raised.type is pytest.fail.Exception
+
+
+class CrossEntropy(nn.Module):
+    """Our loss as a criterion of skorch, which wants a module class."""
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        """Return C from logits and labels."""
+        return F.cross_entropy(input, target)
+
+
+class InferredCrossEntropy(CrossEntropy, nn.CrossEntropyLoss):
+    """The same; skorch puts a softmax after the logits, as it knows to do for torch's."""
+
+
+def softmax(logits: Tensor) -> Tensor:
+    """What skorch shall put after logits; a function of the module, for pickle finds no lambda."""
+    return logits.softmax(-1)
+
+
+class TestSkorch:
+    """dp.MLP and dp.SGD within NeuralNetClassifier, and that within scikit-learn."""
+
+    @staticmethod
+    def net(skorch: ModuleType, module: Any = dp.MLP, **settings: Any) -> Any:
+        """Return a classifier of iris; settings may be replaced."""
+        sizes = {"module__sizes": [4, 16, 3], "module__activation": "tanh"} if module is dp.MLP else {}
+        usual = {
+            "criterion": CrossEntropy, "predict_nonlinearity": softmax, "optimizer": dp.SGD,
+            "optimizer__momentum": 0.9, "lr": 0.1, "batch_size": 16, "max_epochs": 20,
+            "iterator_train__shuffle": True, "train_split": None, "verbose": 0,
+        }  # fmt: skip
+        return skorch.NeuralNetClassifier(module, **{**sizes, **usual, **settings})
+
+    @pytest.mark.parametrize("criterion", [nn.CrossEntropyLoss, CrossEntropy])
+    def test_it_learns(self, skorch: ModuleType, iris: tuple[Tensor, Tensor], criterion: type[nn.Module]):
+        x, y = iris[0].float().numpy(), iris[1].numpy()
+        net = self.net(skorch, criterion=criterion).fit(x, y)
+        assert net.score(x, y) >= LEARNT
+        assert net.history[-1, "train_loss"] < net.history[0, "train_loss"] / 2
+
+    @pytest.mark.parametrize("criterion", [nn.CrossEntropyLoss, CrossEntropy])
+    @pytest.mark.parametrize("helped", [False, True], ids=["bare", "clipped and scheduled"])
+    def test_the_weights_equal_a_torch_twins(
+        self, skorch: ModuleType, iris: tuple[Tensor, Tensor], criterion: type[nn.Module], helped: bool
+    ):
+        """Same start, same batches; the twin has torch's SGD and loss. skorch draws batches from torch's generator."""
+        nets = [
+            self.net(skorch, module__dtype=torch.float64, criterion=criterion),
+            self.net(skorch, ours_and_twin()[1], criterion=nn.CrossEntropyLoss, optimizer=torch.optim.SGD),
+        ]
+        start = state_of(nets[1].module)
+        for net in nets:
+            if helped:
+                halve = skorch.callbacks.LRScheduler("StepLR", step_size=5, gamma=0.5)
+                net.set_params(callbacks=[("clip", skorch.callbacks.GradientNormClipping(0.5)), ("halve", halve)])
+            net.initialize().module_.load_state_dict(start)
+            torch.manual_seed(1)
+            net.partial_fit(iris[0].numpy(), iris[1].numpy())
+        ours, twin = (net.module_ for net in nets)
+        assert (type(ours), type(twin)) == (dp.MLP, nn.Sequential)
+        assert_trained_alike(ours, twin, start)
+
+    def test_it_is_cross_validated_in_a_pipeline(self, skorch: ModuleType):
+        x, y = load_iris(return_X_y=True)
+        pipeline = make_pipeline(StandardScaler(), self.net(skorch))
+        scores = cross_val_score(pipeline, x.astype("float32"), y, cv=3, error_score="raise")
+        assert scores.mean() >= LEARNT
+
+    def test_a_grid_search_finds_the_eta_that_learns(self, skorch: ModuleType, iris: tuple[Tensor, Tensor]):
+        """With η = 1e-9 nothing moves; each cell of the grid builds an MLP of its own sizes and activation."""
+        grid = {"lr": [1e-9, 0.1], "module__sizes": [[4, 8, 3], [4, 8, 8, 3]], "module__activation": ["relu", "tanh"]}
+        search = GridSearchCV(self.net(skorch, max_epochs=10), grid, cv=2, error_score="raise")
+        search.fit(iris[0].float().numpy(), iris[1].numpy())
+        assert search.best_params_["lr"] == 0.1
+        assert search.best_score_ >= LEARNT
+        sizes = search.best_params_["module__sizes"]
+        widths = [layer.out_features for layer in search.best_estimator_.module_ if isinstance(layer, dp.Linear)]
+        assert widths == sizes[1:]
+
+    def test_a_pickled_net_predicts_and_trains_on_to_the_same_bits(
+        self, skorch: ModuleType, iris: tuple[Tensor, Tensor]
+    ):
+        """The momentum travels with it: without, the second fit would go another way."""
+        x, y = iris[0].float().numpy(), iris[1].numpy()
+        net = self.net(skorch, max_epochs=3).fit(x, y)
+        loaded = pickle.loads(pickle.dumps(net))
+        assert type(loaded.module_) is dp.MLP
+        assert (loaded.predict_proba(x) == net.predict_proba(x)).all()
+        for each in (net, loaded):
+            torch.manual_seed(1)
+            each.partial_fit(x, y)
+        assert_same_bits(net.module_, loaded.module_)
+
+    def test_our_loss_as_a_kind_of_torchs_gives_probabilities_unasked(
+        self, skorch: ModuleType, iris: tuple[Tensor, Tensor]
+    ):
+        """Outputs for nn.CrossEntropyLoss are logits, as skorch knows; those for another class it returns unchanged."""
+        x, y = iris[0].float().numpy(), iris[1].numpy()
+        for criterion, inferred in ((InferredCrossEntropy, True), (CrossEntropy, False)):
+            net = self.net(skorch, criterion=criterion, predict_nonlinearity="auto", max_epochs=1).fit(x, y)
+            with torch.no_grad():
+                logits = net.module_(torch.from_numpy(x))
+            expected = logits.softmax(1) if inferred else logits
+            torch.testing.assert_close(torch.from_numpy(net.predict_proba(x)), expected)
+
+    def test_sizes_that_make_no_net_are_told_in_our_words(self, skorch: ModuleType):
+        with pytest.raises(dp.UserError, match="sizes must be two or more positive integers"):
+            self.net(skorch, module__sizes=[4]).initialize()
+
+
+@pytest.fixture
+def learner(lightning: ModuleType) -> type:
+    """The LightningModule that a user would write: a net, a loss, an optimizer."""
+
+    class Learner(lightning.LightningModule):
+        def __init__(self, net: nn.Module, loss: Callable[..., Tensor] = F.cross_entropy, sgd: type = dp.SGD):
+            super().__init__()
+            self.net, self.loss, self.sgd = net, loss, sgd
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.net(x)
+
+        def training_step(self, batch: list[Tensor], index: int) -> Tensor:
+            loss = self.loss(self(batch[0]), batch[1])
+            self.log("loss", loss, on_step=False, on_epoch=True)
+            return loss
+
+        def predict_step(self, batch: list[Tensor], index: int) -> Tensor:
+            return self(batch[0])
+
+        def configure_optimizers(self) -> Any:
+            optimizer = self.sgd(self.parameters(), lr=0.1, momentum=0.9)
+            return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, step_size=2, gamma=0.5)]
+
+    return Learner
+
+
+@pytest.fixture
+def batches(iris: tuple[Tensor, Tensor]) -> torch.utils.data.DataLoader:
+    """Iris in batches of 16, the last of 6, in the same order each time."""
+    return torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*iris), batch_size=16)
+
+
+@pytest.fixture
+def trainer(lightning: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Return a function that makes a quiet Trainer on the CPU, which writes below tmp_path if at all."""
+    monkeypatch.chdir(tmp_path)
+
+    def make(**options: Any) -> Any:
+        quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+        quiet |= {"accelerator": "cpu", "devices": 1, "enable_model_summary": False, "max_epochs": 5}
+        return lightning.Trainer(default_root_dir=tmp_path, **{**quiet, **options})
+
+    return make
+
+
+# Lightning 2.6 makes a LeafSpec, which PyTorch 2.13 deprecates.
+@pytest.mark.filterwarnings("ignore:.*LeafSpec.* is deprecated:FutureWarning")
+# On a machine with more than one core it would rather see worker processes: for 150 rows they are slower.
+@pytest.mark.filterwarnings("ignore:The '.*dataloader' does not have many workers:UserWarning")
+# On a machine with a GPU it says that the CPU was asked for.
+@pytest.mark.filterwarnings("ignore:GPU available but not used:UserWarning")
+class TestLightning:
+    """A LightningModule around dp.MLP, trained by Lightning's Trainer."""
+
+    def test_it_learns(self, learner: type, trainer: Callable[..., Any], batches: Any, iris: tuple[Tensor, Tensor]):
+        x, y = iris
+        net = ours_and_twin()[0]
+        before = nn.functional.cross_entropy(net(x), y)
+        run = trainer(max_epochs=10)
+        run.fit(learner(net), batches)
+        after = nn.functional.cross_entropy(net(x), y)
+        assert after < before / 2
+        assert (net(x).argmax(1) == y).double().mean() >= LEARNT
+        assert run.callback_metrics["loss"] < before / 2  # what self.log was given
+
+    OPTIONS: ClassVar[list[dict[str, Any]]] = [
+        {}, {"gradient_clip_val": 0.5}, {"accumulate_grad_batches": 3}, {"detect_anomaly": True},
+    ]  # fmt: skip
+
+    @pytest.mark.parametrize("options", OPTIONS, ids=str)
+    def test_the_weights_equal_a_torch_twins(
+        self, learner: type, trainer: Callable[..., Any], batches: Any, options: dict[str, Any]
+    ):
+        """Same start, same batches; the twin has torch's SGD and loss."""
+        ours, twin = ours_and_twin()
+        start = state_of(twin)
+        trainer(**options).fit(learner(ours), batches)
+        trainer(**options).fit(learner(twin, nn.functional.cross_entropy, torch.optim.SGD), batches)
+        assert_trained_alike(ours, twin, start)
+
+    def test_manual_optimization_gives_the_same_bits(self, learner: type, trainer: Callable[..., Any], batches: Any):
+        class Manual(learner):
+            def __init__(self, net: nn.Module):
+                super().__init__(net)
+                self.automatic_optimization = False
+
+            def training_step(self, batch: list[Tensor], index: int) -> None:
+                optimizer = self.optimizers()
+                optimizer.zero_grad()
+                self.manual_backward(self.loss(self(batch[0]), batch[1]))
+                optimizer.step()
+
+        first = ours_and_twin()[0]
+        second, start = copy.deepcopy(first), state_of(first)
+        trainer(max_epochs=2).fit(learner(first), batches)  # η is halved after these: nobody steps Manual's schedule
+        trainer(max_epochs=2).fit(Manual(second), batches)
+        assert not torch.equal(first[0].weight, start["0.weight"])
+        assert_same_bits(first, second)
+
+    def test_its_checkpoint_gives_the_same_outputs_in_lightning_and_in_plain_torch(
+        self, lightning: ModuleType, learner: type, trainer: Callable[..., Any], batches: Any, iris: Any, tmp_path: Path
+    ):
+        x, (ours, twin) = iris[0], ours_and_twin()
+        start = state_of(ours)
+        saver = lightning.callbacks.ModelCheckpoint(dirpath=tmp_path / "saved")
+        trainer(enable_checkpointing=True, callbacks=[saver]).fit(learner(ours), batches)
+        empty = dp.MLP([4, 16, 3], "tanh", dtype=torch.float64)
+        loaded = learner.load_from_checkpoint(saver.best_model_path, net=empty)
+        assert not torch.equal(empty[0].weight, start["0.weight"])
+        assert torch.equal(loaded(x), ours(x))
+        weights = torch.load(saver.best_model_path, weights_only=True)["state_dict"]
+        twin.load_state_dict({key.removeprefix("net."): value for key, value in weights.items()})
+        torch.testing.assert_close(twin(x), ours(x), rtol=1e-12, atol=1e-14)
+
+    def test_a_run_resumed_from_its_checkpoint_ends_at_the_same_bits(
+        self, learner: type, trainer: Callable[..., Any], batches: Any, tmp_path: Path
+    ):
+        """2 epochs and 3 more are 5: velocities and the schedule of dp.SGD come back too."""
+        whole = ours_and_twin()[0]
+        parts = [copy.deepcopy(whole), ours_and_twin()[0]]  # the second has other weights, until it loads
+        trainer(max_epochs=5).fit(learner(whole), batches)
+        broken_off = trainer(max_epochs=2)
+        broken_off.fit(learner(parts[0]), batches)
+        broken_off.save_checkpoint(tmp_path / "two.ckpt")
+        resumed = trainer(max_epochs=5)
+        resumed.fit(learner(parts[1]), batches, ckpt_path=tmp_path / "two.ckpt")
+        assert resumed.global_step == 5 * 10  # 150 rows are 10 batches
+        assert_same_bits(whole, parts[1])
+
+    def test_predict_gives_the_nets_own_outputs(
+        self, learner: type, trainer: Callable[..., Any], batches: Any, iris: tuple[Tensor, Tensor]
+    ):
+        """Lightning predicts in inference mode, where an MLP keeps no tape and takes another way."""
+        ours, twin = ours_and_twin()
+        outputs = trainer().predict(learner(ours), batches)
+        assert all(output.is_inference() for output in outputs)
+        torch.testing.assert_close(torch.cat(outputs), twin(iris[0]).detach(), rtol=1e-12, atol=1e-14)
+
+
+class TestTorchmetrics:
+    """Metrics of the outputs of dp.MLP."""
+
+    def test_classes_by_hand(self, torchmetrics: ModuleType):
+        """W is the identity and b is 0: the logits are x, their largest [0, 1, 0, 1], against [0, 1, 1, 1]: 3 of 4."""
+        net = dp.MLP([2, 2])
+        net.load_state_dict({"0.weight": torch.eye(2), "0.bias": torch.zeros(2)})
+        x, y = torch.tensor([[2.0, 1.0], [0.0, 3.0], [1.0, 0.0], [-2.0, -1.0]]), torch.tensor([0, 1, 1, 1])
+        accuracy = torchmetrics.Accuracy(task="multiclass", num_classes=2, average="micro")
+        assert accuracy(net(x), y) == 0.75
+        confusion = torchmetrics.ConfusionMatrix(task="multiclass", num_classes=2)
+        assert confusion(net(x), y).tolist() == [[1, 0], [1, 2]]  # rows: what it is; columns: what it was taken for
+
+    def test_numbers_by_hand(self, torchmetrics: ModuleType):
+        """From x = [0, 1] come a = 2 x + 1 = [1, 3], against [0, 5]: (1² + 2²) / 2."""
+        net = dp.MLP([1, 1])
+        net.load_state_dict({"0.weight": torch.tensor([[2.0]]), "0.bias": torch.tensor([1.0])})
+        assert torchmetrics.MeanSquaredError()(net(torch.tensor([[0.0], [1.0]])), torch.tensor([[0.0], [5.0]])) == 2.5
+
+    def test_a_collection_over_batches_equals_counting_with_torch(
+        self, torchmetrics: ModuleType, iris: tuple[Tensor, Tensor]
+    ):
+        """Batches of 40, the last of 30; counted by the twin's outputs."""
+        (x, y), (ours, twin) = iris, ours_and_twin()
+        metrics = torchmetrics.MetricCollection({
+            "accuracy": torchmetrics.Accuracy(task="multiclass", num_classes=3, average="micro"),
+            "confusion": torchmetrics.ConfusionMatrix(task="multiclass", num_classes=3),
+        })  # fmt: skip
+        for rows in torch.arange(150).split(40):
+            metrics.update(ours(x[rows]), y[rows])
+        found, taken_for = metrics.compute(), twin(x).argmax(1)
+        counts = torch.zeros(3, 3, dtype=torch.int64)
+        for label, other in zip(y, taken_for, strict=True):
+            counts[label, other] += 1
+        assert torch.equal(found["confusion"], counts)
+        assert found["accuracy"].item() == pytest.approx((taken_for == y).double().mean().item(), rel=1e-6)
+
+    def test_in_a_training_loop_they_tell_and_change_nothing(
+        self, torchmetrics: ModuleType, iris: tuple[Tensor, Tensor]
+    ):
+        """The outputs given ask for gradients; the weights are the bits of a loop without metrics."""
+        x, y = iris
+        watched = ours_and_twin()[0]
+        alone = copy.deepcopy(watched)
+        accuracy = torchmetrics.Accuracy(task="multiclass", num_classes=3, average="micro")
+        for net in (watched, alone):
+            optimizer = dp.SGD(net.parameters(), lr=0.1, momentum=0.9)
+            for _ in range(10):
+                right = 0
+                accuracy.reset()
+                for rows in torch.arange(150).split(40):
+                    outputs = net(x[rows])
+                    assert outputs.requires_grad
+                    if net is watched:
+                        accuracy(outputs, y[rows])
+                    right += (outputs.argmax(1) == y[rows]).sum().item()
+                    loss = F.cross_entropy(outputs, y[rows])
+                    optimizer.zero_grad()
+                    loss.backward()
+                    optimizer.step()
+                if net is watched:
+                    told = accuracy.compute()
+                    assert not told.requires_grad
+                    assert told.item() == pytest.approx(right / 150, rel=1e-6)
+        assert told >= 0.8  # it learns: a third would be chance
+        assert_same_bits(watched, alone)
+
+    def test_a_differentiable_metric_gives_the_gradients_of_the_loss(
+        self, torchmetrics: ModuleType, iris: tuple[Tensor, Tensor]
+    ):
+        """The value of MeanSquaredError for a batch leads back through an MLP, as torch's mse_loss does in the twin."""
+        x, nets = iris[0], ours_and_twin()
+        y = torch.randn(150, 3, dtype=torch.float64)
+        metric = torchmetrics.MeanSquaredError().set_dtype(torch.float64)  # it would round to float32
+        metric(nets[0](x), y).backward()
+        nn.functional.mse_loss(nets[1](x), y).backward()
+        for ours, theirs in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
+            torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-12, atol=1e-14)
+
+
+PLAIN = """
+import sys
+sys.modules["deltaprop"] = None  # from here on, `import deltaprop` is an ImportError
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+try:
+    import deltaprop
+except ImportError:
+    pass
+else:
+    raise SystemExit("deltaprop was there")
+
+folder, x = sys.argv[1], load_file("inputs.safetensors")["x"]
+model = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 6), nn.GELU(), nn.Linear(6, 2))
+outputs = {}
+for name in ("model", "best"):
+    model.load_state_dict(load_file(f"{folder}/{name}.safetensors"))
+    with torch.no_grad():
+        outputs[name] = model(x)
+save_file(outputs, "outputs.safetensors")
+held = [name for name, module in sys.modules.items() if name.startswith("deltaprop") and module is not None]
+print("held:", *held)
+"""
+
+
+class TestPlainPytorch:
+    """What a run leaves behind needs no deltaprop."""
+
+    def test_weights_of_a_run_give_the_same_outputs_where_there_is_no_deltaprop(self, tmp_path: Path):
+        """Another process, in which deltaprop cannot be imported, on the test rows of moons; float32, to rounding."""
+        net = {"hidden": (8, 6), "activation": ("tanh", "gelu")}
+        result = train(TrainConfig(data="moons", **net, epochs=5, seed=0, log_every=0, run_dir=tmp_path / "run"))
+        test = load("moons", seed=0).test
+        save_file({"x": test.x}, tmp_path / "inputs.safetensors")
+        plain = subprocess.run(
+            [sys.executable, "-c", PLAIN, str(result.folder)], cwd=tmp_path, capture_output=True, text=True, timeout=120
+        )
+        assert plain.returncode == 0, plain.stderr
+        assert plain.stdout.split() == ["held:"]
+        outputs = load_file(tmp_path / "outputs.safetensors")
+        model = dp.MLP([2, *net["hidden"], 2], net["activation"])
+        for name, line in (("model", result.metrics), ("best", result.best)):
+            model.load_state_dict(load_file(result.folder / f"{name}.safetensors"))
+            torch.testing.assert_close(outputs[name], model(test.x).detach(), rtol=1e-5, atol=1e-6)
+            accuracy = (outputs[name].argmax(1) == test.y).float().mean().item()
+            assert accuracy == pytest.approx(line["test_accuracy"])
