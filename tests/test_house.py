@@ -18,6 +18,8 @@ FLOORS = [
     ["explicit"],
     ["verify", "data"],
     ["testing", "training"],
+    ["trained"],
+    ["estimators", "export"],
     ["cli"],
 ]
 HEIGHT = {part: height for height, parts in enumerate(FLOORS) for part in parts}

@@ -71,6 +71,34 @@ def read_inputs(path: Path) -> Array:
     return x
 
 
+def load_labelled(path: Path, class_names: Sequence[str], target: Sequence[str] = ()) -> tuple[Array, Array]:
+    """Return x [N, …] and y [N, k] of a file of arrays, labels by their place among the names of classes.
+
+    Args:
+        path: As for :func:`load_arrays`; of x_test and y_test where it has them.
+        class_names: That labels are among; empty for numbers.
+        target: As for :func:`load_arrays`.
+
+    Raises:
+        UserError: If a file is damaged, or a label is not among the classes.
+    """
+    x, y, x_test, y_test = _pair(path, target)
+    if x_test is not None and y_test is not None:
+        x, y = x_test, y_test
+    y = _column(y)
+    if not class_names:
+        _check_numbers(path, "y", y)
+        return x, y.astype(np.float64).reshape(len(y), -1)
+    places = {name: at for at, name in enumerate(class_names)}
+    values, which = np.unique(y, return_inverse=True)
+    for value in values:
+        if _name(value) not in places:
+            at = int((y == value).argmax())
+            raise UserError(f"{path}: row {at + 1}: class {_name(value)!r} is in no training row")
+    found = np.array([places[_name(value)] for value in values], dtype=np.float64)
+    return x, found[which][:, None]
+
+
 def _raw_data(
     path: Path, test: Path, x: Array, y: Array, x_test: Array | None, y_test: Array | None, task: TaskChoice
 ) -> RawData:

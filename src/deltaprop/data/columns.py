@@ -230,6 +230,10 @@ class Reader:
         Raises:
             UserError: If a cell does not fit, or is missing where that is refused.
         """
+        return (block for block, _ in self.beside(on_bytes))
+
+    def beside(self, on_bytes: Callable[[int], None] = lambda count: None) -> Iterator[tuple[Numbers, Batch]]:
+        """Give the blocks, each beside what was read of the table; rows that are dropped are in that one alone."""
         columns = [*self.inputs, *self.targets]
         for batch in self.table.batches(on_bytes):
             if not len(batch):
@@ -239,7 +243,7 @@ class Reader:
             for at, column in enumerate(columns):
                 block[:, at] = column.read(batch.column(column.name), where)
             self.rows += len(batch)
-            yield self._without_gaps(block, batch, where)
+            yield self._without_gaps(block, batch, where), batch
 
     def _without_gaps(self, block: Numbers, batch: Batch, where: Where) -> Numbers:
         gaps = np.isnan(block)

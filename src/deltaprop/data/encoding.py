@@ -215,3 +215,20 @@ def fitted(
         mean[: len(numbers)] = torch.from_numpy(scaler.mean_)
         scale[: len(numbers)] = torch.from_numpy(scaler.scale_)
     return encoding, Scaling(mean, scale)
+
+
+def strangers(encoding: Encoding, columns: Sequence[Column], where: str) -> list[str]:
+    """Return a line for each column of categories with names that training has not seen.
+
+    Args:
+        encoding: Fitted on the training rows.
+        columns: As they were read from other rows.
+        where: Whose rows they are.
+    """
+    lines = []
+    for own, column in zip(encoding.inputs, columns, strict=True):
+        strange = [name for name in column.names if name not in own.categories] if own.kind == "categories" else []
+        if strange:
+            names = "a name" if len(strange) == 1 else f"{len(strange)} names"
+            lines.append(f"{where}: column {own.name!r} has {names} that no training row has, such as {strange[0]!r}")
+    return lines

@@ -15,7 +15,7 @@ from torch import Tensor
 from deltaprop.data.classes import are_few, check_classes, check_counts, plain
 from deltaprop.data.columns import Choices, Column, Missing, Numbers, Reader, chosen, unlisted
 from deltaprop.data.dataset import Dataset, Part, Split, StreamedSplit, TableFacts, Task
-from deltaprop.data.encoding import Encoding, fitted, recoded
+from deltaprop.data.encoding import Encoding, fitted, recoded, strangers
 from deltaprop.data.scaling import Scaling
 from deltaprop.data.splits import Rows, SplitHow, split_indices
 from deltaprop.data.store import ROWS_AT_ONCE, UNLIMITED, InMemory, Read, Room, Storage, read
@@ -37,14 +37,18 @@ class Targets:
     task: Task
     class_names: tuple[str, ...]
 
-    def labels(self, read_: Read, what: str) -> NDArray[np.int64]:
+    def labels(self, column: Column, values: Numbers, where: str, first: int | None = 1) -> NDArray[np.int64]:
         """Return the class of each row, [N].
+
+        Args:
+            column: Of the target, as it was read.
+            values: What was read of it, [N].
+            where: The file.
+            first: The number of the first row in it; None where rows are not as they are there.
 
         Raises:
             UserError: If a row has a class that is not among these.
         """
-        (column,) = read_.target_columns
-        values = read_.targets[:, 0]
         places = {name: at for at, name in enumerate(self.class_names)}
         if column.kind == "categories":
             numbers = np.array([places.get(name, -1) for name in column.names], dtype=np.int64)
@@ -56,10 +60,10 @@ class Targets:
             at = int((found < 0).argmax())
             name = next(n for n, number in column.names.items() if number == values[at]) if column.names else None
             shown = plain(values[at]) if name is None else name
-            row = f"row {at + 1}" if not read_.dropped else "a row"
+            row = "a row" if first is None else f"row {at + first}"
             known = ", ".join(self.class_names[:12]) + (", …" if len(self.class_names) > 12 else "")
             raise UserError(
-                f"{what}: {row}, column {column.name!r}: class {shown!r} is in no training row (classes: {known})"
+                f"{where}: {row}, column {column.name!r}: class {shown!r} is in no training row (classes: {known})"
             )
         return found
 
@@ -108,7 +112,7 @@ def load_table(
         what = "every row has something missing" if found.dropped else "there is a header, and no row below it"
         raise UserError(f"{path}: {what}")
     kinds = judged(found, choices, path)
-    y = kinds.labels(found, str(path)) if kinds.class_names else found.targets
+    y = _targets(kinds, found, path)
     labels = y if kinds.class_names else None
 
     names = kinds.class_names
@@ -151,10 +155,10 @@ def load_table(
     digest = found.digest
     if test_table is not None:
         of_test = read_like(encoding, kinds, test_table, choices.missing, choices, room)
-        y_test = kinds.labels(of_test, str(test)) if kinds.class_names else of_test.targets
+        y_test = _targets(kinds, of_test, test_table.path)
         test_part = part(of_test, y_test, np.arange(len(y_test)))
         digest = f"{digest}+{of_test.digest}"
-        warnings += _strangers(encoding, of_test, f"{test}")
+        warnings += strangers(encoding, of_test.inputs, f"{test}")
     return Dataset(
         name=path.name,
         task=kinds.task,
@@ -175,6 +179,13 @@ def load_table(
             warnings=tuple(warnings),
         ),
     )
+
+
+def _targets(kinds: Targets, found: Read, path: Path) -> Numbers | NDArray[np.int64]:
+    """Return labels [N], or numbers [N, k]."""
+    if not kinds.class_names:
+        return found.targets
+    return kinds.labels(found.target_columns[0], found.targets[:, 0], str(path), None if found.dropped else 1)
 
 
 def judged(found: Read, choices: Choices, path: Path) -> Targets:
@@ -230,15 +241,22 @@ def read_like(
         choices: Part of the cache's key.
         room: Where its rows may be kept.
     """
-    inputs = [Column(c.name, c.kind, forced=True) for c in encoding.inputs]
-    targets = [] if kinds is None else [Column(name) for name in encoding.targets]
-    if kinds is not None and kinds.task == "regression":
-        targets = [Column(name, "numbers", forced=True) for name in encoding.targets]
+    inputs, targets = columns_of(encoding, kinds)
     found = read(Reader(table, inputs, targets, missing), choices, room)
     if not len(found.store):
         what = "every row has something missing" if found.dropped else "there is a header, and no row below it"
         raise UserError(f"{table.path}: {what}")
     return found
+
+
+def columns_of(encoding: Encoding, kinds: Targets | None) -> tuple[list[Column], list[Column]]:
+    """Return the columns of an encoding, to be read from another table; no targets where their kind is not given."""
+    inputs = [Column(c.name, c.kind, forced=True) for c in encoding.inputs]
+    if kinds is None:
+        return inputs, []
+    if kinds.task == "regression":
+        return inputs, [Column(name, "numbers", forced=True) for name in encoding.targets]
+    return inputs, [Column(name) for name in encoding.targets]
 
 
 def check_columns(table: Table, names: Sequence[str], of: str) -> None:
@@ -289,16 +307,3 @@ def _warnings(encoding: Encoding, rows: int) -> list[str]:
     if len(encoding) > rows and not found:
         found.append(f"{len(encoding)} inputs from {rows} training rows: more than the rows can support")
     return found
-
-
-def _strangers(encoding: Encoding, found: Read, where: str) -> list[str]:
-    """Return a line for each column with names that training has not seen."""
-    lines = []
-    for own, column in zip(encoding.inputs, found.inputs, strict=True):
-        strange = [name for name in column.names if name not in own.categories] if own.kind == "categories" else []
-        if strange:
-            lines.append(
-                f"{where}: column {own.name!r} has {len(strange)} names that no training row has, such as "
-                f"{strange[0]!r}: they count as none"
-            )
-    return lines

@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol, TypeAlias
+from typing import Any, BinaryIO, Protocol, TypeAlias, cast
 
 from deltaprop.errors import UserError
 
@@ -74,6 +74,54 @@ def open_table(path: Path, delimiter: str = "auto") -> Table:
     return CsvTable.open(path, delimiter)
 
 
+def as_table(data: Any) -> Table:
+    """Return a table that is in memory: a dict of columns, or what speaks Arrow, as pyarrow, polars and pandas do.
+
+    Raises:
+        UserError: If it is none.
+    """
+    import pyarrow
+
+    try:
+        return ArrowTable(pyarrow.table(data))
+    except (TypeError, ValueError, pyarrow.ArrowException) as error:
+        told = " ".join(str(error).split())[:120]
+        raise UserError(
+            f"the data must be a file, an array or a table with columns, got {type(data).__name__}: {told}"
+        ) from error
+
+
+@dataclass(frozen=True)
+class ArrowTable:
+    """A table in memory.
+
+    Attributes:
+        table: A pyarrow.Table.
+    """
+
+    table: Any
+
+    @property
+    def path(self) -> Path:
+        """What messages call it."""
+        return Path("the table")
+
+    @property
+    def names(self) -> list[str]:
+        """The names of its columns."""
+        names: list[str] = self.table.column_names
+        return names
+
+    @property
+    def files(self) -> list[Path]:
+        """None."""
+        return []
+
+    def batches(self, on_bytes: Callable[[int], None] = lambda count: None) -> Iterator[Batch]:
+        """Give its rows, block by block."""
+        yield from self.table.to_batches(max_chunksize=ROWS_AT_ONCE)
+
+
 # --- CSV ---
 
 
@@ -109,6 +157,20 @@ class CsvTable:
         names = [name.strip() for name in next(csv.reader([line], delimiter=delimiter))]
         _check_header(path, names, delimiter)
         return cls(path, names, delimiter, source)
+
+    @classmethod
+    def of_stream(cls, name: Path, stream: BinaryIO, delimiter: str) -> CsvTable:
+        """Return the table of a stream that cannot be read twice: what the header is told by is given again.
+
+        Args:
+            name: What messages call it.
+            stream: Its rows can be gone through once.
+            delimiter: As for :func:`open_table`.
+        """
+        head = b""
+        while len(head) < HEAD_BYTES and b"\n" not in head and (piece := _some(stream)):
+            head += piece
+        return cls.open(name, delimiter, lambda: cast(BinaryIO, _Replayed(head, stream)))
 
     def batches(self, on_bytes: Callable[[int], None] = lambda count: None) -> Iterator[Batch]:
         """Give the rows, block by block, every cell as text.
@@ -298,6 +360,28 @@ class _Counted(io.RawIOBase):
         self.count += len(data)
         self.on_bytes(self.count)
         return len(data)
+
+
+def _some(stream: BinaryIO) -> bytes:
+    """Return what there is to read, without waiting for more."""
+    read: Callable[[int], bytes] = getattr(stream, "read1", stream.read)
+    return read(HEAD_BYTES)
+
+
+class _Replayed(io.RawIOBase):
+    """What was read of a stream, and then the rest of it; closing it leaves that open."""
+
+    def __init__(self, head: bytes, stream: BinaryIO) -> None:
+        self.head, self.stream = head, stream
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        if self.head:
+            found, self.head = self.head[:size], self.head[size:]
+            return found
+        return _some(self.stream) if size < 0 else getattr(self.stream, "read1", self.stream.read)(size)
 
 
 class _Quotes(io.RawIOBase):

@@ -87,8 +87,15 @@ class Objective:
         """Return the class that the model says, [N]."""
         return self.scores(outputs).argmax(dim=1)
 
-    def probabilities(self, outputs: Tensor) -> Tensor | None:
-        """Return the probability of each class, [N, C]; None where the outputs are none, as those of mse.
+    @property
+    def has_probabilities(self) -> bool:
+        """Whether outputs stand for probabilities, as those of mse do not."""
+        if self.task == "regression":
+            return False
+        return self.name in ("cross-entropy", "binary-cross-entropy") or self.output_activation == "softmax"
+
+    def probabilities(self, outputs: Tensor) -> Tensor:
+        """Return the probability of each class, [N, C], where there are some.
 
         Cross-entropy: the softmax of the outputs. Binary cross-entropy: σ of each, of several in proportion.
         """
@@ -99,7 +106,7 @@ class Objective:
                 return torch.cat([torch.sigmoid(-outputs), torch.sigmoid(outputs)], dim=1)
             # σ_j / Σ σ by log σ, which is finite where all σ round to 0
             return torch.softmax(torch.nn.functional.logsigmoid(outputs), dim=1)
-        return outputs if self.output_activation == "softmax" else None
+        return outputs
 
     def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return C."""

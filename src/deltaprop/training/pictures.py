@@ -5,6 +5,7 @@ Every picture is an array [height, width, 3] of bytes. Figures are drawn without
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -70,18 +71,32 @@ def confusion_matrix(setup: Setup, test: Evaluation) -> Picture:
     true, predicted = _array(setup.dataset.test.y), _array(setup.objective.decide(test.outputs))
     counts = np.zeros((len(names), len(names)), dtype=int)
     np.add.at(counts, (true, predicted), 1)
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     figure, axes = blank(5.5, 5.2)
+    draw_confusion(axes, counts, names, f"Test: {int(np.trace(counts))} of {counts.sum()} right")
+    return drawn(figure)
+
+
+def draw_confusion(axes: Axes, counts: NDArray[Any], names: Sequence[str], title: str) -> None:
+    """Draw how often each class, a row, was taken for each, a column.
+
+    Args:
+        axes: To draw on.
+        counts: [true, predicted].
+        names: Of the classes; shown up to 20 of them.
+        title: Above it.
+    """
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     if len(names) <= 20:
         for (row, column), count in np.ndenumerate(counts):
             if count:
                 colour = "white" if shares[row, column] > 0.5 else "black"
                 axes.text(column, row, str(count), ha="center", va="center", color=colour, fontsize=8)
-        axes.set_xticks(range(len(names)), names)
-        axes.set_yticks(range(len(names)), names)
-    axes.set(title=f"Test: {int(np.trace(counts))} of {counts.sum()} right", xlabel="predicted", ylabel="true")
-    return drawn(figure)
+        long = max(map(len, names)) * len(names) > 60  # names side by side would run into each other
+        shown = [shortened(name) for name in names]
+        axes.set_xticks(range(len(names)), shown, rotation=45 if long else 0, ha="right" if long else "center")
+        axes.set_yticks(range(len(names)), shown)
+    axes.set(title=title, xlabel="predicted", ylabel="true")
 
 
 def worst_samples(setup: Setup, test: Evaluation) -> Picture:

@@ -14,12 +14,13 @@ from typing import Any
 import safetensors
 import safetensors.torch
 import torch
+from torch import Tensor
 
 from deltaprop.errors import UserError
 from deltaprop.training.checkpoint import DamagedError
 from deltaprop.training.config import TrainConfig, from_json
 from deltaprop.training.run_folder import LAST, load_checkpoint, tensors_of
-from deltaprop.training.setup import Setup, prepare
+from deltaprop.training.setup import Setup, prepare, preprocessing_digest
 
 WEIGHTS = {"final": "model.safetensors", "best": "best.safetensors"}
 
@@ -57,19 +58,34 @@ def load_run(folder: Path, weights: str = "final", data: str | None = None) -> S
     Raises:
         UserError: If the folder holds no run, its files are damaged, or the data are not what they were.
     """
-    config, resolved = read_config(folder)
-    state = _read_weights(folder, weights)
-    _check_weights(state, config, resolved, folder / WEIGHTS[weights])  # before a net of that size is made
-    _check_beside_checkpoint(state, folder, weights)
+    config, resolved, state = read_run(folder, weights)
     here = {"device": "cpu", "precision": "float32", "threads": "1", "run_dir": None, "data": data or config.data}
     try:
-        setup = prepare(dataclasses.replace(config, **here))  # type: ignore[arg-type]  # of several kinds
+        found = dataclasses.replace(config, **here)  # type: ignore[arg-type]  # of several kinds
+        setup = prepare(found, storage=resolved.get("storage"))
     except UserError as error:
         raise UserError(f"{folder}: its data: {error}" + ("" if data else "; --data says where it lies now")) from error
     if setup.dataset.digest != resolved.get("data_sha256"):
         raise UserError(f"{folder}: the data in {data or config.data} are not those that the run learnt from")
     setup.model.load_state_dict(state)
     return setup
+
+
+def read_run(folder: Path, weights: str = "final") -> tuple[TrainConfig, dict[str, Any], dict[str, Tensor]]:
+    """Return the configuration of a run, what it was resolved to, and its weights, once they fit each other.
+
+    Args:
+        folder: Of the run.
+        weights: ``"final"``, or ``"best"`` for those of the lowest validation loss.
+
+    Raises:
+        UserError: If the folder holds no run, or its files are damaged.
+    """
+    config, resolved = read_config(folder)
+    state = _read_weights(folder, weights)
+    _check_weights(state, config, resolved, folder / WEIGHTS[weights])  # before a net of that size is made
+    _check_beside_checkpoint(state, resolved, folder, weights)
+    return config, resolved, state
 
 
 def _read_weights(folder: Path, weights: str) -> dict[str, Any]:
@@ -106,8 +122,8 @@ def _check_weights(state: dict[str, Any], config: TrainConfig, resolved: dict[st
             raise UserError(f"{path}: {name} is {found}, in the net of the run {list(shape)} of {dtype}")
 
 
-def _check_beside_checkpoint(state: dict[str, Any], folder: Path, weights: str) -> None:
-    """Refuse weights of a run that has ended if its last checkpoint, which has a digest, has others.
+def _check_beside_checkpoint(state: dict[str, Any], resolved: dict[str, Any], folder: Path, weights: str) -> None:
+    """Refuse weights, or preprocessing, if the last checkpoint of the run, which has a digest, has others.
 
     Raises:
         UserError: If it has.
@@ -116,6 +132,10 @@ def _check_beside_checkpoint(state: dict[str, Any], folder: Path, weights: str) 
         checkpoint = load_checkpoint(folder / "checkpoints" / LAST)
     except DamagedError:  # there is none to compare with
         return
+    if preprocessing_digest(resolved) != checkpoint.state["preprocessing_sha256"]:
+        raise UserError(
+            f"{folder / 'config.json'}: damaged: columns, scaling or classes are not those that were trained"
+        )
     ended = checkpoint.state["epoch"] > checkpoint.state["config"]["epochs"]
     kind = "model" if weights == "final" else "best"
     theirs = {name: checkpoint.tensors.get(f"{kind}.{name}") for name in state}

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
 import platform
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from itertools import pairwise
@@ -69,6 +71,19 @@ class Setup:
         """How the rows are kept: always in memory where they are no table's."""
         return "memory" if self.dataset.table is None else self.dataset.table.storage
 
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        """What takes raw data to the net's inputs and its outputs to what people read, as config.json has it."""
+        dataset = self.dataset
+        return {
+            "class_names": list(dataset.class_names),
+            "image_shape": None if dataset.image_shape is None else list(dataset.image_shape),
+            "columns": None if dataset.table is None else dataset.table.encoding.to_json(),
+            # Raw inputs become the network's by (x − mean) / scale, its outputs targets by · scale + mean.
+            "input_scaling": _scaling_to_json(dataset.input_scaling),
+            "target_scaling": _scaling_to_json(dataset.target_scaling),
+        }
+
     def to_json(self) -> dict[str, Any]:
         """Return everything that defines the run, as config.json has it."""
         return {
@@ -77,15 +92,11 @@ class Setup:
                 "loss": self.objective.name,
                 "task": self.objective.task,
                 "sizes": self.sizes,
-                "class_names": list(self.dataset.class_names),
                 "device": describe_device(self.device),
                 "threads": self.threads,
                 "threads_tuned": self.tuned,
                 "data_sha256": self.dataset.digest,
-                # Raw inputs become the network's by (x − mean) / scale, its outputs targets by · scale + mean.
-                "input_scaling": _scaling_to_json(self.dataset.input_scaling),
-                "target_scaling": _scaling_to_json(self.dataset.target_scaling),
-                "columns": None if self.dataset.table is None else self.dataset.table.encoding.to_json(),
+                **self.preprocessing,
                 "storage": self.storage,
                 "rows": {part: len(getattr(self.dataset, part)) for part in ("train", "val", "test")},
             },
@@ -160,6 +171,12 @@ def prepare(
     tuned = _tune(config, dataset, model, objective, check) if config.threads == "tune" else {}
     threads = fastest(tuned) if tuned else pick_threads(config.threads, sizes, config.batch_size)
     return Setup(config, dataset, model, objective, device, threads, tuned, sizes, split_seed)
+
+
+def preprocessing_digest(resolved: Mapping[str, Any]) -> str:
+    """Return the SHA-256, as hex, of the preprocessing among what a run was resolved to."""
+    names = ("task", "class_names", "image_shape", "columns", "input_scaling", "target_scaling")
+    return hashlib.sha256(json.dumps([resolved.get(name) for name in names]).encode()).hexdigest()
 
 
 def _class_weights(config: TrainConfig, dataset: Dataset, dtype: torch.dtype) -> Tensor | None:

@@ -1,0 +1,175 @@
+"""``deltaprop evaluate``: how good a trained model is on data that it has not seen."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from deltaprop.cli.files import check_file, write_file
+from deltaprop.cli.parsing import read_flags
+from deltaprop.errors import UserError
+from deltaprop.trained.judging import Judgement, judge, judged
+from deltaprop.trained.model import Model, load
+from deltaprop.training.console import ReadingBar
+from deltaprop.training.evaluate import evaluate
+from deltaprop.training.saved import load_run
+
+DESCRIPTION = """Judge a trained model: loss, accuracy, precision, recall and F1 of each class and the confusion matrix,
+ROC AUC of two classes; RMSE, MAE and R² of numbers, in their own units.
+
+Without --data: on the run's own test part. Exit codes: 0 done, 2 wrong input."""
+
+FORMATS = (".png", ".svg", ".pdf")
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What to judge, and by what.
+
+    Attributes:
+        run: The folder of the run.
+        data: A table with the column of the target, arrays with y, or a folder with IDX files; by default the run's own
+            test part.
+        weights: final, or best for those of the lowest validation loss.
+        delimiter: Of a CSV; auto by default.
+        json: A file for the figures.
+        picture: A file for a picture of them: .png, .svg or .pdf.
+    """
+
+    run: tyro.conf.Positional[Path | None] = None
+    data: Path | None = None
+    weights: str = "final"
+    delimiter: str = "auto"
+    json: Path | None = None
+    picture: Path | None = None
+
+
+def main(words: Sequence[str]) -> int:
+    """Judge, tell, and return 0.
+
+    Raises:
+        UserError: If the run or the data are at fault.
+    """
+    arguments = read_flags(Arguments, "evaluate", words, DESCRIPTION)
+    run = named(arguments.run)
+    check_file("--json", arguments.json)
+    check_file("--picture", arguments.picture)
+    if arguments.picture is not None and arguments.picture.suffix.lower() not in FORMATS:
+        raise UserError(f"--picture {arguments.picture}: the name must end in {', '.join(FORMATS)}")
+    console = Console(highlight=False)
+    model = load(run, arguments.weights)
+    bar = ReadingBar(console)
+    try:
+        if arguments.data is None:
+            found, of = _own_test_part(run, arguments.weights, model), "its own test part"
+        else:
+            found = judge(model, arguments.data, delimiter=arguments.delimiter, progress=bar)
+            of = str(arguments.data)
+    finally:
+        bar.stop()
+    tell(console, model, found, f"{run} ({arguments.weights} weights) on {of}")
+    if arguments.json is not None:
+        about = {"run": str(run), "weights": arguments.weights, "data": of}
+        write_file("--json", arguments.json, json.dumps({**about, **found.to_json()}, indent=2, allow_nan=False) + "\n")
+    if arguments.picture is not None:
+        from deltaprop.trained.picture import drawn  # matplotlib: slow to import
+
+        content = io.BytesIO()
+        drawn(model, found).savefig(content, format=arguments.picture.suffix[1:].lower())
+        write_file("--picture", arguments.picture, content.getvalue())
+        console.print(f"picture {arguments.picture}", markup=False, soft_wrap=True)
+    return 0
+
+
+def named(run: Path | None) -> Path:
+    """Return the run that was named.
+
+    Raises:
+        UserError: If none was.
+    """
+    if run is None:
+        raise UserError("which run? name its folder, such as runs/iris-20261125-093000")
+    return run
+
+
+def _own_test_part(run: Path, weights: str, model: Model) -> Judgement:
+    """Return the judgement on the rows that the run has kept for it."""
+    setup = load_run(run, weights)
+    found = evaluate(setup.model, setup.objective, setup.dataset.test, setup.dataset.target_scaling)
+    assert found is not None  # the test part always has rows
+    y = setup.dataset.test.y
+    true = y.numpy() if model.class_names else setup.dataset.target_scaling.invert(y.double()).numpy()
+    return judged(model, found.outputs, true)
+
+
+MOST_CLASSES = 12  # in a confusion matrix on the terminal
+
+
+def tell(console: Console, model: Model, found: Judgement, of: str) -> None:
+    """Print the figures."""
+    for line in found.warnings:
+        print_warning(line)
+    console.print(f"[bold]{escape(of)}[/bold]", soft_wrap=True)
+    left_out = f", {found.dropped} more left out for something missing in them" if found.dropped else ""
+    console.print(f"rows      {found.rows}{left_out}")
+    console.print(f"loss      {found.loss:.4g} ({model.objective.name})")
+    if found.confusion is None:
+        for name, value in found.figures.items():
+            console.print(f"{name:<9} {value:.4g}")
+        if found.by_class:
+            console.print(_table("target", found.by_class))
+        return
+    right = int(found.confusion.trace())
+    console.print(f"accuracy  [bold green]{100 * right / found.rows:.2f} %[/bold green] ({right} of {found.rows})")
+    for name, label in (("balanced_accuracy", "balanced"), ("macro_f1", "macro F1"), ("roc_auc", "ROC AUC")):
+        if name in found.figures:
+            value = found.figures[name]
+            console.print(f"{label:<9} " + (f"{100 * value:.2f} %" if name == "balanced_accuracy" else f"{value:.4f}"))
+    console.print()
+    console.print(_table("class", found.by_class))
+    if len(model.class_names) <= MOST_CLASSES:
+        console.print()
+        console.print(_confusion(model, found))
+
+
+def _table(kind: str, rows: dict[str, dict[str, float]]) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    table.add_column(kind, overflow="fold")
+    for name in next(iter(rows.values())):
+        table.add_column(name, justify="right")
+    for name, figures in rows.items():
+        cells = [str(v) if isinstance(v, int) else "-" if math.isnan(v) else f"{v:.4g}" for v in figures.values()]
+        table.add_row(escape(name), *cells)
+    return table
+
+
+def _confusion(model: Model, found: Judgement) -> Table:
+    """Return the confusion matrix, a column for each class that was predicted, by its number."""
+    assert found.confusion is not None
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    table.add_column("true ↓  predicted →", overflow="fold")
+    for name in model.class_names:
+        table.add_column(escape(name if len(name) <= 8 else f"{name[:7]}…"), justify="right", no_wrap=True)
+    for at, (name, row) in enumerate(zip(model.class_names, found.confusion.tolist(), strict=True)):
+        cells = [
+            f"[green]{n}[/]" if at == column and n else f"[red]{n}[/]" if n else "[dim]·[/]"
+            for column, n in enumerate(row)
+        ]
+        table.add_row(escape(name), *cells)
+    return table
+
+
+def print_warning(text: str) -> None:
+    """Tell of something on stderr, in one line."""
+    import sys
+
+    print(f"warning: {text}", file=sys.stderr)

@@ -1,0 +1,105 @@
+"""``deltaprop predict``: the class and probabilities, or the values, that a trained model gives each row."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+from rich.console import Console
+
+from deltaprop.cli.evaluate import named, print_warning
+from deltaprop.cli.files import check_file
+from deltaprop.cli.parsing import read_flags
+from deltaprop.data.tables import CsvTable
+from deltaprop.errors import UserError
+from deltaprop.trained.answers import FORMATS, STDOUT, answers, check_keep, write
+from deltaprop.trained.model import load
+from deltaprop.training.console import ReadingBar
+
+DESCRIPTION = """Predict the class and the probability of each class, or the values, row by row, in order.
+
+The data need no column of the target; columns are found by their names. Rows are read, answered and written a block at
+a time. - stands for CSV on stdin and stdout. Exit codes: 0 done, 2 wrong input (no file is written then)."""
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What to predict, and where to write it.
+
+    Attributes:
+        run: The folder of the run.
+        data: A table (.csv, .tsv, these with .gz, .parquet, a folder of .parquet parts), arrays (.npz with x, .npy), or
+            - for CSV on stdin.
+        out: A file that ends in .csv, .csv.gz or .parquet, or - for CSV on stdout.
+        weights: final, or best for those of the lowest validation loss.
+        keep: Columns of the data to write before the answers, such as an identifier.
+        delimiter: Of a CSV; auto by default.
+    """
+
+    run: tyro.conf.Positional[Path | None] = None
+    data: str | None = None
+    out: str | None = None
+    weights: str = "final"
+    keep: tuple[str, ...] = ()
+    delimiter: str = "auto"
+
+
+def main(words: Sequence[str]) -> int:
+    """Predict, write, and return 0.
+
+    Raises:
+        UserError: If the run, the data or the file to write are at fault.
+    """
+    arguments = read_flags(Arguments, "predict", words, DESCRIPTION)
+    run = named(arguments.run)
+    data, out = arguments.data, arguments.out
+    if data is None:
+        raise UserError("--data is needed: a file, or - for stdin")
+    if out is None:
+        raise UserError("--out is needed: a file, or - for stdout")
+    if out != STDOUT:
+        check_file("--out", Path(out))
+        if not out.lower().endswith(FORMATS):
+            raise UserError(f"--out {out}: the name must end in {', '.join(FORMATS)}, or be - for stdout")
+        if data != "-" and Path(out).exists() and Path(data).exists() and Path(out).samefile(data):
+            raise UserError(f"--out {out}: this is the data itself; name another file")
+    model = load(run, arguments.weights)
+    console = Console(highlight=False, stderr=out == STDOUT)
+    bar = ReadingBar(console)
+    source: Any = data
+    blocks = model.blocks(
+        stdin_table(arguments.delimiter) if data == "-" else source, delimiter=arguments.delimiter, progress=bar
+    )
+    check_keep(blocks, arguments.keep)
+    try:
+        rows = write(at_least_one(answers(model, blocks, arguments.keep), data), out)
+    finally:
+        bar.stop()
+    for line in blocks.warnings:
+        print_warning(line)
+    if out != STDOUT:
+        console.print(f"{rows} rows: {out}", markup=False, soft_wrap=True)
+    return 0
+
+
+def at_least_one(batches: Iterator[Any], data: str) -> Iterator[Any]:
+    """Give the batches.
+
+    Raises:
+        UserError: If there are none.
+    """
+    empty = True
+    for batch in batches:
+        empty = False
+        yield batch
+    if empty:
+        raise UserError(f"{data}: there is a header, and no row below it")
+
+
+def stdin_table(delimiter: str) -> CsvTable:
+    """Return the table that comes by stdin, of which the first bytes are read for its header."""
+    return CsvTable.of_stream(Path("stdin"), sys.stdin.buffer, delimiter)

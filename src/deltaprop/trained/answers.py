@@ -1,0 +1,138 @@
+"""What a model answers, row by row, as columns of a table: written as they come, whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from deltaprop.data.tables import Batch
+from deltaprop.errors import UserError
+from deltaprop.trained.model import Model
+from deltaprop.trained.rows import FromTable
+
+FORMATS = (".csv", ".csv.gz", ".parquet")
+STDOUT = "-"
+
+
+def columns_of(model: Model, outputs: Tensor, *, proba: bool = True) -> dict[str, Any]:
+    """Return the answers for outputs [N, n_L]: ``prediction`` and ``probability_<class>``, or the values.
+
+    Args:
+        model: That gave them.
+        outputs: As the loss takes them.
+        proba: Whether probabilities are wanted, where there are some.
+    """
+    if model.class_names:
+        found: dict[str, Any] = {"prediction": model.classes[model.objective.decide(outputs).numpy()]}
+        if proba and model.objective.has_probabilities:
+            shares = model.objective.probabilities(outputs).numpy()
+            found |= {f"probability_{name}": shares[:, at] for at, name in enumerate(model.class_names)}
+        return found
+    values = model.in_units(outputs).numpy()
+    names = ["prediction"] if values.shape[1] == 1 else [f"prediction_{name}" for name in model.target_names]
+    return {name: values[:, at] for at, name in enumerate(names)}
+
+
+def answers(model: Model, blocks: Any, keep: Sequence[str] = (), *, proba: bool = True) -> Iterator[Batch]:
+    """Give the answers, block by block, each a pyarrow.RecordBatch, in the order of the rows.
+
+    Args:
+        model: That answers.
+        blocks: The rows, of :meth:`Model.blocks`.
+        keep: Columns of the data to stand before the answers.
+        proba: Whether probabilities are wanted.
+
+    Raises:
+        UserError: If a cell does not fit.
+    """
+    import pyarrow
+
+    for block in blocks.blocks():
+        columns: dict[str, Any] = {name: block.batch.column(name) for name in keep}
+        columns |= columns_of(model, model.feed(block.x).cpu(), proba=proba)
+        yield pyarrow.RecordBatch.from_pydict(columns)
+
+
+def check_keep(blocks: Any, keep: Sequence[str]) -> None:
+    """Refuse columns to keep that are not there.
+
+    Raises:
+        UserError: If one is not.
+    """
+    from deltaprop.data.columns import unlisted
+
+    for name in keep:
+        if not isinstance(blocks, FromTable):
+            raise UserError(f"--keep {name}: the data are arrays, whose columns have no names")
+        if name not in blocks.table.names:
+            raise UserError(f"--keep {name}: {unlisted(name, blocks.table.names)}")
+
+
+def write(batches: Iterator[Batch], out: str) -> int:
+    """Write batches as they come; return how many rows there were.
+
+    Args:
+        batches: At least one.
+        out: A file that ends in .csv, .csv.gz or .parquet; ``-`` for CSV to stdout.
+
+    Raises:
+        UserError: If the file cannot be written. There is none then, or the old one.
+    """
+    if out == STDOUT:
+        return _write_csv(batches, sys.stdout.buffer)
+    path = Path(out)
+    temporary = path.parent / f".{path.name}.tmp-{secrets.token_hex(4)}"
+    try:
+        if path.suffix == ".parquet":
+            rows = _write_parquet(batches, temporary)
+        else:
+            with temporary.open("wb") as file:
+                rows = _write_csv(batches, file, gzip=path.suffix == ".gz")
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(f"--out {out}: cannot be written: {error.strerror or error}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+    return rows
+
+
+def _write_csv(batches: Iterator[Batch], file: Any, *, gzip: bool = False) -> int:
+    import pyarrow
+    from pyarrow import csv
+
+    rows = 0
+    options = csv.WriteOptions(quoting_style="needed")
+    with contextlib.ExitStack() as stack:
+        sink: Any = pyarrow.PythonFile(file, mode="w")
+        if gzip:
+            sink = stack.enter_context(pyarrow.CompressedOutputStream(sink, "gzip"))
+        writer: Any = None
+        for batch in batches:
+            if writer is None:
+                writer = stack.enter_context(csv.CSVWriter(sink, batch.schema, write_options=options))
+            writer.write_batch(batch)
+            file.flush()
+            rows += len(batch)
+    return rows
+
+
+def _write_parquet(batches: Iterator[Batch], path: Path) -> int:
+    from pyarrow import parquet
+
+    rows = 0
+    with contextlib.ExitStack() as stack:
+        writer: Any = None
+        for batch in batches:
+            if writer is None:
+                writer = stack.enter_context(parquet.ParquetWriter(path, batch.schema))
+            writer.write_batch(batch)
+            rows += len(batch)
+    return rows
