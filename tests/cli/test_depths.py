@@ -39,7 +39,7 @@ def test_the_picture(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[st
         (["--arms", "relu:kiming"], "unknown initialisation 'kiming': did you mean 'kaiming'"),
         (["--picture", "p.gif"], "the name must end in .png, .svg, .pdf"),
         (["--picture", "/nope/p.png"], "there is no folder /nope"),
-        (["--lr", "-1"], "--lr must be a number above 0"),
+        (["--lr", "-1"], "--lr must be auto or a number above 0"),
         (["--data", "mons"], "unknown data set 'mons': did you mean 'moons'"),
     ],
     ids=str,

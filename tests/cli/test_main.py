@@ -98,7 +98,7 @@ class TestOutput:
 
 
 REFUSED = [
-    (["--lr", "0"], "--lr must be a number above 0, got 0.0"),
+    (["--lr", "0"], "--lr must be auto or a number above 0, got 0.0"),
     (["--lr", "fast"], "--lr: could not convert string to float: 'fast'"),
     (["--lrr", "1"], "unrecognized options: --lrr, 1: perhaps you meant --lr"),
     (["--hidden", "0"], "--hidden must be positive whole numbers, got 0"),
@@ -148,7 +148,7 @@ class TestRefusals:
         assert main(["train", "--debug", "--lr", "0"]) == 2
         said = capsys.readouterr().err
         assert "Traceback" in said
-        assert said.splitlines()[-1] == "error: --lr must be a number above 0, got 0.0"
+        assert said.splitlines()[-1] == "error: --lr must be auto or a number above 0, got 0.0"
 
     def test_a_failure_of_training_exits_1(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
         flags = ["--data", "sine", "--lr", "1e6", "--log-every", "0", "--run-dir", str(tmp_path / "run")]
@@ -226,7 +226,7 @@ class TestConfigFile:
         file = tmp_path / "recipe.toml"
         file.write_text("lr = -1\n")
         assert main(["train", "--config", str(file)]) == 2
-        assert capsys.readouterr().err == f"error: --config {file}: --lr must be a number above 0, got -1.0\n"
+        assert capsys.readouterr().err == f"error: --config {file}: --lr must be auto or a number above 0, got -1.0\n"
 
     def test_a_flag_mends_a_wrong_value_in_the_file(self, tmp_path: Path):
         file = tmp_path / "recipe.toml"

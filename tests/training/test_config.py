@@ -12,10 +12,10 @@ from deltaprop import UserError
 from deltaprop.training.config import TrainConfig, read_toml
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
-    ({"lr": 0.0}, "--lr must be a number above 0, got 0.0"),
-    ({"lr": -1.0}, "--lr must be a number above 0, got -1.0"),
-    ({"lr": math.nan}, "--lr must be a number above 0, got nan"),
-    ({"lr": math.inf}, "--lr must be a number above 0, got inf"),
+    ({"lr": 0.0}, "--lr must be auto or a number above 0, got 0.0"),
+    ({"lr": -1.0}, "--lr must be auto or a number above 0, got -1.0"),
+    ({"lr": math.nan}, "--lr must be auto or a number above 0, got nan"),
+    ({"lr": math.inf}, "--lr must be auto or a number above 0, got inf"),
     ({"momentum": 1.0}, r"--momentum must be in \[0, 1\), got 1.0"),
     ({"nesterov": True, "momentum": 0.0}, "--nesterov must be used with a --momentum above 0"),
     ({"weight_decay": -0.1}, "--weight-decay must be at least 0"),

@@ -212,7 +212,7 @@ def of_run(folder: Path, arguments: Arguments) -> tuple[Trace, float]:
     left_out = " and ".join(name for name, value in extras.items() if value)
     about += f"; the step is plain, without the run's {left_out}" if left_out else ""
     found = dataclasses.replace(found, about=about)
-    return found, setup.config.lr if arguments.lr is None else arguments.lr
+    return found, setup.config.rate if arguments.lr is None else arguments.lr
 
 
 def of_fresh(arguments: Arguments) -> Trace:

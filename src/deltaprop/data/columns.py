@@ -25,7 +25,8 @@ Kind: TypeAlias = Literal["numbers", "categories"]
 TaskChoice: TypeAlias = Literal["auto", "classification", "regression"]
 Missing: TypeAlias = Literal["refuse", "mean", "drop"]
 
-# Read as a missing number, as pandas and R write it. In a column of text only an empty cell is missing: NA is Namibia.
+# What stands for a missing value, in small letters, as R, pandas and people write it. In a column that the user calls
+# categorical only an empty cell does: NA is Namibia.
 ABSENT = ("", "na", "n/a", "#n/a", "nan", "-nan", "null", "none", "?")
 
 
@@ -58,13 +59,15 @@ class Column:
     Attributes:
         name: In the header.
         kind: ``"numbers"`` or ``"categories"``; None until a cell is there that tells.
-        forced: Whether the user has said which.
+        forced: Whether it is known beforehand which.
+        verbatim: Whether every text but the empty one is a name; else NA and its kin are missing.
         names: Of its categories, each with its number.
     """
 
     name: str
     kind: Kind | None = None
     forced: bool = False
+    verbatim: bool = False
     names: dict[str, int] = field(default_factory=dict)
 
     def read(self, cells: Any, where: Where) -> Numbers:
@@ -105,9 +108,11 @@ class Column:
         from pyarrow import compute
 
         cells = compute.utf8_trim_whitespace(cells.cast("string"))
-        if self.kind == "categories" and self.forced:
+        if self.verbatim:
             return self._codes(cells, where)
         absent = compute.or_kleene(compute.is_null(cells), compute.is_in(compute.utf8_lower(cells), _absent()))
+        if self.kind == "categories" and self.forced:
+            return self._codes(compute.if_else(absent, None, cells), where)
         numbers = _as_numbers(compute.if_else(absent, None, cells))
         if numbers is not None and self.kind != "categories":
             if self.kind is None and not compute.all(absent).as_py():
@@ -124,7 +129,7 @@ class Column:
         if self.kind is None and all(flag is None for flag in flags):
             return np.full(len(cells), np.nan)
         self.kind = "categories"
-        return self._codes(cells, where)
+        return self._codes(compute.if_else(absent, None, cells), where)
 
     def _finite(self, values: Numbers, where: Where) -> Numbers:
         bad = np.isinf(values)
@@ -270,9 +275,11 @@ class Reader:
                 f"{where.of(at)}, column {column.name!r}: {found}, and it is the target: "
                 "mend the row, or leave out such rows by --missing drop"
             )
+        name = _quoted(column.name)
+        called = f", or, if it is a name, --categorical {name}" if cell and column.kind == "categories" else ""
         return UserError(
             f"{where.of(at)}, column {column.name!r}: {found}: fill such cells by --missing mean, "
-            f"leave out their rows by --missing drop, or the column by --drop {_quoted(column.name)}"
+            f"leave out their rows by --missing drop, or the column by --drop {name}{called}"
         )
 
 
@@ -299,7 +306,8 @@ def chosen(table: Table, choices: Choices) -> tuple[list[Column], list[Column]]:
         raise UserError(f"{table.path}: no column is left as an input beside the target {targets[0]!r}")
 
     def column(name: str) -> Column:
-        return Column(name, "categories", forced=True) if name in choices.categorical else Column(name)
+        is_verbatim = name in choices.categorical
+        return Column(name, "categories", forced=True, verbatim=True) if is_verbatim else Column(name)
 
     return [column(name) for name in inputs], [column(name) for name in dict.fromkeys(targets)]
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from deltaprop.data.classes import are_few, check_classes, check_counts, plain
-from deltaprop.data.columns import Choices, Column, Missing, Numbers, Reader, chosen, unlisted
+from deltaprop.data.columns import ABSENT, Choices, Column, Missing, Numbers, Reader, chosen, unlisted
 from deltaprop.data.dataset import Dataset, Part, Split, StreamedSplit, TableFacts, Task
 from deltaprop.data.encoding import Encoding, fitted, recoded, strangers
 from deltaprop.data.scaling import Scaling
@@ -251,7 +251,10 @@ def read_like(
 
 def columns_of(encoding: Encoding, kinds: Targets | None) -> tuple[list[Column], list[Column]]:
     """Return the columns of an encoding, to be read from another table; no targets where their kind is not given."""
-    inputs = [Column(c.name, c.kind, forced=True) for c in encoding.inputs]
+    inputs = [
+        Column(c.name, c.kind, forced=True, verbatim=any(name.lower() in ABSENT for name in c.categories))
+        for c in encoding.inputs
+    ]
     if kinds is None:
         return inputs, []
     if kinds.task == "regression":

@@ -196,7 +196,7 @@ def read(reader: Reader, choices: Choices, room: Room) -> Read:
 def key(reader: Reader, choices: Choices) -> str:
     """Return the name of the cache of a table: it hangs on its files as they are now, and on what is asked of it."""
     sha = hashlib.sha256(f"{FORMAT};{choices!r}".encode())
-    sha.update(repr([(c.name, c.kind, c.forced) for c in (*reader.inputs, *reader.targets)]).encode())
+    sha.update(repr([(c.name, c.kind, c.forced, c.verbatim) for c in (*reader.inputs, *reader.targets)]).encode())
     for path in reader.table.files:
         with contextlib.suppress(OSError):
             stat = path.stat()
@@ -311,9 +311,10 @@ def _cached(folder: Path) -> Read | None:
 
 
 def _column_to_json(column: Column) -> dict[str, Any]:
-    return {"name": column.name, "kind": column.kind, "forced": column.forced, "names": [*column.names]}
+    return {**vars(column), "names": [*column.names]}
 
 
 def _column(entry: dict[str, Any]) -> Column:
     names: Sequence[str] = entry["names"]
-    return Column(entry["name"], entry["kind"], entry["forced"], {name: at for at, name in enumerate(names)})
+    numbered = {name: at for at, name in enumerate(names)}
+    return Column(entry["name"], entry["kind"], entry["forced"], entry["verbatim"], numbered)

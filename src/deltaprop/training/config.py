@@ -88,8 +88,9 @@ class TrainConfig:
     init: str = "torch"
     """Initial weights: torch, xavier, kaiming, lecun or normal."""
 
-    lr: float = 0.05
-    """Learning rate η, above 0."""
+    lr: float | Literal["auto"] = "auto"
+    """Learning rate η, above 0. auto: 0.05; for tables and arrays of your own, whose columns are standardised, 0.02
+    with classes and 0.001 with numbers as targets."""
 
     momentum: float = 0.9
     """Momentum μ, in [0, 1)."""
@@ -213,8 +214,9 @@ class TrainConfig:
         _require_name("loss", self.loss, ["auto", *LOSSES])
         _require_name("initialisation", self.init, INITS)
         _require_name("lr schedule", self.lr_schedule, SCHEDULES)
-        _require(_is_number(self.lr) and self.lr > 0, "--lr", "a number above 0", self.lr)
-        _require(self.lr <= LARGEST, "--lr", "at most 3e38, the largest float32", self.lr)
+        if self.lr != "auto":
+            _require(_is_number(self.lr) and self.lr > 0, "--lr", "auto or a number above 0", self.lr)
+            _require(self.lr <= LARGEST, "--lr", "at most 3e38, the largest float32", self.lr)
         _require(_is_number(self.momentum) and 0 <= self.momentum < 1, "--momentum", "in [0, 1)", self.momentum)
         _require(not self.nesterov or self.momentum > 0, "--nesterov", "used with a --momentum above 0", self.momentum)
         decay = self.weight_decay
@@ -269,6 +271,12 @@ class TrainConfig:
         flag = "--" + field.replace("_", "-")
         _require(_is_int(value) and value >= least, flag, f"a whole number, at least {least}", value)
         _require(value < 2**63, flag, "below 2^63", value)
+
+    @property
+    def rate(self) -> float:
+        """η, once the data have told what ``auto`` is."""
+        assert self.lr != "auto"
+        return self.lr
 
     @property
     def source(self) -> Source:
@@ -395,6 +403,7 @@ def _typed(where: str, key: str, value: Any, kind: str) -> Any:
         "int": _is_int(value),
         "float": _is_number(value),
         "float | None": _is_number(value),
+        "float | Literal['auto']": _is_number(value) or value == "auto",
         "tuple[int, ...]": isinstance(value, list) and all(map(_is_int, value)),
         "tuple[str, ...]": isinstance(value, str)
         or (isinstance(value, list) and all(isinstance(v, str) for v in value)),
@@ -406,7 +415,7 @@ def _typed(where: str, key: str, value: Any, kind: str) -> Any:
         raise UserError(f"{where}: {key} must be {_KINDS.get(kind, 'text')}, got {value!r}")
     if kind == "Path | None":
         return Path(value)
-    if kind in ("float", "float | None"):
+    if kind.startswith("float") and not isinstance(value, str):
         return float(value)
     return str(value) if key in _TEXT_OR_NUMBER else value
 
@@ -418,6 +427,7 @@ _KINDS = {
     "int": "a whole number",
     "float": "a number",
     "float | None": "a number",
+    "float | Literal['auto']": "auto or a number",
     "tuple[int, ...]": "a list of whole numbers",
     "tuple[str, ...]": "a name or a list of names",
 }

@@ -254,7 +254,7 @@ def _listed(names: Sequence[str]) -> str:
 def describe_sgd(setup: Setup) -> str:
     """Return the optimizer's settings in words."""
     config = setup.config
-    parts = [f"η {config.lr:g}", f"batch {config.batch_size}"]
+    parts = [f"η {config.rate:g}", f"batch {config.batch_size}"]
     if config.momentum:
         parts.append(f"{'Nesterov ' if config.nesterov else ''}momentum {config.momentum:g}")
     if config.weight_decay:

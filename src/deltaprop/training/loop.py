@@ -275,7 +275,7 @@ class Run:
     def _epoch(self) -> None:
         """Train through an epoch, or what is left of it, judge it, and stand at the beginning of the next."""
         setup, where, config = self.setup, self.where, self.setup.config
-        lr = config.lr * config.lr_factor(where.epoch - 1)
+        lr = config.rate * config.lr_factor(where.epoch - 1)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         order = self.feed.draw(self.generator)
@@ -392,7 +392,7 @@ class Run:
         first, last = before + self._checked + 1, before + self.where.progress.done
         steps = f"steps {min(first, last)} to {last}"
         return (
-            f"{what}, epoch {self.where.epoch}, {steps}: lower --lr (it is {self.setup.config.lr:g}) or --momentum, or "
+            f"{what}, epoch {self.where.epoch}, {steps}: lower --lr (it is {self.setup.config.rate:g}) or --momentum, or "
             f"try another --init; the last checkpoint is from before that"
         )
 

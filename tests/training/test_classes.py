@@ -1,0 +1,208 @@
+"""Two classes by one logit or by two, and classes that count alike though they are not alike in number."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from deltaprop import UserError
+from deltaprop.training import Result, TrainConfig
+from deltaprop.training.engines import ENGINES
+from deltaprop.training.objective import Objective, balanced, choose_objective
+from deltaprop.training.setup import prepare
+from tests.training.conftest import without_times
+
+Run = Callable[..., Result]
+
+Z = torch.tensor([-30.0, -2.0, 0.0, 0.5, 3.0, 40.0], dtype=torch.float64)  # logits
+Y = torch.tensor([0, 1, 1, 0, 0, 0])
+
+
+def one(**how: Any) -> Objective:
+    """Return binary cross-entropy on one logit."""
+    return choose_objective("auto", "classification", 2, "none", one_logit=True, **how)
+
+
+def two(**how: Any) -> Objective:
+    """Return cross-entropy on two logits."""
+    return choose_objective("auto", "classification", 2, "none", **how)
+
+
+def logits(z: torch.Tensor, shift: float = 0.7) -> torch.Tensor:
+    """Return two logits whose difference is z, both shifted, which the softmax does not see."""
+    return torch.stack([torch.full_like(z, shift), z + shift], dim=1)
+
+
+# One logit and two --------------------------------------------------------------------------------------------------
+
+
+def test_auto_takes_binary_cross_entropy_for_one_logit():
+    assert (one().name, two().name) == ("binary-cross-entropy", "cross-entropy")
+
+
+def test_one_logit_by_hand():
+    """At z = ln 3: σ = 3/4; the loss of class 1 is ln 4/3, of class 0 ln 4."""
+    objective, z = one(), torch.tensor([[math.log(3.0)]], dtype=torch.float64)
+    assert_close(objective.probabilities(z), torch.tensor([[0.25, 0.75]], dtype=torch.float64))
+    for label, cost in ((1, math.log(4 / 3)), (0, math.log(4))):
+        y = objective.targets(torch.tensor([label]), z.dtype)
+        assert objective(z, y).item() == pytest.approx(cost)
+
+
+def test_one_logit_says_what_two_say():
+    """Probabilities and decisions of σ(z) are those of the softmax of two logits that are z apart."""
+    ours, theirs = one(), two()
+    assert_close(ours.probabilities(Z[:, None]), theirs.probabilities(logits(Z)), rtol=1e-12, atol=0)
+    decisive = Z != 0  # at 0 both are as likely
+    assert torch.equal(ours.decide(Z[:, None])[decisive], theirs.decide(logits(Z))[decisive])
+    assert ours.decide(Z[:, None])[decisive].tolist() == [0, 0, 1, 1, 1]
+
+
+@pytest.mark.parametrize("weights", [None, balanced([4, 2])], ids=["alike", "balanced"])
+def test_the_gradient_by_one_logit_is_that_of_two_in_their_difference(weights: list[float] | None):
+    """∂C/∂z = w_y (σ(z) − y) / N = ∂C/∂z₁ = −∂C/∂z₀; balanced weights of all six samples add up to six."""
+    w = None if weights is None else torch.tensor(weights, dtype=torch.float64)
+    ours, theirs = one(class_weights=w), two(class_weights=w)
+    z1, z2 = Z[:, None].clone().requires_grad_(), logits(Z).requires_grad_()
+    ours(z1, ours.targets(Y, torch.float64)).backward()
+    theirs(z2, Y).backward()
+    by_hand = (torch.sigmoid(Z) - Y) * (1.0 if w is None else w[Y]) / 6
+    assert_close(z1.grad, by_hand[:, None], rtol=1e-12, atol=1e-15)
+    assert_close(z2.grad[:, 1:], z1.grad, rtol=1e-12, atol=1e-15)
+    assert_close(z2.grad[:, :1], -z1.grad, rtol=1e-12, atol=1e-15)
+
+
+def test_one_logit_is_finite_far_out():
+    """At ±1000 the loss of the wrong class is 1000, not infinite."""
+    objective = one()
+    z = torch.tensor([[1000.0], [-1000.0]], dtype=torch.float64)
+    assert objective(z, objective.targets(torch.tensor([0, 1]), z.dtype)).item() == pytest.approx(1000)
+
+
+def test_a_net_of_one_logit_has_one_output():
+    setup = prepare(TrainConfig(data="moons", hidden=(8,), one_logit=True))
+    assert setup.sizes == [2, 8, 1]
+
+
+@pytest.mark.parametrize("loss", ["mse", "huber", "l1", "quadratic"])
+def test_one_output_without_a_logit_decides_at_one_half(loss: str):
+    """Targets are 0 and 1, so the class is the nearer one."""
+    outputs = torch.tensor([[0.4], [0.6], [-0.1]])
+    objective = choose_objective(loss, "classification", 2, "none", one_logit=True)
+    assert objective.decide(outputs).tolist() == [0, 1, 0]
+
+
+@pytest.mark.parametrize(("classes", "task"), [(3, "classification"), (0, "regression")])
+def test_one_logit_is_for_two_classes(classes: int, task: Any):
+    with pytest.raises(UserError, match="--one-logit is for two classes"):
+        choose_objective("auto", task, classes, "none", one_logit=True)
+
+
+def test_one_logit_is_not_for_cross_entropy():
+    with pytest.raises(UserError, match="binary-cross-entropy"):
+        choose_objective("cross-entropy", "classification", 2, "none", one_logit=True)
+
+
+# Balanced classes ---------------------------------------------------------------------------------------------------
+
+
+def test_balanced_by_hand():
+    """N / (C n_c): of 1, 1 and 4 in 6, three classes: 2, 2 and 1/2; all classes weigh 2 in all."""
+    assert balanced([1, 1, 4]) == [2.0, 2.0, 0.5]
+    assert balanced([3, 3]) == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("logits_", ["one", "two"])
+def test_balanced_loss_by_hand(logits_: str):
+    """Three of class 0 at z = 0 and one of class 1 at ln 3, weights 2/3 and 2: (3 · 2/3 ln 2 + 2 ln 4/3) / 4."""
+    w = torch.tensor(balanced([3, 1]), dtype=torch.float64)
+    z, y = torch.tensor([0, 0, 0, math.log(3.0)], dtype=torch.float64), torch.tensor([0, 0, 0, 1])
+    objective = one(class_weights=w) if logits_ == "one" else two(class_weights=w)
+    outputs = z[:, None] if logits_ == "one" else logits(z)
+    found = objective(outputs, objective.targets(y, torch.float64))
+    assert found.item() == pytest.approx((2 * math.log(2) + 2 * math.log(4 / 3)) / 4)
+
+
+@pytest.fixture
+def uneven(tmp_path: Path) -> str:
+    """A table of 90 rows of one class and 10 of another, which overlap."""
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(100, 2, generator=draw)
+    lines = [f"{a + (i >= 90):.4f},{b:.4f},{'rare' if i >= 90 else 'common'}" for i, (a, b) in enumerate(x.tolist())]
+    (tmp_path / "t.csv").write_text("a,b,y\n" + "\n".join(lines) + "\n")
+    return str(tmp_path / "t.csv")
+
+
+@pytest.mark.parametrize("one_logit", [False, True], ids=["two logits", "one"])
+def test_balanced_weights_are_of_the_training_rows(uneven: str, one_logit: bool):
+    """Test 20 of 100, 2 of them rare; validate a quarter of 80, 2 rare: 54 and 6 to train on.
+
+    So a rare one counts 54/6 = 9 times a common one, and at z = 0, where each costs ln 2, all of them cost ln 2.
+    """
+    config = TrainConfig(
+        data=uneven, class_weight="balanced", one_logit=one_logit, val_fraction=0.25, hidden=(4,), dtype="float64"
+    )
+    setup = prepare(config)
+    y = setup.dataset.train.y
+    assert torch.bincount(y).tolist() == [54, 6]
+    z = torch.zeros(60, 1 if one_logit else 2, dtype=torch.float64, requires_grad=True)
+    cost = setup.objective(z, setup.objective.targets(y, z.dtype))
+    assert cost.item() == pytest.approx(math.log(2))
+    cost.backward()
+    of_common, of_rare = (z.grad[y == label][:, -1].abs().unique() for label in (0, 1))
+    assert of_rare.item() == pytest.approx(9 * of_common.item())
+
+
+@pytest.mark.parametrize("one_logit", [False, True], ids=["two logits", "one"])
+@pytest.mark.parametrize("batch_size", [1, 16])
+def test_balancing_changes_the_net(run: Run, uneven: str, one_logit: bool, batch_size: int):
+    """Whatever the batch: a sample of the rare class counts nine times one of the other."""
+    settings = {"data": uneven, "one_logit": one_logit, "batch_size": batch_size, "lr": 0.01}
+    plain, even = (
+        (run(class_weight=how, **settings).folder / "model.safetensors").read_bytes() for how in ("none", "balanced")
+    )
+    assert plain != even
+
+
+@pytest.mark.parametrize("batch_size", [1, 16, 1000])
+def test_a_balanced_batch_pulls_one_logit_as_it_pulls_two(uneven: str, batch_size: int):
+    """From weights 0, where both nets say the same: ∂C/∂w of one logit is ∂C/∂w₁ of two, whatever the batch."""
+    gradients = []
+    for one_logit in (True, False):
+        config = TrainConfig(data=uneven, class_weight="balanced", hidden=(), one_logit=one_logit, dtype="float64")
+        setup = prepare(config)
+        for parameter in setup.model.parameters():
+            torch.nn.init.zeros_(parameter)
+        x, y = setup.dataset.train.x[:batch_size], setup.dataset.train.y[:batch_size]
+        setup.objective(setup.model(x), setup.objective.targets(y, x.dtype)).backward()
+        (weight, _) = setup.model.parameters()
+        gradients.append(weight.grad[-1])
+    assert_close(*gradients, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("loss", ["mse", "binary-cross-entropy"])
+def test_balanced_is_for_losses_that_take_weights(run: Run, uneven: str, loss: str):
+    with pytest.raises(UserError, match=f"--class-weight balanced is for .*not for {loss}"):
+        run(data=uneven, class_weight="balanced", loss=loss)
+
+
+def test_balanced_is_for_classes(run: Run):
+    with pytest.raises(UserError, match="--class-weight balanced: the data has numbers"):
+        run(data="sine", class_weight="balanced")
+
+
+@pytest.mark.parametrize("one_logit", [False, True], ids=["two logits", "one"])
+@pytest.mark.parametrize("class_weight", ["none", "balanced"])
+@pytest.mark.parametrize("batch_size", [7, 16])
+def test_both_engines_tell_the_same_figures(run: Run, uneven: str, one_logit: bool, class_weight: str, batch_size: int):
+    """In float64, over three epochs with a last, smaller batch."""
+    settings = {"data": uneven, "one_logit": one_logit, "class_weight": class_weight, "batch_size": batch_size}
+    lines = [without_times(run(engine=engine, dtype="float64", **settings)) for engine in ENGINES]
+    for ours, theirs in zip(*lines, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-9)
