@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import importlib
+import io
 import re
 import runpy
 import shlex
@@ -75,8 +77,79 @@ def test_the_readmes_weights_load_in_plain_pytorch(tmp_path: Path):
     from deltaprop.training import TrainConfig, train
 
     train(TrainConfig(epochs=1, log_every=0, run_dir=tmp_path / "run"))
-    code = blocks(README, "python")[5].replace("runs/<run>", str(tmp_path / "run"))
+    code = blocks(README, "python")[7].replace("runs/<run>", str(tmp_path / "run"))
     exec(compile(code, "README.md", "exec"), {})
+
+
+@pytest.fixture(scope="module")
+def penguins(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
+    """Run the README's three commands on a table; return the folder, and what each command printed."""
+    from deltaprop.cli import main
+
+    folder = tmp_path_factory.mktemp("penguins")
+    (folder / "examples").symlink_to(ROOT / "examples")
+    section = README.split("## Your own table in three commands")[1]
+    printed = {}
+    with contextlib.chdir(folder):
+        for line in blocks(section, "sh")[0].splitlines():
+            words = shlex.split(line.replace("python train.py", "deltaprop train"))
+            out = io.StringIO()
+            with contextlib.redirect_stdout(out):
+                assert main(words[1:]) == 0, line
+            printed[words[1]] = out.getvalue()
+    return folder, printed
+
+
+def test_the_readmes_table_is_read_as_it_says(penguins: tuple[Path, dict[str, str]]):
+    """Line by line, but for how many are right on another processor."""
+    _, printed = penguins
+    for line in blocks(README.split("## Your own table in three commands")[1], "text")[0].splitlines():
+        assert line in printed["train"].splitlines() or line.startswith(("  …", "test ")), line
+
+
+def test_the_readmes_answers_are_those_of_the_command(penguins: tuple[Path, dict[str, str]]):
+    folder, _ = penguins
+    shown = blocks(README.split("## Your own table in three commands")[1], "text")[1].splitlines()
+    found = (folder / "answers.csv").read_text().splitlines()
+    assert found[0] == shown[0]
+    assert found[1].split(",")[:2] == shown[1].split(",")[:2]
+    assert [float(v) for v in found[1].split(",")[2:]] == pytest.approx(
+        [float(v) for v in shown[1].split(",")[2:]], abs=1e-4
+    )
+    assert len(found) == 1 + 344  # rows of the file
+
+
+def test_the_readmes_refusal_is_that_of_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    from deltaprop.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    assert main(["train", "--data", "examples/penguins.csv", "--target", "species"]) == 2
+    shown = blocks(README.split("## Your own table in three commands")[1], "text")[2]
+    assert capsys.readouterr().err == shown
+
+
+def test_the_readmes_commands_on_a_trained_model_run(penguins: tuple[Path, dict[str, str]], capsys):
+    """All of the second block but pip and the pipe, which is tried in tests/cli/test_predict.py."""
+    from deltaprop.cli import main
+
+    folder, _ = penguins
+    with contextlib.chdir(folder):
+        for line in blocks(README.split("## Your own table in three commands")[1], "sh")[1].splitlines():
+            if line.startswith("deltaprop"):
+                assert main(shlex.split(line, comments=True)[1:]) == 0, line
+    assert "parity: at most" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("number", [5, 6], ids=["a model loaded", "in scikit-learn's words"])
+def test_the_readmes_examples_of_use_run(number: int, penguins: tuple[Path, dict[str, str]], capsys):
+    folder, _ = penguins
+    code = blocks(README, "python")[number]
+    with contextlib.chdir(folder):
+        exec(compile(code, "README.md", "exec"), {})
+    out = capsys.readouterr().out
+    for words in re.findall(r"print\(.*\) +# … (.*)", code):
+        assert words in out
 
 
 def test_the_readmes_transcript_is_what_the_command_prints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
@@ -131,7 +204,7 @@ def test_the_readmes_activation_is_right():
     from deltaprop.ops import Elementwise, primitive
 
     namespace = {"torch": torch, "Tensor": torch.Tensor, "Elementwise": Elementwise}
-    exec(compile("from __future__ import annotations\n" + blocks(README, "python")[6], "README.md", "exec"), namespace)
+    exec(compile("from __future__ import annotations\n" + blocks(README, "python")[8], "README.md", "exec"), namespace)
     mish = primitive(namespace["Mish"])
     assert torch.autograd.gradcheck(mish, torch.randn(5, dtype=torch.float64, requires_grad=True))
 

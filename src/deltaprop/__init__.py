@@ -12,6 +12,9 @@
     optimizer.step()
 """
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from deltaprop import functional
 from deltaprop.errors import UserError
 from deltaprop.explicit import ExplicitTrainer
@@ -40,7 +43,30 @@ from deltaprop.verify.gradients import check_gradients
 from deltaprop.verify.report import Check, GradientReport
 from deltaprop.verify.trace import Trace, trace
 
+if TYPE_CHECKING:
+    from deltaprop.estimators import MLPClassifier, MLPRegressor
+    from deltaprop.trained import Model, load
+
 __version__ = "0.1.0"
+
+# Brought in when they are first asked for: scikit-learn, and what reads a run, take longer to import than all the rest.
+_LATER = {
+    "MLPClassifier": "deltaprop.estimators",
+    "MLPRegressor": "deltaprop.estimators",
+    "Model": "deltaprop.trained",
+    "load": "deltaprop.trained",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LATER:
+        return getattr(importlib.import_module(_LATER[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LATER})
+
 
 __all__ = [
     "ELU",
@@ -54,6 +80,9 @@ __all__ = [
     "LeakyReLU",
     "Linear",
     "LogSoftmax",
+    "MLPClassifier",
+    "MLPRegressor",
+    "Model",
     "Perceptron",
     "PerceptronFit",
     "ReLU",
@@ -69,6 +98,7 @@ __all__ = [
     "from_torch",
     "functional",
     "initialize",
+    "load",
     "sgd_update",
     "to_torch",
     "trace",

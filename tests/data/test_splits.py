@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from sklearn.model_selection import train_test_split
 
 from deltaprop.data import split_indices
 from deltaprop.errors import UserError
@@ -107,3 +108,32 @@ def test_unknown_way_is_refused():
     """With the nearest one."""
     with pytest.raises(UserError, match=r"did you mean 'tail'"):
         split_indices(10, None, 0.1, 0, "tial")  # type: ignore[arg-type]
+
+
+@settings(deadline=None, database=None, max_examples=150)
+@given(
+    counts=st.lists(st.integers(2, 40), min_size=1, max_size=12),
+    fraction=st.floats(0.05, 0.95),
+    seed=st.integers(0, 2**32 - 1),
+    stratify=st.booleans(),
+)
+def test_the_random_split_is_scikit_learns(counts: list[int], fraction: float, seed: int, stratify: bool):
+    """Row for row, over class counts of all kinds, ties between them among them."""
+    labels = np.random.RandomState(0).permutation(np.repeat(np.arange(len(counts)), counts))
+    n, n_held = len(labels), round(fraction * len(labels))
+    assume(len(counts) <= n_held <= n - len(counts))
+    kept, held = train_test_split(
+        np.arange(n), test_size=n_held, random_state=seed, stratify=labels if stratify else None
+    )
+    ours = split_indices(n, labels if stratify else None, fraction, seed, "random")
+    assert [part.tolist() for part in ours] == [sorted(kept.tolist()), sorted(held.tolist())]
+
+
+def test_a_lonely_row_is_kept_where_it_may_be():
+    """Class 2 has one row, the last; the others are split as if it were not there."""
+    labels = np.array([0, 0, 0, 0, 1, 1, 1, 1, 2])
+    kept, held = split_indices(9, labels, 0.25, 0, "random", spare_lonely=True)
+    assert 8 in kept
+    assert np.bincount(labels[held]).tolist() == [1, 1]
+    with pytest.raises(UserError, match="class 2 has 1 row"):
+        split_indices(9, labels, 0.25, 0, "random")

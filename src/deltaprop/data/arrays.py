@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import math
+import tokenize
 import zipfile
-from collections.abc import Sequence
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -48,8 +52,15 @@ def load_arrays(path: Path, target: Sequence[str] = (), test: Path | None = None
             raise UserError(f"--test {test}: the training data are arrays: give a .npz or .npy")
         beside = target if test.suffix.lower() == ".npz" else ()
         x_test, y_test, *_ = _pair(test, beside)
-        if x_test.shape[1:] != x.shape[1:]:
-            raise UserError(f"{test}: unlike {path}: x has rows of shape {x_test.shape[1:]}, there {x.shape[1:]}")
+    where = test or path
+    if x_test is not None and y_test is not None:
+        tail = "_test" if test is None else ""
+        for name, one, other in (("x", x_test, x), ("y", _column(y_test), _column(y))):
+            if one.shape[1:] != other.shape[1:]:
+                raise UserError(
+                    f"{where}: {name}{tail} is {list(one.shape)}, unlike {name} of {path}, {list(other.shape)}: "
+                    "rows of the same shape are needed"
+                )
     for name, array in (("x", x), ("x_test", x_test)):
         if array is not None:
             _check_numbers(path if name == "x" else (test or path), name, array)
@@ -65,7 +76,7 @@ def read_inputs(path: Path) -> Array:
     if path.suffix.lower() == ".npy":
         x = read_npy(path)
     else:
-        arrays = _npz(path)
+        arrays = _Npz(path)
         x = arrays[_named(path, arrays, ("x", "x_test", "x_train"))]
     _check_numbers(path, "x", x)
     return x
@@ -172,7 +183,7 @@ def _pair(path: Path, target: Sequence[str]) -> tuple[Array, Array, Array | None
         else:
             raise UserError(f"{path}: x has shape {list(x.shape)}: --target FILE.npy says where y is")
     else:
-        arrays = _npz(path)
+        arrays = _Npz(path)
         x = arrays[_named(path, arrays, ("x", "x_train"))]
         y = arrays[_named(path, arrays, (*target,) or ("y", "y_train"))]
         if {"x_test", "y_test"} <= arrays.keys():
@@ -186,10 +197,12 @@ def _pair(path: Path, target: Sequence[str]) -> tuple[Array, Array, Array | None
             raise UserError(f"{path}: {name} have {len(one)} and {len(other)} rows: a target for each row is needed")
         if not len(one):
             raise UserError(f"{path}: {name} have no rows")
+        if not one.size or not other.size:
+            raise UserError(f"{path}: {name} are {list(one.shape)} and {list(other.shape)}: there is nothing in them")
     return x, y, x_test, y_test
 
 
-def _named(path: Path, arrays: dict[str, Array], names: Sequence[str]) -> str:
+def _named(path: Path, arrays: Mapping[str, Array], names: Sequence[str]) -> str:
     lower = {name.lower(): name for name in arrays}
     for name in names:
         if name.lower() in lower:
@@ -202,23 +215,37 @@ def _check_numbers(path: Path, name: str, array: Array) -> None:
         raise UserError(f"{path}: {name} is of {array.dtype}: numbers are needed")
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         at = np.argwhere(~np.isfinite(array))[0]
-        where = f"row {at[0] + 1}" + (f", column {at[1]}" if len(at) > 1 else "")
+        where = f"row {at[0] + 1}" + (f", column {at[1] + 1}" if len(at) > 1 else "")
         raise UserError(f"{path}: {name} has {array[tuple(at)]} in {where}: mend it or leave the row out")
 
 
-def _npz(path: Path) -> dict[str, Array]:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = [name for name in archive.namelist() if name.endswith(".npy")]
-            found = {}
-            for name in names:
-                with archive.open(name) as file:
-                    found[name.removesuffix(".npy")] = _array(f"{path}: {name}", file, archive.getinfo(name).file_size)
-            return found
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror or error}") from error
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
-        raise UserError(f"{path}: no sound .npz: {error}") from error
+class _Npz(Mapping[str, Array]):
+    """The arrays of a ``.npz`` file, each read when it is asked for."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with self._opened() as archive:
+            self.names = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, name: str) -> Array:
+        with self._opened() as archive, archive.open(f"{name}.npy") as file:
+            return _array(f"{self.path}: {name}.npy", file, archive.getinfo(f"{name}.npy").file_size)
+
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[zipfile.ZipFile]:
+        try:
+            with zipfile.ZipFile(self.path) as archive:
+                yield archive
+        except OSError as error:
+            raise UserError(f"{self.path}: {error.strerror or error}") from error
+        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+            raise UserError(f"{self.path}: no sound .npz: {error}") from error
 
 
 def read_npy(path: Path) -> Array:
@@ -237,20 +264,33 @@ def read_npy(path: Path) -> Array:
 
 
 def _array(where: str, file: BinaryIO | Any, size: int) -> Array:
-    """Return an array from a file of so many bytes."""
+    """Return an array from a file of so many bytes, its numbers as the machine and PyTorch have them."""
+    begin = file.read(12)
+    if begin[:6] != np.lib.format.MAGIC_PREFIX or begin[6:8] not in (b"\x01\x00", b"\x02\x00"):
+        raise UserError(f"{where}: no sound .npy: it begins with {begin[:8]!r}")
+    width = 2 if begin[6] == 1 else 4
+    length = int.from_bytes(begin[8 : 8 + width], "little")
+    if length > min(size, LARGEST_HEADER):
+        raise UserError(f"{where}: no sound .npy: its header promises to be {length} bytes long, in a file of {size}")
+    head = begin + file.read(max(0, 8 + width + length - len(begin)))
+    read = np.lib.format.read_array_header_1_0 if width == 2 else np.lib.format.read_array_header_2_0
     try:
-        version = np.lib.format.read_magic(file)
-        read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
-        shape, fortran, dtype = read(file, max_header_size=LARGEST_HEADER)
-    except (ValueError, KeyError, EOFError) as error:
+        stream = io.BytesIO(head[8:])
+        found: tuple[tuple[int, ...], bool, Any] = read(stream, max_header_size=LARGEST_HEADER)
+        shape, fortran, dtype = found
+    except (ValueError, SyntaxError, TypeError, tokenize.TokenError, RecursionError, MemoryError) as error:
         raise UserError(f"{where}: no sound .npy: {' '.join(str(error).split())[:120]}") from error
     if dtype.hasobject:
         raise UserError(f"{where}: it holds Python objects, which would have to be unpickled: save numbers or text")
-    there, promised = size - file.tell(), math.prod(shape) * dtype.itemsize
-    if promised > there or dtype.itemsize == 0 or min(shape, default=0) < 0:
+    there, promised = size - (8 + width + length), math.prod(shape) * dtype.itemsize
+    if promised > there or min(shape, default=0) < 0 or (dtype.itemsize == 0 and math.prod(shape)):
         raise UserError(f"{where}: its header promises {promised} bytes of {dtype} {list(shape)}, the file has {there}")
-    data = file.read(promised)
+    data = head[8 + width + length :] + file.read(promised - (len(head) - 8 - width - length))
     if len(data) < promised:
         raise UserError(f"{where}: it ends after {len(data)} of {promised} bytes")
-    array = np.frombuffer(data, dtype)
+    array = np.frombuffer(data[:promised], dtype)
+    if dtype.kind == "f" and dtype.itemsize > 8:
+        with np.errstate(over="ignore"):  # infinite then, which is told with its row
+            array = array.astype(np.float64)
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)
     return array.reshape(shape[::-1]).T if fortran else array.reshape(shape)

@@ -27,6 +27,19 @@ def plain(value: float) -> str:
     return str(int(value)) if float(value).is_integer() else repr(float(value))
 
 
+def are_numbers(names: Sequence[str]) -> bool:
+    """Return whether classes are called by numbers as :func:`plain` writes them, so that the numbers tell them.
+
+    Example:
+        >>> are_numbers(["1", "2"]), are_numbers(["01", "02"])
+        (True, False)
+    """
+    try:
+        return [plain(float(name)) for name in names] == [*names]
+    except (ValueError, OverflowError):
+        return False
+
+
 def check_counts(where: str, names: Sequence[str], counts: Array, rows: Sequence[int] | None, are_text: bool) -> None:
     """Refuse classes that there is nothing to learn from: a single one, and one that appears once.
 
@@ -45,10 +58,10 @@ def check_counts(where: str, names: Sequence[str], counts: Array, rows: Sequence
     once = np.flatnonzero(np.asarray(counts) < 2)
     if len(once):
         row = "" if rows is None else f" (row {rows[once[0]]})"
-        others = f", and so do {len(once) - 1} others" if len(once) > 1 else ""
+        others = f" (and {len(once) - 1} more)" if len(once) > 1 else ""
         hint = "" if are_text else "; if these are quantities, --task regression"
         raise UserError(
-            f"{where}: class {names[once[0]]!r} appears once{row}{others}: to learn and to test, a class needs two "
+            f"{where}: class {names[once[0]]!r}{others} appears once{row}: to learn and to test, a class needs two "
             f"rows: leave such rows out{hint}"
         )
 

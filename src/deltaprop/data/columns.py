@@ -8,10 +8,10 @@ in which names appear. What is missing is NaN.
 from __future__ import annotations
 
 import difflib
+import re
 import shlex
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -27,6 +27,8 @@ Missing: TypeAlias = Literal["refuse", "mean", "drop"]
 
 # What stands for a missing value, in small letters, as R, pandas and people write it. In a column that the user calls
 # categorical only an empty cell does: NA is Namibia.
+DECIMAL_COMMA = r"^[+-]?\d+,\d+$"
+MOST_SHOWN = 60  # characters of a cell in a message
 ABSENT = ("", "na", "n/a", "#n/a", "nan", "-nan", "null", "none", "?")
 
 
@@ -92,16 +94,20 @@ class Column:
         if types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind) or types.is_boolean(kind):
             return self._of_text(cells, where)
         raise UserError(
-            f"{where.file}: column {self.name!r} is of type {kind}: neither numbers nor text; "
+            f"{where.table.path}: column {self.name!r} is of type {kind}: neither numbers nor text; "
             f"--drop {_quoted(self.name)}, or write it as one of them"
         )
 
     def _of_numbers(self, cells: Any, where: Where) -> Numbers:
+        from pyarrow import compute, types
+
         if self.kind == "categories":
             if not self.forced:
                 raise self._mixed(where, 0, str(cells[0].as_py()), "a number, and the rows before it have text")
+            if types.is_floating(cells.type):
+                cells = compute.if_else(compute.is_nan(cells), None, cells)
             return self._codes(cells, where)
-        values: Numbers = cells.cast("float64").to_numpy(zero_copy_only=False)
+        values: Numbers = cells.cast("float64", safe=False).to_numpy(zero_copy_only=False)
         return self._finite(values, where)
 
     def _of_text(self, cells: Any, where: Where) -> Numbers:
@@ -118,16 +124,21 @@ class Column:
             if self.kind is None and not compute.all(absent).as_py():
                 self.kind = "numbers"
             return self._finite(numbers, where)
-        is_number = compute.if_else(absent, None, compute.match_substring_regex(cells, NUMBER))
-        flags = is_number.to_numpy(zero_copy_only=False)
-        if self.kind == "numbers" or (self.kind is None and any(flag is True for flag in flags)):
-            at = next(at for at, flag in enumerate(flags) if flag is False)
+        there = ~absent.to_numpy(zero_copy_only=False).astype(bool)
+        is_number = _matches(cells, NUMBER) & there
+        is_text = there & ~is_number
+        if self.kind == "numbers" or (self.kind is None and is_number.any()):
+            # Text there is: else they would all have been read as numbers. Of too large a one 1e400 is none either.
+            at = int((is_text if is_text.any() else there).argmax())
             raise self._mixed(where, at, cells[at].as_py(), "text, and other rows have numbers")
-        if any(flag is True for flag in flags):
-            at = next(at for at, flag in enumerate(flags) if flag is True)
+        if is_number.any():
+            at = int(is_number.argmax())
             raise self._mixed(where, at, cells[at].as_py(), "a number, and the rows before it have text")
-        if self.kind is None and all(flag is None for flag in flags):
+        if not there.any():
             return np.full(len(cells), np.nan)
+        if (_matches(cells, DECIMAL_COMMA) | ~there).all():
+            at = int(there.argmax())
+            raise self._mixed(where, at, cells[at].as_py(), "text")
         self.kind = "categories"
         return self._codes(compute.if_else(absent, None, cells), where)
 
@@ -156,9 +167,9 @@ class Column:
 
     def _mixed(self, where: Where, at: int, cell: str, what: str) -> UserError:
         name = _quoted(self.name)
-        decimal = " (a decimal comma? numbers are written with a point)" if _is_decimal_comma(cell) else ""
+        decimal = " (a decimal comma? numbers are written with a point)" if re.match(DECIMAL_COMMA, cell) else ""
         return UserError(
-            f"{where.of(at)}, column {self.name!r}: {cell!r} is {what}{decimal}: "
+            f"{where.of(at)}, column {self.name!r}: {_shown(cell)} is {what}{decimal}: "
             f"mend the row, or --categorical {name} if they are names, or --drop {name}"
         )
 
@@ -168,16 +179,16 @@ class Where:
     """A block of rows of a file.
 
     Attributes:
-        file: The file.
+        table: The table.
         first: The number of its first row, counted from 1.
     """
 
-    file: Path
+    table: Table
     first: int
 
     def of(self, at: int) -> str:
         """Return the file and the number of a row of the block."""
-        return f"{self.file}: row {self.first + at}"
+        return self.table.place(self.first + at)
 
 
 def _absent() -> Any:
@@ -196,9 +207,20 @@ def _as_numbers(cells: Any) -> Numbers | None:
         return None
 
 
-def _is_decimal_comma(cell: str) -> bool:
-    whole, comma, part = cell.partition(",")
-    return bool(comma) and whole.lstrip("+-").isdecimal() and part.isdecimal()
+def _matches(cells: Any, pattern: str) -> NDArray[np.bool_]:
+    """Return which cells match a pattern; those that are not there do not."""
+    from pyarrow import compute
+
+    found: NDArray[np.bool_] = (
+        compute.match_substring_regex(cells, pattern).fill_null(False).to_numpy(zero_copy_only=False)
+    )
+    return found
+
+
+def _shown(cell: Any) -> str:
+    """Return a cell as it is quoted, its end left out where it is long."""
+    text = repr(cell)
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}…"
 
 
 def _quoted(name: str) -> str:
@@ -243,7 +265,7 @@ class Reader:
         for batch in self.table.batches(on_bytes):
             if not len(batch):
                 continue
-            where = Where(self.table.path, self.rows + 1)
+            where = Where(self.table, self.rows + 1)
             block = np.empty((len(batch), len(columns)))
             for at, column in enumerate(columns):
                 block[:, at] = column.read(batch.column(column.name), where)
@@ -269,22 +291,31 @@ class Reader:
 
     def _missing(self, column: Column, batch: Batch, at: int, where: Where) -> UserError:
         cell = batch.column(column.name)[at].as_py()
-        found = "the cell is empty" if cell is None or cell == "" else f"{cell!r} stands for a missing value"
+        found = "the cell is empty" if cell is None or cell == "" else f"{_shown(cell)} stands for a missing value"
+        name = _quoted(column.name)
+        called = (
+            f", or, if it is a name, --categorical {name}"
+            if cell and column.kind != "numbers" and not column.verbatim
+            else ""
+        )
         if column in self.targets:
             return UserError(
                 f"{where.of(at)}, column {column.name!r}: {found}, and it is the target: "
-                "mend the row, or leave out such rows by --missing drop"
+                f"mend the row, or leave out such rows by --missing drop{called}"
             )
-        name = _quoted(column.name)
-        called = f", or, if it is a name, --categorical {name}" if cell and column.kind == "categories" else ""
         return UserError(
             f"{where.of(at)}, column {column.name!r}: {found}: fill such cells by --missing mean, "
             f"leave out their rows by --missing drop, or the column by --drop {name}{called}"
         )
 
 
-def chosen(table: Table, choices: Choices) -> tuple[list[Column], list[Column]]:
+def chosen(table: Table, choices: Choices, others: Collection[str] = ()) -> tuple[list[Column], list[Column]]:
     """Return the columns of inputs and of targets, in the order of the table.
+
+    Args:
+        table: That is trained on.
+        choices: What the user says of it.
+        others: Columns of the table to test on, which may be dropped too.
 
     Raises:
         UserError: If a column that is named is not there, or nothing is left to learn from.
@@ -292,7 +323,7 @@ def chosen(table: Table, choices: Choices) -> tuple[list[Column], list[Column]]:
     names = table.names
     for flag, given in (("target", choices.target), ("drop", choices.drop), ("categorical", choices.categorical)):
         for name in given:
-            if name not in names:
+            if name not in names and not (flag == "drop" and name in others):
                 raise UserError(f"{table.path}: --{flag} {_quoted(name)}: {unlisted(name, names)}")
     targets = list(choices.target) or [next((n for n in reversed(names) if n not in choices.drop), names[-1])]
     for name in targets:

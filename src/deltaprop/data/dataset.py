@@ -10,7 +10,6 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from deltaprop.data.encoding import Encoding
@@ -52,7 +51,7 @@ class StreamedSplit:
     Args:
         store: The rows of the table, as they were read.
         rows: Which of them are this part, in rising order.
-        encode: Takes rows of the store to inputs, ``[M, n]``.
+        encode: Takes some rows of the store to inputs, ``[M, n]``.
         width: n.
         y: As of `Split`, in memory.
         dtype: Of the inputs.
@@ -60,7 +59,7 @@ class StreamedSplit:
 
     store: Store
     rows: Rows
-    encode: Callable[[NDArray[np.float64]], Tensor]
+    encode: Callable[[Store, Rows], Tensor]
     width: int
     y: Tensor
     dtype: torch.dtype
@@ -74,7 +73,7 @@ class StreamedSplit:
         x = torch.empty(len(which), self.width, dtype=self.dtype)
         for start in range(0, len(which), ROWS_AT_ONCE):
             block = which[start : start + ROWS_AT_ONCE]
-            x[start : start + len(block)] = self.encode(self.store.take(block))
+            x[start : start + len(block)] = self.encode(self.store, block)
         return x.to(self.y.device)
 
     def to(self, device: torch.device | str) -> StreamedSplit:

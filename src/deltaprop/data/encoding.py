@@ -85,7 +85,7 @@ class Encoding:
         return encoder.fit(np.zeros((1, len(known))))
 
     def encode(self, raw: Numbers) -> Numbers:
-        """Return the inputs, [N, n], not yet scaled.
+        """Return the inputs, [N, n], not yet scaled; ``streaming.py`` does the same faster, while a net trains.
 
         Args:
             raw: [N, p], categories by their number in ``categories``, NaN where missing.
@@ -162,7 +162,12 @@ def recoded(raw: Numbers, recodes: Sequence[Numbers | None]) -> Numbers:
 
 
 def fitted(
-    columns: Sequence[Column], targets: Sequence[str], blocks: Iterable[Numbers], *, fills: bool
+    columns: Sequence[Column],
+    targets: Sequence[str],
+    blocks: Iterable[Numbers],
+    *,
+    fills: bool,
+    where: str = "the table",
 ) -> tuple[Encoding, Scaling]:
     """Return the encoding of the training rows, and the scaling of the encoded inputs to mean 0 and deviation 1.
 
@@ -174,6 +179,7 @@ def fitted(
         targets: The names of what is predicted.
         blocks: The training rows [N, p], as they were read.
         fills: Whether numbers may be missing.
+        where: What messages call the table.
 
     Raises:
         UserError: If a column has no value in any training row, or its deviation is not finite.
@@ -196,16 +202,18 @@ def fitted(
     for at, column in enumerate(columns):
         if column.kind == "categories":
             names = sorted(name for name, number in column.names.items() if number in seen[at])
+            if not names:
+                raise _nothing(where, column)
             inputs.append(Input(column.name, "categories", tuple(names)))
             continue
         place = numbers.index(at)
         if not present[place]:
-            raise UserError(f"column {column.name!r} has no value in any training row: leave it out by --drop")
+            raise _nothing(where, column)
         middle, spread = float(scaler.mean_[place]), float(scaler.scale_[place])
         if not math.isfinite(middle) or not math.isfinite(spread):
             raise UserError(
-                f"column {column.name!r} cannot be standardised: its mean is {middle} and its deviation {spread}: "
-                "leave it out by --drop, or write it in another unit"
+                f"{where}: column {column.name!r} cannot be standardised: its mean is {middle} and its deviation "
+                f"{spread}: leave it out by --drop, or write it in another unit"
             )
         inputs.append(Input(column.name, "numbers", fill=middle if fills else None))
     encoding = Encoding(tuple(inputs), tuple(targets))
@@ -215,6 +223,10 @@ def fitted(
         mean[: len(numbers)] = torch.from_numpy(scaler.mean_)
         scale[: len(numbers)] = torch.from_numpy(scaler.scale_)
     return encoding, Scaling(mean, scale)
+
+
+def _nothing(where: str, column: Column) -> UserError:
+    return UserError(f"{where}: column {column.name!r} has no value in any training row: leave it out by --drop")
 
 
 def strangers(encoding: Encoding, columns: Sequence[Column], where: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -10,15 +11,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from deltaprop.data.classes import are_few, check_classes, check_counts, plain
+from deltaprop.data.classes import are_few, are_numbers, check_classes, check_counts, plain
 from deltaprop.data.columns import ABSENT, Choices, Column, Missing, Numbers, Reader, chosen, unlisted
 from deltaprop.data.dataset import Dataset, Part, Split, StreamedSplit, TableFacts, Task
-from deltaprop.data.encoding import Encoding, fitted, recoded, strangers
+from deltaprop.data.encoding import Encoding, fitted, strangers
 from deltaprop.data.scaling import Scaling
 from deltaprop.data.splits import Rows, SplitHow, split_indices
-from deltaprop.data.store import ROWS_AT_ONCE, UNLIMITED, InMemory, Read, Room, Storage, read
+from deltaprop.data.store import ROWS_AT_ONCE, UNLIMITED, InMemory, OnDisk, Read, Room, Storage, read
+from deltaprop.data.streaming import Encoder
 from deltaprop.data.tables import Table, open_table
 from deltaprop.errors import UserError
 
@@ -103,15 +104,13 @@ def load_table(
     if storage is not None:
         room = replace(room, memory=0 if storage == "disk" else UNLIMITED)
     table = open_table(path, choices.delimiter)
-    inputs, targets = chosen(table, choices)
     test_table = None if test is None else open_table(test, choices.delimiter)
+    inputs, targets = chosen(table, choices, [] if test_table is None else test_table.names)
     if test_table is not None:
         _check_alike(test_table, [c.name for c in (*inputs, *targets)], {*choices.drop}, path)
-    found = read(Reader(table, inputs, targets, choices.missing), choices, room)
-    if not len(found.targets):
-        what = "every row has something missing" if found.dropped else "there is a header, and no row below it"
-        raise UserError(f"{path}: {what}")
-    kinds = judged(found, choices, path)
+    judge = partial(judged, choices=choices, path=path)
+    found = read(Reader(table, inputs, targets, choices.missing), choices, room, judge)
+    kinds = judge(found)
     y = _targets(kinds, found, path)
     labels = y if kinds.class_names else None
 
@@ -130,8 +129,9 @@ def load_table(
         check_classes(labels[train_rows], {"validation": labels[val_rows], "test": labels[held]}, names)
 
     encoding, scaling = fitted(
-        found.inputs, [c.name for c in targets], _blocks(found, train_rows), fills=choices.missing == "mean"
-    )
+        found.inputs, [c.name for c in targets], _blocks(found, train_rows), fills=choices.missing == "mean",
+        where=str(path),
+    )  # fmt: skip
     if not standardise:
         scaling = Scaling.identity(len(encoding))
     target_scaling = Scaling.identity(1)
@@ -147,14 +147,20 @@ def load_table(
         targets = torch.from_numpy(y[rows])
         if labels is None:
             targets = target_scaling.apply(targets).to(dtype)
-        encode = partial(_encoded, encoding, encoding.recode(of.inputs), scaling, dtype)
+        encode = Encoder(encoding, encoding.recode(of.inputs), scaling, dtype, str(path))
         streams = StreamedSplit(store=of.store, rows=rows, encode=encode, width=len(encoding), y=targets, dtype=dtype)
         return streams if streamed else Split(x=streams.inputs(slice(None)), y=targets)
 
     test_part, warnings = part(found, y, held), _warnings(encoding, len(train_rows))
-    digest = found.digest
+    digest, of_test = found.digest, None
     if test_table is not None:
-        of_test = read_like(encoding, kinds, test_table, choices.missing, choices, room)
+        of_its_own = replace(room, memory=0) if storage == "disk" else room
+        of_test = read_like(encoding, kinds, test_table, choices.missing, choices, of_its_own)
+        if of_its_own is room and isinstance(of_test.store, OnDisk):  # one word tells how both are kept
+            return load_table(
+                path, choices, room, test=test, seed=seed, test_fraction=test_fraction, val_fraction=val_fraction,
+                val_split=val_split, standardise=standardise, dtype=dtype, storage="disk",
+            )  # fmt: skip
         y_test = _targets(kinds, of_test, test_table.path)
         test_part = part(of_test, y_test, np.arange(len(y_test)))
         digest = f"{digest}+{of_test.digest}"
@@ -173,8 +179,8 @@ def load_table(
         table=TableFacts(
             encoding=encoding,
             left_out=tuple(name for name in table.names if name in choices.drop),
-            dropped=found.dropped,
-            gaps=found.gaps,
+            dropped=found.dropped + (0 if of_test is None else of_test.dropped),
+            gaps=found.gaps + (0 if of_test is None else of_test.gaps),
             storage=storage,
             warnings=tuple(warnings),
         ),
@@ -189,11 +195,14 @@ def _targets(kinds: Targets, found: Read, path: Path) -> Numbers | NDArray[np.in
 
 
 def judged(found: Read, choices: Choices, path: Path) -> Targets:
-    """Return whether the targets are classes or numbers, and the names of the classes.
+    """Return whether the targets are classes or numbers, and the names of the classes; of what the store holds nothing.
 
     Raises:
         UserError: If they cannot be what is asked for, or there is nothing to tell apart.
     """
+    if not len(found.targets):
+        what = "every row has something missing" if found.dropped else "there is a header, and no row below it"
+        raise UserError(f"{path}: {what}")
     texts = [column for column in found.target_columns if column.kind == "categories"]
     flag = "--task classification" if choices.task == "classification" else "classes"
     if len(found.target_columns) > 1:
@@ -259,7 +268,10 @@ def columns_of(encoding: Encoding, kinds: Targets | None) -> tuple[list[Column],
         return inputs, []
     if kinds.task == "regression":
         return inputs, [Column(name, "numbers", forced=True) for name in encoding.targets]
-    return inputs, [Column(name) for name in encoding.targets]
+    if are_numbers(kinds.class_names):
+        return inputs, [Column(name) for name in encoding.targets]
+    verbatim = any(name.lower() in ABSENT for name in kinds.class_names)
+    return inputs, [Column(name, "categories", forced=True, verbatim=verbatim) for name in encoding.targets]
 
 
 def check_columns(table: Table, names: Sequence[str], of: str) -> None:
@@ -279,23 +291,13 @@ def _check_alike(table: Table, names: Sequence[str], dropped: set[str], path: Pa
     for name in table.names:
         if name not in names and name not in dropped:
             raise UserError(
-                f"{table.path}: unlike {path}: it has a column {name!r} more; --drop {name!r} leaves it out"
+                f"{table.path}: unlike {path}: it has a column {name!r} more; --drop {shlex.quote(name)} leaves it out"
             )
 
 
 def _blocks(found: Read, rows: Rows) -> Iterator[Numbers]:
     for start in range(0, len(rows), ROWS_AT_ONCE):
         yield found.store.take(rows[start : start + ROWS_AT_ONCE])
-
-
-def _encoded(
-    encoding: Encoding, recodes: list[Numbers | None], scaling: Scaling, dtype: torch.dtype, raw: Numbers
-) -> Tensor:
-    """Return the inputs of rows as they were read."""
-    x = scaling.apply(torch.from_numpy(encoding.encode(recoded(raw, recodes)))).to(dtype)
-    if not x.isfinite().all():
-        raise UserError(f"a value does not fit in {dtype} after scaling")
-    return x
 
 
 def _warnings(encoding: Encoding, rows: int) -> list[str]:

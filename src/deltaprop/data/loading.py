@@ -80,8 +80,8 @@ def check_source(source: str | Source) -> None:
             raise UserError(f"{path}: there is no such file")
     if source in BUILTIN or has_columns:
         if has_columns:
-            table = open_table(Path(source), choices.delimiter)
-            chosen(table, choices)
+            others = [] if asked.test is None else open_table(Path(asked.test), choices.delimiter).names
+            chosen(open_table(Path(source), choices.delimiter), choices, others)
         return
     if has_targets:
         return
@@ -98,7 +98,10 @@ def check_source(source: str | Source) -> None:
             f"{source}: not known by its name: a table ends in .csv, .tsv, .txt (or these and .gz) or .parquet, "
             "arrays in .npz or .npy"
         )
-    find_idx_files(source)
+    try:
+        find_idx_files(source)
+    except UserError as error:
+        raise UserError(f"{error}; nor is there a .parquet file in it") from error
 
 
 def load(

@@ -1,9 +1,9 @@
 """The rows of a table once it has been read: in memory, or where they do not fit in a file on disk.
 
-The file is a cache: float32 numbers [N, p], row by row, less a shift per column (its first number that is there), so
-that a column of dates in seconds keeps its digits. It is written once, beside a JSON file that says what it holds, and
-used again as long as the table's files are as they were: the same sizes, times and first bytes, and the same columns
-asked for. Nothing is unpickled.
+The file is a cache: float32 numbers [N, p], row by row, less a shift per column (the middle one of its first numbers)
+and in a unit per column (a power of 2), so that a column of dates in seconds keeps its digits. It is written once,
+beside a JSON file that says what it holds, and used again as long as the table's files are as they were: the same
+sizes, times and first bytes, and the same columns asked for. Nothing is unpickled.
 
 Rows come back in float64 whichever way they were kept.
 """
@@ -22,15 +22,17 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal, Protocol, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from deltaprop.data.columns import Choices, Column, Numbers, Reader
 from deltaprop.data.splits import Rows
 from deltaprop.errors import UserError
 
-FORMAT = 1
+FORMAT = 2
 HEAD = 1 << 20  # bytes of each file that its key looks at
 ROWS_AT_ONCE = 8192  # that are brought to float64 together
 UNLIMITED = 1 << 62  # bytes
+FAR = 1.5  # times as much as may be in memory is what goes to the disk at once
 SHARE = 8  # of the machine's memory, one part in so many is what a table may take
 
 
@@ -64,7 +66,7 @@ class InMemory:
 
 @dataclass(frozen=True, eq=False)
 class OnDisk:
-    """Rows in a file, float32 less a shift per column.
+    """Rows in a file, float32: each column less its shift, in units of its own, a power of 2.
 
     The file is mapped for each call and let go after it: pages that stay mapped count as the process's own.
     """
@@ -72,6 +74,7 @@ class OnDisk:
     path: Path
     count: int
     shift: Numbers
+    unit: Numbers
 
     def __len__(self) -> int:
         """Return N."""
@@ -79,10 +82,15 @@ class OnDisk:
 
     def take(self, rows: Rows) -> Numbers:
         """Return some rows, in the order given."""
-        mapped = np.memmap(self.path, np.dtype("<f4"), "r", shape=(self.count, len(self.shift)))
-        taken: Numbers = mapped[rows].astype(np.float64)
+        taken: Numbers = self.kept(rows).astype(np.float64)
+        taken *= self.unit
         taken += self.shift
         return taken
+
+    def kept(self, rows: Rows) -> NDArray[np.float32]:
+        """Return some rows as they lie in the file: (row − shift) / unit; a copy."""
+        mapped = np.memmap(self.path, np.dtype("<f4"), "r", shape=(self.count, len(self.shift)))
+        return np.asarray(mapped[rows], dtype=np.float32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,35 +154,46 @@ def default_memory() -> int:
     return total // SHARE
 
 
-def read(reader: Reader, choices: Choices, room: Room) -> Read:
+def read(reader: Reader, choices: Choices, room: Room, judge: Callable[[Read], object] = lambda found: None) -> Read:
     """Return the rows of a table: from its cache where there is one, else read, into memory as long as they fit.
 
     Args:
         reader: Of the columns that matter.
         choices: What the user says of them: part of the cache's key.
         room: Where rows may be kept.
+        judge: Refuses targets that nothing can be learnt from, before a cache is kept; what it is given has no rows of
+            inputs yet.
 
     Raises:
         UserError: If the table is at fault, or there is no room for the cache.
     """
     folder = room.cache / key(reader, choices)
     found = _cached(folder)
-    if found is not None:
+    if found is not None and _bytes(found) > room.memory:  # else in memory, as if there were no cache: the same bits
         return found
     files = reader.table.files
     total = sum(file.stat().st_size for file in files if file.is_file())
     width = len(reader.inputs)
     digest, blocks, targets = hashlib.sha256(), [], []
     spill: _Spill | None = None
-    held = 0
+    held = seen = 0
+
+    def on_bytes(done: int) -> None:
+        nonlocal seen
+        seen = done
+        room.progress(f"reading {reader.table.path.name}", done, total)
+
     try:
-        for block in reader.blocks(lambda done: room.progress(f"reading {reader.table.path.name}", done, total)):
+        for block in reader.blocks(on_bytes):
             digest.update(np.ascontiguousarray(block, dtype="<f8").data)
             targets.append(block[:, width:].copy())
             blocks.append(block[:, :width])
             held += block.nbytes
-            if spill is None and held > room.memory:
+            # What is to be far too much need not be held first: by the bytes of the files that it was read from.
+            likely = held * total // seen if seen else 0
+            if spill is None and (held > room.memory or likely > FAR * room.memory):
                 spill = _Spill(folder, width)
+                spill.begin()
             if spill is not None:
                 for waiting in blocks:
                     spill.add(waiting)
@@ -186,6 +205,7 @@ def read(reader: Reader, choices: Choices, room: Room) -> Read:
             InMemory(np.concatenate(blocks) if blocks else np.empty((0, width))),
             y, [*reader.inputs], [*reader.targets], reader.dropped, reader.gaps, digest.hexdigest(),
         )  # fmt: skip
+        judge(read_)
         return read_ if spill is None else spill.end(read_)
     except BaseException:
         if spill is not None:
@@ -207,6 +227,11 @@ def key(reader: Reader, choices: Choices) -> str:
     return sha.hexdigest()[:32]
 
 
+def _bytes(read_: Read) -> int:
+    """Return what the rows would take in memory, targets and all."""
+    return 8 * len(read_.store) * (len(read_.inputs) + len(read_.target_columns))
+
+
 ROWS, TARGETS, ABOUT = "rows.f32", "targets.f64", "about.json"
 
 
@@ -216,20 +241,29 @@ class _Spill:
     def __init__(self, folder: Path, width: int) -> None:
         self.folder, self.count = folder, 0
         self.part = folder.with_name(f".{folder.name}.{os.getpid()}-{secrets.token_hex(4)}")
-        self.shift = np.full(width, np.nan)
-        with _telling(folder):
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            _clear(folder.parent)
+        self.shift, self.unit = np.full(width, np.nan), np.ones(width)
+        self.file: BinaryIO | None = None
+
+    def begin(self) -> None:
+        """Make its folder; not at birth, so that whoever is broken off here knows what to give up."""
+        with _telling(self.folder):
+            self.folder.parent.mkdir(parents=True, exist_ok=True)
+            _clear(self.folder.parent)
             self.part.mkdir()
-            self.file: BinaryIO = (self.part / ROWS).open("wb")
+            self.file = (self.part / ROWS).open("wb")
 
     def add(self, block: Numbers) -> None:
         """Append rows."""
         for column in np.flatnonzero(np.isnan(self.shift)):  # it has had no number until now
             there = block[~np.isnan(block[:, column]), column]
-            self.shift[column] = there[0] if len(there) else np.nan
-        with _telling(self.folder), np.errstate(over="ignore"):
-            (block - np.nan_to_num(self.shift)).astype("<f4").tofile(self.file)
+            if len(there):  # the one in the middle: less an outlier, or less 0 for "not known", others lose digits
+                self.shift[column] = np.partition(there, len(there) // 2)[len(there) // 2]
+                self.unit[column] = 2.0 ** np.frexp(np.abs(there - self.shift[column]).max())[1]
+        with np.errstate(over="ignore"):
+            small = ((block - np.nan_to_num(self.shift)) / self.unit).astype("<f4")
+        assert self.file is not None
+        with _telling(self.folder):
+            self.file.write(small.data)
         self.count += len(block)
 
     def end(self, read_: Read) -> Read:
@@ -238,29 +272,48 @@ class _Spill:
             "format": FORMAT,
             "rows": self.count,
             "shift": np.nan_to_num(self.shift).tolist(),
+            "unit": self.unit.tolist(),
             "inputs": [_column_to_json(column) for column in read_.inputs],
             "targets": [_column_to_json(column) for column in read_.target_columns],
             "dropped": read_.dropped,
             "gaps": read_.gaps,
             "digest": read_.digest,
         }
+        assert self.file is not None
         with _telling(self.folder):
-            self.file.close()
-            read_.targets.astype("<f8").tofile(self.part / TARGETS)
-            (self.part / ABOUT).write_text(json.dumps(about), encoding="utf-8")
+            _to_disk(self.file)
+            targets = read_.targets.astype("<f8", copy=False)
+            for name, content in ((TARGETS, targets.data), (ABOUT, json.dumps(about).encode())):
+                with (self.part / name).open("wb") as file:
+                    file.write(content)
+                    _to_disk(file)
+            found = None
             try:
                 self.part.rename(self.folder)
-            except OSError:  # another run was quicker, or what stands there is damaged
-                shutil.rmtree(self.folder, ignore_errors=True)
-                self.part.rename(self.folder)
-        found = _cached(self.folder)
+            except OSError:  # another run was quicker, and may be reading there; or what stands there is damaged
+                found = _cached(self.folder)
+                if found is None:
+                    shutil.rmtree(self.folder, ignore_errors=True)
+                    self.part.rename(self.folder)
+                else:
+                    shutil.rmtree(self.part, ignore_errors=True)
+        found = found or _cached(self.folder)
         assert found is not None, "a cache that was just written"
         return found
 
     def give_up(self) -> None:
         """Leave nothing behind."""
-        self.file.close()
+        with contextlib.suppress(OSError):  # what it could not write before it cannot write now
+            if self.file is not None:
+                self.file.close()
         shutil.rmtree(self.part, ignore_errors=True)
+
+
+def _to_disk(file: BinaryIO) -> None:
+    """Close a file once its bytes are on the disk: a name is given to what is there after a power cut too."""
+    file.flush()
+    os.fsync(file.fileno())
+    file.close()
 
 
 def _clear(folder: Path) -> None:
@@ -297,14 +350,15 @@ def _cached(folder: Path) -> Read | None:
     """Return what a cache holds; None where there is none, or none that is whole."""
     try:
         about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
-        count, shift = about["rows"], np.array(about["shift"], dtype=np.float64)
+        count = about["rows"]
+        shift, unit = (np.array(about[name], dtype=np.float64) for name in ("shift", "unit"))
         inputs, targets = ([_column(entry) for entry in about[part]] for part in ("inputs", "targets"))
-        if about["format"] != FORMAT or len(shift) != len(inputs):
+        if about["format"] != FORMAT or not len(shift) == len(unit) == len(inputs):
             return None
         if (folder / ROWS).stat().st_size != 4 * count * len(inputs):
             return None
         y = np.fromfile(folder / TARGETS, "<f8").reshape(count, len(targets))
-        store = OnDisk(folder / ROWS, count, shift)
+        store = OnDisk(folder / ROWS, count, shift, unit)
         return Read(store, y, inputs, targets, about["dropped"], about["gaps"], about["digest"])
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -52,6 +52,9 @@ class Table(Protocol):
     def files(self) -> list[Path]:
         """The files that it is made of."""
 
+    def place(self, row: int) -> str:
+        """Return where a row is, counted from 1 over all files: the file, and the number in it."""
+
     def batches(self, on_bytes: Callable[[int], None] = ...) -> Iterator[Batch]:
         """Give its rows, block by block; ``on_bytes`` is told how many bytes of the files were read so far."""
 
@@ -117,6 +120,10 @@ class ArrowTable:
         """None."""
         return []
 
+    def place(self, row: int) -> str:
+        """Return the number of a row."""
+        return f"{self.path}: row {row}"
+
     def batches(self, on_bytes: Callable[[int], None] = lambda count: None) -> Iterator[Batch]:
         """Give its rows, block by block."""
         yield from self.table.to_batches(max_chunksize=ROWS_AT_ONCE)
@@ -145,6 +152,10 @@ class CsvTable:
     def files(self) -> list[Path]:
         """The one file."""
         return [self.path]
+
+    def place(self, row: int) -> str:
+        """Return the file and the number of a row."""
+        return f"{self.path}: row {row}"
 
     @classmethod
     def open(cls, path: Path, delimiter: str, source: Callable[[], BinaryIO] | None = None) -> CsvTable:
@@ -181,12 +192,6 @@ class CsvTable:
         import pyarrow
         from pyarrow import csv as arrow_csv
 
-        bad: list[Any] = []
-
-        def refuse(row: Any) -> str:
-            bad.append(row)
-            return "error"
-
         with self.source() as raw:
             counted = _Counted(raw, on_bytes)
             stream = pyarrow.PythonFile(counted, mode="r")
@@ -196,9 +201,7 @@ class CsvTable:
                 reader = arrow_csv.open_csv(
                     pyarrow.PythonFile(quotes, mode="r"),
                     read_options=arrow_csv.ReadOptions(use_threads=False, block_size=BLOCK_BYTES),
-                    parse_options=arrow_csv.ParseOptions(
-                        delimiter=self.delimiter, newlines_in_values=True, invalid_row_handler=refuse
-                    ),
+                    parse_options=arrow_csv.ParseOptions(delimiter=self.delimiter, newlines_in_values=True),
                     convert_options=arrow_csv.ConvertOptions(
                         column_types=dict.fromkeys(self.names, pyarrow.string()), strings_can_be_null=False
                     ),
@@ -207,30 +210,40 @@ class CsvTable:
                     seen += len(batch)
                     batch = _as_text(batch, self.names)
                     last = batch.column(batch.num_columns - 1)[-1].as_py() or "" if len(batch) else last
+                    if quotes.has_zeros:
+                        raise UserError(f"{self.path}: by row {seen}: this is no text: it has zero bytes")
                     yield batch
             except (pyarrow.ArrowInvalid, OSError) as error:
-                raise self._told(error, bad, seen) from error
-            if quotes.count % 2 and "\n" in last:
+                if "Empty CSV" in str(error):  # a header without the end of its line
+                    return
+                raise self._told(error, seen) from error
+            if quotes.ends_within(last):
                 raise UserError(f'{self.path}: row {seen}: a quote (") is opened and never closed: {last[:40]!r}…')
 
-    def _told(self, error: Exception, bad: Sequence[Any], seen: int) -> UserError:
+    def _told(self, error: Exception, seen: int) -> UserError:
         """Return what was wrong with a row, in one line."""
-        where = f"{self.path}"
-        if bad:
-            found = bad[0]
-            row = "" if found.number is None else f"row {found.number - 1}: "
-            few = "too few" if found.actual_columns < found.expected_columns else "too many"
+        where, text = f"{self.path}", str(error)
+        ragged = re.search(r"(?:Row #(\d+): )?Expected (\d+) columns, got (\d+): (.*)", text, flags=re.DOTALL)
+        if ragged:
+            row = f"row {int(ragged[1]) - 1}: " if ragged[1] else ""
+            few = "too few" if int(ragged[3]) < int(ragged[2]) else "too many"
+            asks = f"is the delimiter {self.delimiter!r} right? --delimiter"
+            if ragged[4].count('"') % 2:
+                asks = 'is a quote (") never closed?'
             return UserError(
-                f"{where}: {row}{found.actual_columns} cells, {few}: the header has {found.expected_columns} "
-                f"(is the delimiter {self.delimiter!r} right? --delimiter): {found.text[:60]!r}"
+                f"{where}: {row}{_count(int(ragged[3]), 'cell')}, {few}: the header has {ragged[2]} ({asks}): "
+                f"{ragged[4][:60]!r}"
             )
-        text = str(error)
         if "UTF8" in text:
             line = _undecodable(self.source, self.path)
             return UserError(f"{where}: {line}: save it as UTF-8")
         if "straddling" in text:
             return UserError(f"{where}: after row {seen}: a row longer than 4 MiB: is a quote never closed?")
         return UserError(f"{where}: after row {seen}: {text}")
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _opened(path: Path) -> BinaryIO:
@@ -263,6 +276,8 @@ def _first_line(path: Path, head: bytes) -> str:
     """
     if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
         raise UserError(f"{path}: this is UTF-16, not UTF-8: save it as UTF-8")
+    if head[:2] == b"\x1f\x8b":
+        raise UserError(f"{path}: this is no CSV but gzip: name it .csv.gz")
     if head[:4] in (b"PAR1", b"PK\x03\x04"):
         what = "Parquet: name it .parquet" if head[:4] == b"PAR1" else "a spreadsheet or a zip: save it as CSV"
         raise UserError(f"{path}: this is no CSV but {what}")
@@ -385,10 +400,10 @@ class _Replayed(io.RawIOBase):
 
 
 class _Quotes(io.RawIOBase):
-    """A stream that counts the quotes that pass."""
+    """A stream that keeps its end, by which a quote is seen that is never closed, and looks out for what is no text."""
 
     def __init__(self, stream: Any) -> None:
-        self.stream, self.count = stream, 0
+        self.stream, self.end, self.has_zeros = stream, b"", False
 
     def readable(self) -> bool:
         return True
@@ -397,8 +412,16 @@ class _Quotes(io.RawIOBase):
         view = memoryview(buffer)
         data = self.stream.read(len(view))
         view[: len(data)] = data
-        self.count += data.count(b'"')
+        self.end = (self.end + data)[-HEAD_BYTES:]
+        self.has_zeros |= b"\x00" in data
         return len(data)
+
+    def ends_within(self, cell: str) -> bool:
+        """Return whether the stream has ended within quotes, its last cell being this."""
+        quoted = b'"' + cell.replace('"', '""').encode()
+        if len(quoted) > len(self.end):
+            return not self.end.rstrip(b"\r\n").endswith(b'"')
+        return self.end.endswith(quoted) and not self.end.rstrip(b"\r\n").endswith(quoted + b'"')
 
 
 # --- Parquet ---
@@ -417,6 +440,17 @@ class ParquetTable:
     path: Path
     names: list[str]
     files: list[Path]
+
+    def place(self, row: int) -> str:
+        """Return the file and the number of a row in it, from one over all files."""
+        from pyarrow import parquet
+
+        for part in self.files:
+            rows = parquet.read_metadata(part).num_rows
+            if row <= rows:
+                return f"{part}: row {row}"
+            row -= rows
+        return f"{self.path}: row {row}"
 
     @classmethod
     def open(cls, path: Path, parts: list[Path]) -> ParquetTable:
@@ -439,7 +473,7 @@ class ParquetTable:
                 if kind != other and "null" not in (kind, other):
                     raise UserError(f"{part}: column {name!r} is {other}, in {parts[0].name} {kind}")
         if len(names) < 2:
-            raise UserError(f"{path}: {len(names)} columns: inputs and a target need two")
+            raise UserError(f"{path}: {_count(len(names), 'column')}: inputs and a target need two")
         return cls(path, names, parts)
 
     def batches(self, on_bytes: Callable[[int], None] = lambda count: None) -> Iterator[Batch]:

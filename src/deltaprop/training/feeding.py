@@ -74,7 +74,8 @@ class Feed:
         if not self.streams:
             return torch.randperm(rows, generator=generator)
         blocks = torch.randperm(-(-rows // self.block), generator=generator)
-        order = torch.cat([torch.arange(rows).split(self.block)[block] for block in blocks.tolist()])
+        pieces = torch.arange(rows).split(self.block)
+        order = torch.cat([pieces[block] for block in blocks.tolist()])
         for chunk in order.split(self.chunk):
             chunk.copy_(chunk[torch.randperm(len(chunk), generator=generator)])
         return order

@@ -392,8 +392,8 @@ class Run:
         first, last = before + self._checked + 1, before + self.where.progress.done
         steps = f"steps {min(first, last)} to {last}"
         return (
-            f"{what}, epoch {self.where.epoch}, {steps}: lower --lr (it is {self.setup.config.rate:g}) or --momentum, or "
-            f"try another --init; the last checkpoint is from before that"
+            f"{what}, epoch {self.where.epoch}, {steps}: lower --lr (it is {self.setup.config.rate:g}) or --momentum, "
+            f"or try another --init; the last checkpoint is from before that"
         )
 
     def _out_of_memory(self) -> str:

@@ -69,7 +69,7 @@ class Objective:
 
     def targets(self, y: Tensor, dtype: torch.dtype) -> Tensor:
         """Return the targets that the loss takes: labels as they are, one-hot [N, C], or 0 and 1 [N, 1]; numbers."""
-        if self.task == "regression" or self.loss.labels:
+        if self.task == "regression" or (self.loss.labels and not self.is_weighed):
             return y
         if self.one_logit:
             return y.unsqueeze(1).to(dtype)
@@ -107,6 +107,11 @@ class Objective:
             # σ_j / Σ σ by log σ, which is finite where all σ round to 0
             return torch.softmax(torch.nn.functional.logsigmoid(outputs), dim=1)
         return outputs
+
+    @property
+    def is_weighed(self) -> bool:
+        """Whether samples count by their class."""
+        return isinstance(self.call, partial)
 
     def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return C."""
@@ -152,7 +157,11 @@ def choose_objective(
 
 
 def _weighed(name: str, one_logit: bool, weights: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return a loss by which a sample of each class counts as much as its weight says."""
+    """Return a loss by which a sample of each class counts as much as its weight says: C = 1/N Σ_n w_{y_n} C_n.
+
+    Cross-entropy is then of one-hot targets: of labels it would be divided by the weights in the batch, and a batch of
+    one would not be weighed at all.
+    """
     if name == "cross-entropy":
         return partial(F.cross_entropy, weight=weights)
     if name == "binary-cross-entropy" and one_logit:

@@ -1,0 +1,82 @@
+"""The fast way from rows to inputs, held to the formula: `Encoding.encode` and `Scaling.apply`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.testing import assert_close
+
+from deltaprop.data import Choices, Encoding, Room, Scaling
+from deltaprop.data.columns import Column, Reader
+from deltaprop.data.encoding import fitted, recoded
+from deltaprop.data.store import InMemory, Read, read
+from deltaprop.data.streaming import Encoder
+from deltaprop.data.tables import open_table
+from deltaprop.errors import UserError
+
+ROWS = 500
+LIKE_NOBODY = 7  # the row whose name no training row has
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Dates in seconds, a tiny and a plain number, two columns of names, some cells missing."""
+    rng = np.random.default_rng(0)
+    lines = ["when,tiny,x,city,kind,y"]
+    for row in range(ROWS):
+        city = "Ulm" if row == LIKE_NOBODY else "" if row % 11 == 0 else ("Bern", "Rome", "Paris")[rng.integers(3)]
+        x = "" if row % 13 == 0 else f"{rng.normal(3, 2):.6f}"
+        when = 1_700_000_000 + int(rng.integers(1_000_000))
+        lines.append(f"{when},{rng.normal() * 1e-9:.6g},{x},{city},{'uv'[rng.integers(2)]},{row % 2}")
+    path = tmp_path_factory.mktemp("streaming") / "table.csv"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def kept(table: Path, memory: int, folder: Path) -> Read:
+    """Return the table, in memory or on disk."""
+    inputs = [Column(name) for name in ("when", "tiny", "x", "city", "kind")]
+    reader = Reader(open_table(table), inputs, [Column("y")], "mean")
+    return read(reader, Choices(missing="mean"), Room(memory, folder))
+
+
+def by_the_formula(found: Read, rows: Any) -> tuple[torch.Tensor, Encoding, Scaling]:
+    """Return the inputs of rows by the formula, in float64."""
+    own = np.setdiff1d(np.arange(ROWS), [LIKE_NOBODY])
+    encoding, scaling = fitted(found.inputs, ["y"], [found.store.take(own)], fills=True)
+    raw = recoded(found.store.take(rows), encoding.recode(found.inputs))
+    return scaling.apply(torch.from_numpy(encoding.encode(raw))), encoding, scaling
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("memory", [1 << 30, 0], ids=["in memory", "on disk"])
+def test_it_is_the_formula(memory: int, dtype: torch.dtype, table: Path, tmp_path: Path):
+    """In float64 to its rounding.
+
+    In float32 from disk r u/d, (s − m)/d and their sum are rounded, each by 2⁻²⁴ of itself, and none is above 8
+    deviations in 500 rows: 1.4e-6.
+    """
+    found = kept(table, memory, tmp_path)
+    rows = np.random.default_rng(1).permutation(ROWS)
+    expected, encoding, scaling = by_the_formula(found, rows)
+    x = Encoder(encoding, encoding.recode(found.inputs), scaling, dtype, "t")(found.store, rows)
+    assert isinstance(found.store, InMemory) == (memory > 0)
+    assert x.shape == (ROWS, 3 + 3 + 2)  # numbers, cities of the training rows, kinds
+    tolerance = 1.4e-6 if dtype == torch.float32 else 1e-12
+    assert_close(x.double(), expected, rtol=0, atol=tolerance)
+    at = int(np.flatnonzero(rows == LIKE_NOBODY)[0])
+    assert x[at, 3:6].tolist() == [0, 0, 0]
+
+
+def test_a_value_without_room_is_named(tmp_path: Path):
+    """1e300 in deviations of 1 has no room in float32."""
+    encoding = Encoding.from_json({"inputs": [{"name": "a", "kind": "numbers"}], "targets": ["y"]})
+    store = InMemory(np.array([[0.0], [1e300]]))
+    encode = Encoder(encoding, [None], Scaling.identity(1), torch.float32, "t.csv")
+    assert encode(store, np.array([0])).tolist() == [[0.0]]
+    with pytest.raises(UserError, match=r"t\.csv: column 'a': a value such as 1e\+300 does not fit in torch\.float32"):
+        encode(store, np.array([0, 1]))

@@ -1,0 +1,279 @@
+"""Reading tables: what each format gives, and that all of them give the same."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import itertools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pyarrow import parquet
+
+from deltaprop import UserError
+from deltaprop.data import Choices, Dataset, Room, Source, load
+from deltaprop.data import tables as tables_module
+from deltaprop.data.tables import is_table, open_table
+
+N = 50
+NUMBERS = np.random.default_rng(0).normal(size=(N, 3)) * [1e-150, 1.0, 1e150]  # digits that a detour by text must keep
+CLASSES = [("no", "yes", "maybe")[i % 3] for i in range(N)]
+
+
+def cells(path: Path, delimiter: str = "auto") -> list[list[Any]]:
+    """Return a table as it is read: the header, and its rows."""
+    table = open_table(path, delimiter)
+    found = [row for batch in table.batches() for row in zip(*(c.to_pylist() for c in batch.columns), strict=True)]
+    return [list(table.names), *map(list, found)]
+
+
+def text_of(names: list[str], rows: list[list[Any]], **how: Any) -> str:
+    """Return the CSV that the csv module writes, numbers by their shortest repr that reads back as the same."""
+    file = io.StringIO()
+    csv.writer(file, **{"lineterminator": "\n", **how}).writerows([names, *rows])
+    return file.getvalue()
+
+
+def read(path: Path, tmp_path: Path, *, scaling: str = "none", test: Path | None = None, **said: Any) -> Dataset:
+    """Return a table in float64, no row to validate on, split as seed 0 does."""
+    source = Source(
+        data=str(path), choices=Choices(**said), test=test and str(test), room=Room(1 << 40, tmp_path / "cache")
+    )
+    return load(source, scaling=scaling, dtype=torch.float64, val_fraction=0.0)
+
+
+def whole(data: Dataset) -> list[torch.Tensor]:
+    """Return the inputs and targets of all parts."""
+    return [t for part in (data.train, data.val, data.test) for t in (part.inputs(slice(None)), part.y)]
+
+
+ROWS = [[*(float(x) for x in row), name] for row, name in zip(NUMBERS, CLASSES, strict=True)]
+HEADER = ["a", "b", "c", "y"]
+COLUMNS = {name: [row[at] for row in ROWS] for at, name in enumerate(HEADER)}
+TEXT = text_of(HEADER, ROWS)
+
+
+def folder(path: Path) -> None:
+    """Write the table as three parts; what begins with _ is none."""
+    path.mkdir()
+    for part, rows in enumerate((slice(0, 7), slice(7, 30), slice(30, None))):
+        parquet.write_table(pa.table({k: v[rows] for k, v in COLUMNS.items()}), path / f"part-{part}.parquet")
+    (path / "_SUCCESS.parquet").write_bytes(b"")
+
+
+WAYS = {
+    "t.csv": lambda path: path.write_text(TEXT),
+    "t.csv.gz": lambda path: path.write_bytes(gzip.compress(TEXT.encode())),
+    "semicolons.csv": lambda path: path.write_text(text_of(HEADER, ROWS, delimiter=";")),
+    "t.tsv": lambda path: path.write_text(text_of(HEADER, ROWS, delimiter="\t")),
+    "bars.txt": lambda path: path.write_text(text_of(HEADER, ROWS, delimiter="|")),
+    "quoted.csv": lambda path: path.write_text(text_of(HEADER, ROWS, quoting=csv.QUOTE_ALL)),
+    "bom.csv": lambda path: path.write_bytes(b"\xef\xbb\xbf" + TEXT.encode()),
+    "crlf.csv": lambda path: path.write_bytes(TEXT.replace("\n", "\r\n").encode()),
+    "t.parquet": lambda path: parquet.write_table(pa.table(COLUMNS), path),
+    "groups.parquet": lambda path: parquet.write_table(pa.table(COLUMNS), path, row_group_size=9),
+    "folder": folder,
+}
+
+
+# The same from every format -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [name for name in WAYS if name != "t.csv"])
+def test_every_format_gives_the_same_bits_and_digest(tmp_path: Path, name: str):
+    """As the plain CSV: inputs, labels, parts and what the digest says, numbers from 1e-150 to 1e150 among them."""
+    for way in ("t.csv", name):
+        WAYS[way](tmp_path / way)
+    plain, other = read(tmp_path / "t.csv", tmp_path), read(tmp_path / name, tmp_path)
+    assert all(map(torch.equal, whole(plain), whole(other)))
+    assert plain.class_names == other.class_names == ("maybe", "no", "yes")
+    assert plain.digest == other.digest
+
+
+@pytest.mark.parametrize(
+    ("task", "y"),
+    [("classification", np.arange(N) % 3), ("regression", NUMBERS[:, 1])],
+    ids=["classes", "numbers"],
+)
+def test_arrays_give_the_same_bits_as_a_table(tmp_path: Path, task: str, y: np.ndarray):
+    """.npz, .npy and a pair of .npy beside CSV: the same rows in the same parts; scaled by two sums, to 1e-12."""
+    x = NUMBERS[:, 1:2] * [1.0, 1e6]
+    (tmp_path / "t.csv").write_text(text_of(["a", "b", "y"], [[*map(float, r)] for r in np.c_[x, y]]))
+    np.savez(tmp_path / "t.npz", x=x, y=y)
+    np.save(tmp_path / "one.npy", np.c_[x, y])
+    np.save(tmp_path / "x.npy", x)
+    np.save(tmp_path / "y.npy", y)
+    said: dict[str, dict[str, Any]] = {"t.npz": {}, "one.npy": {}, "x.npy": {"target": (str(tmp_path / "y.npy"),)}}
+    for name, flags in said.items():
+        for scaling in ("none", "standard"):
+            table = read(tmp_path / "t.csv", tmp_path, scaling=scaling)
+            array = read(tmp_path / name, tmp_path, scaling=scaling, **flags)
+            assert array.task == table.task == task
+            assert array.class_names == table.class_names
+            for ours, theirs in zip(whole(table), whole(array), strict=True):
+                if scaling == "none":
+                    assert torch.equal(ours, theirs)
+                torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("number", [2**53 + 1, -(2**63), 2**63 - 1], ids=str)
+def test_whole_numbers_that_float64_has_not_are_the_same_from_csv_and_parquet(tmp_path: Path, number: int):
+    """Rounded to the nearest float64 by both; 2^53 + 1 is the first that is none itself."""
+    rows = [[number if i % 2 else i, CLASSES[i]] for i in range(N)]
+    (tmp_path / "t.csv").write_text(text_of(["a", "y"], rows))
+    parquet.write_table(pa.table({"a": [r[0] for r in rows], "y": CLASSES}), tmp_path / "t.parquet")
+    one, other = read(tmp_path / "t.csv", tmp_path), read(tmp_path / "t.parquet", tmp_path)
+    assert all(map(torch.equal, whole(one), whole(other)))
+    assert float(number) in one.train.x
+
+
+@pytest.mark.parametrize(
+    "dtype", [pa.int8(), pa.uint16(), pa.int64(), pa.float16(), pa.float32(), pa.decimal128(22, 3)]
+)
+def test_every_type_of_number_is_read_as_it_is(tmp_path: Path, dtype: pa.DataType):
+    """1, 2, 3, … in each type are 1.0, 2.0, 3.0, … in float64."""
+    values = pa.array([i % 100 + 1 for i in range(N)]).cast(dtype)
+    parquet.write_table(pa.table({"a": values, "y": CLASSES}), tmp_path / "t.parquet")
+    data = read(tmp_path / "t.parquet", tmp_path)
+    assert sorted(torch.cat(whole(data)[::2]).flatten().tolist()) == [float(i + 1) for i in range(N)]
+
+
+@pytest.mark.parametrize(
+    "kind", [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int8(), pa.string())]
+)
+def test_every_type_of_text_is_the_same(tmp_path: Path, kind: pa.DataType):
+    """Names as inputs and as classes: the same inputs and names from each of Arrow's types of text."""
+    names = [("Oslo", "Rome")[i // 2 % 2] for i in range(N)]
+    for file, type_ in (("plain.parquet", pa.string()), ("t.parquet", kind)):
+        made = {"a": pa.array(names, pa.string()), "y": pa.array(CLASSES, pa.string())}
+        how = {k: v.dictionary_encode() if pa.types.is_dictionary(type_) else v.cast(type_) for k, v in made.items()}
+        parquet.write_table(pa.table(how), tmp_path / file)
+    plain, other = read(tmp_path / "plain.parquet", tmp_path), read(tmp_path / "t.parquet", tmp_path)
+    assert all(map(torch.equal, whole(plain), whole(other)))
+    assert other.table.encoding.names == ["a=Oslo", "a=Rome"]
+    assert other.digest == plain.digest
+
+
+# Cells --------------------------------------------------------------------------------------------------------------
+
+# What a cell may hold: any text; CSV has no way to tell an empty line from a row of one empty cell, so two columns.
+CELL = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=8)
+AWKWARD = st.sampled_from(
+    ['"', '""', ",", ";", "\n", "\r\n", "\r", "a,b", ' "x" ', "é", "🙂", "\u2028", "NA", "1e999", ""]
+)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(rows=st.lists(st.tuples(CELL | AWKWARD, CELL | AWKWARD), min_size=1, max_size=8),
+       delimiter=st.sampled_from(",;\t|"), quoting=st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]))  # fmt: skip
+def test_what_the_csv_module_writes_is_read_back(
+    tmp_path: Path, rows: list[tuple[str, str]], delimiter: str, quoting: int
+):
+    """Quotes, line breaks, delimiters, other scripts: each cell as it was."""
+    how = {"delimiter": delimiter, "quoting": quoting, "lineterminator": "\r\n"}  # with which it quotes a lone \r
+    text = text_of(["a", "b"], [list(row) for row in rows], **how)
+    (tmp_path / "t.csv").write_bytes(text.encode())
+    assert cells(tmp_path / "t.csv") == [["a", "b"], *map(list, rows)]
+
+
+NAME = CELL.map(str.strip).filter(bool)
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    names=st.lists(NAME | st.sampled_from(["a,b", 'say "a"', "a\nb", "a;b", "é"]), min_size=2, max_size=4, unique=True)
+)
+def test_names_of_columns_are_read_back(tmp_path: Path, names: list[str]):
+    """But for the blanks around them; a header of numbers alone is for the tests of ugly files."""
+    names = [f"x{name}" for name in names]
+    (tmp_path / "t.csv").write_bytes(text_of(names, [["u"] * len(names)], quoting=csv.QUOTE_ALL).encode())
+    assert open_table(tmp_path / "t.csv", ",").names == names
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(values=st.lists(st.floats(-1e150, 1e150), min_size=10, max_size=20))
+def test_a_number_is_read_to_the_bit_as_python_reads_it(tmp_path: Path, values: list[float]):
+    """The shortest text of each number gives its 64 bits again; up to 1e150, whose squares float64 has."""
+    (tmp_path / "t.csv").write_text(text_of(["a", "y"], [[v, i % 2] for i, v in enumerate(values)]))
+    data = read(tmp_path / "t.csv", tmp_path)
+    assert sorted(torch.cat(whole(data)[::2]).flatten().tolist()) == sorted(values)
+
+
+@pytest.mark.parametrize("block", [64, 100, 1000])
+def test_blocks_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int):
+    """Blocks of a row and a half, or a few, or all: the same bits and digest."""
+    (tmp_path / "t.csv").write_text(TEXT)
+    parquet.write_table(pa.table(COLUMNS), tmp_path / "t.parquet")
+    before = [read(tmp_path / name, tmp_path) for name in ("t.csv", "t.parquet")]
+    monkeypatch.setattr(tables_module, "BLOCK_BYTES", max(block, 90))  # the longest row has fewer than 90 bytes
+    monkeypatch.setattr(tables_module, "ROWS_AT_ONCE", block // 50)
+    for name, one in zip(("t.csv", "t.parquet"), before, strict=True):
+        other = read(tmp_path / name, tmp_path)
+        assert all(map(torch.equal, whole(one), whole(other)))
+        assert other.digest == one.digest
+
+
+@pytest.mark.parametrize("last", ["oops", "inf", ""], ids=["text", "infinity", "nothing"])
+def test_a_row_far_below_is_named_by_its_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: str):
+    """Row 41 of 41, counted from 1 below the header, whatever the blocks are, blank lines and all."""
+    text = "a,y\n" + "".join(f"{i},{i % 2}\n\n" for i in range(40)) + f"{last},0\n"
+    (tmp_path / "t.csv").write_text(text)
+    for block in (40, 1 << 20):
+        monkeypatch.setattr(tables_module, "BLOCK_BYTES", block)
+        with pytest.raises(UserError, match=r"t\.csv: row 41, column 'a': "):
+            read(tmp_path / "t.csv", tmp_path)
+
+
+# The digest ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_digest_is_of_what_is_read(tmp_path: Path):
+    """Not of the file's way to write it; of each value, name, their order, and which columns are taken."""
+    texts = {
+        "as it is": "a,b,y\n1,u,0\n2,v,1\n" * 1 + "1,u,0\n2,v,1\n" * 9,
+        "a number": "a,b,y\n1,u,0\n2,v,1\n" + "1,u,0\n2,v,1\n" * 8 + "1,u,0\n3,v,1\n",
+        "a category": "a,b,y\n1,u,0\n2,w,1\n" + "1,u,0\n2,w,1\n" * 9,
+        "a label": "a,b,y\n1,u,0\n2,v,1\n" + "1,u,0\n2,v,1\n" * 8 + "1,u,0\n2,v,0\n",
+        "a column's name": "a,c,y\n1,u,0\n2,v,1\n" + "1,u,0\n2,v,1\n" * 9,
+        "the order of rows": "a,b,y\n2,v,1\n1,u,0\n" + "1,u,0\n2,v,1\n" * 9,
+        "a row less": "a,b,y\n1,u,0\n2,v,1\n" + "1,u,0\n2,v,1\n" * 8,
+    }
+    digests = {}
+    for name, text in texts.items():
+        (tmp_path / "t.csv").write_text(text)
+        digests[name] = read(tmp_path / "t.csv", tmp_path).digest
+    digests["a column dropped"] = read(tmp_path / "t.csv", tmp_path, drop=("b",)).digest
+    assert all(one != other for one, other in itertools.combinations(digests.values(), 2))
+    (tmp_path / "t.csv").write_text(texts["as it is"].replace("1,", " 1.0 ,").replace("\n", "\r\n"))
+    assert read(tmp_path / "t.csv", tmp_path).digest == digests["as it is"]
+
+
+def test_the_digest_is_of_the_test_too(tmp_path: Path):
+    (tmp_path / "t.csv").write_text("a,y\n" + "1,0\n2,1\n" * 10)
+    found = []
+    for cell in "12":
+        (tmp_path / "u.csv").write_text(f"a,y\n{cell},0\n")
+        found.append(read(tmp_path / "t.csv", tmp_path, test=tmp_path / "u.csv").digest)
+    assert found[0] != found[1]
+
+
+# Names of files -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name", ["t.csv", "T.CSV", "t.tsv", "t.tab", "t.txt", "t.csv.gz", "t.tsv.gz", "t.parquet", "t.pq"]
+)
+def test_a_table_is_known_by_its_name(name: str):
+    assert is_table(name)
+
+
+@pytest.mark.parametrize("name", ["t.npz", "t.npy", "t", "csv", "t.csv.zip", "t.gz", "x" * 5000, "a\0b.xls"])
+def test_what_is_called_otherwise_is_no_table(name: str):
+    assert not is_table(name)

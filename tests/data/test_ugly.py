@@ -1,0 +1,294 @@
+"""Ugly tables through the command line: each refused in one line that names file, row, column and a way out, or taken.
+
+Refused is: exit code 2, one line on stderr, nothing on stdout, and no file or folder more than before.
+"""
+
+from __future__ import annotations
+
+import datetime
+import gzip
+import random
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+from deltaprop.data import tables
+from tests.data.ugly import (
+    CLASSES,
+    GOOD,
+    NAMES,
+    ROWS,
+    Case,
+    Command,
+    N,
+    columns,
+    cut,
+    everything,
+    ids,
+    parts,
+    table,
+    typed,
+)
+
+
+@pytest.fixture
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Trains in a folder of its own."""
+    return Command(tmp_path, monkeypatch, capsys)
+
+
+EMPTY = r"t\.csv: the file is empty: a header and rows are needed"
+NO_ROW = r"t\.csv: there is a header, and no row below it"
+FILLS = r".*--missing mean.*--missing drop.*--drop b"
+AT_B = r"t\.csv: row 41, column 'b': "
+MIXED = r".*--categorical b.*--drop b"
+FEW = r"cells?, too few: the header has 3 .*--delimiter.*"
+UTF8 = r".*save it as UTF-8"
+HALVES = "a,y\n" + "".join(f"1,{i}.5\n" for i in range(N))
+HUGE = 5 << 20  # bytes of a cell: more than the 4 MiB that are read at a time
+BIG = "".join(f"{i * 7919 % 100003},{i},{CLASSES[i % N]}\n" for i in range(60000))  # more than a block of text
+
+HEADERS = [
+    table("nothing", "", EMPTY),
+    table("a BOM alone", b"\xef\xbb\xbf", EMPTY),
+    table("blanks alone", "\n\r\n  \n", EMPTY),
+    table("a header alone", "a,b,y\n", NO_ROW),
+    table("a header alone without a line break", "a,b,y", NO_ROW),
+    table("no header", "1,2.5,yes\n" + ROWS, r"t\.csv: no header: .*\(1, …\): put a line with a name .*above it"),
+    table("no header, all numbers", "0.5,7,8\n" + "1,2,3\n2,3,4\n" * 9, r"t\.csv: no header: .*\(0\.5, …\): .*"),
+    table("a name twice", "a,a,y\n" + ROWS, r"t\.csv: columns 1 and 2 are both called 'a': rename one"),
+    table("a name twice but for blanks", "a, a ,y\n" + ROWS, r"t\.csv: columns 1 and 2 are both called 'a': rename .*"),
+    table("an index without a name", ",b,y\n" + ROWS, r"t\.csv: column 1 has no name .*index.*: name it, or .*"),
+    table("a title above the header", "Report 2020\n" + GOOD, r"t\.csv: one column, 'Report 2020': .*--delimiter\)"),
+    table("a comment above the header", "# by me\n" + GOOD, r"t\.csv: one column, '# by me': .*"),
+    table("one column", "a\n1\n2\n3\n", r"t\.csv: one column, 'a': inputs and a target need two .*--delimiter\)"),
+    table("another delimiter than is said", GOOD, r"t\.csv: one column, 'a,b,y': .*semicolon.*", "--delimiter", ";"),
+    table("a quote opened in the header", 'a,"b,y\n' + ROWS, r't\.csv: a quote \("\) is opened in the header and .*'),
+    table("a header without an end", "a,b" * (1 << 18), r"t\.csv: no end of the header .*: is this a CSV file\?"),
+    table("latin-1 in the header", "a,caf\xe9,y\n".encode("latin-1"), r"t\.csv: the header .*0xe9" + UTF8),
+]
+
+ROWS_THAT_DO_NOT_FIT = [
+    table("too few cells", GOOD + "1,2\n" + ROWS, r"t\.csv: row 41: 2 " + FEW),
+    table("too few cells in the first row", "a,b,y\n1,2\n" + ROWS, r"t\.csv: row 1: 2 " + FEW),
+    table("too many cells", GOOD + "1,2,no,4\n", r"t\.csv: row 41: 4 cells, too many: the header has 3 .*"),
+    table("a delimiter at the end of every row", "a,b,y\n" + ROWS.replace("\n", ",\n"), r"t\.csv: row 1: 4 cells, .*"),
+    table("tabs below semicolons", "a;b;y\n" + ROWS.replace(",", "\t"), r"t\.csv: row 1: 1 " + FEW),
+    table("too few cells after line breaks in cells", 'a,b,y\n1,"x\nz",no\n1,"x\r\n\nz",no\nq,yes\n', r".*row 3: 2.*"),
+    table("too few cells after blank lines", "a,b,y\n\n1,2,no\n\n2,no\n", r"t\.csv: row 2: 2 " + FEW),
+    table("a row of blanks", "a,b,y\n   \n" + ROWS, r"t\.csv: row 1: 1 " + FEW),
+    table("Ctrl-Z at the end", GOOD + "\x1a", r"t\.csv: row 41: 1 " + FEW),
+    table("too few cells and no UTF-8", GOOD.encode() + b"1,caf\xe9\n", r"t\.csv: (row 41|line 42).*"),
+    table("a quote never closed", GOOD + '1,2,"no\n' + ROWS, r't\.csv: row 41: a quote \("\) is opened and never .*'),
+    table("a quote never closed in the first column", GOOD + '"1,2,no\n' + ROWS, r"t\.csv: row 41: .*"),
+    table("a file that ends in a quoted cell", GOOD + '1,2,"no', r"t\.csv: row 41: a quote .*never closed.*"),
+    table("latin-1 in row 1000", b"a,b,y\n" + NAMES.encode() * 24 + NAMES.encode()[:-1].replace(b"q", b"\xe9"),
+          r"t\.csv: (line 963|row 962)\D.*0xe9" + UTF8),
+    table("UTF-8 cut short", GOOD.encode() + b"1,2,n\xc3", r"t\.csv: (line 42|row 41)\D.*0xc3" + UTF8),
+    table("half a surrogate pair", GOOD.encode() + b"1,\xed\xa0\x80,no\n", r"t\.csv: (line 42|row 41)\D.*" + UTF8),
+    table("UTF-16", GOOD.encode("utf-16"), r"t\.csv: this is UTF-16" + UTF8),
+    table("UTF-16 without a BOM", GOOD.encode("utf-16-le"), r"t\.csv: .*zero bytes.*"),
+    table("a zero byte", GOOD + "1,\0,no\n", r"t\.csv: .*zero byte.*"),
+    table("a zero byte far below", "a,b,y\n" + NAMES * 500 + "1,\0,no\n", r"t\.csv: .*zero byte.*"),
+    table("a cell of 5 MiB among numbers", GOOD + f"1,{'x' * HUGE},no\n", r"t\.csv: .*row 4[01].*"),
+]  # fmt: skip
+
+CELLS = [
+    table("text among numbers", GOOD + "1,oops,no\n", AT_B + "'oops' is text" + MIXED),
+    table("text among numbers, in the middle", GOOD + "1,oops,no\n" + ROWS, AT_B + "'oops' is text" + MIXED),
+    table("text among numbers, far below", "a,b,y\n" + BIG * 5 + "1,oops,no\n", r"t\.csv: row 300001, .*'b': 'oops'.*"),
+    table("a number among names", GOOD.replace(ROWS, NAMES) + "1,7,no\n", r"t\.csv: row \d+, column 'b': " + MIXED),
+    table("a decimal comma among numbers", GOOD + '1,"3,5",no\n', AT_B + "'3,5'.*decimal comma" + MIXED),
+    table("decimal commas throughout", "a;b;y\n" + "".join(f"{i};{i % 4},5;{CLASSES[i]}\n" for i in range(N)),
+          r"t\.csv: row 1, column 'b': '0,5'.*decimal comma.*"),
+    table("hexadecimal", GOOD + "1,0x1f,no\n", AT_B + "'0x1f' is text" + MIXED),
+    table("a thousands separator", GOOD + '1,"1,000",no\n', AT_B + "'1,000'" + MIXED),
+    table("per cent", GOOD + "1,5%,no\n", AT_B + "'5%' is text" + MIXED),
+    table("digits of another script", GOOD + "1,\u0663,no\n", AT_B + "'\u0663' is text" + MIXED),
+    table("an escape sequence", GOOD + "1,\x1b[31mred,no\n", AT_B + r"'\\x1b\[31mred' is text" + MIXED),
+    table("a long text among numbers", GOOD + f"1,{'oops' * 1000},no\n", AT_B + "'oops.*" + MIXED),
+    table("a column with a quote in its name", "a,b's x,y\n" + ROWS + "1,oops,no\n", r"t\.csv: .*'oops'.*--drop '.*"),
+    table("a column with a line break in its name", 'a,"b\nc",y\n' + ROWS + "1,oops,no\n", r".*row 41, .*'oops'.*"),
+    table("an empty cell", GOOD + "1,,no\n", AT_B + "the cell is empty" + FILLS),
+    table("a cell of blanks", GOOD + "1,  ,no\n", AT_B + ".*" + FILLS),
+    *(table(f"{word} for nothing", GOOD + f"1,{word},no\n", AT_B + rf"'{word}' stands for a missing value" + FILLS)
+      for word in ("nan", "NaN", "NA", "N/A", "null", "None")),
+    table("NA among names", GOOD.replace(ROWS, NAMES) + "1,NA,no\n", AT_B + "'NA' stands for .*--categorical b"),
+    table("? for nothing", GOOD + "1,?,no\n", AT_B + r"'\?' stands for a missing value" + FILLS),
+    *(table(f"{word} as a number", GOOD + f"1,{word},no\n", AT_B + "-?inf is no finite number.*--drop b")
+      for word in ("inf", "-inf", "Infinity", "1e400", "9" * 400)),
+    table("a column that is empty", "a,b,y\n" + "1,,yes\n1,,no\n" * 20, r"t\.csv: row 1, column 'b': the cell is .*"),
+    table("a column that is empty, filled", "a,b,y\n" + "1,,yes\n1,,no\n" * 20, r"t\.csv: .*'b'.*--drop.*",
+          "--missing", "mean"),
+    table("a column of names that is empty, filled", "a,b,y\n" + "1,,yes\n1,,no\n" * 20, r"t\.csv: .*'b'.*--drop.*",
+          "--missing", "mean", "--categorical", "b"),
+    table("a column that is empty, its rows dropped", "a,b,y\n" + "1,,yes\n1,,no\n" * 20, r"t\.csv: every row has .*",
+          "--missing", "drop"),
+    table("numbers too far apart", "a,b,y\n" + "1e308,2,no\n-1e308,3,yes\n" * 10, r"t\.csv: .*column 'a'.*--drop.*"),
+]  # fmt: skip
+
+TARGETS = [
+    table("a target that is missing", GOOD + "1,2,\n", r"t\.csv: row 41, column 'y': the cell is empty.*missing drop"),
+    table("a target that is missing, filled", GOOD + "1,2,\n", r"t\.csv: row 41, column 'y': .* it is the target.*drop",
+          "--missing", "mean"),
+    table("a target that is empty", "a,b,y\n" + "1,2,\n" * 20, r"t\.csv: row 1, column 'y': the cell is empty, .*"),
+    table("a single class", "a,b,y\n" + "1,2,no\n" * 20, r"t\.csv: the target 'y' is 'no' in every row: .*"),
+    table("a number that never changes", "a,b,y\n" + "1,2,3.5\n" * 20, r"t\.csv: the target 'y' is 3\.5 in every .*"),
+    table("a class that appears once", GOOD + "1,2,maybe\n", r"t\.csv: .*'y': class 'maybe' appears once \(row 41\).*"),
+    table("a whole number that appears once", "a,b,y\n" + "1,2,0\n1,3,1\n" * 10 + "1,2,5\n",
+          r"t\.csv: .*'y': class '5' appears once \(row 21\).*--task regression"),
+    table("two rows", "a,b,y\n1,2,no\n1,2,yes\n", r"t\.csv: .*class 'no' .*appears once \(row 1\).*"),
+    table("two rows of numbers", "a,b,y\n1,2,1.5\n1,2,2.5\n", r".*test_fraction=0\.2 of 2 rows holds out 0.*"),
+    table("one row", "a,b,y\n1,2,1.5\n", r"t\.csv: the target 'y' is 1\.5 in every row: .*"),
+    table("a target that is not there", "age,colour,label\n" + ROWS,
+          r"t\.csv: --target lable: there is no column 'lable': did you mean 'label'\? \(columns: age, colour, label\)",
+          "--target", "lable"),
+    table("a target in capitals", GOOD, r"t\.csv: --target Y: .*did you mean 'y'\?.*", "--target", "Y"),
+    table("an input that is not there", "age,colour,y\n" + ROWS, r"t\.csv: --drop color: .*mean 'colour'\?.*",
+          "--drop", "color"),
+    table("a category that is not there", "age,colour,y\n" + ROWS, r"t\.csv: --categorical color: .*mean 'colour'\?.*",
+          "--categorical", "color"),
+    table("everything dropped", GOOD, r".*--drop y: it is the target.*", "--drop", "a", "b", "y"),
+    table("all inputs dropped", GOOD, r"t\.csv: no column is left as an input beside .*'y'", "--drop", "a", "b"),
+    table("all columns targets", GOOD, r"t\.csv: no column is left as an input .*", "--target", "a", "b", "y"),
+    table("dropped and a category", GOOD, r".*--categorical a: it is left out by --drop.*",
+          "--drop", "a", "--categorical", "a"),
+    table("text for regression", GOOD, r"t\.csv: --task regression: the target 'y' has text such as '(no|yes)'",
+          "--task", "regression"),
+    table("text among several targets", GOOD, r"t\.csv: several targets must be .*'y' .*", "--target", "a", "y"),
+    table("several targets as classes", GOOD, r"t\.csv: several targets must be numbers.*one --target",
+          "--target", "a", "b", "--task", "classification"),
+    table("one of several targets never changes", "a,b,y\n" + "1,2,0.5\n2,2,1.5\n" * 10, r"t\.csv: .*'b' is 2 .*",
+          "--target", "b", "y"),
+    table("classes to balance among numbers", HALVES, r"--class-weight balanced: .*numbers.*",
+          "--class-weight", "balanced"),
+    table("one logit for numbers", HALVES, r"--one-logit is for two classes, and .* has numbers.*", "--one-logit"),
+    table("one logit for three classes", GOOD + "1,2,maybe\n" * 40, r"--one-logit is for two classes, and .* has 3",
+          "--one-logit"),
+]  # fmt: skip
+
+TESTS = [
+    table("a test without an input", GOOD, r"u\.csv: .*no column 'b' \(columns: a, y\)", test="a,y\n1,no\n1,yes\n"),
+    table("a test without the target", GOOD, r"u\.csv: .*no column 'y' \(columns: a, b\)", test="a,b\n1,2\n1,3\n"),
+    table("a test with a column more", GOOD, r"u\.csv: .*column 'c' more.*", test="a,b,c,y\n1,2,3,no\n"),
+    table("a test with a class more", GOOD, r"u\.csv: row 2, column 'y': class 'hm' .*\(classes: no, yes\)",
+          test="a,b,y\n1,2,no\n1,2,hm\n"),
+    table("a test with a number more", "a,y\n" + "1,0\n1,1\n" * 20, r"u\.csv: row 2, column 'y': class '2' .*: 0, 1\)",
+          test="a,y\n1,0\n1,2\n"),
+    table("a test with names for numbers", "a,y\n" + "1,0\n1,1\n" * 20, r"u\.csv: row 1, column 'y': class 'u' .*",
+          test="a,y\n1,u\n1,v\n"),
+    table("a test with a missing cell", GOOD, r"u\.csv: row 2, column 'b': the cell is empty" + FILLS,
+          test="a,b,y\n1,2,no\n1,,no\n"),
+    table("a test with text among numbers", GOOD, r"u\.csv: row 2, column 'b': 'oops' is text.*",
+          test="a,b,y\n1,2,no\n1,oops,no\n"),
+    table("a test with text for a number to predict", HALVES,
+          r"u\.csv: row 1, column 'y': 'oops' is text.*", test="a,y\n1,oops\n"),
+    table("a test with a row too short", GOOD, r"u\.csv: row 2: 2 " + FEW, test="a,b,y\n1,2,no\n1,2\n"),
+    table("an empty test", GOOD, r"u\.csv: the file is empty.*", test=""),
+    table("a test of a header", GOOD, r"u\.csv: there is a header, and no row below it", test="a,b,y\n"),
+    table("a test with no whole row", GOOD, r"u\.csv: every row has something missing", "--missing", "drop",
+          test="a,b,y\n1,,no\n1,,yes\n"),
+    Case("a test that is not there", GOOD, r"u\.csv: there is no such file", ("--test", "u.csv")),
+]  # fmt: skip
+
+ZIPPED = gzip.compress(GOOD.encode())
+FILES = [
+    Case("a spreadsheet called .csv", b"PK\x03\x04" + bytes(range(256)), r"t\.csv: .*a spreadsheet.*: save it as CSV"),
+    Case("Parquet called .csv", columns(a=range(N)), r"t\.csv: this is no CSV but Parquet: name it \.parquet"),
+    Case("gzip called .csv", ZIPPED, r"t\.csv: .*"),
+    Case("CSV called .gz", GOOD, r"t\.csv\.gz: .*[Nn]ot a gzip.*", file="t.csv.gz"),
+    Case("nothing called .gz", b"", r"t\.csv\.gz: .*empty.*", file="t.csv.gz"),
+    Case("gzip of nothing", gzip.compress(b""), r"t\.csv\.gz: .*empty.*", file="t.csv.gz"),
+    Case("gzip cut short", ZIPPED[:-20], r"t\.csv\.gz: .*ended before.*", file="t.csv.gz"),
+    Case("gzip cut short far below", gzip.compress(f"a,b,y\n{BIG}".encode())[:-99999], r"t\.csv\.gz: .*[Tt]runcated.*",
+         file="t.csv.gz"),
+    Case("gzip with a wrong sum", ZIPPED[:-8] + bytes(4) + ZIPPED[-4:], r"t\.csv\.gz: .*CRC.*", file="t.csv.gz"),
+    Case("a bomb of one row", gzip.compress(b"a,b,y\n1,2," + bytes(50 << 20)), r"t\.csv\.gz: .*", file="t.csv.gz"),
+    Case("CSV called .parquet", GOOD, r"t\.parquet: no sound Parquet file.*", file="t.parquet"),
+    Case("nothing called .parquet", b"", r"t\.parquet: no sound Parquet file.*", file="t.parquet"),
+    Case("Parquet cut short", cut(columns(a=range(N))), r"t\.parquet: no sound Parquet file.*", file="t.parquet"),
+    Case("a name that tells nothing", GOOD, r"t\.xlsx: not known by its name: .*\.csv.*\.parquet.*", file="t.xlsx"),
+    Case("an empty folder", parts(), r"d: .*\.parquet.*", file="d"),
+    Case("parts with other columns", parts(p1=columns(a=range(N)), p2=columns(b=range(N))),
+         r"d/p2\.parquet: its columns are not those of p1\.parquet: column '[ab]' .*", file="d"),
+    Case("parts with a column more", parts(p1=columns(a=range(N)), p2=columns(a=range(N), c=range(N))),
+         r"d/p2\.parquet: .*column 'c' .*", file="d"),
+    Case("parts with another order", parts(p1=columns(a=[1, 2], y=["u", "v"]), p2=columns(y=["u", "v"], a=[1, 2])),
+         r"d/p2\.parquet: .*another order", file="d"),
+    Case("parts with other types", parts(p1=columns(a=range(N)), p2=columns(a=CLASSES)),
+         r"d/p2\.parquet: column 'a' is text, in p1\.parquet numbers", file="d"),
+    Case("parts of which one is damaged", parts(p1=columns(a=range(N)), p2=b"PAR1 no more"), r"d/p2\.parquet: .*",
+         file="d"),
+    Case("parts with text among numbers", parts(p1=columns(a=["1"] * N), p2=columns(a=["1"] * 39 + ["oops"])),
+         r"d(/p2\.parquet)?: row (80|40), column 'a': 'oops' is text.*", file="d"),
+    Case("Parquet with a name twice", lambda path: parquet.write_table(pa.table([[1], [2]], names=["a", "a"]), path),
+         r"t\.parquet: two columns are called 'a': rename one", file="t.parquet"),
+    Case("Parquet of one column", columns(y=CLASSES), r"t\.parquet: .*need two", file="t.parquet"),
+    Case("Parquet without a row", columns(a=[], y=pa.array([], pa.string())), r"t\.parquet: .*no row.*",
+         file="t.parquet"),
+    Case("Parquet with a damaged page", lambda path: path.write_bytes(_scrambled(path)), r"t\.parquet: damaged: .*",
+         file="t.parquet"),
+]  # fmt: skip
+
+
+def _scrambled(path: Path) -> bytes:
+    """Return a Parquet file whose compressed numbers, bytes 40 to 440 of it, are noise."""
+    parquet.write_table(
+        pa.table({"a": [i * 7919 % 1009 for i in range(1000)], "y": CLASSES * 25}), path, compression="gzip"
+    )
+    whole = path.read_bytes()
+    return whole[:40] + random.Random(0).randbytes(400) + whole[440:]
+
+
+NEITHER = r"t\.parquet: column 'c' is of type {}: neither numbers nor text; --drop c, or .*"
+GAP = r"t\.parquet: row 2, column 'c': .*--missing mean.*--missing drop.*--drop c"
+TYPES = [
+    typed("dates", [datetime.date(2020, 1, 1)] * N, NEITHER.format(r"date32\[day\]")),
+    typed("times", [datetime.datetime(2020, 1, 1)] * N, NEITHER.format(r"timestamp\[us\]")),
+    typed("lists", [[1, 2]] * N, NEITHER.format("list.*")),
+    typed("structs", [{"q": 1}] * N, NEITHER.format("struct.*")),
+    typed("bytes", [b"x"] * N, NEITHER.format("binary")),
+    typed("nothing", pa.nulls(N), r"t\.parquet: row 1, column 'c': the cell is empty: .*--drop c"),
+    typed("numbers with nulls", [1.0, None] * 20, GAP),
+    typed("numbers with NaN", [1.0, float("nan")] * 20, GAP),
+    typed("numbers with NaN as categories", [1.0, float("nan")] * 20, GAP, "--categorical", "c"),
+    typed(
+        "numbers with infinity", [1.0, float("inf")] * 20, r"t\.parquet: row 2, column 'c': inf is no finite number.*"
+    ),
+    typed("truth with nulls", [True, None] * 20, GAP),
+    typed("a dictionary with nulls", pa.array(["u", None] * 20).dictionary_encode(), GAP),
+    typed("text among numbers in text", ["1", "oops"] * 20, r"t\.parquet: row 2, column 'c': 'oops' is text.*--drop c"),
+]
+
+
+@pytest.mark.parametrize("case", ids(HEADERS + ROWS_THAT_DO_NOT_FIT + CELLS + TARGETS + TESTS + FILES + TYPES))
+def test_refused_in_one_line_and_nothing_written(command: Command, case: Case):
+    """The line names the file, and row, column and a way out where they exist."""
+    command.refuses(case)
+
+
+@pytest.mark.parametrize("last", ["1,oops,no\n", "1,2,maybe\n", "1,2\n"], ids=["a cell", "a class", "a row"])
+def test_nothing_is_left_of_a_table_that_is_refused_when_it_is_too_large_for_memory(
+    command: Command, monkeypatch: pytest.MonkeyPatch, last: str
+):
+    """20 000 rows, in blocks of 64 KiB, with memory for 1 KiB: they were being written to the cache."""
+    monkeypatch.setattr(tables, "BLOCK_BYTES", 1 << 16)
+    command.refuses(table("large", "a,b,y\n" + ROWS * 500 + last, r"t\.csv: .*row 20001.*", "--memory", "1k"))
+
+
+def test_what_a_message_advises_helps(command: Command):
+    """A column more in the test: --drop leaves it out, as the line says."""
+    case = table("more", GOOD, r"", "--drop", "c", test="a,b,c,y\n1,2,3,no\n1,2,3,yes\n")
+    command.takes(case)
+
+
+def test_a_refused_file_leaves_the_runs_as_they_were(command: Command):
+    """A run, then a mistake: the run's folder has not changed by a byte."""
+    command.takes(table("good", GOOD, ""))
+    (run,) = (command.folder / "runs").iterdir()
+    before = everything(run)
+    (command.folder / "t.csv").write_text(GOOD + "1,inf,no\n")
+    assert command(table("bad", GOOD, ""))[0] == 2
+    assert everything(command.folder / "runs") == {run.name: None, **{f"{run.name}/{k}": v for k, v in before.items()}}
