@@ -37,6 +37,7 @@ Array = NDArray[Any]
 TOLERANCE = 1e-5  # of probabilities, and of values in deviations of the target: rounding of float32 is a tenth of it
 PROBES = 512  # rows that an export is held to
 OPSET_ML = 3
+OUTPUTS = ("label", "probabilities", "scores", "values")
 LARGEST_ROUNDING = 1e-5  # of an input in float32, in deviations of its column; beyond it inputs are float64
 
 
@@ -145,9 +146,13 @@ def to_onnx(model: Model) -> Exported:
     like = graph
     by_column = model.encoding is not None and bool(model.encoding.categories)
     if by_column:
-        graph = compose.merge_models(_columns_graph(model, dtype, like), graph, io_map=[("encoded", "net/x")])
+        graph = compose.merge_models(
+            _columns_graph(model, dtype, like), graph, io_map=[("deltaprop.encoded", "deltaprop.net/x")]
+        )
     if model.class_names:
-        graph = compose.merge_models(graph, _names_graph(model, like), io_map=[("net/place", "place")])
+        graph = compose.merge_models(
+            graph, _names_graph(model, like), io_map=[("deltaprop.net/place", "deltaprop.place")]
+        )
     graph.producer_name, graph.producer_version = "deltaprop", deltaprop.__version__
     onnx.helper.set_model_props(graph, {"deltaprop": json.dumps(_about(model))})
     onnx.checker.check_model(graph)
@@ -161,7 +166,7 @@ def to_onnx(model: Model) -> Exported:
 
     kind = np.dtype(dtype).name
     shape = "an input for each column, [N, 1]: text for categories," if by_column else "one input x, [N, columns]:"
-    out = "label and probabilities" if model.objective.has_probabilities else "label and scores"
+    out = f"label and {_second(model)}"
     notes = (
         f"inputs: {shape} {kind}, as in the table; {'NaN where missing' if _fills(model) else 'none missing'}",
         f"outputs: {out if model.class_names else 'values'}, [N, …]",
@@ -189,7 +194,7 @@ def to_torch_export(model: Model) -> Exported:
     notes = (
         f"input: x, [N, {width}] of {str(dtype).removeprefix('torch.')}, columns in the order of the table"
         + (", categories by their place" if model.encoding is not None and model.encoding.categories else ""),
-        f"outputs: {'place of the class, probabilities' if model.class_names else 'values'}",
+        f"outputs: {f'place of the class, {_second(model)}' if model.class_names else 'values'}",
         "names, and what goes where: extra file deltaprop.json",
     )
     raw = _probes(model, np.dtype(_input_dtype(model)))
@@ -220,10 +225,25 @@ def to_state_dict(model: Model) -> Exported:
     notes = (
         f"torch.nn.Sequential({net})",
         "inputs: " + (", ".join(model.encoding.names) if model.encoding is not None else "raw, flattened"),
-        "outputs: " + ("values" if model.task == "regression" else "logits of " + ", ".join(model.class_names)),
+        "outputs: " + _outputs_of_net(model),
     )
     raw = _probes(model, np.dtype("float64"))
     return Exported(content, _largest(model, raw, answer), len(raw), "torch.nn", notes)
+
+
+def _second(model: Model) -> str:
+    """Return what comes beside a class."""
+    return "probabilities" if model.objective.has_probabilities else "scores"
+
+
+def _outputs_of_net(model: Model) -> str:
+    """Return what the net itself gives, in words."""
+    if model.task == "regression":
+        return ", ".join(model.target_names)
+    kind = "logit" if model.objective.name in ("cross-entropy", "binary-cross-entropy") else "score"
+    if model.objective.one_logit:
+        return f"one {kind}, high for {model.class_names[1]}"
+    return f"{kind}s of {', '.join(model.class_names)}"
 
 
 FORMATS: dict[str, Callable[[Model], Exported]] = {
@@ -272,20 +292,20 @@ def _numeric_graph(model: Model, dtype: str) -> Any:
 
     whole = Whole(model, encodes=False).eval()
     width = len(model.input_scaling.mean)
-    outputs = ["net/place", "probabilities" if model.objective.has_probabilities else "scores"]
+    outputs = ["deltaprop.net/place", "probabilities" if model.objective.has_probabilities else "scores"]
     by_column = model.encoding is not None and bool(model.encoding.categories)
     program = torch.onnx.export(
         whole,
         (torch.zeros(3, width, dtype=torch.float64 if dtype == "float64" else torch.float32),),
         dynamo=True,
         verbose=False,
-        input_names=["net/x" if by_column else "x"],
+        input_names=["deltaprop.net/x" if by_column else "x"],
         output_names=outputs if model.class_names else ["values"],
         dynamic_shapes=({0: torch.export.Dim("rows")},),
     )
     assert program is not None
     # Columns may have any name: those within the net get one that no column has.
-    return compose.add_prefix(program.model_proto, "net/", rename_inputs=False, rename_outputs=False)
+    return compose.add_prefix(program.model_proto, "deltaprop.net/", rename_inputs=False, rename_outputs=False)
 
 
 def _graph(name: str, nodes: list[Any], inputs: list[Any], outputs: list[Any], constants: list[Any], like: Any) -> Any:
@@ -301,12 +321,17 @@ def _graph(name: str, nodes: list[Any], inputs: list[Any], outputs: list[Any], c
 
 
 def input_names(model: Model) -> list[str]:
-    """Return the names of a graph's inputs: those of the columns, less what its outputs are called."""
+    """Return the names of a graph's inputs: those of the columns, with _ behind what its outputs are called."""
     assert model.encoding is not None
-    return [
-        f"{c.name}_" if c.name in ("label", "probabilities", "scores", "values") else c.name
-        for c in model.encoding.inputs
-    ]
+    names: list[str] = []
+    for column in model.encoding.inputs:
+        name = column.name
+        while name in (*OUTPUTS, *names) or (
+            name != column.name and any(name == c.name for c in model.encoding.inputs)
+        ):
+            name += "_"
+        names.append(name)
+    return names
 
 
 def _columns_graph(model: Model, dtype: str, like: Any) -> Any:
@@ -324,7 +349,7 @@ def _columns_graph(model: Model, dtype: str, like: Any) -> Any:
     parts = [names[at] for at in encoding.numbers]
     nodes, shapes = [], []
     for at in encoding.categories:
-        categories, own = [*encoding.inputs[at].categories], f"columns/{at}"
+        categories, own = [*encoding.inputs[at].categories], f"deltaprop.columns/{at}"
         if not categories:  # no training row has one
             continue
         nodes += [
@@ -336,8 +361,8 @@ def _columns_graph(model: Model, dtype: str, like: Any) -> Any:
         ]
         shapes.append(helper.make_tensor(f"{own}/shape", TensorProto.INT64, [2], [-1, len(categories)]))
         parts.append(f"{own}/cast")
-    nodes.append(helper.make_node("Concat", parts, ["encoded"], axis=1))
-    out = helper.make_tensor_value_info("encoded", kind, ["rows", len(encoding)])
+    nodes.append(helper.make_node("Concat", parts, ["deltaprop.encoded"], axis=1))
+    out = helper.make_tensor_value_info("deltaprop.encoded", kind, ["rows", len(encoding)])
     return _graph("columns", nodes, inputs, [out], shapes, like)
 
 
@@ -349,9 +374,9 @@ def _names_graph(model: Model, like: Any) -> Any:
     is_text = classes.dtype.kind != "i"
     kind = TensorProto.STRING if is_text else TensorProto.INT64
     values: Any = [name.encode() for name in model.class_names] if is_text else classes.tolist()
-    names = helper.make_tensor("names/all", kind, [len(classes)], values)
-    node = helper.make_node("Gather", ["names/all", "place"], ["label"], axis=0)
-    place = helper.make_tensor_value_info("place", TensorProto.INT64, ["rows"])
+    names = helper.make_tensor("deltaprop.names", kind, [len(classes)], values)
+    node = helper.make_node("Gather", ["deltaprop.names", "deltaprop.place"], ["label"], axis=0)
+    place = helper.make_tensor_value_info("deltaprop.place", TensorProto.INT64, ["rows"])
     label = helper.make_tensor_value_info("label", kind, ["rows"])
     return _graph("names", [node], [place], [label], [names], like)
 

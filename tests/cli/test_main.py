@@ -99,7 +99,7 @@ class TestOutput:
 
 REFUSED = [
     (["--lr", "0"], "--lr must be auto or a number above 0, got 0.0"),
-    (["--lr", "fast"], "--lr: could not convert string to float: 'fast'"),
+    (["--lr", "fast"], "--lr: must be FLOAT|{auto}, got fast"),
     (["--lrr", "1"], "unrecognized options: --lrr, 1: perhaps you meant --lr"),
     (["--hidden", "0"], "--hidden must be positive whole numbers, got 0"),
     (["--hidden", ""], "--hidden"),
@@ -189,7 +189,7 @@ class TestTerminal:
         ("flags", "message"),
         [
             (["--lrr", "1"], "error: unrecognized options: --lrr, 1: perhaps you meant --lr"),
-            (["--lr", "fast"], "error: --lr: could not convert string to float: 'fast'"),
+            (["--lr", "fast"], "error: --lr: must be FLOAT|{auto}, got fast"),
             (["--hidden", "0"], "error: --hidden must be positive whole numbers, got 0"),
         ],
     )

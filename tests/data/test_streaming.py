@@ -63,7 +63,8 @@ def test_it_is_the_formula(memory: int, dtype: torch.dtype, table: Path, tmp_pat
     found = kept(table, memory, tmp_path)
     rows = np.random.default_rng(1).permutation(ROWS)
     expected, encoding, scaling = by_the_formula(found, rows)
-    x = Encoder(encoding, encoding.recode(found.inputs), scaling, dtype, "t")(found.store, rows)
+    x = torch.full((ROWS, len(encoding)), torch.nan, dtype=dtype)
+    Encoder(encoding, encoding.recode(found.inputs), scaling, dtype, "t")(found.store, rows, x)
     assert isinstance(found.store, InMemory) == (memory > 0)
     assert x.shape == (ROWS, 3 + 3 + 2)  # numbers, cities of the training rows, kinds
     tolerance = 1.4e-6 if dtype == torch.float32 else 1e-12
@@ -77,6 +78,8 @@ def test_a_value_without_room_is_named(tmp_path: Path):
     encoding = Encoding.from_json({"inputs": [{"name": "a", "kind": "numbers"}], "targets": ["y"]})
     store = InMemory(np.array([[0.0], [1e300]]))
     encode = Encoder(encoding, [None], Scaling.identity(1), torch.float32, "t.csv")
-    assert encode(store, np.array([0])).tolist() == [[0.0]]
+    x = torch.ones(1, 1)
+    encode(store, np.array([0]), x)
+    assert x.tolist() == [[0.0]]
     with pytest.raises(UserError, match=r"t\.csv: column 'a': a value such as 1e\+300 does not fit in torch\.float32"):
-        encode(store, np.array([0, 1]))
+        encode(store, np.array([0, 1]), torch.empty(2, 1))

@@ -40,7 +40,7 @@ class Arguments:
         data: A table with the column of the target, arrays with y, or a folder with IDX files; by default the run's own
             test part.
         weights: final, or best for those of the lowest validation loss.
-        delimiter: Of a CSV; auto by default.
+        delimiter: Of a CSV; by default that of the training data.
         json: A file for the figures.
         picture: A file for a picture of them: .png, .svg or .pdf.
     """
@@ -48,7 +48,7 @@ class Arguments:
     run: tyro.conf.Positional[Path | None] = None
     data: Path | None = None
     weights: str = "final"
-    delimiter: str = "auto"
+    delimiter: str | None = None
     json: Path | None = None
     picture: Path | None = None
 
@@ -133,7 +133,9 @@ def tell(console: Console, model: Model, found: Judgement, of: str) -> None:
     for name, label in (("balanced_accuracy", "balanced"), ("macro_f1", "macro F1"), ("roc_auc", "ROC AUC")):
         if name in found.figures:
             value = found.figures[name]
-            console.print(f"{label:<9} " + (f"{100 * value:.2f} %" if name == "balanced_accuracy" else f"{value:.4f}"))
+            percent = name == "balanced_accuracy"
+            shown = "-" if math.isnan(value) else f"{100 * value:.2f} %" if percent else f"{value:.4f}"
+            console.print(f"{label:<9} {shown}")
     console.print()
     console.print(_table("class", found.by_class))
     if len(model.class_names) <= MOST_CLASSES:
@@ -156,7 +158,7 @@ def _confusion(model: Model, found: Judgement) -> Table:
     """Return the confusion matrix, a column for each class that was predicted, by its number."""
     assert found.confusion is not None
     table = Table(box=None, padding=(0, 2, 0, 0))
-    table.add_column("true ↓  predicted →", overflow="fold")
+    table.add_column("true↓ predicted→", no_wrap=True)
     for name in model.class_names:
         table.add_column(escape(name if len(name) <= 8 else f"{name[:7]}…"), justify="right", no_wrap=True)
     for at, (name, row) in enumerate(zip(model.class_names, found.confusion.tolist(), strict=True)):

@@ -33,7 +33,7 @@ class Arguments:
     Attributes:
         run: The folder of the run.
         to: onnx, torch-export or state-dict.
-        out: The file; by default model with the format's ending, in the folder of the run.
+        out: The file; by default exported.onnx, .pt2 or .safetensors in the folder of the run.
         weights: final, or best for those of the lowest validation loss.
     """
 
@@ -54,10 +54,11 @@ def main(words: Sequence[str]) -> int:
     if arguments.to not in FORMATS:
         raise unknown_name("format", arguments.to, FORMATS)
     out = arguments.out or run / f"exported{SUFFIX[arguments.to]}"
+    model = load(run, arguments.weights)
     check_file("--out", out)
     if out.suffix != SUFFIX[arguments.to]:
         raise UserError(f"--out {out}: a file of {arguments.to} ends in {SUFFIX[arguments.to]}")
-    found = export(load(run, arguments.weights), arguments.to)
+    found = export(model, arguments.to)
     write_file("--out", out, found.content)
     console = Console(highlight=False)
     console.print(f"{out}: {len(found.content)} bytes", markup=False, soft_wrap=True)

@@ -44,7 +44,14 @@ def main(words: Sequence[str]) -> int:
         UserError: If there is no such run.
     """
     arguments = read_flags(Arguments, "info", words, DESCRIPTION)
-    found = about(named(arguments.run))
+    run = named(arguments.run)
+    try:
+        found = about(run)
+        rows = lines(found)
+    except (TypeError, KeyError, ValueError, AttributeError, IndexError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{run / 'config.json'}: damaged: {type(error).__name__}: {error}") from error
     if arguments.json:
         print(json.dumps(found, indent=2))
         return 0
@@ -52,7 +59,7 @@ def main(words: Sequence[str]) -> int:
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
-    for name, text in lines(found):
+    for name, text in rows:
         table.add_row(name, escape(text))
     console.print(table)
     return 0
@@ -105,6 +112,7 @@ def _lines(path: Path) -> list[dict[str, Any]]:
         raise UserError(f"{path}: damaged: {error}") from error
 
 
+MOST_INPUTS = 20  # lines of them
 PARTS = {"train": "train", "val": "validate", "test": "test"}
 
 
@@ -117,7 +125,9 @@ def lines(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("", ", ".join(f"{rows[part]} rows to {to}" for part, to in PARTS.items() if part in rows)),
     ]
     if found["columns"]:
-        inputs = [_described(column) for column in found["columns"]["inputs"]]
+        inputs = [_described(column) for column in found["columns"]["inputs"][:MOST_INPUTS]]
+        more = len(found["columns"]["inputs"]) - len(inputs)
+        inputs += [f"… and {more} more (--json has all)"] if more else []
         result += [("" if at else "inputs", text) for at, text in enumerate(inputs)]
         result.append(("target", ", ".join(found["columns"]["targets"])))
     if found["classes"]:
@@ -139,7 +149,8 @@ def lines(found: dict[str, Any]) -> list[tuple[str, str]]:
     for record in found["overrides"]:
         epoch, setting, old, new = (record.get(key) for key in ("epoch", "setting", "from", "to"))
         result.append(("changed", f"epoch {epoch}: {setting} {old} → {new}"))
-    result += [("weights", f"{name}: {path}") for name, path in found["weights"].items()]
+    paths = [f"{name}: {path}" for name, path in found["weights"].items()]
+    result += [("" if at else "weights", text) for at, text in enumerate(paths)]
     versions = found["versions"] or {}
     result.append(("by", ", ".join(f"{name} {value}" for name, value in versions.items() if name != "platform")))
     return result

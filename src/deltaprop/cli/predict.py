@@ -37,7 +37,7 @@ class Arguments:
         out: A file that ends in .csv, .csv.gz or .parquet, or - for CSV on stdout.
         weights: final, or best for those of the lowest validation loss.
         keep: Columns of the data to write before the answers, such as an identifier.
-        delimiter: Of a CSV; auto by default.
+        delimiter: Of a CSV; by default that of the training data.
     """
 
     run: tyro.conf.Positional[Path | None] = None
@@ -45,7 +45,7 @@ class Arguments:
     out: str | None = None
     weights: str = "final"
     keep: tuple[str, ...] = ()
-    delimiter: str = "auto"
+    delimiter: str | None = None
 
 
 def main(words: Sequence[str]) -> int:
@@ -65,15 +65,13 @@ def main(words: Sequence[str]) -> int:
         check_file("--out", Path(out))
         if not out.lower().endswith(FORMATS):
             raise UserError(f"--out {out}: the name must end in {', '.join(FORMATS)}, or be - for stdout")
-        if data != "-" and Path(out).exists() and Path(data).exists() and Path(out).samefile(data):
-            raise UserError(f"--out {out}: this is the data itself; name another file")
     model = load(run, arguments.weights)
     console = Console(highlight=False, stderr=out == STDOUT)
     bar = ReadingBar(console)
-    source: Any = data
-    blocks = model.blocks(
-        stdin_table(arguments.delimiter) if data == "-" else source, delimiter=arguments.delimiter, progress=bar
-    )
+    delimiter = arguments.delimiter or model.config.delimiter
+    source: Any = stdin_table(delimiter) if data == "-" else data
+    blocks = model.blocks(source, delimiter=delimiter, progress=bar)
+    check_apart(out, data)
     check_keep(blocks, arguments.keep)
     try:
         rows = write(at_least_one(answers(model, blocks, arguments.keep), data), out)
@@ -84,6 +82,17 @@ def main(words: Sequence[str]) -> int:
     if out != STDOUT:
         console.print(f"{rows} rows: {out}", markup=False, soft_wrap=True)
     return 0
+
+
+def check_apart(out: str, data: str) -> None:
+    """Refuse to write over the data.
+
+    Raises:
+        UserError: If that is what would be done.
+    """
+    there, source = Path(out).resolve(), Path(data).resolve()
+    if out != STDOUT and data != "-" and (there == source or (source.is_dir() and there.parent == source)):
+        raise UserError(f"--out {out}: this is the data itself; name another file")
 
 
 def at_least_one(batches: Iterator[Any], data: str) -> Iterator[Any]:

@@ -97,9 +97,12 @@ def load_labelled(path: Path, class_names: Sequence[str], target: Sequence[str] 
     if x_test is not None and y_test is not None:
         x, y = x_test, y_test
     y = _column(y)
+    _check_numbers(path, "x", x)
     if not class_names:
         _check_numbers(path, "y", y)
         return x, y.astype(np.float64).reshape(len(y), -1)
+    if y.ndim != 1:
+        raise UserError(f"{path}: y has {y.shape[1]} columns; labels are one")
     places = {name: at for at, name in enumerate(class_names)}
     values, which = np.unique(y, return_inverse=True)
     for value in values:

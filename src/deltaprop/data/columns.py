@@ -17,6 +17,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from deltaprop.data.classes import plain
 from deltaprop.data.tables import NUMBER, Batch, Table
 from deltaprop.errors import UserError
 
@@ -111,8 +112,10 @@ class Column:
         return self._finite(values, where)
 
     def _of_text(self, cells: Any, where: Where) -> Numbers:
-        from pyarrow import compute
+        from pyarrow import compute, types
 
+        if types.is_boolean(cells.type):  # as pandas writes them into a CSV
+            cells = compute.if_else(cells, "True", "False")
         cells = compute.utf8_trim_whitespace(cells.cast("string"))
         if self.verbatim:
             return self._codes(cells, where)
@@ -146,9 +149,10 @@ class Column:
         bad = np.isinf(values)
         if bad.any():
             at = int(bad.argmax())
+            advice = f", or --drop {_quoted(self.name)}" if where.advises else ""
             raise UserError(
                 f"{where.of(at)}, column {self.name!r}: {values[at]} is no finite number, or too large for one: "
-                f"mend the row, or --drop {_quoted(self.name)}"
+                f"mend the row{advice}"
             )
         if self.kind is None and not np.isnan(values).all():
             self.kind = "numbers"
@@ -158,8 +162,13 @@ class Column:
         """Return the number of each name; a new name gets the next."""
         import pyarrow
 
-        encoded = cells.cast(pyarrow.string()).dictionary_encode()
-        names = [name or None for name in encoded.dictionary.to_pylist()]  # an empty cell is missing
+        encoded = cells.dictionary_encode()
+        values = encoded.dictionary
+        names: list[str | None]
+        if pyarrow.types.is_floating(values.type):  # 3.0 is called 3, as in a CSV that has it so
+            names = [plain(value) for value in values.to_pylist()]
+        else:
+            names = [name or None for name in values.cast(pyarrow.string()).to_pylist()]  # an empty cell is missing
         numbers = [np.nan if name is None else self.names.setdefault(name, len(self.names)) for name in names]
         which = encoded.indices.fill_null(len(names)).to_numpy(zero_copy_only=False)
         found: Numbers = np.array([*numbers, np.nan], dtype=np.float64)[which]
@@ -167,10 +176,10 @@ class Column:
 
     def _mixed(self, where: Where, at: int, cell: str, what: str) -> UserError:
         name = _quoted(self.name)
+        advice = f", or --categorical {name} if they are names, or --drop {name}" if where.advises else ""
         decimal = " (a decimal comma? numbers are written with a point)" if re.match(DECIMAL_COMMA, cell) else ""
         return UserError(
-            f"{where.of(at)}, column {self.name!r}: {_shown(cell)} is {what}{decimal}: "
-            f"mend the row, or --categorical {name} if they are names, or --drop {name}"
+            f"{where.of(at)}, column {self.name!r}: {_shown(cell)} is {what}{decimal}: mend the row{advice}"
         )
 
 
@@ -181,10 +190,12 @@ class Where:
     Attributes:
         table: The table.
         first: The number of its first row, counted from 1.
+        advises: Whether the flags of ``deltaprop train`` are at hand.
     """
 
     table: Table
     first: int
+    advises: bool = True
 
     def of(self, at: int) -> str:
         """Return the file and the number of a row of the block."""
@@ -236,6 +247,7 @@ class Reader:
         inputs: Columns of inputs.
         targets: Columns of targets; none where there are none to read.
         missing: What to do about a missing cell.
+        advises: Whether the flags of ``deltaprop train`` are at hand.
 
     Attributes:
         rows: Read so far, those that were dropped included.
@@ -247,6 +259,7 @@ class Reader:
     inputs: Sequence[Column]
     targets: Sequence[Column]
     missing: Missing
+    advises: bool = True
     rows: int = 0
     dropped: int = 0
     gaps: int = 0
@@ -265,7 +278,7 @@ class Reader:
         for batch in self.table.batches(on_bytes):
             if not len(batch):
                 continue
-            where = Where(self.table, self.rows + 1)
+            where = Where(self.table, self.rows + 1, self.advises)
             block = np.empty((len(batch), len(columns)))
             for at, column in enumerate(columns):
                 block[:, at] = column.read(batch.column(column.name), where)
@@ -292,6 +305,9 @@ class Reader:
     def _missing(self, column: Column, batch: Batch, at: int, where: Where) -> UserError:
         cell = batch.column(column.name)[at].as_py()
         found = "the cell is empty" if cell is None or cell == "" else f"{_shown(cell)} stands for a missing value"
+        if not self.advises:
+            learnt = "" if self.missing == "mean" else ", and the model was not trained to fill such cells"
+            return UserError(f"{where.of(at)}, column {column.name!r}: {found}{learnt}: mend the row, or leave it out")
         name = _quoted(column.name)
         called = (
             f", or, if it is a name, --categorical {name}"

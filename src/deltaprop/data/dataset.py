@@ -51,7 +51,7 @@ class StreamedSplit:
     Args:
         store: The rows of the table, as they were read.
         rows: Which of them are this part, in rising order.
-        encode: Takes some rows of the store to inputs, ``[M, n]``.
+        encode: Writes some rows of the store into inputs, ``[M, n]``.
         width: n.
         y: As of `Split`, in memory.
         dtype: Of the inputs.
@@ -59,7 +59,7 @@ class StreamedSplit:
 
     store: Store
     rows: Rows
-    encode: Callable[[Store, Rows], Tensor]
+    encode: Callable[[Store, Rows, Tensor], None]
     width: int
     y: Tensor
     dtype: torch.dtype
@@ -73,7 +73,7 @@ class StreamedSplit:
         x = torch.empty(len(which), self.width, dtype=self.dtype)
         for start in range(0, len(which), ROWS_AT_ONCE):
             block = which[start : start + ROWS_AT_ONCE]
-            x[start : start + len(block)] = self.encode(self.store, block)
+            self.encode(self.store, block, x[start : start + len(block)])
         return x.to(self.y.device)
 
     def to(self, device: torch.device | str) -> StreamedSplit:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -17,14 +18,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from deltaprop.data.columns import Numbers
-from deltaprop.data.encoding import Encoding
+from deltaprop.data.encoding import UNKNOWN, Encoding
 from deltaprop.data.scaling import Scaling
 from deltaprop.data.splits import Rows
 from deltaprop.data.store import OnDisk, Store
 from deltaprop.errors import UserError
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Encoder:
     """Takes rows of a store to inputs.
 
@@ -41,63 +42,75 @@ class Encoder:
     scaling: Scaling
     dtype: torch.dtype
     where: str
+    _lines: tuple[OnDisk, Tensor, Tensor] | None = None
 
-    def __call__(self, store: Store, rows: Rows) -> Tensor:
-        """Return the inputs of some rows, [M, n], in the order given.
+    def __call__(self, store: Store, rows: Rows, x: Tensor) -> None:
+        """Write the inputs of some rows, in the order given, into x, [M, n].
 
         Raises:
             UserError: If one has no room in the dtype.
         """
-        encoding, count = self.encoding, len(self.encoding.numbers)
-        x = torch.zeros(len(rows), len(encoding), dtype=self.dtype)
-        mean, scale = self.scaling.mean[:count].numpy(), self.scaling.scale[:count].numpy()
+        count = len(self.encoding.numbers)
+        numbers, names = x[:, :count], x[:, count:]
         raw: NDArray[Any]
         if isinstance(store, OnDisk) and self.dtype == torch.float32:
-            raw = store.kept(rows)
-            shift, unit = store.shift, store.unit
-            of = encoding.numbers
-            factor, offset = (unit[of] / scale).astype(np.float32), ((shift[of] - mean) / scale).astype(np.float32)
-            numbers = raw if count == raw.shape[1] else raw[:, of]
-            with np.errstate(over="ignore", invalid="ignore"):  # told below
-                numbers *= factor
-                numbers += offset
+            raw, shift, unit = store.kept(rows), store.shift, store.unit
+            factor, offset = self._line(store)
+            torch.mul(torch.from_numpy(raw)[:, self._columns], factor, out=numbers)
+            numbers += offset
         else:
-            raw = store.take(rows)
-            shift, unit = np.zeros(raw.shape[1]), np.ones(raw.shape[1])
-            with np.errstate(over="ignore", invalid="ignore"):
-                numbers = (raw[:, encoding.numbers] - mean) / scale
+            raw, shift, unit = store.take(rows), np.zeros(raw_width := len(self.encoding.inputs)), np.ones(raw_width)
+            scaling = self.scaling
+            numbers.copy_((torch.from_numpy(raw)[:, self._columns] - scaling.mean[:count]) / scaling.scale[:count])
         if self._fills is not None:
-            numbers = np.where(np.isnan(numbers), self._fills.astype(numbers.dtype), numbers)
-        x[:, :count] = torch.from_numpy(numbers)
-        if not x.sum().isfinite() and not x.isfinite().all():  # the sum is quick, and tells of nearly all
-            self._tell(x, store, rows)
-        first = count
-        for at in encoding.categories:
+            torch.where(numbers.isnan(), self._fills.to(self.dtype), numbers, out=numbers)
+        if not numbers.sum().isfinite() and not numbers.isfinite().all():  # the sum is quick, and tells of nearly all
+            self._tell(numbers, store, rows)
+        names.zero_()
+        first = 0
+        for at in self.encoding.categories:
             number, which = self._ones(raw[:, at], at, float(shift[at]), float(unit[at]))
-            x[torch.from_numpy(number), torch.from_numpy(which + first)] = 1.0
-            first += len(encoding.inputs[at].categories)
-        return x
+            names[torch.from_numpy(number), torch.from_numpy(which + first)] = 1.0
+            first += len(self.encoding.inputs[at].categories)
 
-    @property
-    def _fills(self) -> Numbers | None:
+    @cached_property
+    def _columns(self) -> slice | list[int]:
+        """Which columns are of numbers: as a slice where they stand side by side, which costs no copy."""
+        of = self.encoding.numbers
+        side_by_side = bool(of) and of == list(range(of[0], of[-1] + 1))
+        return slice(of[0], of[-1] + 1) if side_by_side else of
+
+    def _line(self, store: OnDisk) -> tuple[Tensor, Tensor]:
+        """Return u/d and (s − m)/d of the columns of numbers, worked out in float64."""
+        if self._lines is None or self._lines[0] is not store:
+            of = self.encoding.numbers
+            mean, scale = (t[: len(of)] for t in (self.scaling.mean, self.scaling.scale))
+            factor, offset = (
+                torch.from_numpy(store.unit[of]) / scale,
+                (torch.from_numpy(store.shift[of]) - mean) / scale,
+            )
+            self._lines = store, factor.float(), offset.float()
+        return self._lines[1:]
+
+    @cached_property
+    def _fills(self) -> Tensor | None:
         """What stands for a missing number, scaled; None where none may be missing."""
         fills = [self.encoding.inputs[at].fill for at in self.encoding.numbers]
         if all(fill is None for fill in fills):
             return None
         count = len(fills)
-        mean, scale = self.scaling.mean[:count].numpy(), self.scaling.scale[:count].numpy()
-        scaled: Numbers = (np.array(fills, dtype=np.float64) - mean) / scale
-        return scaled
+        return (torch.tensor(fills, dtype=torch.float64) - self.scaling.mean[:count]) / self.scaling.scale[:count]
 
     def _ones(self, cells: NDArray[Any], at: int, shift: float, unit: float) -> tuple[Rows, Rows]:
         """Return where the inputs of a column of categories are 1: rows, and the number of the category in each."""
-        rows = np.flatnonzero(~np.isnan(cells))
-        number = (cells[rows] * np.float64(unit) + shift).astype(np.intp)
         recode = self.recodes[at]
         assert recode is not None, "a column of categories"
-        found = recode[number]
-        known = found >= 0
-        return rows[known], found[known].astype(np.intp)
+        code = np.nan_to_num(
+            cells * np.float64(unit) + shift, nan=len(recode)
+        )  # what is missing has a place of its own
+        found = np.append(recode, UNKNOWN).astype(np.intp)[code.astype(np.intp)]
+        rows = np.flatnonzero(found >= 0)
+        return rows, found[rows]
 
     def _tell(self, x: Tensor, store: Store, rows: Rows) -> None:
         """Say which value has no room.

@@ -6,10 +6,13 @@ that does not fit can still be named by its row. Rows are counted from 1, the fi
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import os
 import re
+import select
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,12 +62,13 @@ class Table(Protocol):
         """Give its rows, block by block; ``on_bytes`` is told how many bytes of the files were read so far."""
 
 
-def open_table(path: Path, delimiter: str = "auto") -> Table:
+def open_table(path: Path, delimiter: str = "auto", *, least: int = 2) -> Table:
     """Return a table, once its header is judged; no row is read.
 
     Args:
         path: A CSV file, a Parquet file, or a folder of Parquet parts.
         delimiter: Between the cells of a CSV: ``"auto"``, ``"tab"`` or one character.
+        least: How many columns it must have: two to train on, an input and a target.
 
     Raises:
         UserError: If it is not there, cannot be read, or its header is none.
@@ -73,8 +77,8 @@ def open_table(path: Path, delimiter: str = "auto") -> Table:
     if not parts:
         raise UserError(f"{path}: there is no .parquet file in this folder")
     if parts[0].name.lower().endswith(PARQUET_NAMES):
-        return ParquetTable.open(path, parts)
-    return CsvTable.open(path, delimiter)
+        return ParquetTable.open(path, parts, least)
+    return CsvTable.open(path, delimiter, least=least)
 
 
 def as_table(data: Any) -> Table:
@@ -86,7 +90,13 @@ def as_table(data: Any) -> Table:
     import pyarrow
 
     try:
-        return ArrowTable(pyarrow.table(data))
+        table = pyarrow.table(data)
+        twice = [name for at, name in enumerate(table.column_names) if name in table.column_names[:at]]
+        if twice:
+            raise UserError(f"the table: two columns are called {twice[0]!r}: rename one")
+        return ArrowTable(table)
+    except UserError:
+        raise
     except (TypeError, ValueError, pyarrow.ArrowException) as error:
         told = " ".join(str(error).split())[:120]
         raise UserError(
@@ -158,15 +168,19 @@ class CsvTable:
         return f"{self.path}: row {row}"
 
     @classmethod
-    def open(cls, path: Path, delimiter: str, source: Callable[[], BinaryIO] | None = None) -> CsvTable:
+    def open(
+        cls, path: Path, delimiter: str, source: Callable[[], BinaryIO] | None = None, *, least: int = 2
+    ) -> CsvTable:
         """Return the table of a file, or of what ``source`` opens; see :func:`open_table`."""
+        if delimiter not in ("auto", "tab") and (len(delimiter) != 1 or delimiter in '"\r\n'):
+            raise UserError(f"--delimiter must be auto, tab or one character, got {delimiter!r}")
         source = source or (lambda: _opened(path))
         with source() as raw:
             head = _head(path, raw)
         line = _first_line(path, head)
         delimiter = {"tab": "\t", "auto": _sniffed(line)}.get(delimiter, delimiter)
         names = [name.strip() for name in next(csv.reader([line], delimiter=delimiter))]
-        _check_header(path, names, delimiter)
+        _check_header(path, names, delimiter, least)
         return cls(path, names, delimiter, source)
 
     @classmethod
@@ -179,9 +193,9 @@ class CsvTable:
             delimiter: As for :func:`open_table`.
         """
         head = b""
-        while len(head) < HEAD_BYTES and b"\n" not in head and (piece := _some(stream)):
+        while len(head) < HEAD_BYTES and b"\n" not in head and (piece := _some(stream, HEAD_BYTES)):
             head += piece
-        return cls.open(name, delimiter, lambda: cast(BinaryIO, _Replayed(head, stream)))
+        return cls.open(name, delimiter, lambda: cast(BinaryIO, _Replayed(head, stream)), least=1)
 
     def batches(self, on_bytes: Callable[[int], None] = lambda count: None) -> Iterator[Batch]:
         """Give the rows, block by block, every cell as text.
@@ -217,6 +231,12 @@ class CsvTable:
                 if "Empty CSV" in str(error):  # a header without the end of its line
                     return
                 raise self._told(error, seen) from error
+            finally:
+                if isinstance(raw, _Replayed):
+                    raw.stop()
+                    with contextlib.suppress(pyarrow.ArrowException, OSError, UnboundLocalError):
+                        for _ in reader:  # until its thread has seen the end
+                            pass
             if quotes.ends_within(last):
                 raise UserError(f'{self.path}: row {seen}: a quote (") is opened and never closed: {last[:40]!r}…')
 
@@ -307,7 +327,7 @@ def _sniffed(line: str) -> str:
     return max(DELIMITERS, key=bare.count)
 
 
-def _check_header(path: Path, names: Sequence[str], delimiter: str) -> None:
+def _check_header(path: Path, names: Sequence[str], delimiter: str, least: int) -> None:
     """Refuse a header that is none, or that names a column twice or not at all."""
     if not _is_counted(names):
         numbers = [name for name in names if re.match(NUMBER, name)]
@@ -326,7 +346,7 @@ def _check_header(path: Path, names: Sequence[str], delimiter: str) -> None:
             raise UserError(
                 f"{path}: columns {names.index(name) + 1} and {at + 1} are both called {name!r}: rename one"
             )
-    if len(names) < 2:
+    if len(names) < least:
         others = ", ".join(DELIMITERS.values())
         raise UserError(
             f"{path}: one column, {names[0][:60]!r}: inputs and a target need two "
@@ -377,26 +397,53 @@ class _Counted(io.RawIOBase):
         return len(data)
 
 
-def _some(stream: BinaryIO) -> bytes:
-    """Return what there is to read, without waiting for more."""
-    read: Callable[[int], bytes] = getattr(stream, "read1", stream.read)
-    return read(HEAD_BYTES)
+def _some(stream: BinaryIO, size: int, stopped: Callable[[], bool] = lambda: False) -> bytes:
+    """Return what there is to read, up to so many bytes, as soon as there is some; nothing at the end or if stopped."""
+    try:
+        handle = stream.fileno()
+    except (OSError, ValueError):  # it is in memory
+        return stream.read(size)
+    while not stopped():
+        if os.name == "nt" or select.select([handle], [], [], 0.1)[0]:
+            return os.read(handle, size)
+    return b""
 
 
 class _Replayed(io.RawIOBase):
-    """What was read of a stream, and then the rest of it; closing it leaves that open."""
+    """What was read of a stream, and then the rest of it; closing it leaves that open.
+
+    A pipe gives its rows in pieces, and pyarrow wants a whole row at a time: pieces are put together until there is
+    one. pyarrow reads in a thread of its own, which must not be left waiting when the process ends: it can be stopped.
+    """
 
     def __init__(self, head: bytes, stream: BinaryIO) -> None:
         self.head, self.stream = head, stream
+        self.reading, self.stopped = threading.Lock(), False
 
     def readable(self) -> bool:
         return True
 
     def read(self, size: int = -1) -> bytes:
-        if self.head:
+        with self.reading:
+            size = HEAD_BYTES if size < 0 else size
             found, self.head = self.head[:size], self.head[size:]
+            while len(found) < size and not _has_row(found):
+                piece = _some(self.stream, size - len(found), lambda: self.stopped)
+                if not piece:
+                    break
+                found += piece
             return found
-        return _some(self.stream) if size < 0 else getattr(self.stream, "read1", self.stream.read)(size)
+
+    def stop(self) -> None:
+        """End the reading, and wait until nobody reads any more."""
+        self.stopped = True
+        with self.reading:
+            pass
+
+
+def _has_row(text: bytes) -> bool:
+    """Return whether a line ends outside quotes."""
+    return any(b"\n" in part for part in text.split(b'"')[::2])
 
 
 class _Quotes(io.RawIOBase):
@@ -453,7 +500,7 @@ class ParquetTable:
         return f"{self.path}: row {row}"
 
     @classmethod
-    def open(cls, path: Path, parts: list[Path]) -> ParquetTable:
+    def open(cls, path: Path, parts: list[Path], least: int = 2) -> ParquetTable:
         """Return the table, once the parts are seen to have the same columns."""
         names: list[str] = []
         kinds: list[str] = []
@@ -472,7 +519,7 @@ class ParquetTable:
             for name, kind, other in zip(names, kinds, [kind for _, kind in its], strict=True):
                 if kind != other and "null" not in (kind, other):
                     raise UserError(f"{part}: column {name!r} is {other}, in {parts[0].name} {kind}")
-        if len(names) < 2:
+        if len(names) < least:
             raise UserError(f"{path}: {_count(len(names), 'column')}: inputs and a target need two")
         return cls(path, names, parts)
 

@@ -54,8 +54,17 @@ def answers(model: Model, blocks: Any, keep: Sequence[str] = (), *, proba: bool 
     """
     import pyarrow
 
+    kinds: dict[str, Any] = {}  # of the columns that are kept, as the first block has them
     for block in blocks.blocks():
-        columns: dict[str, Any] = {name: block.batch.column(name) for name in keep}
+        columns: dict[str, Any] = {}
+        for name in keep:
+            column = block.batch.column(name)
+            if pyarrow.types.is_nested(column.type):
+                raise UserError(f"--keep {name}: the column is of type {column.type}, which a plain table cannot hold")
+            try:
+                columns[name] = column.cast(kinds.setdefault(name, column.type))
+            except pyarrow.ArrowInvalid as error:
+                raise UserError(f"--keep {name}: {error}") from error
         columns |= columns_of(model, model.feed(block.x).cpu(), proba=proba)
         yield pyarrow.RecordBatch.from_pydict(columns)
 
@@ -68,7 +77,11 @@ def check_keep(blocks: Any, keep: Sequence[str]) -> None:
     """
     from deltaprop.data.columns import unlisted
 
-    for name in keep:
+    for at, name in enumerate(keep):
+        if name == "prediction" or name.startswith(("prediction_", "probability_")):
+            raise UserError(f"--keep {name}: this is what an answer is called; rename the column")
+        if name in keep[:at]:
+            raise UserError(f"--keep {name}: it is named twice")
         if not isinstance(blocks, FromTable):
             raise UserError(f"--keep {name}: the data are arrays, whose columns have no names")
         if name not in blocks.table.names:
@@ -87,14 +100,14 @@ def write(batches: Iterator[Batch], out: str) -> int:
     """
     if out == STDOUT:
         return _write_csv(batches, sys.stdout.buffer)
-    path = Path(out)
+    path = Path(out).resolve()  # through a link, to what it stands for
     temporary = path.parent / f".{path.name}.tmp-{secrets.token_hex(4)}"
     try:
-        if path.suffix == ".parquet":
+        if path.suffix.lower() == ".parquet":
             rows = _write_parquet(batches, temporary)
         else:
             with temporary.open("wb") as file:
-                rows = _write_csv(batches, file, gzip=path.suffix == ".gz")
+                rows = _write_csv(batches, file, gzip=path.suffix.lower() == ".gz")
         os.replace(temporary, path)
     except OSError as error:
         raise UserError(f"--out {out}: cannot be written: {error.strerror or error}") from error

@@ -73,13 +73,13 @@ class Judgement:
         }
 
 
-def judge(model: Model, data: str | Path, *, delimiter: str = "auto", progress: Progress = silent) -> Judgement:
+def judge(model: Model, data: str | Path, *, delimiter: str | None = None, progress: Progress = silent) -> Judgement:
     """Return how good a model is on data with targets.
 
     Args:
         model: To judge.
         data: A table with the column of the target, arrays with y, or a folder with IDX files (of which its test part).
-        delimiter: Of a CSV.
+        delimiter: Of a CSV; by default that of the training data.
         progress: Told how far the reading is.
 
     Raises:
@@ -87,8 +87,9 @@ def judge(model: Model, data: str | Path, *, delimiter: str = "auto", progress: 
     """
     path = Path(data)
     kinds = Targets(model.objective.task, model.class_names)
+    how = {} if delimiter is None else {"delimiter": delimiter}
     if is_table(path):
-        blocks = model.blocks(path, kinds=kinds, delimiter=delimiter, progress=progress)
+        blocks = model.blocks(path, kinds=kinds, n_targets=len(model.target_names), progress=progress, **how)
     else:
         blocks = _of_arrays(model, path)
     outputs, targets = [], []
@@ -120,6 +121,8 @@ def _of_arrays(model: Model, path: Path) -> FromArrays:
         if model.class_names != raw.class_names:
             raise UserError(f"{path}: its classes are {', '.join(raw.class_names)}, the model's others")
         y = labels.astype(np.float64)[:, None]
+    if y.shape[1] != len(model.target_names):
+        raise UserError(f"{path}: y has {y.shape[1]} columns, the model predicts {len(model.target_names)}")
     found = model.blocks(x)
     assert isinstance(found, FromArrays)
     found.y = y

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from deltaprop.modules import MLP
 from deltaprop.trained.rows import FromArrays, FromTable, blocks_of
 from deltaprop.training.config import TrainConfig
 from deltaprop.training.devices import pick_device
-from deltaprop.training.objective import Objective, choose_objective
+from deltaprop.training.objective import LOSSES, Objective, choose_objective
 from deltaprop.training.saved import WEIGHTS, read_run
 
 Array = NDArray[Any]
@@ -49,34 +50,37 @@ def load(run: str | Path, weights: str = "final", *, device: str = "cpu") -> Mod
     config, resolved, state = read_run(folder, weights)
     try:
         return _made(config, resolved, state, pick_device(device))
-    except (KeyError, TypeError, ValueError) as error:  # a UserError is a ValueError
+    except (KeyError, IndexError, TypeError, ValueError, OverflowError) as error:  # a UserError is a ValueError
         told = str(error) if isinstance(error, UserError) else f"damaged: {type(error).__name__}: {error}"
         raise UserError(f"{folder / 'config.json'}: {told}") from error
 
 
 def _made(config: TrainConfig, resolved: dict[str, Any], state: dict[str, Tensor], device: torch.device) -> Model:
     """Return the model of what was read of a run."""
-    sizes, names, task = resolved["sizes"], tuple(resolved["class_names"]), resolved["task"]
+    sizes, names, task = resolved["sizes"], resolved["class_names"], resolved["task"]
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or len({*names}) != len(names):
+        raise UserError("damaged: its class names")
     columns = resolved.get("columns")
     encoding = None if columns is None else Encoding.from_json(columns)
-    outputs = len(names) if task == "classification" and not config.one_logit else sizes[-1]
+    outputs = sizes[-1] if task == "regression" else 1 if config.one_logit else len(names)
     inputs = sizes[0] if encoding is None else len(encoding)
     if task not in ("classification", "regression") or (inputs, outputs) != (sizes[0], sizes[-1]):
         raise UserError(f"damaged: its net is of {sizes}, its columns of {inputs} inputs, its targets of {outputs}")
-    if not all(isinstance(name, str) for name in names):
-        raise UserError("damaged: its class names")
-    shape = resolved.get("image_shape")
-    objective = choose_objective(
-        resolved["loss"], task, len(names), config.output_activation, one_logit=config.one_logit
-    )
+    shape, weights = resolved.get("image_shape"), resolved.get("class_weights")
     dtype = next(iter(state.values())).dtype
+    if resolved["loss"] not in LOSSES:
+        raise UserError(f"damaged: its loss {resolved['loss']!r}")
+    objective = choose_objective(
+        resolved["loss"], task, len(names), config.output_activation, one_logit=config.one_logit,
+        class_weights=None if weights is None else torch.tensor(weights, dtype=dtype),
+    )  # fmt: skip
     output = None if config.output_activation == "none" else config.output_activation
     net = MLP(sizes, config.activations, output, device="meta", dtype=dtype)
     net.load_state_dict(state, assign=True)
     return Model(
         net=net.to(device).eval(),
         objective=objective,
-        class_names=names,
+        class_names=tuple(names),
         encoding=encoding,
         image_shape=None if shape is None else (int(shape[0]), int(shape[1])),
         input_scaling=_scaling(resolved["input_scaling"], inputs),
@@ -94,8 +98,8 @@ def _scaling(found: Any, n: int) -> Scaling:
         if given.dim() > 1 or (given.dim() == 1 and len(given) != n) or not given.isfinite().all():
             raise UserError(f"damaged: a scaling of {list(given.shape)} for {n} columns, or not finite")
         parts.append(given.expand(n).clone())
-    if (parts[1] == 0).any():
-        raise UserError("damaged: a scaling by 0")
+    if not (parts[1] > 0).all():
+        raise UserError("damaged: a scaling by 0 or less")
     return Scaling(*parts)
 
 
@@ -188,8 +192,16 @@ class Model:
 
     def outputs(self, data: Any) -> Tensor:
         """Return a^L of each row, [N, n_L], as the loss takes it."""
-        found = [self.feed(x) for x in self.blocks(data).inputs()]
-        return torch.cat(found)
+        blocks = self.blocks(data)
+        found = [self.feed(x) for x in blocks.inputs()]
+        for line in blocks.warnings:
+            warnings.warn(line, stacklevel=3)
+        return torch.cat(found) if found else self._no_outputs()
+
+    def _no_outputs(self) -> Tensor:
+        """Return the outputs of no rows."""
+        weight = next(self.net.parameters())
+        return self.feed(weight.new_empty(0, len(self.input_scaling.mean)))
 
     @torch.no_grad()
     def feed(self, x: Tensor) -> Tensor:
@@ -209,5 +221,5 @@ class Model:
         assert isinstance(weight, Tensor)
         return blocks_of(
             data, encoding=self.encoding, n_inputs=len(self.input_scaling.mean), scaling=self.input_scaling,
-            dtype=weight.dtype, missing=self.missing, **how,
+            dtype=weight.dtype, missing=self.missing, **{"delimiter": self.config.delimiter, **how},
         )  # fmt: skip

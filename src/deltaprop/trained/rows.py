@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deltaprop.data import Encoding, Scaling
+from deltaprop.data import Encoding, Scaling, load_idx_folder
 from deltaprop.data.arrays import is_array, read_inputs
 from deltaprop.data.columns import Numbers, Reader
 from deltaprop.data.encoding import Input, recoded, strangers
 from deltaprop.data.from_table import Targets, check_columns, columns_of
 from deltaprop.data.store import ROWS_AT_ONCE, Progress, silent
-from deltaprop.data.tables import Batch, CsvTable, Table, as_table, open_table
+from deltaprop.data.tables import Batch, CsvTable, Table, as_table, is_table, open_table
 from deltaprop.errors import UserError
 
 
@@ -78,10 +79,13 @@ class FromTable(Blocks):
             self.progress(f"reading {name}", done, total)
 
         for rows, batch in self.reader.beside(on_bytes):
+            first = self.reader.rows - len(batch) + 1
             raw = recoded(rows[:, :width], self.encoding.recode(self.reader.inputs))
-            for start in range(0, max(len(rows), 1), ROWS_AT_ONCE):
+            for start in range(0, len(rows), ROWS_AT_ONCE):
                 some = slice(start, start + ROWS_AT_ONCE)
-                x = self.scaling.apply(torch.from_numpy(self.encoding.encode(raw[some]))).to(self.dtype)
+                encoded = self.encoding.encode(raw[some])
+                x = self.scaling.apply(torch.from_numpy(encoded)).to(self.dtype)
+                _check_finite(x, encoded, self.encoding, partial(_place, self.table, first + start))
                 yield Block(x, rows[some, width:], batch[start : start + ROWS_AT_ONCE])
 
     @property
@@ -111,13 +115,32 @@ class FromArrays(Blocks):
 
     def blocks(self) -> Iterator[Block]:
         """Give them, block by block."""
-        for start in range(0, max(len(self.x), 1), ROWS_AT_ONCE):
+        for start in range(0, len(self.x), ROWS_AT_ONCE):
             some = slice(start, start + ROWS_AT_ONCE)
-            raw = np.asarray(self.x[some], dtype=np.float64)
+            raw = np.array(self.x[some], dtype=np.float64)
             if self.encoding is not None:
                 raw = self.encoding.encode(raw)
             targets = np.empty((len(raw), 0)) if self.y is None else self.y[some]
-            yield Block(self.scaling.apply(torch.from_numpy(raw)).to(self.dtype), targets)
+            x = self.scaling.apply(torch.from_numpy(raw)).to(self.dtype)
+            _check_finite(x, raw, self.encoding, partial(_place, None, start + 1))
+            yield Block(x, targets)
+
+
+def _place(table: Table | None, first: int, at: int) -> str:
+    """Return where a row is, of a block that begins with the row ``first``."""
+    return f"row {first + at}" if table is None else table.place(first + at)
+
+
+def _check_finite(x: Tensor, raw: Numbers, encoding: Encoding | None, place: Callable[[int], str]) -> None:
+    """Refuse a value that has no room in the net's dtype.
+
+    Raises:
+        UserError: If there is one.
+    """
+    if not x.isfinite().all():
+        at, column = (int(index) for index in (~x.isfinite()).nonzero()[0])
+        name = f"{column + 1}" if encoding is None else repr(encoding.names[column])
+        raise UserError(f"{place(at)}, column {name}: {raw[at, column]:g} does not fit in {x.dtype} after scaling")
 
 
 def blocks_of(
@@ -129,6 +152,7 @@ def blocks_of(
     dtype: torch.dtype,
     missing: str,
     kinds: Targets | None = None,
+    n_targets: int = 1,
     delimiter: str = "auto",
     progress: Progress = silent,
 ) -> FromTable | FromArrays:
@@ -142,6 +166,7 @@ def blocks_of(
         dtype: Of the net.
         missing: What was done about missing cells when the net was trained.
         kinds: Of the targets; None where they are not to be read.
+        n_targets: How many columns they are.
         delimiter: Of a CSV.
         progress: Told how far the reading is.
 
@@ -150,21 +175,25 @@ def blocks_of(
     """
     if isinstance(data, str | Path) and is_array(data):
         data = read_inputs(Path(data))
+    elif isinstance(data, str | Path) and Path(data).is_dir() and not is_table(data):
+        raw = load_idx_folder(str(data))
+        data = raw.x if raw.x_test is None else raw.x_test
     if isinstance(data, np.ndarray | Tensor | list | tuple):
         x = _flat(data, encoding, n_inputs)
         return FromArrays(x, encoding, scaling, dtype)
     if isinstance(data, CsvTable):
         table: Table = data
     else:
-        table = open_table(Path(data), delimiter) if isinstance(data, str | Path) else _in_memory(data)
+        table = open_table(Path(data), delimiter, least=1) if isinstance(data, str | Path) else _in_memory(data)
     if encoding is None:
-        encoding = _by_place(table, n_inputs, kinds)
+        encoding = _by_place(table, n_inputs, kinds, n_targets)
     wanted = [column.name for column in encoding.inputs] + ([] if kinds is None else [*encoding.targets])
     check_columns(table, wanted, "the data that the model was trained on")
     inputs, targets = columns_of(encoding, kinds)
     # A row cannot be dropped where each is to be answered; where rows are judged they are, as in training.
     policy = "refuse" if kinds is None and missing == "drop" else missing
-    return FromTable(table, Reader(table, inputs, targets, policy), encoding, scaling, dtype, progress)  # type: ignore[arg-type]  # a choice
+    reader = Reader(table, inputs, targets, policy, advises=False)  # type: ignore[arg-type]  # one of the choices
+    return FromTable(table, reader, encoding, scaling, dtype, progress)
 
 
 def _in_memory(data: Any) -> Table:
@@ -179,7 +208,13 @@ def _plain_column(values: Any) -> Any:
 
 def _flat(data: Any, encoding: Encoding | None, n_inputs: int) -> Any:
     """Return an array or a tensor as [N, n]."""
-    x = data.detach().cpu().numpy() if isinstance(data, Tensor) else np.asarray(data)
+    if isinstance(data, Tensor):
+        data = data.detach().cpu()
+        data = (data.float() if data.dtype == torch.bfloat16 else data).numpy()
+    try:
+        x = np.asarray(data)
+    except ValueError as error:
+        raise UserError(f"the data must be [N, n], rows of the same length: {error}") from error
     columns = n_inputs if encoding is None else len(encoding.inputs)
     if encoding is not None and encoding.categories:
         names = ", ".join(encoding.inputs[at].name for at in encoding.categories[:3])
@@ -189,18 +224,23 @@ def _flat(data: Any, encoding: Encoding | None, n_inputs: int) -> Any:
     if x.ndim < 2 or int(np.prod(x.shape[1:])) != columns:
         one = "; one sample is [1, n]" if x.ndim == 1 else ""
         raise UserError(f"the data must be [N, {columns}], got {list(x.shape)}{one}")
-    x = x.reshape(len(x), -1)
-    if x.dtype.kind == "f" and not np.isfinite(x).all():
-        at = np.argwhere(~np.isfinite(x))[0]
+    x = x.reshape(len(x), columns)
+    fills = [encoding is not None and column.fill is not None for column in (encoding.inputs if encoding else ())]
+    bad = ~np.isfinite(x) if x.dtype.kind == "f" else np.zeros(x.shape, dtype=bool)
+    if any(fills):
+        bad &= ~(np.isnan(x) & np.array(fills))
+    if bad.any():
+        at = np.argwhere(bad)[0]
         raise UserError(f"row {at[0] + 1}, column {at[1] + 1}: {x[tuple(at)]} is no finite number")
     return x
 
 
-def _by_place(table: Table, n_inputs: int, kinds: Targets | None) -> Encoding:
+def _by_place(table: Table, n_inputs: int, kinds: Targets | None, n_targets: int) -> Encoding:
     """Return an encoding of columns in the order of the table, for a net that was trained on arrays."""
     names = table.names
-    outputs = 0 if kinds is None else len(names) - n_inputs
-    if len(names) - outputs != n_inputs or (kinds is not None and outputs < 1):
-        what = f"{n_inputs} columns of inputs" + ("" if kinds is None else " and then the target")
+    outputs = 0 if kinds is None else n_targets
+    if len(names) != n_inputs + outputs:
+        plural = "s" if outputs > 1 else ""
+        what = f"{n_inputs} columns of inputs" + (f" and then {outputs} target{plural}" if outputs else "")
         raise UserError(f"{table.path}: the model was trained on arrays: {what} are needed, got {len(names)} columns")
     return Encoding(tuple(Input(name, "numbers") for name in names[:n_inputs]), tuple(names[n_inputs:]))

@@ -27,7 +27,7 @@ from deltaprop.training.objective import Objective
 from deltaprop.training.reporter import Reporter, Result, Silent
 from deltaprop.training.resume import Resumed, go_on, locate
 from deltaprop.training.run_folder import LAST, RunFolder, as_bytes, is_stillborn
-from deltaprop.training.setup import Setup, make_optimizer, prepare, preprocessing_digest
+from deltaprop.training.setup import Setup, make_optimizer, model_digest, prepare
 from deltaprop.training.signals import Stop, Stopped
 
 
@@ -426,7 +426,7 @@ class Run:
             "device": str(self.setup.device),
             "config": {**config.to_json(), "run_dir": None, "config": None},
             "resolved": {"sizes": self.setup.sizes},
-            "preprocessing_sha256": preprocessing_digest(self.setup.to_json()["resolved"]),
+            "model_sha256": model_digest(config, self.setup.to_json()["resolved"]),
             "versions": self.setup.to_json()["versions"],
         }
         tensors = {**self._tensors(), "generator": where.generator, "total": where.progress.total}

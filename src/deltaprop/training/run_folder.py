@@ -295,7 +295,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 KINDS: dict[str, Any] = {
     "epoch": int, "done": int, "split_seed": int, "threads": int, "seconds": (int, float), "data_sha256": str,
-    "preprocessing_sha256": str, "storage": str,
+    "model_sha256": str, "storage": str,
     "device": str, "overrides": list, "versions": dict, "last": (dict, NoneType), "best": (dict, NoneType),
 }  # fmt: skip
 

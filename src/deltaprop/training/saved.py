@@ -20,7 +20,7 @@ from deltaprop.errors import UserError
 from deltaprop.training.checkpoint import DamagedError
 from deltaprop.training.config import TrainConfig, from_json
 from deltaprop.training.run_folder import LAST, load_checkpoint, tensors_of
-from deltaprop.training.setup import Setup, prepare, preprocessing_digest
+from deltaprop.training.setup import Setup, model_digest, prepare
 
 WEIGHTS = {"final": "model.safetensors", "best": "best.safetensors"}
 
@@ -84,7 +84,7 @@ def read_run(folder: Path, weights: str = "final") -> tuple[TrainConfig, dict[st
     config, resolved = read_config(folder)
     state = _read_weights(folder, weights)
     _check_weights(state, config, resolved, folder / WEIGHTS[weights])  # before a net of that size is made
-    _check_beside_checkpoint(state, resolved, folder, weights)
+    _check_beside_checkpoint(state, config, resolved, folder, weights)
     return config, resolved, state
 
 
@@ -122,7 +122,9 @@ def _check_weights(state: dict[str, Any], config: TrainConfig, resolved: dict[st
             raise UserError(f"{path}: {name} is {found}, in the net of the run {list(shape)} of {dtype}")
 
 
-def _check_beside_checkpoint(state: dict[str, Any], resolved: dict[str, Any], folder: Path, weights: str) -> None:
+def _check_beside_checkpoint(
+    state: dict[str, Any], config: TrainConfig, resolved: dict[str, Any], folder: Path, weights: str
+) -> None:
     """Refuse weights, or preprocessing, if the last checkpoint of the run, which has a digest, has others.
 
     Raises:
@@ -132,9 +134,9 @@ def _check_beside_checkpoint(state: dict[str, Any], resolved: dict[str, Any], fo
         checkpoint = load_checkpoint(folder / "checkpoints" / LAST)
     except DamagedError:  # there is none to compare with
         return
-    if preprocessing_digest(resolved) != checkpoint.state["preprocessing_sha256"]:
+    if model_digest(config, resolved) != checkpoint.state["model_sha256"]:
         raise UserError(
-            f"{folder / 'config.json'}: damaged: columns, scaling or classes are not those that were trained"
+            f"{folder / 'config.json'}: damaged: columns, scalings, classes, activations or loss are not the run's"
         )
     ended = checkpoint.state["epoch"] > checkpoint.state["config"]["epochs"]
     kind = "model" if weights == "final" else "best"

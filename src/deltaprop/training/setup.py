@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import deltaprop
 from deltaprop.data import BUILTIN, Dataset, Scaling, check_source, load
@@ -77,6 +77,7 @@ class Setup:
         dataset = self.dataset
         return {
             "class_names": list(dataset.class_names),
+            "class_weights": class_weights(self.config, dataset),
             "image_shape": None if dataset.image_shape is None else list(dataset.image_shape),
             "columns": None if dataset.table is None else dataset.table.encoding.to_json(),
             # Raw inputs become the network's by (x − mean) / scale, its outputs targets by · scale + mean.
@@ -160,9 +161,11 @@ def prepare(
     ).to(device)
     if config.lr == "auto":
         config = replace(config, lr=usual_lr(config.data, dataset))
+    counts = class_weights(config, dataset)
+    weights = None if counts is None else torch.tensor(counts, dtype=dtype, device=device)
     objective = choose_objective(
         config.loss, dataset.task, len(dataset.class_names), config.output_activation,
-        one_logit=config.one_logit, class_weights=_class_weights(config, dataset, dtype),
+        one_logit=config.one_logit, class_weights=weights,
     )  # fmt: skip
     sizes = [dataset.n_inputs, *config.hidden, 1 if config.one_logit else dataset.n_outputs]
     output = None if config.output_activation == "none" else config.output_activation
@@ -175,20 +178,21 @@ def prepare(
     return Setup(config, dataset, model, objective, device, threads, tuned, sizes, split_seed)
 
 
-def preprocessing_digest(resolved: Mapping[str, Any]) -> str:
-    """Return the SHA-256, as hex, of the preprocessing among what a run was resolved to."""
-    names = ("task", "class_names", "image_shape", "columns", "input_scaling", "target_scaling")
-    return hashlib.sha256(json.dumps([resolved.get(name) for name in names]).encode()).hexdigest()
+def model_digest(config: TrainConfig, resolved: Mapping[str, Any]) -> str:
+    """Return the SHA-256, as hex, of all that a model is besides its weights: the preprocessing, and the net's kind."""
+    names = ("loss", "task", "sizes", "class_names", "class_weights", "image_shape", "columns")
+    of_config = [list(config.activations), config.output_activation, config.one_logit, config.missing]
+    parts = [*of_config, *(resolved.get(name) for name in (*names, "input_scaling", "target_scaling"))]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-def _class_weights(config: TrainConfig, dataset: Dataset, dtype: torch.dtype) -> Tensor | None:
+def class_weights(config: TrainConfig, dataset: Dataset) -> list[float] | None:
     """Return what a sample of each class counts; None where all count alike."""
     if config.class_weight == "none":
         return None
     if dataset.task == "regression":
         raise UserError(f"--class-weight {config.class_weight}: the data has numbers as targets, no classes")
-    counts = torch.bincount(dataset.train.y, minlength=len(dataset.class_names)).tolist()
-    return torch.tensor(balanced(counts), dtype=dtype, device=dataset.train.y.device)
+    return balanced(torch.bincount(dataset.train.y, minlength=len(dataset.class_names)).tolist())
 
 
 def _make(sizes: list[int], config: TrainConfig, output: str | None, dtype: torch.dtype) -> MLP:

@@ -1,0 +1,217 @@
+"""``deltaprop evaluate``: figures on the terminal, as JSON and as a picture."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from matplotlib.figure import Figure
+from matplotlib.image import imread
+
+import deltaprop as dp
+from deltaprop.cli import main
+from deltaprop.trained.judging import judge
+from deltaprop.trained.picture import drawn
+from tests.trained.conftest import KINDS, OF_NUMBERS, TABLES, Runs, first, inputs_of, write_csv
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    """Runs of every kind."""
+    return Runs(tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def figures(run: Path, *words: str) -> dict[str, Any]:
+    """Return what the command writes as JSON."""
+    assert main(["evaluate", str(run), *words, "--json", "o.json"]) == 0
+    return json.loads(Path("o.json").read_text(), parse_constant=pytest.fail)  # NaN is no JSON
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_its_own_test_part_gives_the_metrics_of_the_run(runs: Runs, kind: str):
+    found, metrics = figures(runs[kind].folder), runs[kind].metrics
+    assert found["rows"] == runs[kind].saved["resolved"]["rows"]["test"]
+    assert found["loss"] == pytest.approx(metrics["test_loss"], rel=1e-5)
+    if kind in OF_NUMBERS:
+        assert found["rmse"] == pytest.approx(metrics["test_rmse"], rel=1e-5)
+    else:
+        assert found["accuracy"] == metrics["test_accuracy"]
+    assert found["data"] == "its own test part"
+
+
+@pytest.mark.parametrize("settings", [{"class_weight": "balanced"}, {"loss": "binary-cross-entropy"}], ids=str)
+def test_its_loss_is_the_loss_of_the_run(runs: Runs, settings: dict[str, Any]):
+    """One class is three times as frequent as the other."""
+    a = TABLES["numbers"]["a"]
+    path = write_csv(Path("t.csv"), {"a": a, "y": ["p" if at % 4 else "q" for at in range(len(a))]})
+    run = runs.train("-".join(map(str, settings.values())), path.resolve(), **settings)
+    assert figures(run.folder)["loss"] == pytest.approx(run.metrics["test_loss"], rel=1e-5)
+
+
+def test_figures_of_a_file_as_json(runs: Runs):
+    run = runs["mixed"]
+    found, expected = figures(run.folder, "--data", run.data), judge(dp.load(run.folder), run.data)
+    assert found == {"run": str(run.folder), "weights": "final", "data": run.data, **expected.to_json()}
+    assert found["accuracy"] == pytest.approx(sum(map(max, zip(*found["confusion"], strict=True))) / 300, abs=0.3)
+    assert [sum(row) for row in found["confusion"]] == [found["classes"][name]["rows"] for name in ("hi", "lo", "mid")]
+
+
+def test_classes_on_the_terminal(runs: Runs, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    """The figures of judging, 300 rows of two classes."""
+    monkeypatch.setenv("COLUMNS", "100")
+    run = runs["numbers"]
+    found = judge(dp.load(run.folder), run.data)
+    assert found.confusion is not None
+    assert main(["evaluate", str(run.folder), "--data", run.data]) == 0
+    out, err = capsys.readouterr()
+    lines = [" ".join(line.split()) for line in out.splitlines()]
+    right = int(found.confusion.trace())
+    assert err == ""
+    assert lines[0] == f"{run.folder} (final weights) on {run.data}"
+    assert lines[1:3] == ["rows 300", f"loss {found.loss:.4g} (cross-entropy)"]
+    assert lines[3] == f"accuracy {right / 3:.2f} % ({right} of 300)"
+    assert f"ROC AUC {found.figures['roc_auc']:.4f}" in lines
+    assert "class precision recall f1 rows" in lines
+    assert any(line.startswith("true↓ predicted→") for line in lines)
+
+
+def test_numbers_on_the_terminal(runs: Runs, capsys: pytest.CaptureFixture[str]):
+    run = runs["two"]
+    found = judge(dp.load(run.folder), run.data)
+    assert main(["evaluate", str(run.folder), "--data", run.data]) == 0
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    for name in ("rmse", "mae", "r2"):
+        assert f"{name} {found.figures[name]:.4g}" in lines
+    v = found.by_class["v"]
+    assert f"v {v['rmse']:.4g} {v['mae']:.4g} {v['r2']:.4g}" in lines
+
+
+def test_what_is_undefined_is_a_dash_and_null(runs: Runs, capsys: pytest.CaptureFixture[str]):
+    """Rows of one class alone."""
+    columns = {**first(inputs_of("mixed"), 3), "y": ["hi"] * 3}
+    path = write_csv(Path("t.csv"), columns)
+    found = figures(runs["mixed"].folder, "--data", str(path))
+    assert found["classes"]["mid"]["recall"] is None
+    assert "nan" not in capsys.readouterr().out.lower()
+    two = write_csv(Path("u.csv"), {**first(inputs_of("numbers"), 3), "y": ["yes"] * 3})
+    assert figures(runs["numbers"].folder, "--data", str(two))["roc_auc"] is None
+    assert "nan" not in capsys.readouterr().out.lower()
+
+
+def test_markup_in_names_is_shown_as_it_stands(runs: Runs, capsys: pytest.CaptureFixture[str]):
+    a = TABLES["numbers"]["a"]
+    path = write_csv(Path("t.csv"), {"a": a, "y": ["[red]" if x > 0 else "[/x]" for x in a]})
+    run = runs.train("markup", path.resolve())
+    assert main(["evaluate", str(run.folder), "--data", "t.csv", "--picture", "o.png"]) == 0
+    out = capsys.readouterr().out
+    assert "[red]" in out
+    assert "[/x]" in out
+
+
+def test_rows_left_out_and_names_not_seen_are_told(runs: Runs, capsys: pytest.CaptureFixture[str]):
+    columns = first(inputs_of("mixed"), 3)
+    columns["city"][0] = "Bonn"
+    write_csv(Path("t.csv"), columns)
+    assert main(["evaluate", str(runs["mixed"].folder), "--data", "t.csv"]) == 0
+    said = "warning: t.csv: column 'city' has a name that no training row has, such as 'Bonn'\n"
+    assert capsys.readouterr().err == said
+    run = runs.train("drops", write_csv(Path("u.csv"), TABLES["filled"]).resolve(), missing="drop")
+    assert main(["evaluate", str(run.folder), "--data", "u.csv"]) == 0
+    gaps = sum(cell is None for cell in TABLES["filled"]["a"])
+    assert f"rows      {300 - gaps}, {gaps} more left out for something missing in them" in capsys.readouterr().out
+
+
+# --- pictures ---
+
+
+@pytest.mark.parametrize("kind", ["numbers", "mixed", "digits", "mse", "value", "two"])
+def test_a_picture(runs: Runs, kind: str):
+    assert main(["evaluate", str(runs[kind].folder), "--picture", "o.png"]) == 0
+    pixels = imread("o.png")
+    assert min(pixels.shape[:2]) > 300
+    assert pixels[..., :3].std() > 0.05  # not blank
+
+
+@pytest.mark.parametrize(("suffix", "head"), [(".png", b"\x89PNG"), (".SVG", b"<?xml"), (".pdf", b"%PDF")])
+def test_a_picture_is_what_its_name_says(runs: Runs, suffix: str, head: bytes):
+    assert main(["evaluate", str(runs["numbers"].folder), "--picture", f"o{suffix}"]) == 0
+    assert Path(f"o{suffix}").read_bytes().startswith(head)
+
+
+def _texts(figure: Figure) -> list[str]:
+    """Return the titles, and what is written in the panels."""
+    return [text for axes in figure.axes for text in (axes.get_title(), *(t.get_text() for t in axes.texts))]
+
+
+def test_a_picture_shows_the_figures(runs: Runs):
+    run = runs["numbers"]
+    model = dp.load(run.folder)
+    found = judge(model, run.data)
+    assert found.confusion is not None
+    texts = _texts(drawn(model, found))
+    assert f"{int(found.confusion.trace())} of 300 right" in texts
+    assert f"ROC of 'yes': area {found.figures['roc_auc']:.4f}" in texts
+    assert {str(n) for n in found.confusion.ravel() if n} <= {*texts}
+    two = dp.load(runs["two"].folder)
+    judged = judge(two, runs["two"].data)
+    titles = [axes.get_title() for axes in drawn(two, judged).axes]
+    assert titles[0] == f"u: R² {judged.by_class['u']['r2']:.3f}"
+    assert titles[3] == f"rmse {judged.by_class['v']['rmse']:.4g}"
+
+
+def test_a_picture_of_one_row(runs: Runs):
+    """R² and ROC are undefined there."""
+    for kind in ("value", "numbers"):
+        write_csv(Path("t.csv"), first(inputs_of(kind), 1))
+        assert main(["evaluate", str(runs[kind].folder), "--data", "t.csv", "--picture", "o.png"]) == 0
+
+
+# --- what is refused ---
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--picture", "o.txt"], "--picture o.txt: the name must end in .png, .svg, .pdf"),
+        (["--picture", "none/o.png"], "--picture none/o.png: there is no folder"),
+        (["--json", "none/o.json"], "--json none/o.json: there is no folder"),
+        (["--json", "."], "--json .: this is a folder"),
+        (["--data", "none.csv"], "none.csv: No such file"),
+        (["--data", "digits"], "digits: no such folder"),
+        (["--weights", "last"], "unknown weights 'last'"),
+        (["--delimiter", ";;", "--data", "t.csv"], "--delimiter"),
+        (["--daat", "t.csv"], "--daat"),
+    ],
+    ids=range(9),
+)
+def test_what_is_refused(runs: Runs, capsys: pytest.CaptureFixture[str], words: list[str], said: str):
+    write_csv(Path("t.csv"), TABLES["numbers"])
+    assert main(["evaluate", str(runs["numbers"].folder), *words]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert said in err
+    assert [path.name for path in Path().iterdir()] == ["t.csv"]
+
+
+def test_data_that_is_gone_or_changed(runs: Runs, capsys: pytest.CaptureFixture[str]):
+    """On its own test part it cannot be judged then; on another file it can."""
+    path = write_csv(Path("t.csv"), TABLES["numbers"]).resolve()
+    run = runs.train("gone", path)
+    shutil.copy(path, "other.csv")
+    path.write_text(path.read_text().replace("yes", "no", 1))
+    assert main(["evaluate", str(run.folder)]) == 2
+    assert "are not those that the run learnt from" in capsys.readouterr().err
+    path.unlink()
+    assert main(["evaluate", str(run.folder)]) == 2
+    assert "there is no such file" in capsys.readouterr().err
+    assert main(["evaluate", str(run.folder), "--data", "other.csv"]) == 0

@@ -1,0 +1,158 @@
+"""``deltaprop info``: what a model was trained on and how, with its data gone too."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import deltaprop as dp
+from deltaprop.cli import main
+from tests.trained.conftest import KINDS, TABLES, Runs, write_csv
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    """Runs of every kind."""
+    return Runs(tmp_path_factory.mktemp("runs"))
+
+
+def told(run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, width: int = 300) -> str:
+    """Return what is printed, blanks run together."""
+    monkeypatch.setenv("COLUMNS", str(width))
+    assert main(["info", str(run)]) == 0
+    return "\n".join(" ".join(line.split()) for line in capsys.readouterr().out.splitlines())
+
+
+def as_json(run: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    assert main(["info", str(run), "--json"]) == 0
+    return json.loads(capsys.readouterr().out, parse_constant=pytest.fail)  # NaN is no JSON
+
+
+def test_what_is_told(runs: Runs, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    """300 rows: a fifth to test, of the 240 others a tenth to validate; 5·8 + 8 + 8·3 + 3 = 75 parameters."""
+    run = runs["mixed"]
+    found = told(run.folder, capsys, monkeypatch)
+    resolved = run.saved["resolved"]
+    for line in (
+        f"run {run.folder}",
+        f"data {run.data} (sha256 {resolved['data_sha256'][:12]}…)",
+        "216 rows to train, 24 rows to validate, 60 rows to test",
+        "city: 3 categories: Paris, Rome, São Paulo",
+        f"b: numbers, a missing one is {resolved['columns']['inputs'][2]['fill']:.4g}",
+        "target y",
+        "classes hi, lo, mid",
+        "model 5 → 8 relu → 3",
+        "75 parameters",
+        "loss cross-entropy",
+        "epochs 4 of 4",
+        f"weights final: {run.folder}/model.safetensors",
+    ):
+        assert line in found
+    assert f"test accuracy {run.metrics['test_accuracy']:.4g}" in found
+    assert f"deltaprop {dp.__version__}" in found
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_is_told(runs: Runs, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, kind: str):
+    run = runs[kind]
+    found, resolved = as_json(run.folder, capsys), run.saved["resolved"]
+    for name, key in (("task", "task"), ("classes", "class_names"), ("columns", "columns"), ("sizes", "sizes")):
+        assert found[name] == resolved[key]
+    assert found["rows"] == resolved["rows"]
+    assert found["epochs_done"] == 4
+    assert found["last"]["test_loss"] == pytest.approx(run.metrics["test_loss"])
+    assert found["best"]["val_loss"] <= found["last"]["val_loss"]
+    assert found["settings"]["lr"] == run.saved["lr"]
+    assert {*found["weights"]} == {"final", "best"}
+    assert told(run.folder, capsys, monkeypatch).startswith(f"run {run.folder}\n")
+
+
+@pytest.mark.parametrize("width", [60, 100])
+def test_nothing_is_cut_on_a_narrow_terminal(
+    runs: Runs, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, width: int
+):
+    run = runs["mixed"].folder
+    wide = told(run, capsys, monkeypatch).split()
+    monkeypatch.setenv("COLUMNS", str(width))
+    assert main(["info", str(run)]) == 0
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= width
+    assert "".join(out.split()) == "".join(wide)
+
+
+def test_its_data_and_its_weights_may_be_gone(
+    runs: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    """A run that was broken off has no weights yet."""
+    path = write_csv(tmp_path / "t.csv", TABLES["numbers"])
+    run = runs.train("left", path)
+    path.unlink()
+    moved = tmp_path / "moved"
+    shutil.move(run.folder, moved)
+    assert f"data {path}" in told(moved, capsys, monkeypatch)
+    (moved / "model.safetensors").unlink()
+    assert [*as_json(moved, capsys)["weights"]] == ["best"]
+    (moved / "best.safetensors").unlink()
+    found = as_json(moved, capsys)
+    assert (found["weights"], found["parameters"]) == ({}, None)
+    assert "parameters" not in told(moved, capsys, monkeypatch)
+    (moved / "metrics.jsonl").unlink()
+    assert "epochs 0 of 4" in told(moved, capsys, monkeypatch)
+
+
+def test_markup_in_names_is_shown_as_it_stands(
+    runs: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    columns = {"[red]a[/]": TABLES["numbers"]["a"], "y": TABLES["numbers"]["y"]}
+    run = runs.train("[bold]", write_csv(tmp_path / "t.csv", columns))
+    assert "[red]a[/]: numbers" in told(run.folder, capsys, monkeypatch)
+
+
+WRONG = [None, 5, "x", [], {}, True, [1], {"a": 1}]
+
+
+@pytest.mark.parametrize("weights", [True, False])
+@pytest.mark.parametrize("inner", [True, False])
+def test_a_damaged_config_is_told_in_one_line(
+    runs: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str], inner: bool, weights: bool
+):
+    """Each entry in turn, of ``resolved`` too: told, or of no consequence."""
+    run = runs["numbers"]
+    folder = run.copy(tmp_path / "copy")
+    if not weights:
+        for path in folder.glob("*.safetensors"):
+            path.unlink()
+    crashed = []
+    for name in run.saved["resolved"] if inner else run.saved:
+        for value in WRONG:
+            saved = run.saved
+            (saved["resolved"] if inner else saved)[name] = value
+            (folder / "config.json").write_text(json.dumps(saved))
+            code = main(["info", str(folder)])
+            error = capsys.readouterr().err
+            if code not in (0, 2) or error.count("\n") > 1:
+                crashed.append((name, value, error.strip()[:80]))
+    assert crashed == []
+
+
+@pytest.mark.parametrize("line", ["{", "[]", '{"epoch": "x"}', '{"epoch": 1, "val_loss": "x"}', "5", "{}"])
+def test_damaged_metrics(runs: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str], line: str):
+    """Told in one line, or left out."""
+    folder = runs["numbers"].copy(tmp_path / "copy")
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write(f"{line}\n")
+    assert main(["info", str(folder)]) in (0, 2)
+    assert capsys.readouterr().err.count("\n") <= 1
+
+
+@pytest.mark.parametrize("words", [[], ["none"], ["."]])
+def test_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str]):
+    monkeypatch.chdir(tmp_path)
+    assert main(["info", *words]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert error.startswith("error: ")

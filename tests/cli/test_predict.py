@@ -1,0 +1,355 @@
+"""``deltaprop predict``: files and pipes in, files and pipes out, and what is refused with nothing written."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from numpy.testing import assert_allclose
+from pyarrow import parquet
+
+import deltaprop as dp
+from deltaprop.cli import main
+from deltaprop.data.tables import CsvTable
+from tests.trained.conftest import TABLES, Runs, first, inputs_of, without, write_csv
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    """Runs of every kind."""
+    return Runs(tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def predict(run: Path, data: str, out: str, *words: str) -> int:
+    return main(["predict", str(run), "--data", data, "--out", out, *words])
+
+
+def read_csv(text: str) -> dict[str, list[str]]:
+    header, *rows = csv.reader(io.StringIO(text))
+    return {name: [row[at] for row in rows] for at, name in enumerate(header)}
+
+
+# --- files ---
+
+
+@pytest.mark.parametrize("out", ["o.csv", "o.parquet"])
+def test_a_row_for_each_row_in_order(runs: Runs, capsys: pytest.CaptureFixture[str], out: str):
+    run = runs["mixed"]
+    write_csv(Path("t.csv"), {"id": [*range(300)], **without(inputs_of("mixed"), "y")})
+    assert predict(run.folder, "t.csv", out, "--keep", "id") == 0
+    assert capsys.readouterr() == (f"300 rows: {out}\n", "")
+    found = read_csv(Path(out).read_text()) if out == "o.csv" else parquet.read_table(out).to_pydict()
+    model = dp.load(run.folder)
+    assert [*found] == ["id", "prediction", "probability_hi", "probability_lo", "probability_mid"]
+    assert [int(cell) for cell in found["id"]] == [*range(300)]
+    assert found["prediction"] == model.predict(inputs_of("mixed")).tolist()
+    assert_allclose(np.array(found["probability_mid"], float), model.predict_proba(inputs_of("mixed"))[:, 2], atol=1e-6)
+
+
+def test_values_in_their_own_units(runs: Runs):
+    write_csv(Path("t.csv"), without(inputs_of("two"), "u", "v"))
+    assert predict(runs["two"].folder, "t.csv", "o.csv") == 0
+    found = read_csv(Path("o.csv").read_text())
+    expected = dp.load(runs["two"].folder).predict(inputs_of("two"))
+    for at, name in enumerate(("prediction_u", "prediction_v")):
+        assert_allclose(np.array(found[name], float), expected[:, at], rtol=1e-12)
+
+
+def test_the_best_weights(runs: Runs):
+    run = runs.train("wild", runs["numbers"].data, lr=3.0, epochs=6)
+    written = []
+    for weights in ("final", "best"):
+        assert predict(run.folder, run.data, "o.csv", "--weights", weights) == 0
+        written.append(Path("o.csv").read_text())
+        shares = dp.load(run.folder, weights).predict_proba(inputs_of("numbers"))[:, 1]
+        assert_allclose(np.array(read_csv(written[-1])["probability_yes"], float), shares, atol=1e-6)
+    assert written[0] != written[1]
+
+
+def test_arrays(runs: Runs, capsys: pytest.CaptureFixture[str]):
+    """In a float64 file too, whose array nobody may write to: nothing is said of that."""
+    model = dp.load(runs["images"].folder)
+    np.savez("t.npz", x=inputs_of("images").astype(np.float64))
+    assert predict(runs["images"].folder, "t.npz", "o.csv") == 0
+    assert capsys.readouterr().err == ""
+    assert read_csv(Path("o.csv").read_text())["prediction"] == model.predict(inputs_of("images")).astype(str).tolist()
+
+
+def test_a_category_that_training_has_not_seen_is_told(runs: Runs, capsys: pytest.CaptureFixture[str]):
+    columns = first(inputs_of("mixed"), 3)
+    columns["city"][1] = "Bonn"
+    write_csv(Path("t.csv"), columns)
+    assert predict(runs["mixed"].folder, "t.csv", "o.csv") == 0
+    said = "warning: t.csv: column 'city' has a name that no training row has, such as 'Bonn'\n"
+    assert capsys.readouterr().err == said
+
+
+# --- what is refused: one line, exit code 2, nothing written ---
+
+
+def _bad_last_row(name: str, cell: Any) -> Callable[[], Any]:
+    columns = inputs_of("numbers")
+    columns[name][-1] = cell
+    return lambda: write_csv(Path("t.csv"), columns)
+
+
+GOOD = lambda: write_csv(Path("t.csv"), TABLES["numbers"])  # noqa: E731  # a row of the table below
+
+REFUSED: dict[str, tuple[Callable[[], Any], tuple[str, ...], str]] = {
+    "text at the last row": (_bad_last_row("b", "x"), (), "t.csv: row 300, column 'b': 'x' is text"),
+    "text beside a gap": (
+        lambda: Path("t.csv").write_text("a,b\n1,2\n1,x\n,3\n"), (), "t.csv: row 2, column 'b': 'x' is text"
+    ),
+    "a gap at the last row": (_bad_last_row("b", None), (), "t.csv: row 300, column 'b': the cell is empty"),
+    "infinite": (_bad_last_row("b", "inf"), (), "t.csv: row 300, column 'b': inf is no finite number"),
+    "too large": (_bad_last_row("b", "1e300"), (), "1e+300"),
+    "a cell too few": (lambda: Path("t.csv").write_text("a,b\n1,2\n1\n"), (), "t.csv: row 2: 1 cell, too few"),
+    "no column": (lambda: write_csv(Path("t.csv"), {"a": [1], "bb": [2]}), (), "no column 'b': did you mean 'bb'?"),
+    "empty": (lambda: Path("t.csv").write_text(""), (), "t.csv: the file is empty"),
+    "no row": (lambda: Path("t.csv").write_text("a,b\n"), (), "t.csv: there is a header, and no row below it"),
+    "no data": (lambda: None, (), "t.csv: No such file or directory"),
+    "kept but not there": (GOOD, ("--keep", "id"), "--keep id: there is no column 'id'"),
+    "a long delimiter": (GOOD, ("--delimiter", ";;"), "--delimiter"),
+    "unknown weights": (GOOD, ("--weights", "last"), "unknown weights 'last'"),
+    "unknown flag": (GOOD, ("--dat", "t.csv"), "--dat"),
+    "another suffix": (GOOD, ("--out", "o.txt"), "--out o.txt: the name must end in .csv, .csv.gz, .parquet"),
+    "a folder": (lambda: (GOOD(), Path("o.csv").mkdir()), (), "--out o.csv: this is a folder"),
+    "no folder": (GOOD, ("--out", "none/o.csv"), "--out none/o.csv: there is no folder"),
+    "the data": (GOOD, ("--out", "t.csv"), "--out t.csv: this is the data itself"),
+    "the data by another name": (
+        lambda: (GOOD(), Path("l.csv").symlink_to("t.csv")), ("--out", "l.csv"), "this is the data itself"
+    ),
+    "no rows in an array": (
+        lambda: np.save("t.npy", np.empty((0, 2))), ("--data", "t.npy"), "no row"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_is_refused(runs: Runs, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, case: str):
+    """In blocks of ten rows: what comes before the bad row has been answered already."""
+    make, words, said = REFUSED[case]
+    monkeypatch.setattr("deltaprop.data.tables.BLOCK_BYTES", 512)
+    folder = runs["numbers"].folder
+    make()
+    before = {path.name: path.read_bytes() if path.is_file() else None for path in Path().iterdir()}
+    assert predict(folder, "t.csv", "o.csv", *words) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert said in err
+    assert {path.name: path.read_bytes() if path.is_file() else None for path in Path().iterdir()} == before
+
+
+def test_an_old_file_stays_where_the_last_row_is_at_fault(runs: Runs, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("deltaprop.data.tables.BLOCK_BYTES", 512)
+    _bad_last_row("b", None)()
+    Path("o.csv").write_text("the old one")
+    assert predict(runs["numbers"].folder, "t.csv", "o.csv") == 2
+    assert Path("o.csv").read_text() == "the old one"
+    assert sorted(path.name for path in Path().iterdir()) == ["o.csv", "t.csv"]
+
+
+def test_a_part_of_the_data_is_not_written_over(runs: Runs, capsys: pytest.CaptureFixture[str]):
+    Path("parts").mkdir()
+    parquet.write_table(pa.table(TABLES["numbers"]), "parts/p1.parquet")
+    before = Path("parts/p1.parquet").read_bytes()
+    assert predict(runs["numbers"].folder, "parts", "parts/p1.parquet") == 2
+    assert "this is the data itself" in capsys.readouterr().err
+    assert Path("parts/p1.parquet").read_bytes() == before
+
+
+def test_a_list_cannot_be_kept_in_csv(runs: Runs, capsys: pytest.CaptureFixture[str]):
+    parquet.write_table(pa.table({"l": [[1], [2]], "a": [1.0, 2.0], "b": [1.0, 2.0]}), "t.parquet")
+    assert predict(runs["numbers"].folder, "t.parquet", "o.csv", "--keep", "l") == 2
+    assert "--keep l" in capsys.readouterr().err
+    assert not Path("o.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "which run? name its folder"),
+        (["none"], "none: there is no such folder"),
+        (["."], "no run: there is no config.json in it"),
+        (["RUN"], "--data is needed"),
+        (["RUN", "--data", "t.csv"], "--out is needed"),
+    ],
+    ids=range(5),
+)
+def test_what_is_not_said(runs: Runs, capsys: pytest.CaptureFixture[str], words: list[str], said: str):
+    words = [str(runs["numbers"].folder) if word == "RUN" else word for word in words]
+    if words in (["none"], ["."]):
+        words += ["--data", "t.csv", "--out", "o.csv"]
+    assert main(["predict", *words]) == 2
+    assert said in capsys.readouterr().err
+    assert [*Path().iterdir()] == []
+
+
+# --- pipes ---
+
+
+def piped(given: bytes | None, *words: str, head: int | None = None) -> subprocess.CompletedProcess[bytes]:
+    """Run the command with given on its stdin; with head its reader goes away after so many lines."""
+    command = [sys.executable, "-m", "deltaprop", "predict", *words]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    if head is None:
+        return subprocess.run(command, input=given, capture_output=True, env=environment, timeout=120)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    lines = b"".join(process.stdout.readline() for _ in range(head))
+    process.stdout.close()
+    error = process.stderr.read()
+    process.stderr.close()
+    return subprocess.CompletedProcess(command, process.wait(timeout=120), lines, error)
+
+
+def test_from_stdin_to_stdout(runs: Runs):
+    run = runs["mixed"]
+    done = piped(Path(run.data).read_bytes(), str(run.folder), "--data", "-", "--out", "-", "--keep", "b")
+    assert (done.returncode, done.stderr) == (0, b"")
+    found = read_csv(done.stdout.decode())
+    assert [*found] == ["b", "prediction", "probability_hi", "probability_lo", "probability_mid"]
+    assert found["prediction"] == dp.load(run.folder).predict(inputs_of("mixed")).tolist()
+    assert [float(cell) for cell in found["b"]] == TABLES["mixed"]["b"]
+
+
+def test_a_reader_that_goes_away_early(runs: Runs):
+    """As ``| head`` does: no traceback, and nothing that looks like a failure of ours."""
+    write_csv(Path("t.csv"), {name: cells * 400 for name, cells in inputs_of("numbers").items()})
+    done = piped(None, str(runs["numbers"].folder), "--data", "t.csv", "--out", "-", head=2)
+    assert done.stdout.count(b"\n") == 2
+    assert done.stderr == b""
+
+
+def test_wide_rows_that_come_in_pieces(runs: Runs):
+    """A row of 9 kB, in writes of 4096 bytes, as C's stdio makes them: a piece may have no line break at all."""
+    columns = {**first(inputs_of("numbers"), 20), "note": ["x" * 9000] * 20}
+    content = write_csv(Path("t.csv"), columns).read_bytes()
+    script = (
+        "import sys, time\n"
+        "content = open('t.csv', 'rb').read()\n"
+        "for at in range(0, len(content), 4096):\n"
+        "    sys.stdout.buffer.write(content[at : at + 4096])\n"
+        "    sys.stdout.buffer.flush()\n"
+        "    time.sleep(0.02)\n"
+    )
+    assert len(content) > 20 * 9000
+    with subprocess.Popen([sys.executable, "-c", f"import time; time.sleep(4)\n{script}"], stdout=-1) as source:
+        words = [str(runs["numbers"].folder), "--data", "-", "--out", "-"]
+        command = [sys.executable, "-m", "deltaprop", "predict", *words]
+        done = subprocess.run(command, stdin=source.stdout, capture_output=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.count(b"\n") == 21
+
+
+class Drip(io.RawIOBase):
+    """A pipe that gives few bytes at a time."""
+
+    def __init__(self, content: bytes, few: int) -> None:
+        self.content, self.few = content, few
+
+    def readable(self) -> bool:
+        """Return True."""
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        """Return the next few bytes."""
+        count = self.few if size < 0 else min(size, self.few)
+        found, self.content = self.content[:count], self.content[count:]
+        return found
+
+
+@pytest.mark.parametrize("few", [1, 2, 7, 64, 4096])
+def test_a_stream_gives_the_same_however_it_drips(runs: Runs, few: int):
+    model, columns = dp.load(runs["numbers"].folder), first(inputs_of("numbers"), 40)
+    stream = Drip(write_csv(Path("t.csv"), columns).read_bytes(), few)
+    table = CsvTable.of_stream(Path("stdin"), stream, "auto")
+    found = np.concatenate([model.feed(x).numpy() for x in model.blocks(table).inputs()])
+    assert_allclose(found, model.outputs(columns), atol=1e-6)
+
+
+def test_a_byte_that_is_no_utf8_is_told_by_its_line(runs: Runs):
+    """Far down the stream, which cannot be read again."""
+    rows = [b"1,2"] * 100_000
+    rows[90_000] = b"1,\xff"
+    model = dp.load(runs["numbers"].folder)
+    stream = io.BufferedReader(io.BytesIO(b"a,b\n" + b"\n".join(rows)))  # type: ignore[arg-type]
+    table = CsvTable.of_stream(Path("stdin"), stream, "auto")
+    with pytest.raises(dp.UserError, match=r"stdin: (line 90002|it) is no UTF-8"):
+        [*model.blocks(table).inputs()]
+
+
+def test_nothing_on_stdin(runs: Runs):
+    done = piped(b"", str(runs["numbers"].folder), "--data", "-", "--out", "-")
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert done.stderr == b"error: stdin: the file is empty: a header and rows are needed\n"
+
+
+def test_an_error_while_the_pipe_is_still_open(runs: Runs):
+    """One line and exit code 2, though another thread waits for stdin."""
+    command = [sys.executable, "-m", "deltaprop", "predict", str(runs["numbers"].folder), "--data", "-", "--out", "-"]
+    with subprocess.Popen(command, stdin=-1, stdout=-1, stderr=-1) as process:
+        assert process.stdin is not None
+        assert process.stderr is not None
+        with contextlib.suppress(BrokenPipeError):
+            for piece in [b"a,b\n1,2\n1,\n", *[b"1,2\n"] * 100]:
+                process.stdin.write(piece)
+                process.stdin.flush()
+                time.sleep(0.05)
+                if process.poll() is not None:
+                    break
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.close()
+        error = process.stderr.read()
+    assert error.startswith(b"error: stdin: row 2, column 'b': the cell is empty")
+    assert (process.returncode, error.count(b"\n")) == (2, 1)
+
+
+# --- memory ---
+
+
+def _peak(run: Path, data: str) -> int:
+    """Return the megabytes that the command takes at most."""
+    script = (
+        "import resource, sys\nfrom deltaprop.cli import main\n"
+        f"assert main(['predict', {str(run)!r}, '--data', {data!r}, '--out', 'o.csv']) == 0\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    return int(done.stdout.split()[-1])
+
+
+def _rows(megabytes: int) -> Iterator[str]:
+    block = "".join(f"{at % 7}.123456789,{at % 11}.987654321,{'n' * 30}\n" for at in range(10_000))
+    yield "a,b,note\n"
+    for _ in range(megabytes * 2**20 // len(block)):
+        yield block
+
+
+@pytest.mark.slow
+def test_memory_is_that_of_a_block(runs: Runs):
+    """200 MB take little more than 10 MB do."""
+    for megabytes in (10, 200):
+        with Path(f"{megabytes}.csv").open("w") as file:
+            file.writelines(_rows(megabytes))
+    run = runs["numbers"].folder
+    assert _peak(run, "200.csv") < _peak(run, "10.csv") + 60
