@@ -110,7 +110,7 @@ PARQUET = [
     typed("numbers in text", pa.array(["1", "2.5"] * 20, pa.large_string()), TWO),
     typed("nothing, dropped", pa.nulls(N), "1 column left out: c", "--drop", "c"),
     typed("whole numbers as categories", [1, 2, 3, 4] * 10, ONE_AND.format(4), "--categorical", "c"),
-    Case("Parquet with truth to predict", columns(a=range(N), y=[True, False] * 20), "false 50 %, true 50 %",
+    Case("Parquet with truth to predict", columns(a=range(N), y=[True, False] * 20), "False 50 %, True 50 %",
          file="t.parquet"),
     Case("a folder of parts", parts(p1=columns(a=range(N)), p2=columns(a=range(N))), "58 rows to train", file="d"),
     Case("parts of whole and broken numbers", parts(p1=columns(a=range(N)), p2=columns(a=[0.5] * N)), "58 rows",

@@ -248,7 +248,7 @@ def _table(**columns: Any) -> Mapping[str, Any]:
         ("numbers", _table(a=[1.0], b=[2.0], Y=["no"]), "there is no column 'y': did you mean 'Y'"),
         ("numbers", _table(a=[1.0] * 2, b=[2.0] * 2, y=["no", "maybe"]), r"row 2, column 'y': class 'maybe' is in no"),
         ("numbers", _table(a=[1.0] * 2, b=[2.0] * 2, y=["no", None]), "row 2, column 'y': the cell is empty"),
-        ("numbers", _table(a=[1.0], b=[2.0], y=[3.0]), r"row 1, column 'y': class '3' is in no training row"),
+        ("numbers", _table(a=[1.0], b=[2.0], y=[3.0]), r"row 1, column 'y': class '3.0' is in no training row"),
         ("integers", _table(a=[1.0], b=[2.0], y=[0.5]), r"row 1, column 'y': class '0\.5' is in no training row"),
         ("integers", _table(a=[1.0], b=[2.0], y=["x"]), r"row 1, column 'y': class 'x' is in no training row"),
         ("value", _table(a=[1.0] * 2, b=[2.0] * 2, v=["1", "x"]), "row 2, column 'v': 'x' is text"),

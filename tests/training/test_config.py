@@ -93,7 +93,7 @@ class TestToml:
         ("text", "message"),
         [
             ("batchsize = 3", "unknown setting 'batchsize': did you mean 'batch-size'?"),
-            ("lr = 'fast'", "lr must be a number, got 'fast'"),
+            ("lr = 'fast'", "lr must be auto or a number, got 'fast'"),
             ("epochs = 1.5", "epochs must be a whole number, got 1.5"),
             ("epochs = true", "epochs must be a whole number, got True"),
             ("hidden = 30", "hidden must be a list of whole numbers, got 30"),

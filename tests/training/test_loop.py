@@ -104,9 +104,9 @@ class TestTextbook:
 
     def test_weight_decay_acts_on_biases_only_if_asked(self):
         model = MLP([2, 3, 1])
-        groups = make_optimizer(model, TrainConfig(weight_decay=0.1)).param_groups
+        groups = make_optimizer(model, TrainConfig(lr=0.1, weight_decay=0.1)).param_groups
         assert [(len(g["params"]), g["weight_decay"]) for g in groups] == [(2, 0.1), (2, 0.0)]
-        groups = make_optimizer(model, TrainConfig(weight_decay=0.1, decay_biases=True)).param_groups
+        groups = make_optimizer(model, TrainConfig(lr=0.1, weight_decay=0.1, decay_biases=True)).param_groups
         assert [g["weight_decay"] for g in groups] == [0.1, 0.1]
 
     def test_the_schedule_reaches_the_optimizer(self, run: Run):

@@ -84,7 +84,7 @@ def of_another_shape(path: Path) -> None:
         (lambda path: edited(path, lambda c: c.update(hidden=[8, 8])), r"its sizes are \[2, 8, 2\]"),
         (flipped, "model.safetensors: damaged: the run's last checkpoint has other weights"),
         (of_another_dtype, r"of torch\.int64, in the net of the run \[8, 2\] of torch\.float32"),
-        (lambda path: edited(path, lambda c: c.update(lr=10**400)), "lr must be a number"),
+        (lambda path: edited(path, lambda c: c.update(lr=10**400)), "lr must be auto or a number"),
         (lambda path: (path / "config.json").write_text("[" * 100_000), "damaged: "),
         (
             lambda path: edited(path, lambda c: (c.update(hidden=[10**9]), c["resolved"].update(sizes=[2, 10**9, 2]))),

@@ -85,8 +85,8 @@ def go_on(
         if name not in ON_DEMAND:
             raise UserError(f"--override {name}: this is none of {', '.join(sorted(ON_DEMAND))}")
     before, after = saved.to_json(), asked.to_json()
-    # Threads and device count as what they came to: `auto` may come to something else on another machine.
-    came_to = {"threads": str(state["threads"]), "device": str(state["device"])}
+    # Threads, device and η count as what they came to: `auto` may come to something else on another machine.
+    came_to = {"threads": str(state["threads"]), "device": str(state["device"]), "lr": saved.rate}
     for name, value in came_to.items():
         after[name] = value if after[name] in ("auto", before[name]) else after[name]
     before |= came_to
@@ -104,7 +104,7 @@ def go_on(
         raise UserError(f"--epochs {asked.epochs}: the run has done {done} already")
     where = {"epoch": state["epoch"], "step": state["done"]}
     overrides = [{**where, "setting": name, "from": old, "to": new} for name, (old, new) in exact.items()]
-    config = dataclasses.replace(asked, run_dir=folder.path, threads=after["threads"], device=after["device"])
+    config = dataclasses.replace(asked, run_dir=folder.path, **{name: after[name] for name in came_to})
     return Resumed(folder, checkpoint, config, overrides, is_last)
 
 

@@ -102,7 +102,7 @@ def test_a_run_or_one_line(words: list[str]):
         ("lerning_rate = 1", "unknown setting 'lerning_rate'"),
         ("momentun = 0.9", "unknown setting 'momentun': did you mean 'momentum'?"),
         ("save_ever = 3", "unknown setting 'save_ever': did you mean 'save-every'?"),
-        ("lr = 'fast'", "lr must be a number, got 'fast'"),
+        ("lr = 'fast'", "lr must be auto or a number, got 'fast'"),
         ("hidden = 3", "hidden must be a list of whole numbers, got 3"),
         ("lr = 1\nlr = 2", "not TOML"),
         ("batch_size = 2\nbatch-size = 3", "batch-size is given twice"),
