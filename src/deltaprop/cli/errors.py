@@ -40,7 +40,12 @@ def guarded(command: Callable[[], int], *, debug: bool = False) -> int:
 
 def _warn(message: Warning | str, *_: object, **__: object) -> None:
     """Tell of a warning in one line, without the place in the code that it came from."""
-    print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
+    print_warning(" ".join(str(message).split()))
+
+
+def print_warning(text: str) -> None:
+    """Tell of something that is not as it should be, in one line on stderr."""
+    print(f"warning: {text}", file=sys.stderr)
 
 
 def _tell(error: Exception, code: int, debug: bool) -> int:

@@ -9,13 +9,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from deltaprop.cli.errors import print_warning
 from deltaprop.cli.files import check_file, write_file
 from deltaprop.cli.parsing import read_flags
+from deltaprop.cli.runs import RunArgument, named
 from deltaprop.errors import UserError
 from deltaprop.trained.judging import Judgement, judge, judged
 from deltaprop.trained.model import Model, load
@@ -45,7 +46,7 @@ class Arguments:
         picture: A file for a picture of them: .png, .svg or .pdf.
     """
 
-    run: tyro.conf.Positional[Path | None] = None
+    run: RunArgument = None
     data: Path | None = None
     weights: str = "final"
     delimiter: str | None = None
@@ -88,17 +89,6 @@ def main(words: Sequence[str]) -> int:
         write_file("--picture", arguments.picture, content.getvalue())
         console.print(f"picture {arguments.picture}", markup=False, soft_wrap=True)
     return 0
-
-
-def named(run: Path | None) -> Path:
-    """Return the run that was named.
-
-    Raises:
-        UserError: If none was.
-    """
-    if run is None:
-        raise UserError("which run? name its folder, such as runs/iris-20261125-093000")
-    return run
 
 
 def _own_test_part(run: Path, weights: str, model: Model) -> Judgement:
@@ -168,10 +158,3 @@ def _confusion(model: Model, found: Judgement) -> Table:
         ]
         table.add_row(escape(name), *cells)
     return table
-
-
-def print_warning(text: str) -> None:
-    """Tell of something on stderr, in one line."""
-    import sys
-
-    print(f"warning: {text}", file=sys.stderr)

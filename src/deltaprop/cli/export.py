@@ -6,21 +6,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
 from rich.console import Console
 
-from deltaprop.cli.evaluate import named
 from deltaprop.cli.files import check_file, write_file
 from deltaprop.cli.parsing import read_flags
+from deltaprop.cli.runs import RunArgument, named
 from deltaprop.errors import UserError, unknown_name
 from deltaprop.export import FORMATS, SUFFIX, export
 from deltaprop.trained.model import load
 
 DESCRIPTION = """Take a trained model elsewhere, its preprocessing with it as far as the format allows:
 
-onnx          a graph from a table's columns to classes and probabilities, or values (pip install 'deltaprop[onnx]')
-torch-export  the same as a program of PyTorch, for torch.export.load; categories and classes by their place
-state-dict    safetensors for a plain torch.nn.Sequential on raw numbers, the scalings folded into its weights
+onnx: a graph from a table's columns to classes and probabilities, or values (pip install 'deltaprop[onnx]')
+
+torch-export: the same as a program of PyTorch, for torch.export.load; categories and classes by their place
+
+state-dict: safetensors for a plain torch.nn.Sequential on raw numbers, the scalings folded into its weights
 
 What is written is asked again, beside the model itself, and the largest difference told. Exit codes: 0 done, 2 wrong
 input, or answers that differ by more than rounding (nothing is written then)."""
@@ -37,7 +38,7 @@ class Arguments:
         weights: final, or best for those of the lowest validation loss.
     """
 
-    run: tyro.conf.Positional[Path | None] = None
+    run: RunArgument = None
     to: str = "onnx"
     out: Path | None = None
     weights: str = "final"

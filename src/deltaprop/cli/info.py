@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import tyro
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from deltaprop.cli.evaluate import named
 from deltaprop.cli.parsing import read_flags
+from deltaprop.cli.runs import RunArgument, named
 from deltaprop.errors import UserError
 from deltaprop.trained.model import load
 from deltaprop.training.saved import WEIGHTS, read_config
@@ -33,7 +32,7 @@ class Arguments:
         json: Print JSON.
     """
 
-    run: tyro.conf.Positional[Path | None] = None
+    run: RunArgument = None
     json: bool = False
 
 

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import tyro
 from rich.console import Console
 
-from deltaprop.cli.evaluate import named, print_warning
+from deltaprop.cli.errors import print_warning
 from deltaprop.cli.files import check_file
 from deltaprop.cli.parsing import read_flags
+from deltaprop.cli.runs import RunArgument, named
 from deltaprop.data.tables import CsvTable
 from deltaprop.errors import UserError
 from deltaprop.trained.answers import FORMATS, STDOUT, answers, check_keep, write
@@ -40,7 +40,7 @@ class Arguments:
         delimiter: Of a CSV; by default that of the training data.
     """
 
-    run: tyro.conf.Positional[Path | None] = None
+    run: RunArgument = None
     data: str | None = None
     out: str | None = None
     weights: str = "final"
