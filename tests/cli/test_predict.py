@@ -21,7 +21,7 @@ from pyarrow import parquet
 
 import deltaprop as dp
 from deltaprop.cli import main
-from deltaprop.data.tables import CsvTable
+from deltaprop.data.csv_table import CsvTable
 from tests.trained.conftest import TABLES, Runs, first, inputs_of, without, write_csv
 
 
@@ -145,7 +145,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], tuple[str, ...], str]] = {
 def test_what_is_refused(runs: Runs, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, case: str):
     """In blocks of ten rows: what comes before the bad row has been answered already."""
     make, words, said = REFUSED[case]
-    monkeypatch.setattr("deltaprop.data.tables.BLOCK_BYTES", 512)
+    monkeypatch.setattr("deltaprop.data.csv_table.BLOCK_BYTES", 512)
     folder = runs["numbers"].folder
     make()
     before = {path.name: path.read_bytes() if path.is_file() else None for path in Path().iterdir()}
@@ -159,7 +159,7 @@ def test_what_is_refused(runs: Runs, capsys: pytest.CaptureFixture[str], monkeyp
 
 
 def test_an_old_file_stays_where_the_last_row_is_at_fault(runs: Runs, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("deltaprop.data.tables.BLOCK_BYTES", 512)
+    monkeypatch.setattr("deltaprop.data.csv_table.BLOCK_BYTES", 512)
     _bad_last_row("b", None)()
     Path("o.csv").write_text("the old one")
     assert predict(runs["numbers"].folder, "t.csv", "o.csv") == 2

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from deltaprop import UserError
-from deltaprop.data import Choices, Room, Source, load, store, tables
+from deltaprop.data import Choices, Room, Source, load, store
 from deltaprop.data.columns import Reader, chosen
 from deltaprop.data.store import ABOUT, ROWS, TARGETS, InMemory, OnDisk, Read
 from deltaprop.data.tables import open_table
@@ -48,7 +48,7 @@ def write(path: Path, rows: list[str]) -> Path:
 @pytest.fixture
 def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A table of 400 rows, which is read in some ten blocks."""
-    monkeypatch.setattr(tables, "BLOCK_BYTES", 2048)
+    monkeypatch.setattr("deltaprop.data.csv_table.BLOCK_BYTES", 2048)
     return write(tmp_path / "t.csv", rows_of(400))
 
 

@@ -19,7 +19,6 @@ from pyarrow import parquet
 
 from deltaprop import UserError
 from deltaprop.data import Choices, Dataset, Room, Source, load
-from deltaprop.data import tables as tables_module
 from deltaprop.data.tables import is_table, open_table
 
 N = 50
@@ -212,8 +211,10 @@ def test_blocks_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     (tmp_path / "t.csv").write_text(TEXT)
     parquet.write_table(pa.table(COLUMNS), tmp_path / "t.parquet")
     before = [read(tmp_path / name, tmp_path) for name in ("t.csv", "t.parquet")]
-    monkeypatch.setattr(tables_module, "BLOCK_BYTES", max(block, 90))  # the longest row has fewer than 90 bytes
-    monkeypatch.setattr(tables_module, "ROWS_AT_ONCE", block // 50)
+    monkeypatch.setattr(
+        "deltaprop.data.csv_table.BLOCK_BYTES", max(block, 90)
+    )  # the longest row has fewer than 90 bytes
+    monkeypatch.setattr("deltaprop.data.parquet_table.ROWS_AT_ONCE", block // 50)
     for name, one in zip(("t.csv", "t.parquet"), before, strict=True):
         other = read(tmp_path / name, tmp_path)
         assert all(map(torch.equal, whole(one), whole(other)))
@@ -226,7 +227,7 @@ def test_a_row_far_below_is_named_by_its_number(tmp_path: Path, monkeypatch: pyt
     text = "a,y\n" + "".join(f"{i},{i % 2}\n\n" for i in range(40)) + f"{last},0\n"
     (tmp_path / "t.csv").write_text(text)
     for block in (40, 1 << 20):
-        monkeypatch.setattr(tables_module, "BLOCK_BYTES", block)
+        monkeypatch.setattr("deltaprop.data.csv_table.BLOCK_BYTES", block)
         with pytest.raises(UserError, match=r"t\.csv: row 41, column 'a': "):
             read(tmp_path / "t.csv", tmp_path)
 

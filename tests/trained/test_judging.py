@@ -228,7 +228,7 @@ def test_blocks_judge_as_the_whole(runs: Runs, monkeypatch: pytest.MonkeyPatch):
     model, data = dp.load(runs["mixed"].folder), runs["mixed"].data
     expected = judge(model, data)
     monkeypatch.setattr("deltaprop.trained.rows.ROWS_AT_ONCE", 7)
-    monkeypatch.setattr("deltaprop.data.tables.BLOCK_BYTES", 512)
+    monkeypatch.setattr("deltaprop.data.csv_table.BLOCK_BYTES", 512)
     found = judge(model, data)
     assert found.true.tolist() == expected.true.tolist()
     assert_allclose(found.loss, expected.loss, rtol=1e-5)

@@ -19,7 +19,6 @@ from pyarrow import parquet
 
 import deltaprop as dp
 from deltaprop import UserError
-from deltaprop.data import tables
 from deltaprop.trained import rows
 from tests.trained.conftest import (
     KINDS,
@@ -293,8 +292,8 @@ def test_a_missing_cell_is_refused_by_its_row(runs: Runs, tmp_path: Path, missin
 
 def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rows, "ROWS_AT_ONCE", 7)
-    monkeypatch.setattr(tables, "ROWS_AT_ONCE", 5)
-    monkeypatch.setattr(tables, "BLOCK_BYTES", 512)  # of CSV: about ten rows
+    monkeypatch.setattr("deltaprop.data.parquet_table.ROWS_AT_ONCE", 5)
+    monkeypatch.setattr("deltaprop.data.csv_table.BLOCK_BYTES", 512)  # of CSV: about ten rows
 
 
 @pytest.mark.parametrize("form", ["csv", "csv.gz", "parquet", "parts", "pyarrow.Table", "in chunks"])

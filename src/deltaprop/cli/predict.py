@@ -14,7 +14,7 @@ from deltaprop.cli.errors import print_warning
 from deltaprop.cli.files import check_file
 from deltaprop.cli.parsing import read_flags
 from deltaprop.cli.runs import RunArgument, named
-from deltaprop.data.tables import CsvTable
+from deltaprop.data.csv_table import CsvTable
 from deltaprop.errors import UserError
 from deltaprop.trained.answers import FORMATS, STDOUT, answers, check_keep, write
 from deltaprop.trained.model import load

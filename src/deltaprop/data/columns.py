@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deltaprop.data.classes import plain
-from deltaprop.data.tables import NUMBER, Batch, Table
+from deltaprop.data.table import NUMBER, Batch, Table
 from deltaprop.errors import UserError
 
 Numbers: TypeAlias = NDArray[np.float64]

@@ -20,7 +20,8 @@ from deltaprop.data.scaling import Scaling
 from deltaprop.data.splits import Rows, SplitHow, split_indices
 from deltaprop.data.store import ROWS_AT_ONCE, UNLIMITED, InMemory, OnDisk, Read, Room, Storage, read
 from deltaprop.data.streaming import Encoder
-from deltaprop.data.tables import Table, open_table
+from deltaprop.data.table import Table
+from deltaprop.data.tables import open_table
 from deltaprop.errors import UserError
 
 FEW_ROWS = 1  # training rows for each one-hot input of a column, below which the user is warned

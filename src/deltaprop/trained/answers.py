@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from deltaprop.data.tables import Batch
+from deltaprop.data.table import Batch
 from deltaprop.errors import UserError
 from deltaprop.trained.model import Model
 from deltaprop.trained.rows import FromTable

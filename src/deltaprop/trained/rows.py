@@ -15,10 +15,12 @@ from torch import Tensor
 from deltaprop.data import Encoding, Scaling, load_idx_folder
 from deltaprop.data.arrays import is_array, read_inputs
 from deltaprop.data.columns import Numbers, Reader
+from deltaprop.data.csv_table import CsvTable
 from deltaprop.data.encoding import Input, recoded, strangers
 from deltaprop.data.from_table import Targets, check_columns, columns_of
 from deltaprop.data.store import ROWS_AT_ONCE, Progress, silent
-from deltaprop.data.tables import Batch, CsvTable, Table, as_table, is_table, open_table
+from deltaprop.data.table import Batch, Table, as_table
+from deltaprop.data.tables import is_table, open_table
 from deltaprop.errors import UserError
 
 
