@@ -119,6 +119,29 @@ def test_rows_come_in_the_order_that_they_are_asked_for(table: Path, tmp_path: P
     assert found.store.take(rows).dtype == np.float64
 
 
+def test_the_system_is_told_of_rows_that_will_be_wanted(table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """In stretches of 256 bytes here, of rows of 16: each with a wanted row, and the whole of its last row."""
+    kept = read(table, tmp_path / "cache").store
+    assert isinstance(kept, OnDisk)
+    told: list[tuple[int, int, int]] = []
+    monkeypatch.setattr(store, "AHEAD", 256)
+    monkeypatch.setattr(os, "posix_fadvise", lambda fd, *words: told.append(words))
+    kept.expect(np.array([0, 399, 15, 16, 33]))
+    assert told == [(at, 256 + 16, os.POSIX_FADV_WILLNEED) for at in (0, 256, 512, 399 * 16 // 256 * 256)]
+    kept.expect(np.array([], dtype=np.intp))
+    assert len(told) == 4
+
+
+def test_a_system_that_cannot_be_told_is_not(table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """There is no posix_fadvise on macOS; and what has gone wrong with the file is told when it is read."""
+    kept = read(table, tmp_path / "cache").store
+    assert isinstance(kept, OnDisk)
+    kept.path.unlink()
+    kept.expect(np.arange(400))
+    monkeypatch.delattr(os, "posix_fadvise")
+    kept.expect(np.arange(400))
+
+
 def test_what_takes_as_much_as_there_is_stays_in_memory(table: Path, tmp_path: Path):
     """400 rows of 5 columns in float64."""
     assert isinstance(read(table, tmp_path / "cache", BYTES).store, InMemory)

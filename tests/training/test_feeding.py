@@ -112,7 +112,7 @@ def test_rows_are_read_in_the_order_of_the_file(monkeypatch: pytest.MonkeyPatch)
     """A disk goes forward."""
     asked: list[torch.Tensor] = []
     inputs = StreamedSplit.inputs
-    monkeypatch.setattr(StreamedSplit, "inputs", lambda self, rows: asked.append(rows) or inputs(self, rows))
+    monkeypatch.setattr(StreamedSplit, "inputs", lambda self, rows, out: asked.append(rows) or inputs(self, rows, out))
     of = feed()
     batches(of, drawn(of))
     assert [len(rows) for rows in asked] == [200, 200, 200, 200, 200, 3]
@@ -124,21 +124,59 @@ def test_one_chunk_is_read_ahead_and_no_more():
     of = feed()
     read: list[int] = []
     plain = of._read
-    of._read = lambda first, rows: read.append(first) or plain(first, rows)  # type: ignore[method-assign,func-returns-value]
+    of._read = lambda first, *rows: read.append(first) or plain(first, *rows)  # type: ignore[method-assign,func-returns-value]
     for number, _ in enumerate(of.chunks(drawn(of), 0), start=1):
         time.sleep(0.01)
         assert len(read) <= number + 1
     assert read == [0, 25, 50, 75, 100, 125]
 
 
+def test_the_disk_is_asked_for_each_chunk_before_the_one_before_it_is_read(monkeypatch: pytest.MonkeyPatch):
+    """And for the first at once; so the disk never waits for the net, nor the net for more of the disk than it must."""
+    told: list[tuple[str, list[int]]] = []
+    expect, inputs = StreamedSplit.expect, StreamedSplit.inputs
+    monkeypatch.setattr(
+        StreamedSplit, "expect", lambda self, rows: told.append(("asked", sorted(rows))) or expect(self, rows)
+    )
+    monkeypatch.setattr(
+        StreamedSplit, "inputs", lambda self, rows, out: told.append(("read", sorted(rows))) or inputs(self, rows, out)
+    )
+    of = feed(2 * CHUNK + 1)
+    order = drawn(of)
+    batches(of, order)
+    first, second, last = (sorted(part) for part in order.split(CHUNK))
+    assert told == [
+        ("asked", first), ("asked", second), ("read", first), ("asked", last), ("read", second), ("read", last)
+    ]  # fmt: skip
+
+
+def test_two_pieces_of_memory_serve_all_chunks_of_all_epochs():
+    """A chunk keeps its own until the next is asked for: what is read meanwhile goes to the other."""
+    of, places = feed(), []
+    for _ in range(2):
+        order = drawn(of)
+        for chunk, rows in zip(of.chunks(order, 0), order.split(CHUNK), strict=True):
+            time.sleep(0.01)
+            torch.testing.assert_close(chunk.x[chunk.order, 0], rows.float(), rtol=0, atol=0)
+            places.append(chunk.x.data_ptr())
+    assert len(places) == 12
+    assert places[:2] * 6 == places
+    assert len({*places}) == 2
+
+
+def test_an_epoch_that_is_done_reads_nothing():
+    of = feed(2 * CHUNK)
+    assert batches(of, drawn(of), 50) == []
+
+
 def test_a_chunk_that_cannot_be_read_ends_the_epoch(monkeypatch: pytest.MonkeyPatch):
     """What its thread raises is raised here, once what was read before is learnt from; the sixth chunk has 3 rows."""
     of, inputs = feed(), StreamedSplit.inputs
 
-    def gone(self: StreamedSplit, rows: Any) -> torch.Tensor:
+    def gone(self: StreamedSplit, rows: Any, out: Any) -> torch.Tensor:
         if len(rows) == 3:
             raise OSError("the disk is gone")
-        return inputs(self, rows)
+        return inputs(self, rows, out)
 
     monkeypatch.setattr(StreamedSplit, "inputs", gone)
     left = of.chunks(drawn(of), 0)
@@ -215,12 +253,18 @@ def test_an_order_of_many_rows_takes_memory_for_those_alone():
 
 
 def test_an_order_is_drawn_without_a_copy_of_it_for_each_block(monkeypatch: pytest.MonkeyPatch):
-    """The row numbers are made once, however many blocks there are."""
-    made: list[int] = []
+    """Each row number is made once, however many blocks there are, and lies where the order has it."""
+    made: list[torch.Tensor] = []
     arange = torch.arange
-    monkeypatch.setattr(torch, "arange", lambda *args, **options: made.append(1) or arange(*args, **options))
-    drawn(feed())
-    assert len(made) <= 2
+
+    def watched(*args: Any, **options: Any) -> torch.Tensor:
+        made.append(arange(*args, **options))
+        return made[-1]
+
+    monkeypatch.setattr(torch, "arange", watched)
+    order = drawn(feed())
+    assert sum(len(numbers) for numbers in made) == ROWS
+    assert {numbers.untyped_storage().data_ptr() for numbers in made} == {order.untyped_storage().data_ptr()}
 
 
 def _address_space() -> int:

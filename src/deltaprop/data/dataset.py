@@ -15,7 +15,7 @@ from torch import Tensor
 from deltaprop.data.encoding import Encoding
 from deltaprop.data.scaling import Scaling
 from deltaprop.data.splits import Array, Rows
-from deltaprop.data.store import ROWS_AT_ONCE, Storage, Store
+from deltaprop.data.store import ROWS_AT_ONCE, OnDisk, Storage, Store
 
 Task: TypeAlias = Literal["classification", "regression"]
 
@@ -67,14 +67,24 @@ class StreamedSplit:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def inputs(self, rows: slice | Tensor) -> Tensor:
-        """Return x of some rows, on the device of y."""
+    def inputs(self, rows: slice | Tensor, out: Tensor | None = None) -> Tensor:
+        """Return x of some rows, on the device of y.
+
+        Args:
+            rows: Their numbers in this part.
+            out: Memory to write them to, ``[≥ M, n]`` on the CPU; memory of their own by default.
+        """
         which: Rows = self.rows[rows if isinstance(rows, slice) else rows.cpu().numpy()]
-        x = torch.empty(len(which), self.width, dtype=self.dtype)
+        x = torch.empty(len(which), self.width, dtype=self.dtype) if out is None else out[: len(which)]
         for start in range(0, len(which), ROWS_AT_ONCE):
             block = which[start : start + ROWS_AT_ONCE]
             self.encode(self.store, block, x[start : start + len(block)])
         return x.to(self.y.device)
+
+    def expect(self, rows: slice | Tensor) -> None:
+        """Have some rows brought nearer, where they are on disk: they will be asked for next."""
+        if isinstance(self.store, OnDisk):
+            self.store.expect(self.rows[rows if isinstance(rows, slice) else rows.cpu().numpy()])
 
     def to(self, device: torch.device | str) -> StreamedSplit:
         """Return the same rows, which will be given on ``device``."""

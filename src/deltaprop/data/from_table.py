@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from deltaprop.data.classes import are_few, are_numbers, check_classes, check_counts, plain
+from deltaprop.data.classes import AT_ONCE, are_few, are_numbers, check_classes, check_counts, plain, tally
 from deltaprop.data.columns import ABSENT, Choices, Column, Missing, Numbers, Reader, chosen, unlisted
 from deltaprop.data.dataset import Dataset, Part, Split, StreamedSplit, TableFacts, Task
 from deltaprop.data.encoding import Encoding, fitted, strangers
 from deltaprop.data.scaling import Scaling
-from deltaprop.data.splits import Rows, SplitHow, split_indices
+from deltaprop.data.splits import Array, Rows, SplitHow, split_indices
 from deltaprop.data.store import ROWS_AT_ONCE, UNLIMITED, InMemory, OnDisk, Read, Room, Storage, read
 from deltaprop.data.streaming import Encoder
 from deltaprop.data.table import Table
@@ -52,12 +52,16 @@ class Targets:
             UserError: If a row has a class that is not among these.
         """
         places = {name: at for at, name in enumerate(self.class_names)}
-        if column.kind == "categories":
-            numbers = np.array([places.get(name, -1) for name in column.names], dtype=np.int64)
-            found = numbers[values.astype(np.intp)] if len(values) else np.empty(0, dtype=np.int64)
-        else:
-            unique, which = np.unique(values, return_inverse=True)
-            found = np.array([places.get(plain(value), -1) for value in unique], dtype=np.int64)[which]
+        numbers = np.array([places.get(name, -1) for name in column.names], dtype=np.int64)
+        found = np.empty(len(values), dtype=np.int64)
+        for start in range(0, len(values), AT_ONCE):
+            block = values[start : start + AT_ONCE]
+            if column.kind == "categories":
+                found[start : start + AT_ONCE] = numbers[block.astype(np.intp)]
+            else:
+                unique, which = np.unique(block, return_inverse=True)
+                of = np.array([places.get(plain(value), -1) for value in unique], dtype=np.int64)
+                found[start : start + AT_ONCE] = of[which]
         if (found < 0).any():
             at = int((found < 0).argmax())
             name = next(n for n, number in column.names.items() if number == values[at]) if column.names else None
@@ -112,20 +116,12 @@ def load_table(
     judge = partial(judged, choices=choices, path=path)
     found = read(Reader(table, inputs, targets, choices.missing), choices, room, judge)
     kinds = judge(found)
-    y = _targets(kinds, found, path)
-    labels = y if kinds.class_names else None
-
-    names = kinds.class_names
-    rest, held = np.arange(len(y)), np.arange(0)
-    if test_table is None:
-        rest, held = split_indices(
-            len(y), labels, test_fraction, seed, "random", name="test_fraction", class_names=names
-        )
-    kept, watched = split_indices(
-        len(rest), None if labels is None else labels[rest], val_fraction, seed, val_split,
-        name="val_fraction", class_names=names, spare_lonely=True,
-    )  # fmt: skip
-    train_rows, val_rows = rest[kept], rest[watched]
+    y, names = _targets(kinds, found, path), kinds.class_names
+    found = replace(found, targets=found.targets[:0])  # they have become y, and may be many
+    labels = y if names else None
+    train_rows, val_rows, held = _split(
+        len(y), labels, names, test_fraction if test_table is None else 0.0, val_fraction, val_split, seed
+    )
     if labels is not None:
         check_classes(labels[train_rows], {"validation": labels[val_rows], "test": labels[held]}, names)
 
@@ -137,7 +133,7 @@ def load_table(
         scaling = Scaling.identity(len(encoding))
     target_scaling = Scaling.identity(1)
     if labels is None:
-        target_scaling = Scaling.standard(torch.from_numpy(found.targets[train_rows]))
+        target_scaling = Scaling.standard(torch.from_numpy(y[train_rows]))
     if storage is None:
         bytes_ = len(y) * len(encoding) * torch.finfo(dtype).bits // 8
         fits = isinstance(found.store, InMemory)
@@ -188,6 +184,24 @@ def load_table(
     )
 
 
+def _split(
+    n: int,
+    labels: Array | None,
+    names: Sequence[str],
+    test_fraction: float,
+    val_fraction: float,
+    val_split: SplitHow,
+    seed: int,
+) -> tuple[Rows, Rows, Rows]:
+    """Return the rows to train, to validate and to test on, each in rising order."""
+    rest, held = split_indices(n, labels, test_fraction, seed, "random", name="test_fraction", class_names=names)
+    kept, watched = split_indices(
+        len(rest), None if labels is None else labels[rest], val_fraction, seed, val_split,
+        name="val_fraction", class_names=names, spare_lonely=True,
+    )  # fmt: skip
+    return rest[kept], rest[watched], held
+
+
 def _targets(kinds: Targets, found: Read, path: Path) -> Numbers | NDArray[np.int64]:
     """Return labels [N], or numbers [N, k]."""
     if not kinds.class_names:
@@ -215,7 +229,7 @@ def judged(found: Read, choices: Choices, path: Path) -> Targets:
     if texts and choices.task == "regression":
         name = next(iter(column.names), "")
         raise UserError(f"{path}: --task regression: the target {column.name!r} has text such as {name!r}")
-    uniques, first, counts = np.unique(values, return_index=True, return_counts=True)
+    uniques, first, counts = tally(values)
     if texts:
         by_number = dict(zip(column.names.values(), column.names, strict=True))
         called = [by_number[int(number)] for number in uniques]

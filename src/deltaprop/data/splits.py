@@ -55,20 +55,19 @@ def split_indices(
     """
     if how not in ("random", "tail"):
         raise unknown_name("split", how, ("random", "tail"))
-    rows = np.arange(n)
     if fraction == 0:
-        return rows, rows[:0]
+        return np.arange(n), np.arange(0)
     n_held = round(fraction * n)
     if not 0 < n_held < n:
         raise UserError(
             f"{name}={fraction} of {n} rows holds out {n_held}: both sides need a row, choose another fraction"
         )
     if how == "tail":
-        return rows[: n - n_held], rows[n - n_held :]
+        return np.arange(n - n_held), np.arange(n - n_held, n)
     held = np.zeros(n, dtype=np.bool_)
     if stratify is None:
         held[np.random.RandomState(seed).permutation(n)[:n_held]] = True
-        return rows[~held], rows[held]
+        return np.flatnonzero(~held), np.flatnonzero(held)
     counts = np.bincount(stratify)
     if spare_lonely and (counts == 1).any():  # numbered as if their rows were not there
         counts[counts == 1] = 0
@@ -80,7 +79,7 @@ def split_indices(
     for label, first, share in zip(classes, kept, shares, strict=True):  # a class at a time: rows may be many
         own = np.flatnonzero(stratify == label)
         held[own[rng.permutation(len(own))[first : first + share]]] = True
-    return rows[~held], rows[held]
+    return np.flatnonzero(~held), np.flatnonzero(held)
 
 
 def _shares(counts: Array, draws: int, rng: np.random.RandomState) -> Rows:

@@ -16,12 +16,14 @@ import json
 import os
 import secrets
 import shutil
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, Protocol, TypeAlias
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from deltaprop.data.columns import Choices, Column, Numbers, Reader
@@ -31,6 +33,7 @@ from deltaprop.errors import UserError
 FORMAT = 2
 HEAD = 1 << 20  # bytes of each file that its key looks at
 ROWS_AT_ONCE = 8192  # that are brought to float64 together
+AHEAD = 1 << 18  # bytes that the system is asked for at a time: of more than it wants to read at once it reads a part
 UNLIMITED = 1 << 62  # bytes
 FAR = 1.5  # times as much as may be in memory is what goes to the disk at once
 SHARE = 8  # of the machine's memory, one part in so many is what a table may take
@@ -69,6 +72,12 @@ class OnDisk:
     """Rows in a file, float32: each column less its shift, in units of its own, a power of 2.
 
     The file is mapped for each call and let go after it: pages that stay mapped count as the process's own.
+
+    Attributes:
+        path: The file.
+        count: N.
+        shift: Of each column.
+        unit: Of each column.
     """
 
     path: Path
@@ -89,8 +98,21 @@ class OnDisk:
 
     def kept(self, rows: Rows) -> NDArray[np.float32]:
         """Return some rows as they lie in the file: (row − shift) / unit; a copy."""
-        mapped = np.memmap(self.path, np.dtype("<f4"), "r", shape=(self.count, len(self.shift)))
-        return np.asarray(mapped[rows], dtype=np.float32)
+        mapped = np.memmap(self.path, np.float32, "c", shape=(self.count, len(self.shift)))
+        # Not mapped[rows]: while the disk is waited for, and it is here, another thread may run Python.
+        taken: NDArray[np.float32] = torch.index_select(torch.from_numpy(mapped), 0, torch.from_numpy(rows)).numpy()
+        return taken
+
+    def expect(self, rows: Rows) -> None:
+        """Have the system bring some rows, and what lies about them, to its memory while other things are done."""
+        if not hasattr(os, "posix_fadvise"):  # macOS and Windows: they are read when they are asked for
+            return
+        width = 4 * len(self.shift)
+        wanted = np.zeros(self.count * width // AHEAD + 1, dtype=np.bool_)
+        wanted[rows * width // AHEAD] = True
+        with contextlib.suppress(OSError), self.path.open("rb") as file:
+            for stretch in np.flatnonzero(wanted).tolist():
+                os.posix_fadvise(file.fileno(), stretch * AHEAD, AHEAD + width, os.POSIX_FADV_WILLNEED)
 
 
 @dataclass(frozen=True, eq=False)
@@ -215,7 +237,7 @@ def read(reader: Reader, choices: Choices, room: Room, judge: Callable[[Read], o
 
 def key(reader: Reader, choices: Choices) -> str:
     """Return the name of the cache of a table: it hangs on its files as they are now, and on what is asked of it."""
-    sha = hashlib.sha256(f"{FORMAT};{choices!r}".encode())
+    sha = hashlib.sha256(f"{FORMAT};{sys.byteorder};{choices!r}".encode())
     sha.update(repr([(c.name, c.kind, c.forced, c.verbatim) for c in (*reader.inputs, *reader.targets)]).encode())
     for path in reader.table.files:
         with contextlib.suppress(OSError):
@@ -260,7 +282,7 @@ class _Spill:
                 self.shift[column] = np.partition(there, len(there) // 2)[len(there) // 2]
                 self.unit[column] = 2.0 ** np.frexp(np.abs(there - self.shift[column]).max())[1]
         with np.errstate(over="ignore"):
-            small = ((block - np.nan_to_num(self.shift)) / self.unit).astype("<f4")
+            small = ((block - np.nan_to_num(self.shift)) / self.unit).astype(np.float32)
         assert self.file is not None
         with _telling(self.folder):
             self.file.write(small.data)

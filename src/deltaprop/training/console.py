@@ -223,8 +223,11 @@ def _understood(dataset: Dataset) -> list[str]:
     facts = dataset.table
     targets = ", ".join(facts.encoding.targets)
     if dataset.task == "classification":
-        parts = [dataset.train.y, dataset.val.y, dataset.test.y]
-        counts = torch.bincount(torch.cat(parts), minlength=len(dataset.class_names))
+        parts = [
+            torch.bincount(part.y, minlength=len(dataset.class_names))
+            for part in (dataset.train, dataset.val, dataset.test)
+        ]
+        counts = torch.stack(parts).sum(0)
         shares = [
             f"{name} {100 * n / int(counts.sum()):.3g} %"
             for name, n in zip(dataset.class_names, counts.tolist(), strict=True)

@@ -62,11 +62,14 @@ def evaluate(
     """
     if len(split) == 0:
         return None
-    chunks = []
+    outputs: Tensor | None = None
     for start in range(0, len(split), CHUNK):
         check()
-        chunks.append(model(split.inputs(slice(start, start + CHUNK))))
-    outputs = torch.cat(chunks)
+        given = model(split.inputs(slice(start, start + CHUNK)))
+        if outputs is None:  # in one piece from the start: small pieces between large ones keep the memory of both
+            outputs = given.new_empty(len(split), *given.shape[1:])
+        outputs[start : start + CHUNK] = given
+    assert outputs is not None
     targets = objective.targets(split.y, outputs.dtype)
     loss = float(in_own_units(objective, target_scaling)(outputs, targets))
     if objective.task == "classification":

@@ -3,7 +3,7 @@
 Rows on disk cannot be drawn one by one: each would cost a read of its own. So blocks of neighbours are drawn in random
 order, enough of them for a chunk are read together, and the rows of a chunk are shuffled. A chunk holds a whole number
 of batches, so that an epoch has the same steps as if it were of one piece. While the net learns from one chunk, the
-next is read.
+next is encoded, and the system reads the one after that.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from torch import Tensor
 from deltaprop.data import Part, StreamedSplit
 from deltaprop.training.objective import Objective
 
-CHUNK_BYTES = 1 << 26  # of inputs: two of them are in memory
-BLOCK_BYTES = 1 << 20  # of neighbours: that a disk reads at once
+CHUNK_BYTES = 1 << 25  # of inputs: two of them are in memory
+BLOCK_BYTES = 1 << 19  # of neighbours: that a disk reads at once
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Chunk:
 
     Attributes:
         first: The step that it begins with, from 0.
-        x: Inputs.
+        x: Inputs; of rows on disk only until the next chunk is asked for, then their memory serves another.
         y: Targets, as the loss takes them.
         order: Of its rows.
     """
@@ -55,6 +55,9 @@ class Feed:
             row = part.width * torch.finfo(part.dtype).bits // 8
             self.block = max(1, BLOCK_BYTES // row)
             self.chunk = max(1, CHUNK_BYTES // row // batch_size) * batch_size
+            # Made once: to be given new memory page by page takes as long as to read and encode the rows into it.
+            shape = min(self.chunk, len(part)), part.width
+            self._learnt, self._read_into = (torch.empty(shape, dtype=part.dtype) for _ in range(2))
         else:
             self.block = self.chunk = len(part)
             self.x, self.y = part.x, objective.targets(part.y, part.x.dtype)
@@ -73,9 +76,12 @@ class Feed:
         rows = len(self)
         if not self.streams:
             return torch.randperm(rows, generator=generator)
-        blocks = torch.randperm(-(-rows // self.block), generator=generator)
-        pieces = torch.arange(rows).split(self.block)
-        order = torch.cat([pieces[block] for block in blocks.tolist()])
+        order = torch.empty(rows, dtype=torch.int64)
+        at = 0
+        for block in torch.randperm(-(-rows // self.block), generator=generator).tolist():
+            first, end = block * self.block, min((block + 1) * self.block, rows)
+            torch.arange(first, end, out=order[at : at + end - first])
+            at += end - first
         for chunk in order.split(self.chunk):
             chunk.copy_(chunk[torch.randperm(len(chunk), generator=generator)])
         return order
@@ -93,20 +99,36 @@ class Feed:
         steps = self.chunk // self.batch_size
         begin = done // steps
         parts = order.split(self.chunk)[begin:]
+        if not parts:
+            return
+        self._expect(parts[0])
         with ThreadPoolExecutor(1) as reader:
-            coming: Future[Chunk] | None = None
-            for number, part in enumerate(parts, start=begin):
-                chunk = self._read(number * steps, part) if coming is None else coming.result()
-                following = number + 1 - begin
-                if following < len(parts):
-                    coming = reader.submit(self._read, (number + 1) * steps, parts[following])
+            coming: Future[Chunk] = reader.submit(self._read, begin * steps, *parts[:2])
+            for number in range(1, len(parts) + 1):
+                chunk = coming.result()
+                if number < len(parts):
+                    coming = reader.submit(self._read, (begin + number) * steps, *parts[number : number + 2])
                 yield chunk
 
-    def _read(self, first: int, rows: Tensor) -> Chunk:
-        """Return a chunk: its rows in the order of the file, and the order that they are taken in."""
+    def _expect(self, rows: Tensor) -> None:
+        if isinstance(self.part, StreamedSplit):
+            self.part.expect(rows)
+
+    def _read(self, first: int, rows: Tensor, *following: Tensor) -> Chunk:
+        """Return a chunk: its rows in the order of the file, and the order that they are taken in.
+
+        Args:
+            first: Its first step.
+            rows: Of the part.
+            following: Those of the next chunk, if there is one.
+        """
+        for expected in following:
+            self._expect(expected)
+        assert isinstance(self.part, StreamedSplit)
         ascending, where = rows.sort()
         order = torch.empty_like(where)
         order[where] = torch.arange(len(where))  # the place of each row in the sorted ones
-        x = self.part.inputs(ascending)
+        self._learnt, self._read_into = self._read_into, self._learnt
+        x = self.part.inputs(ascending, out=self._learnt)
         y = self.objective.targets(self.part.y[ascending.to(self.part.y.device)], x.dtype)
         return Chunk(first, x, y, order.to(x.device))
