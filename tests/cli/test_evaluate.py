@@ -184,7 +184,7 @@ def test_a_picture_of_one_row(runs: Runs):
         (["--picture", "none/o.png"], "--picture none/o.png: there is no folder"),
         (["--json", "none/o.json"], "--json none/o.json: there is no folder"),
         (["--json", "."], "--json .: this is a folder"),
-        (["--data", "none.csv"], "none.csv: No such file"),
+        (["--data", "none.csv"], "none.csv: there is no such file"),
         (["--data", "digits"], "digits: no such folder"),
         (["--weights", "last"], "unknown weights 'last'"),
         (["--delimiter", ";;", "--data", "t.csv"], "--delimiter"),

@@ -8,8 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deltaprop import UserError
-from deltaprop.data import classes
-from deltaprop.data.classes import check_classes, tally
+from deltaprop.data import classes, from_table
+from deltaprop.data.classes import are_classes, check_classes, tally
+from deltaprop.data.columns import Column
+from deltaprop.data.from_table import Targets
 
 
 @given(st.lists(st.sampled_from([0.0, -0.0, 1.0, 2.5, -3.0, 1e300, 7.0]), max_size=40), st.integers(1, 9))
@@ -20,6 +22,37 @@ def test_a_tally_is_what_unique_returns_however_it_is_cut(values: list[float], a
         found = tally(np.array(values))
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+@given(st.lists(st.integers(-30, 30).map(float) | st.sampled_from([0.5, 1e18]), max_size=40), st.integers(1, 9))
+def test_what_looks_like_classes_does_so_however_it_is_cut(values: list[float], at_once: int):
+    """Whole numbers, of at most 20 different values."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(classes, "AT_ONCE", at_once)
+        found = are_classes(np.array(values))
+    assert found == (len({*values}) <= 20 and all(value % 1 == 0 for value in values))
+
+
+def test_of_quantities_a_block_is_looked_at_and_no_more(monkeypatch: pytest.MonkeyPatch):
+    looked: list[int] = []
+    union = np.union1d
+    monkeypatch.setattr(np, "union1d", lambda one, other: looked.append(len(other)) or union(one, other))
+    monkeypatch.setattr(classes, "AT_ONCE", 10)
+    assert not are_classes(np.linspace(0, 1, 1000))
+    assert looked == [10]
+
+
+@pytest.mark.parametrize("is_text", [False, True])
+def test_labels_are_numbered_block_by_block(is_text: bool, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(from_table, "AT_ONCE", 3)
+    values = np.array([2.0, 0.0, 1.0, 1.0, 2.0, 0.0, 0.0, 1.0])
+    column = Column("y", "categories", names={"c": 0, "a": 1, "b": 2}) if is_text else Column("y", "numbers")
+    targets = Targets("classification", ("a", "b", "c") if is_text else ("0", "1", "2"))
+    expected = [1, 2, 0, 0, 1, 2, 2, 0] if is_text else [2, 0, 1, 1, 2, 0, 0, 1]
+    assert targets.labels(column, values, "t.csv").tolist() == expected
+    few = Targets("classification", ("a", "c") if is_text else ("0", "1"))
+    with pytest.raises(UserError, match=r"t\.csv: row 1, column 'y': class '[b2]' is in no training row"):
+        few.labels(column, values, "t.csv")
 
 
 def test_a_class_that_is_in_no_training_row_is_named():

@@ -45,6 +45,7 @@ LINES = [
     table("colons, as is said", GOOD.replace(",", ":"), TWO, "--delimiter", ":"),
     table("tabs, as is said", GOOD.replace(",", "\t"), TWO, "--delimiter", "tab"),
     table("blanks around cells and names", " a , b , y \n" + ROWS.replace(",", "  , "), SHARES),
+    table("blanks around names, numbers last", "y, a, b\n" + "no, 1, 0.5\nyes, 2, 5\n" * 20, TWO, "--target", "y"),
     table("quotes around everything", GOOD.replace(",", '","').replace("\n", '"\n"')[:-1].join(['"', ""]), TWO),
     table("a comma in a name", '"a,b",c,y\n' + ROWS, r"1 column left out: a,b\n", "--drop", "a,b"),
     table("a line break in a name", '"a\nb",c,y\n' + ROWS, TWO),

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from deltaprop import UserError
-from deltaprop.data import Choices, Dataset, Room, Source, load
+from deltaprop.data import Choices, Dataset, Room, Source, csv_table, load
 from deltaprop.data.tables import is_table, open_table
 
 N = 50
@@ -194,6 +194,45 @@ def test_names_of_columns_are_read_back(tmp_path: Path, names: list[str]):
     names = [f"x{name}" for name in names]
     (tmp_path / "t.csv").write_bytes(text_of(names, [["u"] * len(names)], quoting=csv.QUOTE_ALL).encode())
     assert open_table(tmp_path / "t.csv", ",").names == names
+
+
+@pytest.mark.parametrize("header", ["code,flag,when", " code, flag , when ", '\ufeffcode, flag,"when"'])
+def test_cells_are_text_whatever_stands_about_the_names(tmp_path: Path, header: str):
+    """01 and 1 are two codes, true is no boolean, and a date is none: what a column holds is judged elsewhere."""
+    path = tmp_path / "t.csv"
+    path.write_text(f"{header}\n01,true,2020-01-01\n1,false,2020-01-02\n", encoding="utf-8")
+    assert cells(path) == [["code", "flag", "when"], ["01", "true", "2020-01-01"], ["1", "false", "2020-01-02"]]
+
+
+@pytest.mark.parametrize("block", [6, 8, 1 << 22])
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("a\n1\n\n\n2\n", ["1", "", "", "2"]),  # a blank line is an empty cell
+        ("a\n\n1\n\n\n", ["", "1"]),  # but at the end
+        ("a\r\n1\r\n\r\n2", ["1", "", "2"]),
+        ("a\n1\n", ["1"]),
+        ("a\n\n\n", []),
+        ("\n\na\n1\n2\n", ["1", "2"]),
+        ("\ufeffa\n\n2\n", ["", "2"]),
+    ],
+)
+def test_a_blank_line_of_one_column_is_a_row(
+    text: str, found: list[str], block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(csv_table, "BLOCK_BYTES", block)
+    path = tmp_path / "t.csv"
+    path.write_bytes(text.encode())
+    assert [cell for batch in open_table(path, least=1).batches() for cell in batch.column(0).to_pylist()] == found
+
+
+def test_the_row_numbers_that_pandas_writes_are_no_column(tmp_path: Path):
+    path = tmp_path / "t.parquet"
+    columns = {"__index_level_0__": [5, 7], "x": [1.0, 2.0], "__index_level_1__": [1, 2], "y": ["a", "b"]}
+    parquet.write_table(pa.table(columns), path)
+    table = open_table(path)
+    assert table.names == ["x", "y"]
+    assert [batch.to_pydict() for batch in table.batches()] == [{"x": [1.0, 2.0], "y": ["a", "b"]}]
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

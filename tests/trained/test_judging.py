@@ -245,7 +245,11 @@ def _table(**columns: Any) -> Mapping[str, Any]:
     ("kind", "columns", "said"),
     [
         ("numbers", _table(a=[1.0], b=[2.0]), "there is no column 'y'"),
-        ("numbers", _table(a=[1.0], b=[2.0], Y=["no"]), "there is no column 'y': did you mean 'Y'"),
+        (
+            "numbers",
+            _table(a=[1.0], b=[2.0], Y=["no"]),
+            "there is no column 'y', which the model needs: did you mean 'Y'",
+        ),
         ("numbers", _table(a=[1.0] * 2, b=[2.0] * 2, y=["no", "maybe"]), r"row 2, column 'y': class 'maybe' is in no"),
         ("numbers", _table(a=[1.0] * 2, b=[2.0] * 2, y=["no", None]), "row 2, column 'y': the cell is empty"),
         ("numbers", _table(a=[1.0], b=[2.0], y=[3.0]), r"row 1, column 'y': class '3.0' is in no training row"),
@@ -300,3 +304,12 @@ def test_what_is_no_data(runs: Runs, tmp_path: Path, name: str):
     with pytest.raises(UserError, match=name) as error:
         judge(dp.load(runs["numbers"].folder), tmp_path / name)
     assert "\n" not in str(error.value)
+
+
+def test_a_number_too_large_is_named_by_its_row_though_others_were_left_out(runs: Runs, tmp_path: Path):
+    """Rows 1 and 3 have something missing."""
+    run = runs.train("dropping", write_csv(tmp_path / "t.csv", TABLES["numbers"]), missing="drop")
+    path = tmp_path / "u.csv"
+    path.write_text("a,b,y\n,1,no\n1,1,no\n1,,no\n1,1,yes\n1e300,1,no\n")
+    with pytest.raises(UserError, match=r"u\.csv: row 5, column 'a': 1e\+300 does not fit in"):
+        judge(dp.load(run.folder), path)

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from deltaprop.data.classes import are_few, check_counts, plain
+from deltaprop.data.classes import are_classes, check_counts, plain
 from deltaprop.data.columns import TaskChoice, unlisted
 from deltaprop.data.dataset import RawData
 from deltaprop.data.splits import Array
@@ -129,8 +129,7 @@ def _raw_data(
         name=path.name, task="regression", x=x, y=y, x_test=x_test,
         pictures=pictures, full_scale=255.0 if pictures else None,
     )  # fmt: skip
-    values = np.unique(y) if y.ndim == 1 else y
-    classes = is_text or y.dtype.kind == "b" or (y.ndim == 1 and are_few(values))
+    classes = is_text or y.dtype.kind == "b" or (y.ndim == 1 and are_classes(y))
     if task == "regression" or (task == "auto" and not classes):
         if is_text:
             raise UserError(f"{path}: --task regression: y is text such as {_name(y[0])!r}")

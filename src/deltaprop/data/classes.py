@@ -13,15 +13,25 @@ AT_ONCE = 1 << 20  # rows that are looked at together, of many
 MOST_CLASSES = 20  # whole numbers of at most so many different values are taken for classes
 
 
-def are_few(values: Array) -> bool:
-    """Return whether different numbers look like classes: whole, and not many."""
-    return len(values) <= MOST_CLASSES and bool((values % 1 == 0).all())
+def are_classes(values: Array) -> bool:
+    """Return whether numbers look like classes: whole, and not many different ones.
+
+    Example:
+        >>> are_classes(np.array([1.0, 2.0, 1.0])), are_classes(np.array([1.0, 2.5])), are_classes(np.arange(100.0))
+        (True, False, False)
+    """
+    found = values[:0]
+    for start in range(0, len(values), AT_ONCE):
+        found = np.union1d(found, values[start : start + AT_ONCE])
+        if len(found) > MOST_CLASSES or bool((found % 1 != 0).any()):
+            return False
+    return True
 
 
 def tally(values: Array) -> tuple[Array, Rows, Rows]:
     """Return the different values in rising order, the first row of each, and how many rows have it.
 
-    What ``numpy.unique`` returns, without the six copies that it makes of all rows.
+    What ``numpy.unique`` returns; where different values are few, without the six copies that it makes of all rows.
 
     Example:
         >>> tally(np.array([3.0, 1.0, 3.0]))

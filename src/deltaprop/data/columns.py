@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deltaprop.data.classes import plain
+from deltaprop.data.splits import Rows
 from deltaprop.data.table import NUMBER, Batch, Table
 from deltaprop.errors import UserError
 
@@ -270,10 +271,13 @@ class Reader:
         Raises:
             UserError: If a cell does not fit, or is missing where that is refused.
         """
-        return (block for block, _ in self.beside(on_bytes))
+        return (block for block, _, _ in self.beside(on_bytes))
 
-    def beside(self, on_bytes: Callable[[int], None] = lambda count: None) -> Iterator[tuple[Numbers, Batch]]:
-        """Give the blocks, each beside what was read of the table; rows that are dropped are in that one alone."""
+    def beside(self, on_bytes: Callable[[int], None] = lambda count: None) -> Iterator[tuple[Numbers, Rows, Batch]]:
+        """Give the blocks, each with the numbers of its rows in the table, from 1, and with what was read of it.
+
+        Rows that are dropped are in that last one alone.
+        """
         columns = [*self.inputs, *self.targets]
         for batch in self.table.batches(on_bytes):
             if not len(batch):
@@ -282,17 +286,20 @@ class Reader:
             block = np.empty((len(batch), len(columns)))
             for at, column in enumerate(columns):
                 block[:, at] = column.read(batch.column(column.name), where)
+            numbers = np.arange(self.rows, self.rows + len(batch)) + 1
             self.rows += len(batch)
-            yield self._without_gaps(block, batch, where), batch
+            stays = self._without_gaps(block, batch, where)
+            yield block[stays], numbers[stays], batch
 
-    def _without_gaps(self, block: Numbers, batch: Batch, where: Where) -> Numbers:
+    def _without_gaps(self, block: Numbers, batch: Batch, where: Where) -> slice | Rows:
+        """Return which rows stay."""
         gaps = np.isnan(block)
         if not gaps.any():
-            return block
+            return slice(None)
         if self.missing == "drop":
             whole = ~gaps.any(axis=1)
             self.dropped += int((~whole).sum())
-            return block[whole]
+            return np.flatnonzero(whole)
         of_targets = gaps[:, len(self.inputs) :]
         refused = of_targets if self.missing == "mean" else gaps
         if refused.any():
@@ -300,7 +307,7 @@ class Reader:
             at, column = (int(index) for index in np.argwhere(refused)[0])
             raise self._missing(columns[column], batch, at, where)
         self.gaps += int(gaps.sum())
-        return block
+        return slice(None)
 
     def _missing(self, column: Column, batch: Batch, at: int, where: Where) -> UserError:
         cell = batch.column(column.name)[at].as_py()
@@ -359,9 +366,10 @@ def chosen(table: Table, choices: Choices, others: Collection[str] = ()) -> tupl
     return [column(name) for name in inputs], [column(name) for name in dict.fromkeys(targets)]
 
 
-def unlisted(name: str, names: Collection[str]) -> str:
-    """Return, in words, that there is no such column, with the nearest that there is."""
+def unlisted(name: str, names: Collection[str], of: str = "") -> str:
+    """Return, in words, that there is no such column, with the nearest that there is; ``of`` says who has one."""
     near = difflib.get_close_matches(name, names, n=1) or [n for n in names if n.lower() == name.lower()]
     hint = f": did you mean {near[0]!r}?" if near else ""
     shown = ", ".join([*names][:12]) + (", …" if len(names) > 12 else "")
-    return f"there is no column {name!r}{hint} (columns: {shown})"
+    which = f", which {of}" if of else ""
+    return f"there is no column {name!r}{which}{hint} (columns: {shown})"

@@ -19,6 +19,7 @@ from deltaprop.data.table import NUMBER, Batch, counted
 from deltaprop.errors import UserError
 
 BLOCK_BYTES = 1 << 22  # at a time: a row, quoted line breaks and all, must be shorter
+BOM = b"\xef\xbb\xbf"
 DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
 CSV_NAMES = (".csv", ".tsv", ".tab", ".txt", ".csv.gz", ".tsv.gz", ".tab.gz", ".txt.gz")
 
@@ -29,15 +30,22 @@ class CsvTable:
 
     Attributes:
         path: The file, or ``-`` for stdin.
-        names: Of the columns.
+        header: The names of the columns as they stand there, blanks around them and all.
         delimiter: Between cells.
         source: Opens it, from its beginning.
+        blanks: Whether blank lines are rows: of one column, where an empty cell is one.
     """
 
     path: Path
-    names: list[str]
+    header: list[str]
     delimiter: str
     source: Callable[[], BinaryIO]
+    blanks: bool = False
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the columns."""
+        return [name.strip() for name in self.header]
 
     @property
     def files(self) -> list[Path]:
@@ -60,9 +68,11 @@ class CsvTable:
             head = _head(path, raw)
         line = _first_line(path, head)
         delimiter = {"tab": "\t", "auto": _sniffed(line)}.get(delimiter, delimiter)
-        names = [name.strip() for name in next(csv.reader([line], delimiter=delimiter))]
-        _check_header(path, names, delimiter, least)
-        return cls(path, names, delimiter, source)
+        header = next(csv.reader([line], delimiter=delimiter))
+        begins_blank = head.removeprefix(BOM).startswith((b"\r", b"\n"))  # pyarrow would take that for the header
+        found = cls(path, header, delimiter, source, blanks=len(header) == 1 and not begins_blank)
+        _check_header(path, found.names, delimiter, least)
+        return found
 
     @classmethod
     def of_stream(cls, name: Path, stream: BinaryIO, delimiter: str) -> CsvTable:
@@ -91,19 +101,24 @@ class CsvTable:
             seen_bytes = Counted(raw, on_bytes)
             stream = pyarrow.PythonFile(seen_bytes, mode="r")
             quotes = Watched(pyarrow.CompressedInputStream(stream, "gzip") if _is_gz(self.path) else seen_bytes)
-            seen, last = 0, ""
+            seen, last, names = 0, "", self.names
+            gaps = 0  # blank lines of the one column that have come last: cells, unless the file ends with them
             try:
                 reader = arrow_csv.open_csv(
                     pyarrow.PythonFile(quotes, mode="r"),
                     read_options=arrow_csv.ReadOptions(use_threads=False, block_size=BLOCK_BYTES),
-                    parse_options=arrow_csv.ParseOptions(delimiter=self.delimiter, newlines_in_values=True),
+                    parse_options=arrow_csv.ParseOptions(
+                        delimiter=self.delimiter, newlines_in_values=True, ignore_empty_lines=not self.blanks
+                    ),
                     convert_options=arrow_csv.ConvertOptions(
-                        column_types=dict.fromkeys(self.names, pyarrow.string()), strings_can_be_null=False
+                        column_types=dict.fromkeys(self.header, pyarrow.string()), strings_can_be_null=False
                     ),
                 )
                 for batch in reader:
+                    if self.blanks:
+                        batch, gaps = _without_end(batch, gaps)
                     seen += len(batch)
-                    batch = _as_text(batch, self.names)
+                    batch = batch.rename_columns(names)
                     last = batch.column(batch.num_columns - 1)[-1].as_py() or "" if len(batch) else last
                     if quotes.has_zeros:
                         raise UserError(f"{self.path}: by row {seen}: this is no text: it has zero bytes")
@@ -146,6 +161,8 @@ class CsvTable:
 def _opened(path: Path) -> BinaryIO:
     try:
         return path.open("rb")
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: there is no such file") from error
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from error
 
@@ -161,6 +178,10 @@ def _head(path: Path, raw: BinaryIO) -> bytes:
 
     try:
         return gzip.GzipFile(fileobj=raw).read(HEAD_BYTES) if _is_gz(path) else raw.read(HEAD_BYTES)
+    except gzip.BadGzipFile as error:
+        if raw.seek(0) == 0 and raw.read(2) != b"\x1f\x8b":
+            raise UserError(f"{path}: this is not compressed by gzip: name it without .gz") from error
+        raise UserError(f"{path}: cannot be read: {error}") from error
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
@@ -178,7 +199,7 @@ def _first_line(path: Path, head: bytes) -> str:
     if head[:4] in (b"PAR1", b"PK\x03\x04"):
         what = "Parquet: name it .parquet" if head[:4] == b"PAR1" else "a spreadsheet or a zip: save it as CSV"
         raise UserError(f"{path}: this is no CSV but {what}")
-    head = head.removeprefix(b"\xef\xbb\xbf").lstrip(b"\r\n")
+    head = head.removeprefix(BOM).lstrip(b"\r\n")
     if not head.strip():
         raise UserError(f"{path}: the file is empty: a header and rows are needed")
     if b"\x00" in head:
@@ -237,9 +258,20 @@ def _is_counted(names: Sequence[str]) -> bool:
     return any([*names] == [str(first + at) for at in range(len(names))] for first in (0, 1))
 
 
-def _as_text(batch: Batch, names: Sequence[str]) -> Batch:
-    """Return a batch under the names without a BOM or blanks around them."""
-    return batch.rename_columns(list(names))
+def _without_end(batch: Batch, before: int) -> tuple[Batch, int]:
+    """Return a batch of one column less the empty cells at its end, and how many those are.
+
+    Args:
+        batch: The column.
+        before: Empty cells that stand before it: its first ones now, unless there is nothing but such.
+    """
+    import pyarrow
+    from pyarrow import compute
+
+    cells = pyarrow.concat_arrays([pyarrow.array([""] * before, pyarrow.string()), batch.column(0)])
+    filled = compute.indices_nonzero(compute.not_equal(cells, ""))
+    end = filled[-1].as_py() + 1 if len(filled) else 0
+    return pyarrow.RecordBatch.from_arrays([cells[:end]], batch.schema.names), len(cells) - end
 
 
 def _undecodable(source: Callable[[], BinaryIO], path: Path) -> str:

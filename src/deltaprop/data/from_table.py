@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from deltaprop.data.classes import AT_ONCE, are_few, are_numbers, check_classes, check_counts, plain, tally
+from deltaprop.data.classes import AT_ONCE, are_classes, are_numbers, check_classes, check_counts, plain, tally
 from deltaprop.data.columns import ABSENT, Choices, Column, Missing, Numbers, Reader, chosen, unlisted
 from deltaprop.data.dataset import Dataset, Part, Split, StreamedSplit, TableFacts, Task
 from deltaprop.data.encoding import Encoding, fitted, strangers
@@ -117,7 +117,7 @@ def load_table(
     found = read(Reader(table, inputs, targets, choices.missing), choices, room, judge)
     kinds = judge(found)
     y, names = _targets(kinds, found, path), kinds.class_names
-    found = replace(found, targets=found.targets[:0])  # they have become y, and may be many
+    found = replace(found, targets=np.empty((0, len(targets))))  # they have become y, and may be many
     labels = y if names else None
     train_rows, val_rows, held = _split(
         len(y), labels, names, test_fraction if test_table is None else 0.0, val_fraction, val_split, seed
@@ -229,14 +229,13 @@ def judged(found: Read, choices: Choices, path: Path) -> Targets:
     if texts and choices.task == "regression":
         name = next(iter(column.names), "")
         raise UserError(f"{path}: --task regression: the target {column.name!r} has text such as {name!r}")
+    if not texts and (choices.task == "regression" or (choices.task == "auto" and not are_classes(values))):
+        return _of_numbers(found, path)
     uniques, first, counts = tally(values)
+    called = [plain(value) for value in uniques]
     if texts:
         by_number = dict(zip(column.names.values(), column.names, strict=True))
         called = [by_number[int(number)] for number in uniques]
-    elif choices.task == "regression" or (choices.task == "auto" and not are_few(uniques)):
-        return _of_numbers(found, path)
-    else:
-        called = [plain(value) for value in uniques]
     rows = None if found.dropped else (first + 1).tolist()
     check_counts(f"{path}: the target {column.name!r}", called, counts, rows, bool(texts))
     return Targets("classification", tuple(sorted(called) if texts else called))
@@ -297,12 +296,12 @@ def check_columns(table: Table, names: Sequence[str], of: str) -> None:
     """
     for name in names:
         if name not in table.names:
-            raise UserError(f"{table.path}: unlike {of}: {unlisted(name, table.names)}")
+            raise UserError(f"{table.path}: {unlisted(name, table.names, of)}")
 
 
 def _check_alike(table: Table, names: Sequence[str], dropped: set[str], path: Path) -> None:
     """Refuse a test table with other columns than the one that is trained on."""
-    check_columns(table, names, f"{path}, which has it")
+    check_columns(table, names, f"{path} has")
     for name in table.names:
         if name not in names and name not in dropped:
             raise UserError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,9 +46,11 @@ class ParquetTable:
         kinds: list[str] = []
         for part in parts:
             schema = _schema(part)
-            its = [(field.name.strip(), _family(field.type)) for field in schema]
+            its = [(schema.field(at).name.strip(), _family(schema.field(at).type)) for at in _columns(schema)]
             for at, (name, _) in enumerate(its):
-                if not name or name in [other for other, _ in its[:at]]:
+                if not name:
+                    raise UserError(f"{part}: column {at + 1} has no name: name it")
+                if name in [other for other, _ in its[:at]]:
                     raise UserError(f"{part}: two columns are called {name!r}: rename one")
             if not names:
                 names, kinds = [name for name, _ in its], [kind for _, kind in its]
@@ -80,10 +83,15 @@ class ParquetTable:
                 for batch in file.iter_batches(batch_size=ROWS_AT_ONCE, use_threads=False):
                     done += len(batch)
                     on_bytes(before + size * done // total)
-                    yield batch.rename_columns(self.names)
+                    yield batch.select(_columns(batch.schema)).rename_columns(self.names)
             except (pyarrow.ArrowException, OSError) as error:
                 raise UserError(f"{part}: damaged: {' '.join(str(error).split())[:200]}") from error
             before += size
+
+
+def _columns(schema: Any) -> list[int]:
+    """Return the places of the columns: all but the numbers of rows that pandas keeps beside them."""
+    return [at for at, name in enumerate(schema.names) if not re.fullmatch(r"__index_level_\d+__", name)]
 
 
 def parts_of(folder: Path) -> list[Path]:
@@ -98,6 +106,8 @@ def _schema(path: Path) -> Any:
 
     try:
         return parquet.read_schema(path)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: there is no such file") from error
     except (pyarrow.ArrowException, OSError) as error:
         what = getattr(error, "strerror", None) or f"no sound Parquet file: {' '.join(str(error).split())[:200]}"
         raise UserError(f"{path}: {what}") from error

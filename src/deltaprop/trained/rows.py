@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -80,14 +80,13 @@ class FromTable(Blocks):
         def on_bytes(done: int) -> None:
             self.progress(f"reading {name}", done, total)
 
-        for rows, batch in self.reader.beside(on_bytes):
-            first = self.reader.rows - len(batch) + 1
+        for rows, numbers, batch in self.reader.beside(on_bytes):
             raw = recoded(rows[:, :width], self.encoding.recode(self.reader.inputs))
             for start in range(0, len(rows), ROWS_AT_ONCE):
                 some = slice(start, start + ROWS_AT_ONCE)
                 encoded = self.encoding.encode(raw[some])
                 x = self.scaling.apply(torch.from_numpy(encoded)).to(self.dtype)
-                _check_finite(x, encoded, self.encoding, partial(_place, self.table, first + start))
+                _check_finite(x, encoded, self.encoding, partial(_place, self.table, numbers[some].tolist()))
                 yield Block(x, rows[some, width:], batch[start : start + ROWS_AT_ONCE])
 
     @property
@@ -124,13 +123,13 @@ class FromArrays(Blocks):
                 raw = self.encoding.encode(raw)
             targets = np.empty((len(raw), 0)) if self.y is None else self.y[some]
             x = self.scaling.apply(torch.from_numpy(raw)).to(self.dtype)
-            _check_finite(x, raw, self.encoding, partial(_place, None, start + 1))
+            _check_finite(x, raw, self.encoding, partial(_place, None, range(start + 1, start + 1 + len(raw))))
             yield Block(x, targets)
 
 
-def _place(table: Table | None, first: int, at: int) -> str:
-    """Return where a row is, of a block that begins with the row ``first``."""
-    return f"row {first + at}" if table is None else table.place(first + at)
+def _place(table: Table | None, numbers: Sequence[int], at: int) -> str:
+    """Return where a row of a block is, whose rows have these numbers."""
+    return f"row {numbers[at]}" if table is None else table.place(numbers[at])
 
 
 def _check_finite(x: Tensor, raw: Numbers, encoding: Encoding | None, place: Callable[[int], str]) -> None:
@@ -190,7 +189,7 @@ def blocks_of(
     if encoding is None:
         encoding = _by_place(table, n_inputs, kinds, n_targets)
     wanted = [column.name for column in encoding.inputs] + ([] if kinds is None else [*encoding.targets])
-    check_columns(table, wanted, "the data that the model was trained on")
+    check_columns(table, wanted, "the model needs")
     inputs, targets = columns_of(encoding, kinds)
     # A row cannot be dropped where each is to be answered; where rows are judged they are, as in training.
     policy = "refuse" if kinds is None and missing == "drop" else missing
