@@ -68,8 +68,10 @@ def parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--write", action="store_true", help="put the tables into docs/benchmarks.md, for this machine")
     parser.add_argument("--worker", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     arguments = parser.parse_args(words)
-    if not arguments.gib > 0:
-        parser.error(f"--gib: must be above 0, got {arguments.gib}")
+    if not 0.01 <= arguments.gib <= 1e6:
+        parser.error(f"--gib: must be from 0.01 to a million, got {arguments.gib}")
+    if arguments.folder is not None and not arguments.folder.is_dir():
+        parser.error(f"--folder: there is no folder {arguments.folder}")
     if arguments.rounds < 1:
         parser.error(f"--rounds: must be at least 1, got {arguments.rounds}")
     return arguments
@@ -142,6 +144,8 @@ def larger_than_memory(folder: Path, arguments: argparse.Namespace) -> Table:
             measured = _worker("train", *words)
             line = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
             if number == 0:
+                if not (folder / "cache").is_dir():
+                    raise SystemExit(f"--memory {arguments.memory}: the table of {arguments.gib} GiB fits: take less")
                 (about,) = (folder / "cache").glob("*/about.json")
                 seconds = about.stat().st_mtime - begun
                 table.rows.append(["reading", f"{seconds:.0f}", f"{size / 1e6 / seconds:.0f}", "", "", ""])

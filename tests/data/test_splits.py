@@ -137,3 +137,5 @@ def test_a_lonely_row_is_kept_where_it_may_be():
     assert np.bincount(labels[held]).tolist() == [1, 1]
     with pytest.raises(UserError, match="class 2 has 1 row"):
         split_indices(9, labels, 0.25, 0, "random")
+    with pytest.raises(UserError, match=r"val_fraction=0\.5 of 2 rows: each class has 1 row, and none can be held out"):
+        split_indices(2, np.array([0, 1]), 0.5, 0, "random", name="val_fraction", spare_lonely=True)

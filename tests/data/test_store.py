@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import pytest
 import torch
 
 from deltaprop import UserError
-from deltaprop.data import Choices, Room, Source, load, store
+from deltaprop.data import Choices, Room, Source, from_table, load, store
 from deltaprop.data.columns import Reader, chosen
 from deltaprop.data.store import ABOUT, ROWS, TARGETS, InMemory, OnDisk, Read
 from deltaprop.data.tables import open_table
@@ -136,10 +137,61 @@ def test_a_system_that_cannot_be_told_is_not(table: Path, tmp_path: Path, monkey
     """There is no posix_fadvise on macOS; and what has gone wrong with the file is told when it is read."""
     kept = read(table, tmp_path / "cache").store
     assert isinstance(kept, OnDisk)
+    with monkeypatch.context() as patch:
+        patch.delattr(os, "posix_fadvise")
+        kept.expect(np.arange(400))
     kept.path.unlink()
     kept.expect(np.arange(400))
-    monkeypatch.delattr(os, "posix_fadvise")
-    kept.expect(np.arange(400))
+
+
+def test_a_cache_that_is_cut_short_while_it_is_in_use_is_told(table: Path, tmp_path: Path):
+    kept = read(table, tmp_path / "cache").store
+    assert isinstance(kept, OnDisk)
+    os.truncate(kept.path, 100)
+    with pytest.raises(UserError, match=r"rows\.f32: the cache was removed or cut short while it was in use"):
+        kept.take(np.arange(400))
+    kept.path.unlink()
+    with pytest.raises(UserError, match="the cache was removed or cut short"):
+        kept.take(np.arange(400))
+
+
+def test_a_cache_larger_than_the_machines_memory_can_be_read(tmp_path: Path):
+    """It is mapped to be read alone. What could be written to would be counted as the process's, and refused."""
+    rows = 2 * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4
+    with (tmp_path / "rows.f32").open("wb") as file:
+        file.truncate(4 * rows)  # with a hole in it: it takes no room on the disk
+    kept = OnDisk(tmp_path / "rows.f32", rows, np.zeros(1), np.ones(1))
+    assert kept.take(np.array([0, rows - 1])).tolist() == [[0.0], [0.0]]
+    with pytest.MonkeyPatch.context() as patch:
+        modes: list[str] = []
+        memmap = np.memmap
+        patch.setattr(
+            np,
+            "memmap",
+            lambda path, dtype, mode, **options: modes.append(mode) or memmap(path, dtype, mode, **options),
+        )
+        kept.take(np.array([0]))
+    assert modes == ["r"]
+
+
+@pytest.mark.parametrize("memory", [0, PLENTY])
+def test_labels_are_not_kept_twice(memory: int, table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """What was read of them is let go before the training rows are gone through: 8 bytes of each row."""
+    kept: list[Any] = []
+    plain, fitted = from_table.read, from_table.fitted
+
+    def watched(*args: Any) -> Read:
+        found = plain(*args)
+        y = found.targets
+        kept.append(weakref.ref(y if y.base is None else y.base))
+        return found
+
+    monkeypatch.setattr(from_table, "read", watched)
+    monkeypatch.setattr(from_table, "fitted", lambda *args, **how: kept.append(kept[0]()) or fitted(*args, **how))
+    choices = Choices(missing="mean", target=("city",))
+    load(Source(data=str(table), choices=choices, room=Room(memory, tmp_path / "cache")))
+    assert len(kept) == 2
+    assert kept[1] is None
 
 
 def test_what_takes_as_much_as_there_is_stays_in_memory(table: Path, tmp_path: Path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import gzip
 import json
 import shutil
@@ -93,6 +94,23 @@ def test_where_there_are_no_probabilities_it_says_so(runs: Runs, kind: str, said
 )
 def test_classes_are_whole_numbers_where_they_were(runs: Runs, kind: str, classes: list[Any]):
     assert dp.load(runs[kind].folder).classes.tolist() == classes
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (("-3", "0", "12"), [-3, 0, 12]),
+        (("--5", "1"), ["--5", "1"]),
+        (("-0", "1"), ["-0", "1"]),
+        (("01", "1"), ["01", "1"]),
+        (("12345678901234567890", "1"), ["12345678901234567890", "1"]),
+        (("\u0661", "1"), ["\u0661", "1"]),
+    ],
+)
+def test_classes_that_only_look_like_whole_numbers_are_text(runs: Runs, names: tuple[str, ...], expected: list[Any]):
+    """Two minus signs, more digits than int64 has, digits of another alphabet."""
+    model = dataclasses.replace(dp.load(runs["numbers"].folder), class_names=names)
+    assert model.classes.tolist() == expected
 
 
 def test_the_best_weights_are_others_than_the_final_ones(runs: Runs):
@@ -350,8 +368,16 @@ def test_no_rows_are_no_answers(runs: Runs, data: Any):
         ("numbers", np.array([[1.0, 2.0], [1.0, np.nan]]), "row 2, column 2: nan is no finite number"),
         ("numbers", np.array([[np.inf, 2.0]]), "row 1, column 1: inf is no finite number"),
         ("numbers", {"a": [1.0], "b": [np.inf]}, "row 1, column 'b': inf is no finite number"),
-        ("numbers", {"a": [1.0], "bb": [1.0]}, "there is no column 'b': did you mean 'bb'"),
-        ("numbers", {"a": [1.0], "B": [1.0]}, "there is no column 'b': did you mean 'B'"),
+        (
+            "numbers",
+            {"a": [1.0], "bb": [1.0]},
+            "there is no column 'b', which the model needs: did you mean 'bb'",
+        ),
+        (
+            "numbers",
+            {"a": [1.0], "B": [1.0]},
+            "there is no column 'b', which the model needs: did you mean 'B'",
+        ),
         ("numbers", {"a": [1.0, 2.0], "b": [1.0]}, "the data must be a file, an array or a table"),
         ("numbers", {"a": ["1", "x"], "b": [1.0, 2.0]}, "row 2, column 'a': 'x' is text"),
         ("numbers", {"a": [1.0], "b": [[1.0]]}, "column 'b' is of type list<.*>: neither numbers nor text"),

@@ -342,6 +342,21 @@ def resumed(config: TrainConfig, stop: int, **changes: Any) -> None:
     train(dataclasses.replace(config, **changes), resume=config.run_dir)
 
 
+@pytest.mark.parametrize("engine", ["autograd", "explicit"])
+def test_by_other_chunks_and_blocks_it_goes_on_to_the_same_bits(
+    engine: str, config: Config, monkeypatch: pytest.MonkeyPatch
+):
+    """Those of a later version are no matter of a run that was begun before."""
+    whole = train(config("whole", engine=engine))
+    broken = config("broken", engine=engine)
+    with pytest.raises(Terminated):
+        train(broken, StopAt(15))
+    monkeypatch.setattr(feeding, "CHUNK_BYTES", CHUNK * ROW_BYTES // 2)
+    monkeypatch.setattr(feeding, "BLOCK_BYTES", BLOCK * ROW_BYTES // 4)
+    train(broken, resume=broken.run_dir)
+    same(broken.run_dir or Path(), whole)
+
+
 @pytest.mark.parametrize("memory", ["1g", "20k"])
 def test_another_run_that_made_a_cache_meanwhile_changes_no_bit(memory: str, config: Config):
     """From memory, or from rows in memory: those of a cache are rounded."""

@@ -317,6 +317,7 @@ class TestWhatMayChange:
         """Or rows would be judged by that were learnt from."""
         self.told(short, 0, "--epochs", "3", "--seed", "7", "--override", "seed")
         assert load_checkpoint(short.folder / "checkpoints" / LAST).state["split_seed"] == 0
+        assert load_run(short.folder).split_seed == 0  # for evaluate and all others too
 
     def test_in_mid_epoch_another_order_begins_the_epoch_anew(self, run: Run, tmp_path: Path):
         config = TrainConfig(**{**json_of(run()), "run_dir": tmp_path / "broken"})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,7 @@ def of_another_shape(path: Path) -> None:
         (lambda path: edited(path, lambda c: c.update(hidden="many")), r"hidden must be a list of whole numbers"),
         (lambda path: edited(path, lambda c: c.update(hidden=[-1])), r"--hidden must be positive whole numbers"),
         (lambda path: edited(path, lambda c: c.update(activation=["mish"])), r"unknown activation 'mish'"),
-        (lambda path: edited(path, lambda c: c.update(seed=7)), r"are not those that the run learnt from"),
+        (lambda path: edited(path, lambda c: c["resolved"].update(split_seed=7)), r"loss or split are another's"),
         (lambda path: edited(path, lambda c: c.update(data="/gone")), r"its data: .*; --data says where it lies now"),
         (lambda path: (path / "model.safetensors").unlink(), "there is no such file: take --weights best"),
         (lambda path: (path / "model.safetensors").write_bytes(b""), "damaged: "),
@@ -90,9 +91,16 @@ def of_another_shape(path: Path) -> None:
             lambda path: edited(path, lambda c: (c.update(hidden=[10**9]), c["resolved"].update(sizes=[2, 10**9, 2]))),
             r"in the net of the run \[1000000000, 2\]",
         ),
+        (
+            lambda path: (
+                shutil.rmtree(path / "checkpoints"),
+                edited(path, lambda c: c["resolved"].update(split_seed="7")),
+            ),
+            "its split_seed is '7'",
+        ),
         (of_another_shape, r"0\.weight is \[8, 3\] of torch\.float32, in the net of the run \[8, 2\]"),
     ],
-    ids=range(20),
+    ids=range(21),
 )
 def test_what_is_damaged_is_told_in_one_line(run: Run, damage: Callable[[Path], Any], said: str):
     folder = run(epochs=1).folder

@@ -71,6 +71,8 @@ def split_indices(
     counts = np.bincount(stratify)
     if spare_lonely and (counts == 1).any():  # numbered as if their rows were not there
         counts[counts == 1] = 0
+    if not counts.any():
+        raise UserError(f"{name}={fraction} of {n} rows: each class has 1 row, and none can be held out: take 0 for it")
     _check_shares(counts, n_held, f"{name}={fraction}", class_names)
     classes = np.flatnonzero(counts)
     rng = np.random.RandomState(seed)

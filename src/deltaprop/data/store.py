@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal, Protocol, TypeAlias
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from deltaprop.data.columns import Choices, Column, Numbers, Reader
@@ -97,11 +96,16 @@ class OnDisk:
         return taken
 
     def kept(self, rows: Rows) -> NDArray[np.float32]:
-        """Return some rows as they lie in the file: (row − shift) / unit; a copy."""
-        mapped = np.memmap(self.path, np.float32, "c", shape=(self.count, len(self.shift)))
-        # Not mapped[rows]: while the disk is waited for, and it is here, another thread may run Python.
-        taken: NDArray[np.float32] = torch.index_select(torch.from_numpy(mapped), 0, torch.from_numpy(rows)).numpy()
-        return taken
+        """Return some rows as they lie in the file: (row − shift) / unit; a copy.
+
+        Raises:
+            UserError: If the file is not what it was.
+        """
+        try:  # mapped to be read alone: memory that could be written to would be counted, and refused where it is much
+            mapped = np.memmap(self.path, np.float32, "r", shape=(self.count, len(self.shift)))
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self.path}: the cache was removed or cut short while it was in use: {error}") from error
+        return np.asarray(mapped.take(rows, axis=0))
 
     def expect(self, rows: Rows) -> None:
         """Have the system bring some rows, and what lies about them, to its memory while other things are done."""

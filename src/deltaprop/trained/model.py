@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,9 +142,8 @@ class Model:
     @property
     def classes(self) -> Array:
         """The classes, [C], in the order of probabilities: whole numbers where all are such, else text."""
-        numbers = [int(name) for name in self.class_names if name.lstrip("-").isdecimal()]
-        if [str(number) for number in numbers] == [*self.class_names]:
-            return np.array(numbers, dtype=np.int64)
+        if all(re.fullmatch(r"0|-?[1-9][0-9]{0,17}", name) for name in self.class_names):  # that int64 holds
+            return np.array([int(name) for name in self.class_names], dtype=np.int64)
         return np.array(self.class_names)
 
     @property

@@ -46,18 +46,19 @@ class Feed:
         part: Its rows.
         objective: Makes targets of labels.
         batch_size: Rows a step.
+        sizes: Of a block and of a chunk, in rows, where an epoch goes on that was begun by them; usual ones by default.
     """
 
-    def __init__(self, part: Part, objective: Objective, batch_size: int) -> None:
+    def __init__(self, part: Part, objective: Objective, batch_size: int, sizes: tuple[int, int] | None = None) -> None:
         self.part, self.objective, self.batch_size = part, objective, batch_size
         self.streams = isinstance(part, StreamedSplit)
         if isinstance(part, StreamedSplit):
             row = part.width * torch.finfo(part.dtype).bits // 8
-            self.block = max(1, BLOCK_BYTES // row)
-            self.chunk = max(1, CHUNK_BYTES // row // batch_size) * batch_size
+            usual = max(1, BLOCK_BYTES // row), max(1, CHUNK_BYTES // row // batch_size) * batch_size
+            self.block, self.chunk = usual if sizes is None else sizes
             # Made once: to be given new memory page by page takes as long as to read and encode the rows into it.
             shape = min(self.chunk, len(part)), part.width
-            self._learnt, self._read_into = (torch.empty(shape, dtype=part.dtype) for _ in range(2))
+            self._into, self._other = (torch.empty(shape, dtype=part.dtype) for _ in range(2))
         else:
             self.block = self.chunk = len(part)
             self.x, self.y = part.x, objective.targets(part.y, part.x.dtype)
@@ -128,7 +129,7 @@ class Feed:
         ascending, where = rows.sort()
         order = torch.empty_like(where)
         order[where] = torch.arange(len(where))  # the place of each row in the sorted ones
-        self._learnt, self._read_into = self._read_into, self._learnt
-        x = self.part.inputs(ascending, out=self._learnt)
+        self._into, self._other = self._other, self._into  # the net learns from what was read last
+        x = self.part.inputs(ascending, out=self._into)
         y = self.objective.targets(self.part.y[ascending.to(self.part.y.device)], x.dtype)
         return Chunk(first, x, y, order.to(x.device))

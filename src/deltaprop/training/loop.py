@@ -185,6 +185,13 @@ class Run:
                 f"{self.folder.path}: damaged: its checkpoint has {state['done']} of {self.steps} steps done"
             )
         self.resumes = True
+        if "batch_size" not in changed:  # the order of an epoch hangs on them
+            self.feed = Feed(
+                self.setup.dataset.train,
+                self.setup.objective,
+                self.setup.config.batch_size,
+                (state["block"], state["chunk"]),
+            )
         own = self.setup.model.state_dict()
         with torch.no_grad():
             for name, value in own.items():
@@ -423,6 +430,8 @@ class Run:
             "threads": self.setup.threads,
             "data_sha256": self.setup.dataset.digest,
             "storage": self.setup.storage,
+            "block": self.feed.block,
+            "chunk": self.feed.chunk,
             "device": str(self.setup.device),
             "config": {**config.to_json(), "run_dir": None, "config": None},
             "resolved": {"sizes": self.setup.sizes},

@@ -295,7 +295,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 KINDS: dict[str, Any] = {
     "epoch": int, "done": int, "split_seed": int, "threads": int, "seconds": (int, float), "data_sha256": str,
-    "model_sha256": str, "storage": str,
+    "model_sha256": str, "storage": str, "block": int, "chunk": int,
     "device": str, "overrides": list, "versions": dict, "last": (dict, NoneType), "best": (dict, NoneType),
 }  # fmt: skip
 
@@ -315,7 +315,7 @@ def _check_state(state: Mapping[str, Any], config: TrainConfig, sizes: Any) -> N
         raise ValueError("sizes, epoch or steps")
     if not 1 <= state["threads"] <= 1024 or not 0 <= state["split_seed"] < 2**32:
         raise ValueError("threads or seed")
-    if state["storage"] not in ("memory", "rows", "disk"):
+    if state["storage"] not in ("memory", "rows", "disk") or state["block"] < 1 or state["chunk"] < 1:
         raise ValueError("storage")
     if not all(isinstance(record, dict) for record in state["overrides"]):
         raise TypeError("overrides")

@@ -59,10 +59,13 @@ def load_run(folder: Path, weights: str = "final", data: str | None = None) -> S
         UserError: If the folder holds no run, its files are damaged, or the data are not what they were.
     """
     config, resolved, state = read_run(folder, weights)
+    split_seed = resolved.get("split_seed", config.seed)  # another than the seed where that was overridden later
+    if type(split_seed) is not int or not 0 <= split_seed < 2**32:
+        raise UserError(f"{folder / 'config.json'}: damaged: its split_seed is {split_seed!r:.80}")
     here = {"device": "cpu", "precision": "float32", "threads": "1", "run_dir": None, "data": data or config.data}
     try:
         found = dataclasses.replace(config, **here)  # type: ignore[arg-type]  # of several kinds
-        setup = prepare(found, storage=resolved.get("storage"))
+        setup = prepare(found, split_seed, storage=resolved.get("storage"))
     except UserError as error:
         raise UserError(f"{folder}: its data: {error}" + ("" if data else "; --data says where it lies now")) from error
     if setup.dataset.digest != resolved.get("data_sha256"):
@@ -136,7 +139,7 @@ def _check_beside_checkpoint(
         return
     if model_digest(config, resolved) != checkpoint.state["model_sha256"]:
         raise UserError(
-            f"{folder / 'config.json'}: damaged: columns, scalings, classes, activations or loss are not the run's"
+            f"{folder / 'config.json'}: damaged: columns, scalings, classes, activations, loss or split are another's"
         )
     ended = checkpoint.state["epoch"] > checkpoint.state["config"]["epochs"]
     kind = "model" if weights == "final" else "best"

@@ -99,6 +99,7 @@ class Setup:
                 "data_sha256": self.dataset.digest,
                 **self.preprocessing,
                 "storage": self.storage,
+                "split_seed": self.split_seed,
                 "rows": {part: len(getattr(self.dataset, part)) for part in ("train", "val", "test")},
             },
             "versions": {
@@ -180,7 +181,7 @@ def prepare(
 
 def model_digest(config: TrainConfig, resolved: Mapping[str, Any]) -> str:
     """Return the SHA-256, as hex, of all that a model is besides its weights: the preprocessing, and the net's kind."""
-    names = ("loss", "task", "sizes", "class_names", "class_weights", "image_shape", "columns")
+    names = ("loss", "task", "sizes", "class_names", "class_weights", "image_shape", "columns", "split_seed")
     of_config = [list(config.activations), config.output_activation, config.one_logit, config.missing]
     parts = [*of_config, *(resolved.get(name) for name in (*names, "input_scaling", "target_scaling"))]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
