@@ -332,6 +332,26 @@ def test_a_column_of_names_alone_and_one_without_any(runs: Runs, tmp_path: Path)
             check(exported, to, model, given)
 
 
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [
+        ("mixed", ["label", "probabilities"]),
+        ("numbers", ["label", "probabilities"]),
+        pytest.param("mse", ["label", "scores"], marks=pytest.mark.slow),
+        ("two", ["values"]),
+    ],
+)
+def test_outputs_stand_in_the_order_that_the_docs_and_the_notes_say(
+    runs: Runs, exported_once: Callable[[str, str], Exported], kind: str, names: list[str]
+):
+    """The class first, as skl2onnx has it: whoever asks for all outputs takes them by their place."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    exported = exported_once(kind, "onnx")
+    session = onnxruntime.InferenceSession(exported.content, providers=["CPUExecutionProvider"])
+    assert [output.name for output in session.get_outputs()] == names
+    assert f"outputs: {' and '.join(names)}, " in exported.notes[1]
+
+
 @pytest.mark.parametrize("kind", ["integers", "images"])
 def test_classes_of_whole_numbers_come_out_as_such(
     runs: Runs, exported_once: Callable[[str, str], Exported], kind: str

@@ -153,6 +153,9 @@ def to_onnx(model: Model) -> Exported:
         graph = compose.merge_models(
             graph, _names_graph(model, like), io_map=[("deltaprop.net/place", "deltaprop.place")]
         )
+        label_first = sorted(graph.graph.output, key=lambda output: OUTPUTS.index(output.name))
+        del graph.graph.output[:]
+        graph.graph.output.extend(label_first)
     graph.producer_name, graph.producer_version = "deltaprop", deltaprop.__version__
     onnx.helper.set_model_props(graph, {"deltaprop": json.dumps(_about(model))})
     onnx.checker.check_model(graph)
