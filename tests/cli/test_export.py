@@ -57,6 +57,61 @@ def test_the_file_lies_in_the_run_where_no_other_is_named(runs: Runs, capsys: py
     assert torch.equal(*(dp.load(run).outputs([[1.0, 2.0]]) for run in (folder, runs["numbers"].folder)))
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    """Return every file of a folder."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "copy/model.safetensors",
+        "copy/best.safetensors",
+        "copy/checkpoints/last.safetensors",
+        "copy/checkpoints/mine.safetensors",
+        "copy/Model.safetensors",
+        "other/../copy/model.safetensors",
+        "link/model.safetensors",
+        "link.safetensors",
+    ],
+)
+def test_what_a_run_has_written_is_not_written_over(runs: Runs, capsys: pytest.CaptureFixture[str], name: str):
+    """By whatever name, and though it is not there: a run without a validation part has no best weights."""
+    folder = runs["numbers"].copy(Path("copy"))
+    (folder / "best.safetensors").unlink()
+    Path("other").mkdir()
+    Path("link").symlink_to("copy")
+    Path("link.safetensors").symlink_to("copy/model.safetensors")
+    before = contents(folder)
+    assert main(["export", str(folder), "--to", "state-dict", "--out", name]) == 2
+    assert capsys.readouterr().err == f"error: --out {name}: this is a file of the run itself; name another file\n"
+    assert contents(folder) == before
+
+
+def test_a_former_export_in_the_run_is_written_over(runs: Runs):
+    """Under its own name or another."""
+    folder = runs["numbers"].copy(Path("copy"))
+    for words in ([], ["--out", "copy/mine.safetensors"]):
+        for _ in range(2):
+            assert main(["export", str(folder), "--to", "state-dict", *words]) == 0
+    assert (folder / "mine.safetensors").read_bytes() == (folder / "exported.safetensors").read_bytes()
+
+
+def test_the_data_of_the_run_are_not_written_over(runs: Runs, capsys: pytest.CaptureFixture[str]):
+    run = runs["numbers"]
+    before = Path(run.data).read_bytes()
+    Path("m.pt2").symlink_to(run.data)
+    assert main(["export", str(run.folder), "--to", "torch-export", "--out", "m.pt2"]) == 2
+    assert capsys.readouterr().err == "error: --out m.pt2: this is the data itself; name another file\n"
+    assert Path(run.data).read_bytes() == before
+
+
+def test_a_folder_of_the_name_of_a_built_in_set_is_no_data(runs: Runs):
+    """The run was trained on the digits; its folder may have their name."""
+    folder = runs["digits"].copy(Path("digits"))
+    assert main(["export", str(folder), "--to", "state-dict"]) == 0
+
+
 def test_help_tells_where_the_file_lies(runs: Runs, capsys: pytest.CaptureFixture[str]):
     """By the name that it has there."""
     folder = runs["numbers"].copy(Path("copy"))

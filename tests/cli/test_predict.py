@@ -176,6 +176,20 @@ def test_a_part_of_the_data_is_not_written_over(runs: Runs, capsys: pytest.Captu
     assert Path("parts/p1.parquet").read_bytes() == before
 
 
+@pytest.mark.parametrize("part", ["data", "test"])
+def test_what_the_model_was_trained_and_tested_on_is_not_written_over(
+    runs: Runs, capsys: pytest.CaptureFixture[str], part: str
+):
+    """Though other rows are predicted."""
+    for name in ("data.csv", "test.csv", "t.csv"):
+        write_csv(Path(name), TABLES["numbers"])
+    folder = runs.train(f"parts, {part}", "data.csv", test="test.csv", epochs=1).folder
+    before = Path(f"{part}.csv").read_bytes()
+    assert predict(folder, "t.csv", f"{part}.csv") == 2
+    assert f"--out {part}.csv: this is the data itself; name another file" in capsys.readouterr().err
+    assert Path(f"{part}.csv").read_bytes() == before
+
+
 def test_a_list_cannot_be_kept_in_csv(runs: Runs, capsys: pytest.CaptureFixture[str]):
     parquet.write_table(pa.table({"l": [[1], [2]], "a": [1.0, 2.0], "b": [1.0, 2.0]}), "t.parquet")
     assert predict(runs["numbers"].folder, "t.parquet", "o.csv", "--keep", "l") == 2

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from deltaprop.cli.files import check_file, write_file
+from deltaprop.cli.files import check_apart, check_file, write_file
 from deltaprop.cli.parsing import read_flags
-from deltaprop.cli.runs import RunArgument, named
+from deltaprop.cli.runs import RunArgument, learnt_from, named
 from deltaprop.errors import UserError, unknown_name
 from deltaprop.export import FORMATS, SUFFIX, export
 from deltaprop.trained.model import load
@@ -59,6 +59,7 @@ def main(words: Sequence[str]) -> int:
     check_file("--out", out)
     if out.suffix != SUFFIX[arguments.to]:
         raise UserError(f"--out {out}: a file of {arguments.to} ends in {SUFFIX[arguments.to]}")
+    check_apart("--out", out, run, *learnt_from(model.config))
     found = export(model, arguments.to)
     write_file("--out", out, found.content)
     console = Console(highlight=False)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from deltaprop.errors import UserError
 from deltaprop.training.disk import write_whole
+from deltaprop.training.run_folder import is_own
 
 
 def check_file(flag: str, path: Path | None) -> None:
@@ -37,6 +38,28 @@ def _check(flag: str, path: Path) -> None:
         raise UserError(f"{flag} {path}: there is no folder {folder}")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise UserError(f"{flag} {path}: no permission to write in {folder}")
+
+
+def check_apart(flag: str, out: Path | None, run: Path, *data: str | Path) -> None:
+    """Refuse to write over data, into a folder of data, or over what a run has written.
+
+    Args:
+        flag: That names the file, such as ``"--json"``.
+        out: The file; None where the flag was not given.
+        run: The folder of the run; a file that others have put there, such as a former export, may be written over.
+        data: Files and folders of data; see also :func:`deltaprop.cli.runs.learnt_from`.
+
+    Raises:
+        UserError: If that is what would be done.
+    """
+    if out is None:
+        return
+    there = out.resolve()
+    if is_own(run, there):
+        raise UserError(f"{flag} {out}: this is a file of the run itself; name another file")
+    for source in (Path(name).resolve() for name in data):
+        if there == source or (source.is_dir() and there.parent == source):
+            raise UserError(f"{flag} {out}: this is the data itself; name another file")
 
 
 def write_file(flag: str, path: Path, content: str | bytes) -> None:

@@ -11,9 +11,9 @@ from typing import Any
 from rich.console import Console
 
 from deltaprop.cli.errors import print_warning
-from deltaprop.cli.files import check_file
+from deltaprop.cli.files import check_apart, check_file
 from deltaprop.cli.parsing import read_flags
-from deltaprop.cli.runs import RunArgument, named
+from deltaprop.cli.runs import RunArgument, learnt_from, named
 from deltaprop.data.csv_table import CsvTable
 from deltaprop.errors import UserError
 from deltaprop.trained.answers import FORMATS, STDOUT, answers, check_keep, write
@@ -71,7 +71,8 @@ def main(words: Sequence[str]) -> int:
     delimiter = arguments.delimiter or model.config.delimiter
     source: Any = stdin_table(delimiter) if data == "-" else data
     blocks = model.blocks(source, delimiter=delimiter, progress=bar)
-    check_apart(out, data)
+    if out != STDOUT:
+        check_apart("--out", Path(out), run, *([] if data == "-" else [data]), *learnt_from(model.config))
     check_keep(blocks, arguments.keep)
     try:
         rows = write(at_least_one(answers(model, blocks, arguments.keep), data), out)
@@ -82,17 +83,6 @@ def main(words: Sequence[str]) -> int:
     if out != STDOUT:
         console.print(f"{rows} rows: {out}", markup=False, soft_wrap=True)
     return 0
-
-
-def check_apart(out: str, data: str) -> None:
-    """Refuse to write over the data.
-
-    Raises:
-        UserError: If that is what would be done.
-    """
-    there, source = Path(out).resolve(), Path(data).resolve()
-    if out != STDOUT and data != "-" and (there == source or (source.is_dir() and there.parent == source)):
-        raise UserError(f"--out {out}: this is the data itself; name another file")
 
 
 def at_least_one(batches: Iterator[Any], data: str) -> Iterator[Any]:

@@ -7,7 +7,9 @@ from typing import Annotated, TypeAlias
 
 import tyro
 
+from deltaprop.data import BUILTIN
 from deltaprop.errors import UserError
+from deltaprop.training.config import TrainConfig
 
 RunArgument: TypeAlias = Annotated[tyro.conf.Positional[Path | None], tyro.conf.arg(metavar="RUN")]
 
@@ -21,3 +23,8 @@ def named(run: Path | None) -> Path:
     if run is None:
         raise UserError("which run? name its folder, such as runs/iris-20261125-093000")
     return run
+
+
+def learnt_from(config: TrainConfig) -> list[str]:
+    """Return the files and folders of data that a run was trained and tested on; none for a built-in set."""
+    return [name for name in (config.data, config.test) if name is not None and name not in BUILTIN]

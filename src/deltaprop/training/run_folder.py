@@ -267,6 +267,18 @@ def is_stillborn(path: Path) -> bool:
     return bool(names) and all(name in OWN or "tfevents" in name or TEMPORARY in name for name in names)
 
 
+def is_own(folder: Path, path: Path) -> bool:
+    """Return whether a file is one that a run writes, there or not; what others put into its folder is none.
+
+    Capitals do not count, as on some disks.
+    """
+    try:
+        first = path.resolve().relative_to(folder.resolve()).parts[0].lower()
+    except (ValueError, IndexError):  # elsewhere, or the folder itself
+        return False
+    return first in (*OWN, "model.safetensors") or "tfevents" in first
+
+
 def load_checkpoint(path: Path) -> Checkpoint:
     """Return a checkpoint, once its state is sound and its tensors are those of that net.
 
