@@ -288,6 +288,9 @@ ODD_NAMES = [
     ("place", "net/place", "names/all"),
     ("columns/1", "columns/0/hot", "columns/0/cast"),
     ("values", "scores", "scores_"),
+    ("deltaprop", "deltaprop.encoded", "deltaprop_.encoded"),
+    ("deltaprop.columns/0/hot", "deltaprop.net/x", "deltaprop.net/place"),
+    ("deltaprop.place", "deltaprop.names", "deltaprop.columns/0/flat"),
 ]
 
 
@@ -350,6 +353,17 @@ def test_outputs_stand_in_the_order_that_the_docs_and_the_notes_say(
     session = onnxruntime.InferenceSession(exported.content, providers=["CPUExecutionProvider"])
     assert [output.name for output in session.get_outputs()] == names
     assert f"outputs: {' and '.join(names)}, " in exported.notes[1]
+
+
+def test_text_counts_as_it_stands_in_onnx(runs: Runs, exported_once: Callable[[str, str], Exported]):
+    """The docs say so: reading a file leaves off blanks around a cell, ai.onnx.ml has nothing that does."""
+    model = dp.load(runs["mixed"].folder)
+    rows = {name: {"a": [0.5], "city": [name], "b": [3.0]} for name in ("Rome", " Rome ", "")}
+    found = {
+        name: by_onnxruntime(exported_once("mixed", "onnx"), model, given)["probabilities"]
+        for name, given in rows.items()
+    }
+    assert found[" Rome "].tolist() == found[""].tolist() != found["Rome"].tolist()
 
 
 @pytest.mark.parametrize("kind", ["integers", "images"])

@@ -145,13 +145,14 @@ def to_onnx(model: Model) -> Exported:
     graph = _numeric_graph(model, dtype)
     like = graph
     by_column = model.encoding is not None and bool(model.encoding.categories)
+    inner = _inner(model)
     if by_column:
         graph = compose.merge_models(
-            _columns_graph(model, dtype, like), graph, io_map=[("deltaprop.encoded", "deltaprop.net/x")]
+            _columns_graph(model, dtype, like), graph, io_map=[(f"{inner}.encoded", f"{inner}.net/x")]
         )
     if model.class_names:
         graph = compose.merge_models(
-            graph, _names_graph(model, like), io_map=[("deltaprop.net/place", "deltaprop.place")]
+            graph, _names_graph(model, like), io_map=[(f"{inner}.net/place", f"{inner}.place")]
         )
         label_first = sorted(graph.graph.output, key=lambda output: OUTPUTS.index(output.name))
         del graph.graph.output[:]
@@ -289,26 +290,34 @@ def folded(model: Model) -> dict[str, Tensor]:
 # --- ONNX, piece by piece ---
 
 
+def _inner(model: Model) -> str:
+    """Return what every name within the graph begins with, and no name of a column."""
+    found = "deltaprop"
+    while model.encoding is not None and any(column.name.startswith(found) for column in model.encoding.inputs):
+        found += "_"
+    return found
+
+
 def _numeric_graph(model: Model, dtype: str) -> Any:
     """Return the graph from encoded inputs x to outputs."""
     from onnx import compose
 
     whole = Whole(model, encodes=False).eval()
     width = len(model.input_scaling.mean)
-    outputs = ["deltaprop.net/place", "probabilities" if model.objective.has_probabilities else "scores"]
+    prefix = f"{_inner(model)}.net/"
+    outputs = [f"{prefix}place", "probabilities" if model.objective.has_probabilities else "scores"]
     by_column = model.encoding is not None and bool(model.encoding.categories)
     program = torch.onnx.export(
         whole,
         (torch.zeros(3, width, dtype=torch.float64 if dtype == "float64" else torch.float32),),
         dynamo=True,
         verbose=False,
-        input_names=["deltaprop.net/x" if by_column else "x"],
+        input_names=[f"{prefix}x" if by_column else "x"],
         output_names=outputs if model.class_names else ["values"],
         dynamic_shapes=({0: torch.export.Dim("rows")},),
     )
     assert program is not None
-    # Columns may have any name: those within the net get one that no column has.
-    return compose.add_prefix(program.model_proto, "deltaprop.net/", rename_inputs=False, rename_outputs=False)
+    return compose.add_prefix(program.model_proto, prefix, rename_inputs=False, rename_outputs=False)
 
 
 def _graph(name: str, nodes: list[Any], inputs: list[Any], outputs: list[Any], constants: list[Any], like: Any) -> Any:
@@ -344,7 +353,7 @@ def _columns_graph(model: Model, dtype: str, like: Any) -> Any:
     encoding = model.encoding
     assert encoding is not None
     kind = TensorProto.DOUBLE if dtype == "float64" else TensorProto.FLOAT
-    names = input_names(model)
+    names, inner = input_names(model), _inner(model)
     inputs = [
         helper.make_tensor_value_info(name, kind if c.kind == "numbers" else TensorProto.STRING, ["rows", 1])
         for name, c in zip(names, encoding.inputs, strict=True)
@@ -352,9 +361,7 @@ def _columns_graph(model: Model, dtype: str, like: Any) -> Any:
     parts = [names[at] for at in encoding.numbers]
     nodes, shapes = [], []
     for at in encoding.categories:
-        categories, own = [*encoding.inputs[at].categories], f"deltaprop.columns/{at}"
-        if not categories:  # no training row has one
-            continue
+        categories, own = [*encoding.inputs[at].categories], f"{inner}.columns/{at}"
         nodes += [
             helper.make_node(
                 "OneHotEncoder", [names[at]], [f"{own}/hot"], domain="ai.onnx.ml", cats_strings=categories, zeros=1
@@ -364,8 +371,8 @@ def _columns_graph(model: Model, dtype: str, like: Any) -> Any:
         ]
         shapes.append(helper.make_tensor(f"{own}/shape", TensorProto.INT64, [2], [-1, len(categories)]))
         parts.append(f"{own}/cast")
-    nodes.append(helper.make_node("Concat", parts, ["deltaprop.encoded"], axis=1))
-    out = helper.make_tensor_value_info("deltaprop.encoded", kind, ["rows", len(encoding)])
+    nodes.append(helper.make_node("Concat", parts, [f"{inner}.encoded"], axis=1))
+    out = helper.make_tensor_value_info(f"{inner}.encoded", kind, ["rows", len(encoding)])
     return _graph("columns", nodes, inputs, [out], shapes, like)
 
 
@@ -373,13 +380,13 @@ def _names_graph(model: Model, like: Any) -> Any:
     """Return the graph from the place of a class to its name."""
     from onnx import TensorProto, helper
 
-    classes = model.classes
+    classes, inner = model.classes, _inner(model)
     is_text = classes.dtype.kind != "i"
     kind = TensorProto.STRING if is_text else TensorProto.INT64
     values: Any = [name.encode() for name in model.class_names] if is_text else classes.tolist()
-    names = helper.make_tensor("deltaprop.names", kind, [len(classes)], values)
-    node = helper.make_node("Gather", ["deltaprop.names", "deltaprop.place"], ["label"], axis=0)
-    place = helper.make_tensor_value_info("deltaprop.place", TensorProto.INT64, ["rows"])
+    names = helper.make_tensor(f"{inner}.names", kind, [len(classes)], values)
+    node = helper.make_node("Gather", [f"{inner}.names", f"{inner}.place"], ["label"], axis=0)
+    place = helper.make_tensor_value_info(f"{inner}.place", TensorProto.INT64, ["rows"])
     label = helper.make_tensor_value_info("label", kind, ["rows"])
     return _graph("names", [node], [place], [label], [names], like)
 
