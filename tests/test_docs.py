@@ -15,6 +15,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+TABLES = (ROOT / "docs" / "tables.md").read_text()
 EQUATIONS = (ROOT / "docs" / "equations.md").read_text()
 
 
@@ -150,6 +151,38 @@ def test_the_readmes_examples_of_use_run(number: int, penguins: tuple[Path, dict
     out = capsys.readouterr().out
     for words in re.findall(r"print\(.*\) +# … (.*)", code):
         assert words in out
+
+
+@pytest.fixture(scope="module")
+def exports(penguins: tuple[Path, dict[str, str]]) -> tuple[Path, str]:
+    """Run the commands of docs/tables.md that export the model; return the folder, and what they printed."""
+    from deltaprop.cli import main
+
+    folder, out = penguins[0], io.StringIO()
+    with contextlib.chdir(folder), contextlib.redirect_stdout(out):
+        for line in blocks(TABLES.split("## In other hands")[1], "sh")[0].splitlines():
+            assert main(shlex.split(line)[1:]) == 0, line
+    return folder, out.getvalue()
+
+
+@pytest.mark.parametrize("number", range(3), ids=["onnx", "torch-export", "state-dict"])
+def test_exports_are_used_as_the_docs_say(number: int, exports: tuple[Path, str]):
+    """Each block as it stands, on rows of which 11 have a cell that is missing, beside the model itself."""
+    import deltaprop as dp
+
+    folder, printed = exports
+    code, found = blocks(TABLES.split("## In other hands")[1], "python")[number], {}
+    with contextlib.chdir(folder):
+        exec(compile(code, "docs/tables.md", "exec"), found)
+        model = dp.load("runs/penguins")
+        own, probabilities = model.predict("examples/penguins.csv"), model.predict_proba("examples/penguins.csv")
+    theirs = found["probabilities"]
+    theirs = theirs if number == 0 else theirs.detach().numpy()
+    assert abs(theirs - probabilities).max() < 1e-5  # of float32, in another order of sums
+    assert [*found["label"]] == own.tolist()
+    if number == 2:  # the net of the block is the one that export prints, but for bias=True
+        layers = re.findall(r"nn\.Sequential\((.*)\)  #", code)[0].replace("nn.", "")
+        assert layers in printed.replace("in_features=", "").replace("out_features=", "").replace(", bias=True", "")
 
 
 def test_the_readmes_transcript_is_what_the_command_prints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):

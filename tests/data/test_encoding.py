@@ -205,8 +205,9 @@ def test_an_encoding_survives_json():
     "change",
     [{"targets": ["a"]}, {"inputs": [{"name": "a", "kind": "dates"}]}, {"inputs": 3}, {"targets": [1]},
      {"inputs": [{"name": "c", "kind": "categories", "categories": ["u", "u"]}]},
+     {"inputs": [{"name": "c", "kind": "categories", "categories": []}]},
      {"inputs": [{"name": "a", "kind": "numbers", "fill": math.nan}]}],
-    ids=["a column twice", "a kind", "no list", "a number for a name", "a category twice", "a fill"],
+    ids=["a column twice", "a kind", "no list", "a number for a name", "a category twice", "no category", "a fill"],
 )  # fmt: skip
 def test_a_damaged_encoding_is_refused(change: dict[str, Any]):
     sound = Encoding((Input("a", "numbers"),), ("y",)).to_json()

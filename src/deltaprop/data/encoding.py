@@ -144,6 +144,8 @@ def _input(entry: Mapping[str, Any]) -> Input:
         raise ValueError(f"{name!r:.40} of {kind!r:.40}")
     if not isinstance(names, list) or not all(isinstance(n, str) for n in names) or len({*names}) != len(names):
         raise ValueError(f"the categories of {name!r:.40}")
+    if kind == "categories" and not names:
+        raise ValueError(f"the categories of {name!r:.40}")
     if fill is not None and not (isinstance(fill, int | float) and math.isfinite(fill)):
         raise ValueError(f"the fill of {name!r:.40}")
     return Input(name, kind, tuple(names), None if fill is None else float(fill))
