@@ -23,7 +23,7 @@ from torch import nn
 
 import deltaprop as dp
 from deltaprop import UserError, export, ops
-from deltaprop.export import Exported, Whole
+from deltaprop.export import Exported, Whole, onnx_graph, state_dict
 from tests.trained.conftest import (
     KINDS,
     TABLES,
@@ -431,25 +431,25 @@ def test_wrong_preprocessing_is_caught(runs: Runs, monkeypatch: pytest.MonkeyPat
 
 
 def test_wrong_plain_weights_are_caught(runs: Runs, monkeypatch: pytest.MonkeyPatch):
-    right = export.folded
-    monkeypatch.setattr(export, "folded", lambda model: {k: t * 1.001 for k, t in right(model).items()})
+    right = state_dict.folded
+    monkeypatch.setattr(state_dict, "folded", lambda model: {k: t * 1.001 for k, t in right(model).items()})
     with pytest.raises(UserError, match="--to state-dict: answers differ"):
         export.export(dp.load(runs["numbers"].folder), "state-dict")
 
 
 def test_classes_in_another_order_are_caught(runs: Runs, monkeypatch: pytest.MonkeyPatch):
-    make = export._names_graph
+    make = onnx_graph._names_graph
 
     def wrong(model: dp.Model, like: Any) -> Any:
         return make(dataclasses.replace(model, class_names=model.class_names[::-1]), like)
 
-    monkeypatch.setattr(export, "_names_graph", wrong)
+    monkeypatch.setattr(onnx_graph, "_names_graph", wrong)
     with pytest.raises(UserError, match="--to onnx: answers differ by inf"):
         export.export(dp.load(runs["numbers"].folder), "onnx")
 
 
 def test_categories_in_another_order_are_caught(runs: Runs, monkeypatch: pytest.MonkeyPatch):
-    make = export._columns_graph
+    make = onnx_graph._columns_graph
 
     def wrong(model: dp.Model, dtype: str, like: Any) -> Any:
         assert model.encoding is not None
@@ -458,7 +458,7 @@ def test_categories_in_another_order_are_caught(runs: Runs, monkeypatch: pytest.
             dataclasses.replace(model, encoding=dataclasses.replace(model.encoding, inputs=inputs)), dtype, like
         )
 
-    monkeypatch.setattr(export, "_columns_graph", wrong)
+    monkeypatch.setattr(onnx_graph, "_columns_graph", wrong)
     with pytest.raises(UserError, match="--to onnx: answers differ"):
         export.export(dp.load(runs["mixed"].folder), "onnx")
 
