@@ -22,6 +22,7 @@ from pyarrow import parquet
 import deltaprop as dp
 from deltaprop.cli import main
 from deltaprop.data.csv_table import CsvTable
+from deltaprop.data.streams import wait_until
 from tests.trained.conftest import TABLES, Runs, first, inputs_of, without, write_csv
 
 
@@ -135,6 +136,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], tuple[str, ...], str]] = {
     "the data by another name": (
         lambda: (GOOD(), Path("l.csv").symlink_to("t.csv")), ("--out", "l.csv"), "this is the data itself"
     ),
+    "no row on stdin": (GOOD, ("--data", "-"), "stdin: there is a header, and no row below it"),
     "no rows in an array": (
         lambda: np.save("t.npy", np.empty((0, 2))), ("--data", "t.npy"), "no row"
     ),
@@ -148,6 +150,7 @@ def test_what_is_refused(runs: Runs, capsys: pytest.CaptureFixture[str], monkeyp
     monkeypatch.setattr("deltaprop.data.csv_table.BLOCK_BYTES", 512)
     folder = runs["numbers"].folder
     make()
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"a,b\n")))
     before = {path.name: path.read_bytes() if path.is_file() else None for path in Path().iterdir()}
     assert predict(folder, "t.csv", "o.csv", *words) == 2
     out, err = capsys.readouterr()
@@ -336,6 +339,21 @@ def test_an_error_while_the_pipe_is_still_open(runs: Runs):
         error = process.stderr.read()
     assert error.startswith(b"error: stdin: row 2, column 'b': the cell is empty")
     assert (process.returncode, error.count(b"\n")) == (2, 1)
+
+
+@pytest.mark.parametrize("content", [b"a,b\n", b"a,b", b"a,b\n1,2\n", b"a,b\n1,2\n1\n"], ids=repr)
+def test_the_thread_that_reads_has_let_go_before_the_end(monkeypatch: pytest.MonkeyPatch, content: bytes):
+    """It may do so a moment after the last row; while Python ends it would abort the process."""
+    held: list[bool] = []
+
+    def waited(done: Callable[[], bool]) -> None:
+        wait_until(done)
+        held.append(not done())
+
+    monkeypatch.setattr("deltaprop.data.csv_table.wait_until", waited)
+    with contextlib.suppress(dp.UserError):
+        [*CsvTable.of_stream(Path("stdin"), io.BytesIO(content), "auto").batches()]
+    assert held == [False]
 
 
 # --- memory ---

@@ -75,7 +75,7 @@ def main(words: Sequence[str]) -> int:
         check_apart("--out", Path(out), run, *([] if data == "-" else [data]), *learnt_from(model.config))
     check_keep(blocks, arguments.keep)
     try:
-        rows = write(at_least_one(answers(model, blocks, arguments.keep), data), out)
+        rows = write(at_least_one(answers(model, blocks, arguments.keep), "stdin" if data == "-" else data), out)
     finally:
         bar.stop()
     for line in blocks.warnings:

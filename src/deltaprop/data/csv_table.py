@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from deltaprop.data.streams import HEAD_BYTES, Counted, Replayed, Watched, some
+from deltaprop.data.streams import HEAD_BYTES, Counted, Replayed, Watched, some, wait_until
 from deltaprop.data.table import NUMBER, Batch, counted
 from deltaprop.errors import UserError
 
@@ -103,6 +103,7 @@ class CsvTable:
             quotes = Watched(pyarrow.CompressedInputStream(stream, "gzip") if _is_gz(self.path) else seen_bytes)
             seen, last, names = 0, "", self.names
             gaps = 0  # blank lines of the one column that have come last: cells, unless the file ends with them
+            reader, alone = None, quotes.holders()
             try:
                 reader = arrow_csv.open_csv(
                     pyarrow.PythonFile(quotes, mode="r"),
@@ -130,9 +131,11 @@ class CsvTable:
             finally:
                 if isinstance(raw, Replayed):
                     raw.stop()
-                    with contextlib.suppress(pyarrow.ArrowException, OSError, UnboundLocalError):
-                        for _ in reader:  # until its thread has seen the end
+                    with contextlib.suppress(pyarrow.ArrowException, OSError):
+                        for _ in reader or ():  # until its thread has seen the end
                             pass
+                reader = None
+                wait_until(lambda: quotes.has_all_back() and quotes.holders() <= alone)
             if quotes.ends_within(last):
                 raise UserError(f'{self.path}: row {seen}: a quote (") is opened and never closed: {last[:40]!r}…')
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import os
 import select
+import sys
 import threading
+import time
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
@@ -84,23 +86,41 @@ def _has_row(text: bytes) -> bool:
 
 
 class Watched(io.RawIOBase):
-    """A stream that keeps its end, by which a quote is seen that is never closed, and looks out for what is no text."""
+    """A stream that keeps its end, by which a quote is seen that is never closed, and looks out for what is no text.
+
+    pyarrow reads it in a thread of its own, which lets go of it and of its pieces when it likes. A thread that does so
+    while Python ends would abort the process: :meth:`has_all_back` and :meth:`holders` tell whether it has.
+    """
 
     def __init__(self, stream: Any) -> None:
         self.stream, self.end, self.has_zeros = stream, b"", False
+        self.pieces: list[bytearray] = []  # that were given away and may still be held
+        self._alone = 0  # holders of one that nobody else holds
 
     def readable(self) -> bool:
         """Return True."""
         return True
 
-    def readinto(self, buffer: Any) -> int:
-        """Read into a buffer; return how many bytes."""
-        view = memoryview(buffer)
-        data = self.stream.read(len(view))
-        view[: len(data)] = data
+    def read(self, size: int = -1) -> Any:
+        """Return up to so many bytes, in an object of their own, be there none: how many hold it can be told."""
+        data = self.stream.read(size)
         self.end = (self.end + data)[-HEAD_BYTES:]
         self.has_zeros |= b"\x00" in data
-        return len(data)
+        self.pieces = [self.pieces[at] for at in range(len(self.pieces)) if self._holders(at) > self._alone]
+        self.pieces.append(bytearray(data))
+        self._alone = self._holders(-1)
+        return self.pieces[-1]
+
+    def _holders(self, at: int) -> int:
+        return sys.getrefcount(self.pieces[at])
+
+    def holders(self) -> int:
+        """Return how many hold on to it."""
+        return sys.getrefcount(self)
+
+    def has_all_back(self) -> bool:
+        """Return whether nobody holds a piece of it any more."""
+        return all(self._holders(at) <= self._alone for at in range(len(self.pieces)))
 
     def ends_within(self, cell: str) -> bool:
         """Return whether the stream has ended within quotes, its last cell being this."""
@@ -108,3 +128,15 @@ class Watched(io.RawIOBase):
         if len(quoted) > len(self.end):
             return not self.end.rstrip(b"\r\n").endswith(b'"')
         return self.end.endswith(quoted) and not self.end.rstrip(b"\r\n").endswith(quoted + b'"')
+
+
+def wait_until(done: Callable[[], bool], patience: float = 2.0) -> None:
+    """Wait for what another thread is about to do.
+
+    Args:
+        done: Whether the waiting is over.
+        patience: Seconds, after which it is over in any case.
+    """
+    began = time.monotonic()
+    while not done() and time.monotonic() - began < patience:
+        time.sleep(0.001)
