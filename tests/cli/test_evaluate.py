@@ -183,6 +183,7 @@ def test_a_picture_of_one_row(runs: Runs):
         (["--picture", "o.txt"], "--picture o.txt: the name must end in .png, .svg, .pdf"),
         (["--picture", "none/o.png"], "--picture none/o.png: there is no folder"),
         (["--json", "none/o.json"], "--json none/o.json: there is no folder"),
+        (["--json", "o.csv"], "--json o.csv: the name must end in .json"),
         (["--json", "."], "--json .: this is a folder"),
         (["--data", "none.csv"], "none.csv: there is no such file"),
         (["--data", "digits"], "digits: no such folder"),
@@ -190,7 +191,7 @@ def test_a_picture_of_one_row(runs: Runs):
         (["--delimiter", ";;", "--data", "t.csv"], "--delimiter"),
         (["--daat", "t.csv"], "--daat"),
     ],
-    ids=range(9),
+    ids=range(10),
 )
 def test_what_is_refused(runs: Runs, capsys: pytest.CaptureFixture[str], words: list[str], said: str):
     write_csv(Path("t.csv"), TABLES["numbers"])
@@ -201,6 +202,34 @@ def test_what_is_refused(runs: Runs, capsys: pytest.CaptureFixture[str], words: 
     assert err.count("\n") == 1
     assert said in err
     assert [path.name for path in Path().iterdir()] == ["t.csv"]
+
+
+@pytest.mark.parametrize("name", ["config.json", "l.json", "t.json", "test.json", "events.json"])
+def test_nothing_of_a_run_nor_its_data_is_written_over(runs: Runs, capsys: pytest.CaptureFixture[str], name: str):
+    """By its name or by a link; data may have any name, a folder of parts too."""
+
+    def named(saved: dict[str, Any]) -> None:
+        saved["data"], saved["test"] = str(Path("t.json").resolve()), str(Path("test.json").resolve())
+
+    folder = runs["numbers"].copy(Path("run"), named)
+    Path("t.json").write_text("a,b,y\n")
+    Path("test.json").write_text("a,b,y\n")
+    Path("l.json").symlink_to(folder / "model.safetensors")
+    Path("events.json").symlink_to(next(folder.glob("*tfevents*"), folder / "metrics.jsonl"))
+    write_csv(Path("o.csv"), TABLES["numbers"])
+    path = folder / name if name == "config.json" else Path(name)
+    before = path.read_bytes()
+    assert main(["evaluate", str(folder), "--data", "o.csv", "--json", str(path)]) == 2
+    what = "the data itself" if name in ("t.json", "test.json") else "a file of the run itself"
+    assert f"error: --json {path}: this is {what}; name another file" in capsys.readouterr().err
+    assert path.read_bytes() == before
+
+
+def test_a_file_that_is_written_is_told(runs: Runs, capsys: pytest.CaptureFixture[str]):
+    """Twice: what evaluate has written it may write over."""
+    for _ in range(2):
+        assert main(["evaluate", str(runs["numbers"].folder), "--json", "o.json", "--picture", "o.png"]) == 0
+        assert capsys.readouterr().out.splitlines()[-2:] == ["json o.json", "picture o.png"]
 
 
 def test_data_that_is_gone_or_changed(runs: Runs, capsys: pytest.CaptureFixture[str]):

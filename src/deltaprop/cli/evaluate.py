@@ -14,9 +14,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from deltaprop.cli.errors import print_warning
-from deltaprop.cli.files import check_file, write_file
+from deltaprop.cli.files import check_apart, check_file, is_stream, write_file
 from deltaprop.cli.parsing import read_flags
-from deltaprop.cli.runs import RunArgument, named
+from deltaprop.cli.runs import RunArgument, learnt_from, named
 from deltaprop.errors import UserError
 from deltaprop.trained.judging import Judgement, judge, judged
 from deltaprop.trained.model import Model, load
@@ -42,7 +42,7 @@ class Arguments:
             test part.
         weights: final, or best for those of the lowest validation loss.
         delimiter: Of a CSV; by default that of the training data.
-        json: A file for the figures.
+        json: A file for the figures: .json.
         picture: A file for a picture of them: .png, .svg or .pdf.
     """
 
@@ -66,8 +66,13 @@ def main(words: Sequence[str]) -> int:
     check_file("--picture", arguments.picture)
     if arguments.picture is not None and arguments.picture.suffix.lower() not in FORMATS:
         raise UserError(f"--picture {arguments.picture}: the name must end in {', '.join(FORMATS)}")
+    if arguments.json is not None and not is_stream(arguments.json) and arguments.json.suffix.lower() != ".json":
+        raise UserError(f"--json {arguments.json}: the name must end in .json")
     console = Console(highlight=False)
     model = load(run, arguments.weights)
+    data = [] if arguments.data is None else [arguments.data]
+    for flag, file in (("--json", arguments.json), ("--picture", arguments.picture)):
+        check_apart(flag, file, run, *data, *learnt_from(model.config))
     bar = ReadingBar(console)
     try:
         if arguments.data is None:
@@ -81,6 +86,7 @@ def main(words: Sequence[str]) -> int:
     if arguments.json is not None:
         about = {"run": str(run), "weights": arguments.weights, "data": of}
         write_file("--json", arguments.json, json.dumps({**about, **found.to_json()}, indent=2, allow_nan=False) + "\n")
+        console.print(f"json {arguments.json}", markup=False, soft_wrap=True)
     if arguments.picture is not None:
         from deltaprop.trained.picture import drawn  # matplotlib: slow to import
 

@@ -62,6 +62,11 @@ def check_apart(flag: str, out: Path | None, run: Path, *data: str | Path) -> No
             raise UserError(f"{flag} {out}: this is the data itself; name another file")
 
 
+def is_stream(path: Path) -> bool:
+    """Return whether this is a pipe, or the terminal: to be written to, not replaced."""
+    return path.exists() and not path.is_file()
+
+
 def write_file(flag: str, path: Path, content: str | bytes) -> None:
     """Write a file.
 
@@ -70,7 +75,7 @@ def write_file(flag: str, path: Path, content: str | bytes) -> None:
     """
     content = content.encode() if isinstance(content, str) else content
     try:
-        if path.exists() and not path.is_file():  # a pipe, or the terminal: to be written to, not replaced
+        if is_stream(path):
             path.write_bytes(content)
         else:
             write_whole(path.resolve(), content)
