@@ -156,3 +156,11 @@ def test_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert error.startswith("error: ")
+
+
+def test_a_file_of_a_run_is_none(runs: Runs, capsys: pytest.CaptureFixture[str]):
+    folder = runs["numbers"].folder
+    for name in ("model.safetensors", "checkpoints/last.safetensors"):
+        assert main(["info", str(folder / name)]) == 2
+        said = f"error: {folder / name}: this is a file, not the folder of a run: name its folder, {folder}\n"
+        assert capsys.readouterr().err == said

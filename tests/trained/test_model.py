@@ -598,3 +598,9 @@ def test_answers_do_not_follow_the_callers_thread_count_or_grad_mode(runs: Runs)
     assert not outputs.requires_grad
     assert torch.is_grad_enabled()
     assert torch.equal(torch.random.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("cell", [1.0, "x", np.float32(1), torch.tensor(1.0)], ids=repr)
+def test_a_dict_of_one_row_needs_lists(runs: Runs, cell: Any):
+    with pytest.raises(dp.UserError, match=r"column 'a' is .*: give a list for each column"):
+        dp.load(runs["numbers"].folder).predict({"a": cell, "b": cell})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import tyro
@@ -42,6 +42,25 @@ def read_flags(
         raise UserError(one_line(said.getvalue())) from None
 
 
+def _one_of(found: re.Match[str]) -> str:
+    *names, last = re.findall(r"'([^']*)'", found[3])
+    return f"{found[2]} must be {', '.join(names)} or {last}, got {found[1]!r}"
+
+
+# What the parser says, and how this project says it.
+SAID: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
+    (r"(--\S+): invalid literal for int\(\) with base 10: (.*)", r"\1 must be a whole number, got \2"),
+    (r"(--\S+): could not convert string to float: (.*)", r"\1 must be a number, got \2"),
+    (r"(--\S+): no type matching FLOAT\|\{auto\} could be instantiated from \['(.*?)'\].*",
+     r"\1 must be auto or a number, got '\2'"),
+    (r"(--\S+): no type matching (?:\{None\}\|)?(.*?) could be instantiated from \['(.*?)'\].*",
+     r"\1 must be \2, got '\3'"),
+    (r"(--\S+): Could not find valid parse for arguments: \[(.*)\]", r"\1 cannot be \2"),
+    (r"[Ii]nvalid choice '(.*?)' for argument '(--\S+?)'\. Expected one of \((.*)\)", _one_of),
+    (r"[Mm]issing value for argument '(--\S+?)'.*", r"\1 needs a value"),
+)  # fmt: skip
+
+
 def one_line(box: str) -> str:
     """Return what the parser said in a framed box of several lines, as one line.
 
@@ -70,9 +89,12 @@ def one_line(box: str) -> str:
         .removesuffix(".")
     )
     text = text.removeprefix("Error parsing ")
-    text = re.sub(
-        r"no type matching (?:\{None\}\|)?(.*?) could be instantiated from \['(.*?)'\].*", r"must be \1, got \2", text
-    )
+    for pattern, ours in SAID:
+        text = re.sub(pattern, ours, text)
     near = [re.search(r"--[\w-]+", section) for section in sections[1:] if "Perhaps you meant" in section]
     hint = f": perhaps you meant {near[0][0]}" if near and near[0] else ""
+    if text.lower().startswith("unrecognized options: "):
+        words = text.split(": ", 1)[1].split(", ")
+        unknown = [word for word in words if word.startswith("-")] or words  # not what stands behind them
+        return f"unrecognized options: {', '.join(unknown)}{hint}"
     return (text if text.startswith("-") else text[0].lower() + text[1:]) + hint

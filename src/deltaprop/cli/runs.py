@@ -18,10 +18,14 @@ def named(run: Path | None) -> Path:
     """Return the run that was named.
 
     Raises:
-        UserError: If none was.
+        UserError: If none was, or a file.
     """
     if run is None:
         raise UserError("which run? name its folder, such as runs/iris-20261125-093000")
+    if run.is_file():
+        inside = run.parent.parent if run.parent.name == "checkpoints" else run.parent
+        hint = f": name its folder, {inside}" if (inside / "config.json").is_file() else ""
+        raise UserError(f"{run}: this is a file, not the folder of a run{hint}")
     return run
 
 

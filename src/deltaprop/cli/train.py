@@ -75,7 +75,7 @@ def parse_flags(arguments: Sequence[str]) -> tuple[TrainConfig, Flags]:
     try:
         found = finder.parse_known_args(words)[0]
     except argparse.ArgumentError as error:
-        raise UserError(f"{error.argument_name}: {error.message}") from error
+        raise UserError(f"{str(error.argument_name).split('/')[0]} needs a value") from error
     file: Path | None = found.config
     asks_for_help = any(word in ("-h", "--help") for word in words)
     path = None if found.resume is None or asks_for_help else run_to_resume(found.resume, found.run_dir)

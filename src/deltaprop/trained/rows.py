@@ -199,6 +199,9 @@ def blocks_of(
 
 def _in_memory(data: Any) -> Table:
     if isinstance(data, Mapping):
+        for name, values in data.items():
+            if isinstance(values, str | bytes) or np.isscalar(values) or getattr(values, "ndim", 1) == 0:
+                raise UserError(f"the table: column {name!r} is {values!r:.40}: give a list for each column")
         data = {name: _plain_column(values) for name, values in data.items()}
     return as_table(data)
 
