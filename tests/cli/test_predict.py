@@ -193,6 +193,27 @@ def test_what_the_model_was_trained_and_tested_on_is_not_written_over(
     assert Path(f"{part}.csv").read_bytes() == before
 
 
+def test_kept_numbers_are_numbers_in_parquet_and_stand_as_they_are_in_csv(runs: Runs):
+    """a and b are inputs, y is a class that is a whole number; of n the model knows nothing."""
+    Path("t.csv").write_text("a,b,n,y\n0.10,2,007,-1\n1e0,3,8,NA\n")
+    run, keep = runs["integers"].folder, ("--keep", "a", "b", "n", "y")
+    assert predict(run, "t.csv", "o.parquet", *keep) == 0
+    found = parquet.read_table("o.parquet").select(["a", "b", "n", "y"])
+    assert found.to_pydict() == {"a": [0.1, 1.0], "b": [2.0, 3.0], "n": ["007", "8"], "y": [-1, None]}
+    assert [str(field.type) for field in found.schema] == ["double", "double", "string", "int64"]
+    assert predict(run, "t.csv", "o.csv", *keep) == 0
+    kept = {"a": ["0.10", "1e0"], "b": ["2", "3"], "n": ["007", "8"], "y": ["-1", "NA"]}
+    assert read_csv(Path("o.csv").read_text()).items() >= kept.items()
+
+
+def test_bytes_cannot_be_kept_in_csv(runs: Runs, capsys: pytest.CaptureFixture[str]):
+    parquet.write_table(pa.table({"l": [b"\xff", b"1"], "a": [1.0, 2.0], "b": [1.0, 2.0]}), "t.parquet")
+    assert predict(runs["numbers"].folder, "t.parquet", "o.csv", "--keep", "l") == 2
+    assert "--keep l: the column is of type binary, which a plain table cannot hold" in capsys.readouterr().err
+    assert predict(runs["numbers"].folder, "t.parquet", "o.parquet", "--keep", "l") == 0
+    assert parquet.read_table("o.parquet")["l"].to_pylist() == [b"\xff", b"1"]
+
+
 def test_a_list_cannot_be_kept_in_csv(runs: Runs, capsys: pytest.CaptureFixture[str]):
     parquet.write_table(pa.table({"l": [[1], [2]], "a": [1.0, 2.0], "b": [1.0, 2.0]}), "t.parquet")
     assert predict(runs["numbers"].folder, "t.parquet", "o.csv", "--keep", "l") == 2
@@ -354,6 +375,31 @@ def test_the_thread_that_reads_has_let_go_before_the_end(monkeypatch: pytest.Mon
     with contextlib.suppress(dp.UserError):
         [*CsvTable.of_stream(Path("stdin"), io.BytesIO(content), "auto").batches()]
     assert held == [False]
+
+
+@pytest.mark.parametrize("stalled", [True, False], ids=["stalled", "busy"])
+def test_sigterm_leaves_nothing_half_written(runs: Runs, stalled: bool):
+    """Exit code 143, be it that pyarrow waits for stdin, or that rows come."""
+    command = [sys.executable, "-m", "deltaprop", "predict", str(runs["numbers"].folder), "--data", "-", "--out", "o.csv"]
+    with subprocess.Popen(command, stdin=-1, stderr=-1) as process:
+        assert process.stdin is not None
+        assert process.stderr is not None
+        process.stdin.write(b"a,b\n1,2\n")
+        process.stdin.flush()
+        began = time.monotonic()
+        while not [*Path().glob(".o.csv*")] and time.monotonic() - began < 60:
+            time.sleep(0.05)
+        time.sleep(0.3)
+        process.terminate()
+        with contextlib.suppress(BrokenPipeError):
+            while not stalled and process.poll() is None and time.monotonic() - began < 90:
+                process.stdin.write(b"1,2\n" * 100)
+                process.stdin.flush()
+        assert process.wait(timeout=60) == 143
+        assert process.stderr.read() == b""
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.close()
+    assert [*Path().iterdir()] == []
 
 
 # --- memory ---

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import sys
+import threading
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from types import FrameType
 
 from deltaprop.errors import UserError
 
@@ -20,9 +24,12 @@ def guarded(command: Callable[[], int], *, debug: bool = False) -> int:
 
     Returns:
         The command's code; 2 for a UserError, 1 for any other failure, 130 for an interrupt.
+
+    Raises:
+        SystemExit: With code 143 after SIGTERM, 129 after SIGHUP: what is left half done is cleared away on the way.
     """
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _orderly():
             if not debug:
                 warnings.showwarning = _warn
             return command()
@@ -36,6 +43,28 @@ def guarded(command: Callable[[], int], *, debug: bool = False) -> int:
         return 1
     except Exception as error:
         return _tell(error, 1, debug)
+
+
+@contextlib.contextmanager
+def _orderly() -> Iterator[None]:
+    """Turn a signal that would end the process at once into an exit, once; those that are ignored stay so."""
+    numbers = {signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}
+    heeded = [n for n in numbers if signal.getsignal(n) == signal.SIG_DFL]
+    if threading.current_thread() is not threading.main_thread():
+        heeded = []
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        for other in heeded:
+            signal.signal(other, signal.SIG_IGN)
+        raise SystemExit(128 + number)
+
+    for number in heeded:
+        signal.signal(number, leave)
+    try:
+        yield
+    finally:
+        for number in heeded:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _warn(message: Warning | str, *_: object, **__: object) -> None:

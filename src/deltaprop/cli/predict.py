@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 import sys
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +21,7 @@ from deltaprop.cli.parsing import read_flags
 from deltaprop.cli.runs import RunArgument, learnt_from, named
 from deltaprop.data.csv_table import CsvTable
 from deltaprop.errors import UserError
-from deltaprop.trained.answers import FORMATS, STDOUT, answers, check_keep, write
+from deltaprop.trained.answers import FORMATS, STDOUT, answers, check_keep, unfinished, write
 from deltaprop.trained.model import load
 from deltaprop.training.console import ReadingBar
 
@@ -36,7 +41,8 @@ class Arguments:
             - for CSV on stdin.
         out: A file that ends in .csv, .csv.gz or .parquet, or - for CSV on stdout.
         weights: final, or best for those of the lowest validation loss.
-        keep: Columns of the data to write before the answers, such as an identifier.
+        keep: Columns of the data to write before the answers, such as an identifier; in Parquet those that are numbers to the model as
+            numbers, others of a CSV as text.
         delimiter: Of a CSV; by default that of the training data.
     """
 
@@ -74,8 +80,10 @@ def main(words: Sequence[str]) -> int:
     if out != STDOUT:
         check_apart("--out", Path(out), run, *([] if data == "-" else [data]), *learnt_from(model.config))
     check_keep(blocks, arguments.keep)
+    found = answers(model, blocks, arguments.keep, as_csv=not out.lower().endswith(".parquet"))
     try:
-        rows = write(at_least_one(answers(model, blocks, arguments.keep), "stdin" if data == "-" else data), out)
+        with ended_by_signals() if data == "-" else contextlib.nullcontext():
+            rows = write(at_least_one(found, "stdin" if data == "-" else data), out)
     finally:
         bar.stop()
     for line in blocks.warnings:
@@ -83,6 +91,37 @@ def main(words: Sequence[str]) -> int:
     if out != STDOUT:
         console.print(f"{rows} rows: {out}", markup=False, soft_wrap=True)
     return 0
+
+
+@contextlib.contextmanager
+def ended_by_signals(patience: float = 1.0) -> Iterator[None]:
+    """See that a signal ends the process while pyarrow waits for stdin, where Python hears of none.
+
+    Args:
+        patience: Seconds, in which Python may hear of it.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    heard, told = os.pipe()
+    os.set_blocking(told, False)
+    before = signal.set_wakeup_fd(told, warn_on_full_buffer=False)
+
+    def listen() -> None:
+        while number := os.read(heard, 1):
+            if number[0] in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
+                time.sleep(patience)
+                for path in [*unfinished]:
+                    path.unlink(missing_ok=True)
+                os._exit(128 + number[0])
+        os.close(heard)
+
+    threading.Thread(target=listen, daemon=True).start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(told)
 
 
 def at_least_one(batches: Iterator[Any], data: str) -> Iterator[Any]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
+from deltaprop.data.columns import Column, Where
 from deltaprop.data.table import Batch
 from deltaprop.errors import UserError
 from deltaprop.trained.model import Model
@@ -19,6 +20,7 @@ from deltaprop.trained.rows import FromTable
 
 FORMATS = (".csv", ".csv.gz", ".parquet")
 STDOUT = "-"
+unfinished: set[Path] = set()  # files that are being written
 
 
 def columns_of(model: Model, outputs: Tensor, *, proba: bool = True) -> dict[str, Any]:
@@ -40,7 +42,9 @@ def columns_of(model: Model, outputs: Tensor, *, proba: bool = True) -> dict[str
     return {name: values[:, at] for at, name in enumerate(names)}
 
 
-def answers(model: Model, blocks: Any, keep: Sequence[str] = (), *, proba: bool = True) -> Iterator[Batch]:
+def answers(
+    model: Model, blocks: Any, keep: Sequence[str] = (), *, proba: bool = True, as_csv: bool = True
+) -> Iterator[Batch]:
     """Give the answers, block by block, each a pyarrow.RecordBatch, in the order of the rows.
 
     Args:
@@ -48,25 +52,52 @@ def answers(model: Model, blocks: Any, keep: Sequence[str] = (), *, proba: bool 
         blocks: The rows, of :meth:`Model.blocks`.
         keep: Columns of the data to stand before the answers.
         proba: Whether probabilities are wanted.
+        as_csv: Whether they will be text; if not, text that is a number to the model is made one.
 
     Raises:
         UserError: If a cell does not fit.
     """
     import pyarrow
 
+    first = 1
+    known = {} if as_csv or not isinstance(blocks, FromTable) else numbers_of(model)
     kinds: dict[str, Any] = {}  # of the columns that are kept, as the first block has them
     for block in blocks.blocks():
         columns: dict[str, Any] = {}
         for name in keep:
             column = block.batch.column(name)
-            if pyarrow.types.is_nested(column.type):
+            if pyarrow.types.is_nested(column.type) or (as_csv and is_binary(column.type)):
                 raise UserError(f"--keep {name}: the column is of type {column.type}, which a plain table cannot hold")
+            kind = column.type
+            if name in known and pyarrow.types.is_string(kind):
+                kind = known[name]
+                values = Column(name, "numbers", forced=True).read(column, Where(blocks.table, first, advises=False))
+                column = pyarrow.array(values, from_pandas=True)
             try:
-                columns[name] = column.cast(kinds.setdefault(name, column.type))
+                columns[name] = column.cast(kinds.setdefault(name, kind))
             except pyarrow.ArrowInvalid as error:
                 raise UserError(f"--keep {name}: {error}") from error
+        first += len(block.x)
         columns |= columns_of(model, model.feed(block.x).cpu(), proba=proba)
         yield pyarrow.RecordBatch.from_pydict(columns)
+
+
+def is_binary(kind: Any) -> bool:
+    """Return whether a type of Arrow is of bytes, which are no text."""
+    return "binary" in str(kind)
+
+
+def numbers_of(model: Model) -> dict[str, Any]:
+    """Return the columns that are numbers to a model, inputs and targets, each with its type of Arrow."""
+    import pyarrow
+
+    if model.encoding is None:
+        return {}
+    found = {column.name: pyarrow.float64() for column in model.encoding.inputs if column.kind == "numbers"}
+    if not model.class_names or model.classes.dtype.kind == "i":
+        kind = pyarrow.int64() if model.class_names else pyarrow.float64()
+        found |= dict.fromkeys(model.target_names, kind)
+    return found
 
 
 def check_keep(blocks: Any, keep: Sequence[str]) -> None:
@@ -102,6 +133,7 @@ def write(batches: Iterator[Batch], out: str) -> int:
         return _write_csv(batches, sys.stdout.buffer)
     path = Path(out).resolve()  # through a link, to what it stands for
     temporary = path.parent / f".{path.name}.tmp-{secrets.token_hex(4)}"
+    unfinished.add(temporary)
     try:
         if path.suffix.lower() == ".parquet":
             rows = _write_parquet(batches, temporary)
@@ -114,6 +146,7 @@ def write(batches: Iterator[Batch], out: str) -> int:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+        unfinished.discard(temporary)
     return rows
 
 
