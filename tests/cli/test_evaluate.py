@@ -88,8 +88,8 @@ def test_numbers_on_the_terminal(runs: Runs, capsys: pytest.CaptureFixture[str])
     found = judge(dp.load(run.folder), run.data)
     assert main(["evaluate", str(run.folder), "--data", run.data]) == 0
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
-    for name in ("rmse", "mae", "r2"):
-        assert f"{name} {found.figures[name]:.4g}" in lines
+    assert f"r2 {found.figures['r2']:.4g}" in lines
+    assert not any(line.startswith(("rmse", "mae")) for line in lines)  # of u and v together: in which unit?
     v = found.by_class["v"]
     assert f"v {v['rmse']:.4g} {v['mae']:.4g} {v['r2']:.4g}" in lines
 
@@ -129,6 +129,38 @@ def test_rows_left_out_and_names_not_seen_are_told(runs: Runs, capsys: pytest.Ca
     assert f"rows      {300 - gaps}, {gaps} more left out for something missing in them" in capsys.readouterr().out
 
 
+def test_rows_left_out_of_the_own_test_part_are_told_where_that_is_known(runs: Runs):
+    """Of a table to test on it is; of a part that was taken after they were left out it is not."""
+    gaps = sum(cell is None for cell in TABLES["filled"]["a"])
+    path = write_csv(Path("u.csv"), TABLES["filled"]).resolve()
+    apart = runs.train("drops-apart", path, missing="drop", test=str(path))
+    found = figures(apart.folder)
+    assert (found["rows"], found["rows_left_out"]) == (300 - gaps, gaps)
+    assert figures(runs.train("drops-own", path, missing="drop").folder)["rows_left_out"] is None
+    assert figures(runs["numbers"].folder)["rows_left_out"] == 0
+
+
+def test_lines_end_without_blanks_and_names_are_whole_where_there_is_room(
+    runs: Runs, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    """A name with a comma is quoted in a list; a loss that weighs classes is told."""
+    called = {"yes": "Grignolino, old", "no": "Barolo"}
+    columns = {**TABLES["numbers"], "y": [called[name] for name in TABLES["numbers"]["y"]]}
+    run = runs.train("commas", write_csv(Path("t.csv"), columns).resolve(), class_weight="balanced")
+    for width, head in (
+        (80, "true↓ predicted→  Barolo  Grignolino, old"),
+        (40, "true↓ predicted→  Barolo  Grignolino,…"),
+    ):
+        monkeypatch.setenv("COLUMNS", str(width))
+        assert main(["evaluate", str(run.folder)]) == 0
+        assert main(["info", str(run.folder)]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert head in lines
+        assert all(line == line.rstrip() for line in lines)
+        assert any("Barolo, 'Grignolino, old'" in line for line in lines)
+        assert any(line.startswith("loss") and line.endswith("(cross-entropy, balanced)") for line in lines)
+
+
 # --- pictures ---
 
 
@@ -165,6 +197,15 @@ def test_a_picture_shows_the_figures(runs: Runs):
     titles = [axes.get_title() for axes in drawn(two, judged).axes]
     assert titles[0] == f"u: R² {judged.by_class['u']['r2']:.3f}"
     assert titles[3] == f"rmse {judged.by_class['v']['rmse']:.4g}"
+
+
+def test_two_panels_are_level(runs: Runs):
+    run = runs["numbers"]
+    model = dp.load(run.folder)
+    figure = drawn(model, judge(model, run.data))
+    figure.canvas.draw()
+    left, right = (axes.get_window_extent() for axes in figure.axes)
+    assert (left.y0, left.y1) == pytest.approx((right.y0, right.y1))
 
 
 def test_a_picture_of_one_row(runs: Runs):

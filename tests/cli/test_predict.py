@@ -194,7 +194,7 @@ def test_what_the_model_was_trained_and_tested_on_is_not_written_over(
 
 
 def test_kept_numbers_are_numbers_in_parquet_and_stand_as_they_are_in_csv(runs: Runs):
-    """a and b are inputs, y is a class that is a whole number; of n the model knows nothing."""
+    """Inputs are a and b, y is a class that is a whole number; of n the model knows nothing."""
     Path("t.csv").write_text("a,b,n,y\n0.10,2,007,-1\n1e0,3,8,NA\n")
     run, keep = runs["integers"].folder, ("--keep", "a", "b", "n", "y")
     assert predict(run, "t.csv", "o.parquet", *keep) == 0
@@ -380,7 +380,8 @@ def test_the_thread_that_reads_has_let_go_before_the_end(monkeypatch: pytest.Mon
 @pytest.mark.parametrize("stalled", [True, False], ids=["stalled", "busy"])
 def test_sigterm_leaves_nothing_half_written(runs: Runs, stalled: bool):
     """Exit code 143, be it that pyarrow waits for stdin, or that rows come."""
-    command = [sys.executable, "-m", "deltaprop", "predict", str(runs["numbers"].folder), "--data", "-", "--out", "o.csv"]
+    words = [str(runs["numbers"].folder), "--data", "-", "--out", "o.csv"]
+    command = [sys.executable, "-m", "deltaprop", "predict", *words]
     with subprocess.Popen(command, stdin=-1, stderr=-1) as process:
         assert process.stdin is not None
         assert process.stderr is not None

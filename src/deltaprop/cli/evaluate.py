@@ -17,10 +17,11 @@ from deltaprop.cli.errors import print_warning
 from deltaprop.cli.files import check_apart, check_file, is_stream, write_file
 from deltaprop.cli.parsing import read_flags
 from deltaprop.cli.runs import RunArgument, learnt_from, named
+from deltaprop.data.tables import open_table
 from deltaprop.errors import UserError
 from deltaprop.trained.judging import Judgement, judge, judged
 from deltaprop.trained.model import Model, load
-from deltaprop.training.console import ReadingBar
+from deltaprop.training.console import ReadingBar, print_table
 from deltaprop.training.evaluate import evaluate
 from deltaprop.training.saved import load_run
 
@@ -100,11 +101,21 @@ def main(words: Sequence[str]) -> int:
 def _own_test_part(run: Path, weights: str, model: Model) -> Judgement:
     """Return the judgement on the rows that the run has kept for it."""
     setup = load_run(run, weights)
+    table, test = setup.dataset.table, setup.dataset.test
+    dropped: int | None = 0
+    if table is not None and table.dropped:  # of a table of its own it is known how many, else not of which part
+        in_all = None if setup.config.test is None else rows_of(Path(setup.config.test), setup.config.delimiter)
+        dropped = None if in_all is None else in_all - len(test)
     found = evaluate(setup.model, setup.objective, setup.dataset.test, setup.dataset.target_scaling)
     assert found is not None  # the test part always has rows
     y = setup.dataset.test.y
     true = y.numpy() if model.class_names else setup.dataset.target_scaling.invert(y.double()).numpy()
-    return judged(model, found.outputs, true)
+    return judged(model, found.outputs, true, dropped=dropped)
+
+
+def rows_of(path: Path, delimiter: str) -> int:
+    """Return how many rows a table has."""
+    return sum(len(batch) for batch in open_table(path, delimiter).batches())
 
 
 MOST_CLASSES = 12  # in a confusion matrix on the terminal
@@ -116,13 +127,16 @@ def tell(console: Console, model: Model, found: Judgement, of: str) -> None:
         print_warning(line)
     console.print(f"[bold]{escape(of)}[/bold]", soft_wrap=True)
     left_out = f", {found.dropped} more left out for something missing in them" if found.dropped else ""
-    console.print(f"rows      {found.rows}{left_out}")
-    console.print(f"loss      {found.loss:.4g} ({model.objective.name})")
+    console.print(f"rows      {found.rows}{left_out}", soft_wrap=True)
+    balanced = ", balanced" if model.config.class_weight == "balanced" else ""
+    console.print(f"loss      {found.loss:.4g} ({model.objective.name}{balanced})", soft_wrap=True)
     if found.confusion is None:
-        for name, value in found.figures.items():
+        # Of several targets, in units of their own, only what has no unit is told together.
+        told = ("r2",) if found.by_class else tuple(found.figures)
+        for name, value in ((name, found.figures[name]) for name in told):
             console.print(f"{name:<9} {value:.4g}")
         if found.by_class:
-            console.print(_table("target", found.by_class))
+            print_table(console, _table("target", found.by_class))
         return
     right = int(found.confusion.trace())
     console.print(f"accuracy  [bold green]{100 * right / found.rows:.2f} %[/bold green] ({right} of {found.rows})")
@@ -133,10 +147,10 @@ def tell(console: Console, model: Model, found: Judgement, of: str) -> None:
             shown = "-" if math.isnan(value) else f"{100 * value:.2f} %" if percent else f"{value:.4f}"
             console.print(f"{label:<9} {shown}")
     console.print()
-    console.print(_table("class", found.by_class))
+    print_table(console, _table("class", found.by_class))
     if len(model.class_names) <= MOST_CLASSES:
         console.print()
-        console.print(_confusion(model, found))
+        print_table(console, _confusion(model, found, console.width))
 
 
 def _table(kind: str, rows: dict[str, dict[str, float]]) -> Table:
@@ -150,13 +164,24 @@ def _table(kind: str, rows: dict[str, dict[str, float]]) -> Table:
     return table
 
 
-def _confusion(model: Model, found: Judgement) -> Table:
-    """Return the confusion matrix, a column for each class that was predicted, by its number."""
+CORNER = "true↓ predicted→"
+
+
+def _confusion(model: Model, found: Judgement, width: int) -> Table:
+    """Return the confusion matrix, a column for each class that was predicted, its name as whole as there is room."""
     assert found.confusion is not None
+    names, counts = model.class_names, [max(map(len, map(str, column))) for column in found.confusion.T.tolist()]
+    first = max(len(CORNER), *map(len, names))
+
+    def needed(most: int) -> int:
+        return first + sum(2 + max(min(len(name), most), n) for name, n in zip(names, counts, strict=True))
+
+    longest = max(map(len, names))
+    most = next((most for most in range(longest, 8, -1) if needed(most) <= width - 2), min(longest, 8))
     table = Table(box=None, padding=(0, 2, 0, 0))
-    table.add_column("true↓ predicted→", no_wrap=True)
-    for name in model.class_names:
-        table.add_column(escape(name if len(name) <= 8 else f"{name[:7]}…"), justify="right", no_wrap=True)
+    table.add_column(CORNER, no_wrap=True)
+    for name in names:
+        table.add_column(escape(name if len(name) <= most else f"{name[: most - 1]}…"), justify="right", no_wrap=True)
     for at, (name, row) in enumerate(zip(model.class_names, found.confusion.tolist(), strict=True)):
         cells = [
             f"[green]{n}[/]" if at == column and n else f"[red]{n}[/]" if n else "[dim]·[/]"

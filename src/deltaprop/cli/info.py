@@ -16,6 +16,7 @@ from deltaprop.cli.parsing import read_flags
 from deltaprop.cli.runs import RunArgument, named
 from deltaprop.errors import UserError
 from deltaprop.trained.model import load
+from deltaprop.training.console import print_table, quoted
 from deltaprop.training.saved import WEIGHTS, read_config
 
 DESCRIPTION = """Tell what a model was trained on, how, how well, and by which versions.
@@ -60,7 +61,7 @@ def main(words: Sequence[str]) -> int:
     table.add_column(overflow="fold")
     for name, text in rows:
         table.add_row(name, escape(text))
-    console.print(table)
+    print_table(console, table)
     return 0
 
 
@@ -128,7 +129,7 @@ def lines(found: dict[str, Any]) -> list[tuple[str, str]]:
         more = len(found["columns"]["inputs"]) - len(inputs)
         inputs += [f"… and {more} more (--json has all)"] if more else []
         result += [("" if at else "inputs", text) for at, text in enumerate(inputs)]
-        result.append(("target", ", ".join(found["columns"]["targets"])))
+        result.append(("target", _listed(found["columns"]["targets"], len(found["columns"]["targets"]))))
     if found["classes"]:
         result.append(("classes", _listed(found["classes"], 20)))
     layers = zip(found["sizes"], ["", *found["activations"]], strict=True)
@@ -170,4 +171,4 @@ def _figures(line: dict[str, Any]) -> str:
 
 
 def _listed(names: list[str], most: int) -> str:
-    return ", ".join(names[:most]) + (f", … ({len(names)})" if len(names) > most else "")
+    return ", ".join(map(quoted, names[:most])) + (f", … ({len(names)})" if len(names) > most else "")

@@ -41,8 +41,8 @@ class Arguments:
             - for CSV on stdin.
         out: A file that ends in .csv, .csv.gz or .parquet, or - for CSV on stdout.
         weights: final, or best for those of the lowest validation loss.
-        keep: Columns of the data to write before the answers, such as an identifier; in Parquet those that are numbers to the model as
-            numbers, others of a CSV as text.
+        keep: Columns of the data to write before the answers, such as an identifier; from a CSV to Parquet those that
+            are numbers to the model as numbers, others as text.
         delimiter: Of a CSV; by default that of the training data.
     """
 

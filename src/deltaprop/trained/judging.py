@@ -39,7 +39,7 @@ class Judgement:
         true: Labels [N], or numbers [N, k].
         predicted: The same.
         probability: Of the second of two classes, [N]; None where there is none.
-        dropped: Rows left out because something was missing in them.
+        dropped: Rows left out because something was missing in them; None where that is not known.
         warnings: What the user should know.
     """
 
@@ -51,7 +51,7 @@ class Judgement:
     true: Array
     predicted: Array
     probability: Array | None
-    dropped: int = 0
+    dropped: int | None = 0
     warnings: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
@@ -129,14 +129,16 @@ def _of_arrays(model: Model, path: Path) -> FromArrays:
     return found
 
 
-def judged(model: Model, outputs: Tensor, y: Array, *, dropped: int = 0, warnings: Sequence[str] = ()) -> Judgement:
+def judged(
+    model: Model, outputs: Tensor, y: Array, *, dropped: int | None = 0, warnings: Sequence[str] = ()
+) -> Judgement:
     """Return the figures of outputs beside what is true.
 
     Args:
         model: That gave them.
         outputs: [N, n_L].
         y: Labels [N], or numbers [N, k] in their own units.
-        dropped: Rows that were left out.
+        dropped: Rows that were left out; None where that is not known.
         warnings: To go with it.
     """
     if model.class_names:
@@ -144,7 +146,7 @@ def judged(model: Model, outputs: Tensor, y: Array, *, dropped: int = 0, warning
     return _numbers(model, outputs, y, dropped, tuple(warnings))
 
 
-def _classes(model: Model, outputs: Tensor, y: Array, dropped: int, warnings: tuple[str, ...]) -> Judgement:
+def _classes(model: Model, outputs: Tensor, y: Array, dropped: int | None, warnings: tuple[str, ...]) -> Judgement:
     from sklearn import metrics
 
     objective, names = model.objective, model.class_names
@@ -172,7 +174,7 @@ def _classes(model: Model, outputs: Tensor, y: Array, dropped: int, warnings: tu
     return Judgement(len(y), loss, figures, by_class, confusion, y, predicted, probability, dropped, warnings)
 
 
-def _numbers(model: Model, outputs: Tensor, y: Array, dropped: int, warnings: tuple[str, ...]) -> Judgement:
+def _numbers(model: Model, outputs: Tensor, y: Array, dropped: int | None, warnings: tuple[str, ...]) -> Judgement:
     from sklearn import metrics
 
     predicted = model.in_units(outputs).numpy()

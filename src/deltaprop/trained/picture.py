@@ -25,6 +25,7 @@ def drawn(model: Model, found: Judgement) -> Figure:
     right = int(np.trace(found.confusion))
     draw_confusion(left[0], found.confusion, model.class_names, f"{right} of {found.rows} right")
     if two:
+        left[0].set_aspect("auto")  # both fill their height, so that titles and axes are level
         _roc(left[1], model, found)
     return figure
 
@@ -39,7 +40,7 @@ def _roc(axes: Any, model: Model, found: Judgement) -> None:
         title = f"ROC of {model.class_names[1]!r}: area {found.figures['roc_auc']:.4f}"
     else:
         title = "ROC: the rows are of one class alone"
-    axes.set(title=title, xlabel="false positive rate", ylabel="true positive rate", aspect="equal")
+    axes.set(title=title, xlabel="false positive rate", ylabel="true positive rate")
 
 
 def _numbers(model: Model, found: Judgement) -> Figure:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 import time
@@ -20,6 +21,21 @@ from deltaprop.data import Dataset, Encoding
 from deltaprop.training.devices import describe_device
 from deltaprop.training.reporter import Result
 from deltaprop.training.setup import Setup
+
+
+def print_table(console: Console, table: Table) -> None:
+    """Print a table without blanks at the ends of its lines."""
+    with console.capture() as shown:
+        console.print(table)
+    for line in shown.get().splitlines():
+        ending = re.search(r"(?:[ ]|\x1b\[[0-9;]*m)*$", line)
+        assert ending is not None  # it matches nothing, if need be
+        console.file.write(f"{line[: ending.start()]}{ending[0].replace(' ', '')}\n")
+
+
+def quoted(name: str) -> str:
+    """Return a name as it stands in a list: in quotes where it holds a comma."""
+    return repr(name) if "," in name else name
 
 
 class ReadingBar:
@@ -143,7 +159,7 @@ class ConsoleReporter:
         table.add_column(overflow="fold")
         for row in rows:
             table.add_row(*row)
-        self.console.print(table)
+        print_table(self.console, table)
 
     def resumed(self, path: Path, epoch: int, done: int) -> None:
         """Say where it goes on."""
@@ -221,7 +237,7 @@ def _understood(dataset: Dataset) -> list[str]:
     if dataset.table is None:
         return []
     facts = dataset.table
-    targets = ", ".join(facts.encoding.targets)
+    targets = ", ".join(map(quoted, facts.encoding.targets))
     if dataset.task == "classification":
         parts = [
             torch.bincount(part.y, minlength=len(dataset.class_names))
@@ -229,16 +245,18 @@ def _understood(dataset: Dataset) -> list[str]:
         ]
         counts = torch.stack(parts).sum(0)
         shares = [
-            f"{name} {100 * n / int(counts.sum()):.3g} %"
+            f"{quoted(name)} {100 * n / int(counts.sum()):.3g} %"
             for name, n in zip(dataset.class_names, counts.tolist(), strict=True)
         ]
         lines = [f"target {targets}: {_count(len(shares), 'class')}: {_listed(shares)}"]
     else:
         mean, scale = dataset.target_scaling.mean.tolist(), dataset.target_scaling.scale.tolist()
-        of = [f"{name}: {m:.4g} ± {s:.4g}" for name, m, s in zip(facts.encoding.targets, mean, scale, strict=True)]
+        of = [
+            f"{quoted(name)}: {m:.4g} ± {s:.4g}" for name, m, s in zip(facts.encoding.targets, mean, scale, strict=True)
+        ]
         lines = [f"target {_listed(of)} (mean ± deviation)"]
     if facts.left_out:
-        lines.append(f"{_count(len(facts.left_out), 'column')} left out: {_listed(facts.left_out)}")
+        lines.append(f"{_count(len(facts.left_out), 'column')} left out: {_listed([*map(quoted, facts.left_out)])}")
     if facts.dropped:
         lines.append(f"{_count(facts.dropped, 'row')} left out for something missing in them")
     if facts.gaps:
