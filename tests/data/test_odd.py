@@ -47,7 +47,7 @@ LINES = [
     table("blanks around cells and names", " a , b , y \n" + ROWS.replace(",", "  , "), SHARES),
     table("blanks around names, numbers last", "y, a, b\n" + "no, 1, 0.5\nyes, 2, 5\n" * 20, TWO, "--target", "y"),
     table("quotes around everything", GOOD.replace(",", '","').replace("\n", '"\n"')[:-1].join(['"', ""]), TWO),
-    table("a comma in a name", '"a,b",c,y\n' + ROWS, r"1 column left out: a,b\n", "--drop", "a,b"),
+    table("a comma in a name", '"a,b",c,y\n' + ROWS, r"1 column left out: 'a,b'\n", "--drop", "a,b"),
     table("a line break in a name", '"a\nb",c,y\n' + ROWS, TWO),
     table("a line break in a cell", NAMED.replace(",p,", ',"p\np",'), ONE_AND.format(3)),
     table("a quote in a cell", NAMED.replace(",p,", ',"5"" pipe",'), ONE_AND.format(3)),
