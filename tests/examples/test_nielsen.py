@@ -1,0 +1,155 @@
+"""The book's figures, image by image: the first of them in every run of the tests, all of them with ``-m slow``."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import deltaprop as dp
+from examples.nielsen import __main__ as command
+from examples.nielsen import published, replay
+from examples.nielsen.draws import SEED, Draws
+from tests.data.conftest import MNIST, encode_idx
+
+main = command.main
+
+
+@pytest.fixture
+def mnist() -> str:
+    """The folder of the four MNIST files, where it is there."""
+    if not MNIST.is_dir():
+        pytest.skip("needs the MNIST files in ../shared/data/mnist")
+    return str(MNIST)
+
+
+# --- the replay ---
+
+
+@pytest.mark.parametrize("engine", ["explicit", "autograd"])
+def test_the_first_epochs_of_overfitting_are_the_books(engine: str, mnist: str, capsys: pytest.CaptureFixture[str]):
+    """Of 10 000 test images and 1000 training images as many right, and both costs to 1e-9."""
+    assert main(["overfitting", "--data", mnist, "--engine", engine, "--first", "20"]) == 0
+    out = capsys.readouterr().out
+    assert "test right: 20 of 20 the same, at most 0 off" in out
+    assert "training right: 20 of 20 the same, at most 0 off" in out
+
+
+def test_the_first_epochs_with_weight_decay_are_the_books(mnist: str, capsys: pytest.CaptureFixture[str]):
+    """λ 5 on weights alone: 50 000 images, 10 000 to validate."""
+    assert main(["weight-initialization", "--data", mnist, "--first", "2"]) == 0
+    assert "validation right: 2 of 2 the same" in capsys.readouterr().out
+
+
+def test_in_float32_it_strays_a_little(mnist: str):
+    """A cost by less than 1e-5 in 20 epochs; no image yet."""
+    network = replay.Network(torch.float32, "explicit")
+    rows = [
+        row
+        for row, _ in zip(
+            replay.overfitting(replay.mnist(Path(mnist), torch.float32), network), range(20), strict=False
+        )
+    ]
+    offs = dict(command.apart(rows[-1]))
+    assert 0 < abs(offs["training cost"]) < 1e-5
+    assert offs["test right"] == offs["training right"] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("run", "engine", "rows"),
+    [
+        ("overfitting", "explicit", 400),
+        ("overfitting", "autograd", 400),
+        ("weight-initialization", "explicit", 60),
+        ("more-data", "explicit", 9),
+    ],
+)
+def test_every_figure_is_the_books(run: str, engine: str, rows: int, mnist: str, capsys: pytest.CaptureFixture[str]):
+    assert main([run, "--data", mnist, "--engine", engine]) == 0
+    assert f"right: {rows} of {rows} the same, at most 0 off" in capsys.readouterr().out
+
+
+# --- the draws ---
+
+
+def test_a_shuffle_is_that_of_python_2():
+    """From the end: place i changes with place ⌊(i + 1) u⌋, one u of the generator each."""
+    rows, generator = [*"abcdef"], random.Random(SEED)
+    Draws().shuffle(rows)  # type: ignore[arg-type]
+    expected = [*"abcdef"]
+    for place, u in zip((5, 4, 3, 2, 1), [generator.random() for _ in range(5)], strict=True):
+        other = int((place + 1) * u)
+        expected[place], expected[other] = expected[other], expected[place]
+    assert rows == expected != [*"abcdef"]
+
+
+@pytest.mark.parametrize(("draw", "divisor"), [("default", np.sqrt), ("large", np.ones_like)])
+def test_biases_are_drawn_before_weights(draw: str, divisor: Callable[..., float]):
+    model, numbers = dp.MLP([3, 4, 2], "sigmoid", dtype=torch.float64), np.random.RandomState(SEED)
+    getattr(Draws(), draw)(model)
+    biases = [numbers.randn(4, 1)[:, 0], numbers.randn(2, 1)[:, 0]]
+    weights = [numbers.randn(4, 3) / divisor(3.0), numbers.randn(2, 4) / divisor(4.0)]
+    for layer, weight, bias in zip((model[0], model[2]), weights, biases, strict=True):
+        np.testing.assert_array_equal(layer.weight.detach().numpy(), weight)
+        np.testing.assert_array_equal(layer.bias.detach().numpy(), bias)
+
+
+# --- what is published, and what is told ---
+
+
+def test_the_published_figures_are_all_there():
+    """400 epochs, 30 and 30, nine sizes; the last line of each."""
+    rows = published.overfitting()
+    assert len(rows) == 400
+    assert rows[-1] == {
+        "test cost": 1.7731493757222807, "test right": 8223,
+        "training cost": 0.0042016444290295845, "training right": 1000,
+    }  # fmt: skip
+    assert (len(published.DEFAULT_WEIGHTS), published.DEFAULT_WEIGHTS[-1]) == (30, 9650)
+    assert (len(published.LARGE_WEIGHTS), published.LARGE_WEIGHTS[-1]) == (30, 9637)
+    assert (len(published.MORE_DATA), published.MORE_DATA[50_000]) == (9, 9597)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "told"),
+    [
+        ("test right", lambda value: value + 1, "test right: 1 of 2 the same, at most 1 off (bound 0)"),
+        ("training cost", lambda value: value * (1 + 1e-8), "training cost: at most 1e-08 off, relative (bound 1e-09)"),
+    ],
+)
+def test_a_figure_beyond_the_bound_is_told(
+    name: str, change: Callable[[float], float], told: str, mnist: str,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+):  # fmt: skip
+    """The second row's; exit code 1."""
+    rows = published.overfitting()
+    rows[1] = {**rows[1], name: change(rows[1][name])}
+    monkeypatch.setattr(published, "overfitting", lambda: rows)
+    assert main(["overfitting", "--data", mnist, "--first", "2"]) == 1
+    out = capsys.readouterr().out
+    assert told in out
+    assert "beyond the bound: 1 of 2, first at 2" in out
+
+
+def test_no_number_is_beyond_the_bound():
+    row = replay.Row("1", {"test cost": float("nan")}, {"test cost": 1.0})
+    assert not command.within(row, command.BOUNDS["float32"])
+
+
+def test_a_folder_of_other_images_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "train-images-idx3-ubyte").write_bytes(encode_idx(np.zeros((60, 2, 2), dtype=np.uint8)))
+    (tmp_path / "train-labels-idx1-ubyte").write_bytes(encode_idx((np.arange(60) % 10).astype(np.uint8)))
+    assert main(["overfitting", "--data", str(tmp_path)]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert f"{tmp_path}: this is not MNIST" in err
+
+
+def test_a_folder_that_is_not_there_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["overfitting", "--data", str(tmp_path / "none")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
