@@ -17,11 +17,12 @@ import numpy as np
 import pytest
 import torch
 
+from deltaprop import UserError
 from deltaprop.cli import main
-from deltaprop.data import StreamedSplit, csv_table
+from deltaprop.data import Split, StreamedSplit, csv_table
 from deltaprop.data.store import InMemory
 from deltaprop.training import TrainConfig, feeding, train
-from deltaprop.training.console import ConsoleReporter
+from deltaprop.training.console import ConsoleReporter, describe
 from deltaprop.training.evaluate import evaluate
 from deltaprop.training.feeding import BLOCK_BYTES, CHUNK_BYTES, Feed
 from deltaprop.training.objective import choose_objective
@@ -270,6 +271,83 @@ def test_an_order_is_drawn_without_a_copy_of_it_for_each_block(monkeypatch: pyte
 def _address_space() -> int:
     with open("/proc/self/status") as file:
         return next(int(line.split()[1]) for line in file if line.startswith("VmSize:")) << 10
+
+
+# --- pictures that are deformed ---
+
+
+class Marked:
+    """Adds to each picture a number of its own generator: what is given can be told from what it was made of."""
+
+    def __call__(self, x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        return x + torch.rand((), generator=generator)
+
+
+def deformed(rows: int = 100) -> Feed:
+    """Return a feed of pictures [i, i]: labels are i modulo 2; in chunks of 24 rows, 3 steps."""
+    own = torch.arange(rows)
+    part = Split(x=torch.stack([own, own], dim=1).double(), y=own % 2)
+    objective = choose_objective("auto", "classification", 2, "none")
+    return Feed(part, objective, BATCH, (rows, 3 * BATCH), Marked())  # type: ignore[arg-type]
+
+
+def test_each_picture_keeps_its_label_and_its_place():
+    of = deformed()
+    order = drawn(of)
+    found = batches(of, order)
+    assert [number for number, _, _ in found] == [*range(13)]
+    for (_, x, y), rows in zip(found, order.split(BATCH), strict=True):
+        torch.testing.assert_close(x[:, 0].floor().long(), rows, rtol=0, atol=0)
+        torch.testing.assert_close(y, rows % 2, rtol=0, atol=0)
+
+
+def test_what_is_left_of_an_epoch_is_deformed_as_it_would_have_been():
+    whole, broken = deformed(), deformed()
+    order = drawn(whole)
+    assert torch.equal(drawn(broken), order)
+    for (_, x, _), (_, same_x, _) in zip(batches(broken, order, 7), batches(whole, order)[6:], strict=True):
+        assert torch.equal(x, same_x)
+
+
+def test_each_epoch_deforms_anew():
+    of, generator = deformed(), torch.Generator().manual_seed(0)
+    marks = []
+    for _ in range(3):
+        found = batches(of, of.draw(generator))
+        marks += [float(x[0, 0] % 1) for _, x, _ in found[::3]]  # of each chunk
+    assert len({*marks}) == 15
+
+
+@pytest.mark.parametrize("stops", [(1,), (100,), (60, 30)], ids=str)
+@pytest.mark.parametrize("engine", ["autograd", "explicit"])
+def test_broken_off_among_deformed_pictures_it_ends_with_the_same_bits(
+    engine: str, stops: tuple[int, ...], tmp_path: Path
+):
+    def config(name: str) -> TrainConfig:
+        return TrainConfig(
+            augment="affine-elastic", engine=engine, epochs=2, hidden=(8,), log_every=0, seed=0,  # type: ignore[arg-type]
+            run_dir=tmp_path / name,
+        )  # fmt: skip
+
+    whole = train(config("whole"))
+    same(broken_off(config("broken"), *stops), whole)
+    plain = train(dataclasses.replace(config("plain"), augment="none"))
+    assert plain.metrics["train_loss"] != whole.metrics["train_loss"]
+
+
+def test_the_header_says_that_pictures_are_deformed(tmp_path: Path):
+    rows = dict.fromkeys(("elastic", "none"), "")
+    for kind in rows:
+        setup = prepare(TrainConfig(augment=kind, run_dir=tmp_path / "run"))  # type: ignore[arg-type]
+        rows[kind] = " ".join(text for _, text in describe(setup))
+    assert "deformed anew in every epoch: elastic" in rows["elastic"]
+    assert "deformed" not in rows["none"]
+
+
+def test_what_is_no_picture_is_not_deformed(tmp_path: Path):
+    with pytest.raises(UserError, match="--augment elastic is for pictures, and moons has none"):
+        train(TrainConfig(data="moons", augment="elastic", run_dir=tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
 
 
 # --- runs ---

@@ -3,6 +3,7 @@
 `load` takes a name, a file or a folder to a `Dataset`; the rest are its parts.
 """
 
+from deltaprop.data.augment import Augment, Deformation
 from deltaprop.data.builtin import BUILTIN
 from deltaprop.data.columns import Choices
 from deltaprop.data.dataset import Dataset, Part, RawData, Split, StreamedSplit
@@ -15,8 +16,10 @@ from deltaprop.data.store import Room
 
 __all__ = [
     "BUILTIN",
+    "Augment",
     "Choices",
     "Dataset",
+    "Deformation",
     "Encoding",
     "Part",
     "RawData",

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from deltaprop import ops
-from deltaprop.data import Choices, Room, Source
+from deltaprop.data import Augment, Choices, Room, Source
 from deltaprop.data.store import default_cache, default_memory
 from deltaprop.errors import UserError, unknown_name
 from deltaprop.initialization import INITS
@@ -138,6 +138,10 @@ class TrainConfig:
 
     pixel_scale: float | None = None
     """Full scale of a pixel; by default that of the data: 255 for byte images, 16 for digits."""
+
+    augment: Augment = "none"
+    """Of pictures, to train on: deform each anew in every epoch: affine (turns and stretches), elastic (pixels pulled
+    about, neighbours alike) or affine-elastic."""
 
     patience: int = 0
     """Stop when the validation loss has not improved for this many epochs; 0 for never."""
@@ -338,6 +342,7 @@ _CHOICES = {
     "task": ("auto", "classification", "regression"),
     "missing": ("refuse", "mean", "drop"),
     "class_weight": ("none", "balanced"),
+    "augment": ("none", "affine", "elastic", "affine-elastic"),
     "scaling": ("auto", "pixel", "standard", "none"),
     "engine": ("autograd", "explicit"),
     "dtype": ("float32", "float64"),

@@ -203,6 +203,7 @@ def describe(setup: Setup) -> list[tuple[str, str]]:
         ("data", f"{dataset.name}: {inputs}" + (f", {kind}" if kind else "")),
         *(("", line) for line in _understood(dataset)),
         ("", f"{len(dataset.train)} rows to train, {len(dataset.val)} to validate, {len(dataset.test)} to test"),
+        *([("", f"to train on, deformed anew in every epoch: {config.augment}")] if setup.deformation else []),
         ("model", " → ".join(layers)),
         ("", f"{sum(counts)} parameters ({' + '.join(map(str, counts))})"),
         ("loss", setup.objective.name),

@@ -4,6 +4,9 @@ Rows on disk cannot be drawn one by one: each would cost a read of its own. So b
 order, enough of them for a chunk are read together, and the rows of a chunk are shuffled. A chunk holds a whole number
 of batches, so that an epoch has the same steps as if it were of one piece. While the net learns from one chunk, the
 next is encoded, and the system reads the one after that.
+
+Pictures that are deformed (``data/augment.py``) come chunk by chunk too: while the net learns from some, others are
+deformed.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from deltaprop.data import Part, StreamedSplit
+from deltaprop.data import Deformation, Part, StreamedSplit
 from deltaprop.training.objective import Objective
 
 CHUNK_BYTES = 1 << 25  # of inputs: two of them are in memory
@@ -47,20 +50,30 @@ class Feed:
         objective: Makes targets of labels.
         batch_size: Rows a step.
         sizes: Of a block and of a chunk, in rows, where an epoch goes on that was begun by them; usual ones by default.
+        deform: What deforms pictures, each time that they are given; None for as they are.
     """
 
-    def __init__(self, part: Part, objective: Objective, batch_size: int, sizes: tuple[int, int] | None = None) -> None:
-        self.part, self.objective, self.batch_size = part, objective, batch_size
-        self.streams = isinstance(part, StreamedSplit)
+    def __init__(
+        self,
+        part: Part,
+        objective: Objective,
+        batch_size: int,
+        sizes: tuple[int, int] | None = None,
+        deform: Deformation | None = None,
+    ) -> None:
+        self.part, self.objective, self.batch_size, self.deform = part, objective, batch_size, deform
+        self.streams, self.seed = isinstance(part, StreamedSplit), 0
+        width, dtype = (part.width, part.dtype) if isinstance(part, StreamedSplit) else (part.x.shape[1], part.x.dtype)
+        row = width * torch.finfo(dtype).bits // 8
+        usual = max(1, BLOCK_BYTES // row), max(1, CHUNK_BYTES // row // batch_size) * batch_size
+        if not self.streams:
+            usual = len(part), len(part) if deform is None else usual[1]
+        self.block, self.chunk = usual if sizes is None else sizes
         if isinstance(part, StreamedSplit):
-            row = part.width * torch.finfo(part.dtype).bits // 8
-            usual = max(1, BLOCK_BYTES // row), max(1, CHUNK_BYTES // row // batch_size) * batch_size
-            self.block, self.chunk = usual if sizes is None else sizes
             # Made once: to be given new memory page by page takes as long as to read and encode the rows into it.
             shape = min(self.chunk, len(part)), part.width
             self._into, self._other = (torch.empty(shape, dtype=part.dtype) for _ in range(2))
         else:
-            self.block = self.chunk = len(part)
             self.x, self.y = part.x, objective.targets(part.y, part.x.dtype)
 
     def __len__(self) -> int:
@@ -75,6 +88,8 @@ class Feed:
     def draw(self, generator: torch.Generator) -> Tensor:
         """Return the order of an epoch: row numbers, on the CPU, the same on every device."""
         rows = len(self)
+        if self.deform is not None:
+            self.seed = int(torch.randint(2**62, (), generator=generator))
         if not self.streams:
             return torch.randperm(rows, generator=generator)
         order = torch.empty(rows, dtype=torch.int64)
@@ -94,7 +109,7 @@ class Feed:
             order: Of the epoch.
             done: Steps of it that are.
         """
-        if not self.streams:
+        if not self.streams and self.deform is None:
             yield Chunk(0, self.x, self.y, order.to(self.x.device))
             return
         steps = self.chunk // self.batch_size
@@ -104,16 +119,31 @@ class Feed:
             return
         self._expect(parts[0])
         with ThreadPoolExecutor(1) as reader:
-            coming: Future[Chunk] = reader.submit(self._read, begin * steps, *parts[:2])
+            make = self._read if self.streams else self._deformed
+            coming: Future[Chunk] = reader.submit(make, begin * steps, *parts[:2])
             for number in range(1, len(parts) + 1):
                 chunk = coming.result()
                 if number < len(parts):
-                    coming = reader.submit(self._read, (begin + number) * steps, *parts[number : number + 2])
+                    coming = reader.submit(make, (begin + number) * steps, *parts[number : number + 2])
                 yield chunk
 
     def _expect(self, rows: Tensor) -> None:
         if isinstance(self.part, StreamedSplit):
             self.part.expect(rows)
+
+    def _deformed(self, first: int, rows: Tensor, *following: Tensor) -> Chunk:
+        """Return a chunk of deformed pictures, by a generator of its own: those of an epoch that goes on are the same.
+
+        Args:
+            first: Its first step.
+            rows: Of the part.
+            following: Those of the next chunk.
+        """
+        assert self.deform is not None
+        rows = rows.to(self.x.device)
+        generator = torch.Generator(self.x.device).manual_seed(self.seed + first)
+        x = self.deform(self.x.index_select(0, rows), generator)
+        return Chunk(first, x, self.y.index_select(0, rows), torch.arange(len(rows), device=x.device))
 
     def _read(self, first: int, rows: Tensor, *following: Tensor) -> Chunk:
         """Return a chunk: its rows in the order of the file, and the order that they are taken in.

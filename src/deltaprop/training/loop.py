@@ -158,7 +158,7 @@ class Run:
         self.optimizer = make_optimizer(setup.model, config)
         made = ENGINES[config.engine]
         self.engine = made(setup.model, setup.objective, self.optimizer, scaling, config.precision)
-        self.feed = Feed(setup.dataset.train, setup.objective, config.batch_size)
+        self.feed = Feed(setup.dataset.train, setup.objective, config.batch_size, deform=setup.deformation)
         self.steps = math.ceil(len(self.feed) / config.batch_size)
         self.generator = torch.Generator().manual_seed(config.seed)
         self.where = Standing(self._nothing(), self.generator.get_state())
@@ -191,6 +191,7 @@ class Run:
                 self.setup.objective,
                 self.setup.config.batch_size,
                 (state["block"], state["chunk"]),
+                self.setup.deformation,
             )
         own = self.setup.model.state_dict()
         with torch.no_grad():

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 import deltaprop
-from deltaprop.data import BUILTIN, Dataset, Scaling, check_source, load
+from deltaprop.data import BUILTIN, Dataset, Deformation, Scaling, check_source, load
 from deltaprop.data.store import Progress, Storage, silent
 from deltaprop.errors import UserError
 from deltaprop.explicit.precision import check_precision
@@ -70,6 +70,14 @@ class Setup:
     def storage(self) -> Storage:
         """How the rows are kept: always in memory where they are no table's."""
         return "memory" if self.dataset.table is None else self.dataset.table.storage
+
+    @property
+    def deformation(self) -> Deformation | None:
+        """What deforms the pictures that are trained on; None for as they are."""
+        shape = self.dataset.image_shape
+        if self.config.augment == "none" or shape is None:
+            return None
+        return Deformation(self.config.augment, shape, self.dataset.input_scaling)
 
     @property
     def preprocessing(self) -> dict[str, Any]:
@@ -160,6 +168,8 @@ def prepare(
         pixel_scale=config.pixel_scale,
         dtype=dtype,
     ).to(device)
+    if config.augment != "none" and dataset.image_shape is None:
+        raise UserError(f"--augment {config.augment} is for pictures, and {dataset.name} has none")
     if config.lr == "auto":
         config = replace(config, lr=usual_lr(config.data, dataset))
     counts = class_weights(config, dataset)
