@@ -1,0 +1,222 @@
+"""What the literature reports of MNIST beside what the recipes give: ``python -m benchmarks.literature FOLDER``.
+
+Each recipe of recipes/ is trained by ``deltaprop train --config`` as it stands, with seeds 0, 1, …, each run in a
+process of its own with one thread. What a run gave is kept beside the others, so that the command may be broken off and
+go on: what is there with the same recipe and version is not trained again. ``--write`` puts table and picture into
+docs/results.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from benchmarks.report import Table, machine, versions
+from deltaprop.data import check_source
+from deltaprop.errors import UserError
+
+ROOT = Path(__file__).parent.parent
+RECIPES, PAGE, PICTURE = ROOT / "recipes", ROOT / "docs" / "results.md", ROOT / "docs" / "pictures" / "results.png"
+LEVELS = (95.0, 97.0, 98.0)  # % of the test images: the seconds to each are told
+
+
+@dataclass(frozen=True)
+class Published:
+    """A figure of the literature.
+
+    Attributes:
+        recipe: Name of the file in recipes/.
+        net: Its layers and its loss.
+        figure: % right.
+        source: Where it is published.
+        part: Of which images: ``"test"`` or ``"val"``.
+    """
+
+    recipe: str
+    net: str
+    figure: float
+    source: str
+    part: str = "test"
+
+
+PUBLISHED = (
+    Published("nielsen-quadratic", "784-30-10, quadratic", 95.42, "Nielsen, chapter 1"),
+    Published("nielsen-quadratic-100", "784-100-10, quadratic", 96.59, "Nielsen, chapter 1"),
+    Published("nielsen-cross-entropy", "784-30-10, cross-entropy", 95.49, "Nielsen, chapter 3"),
+    Published("nielsen-weight-decay", "784-100-10, cross-entropy, λ 5", 98.04, "Nielsen, chapter 3", "val"),
+)
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Train what has not been trained yet, show the table, and with --write put it into the page."""
+    arguments = parse(words)
+    chosen = [found for found in PUBLISHED if not arguments.recipes or found.recipe in arguments.recipes]
+    jobs = [(found, seed) for seed in range(arguments.seeds) for found in chosen]
+    kept = _kept(arguments.results)
+    missing = [job for job in jobs if _key(*job) not in kept]
+    console = Console(highlight=False)
+    with ThreadPoolExecutor(arguments.jobs) as pool, arguments.results.open("a") as file:
+        for (found, seed), run in zip(
+            missing, pool.map(lambda job: _train(*job, arguments.data), missing), strict=True
+        ):
+            kept[_key(found, seed)] = run
+            file.write(json.dumps({"key": _key(found, seed), **run}) + "\n")
+            file.flush()
+            console.print(f"{found.recipe}, seed {seed}: {_right(run, found):.2f} %")
+    runs = {found: [kept[_key(found, seed)] for seed in range(arguments.seeds)] for found in chosen}
+    table = shown(runs)
+    console.print(table.rich())
+    if arguments.write:
+        _write(
+            table,
+            runs,
+            f"python -m benchmarks.literature path/to/mnist --seeds {arguments.seeds} --jobs {arguments.jobs}",
+        )
+    return 0
+
+
+def parse(words: Sequence[str] | None) -> argparse.Namespace:
+    """Return what is asked for; what makes no sense ends the program with one line and exit code 2."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.literature", description=__doc__)
+    parser.add_argument("data", help="folder of MNIST's IDX files")
+    parser.add_argument(
+        "--recipes", nargs="+", choices=[found.recipe for found in PUBLISHED], metavar="NAME", help="some of them"
+    )
+    parser.add_argument("--seeds", type=int, default=5, help="runs of each; 5 by default")
+    parser.add_argument("--jobs", type=int, default=1, help="at a time; 1 by default, which the seconds are true for")
+    parser.add_argument("--results", type=Path, default=ROOT / "runs" / "literature.jsonl", help="where runs are kept")
+    parser.add_argument("--write", action="store_true", help="put table and picture into docs/results.md")
+    arguments = parser.parse_args(words)
+    for name in ("seeds", "jobs"):
+        if getattr(arguments, name) < 1:
+            parser.error(f"--{name} must be at least 1, got {getattr(arguments, name)}")
+    try:
+        check_source(arguments.data)
+    except UserError as error:
+        parser.error(str(error))
+    arguments.results.parent.mkdir(parents=True, exist_ok=True)
+    return arguments
+
+
+# --- the runs ---
+
+
+def _key(found: Published, seed: int) -> str:
+    """Return what a run hangs on: its recipe, its seed."""
+    recipe = (RECIPES / f"{found.recipe}.toml").read_bytes()
+    return f"{found.recipe}-{hashlib.sha256(recipe).hexdigest()[:12]}-{seed}"
+
+
+def _kept(path: Path) -> dict[str, dict[str, Any]]:
+    lines = path.read_text().splitlines() if path.exists() else []
+    return {run["key"]: run for run in map(json.loads, lines)}
+
+
+def _train(found: Published, seed: int, data: str) -> dict[str, Any]:
+    """Train a recipe; return its figures, epoch by epoch."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = Path(folder) / "run"
+        command = [
+            sys.executable, "-m", "deltaprop", "train", "--config", str(RECIPES / f"{found.recipe}.toml"),
+            "--data", data, "--seed", str(seed), "--threads", "1", "--run-dir", str(run),
+        ]  # fmt: skip
+        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        if done.returncode:
+            raise SystemExit(f"{found.recipe}, seed {seed}: {done.stderr.strip()}")
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    names = ("val_accuracy", "test_accuracy", "seconds")
+    return {name: [line[name] for line in lines] for name in names}
+
+
+# --- what is shown ---
+
+
+def _right(run: dict[str, Any], found: Published) -> float:
+    """Return % right after the last epoch."""
+    return 100 * float(run[f"{found.part}_accuracy"][-1])
+
+
+def _seconds(run: dict[str, Any], level: float) -> float | None:
+    """Return the seconds of training to a level of % of the test images; None where it is never there."""
+    gone = 0.0
+    for right, seconds in zip(run["test_accuracy"], run["seconds"], strict=True):
+        gone += seconds
+        if 100 * right >= level:
+            return gone
+    return None
+
+
+def shown(runs: dict[Published, list[dict[str, Any]]]) -> Table:
+    """Return the table."""
+    table = Table(
+        "MNIST: the literature, and the recipes",
+        ["recipe", "net", "published, %", "ours, mean (least to largest), %", "runs",
+         *(f"s to {level:.0f} %" for level in LEVELS), "s in all"],
+    )  # fmt: skip
+    for found, of in runs.items():
+        rights = [_right(run, found) for run in of]
+        part = " (validation)" if found.part == "val" else ""
+        cells = []
+        for level in LEVELS:
+            times = [_seconds(run, level) for run in of]
+            reached = [seconds for seconds in times if seconds is not None]
+            share = "" if len(reached) == len(times) else f" ({len(reached)} of {len(times)})"
+            cells.append(f"{statistics.median(reached):.1f}{share}" if reached else "never")
+        table.rows.append(
+            [found.recipe, found.net, f"{found.figure:.2f}{part}, {found.source}",
+             f"{statistics.mean(rights):.2f} ({min(rights):.2f} to {max(rights):.2f})", str(len(of)), *cells,
+             f"{statistics.median(sum(run['seconds']) for run in of):.1f}"]
+        )  # fmt: skip
+    table.notes.append(
+        "Right after the last epoch, no epoch picked out. Seconds of training alone, median of the runs, one thread."
+    )
+    return table
+
+
+def _write(table: Table, runs: dict[Published, list[dict[str, Any]]], command: str) -> None:
+    """Put the table into the page, between its marks, and draw the curves."""
+    table.notes.append(f"`{command}`: {machine()}, {versions()}.")
+    page = PAGE.read_text(encoding="utf-8")
+    begin, end = "<!-- table -->\n", "<!-- end of table -->\n"
+    head, tail = page.split(begin)[0], page.split(end)[1]
+    PAGE.write_text(f"{head}{begin}\n{table.markdown().strip()}\n\n{end}{tail}", encoding="utf-8")
+    draw(runs, PICTURE)
+
+
+def draw(runs: dict[Published, list[dict[str, Any]]], path: Path) -> None:
+    """Draw the error on the test images over the epochs, the mean of the runs, each recipe a curve."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FixedLocator, NullLocator
+
+    figure = Figure(figsize=(8, 5), dpi=110, layout="constrained")
+    axes = figure.subplots()
+    for number, (found, of) in enumerate(runs.items()):
+        errors = [
+            100 - 100 * statistics.mean(rights) for rights in zip(*(run["test_accuracy"] for run in of), strict=True)
+        ]
+        style = ("-", "--", ":")[number // 10 % 3]
+        axes.semilogy(range(1, len(errors) + 1), errors, style, color=f"C{number % 10}", lw=1.4, label=found.recipe)
+    axes.set(xlabel="epoch", ylabel="test error, %")
+    axes.yaxis.set_major_locator(FixedLocator([0.5, 1, 2, 3, 5, 10, 20, 50]))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.grid(True, color="0.92")
+    axes.legend(fontsize=8, frameon=False, ncols=2)
+    figure.savefig(path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,50 @@
+"""The table of the literature: every recipe is one, and what is told of runs is what they gave."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from benchmarks import literature
+from benchmarks.literature import PUBLISHED, RECIPES, Published, shown
+from deltaprop.training.config import TrainConfig, read_toml
+
+
+def test_every_recipe_is_in_the_table_and_every_row_has_one():
+    assert {path.stem for path in RECIPES.glob("*.toml")} == {found.recipe for found in PUBLISHED}
+
+
+@pytest.mark.parametrize("name", [found.recipe for found in PUBLISHED])
+def test_a_recipe_is_taken_as_it_stands(name: str):
+    """And says in its first line where its figure is published."""
+    path = RECIPES / f"{name}.toml"
+    TrainConfig(**read_toml(path)).validate()
+    assert path.read_text().startswith("# ")
+
+
+def test_the_table_tells_mean_range_and_the_time_to_a_level():
+    """Two runs of three epochs of 2 s: one is at 95 % after 4 s, the other never."""
+    runs: list[dict[str, Any]] = [
+        {"val_accuracy": [0.5] * 3, "test_accuracy": [0.9, 0.95, 0.96], "seconds": [2.0] * 3},
+        {"val_accuracy": [0.5] * 3, "test_accuracy": [0.9, 0.91, 0.92], "seconds": [2.0] * 3},
+    ]
+    (row,) = shown({Published("r", "net", 95.42, "a book"): runs}).rows
+    assert row == ["r", "net", "95.42, a book", "94.00 (92.00 to 96.00)", "2", "4.0 (1 of 2)", "never", "never", "6.0"]
+    (row,) = shown({Published("r", "net", 51.0, "a book", "val"): runs}).rows
+    assert row[2:4] == ["51.00 (validation), a book", "50.00 (50.00 to 50.00)"]
+
+
+def test_what_was_trained_is_not_trained_again(tmp_path: Any, monkeypatch: pytest.MonkeyPatch):
+    trained: list[tuple[str, int]] = []
+
+    def train(found: Published, seed: int, data: str) -> dict[str, Any]:
+        trained.append((found.recipe, seed))
+        return {"val_accuracy": [0.5], "test_accuracy": [0.9], "seconds": [1.0]}
+
+    monkeypatch.setattr(literature, "_train", train)
+    monkeypatch.setattr(literature, "check_source", lambda data: None)
+    words = ["mnist", "--recipes", PUBLISHED[0].recipe, "--results", str(tmp_path / "results.jsonl")]
+    assert literature.main([*words, "--seeds", "2"]) == 0
+    assert literature.main([*words, "--seeds", "3"]) == 0
+    assert trained == [(PUBLISHED[0].recipe, seed) for seed in range(3)]
