@@ -80,11 +80,9 @@ def main(words: Sequence[str] | None = None) -> int:
     table = shown(runs)
     console.print(table.rich())
     if arguments.write:
-        _write(
-            table,
-            runs,
-            f"python -m benchmarks.literature path/to/mnist --seeds {arguments.seeds} --jobs {arguments.jobs}",
-        )
+        some = f" --recipes {' '.join(arguments.recipes)}" if arguments.recipes else ""
+        how = f"path/to/mnist{some} --seeds {arguments.seeds} --jobs {arguments.jobs}"
+        _write(table, runs, f"python -m benchmarks.literature {how}")
     return 0
 
 

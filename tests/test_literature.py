@@ -35,6 +35,24 @@ def test_the_table_tells_mean_range_and_the_time_to_a_level():
     assert row[2:4] == ["51.00 (validation), a book", "50.00 (50.00 to 50.00)"]
 
 
+def test_the_page_keeps_what_stands_about_the_table(tmp_path: Any, monkeypatch: pytest.MonkeyPatch):
+    """And gets table, command and picture in the place of the old ones."""
+    page, picture = tmp_path / "results.md", tmp_path / "results.png"
+    page.write_text("before\n<!-- table -->\nold\n<!-- end of table -->\nafter\n")
+    monkeypatch.setattr(literature, "PAGE", page)
+    monkeypatch.setattr(literature, "PICTURE", picture)
+    run = {"val_accuracy": [0.5] * 2, "test_accuracy": [0.9, 0.96], "seconds": [1.0] * 2}
+    for _ in range(2):
+        runs = {PUBLISHED[0]: [run]}
+        literature._write(shown(runs), runs, "python -m benchmarks.literature path/to/mnist")
+        text = page.read_text()
+        assert text.startswith("before\n<!-- table -->\n")
+        assert text.endswith("<!-- end of table -->\nafter\n")
+        assert "old" not in text
+        assert text.count("| 96.00 (96.00 to 96.00) |") == text.count("`python -m benchmarks.literature") == 1
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
 def test_what_was_trained_is_not_trained_again(tmp_path: Any, monkeypatch: pytest.MonkeyPatch):
     trained: list[tuple[str, int]] = []
 

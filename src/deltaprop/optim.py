@@ -146,7 +146,7 @@ class SGD(Optimizer):
                 param.grad = None
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:  # type: ignore[override]
+    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:  # type: ignore[override]  # its stub has two
         """Update every parameter that has a gradient.
 
         Args:

@@ -6,6 +6,7 @@ import csv
 import gzip
 import io
 import itertools
+import os
 from pathlib import Path
 from typing import Any
 
@@ -202,6 +203,14 @@ def test_cells_are_text_whatever_stands_about_the_names(tmp_path: Path, header: 
     path = tmp_path / "t.csv"
     path.write_text(f"{header}\n01,true,2020-01-01\n1,false,2020-01-02\n", encoding="utf-8")
     assert cells(path) == [["code", "flag", "when"], ["01", "true", "2020-01-01"], ["1", "false", "2020-01-02"]]
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.parquet"])
+def test_a_pipe_is_refused_rather_than_waited_for(tmp_path: Path, name: str):
+    """It is read twice, for the header and for the rows: who writes to it once would have it wait for ever."""
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(UserError, match=f"{name}: a pipe or a device is read once"):
+        open_table(tmp_path / name)
 
 
 @pytest.mark.parametrize("block", [6, 8, 1 << 22])

@@ -12,9 +12,12 @@ import torch
 from torch.testing import assert_close
 
 from deltaprop import UserError
+from deltaprop.cli import main
 from deltaprop.training import Result, TrainConfig
+from deltaprop.training.console import describe
 from deltaprop.training.engines import ENGINES
 from deltaprop.training.objective import Objective, balanced, choose_objective
+from deltaprop.training.saved import load_run
 from deltaprop.training.setup import prepare
 from tests.training.conftest import without_times
 
@@ -184,6 +187,15 @@ def test_a_balanced_batch_pulls_one_logit_as_it_pulls_two(uneven: str, batch_siz
         (weight, _) = setup.model.parameters()
         gradients.append(weight.grad[-1])
     assert_close(*gradients, rtol=1e-12, atol=1e-12)
+
+
+def test_the_header_and_info_say_that_classes_count_alike(run: Run, uneven: str, capsys: pytest.CaptureFixture[str]):
+    for weight in ("balanced", "none"):
+        result = run(data=uneven, class_weight=weight)
+        header = dict(describe(load_run(result.folder)))["loss"]
+        assert main(["info", str(result.folder)]) == 0
+        for said in (header, capsys.readouterr().out):
+            assert ("every class counting alike" in said) == (weight == "balanced")
 
 
 @pytest.mark.parametrize("loss", ["mse", "binary-cross-entropy"])

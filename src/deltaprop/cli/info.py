@@ -137,9 +137,13 @@ def lines(found: dict[str, Any]) -> list[tuple[str, str]]:
     if found["parameters"]:
         result.append(("", f"{found['parameters']} parameters"))
     learnt = f"η {settings['lr']:g}, batch {settings['batch_size']}, momentum {settings['momentum']:g}"
+    learnt += f", pictures deformed: {settings['augment']}" if settings["augment"] != "none" else ""
     learnt += f", weight decay {settings['weight_decay']:g}" if settings["weight_decay"] else ""
     result += [
-        ("loss", str(found["loss"])),
+        (
+            "loss",
+            str(found["loss"]) + (", every class counting alike" if settings["class_weight"] == "balanced" else ""),
+        ),
         ("sgd", f"{learnt}, {settings['lr_schedule']} schedule, seed {settings['seed']}"),
         ("epochs", f"{found['epochs_done']} of {settings['epochs']}"),
     ]

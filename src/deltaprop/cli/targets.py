@@ -52,7 +52,7 @@ def _import_file(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]  # a .py file has a spec, and a loader
     sys.modules.setdefault(path.stem, module)  # dataclasses look their module up
     sys.path.insert(0, str(path.parent.resolve()))  # as `python FILE.py` has it
-    spec.loader.exec_module(module)  # type: ignore[union-attr]
+    spec.loader.exec_module(module)  # type: ignore[union-attr]  # as above
     return module
 
 

@@ -30,6 +30,8 @@ def open_table(path: Path, delimiter: str = "auto", *, least: int = 2) -> Table:
     Raises:
         UserError: If it is not there, cannot be read, or its header is none.
     """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise UserError(f"{path}: a pipe or a device is read once, and a table more often: write it to a file")
     parts = parts_of(path) if path.is_dir() else [path]
     if not parts:
         raise UserError(f"{path}: there is no .parquet file in this folder")

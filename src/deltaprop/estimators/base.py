@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import threading
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar, Self
 
@@ -33,36 +34,36 @@ DENSE = {"dtype": [np.float64, np.float32], "order": "C"}  # X stays in one of t
 _drawing = threading.Lock()  # initial weights come from PyTorch's one global generator, and fits may run in threads
 
 
-class MLPEstimator(Parameters):
+class MLPEstimator(Parameters, ABC):
     """An MLP that is trained as scikit-learn's estimators are; a subclass says what its targets are."""
 
     _output: ClassVar[str]  # what makes of z^L what is told, as ``out_activation_`` names it
     _made_by: dict[str, Any]
     _optimizer: SGD | None
 
+    @abstractmethod
     def _validated(self, X: Any, y: Any, first: bool, classes: Any) -> tuple[NDArray[Any], NDArray[Any]]:
         """Return inputs, and targets as :meth:`_targets` takes them."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _begin_targets(self, y: NDArray[Any]) -> int:
         """Fit what is fitted on targets; return n_L."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _targets(self, y: NDArray[Any]) -> Tensor:
         """Return the targets that the loss takes, on the device."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _loss(self, y: NDArray[Any], all_rows: bool) -> str | Callable[..., Tensor]:
         """Return the loss; ``all_rows`` says whether these targets are all that there will be."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _strata(self, y: NDArray[Any]) -> NDArray[Any] | None:
         """Return the groups to hold rows out of in proportion."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _score(self, outputs: Tensor, targets: Tensor) -> float:
         """Return how good outputs are; the higher the better."""
-        raise NotImplementedError
 
     # --- what a fitted estimator shows ---
 

@@ -194,7 +194,7 @@ class PackedLayer(Layer):
         elif beta == 1:
             target.addmm_(self.a_prev_t, self.delta, alpha=alpha)  # type: ignore[arg-type]  # it was shown
         else:
-            target.addmm_(self.a_prev_t, self.delta, beta=beta, alpha=alpha)  # type: ignore[arg-type]
+            target.addmm_(self.a_prev_t, self.delta, beta=beta, alpha=alpha)  # type: ignore[arg-type]  # so too
 
 
 def _nothing() -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -30,7 +31,7 @@ from deltaprop.ops.cross_entropy import label_weights
 from deltaprop.ops.losses import BinaryCrossEntropy, reduction_scale
 
 
-class Loss:
+class Loss(ABC):
     """C of the batches of a block.
 
     Args:
@@ -80,7 +81,7 @@ class Loss:
             cls.check_options(options, outputs, dtype)
         return targets.to(dtype)
 
-    @classmethod
+    @classmethod  # noqa: B027  # a hook: there may be none
     def check_options(cls, options: dict[str, Any], outputs: int, dtype: torch.dtype) -> None:
         """Refuse options that do not fit the outputs.
 
@@ -88,7 +89,7 @@ class Loss:
             UserError: If one does not.
         """
 
-    @classmethod
+    @classmethod  # noqa: B027  # a hook: any number may be one
     def check_values(cls, options: dict[str, Any], targets: Tensor, outputs: int) -> None:
         """Refuse what no number of its kind may be; it waits for the device, so not at every step.
 
@@ -109,14 +110,15 @@ class Loss:
         """Take a batch of the block as the next."""
         self.y, self.keep = self._ys[batch], self._kept[batch]
 
+    @abstractmethod
     def differentiate(self, top: Layer) -> None:
         """BP1, left factor: write ∂C/∂a^L, [N, n_L], where δ^L will be."""
-        raise NotImplementedError
 
     def total_value(self, batches: int, units: Tensor | None = None) -> Tensor:
         """Return Σ C over the first batches of the block, a scalar; the arguments are those of ``values``."""
         return self.values(batches, units).sum()
 
+    @abstractmethod
     def values(self, batches: int, units: Tensor | None = None) -> Tensor:
         """Return C of each of the first batches of the block, [batches].
 
@@ -125,7 +127,6 @@ class Loss:
             units: Of the targets: what one of theirs is in the units that C is to be told in, [n_L]. Only a loss of
                 a − y knows them.
         """
-        raise NotImplementedError
 
 
 class ResidualLoss(Loss):
@@ -142,9 +143,9 @@ class ResidualLoss(Loss):
         torch.sub(top.a, self.y, out=self.keep)  # r = a − y
         self.slope(self.keep, top.delta)  # BP1, left factor: ∂C/∂a = s c'(r)
 
+    @abstractmethod
     def slope(self, residual: Tensor, out: Tensor) -> None:
         """Write s c'(r)."""
-        raise NotImplementedError
 
     def values(self, batches: int, units: Tensor | None = None) -> Tensor:
         residual = self.kept[:batches]

@@ -101,7 +101,7 @@ def primitive(op: type[Function]) -> Callable[..., Any]:
     # The compiler counts the parameters of forward to see whether it takes ctx, so *inputs must be spelled out.
     names = ["ctx", *inspect.signature(run).parameters]
     parameters = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_ONLY) for name in names]
-    forward.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    forward.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # functions have it
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         keep(ctx, inputs, output)

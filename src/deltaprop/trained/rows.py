@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -39,12 +40,12 @@ class Block:
     batch: Batch | None = None
 
 
-class Blocks:
+class Blocks(ABC):
     """The rows of some data; made to be gone through once."""
 
+    @abstractmethod
     def blocks(self) -> Iterator[Block]:
         """Give them, block by block."""
-        raise NotImplementedError
 
     def inputs(self) -> Iterator[Tensor]:
         """Give scaled inputs, block by block."""

@@ -41,7 +41,8 @@ def second(trial: Trial) -> Found:
         raise Skip("it says that it can be differentiated once (once_differentiable)")
     w = random_like([filled(graphed[k], leaves[k]) for k in has], trial.generator)
     try:
-        ours = torch.autograd.grad(dot([graphed[k] for k in has], w), [*leaves, *v], allow_unused=True)  # type: ignore[misc]
+        total = dot([graphed[k] for k in has], w)  # type: ignore[misc]  # has names those that are there
+        ours = torch.autograd.grad(total, [*leaves, *v], allow_unused=True)
     except RuntimeError as error:
         if "not implemented" in str(error):
             raise Skip(f"PyTorch has no second derivative of what it calls: {told(error)}") from None

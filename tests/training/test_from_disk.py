@@ -1,0 +1,345 @@
+"""Runs from rows on disk: to the same bits however often they are broken off, and nothing left where they fail."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import resource
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from deltaprop.cli import main
+from deltaprop.data import StreamedSplit, csv_table
+from deltaprop.training import TrainConfig, feeding, train
+from deltaprop.training.console import ConsoleReporter
+from deltaprop.training.evaluate import evaluate
+from deltaprop.training.reporter import Silent
+from deltaprop.training.setup import prepare
+from deltaprop.training.signals import Terminated
+from tests.training.faults.shim import forked
+from tests.training.test_feeding import BLOCK, CHUNK, ROW_BYTES
+from tests.training.test_resume import StopAt, broken_off, same
+
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunks of 25 batches, each of ten blocks."""
+    monkeypatch.setattr(feeding, "CHUNK_BYTES", CHUNK * ROW_BYTES)
+    monkeypatch.setattr(feeding, "BLOCK_BYTES", BLOCK * ROW_BYTES)
+
+
+# --- runs ---
+
+
+def lines_of(rows: int, inputs: int = 2) -> list[str]:
+    """Return a table: numbers, a name, and a class that hangs on them."""
+    rng = np.random.default_rng(1)
+    found = [",".join([*(f"x{number}" for number in range(inputs)), "city", "class"])]
+    for numbers in rng.normal(size=(rows, inputs)):
+        city = ("Oslo", "Rome", "Bern")[rng.integers(3)]
+        sure = numbers.sum() + (city == "Rome")
+        found.append(",".join([*(f"{x:.6f}" for x in numbers), city, "high" if sure > 0 else "low"]))
+    return found
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    """A table of 700 rows: 504 to train on, of 20 bytes, in chunks of 10 steps and blocks of 8 rows."""
+    path = tmp_path / "t.csv"
+    path.write_text("\n".join(lines_of(700)) + "\n")
+    return path
+
+
+@pytest.fixture
+def config(table: Path, tmp_path: Path) -> Callable[..., TrainConfig]:
+    """Return a function that gives a run of 3 epochs from disk: 32 steps each; settings may be replaced."""
+
+    def make(name: str, **settings: Any) -> TrainConfig:
+        plain = {
+            "data": str(table), "cache": tmp_path / "cache", "memory": "1k", "hidden": (8,), "epochs": 3, "lr": 0.05,
+            "log_every": 0, "seed": 0, "run_dir": tmp_path / name,
+        }  # fmt: skip
+        return TrainConfig(**{**plain, **settings})
+
+    return make
+
+
+Config = Callable[..., TrainConfig]
+
+
+def saved(folder: Path) -> dict[str, Any]:
+    """Return what is said of a run in its config.json."""
+    found: dict[str, Any] = json.loads((folder / "config.json").read_text())
+    return found
+
+
+@pytest.mark.parametrize("stops", [(1,), (9, 1, 1), (10,), (11, 40), (32,), (50,), (95,)], ids=str)
+@pytest.mark.parametrize("engine", ["autograd", "explicit"])
+def test_broken_off_it_ends_with_the_same_bits(engine: str, stops: tuple[int, ...], config: Config):
+    """In a chunk, between two, between epochs, again and again."""
+    whole = train(config("whole", engine=engine))
+    assert saved(whole.folder)["resolved"]["storage"] == "disk"
+    same(broken_off(config("broken", engine=engine), *stops), whole)
+
+
+@pytest.mark.parametrize("engine", ["autograd", "explicit"])
+@pytest.mark.parametrize(("before", "after"), [("1k", "1g"), ("1g", "1k"), ("20k", "1g"), ("1k", "auto")])
+def test_with_another_memory_it_goes_on_to_the_same_bits(before: str, after: str, engine: str, config: Config):
+    """Whether rows are streamed is a matter of the run, not of who goes on with it."""
+    whole = train(config("whole", engine=engine, memory=before))
+    resumed(config("broken", engine=engine, memory=before), 40, memory=after)
+    same(config("broken").run_dir or Path(), whole)
+
+
+def resumed(config: TrainConfig, stop: int, **changes: Any) -> None:
+    """Run to the end, broken off once, and going on with other settings."""
+    with pytest.raises(Terminated):
+        train(config, StopAt(stop))
+    train(dataclasses.replace(config, **changes), resume=config.run_dir)
+
+
+@pytest.mark.parametrize("engine", ["autograd", "explicit"])
+def test_by_other_chunks_and_blocks_it_goes_on_to_the_same_bits(
+    engine: str, config: Config, monkeypatch: pytest.MonkeyPatch
+):
+    """Those of a later version are no matter of a run that was begun before."""
+    whole = train(config("whole", engine=engine))
+    broken = config("broken", engine=engine)
+    with pytest.raises(Terminated):
+        train(broken, StopAt(15))
+    monkeypatch.setattr(feeding, "CHUNK_BYTES", CHUNK * ROW_BYTES // 2)
+    monkeypatch.setattr(feeding, "BLOCK_BYTES", BLOCK * ROW_BYTES // 4)
+    train(broken, resume=broken.run_dir)
+    same(broken.run_dir or Path(), whole)
+
+
+@pytest.mark.parametrize("memory", ["1g", "20k"])
+def test_another_run_that_made_a_cache_meanwhile_changes_no_bit(memory: str, config: Config):
+    """From memory, or from rows in memory: those of a cache are rounded."""
+    numbers = {"dtype": "float64"}  # shows what float32 may round away
+    whole = train(config("whole", memory=memory, **numbers))
+    broken = config("broken", memory=memory, **numbers)
+    with pytest.raises(Terminated):
+        train(broken, StopAt(40))
+    train(config("another", memory="1k"))
+    train(broken, resume=broken.run_dir)
+    same(broken.run_dir or Path(), whole)
+
+
+def test_a_cache_that_is_there_changes_no_bit_of_a_run_that_fits_in_memory(config: Config):
+    whole = train(config("first", memory="1g"))
+    train(config("streamed"))
+    again = train(config("again", memory="1g"))
+    assert saved(again.folder)["resolved"]["storage"] == "memory"
+    same(again.folder, whole)
+
+
+@pytest.mark.parametrize(("train_rows", "test_rows"), [(700, 60), (60, 700)])
+@pytest.mark.parametrize("memory", ["10k", "1g"])
+def test_with_a_test_table_of_its_own_it_goes_on_to_the_same_bits(
+    memory: str, train_rows: int, test_rows: int, config: Config, tmp_path: Path
+):
+    """Rows of 4 columns in float64: 700 take 22 kB, 60 take 2. So one of the tables fits, and the other does not."""
+    settings: dict[str, Any] = {"memory": memory, "dtype": "float64"}
+    for name, rows in (("data", train_rows), ("test", test_rows)):
+        path = tmp_path / f"{name}.csv"
+        path.write_text("\n".join(lines_of(rows)) + "\n")
+        settings[name] = str(path)
+    whole = train(config("whole", **settings))
+    resumed(config("broken", **settings), 5)
+    same(config("broken").run_dir or Path(), whole)
+
+
+def test_a_test_table_that_does_not_fit_is_streamed_though_the_other_does(config: Config, tmp_path: Path):
+    """Of 700 rows that take 22 kB, and of 60 that take 2."""
+    path = tmp_path / "small.csv"
+    path.write_text("\n".join(lines_of(60)) + "\n")
+    test = tmp_path / "t.csv"
+    setup = prepare(config("run", data=str(path), test=str(test), memory="10k"))
+    assert isinstance(setup.dataset.test, StreamedSplit)
+
+
+def test_from_disk_and_from_rows_in_memory_it_ends_with_the_same_bits_of_float64(config: Config, tmp_path: Path):
+    """Of numbers that float32 has: eighths from 0 to 8. 30 names, so that inputs take more than the rows they are of.
+
+    A row: 3 columns of 8 bytes, 24; 31 inputs of 8 bytes, 248; of 600 rows 14 kB and 149. In float32 the rows on disk
+    are scaled in float32 (data/streaming.py), and those in memory in float64.
+    """
+    rng = np.random.default_rng(2)
+    rows = [f"{rng.integers(64) / 8},n{rng.integers(30)},{'ab'[rng.integers(2)]}" for _ in range(600)]
+    path = tmp_path / "eighths.csv"
+    path.write_text("\n".join(["x,name,class", *rows]) + "\n")
+    runs = {
+        memory: train(config(f"run{memory}", data=str(path), memory=memory, dtype="float64", run_dir=tmp_path / memory))
+        for memory in ("1k", "20k", "1g")
+    }
+    kept = [saved(run.folder)["resolved"]["storage"] for run in runs.values()]
+    assert kept == ["disk", "rows", "memory"]
+    same(runs["1k"].folder, runs["20k"])
+    assert (runs["1k"].folder / "model.safetensors").read_bytes() != (
+        runs["1g"].folder / "model.safetensors"
+    ).read_bytes()  # in memory the order is another
+
+
+@pytest.mark.parametrize("target", ["class", "x1"])
+def test_a_part_that_is_streamed_is_judged_as_in_memory(target: str, config: Config, monkeypatch: pytest.MonkeyPatch):
+    """In several pieces; what is left is the float32 of the cache."""
+    monkeypatch.setattr("deltaprop.training.evaluate.CHUNK", 50)
+    figures = []
+    for storage in ("memory", "disk"):
+        setup = prepare(config("run", target=(target,)), storage=storage)  # type: ignore[arg-type]
+        found = evaluate(setup.model, setup.objective, setup.dataset.test, setup.dataset.target_scaling)
+        assert found is not None
+        assert len(found.outputs) == 140  # a fifth of 700
+        figures.append((found.loss, found.accuracy or found.rmse))
+    assert figures[0] == pytest.approx(figures[1], rel=1e-5)
+
+
+@pytest.mark.parametrize(("target", "drop"), [("class", "city"), ("x1", "city class")])
+@pytest.mark.parametrize("engine", ["autograd", "explicit"])
+def test_views_and_pictures_are_drawn_of_rows_on_disk(engine: str, target: str, drop: str, config: Config):
+    """Without a warning; in the events there is a picture of each kind as from memory: of a plane, and of a curve."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    tags = []
+    for memory in ("1g", "1k"):
+        warned: list[str] = []
+        reporter = Silent()
+        reporter.warn = warned.append  # type: ignore[method-assign]
+        settings: dict[str, Any] = {"engine": engine, "target": (target,), "drop": drop.split(), "log_every": 1}
+        result = train(config(f"run{memory}", memory=memory, epochs=1, **settings), reporter)
+        assert not warned
+        events = EventAccumulator(str(result.folder))
+        events.Reload()
+        tags.append(events.Tags())
+    assert tags[0]["images"]
+    assert tags[0] == tags[1]
+
+
+# --- the command ---
+
+
+def words(config: TrainConfig, *more: str) -> list[str]:
+    """Return the command of a run."""
+    return [
+        "train", "--data", config.data, "--cache", str(config.cache), "--memory", config.memory, "--hidden", "8",
+        "--epochs", "3", "--lr", "0.05", "--log-every", "0", "--seed", "0", "--run-dir", str(config.run_dir), *more,
+    ]  # fmt: skip
+
+
+def test_the_command_streams_what_does_not_fit(config: Config, capsys: pytest.CaptureFixture[str]):
+    whole = train(config("whole"))
+    assert main(words(config("run"))) == 0
+    assert capsys.readouterr().err == ""
+    assert saved(config("run").run_dir or Path())["resolved"]["storage"] == "disk"
+    same(config("run").run_dir or Path(), whole)
+
+
+def test_threads_are_tuned_on_rows_from_disk(config: Config):
+    assert main(words(config("run"), "--threads", "tune")) == 0
+    assert saved(config("run").run_dir or Path())["resolved"]["threads_tuned"]
+
+
+def test_a_cache_that_is_gone_is_made_anew_on_resume(config: Config, tmp_path: Path):
+    whole = train(config("whole"))
+    with pytest.raises(Terminated):
+        train(config("broken"), StopAt(40))
+    shutil.rmtree(tmp_path / "cache")
+    assert main(["train", "--resume", str(tmp_path / "broken")]) == 0
+    same(tmp_path / "broken", whole)
+
+
+def test_a_table_that_has_changed_is_refused_on_resume(config: Config, table: Path, capsys: Any):
+    result = train(config("run"))
+    table.write_text(table.read_text().replace(",Oslo,", ",Rome,", 1))
+    assert main(["train", "--resume", str(result.folder), "--epochs", "4"]) == 2
+    assert "are not those that the run learnt from" in capsys.readouterr().err
+
+
+def interrupted(config: TrainConfig, number: int, moment: int) -> int:
+    """Start the command in a child that has a signal sent to it when so much is read; return how it ended."""
+
+    def work() -> None:
+        left = [moment]
+
+        def reading(self: ConsoleReporter, what: str, done: int, total: int) -> None:
+            left[0] -= 1
+            if left[0] == 0:
+                os.kill(os.getpid(), number)
+
+        ConsoleReporter.reading = reading  # type: ignore[method-assign]
+        raise SystemExit(main(words(config)))
+
+    return forked(work)
+
+
+@pytest.mark.parametrize("moment", [1, 2, 20, 50])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_while_it_reads_ends_it_and_leaves_nothing(
+    number: int,
+    code: int,
+    moment: int,
+    table: Path,
+    config: Config,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: Any,
+):
+    """No cache, no run folder, one line at most; of 4000 rows of some 28 bytes there are over 50 blocks."""
+    table.write_text("\n".join(lines_of(4000)) + "\n")
+    monkeypatch.setattr(csv_table, "BLOCK_BYTES", 2048)
+    assert interrupted(config("run"), number, moment) == code
+    assert not (tmp_path / "cache").exists() or not [*(tmp_path / "cache").iterdir()]
+    assert not (tmp_path / "run").exists()
+    assert capfd.readouterr().err in ("interrupted\n", "")
+
+
+def test_a_signal_at_any_time_of_the_reading_leaves_nothing(table: Path, config: Config, tmp_path: Path):
+    """From the moment on that the first file of the cache is there; each child lives a little longer."""
+    table.write_text("\n".join(lines_of(20_000)) + "\n")
+    codes = []
+    for number in range(12):
+        child = os.fork()
+        if not child:
+            code = 1
+            try:
+                torch.set_num_threads(1)
+                csv_table.BLOCK_BYTES = 1 << 14
+                code = main(words(config("run")))
+            except SystemExit as error:
+                code = int(error.code or 0)
+            finally:
+                os._exit(code)
+        while not [*tmp_path.glob("cache/.*")]:  # the whole test has its time limit from whoever runs it
+            time.sleep(0.0005)
+        time.sleep(0.004 * number)
+        os.kill(child, signal.SIGINT)
+        codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+        assert not [*tmp_path.glob("cache/.*")]
+        if [*tmp_path.glob("cache/*")]:
+            break  # it was read by then
+    assert {*codes} == {130}
+
+
+def test_a_disk_without_room_is_one_line(table: Path, config: Config, tmp_path: Path, capfd: Any):
+    """RLIMIT_FSIZE: 700 rows of 12 bytes against 4096; and no run folder."""
+
+    def work() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+        raise SystemExit(main(words(config("run"))))
+
+    assert forked(work) == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith(f"error: {tmp_path / 'cache'}: the rows do not fit in memory, and cannot be written here: ")
+    assert "File too large" in line
+    assert not [*(tmp_path / "cache").iterdir()]
+    assert not (tmp_path / "run").exists()
