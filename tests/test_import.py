@@ -48,6 +48,21 @@ def test_little_more_than_torch(loaded):
     assert "deltaprop.ops.linear" in added
 
 
+def test_an_optimizer_brings_in_no_compiler():
+    """As torch.optim.SGD does, in its first breath: a second."""
+    begun = "import torch, deltaprop as dp\np = [torch.nn.Parameter(torch.ones(1))]\n"
+    assert "torch._dynamo" in modules_after(f"{begun}torch.optim.SGD(p)")
+    assert "torch._dynamo" not in modules_after(f"{begun}dp.SGD(p)")
+
+
+def test_a_run_without_pictures_brings_in_neither_compiler_nor_matplotlib(tmp_path: Path):
+    settings = f"data='moons', hidden=(4,), epochs=1, log_every=0, run_dir=Path({str(tmp_path / 'run')!r})"
+    begun = "from pathlib import Path\nfrom deltaprop.training import TrainConfig, train"
+    loaded = modules_after(f"{begun}\ntrain(TrainConfig({settings}, engine='explicit'))")
+    assert not {"torch._dynamo", "matplotlib"} & loaded
+    assert "torch.utils.tensorboard" in loaded
+
+
 def test_public_names():
     """Every name of __all__ exists, once, and has a docstring."""
     for name in dp.__all__:

@@ -5,7 +5,9 @@ The update is a pure function of tensors, :func:`sgd_update`; the optimizer besi
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable
+from inspect import unwrap
 from typing import Any
 
 import torch
@@ -131,6 +133,20 @@ class SGD(Optimizer):
             "maximize": maximize,
         }
         super().__init__(params, defaults)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group of parameters.
+
+        PyTorch wraps this to keep its compiler out, and the wrapper imports the compiler to do so: a second, for
+        nothing where nobody has imported it.
+
+        Args:
+            param_group: The parameters as ``"params"``, and options of their own.
+        """
+        if "torch._dynamo" in sys.modules:
+            super().add_param_group(param_group)
+        else:
+            unwrap(Optimizer.add_param_group)(self, param_group)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget the gradients. PyTorch's does the same, with an entry for its profiler that takes longer than that.

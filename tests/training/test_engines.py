@@ -12,7 +12,7 @@ import torch
 from deltaprop import MLP, SGD, ExplicitTrainer, UserError
 from deltaprop.data import Scaling
 from deltaprop.explicit import batches, precision
-from deltaprop.training import Result, TrainConfig, loop
+from deltaprop.training import Result, TrainConfig, evaluate
 from deltaprop.training.engines import ENGINES, Progress
 from deltaprop.training.objective import LOSSES, Objective, choose_objective
 from deltaprop.training.setup import make_optimizer, prepare
@@ -124,13 +124,13 @@ class TestPrecision:
         monkeypatch.setattr(precision, "_has", lambda *_: True)
         seen: dict[str, set[str]] = {"training": set(), "evaluation": set()}
         matmul: Any = torch.backends.mkldnn.matmul
-        gradient, evaluated = torch.log_softmax, loop.evaluate
+        gradient, evaluated = torch.log_softmax, evaluate.evaluate
 
         def log_softmax(*args: Any, **kwargs: Any) -> Any:
             seen[phase].add(matmul.fp32_precision)
             return gradient(*args, **kwargs)
 
-        def evaluate(*args: Any, **kwargs: Any) -> Any:
+        def judge(*args: Any, **kwargs: Any) -> Any:
             nonlocal phase
             phase = "evaluation"
             result = evaluated(*args, **kwargs)
@@ -139,7 +139,7 @@ class TestPrecision:
 
         phase, before = "training", matmul.fp32_precision
         monkeypatch.setattr(torch, "log_softmax", log_softmax)
-        monkeypatch.setattr(loop, "evaluate", evaluate)
+        monkeypatch.setattr(evaluate, "evaluate", judge)
         run(engine=engine, precision="bf16", log_every=0)
         assert seen == {"training": {"bf16"}, "evaluation": {before}}
 

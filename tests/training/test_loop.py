@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,10 +17,10 @@ from torch import nn
 
 from deltaprop import MLP, UserError
 from deltaprop import functional as F
-from deltaprop.training import Result, TrainConfig, TrainingError, train
+from deltaprop.training import Result, TrainConfig, TrainingError, evaluate, train
 from deltaprop.training.engines import Progress, train_epoch
 from deltaprop.training.run_folder import RunFolder
-from deltaprop.training.setup import make_optimizer
+from deltaprop.training.setup import make_optimizer, prepare
 from tests.training.conftest import metrics_of, without_times
 
 MNIST = Path(__file__).parents[3] / "shared" / "data" / "mnist"
@@ -61,6 +62,32 @@ class TestLearning:
     @pytest.mark.parametrize("loss", ["mse", "quadratic", "huber", "l1"])
     def test_every_loss_of_numbers_learns_numbers(self, run: Run, loss: str):
         assert run(data="sine", loss=loss, hidden=(64, 32), epochs=30).metrics["test_rmse"] < 0.3
+
+    def test_parts_judged_side_by_side_have_the_same_figures(self, run: Run, monkeypatch: pytest.MonkeyPatch):
+        """With a core to spare the two are judged in two threads: the same bits."""
+        results, threads = [], set()
+        judge = evaluate.evaluate
+
+        def judged(*args: Any) -> Any:
+            threads.add(threading.get_ident())
+            return judge(*args)
+
+        monkeypatch.setattr(evaluate, "evaluate", judged)
+        for cores in (1, 2):
+            threads.clear()
+            monkeypatch.setattr(torch, "get_num_threads", lambda cores=cores: cores)
+            results.append(run(epochs=2, val_fraction=0.4))
+            assert (threads == {threading.get_ident()}) == (cores == 1)
+        assert without_times(results[0]) == without_times(results[1])
+
+    @pytest.mark.parametrize(
+        ("threads", "cores", "at_once"), [("auto", 4, 2), ("1", 4, 1), ("4", 4, 1), ("auto", 1, 1)]
+    )
+    def test_no_more_cores_are_taken_than_given(
+        self, monkeypatch: pytest.MonkeyPatch, threads: str, cores: int, at_once: int
+    ):
+        monkeypatch.setattr(torch, "get_num_threads", lambda: cores)
+        assert prepare(TrainConfig(data="moons", threads=threads)).parts_at_once == at_once
 
     def test_batch_size_1_is_an_update_per_training_instance(self, run: Run):
         result = run(batch_size=1, epochs=1, lr=0.01, momentum=0.0)

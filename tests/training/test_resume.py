@@ -34,14 +34,21 @@ Run = Callable[..., Result]
 
 
 class StopAt(Silent):
-    """A reporter that has the run stopped, as by SIGTERM, when it has taken so many steps."""
+    """A reporter that has the run stopped, as by SIGTERM, when it has taken so many steps.
 
-    def __init__(self, step: int) -> None:
-        self.left = step
+    Args:
+        step: How many.
+        seen: How many have been taken before; None for one less than it is first told of.
+    """
+
+    def __init__(self, step: int, seen: int | None = 0) -> None:
+        self.left, self.seen = step, seen
 
     def step(self, epoch: int, steps: int, step: int) -> None:
-        self.left -= 1
-        if self.left == 0:
+        done = (epoch - 1) * steps + step
+        left, self.left = self.left, self.left - (1 if self.seen is None else done - self.seen)
+        self.seen = done
+        if self.left <= 0 < left:
             os.kill(os.getpid(), signal.SIGTERM)
 
 
@@ -53,7 +60,7 @@ def broken_off(config: TrainConfig, *stops: int) -> Path:
         train(config, StopAt(stops[0]))
     for steps in stops[1:]:
         with contextlib.suppress(Terminated):  # the explicit engine stops between blocks, and may have come to the end
-            train(config, StopAt(steps), resume=folder)
+            train(config, StopAt(steps, seen=None), resume=folder)
     train(config, resume=folder)
     return folder
 

@@ -267,10 +267,18 @@ def _scaled(x: Array, rows: Rows, scaling: Scaling, dtype: torch.dtype) -> Tenso
     """Return the given rows of x, shape ``[N, n]``, scaled in float64 and then rounded to ``dtype``, in blocks."""
     out = torch.empty(len(rows), x.shape[1], dtype=dtype)
     step = max(1, _VALUES_AT_ONCE // x.shape[1])
+    table: Tensor | None = None
+    if x.dtype == np.uint8 and scaling.is_uniform:  # each of the 256 values once
+        column = Scaling(scaling.mean[:1], scaling.scale[:1])
+        table = column.apply(torch.arange(256, dtype=torch.float64).unsqueeze(1)).to(dtype).squeeze(1)
+    check = table is None or not table.isfinite().all()
     for start in range(0, len(rows), step):
-        block = rows[start : start + step]
-        scaled = scaling.apply(torch.from_numpy(x[block].astype(np.float64))).to(dtype)
-        if not scaled.isfinite().all():
+        block = torch.from_numpy(x[rows[start : start + step]])
+        into = out[start : start + step]
+        if table is not None:
+            torch.index_select(table, 0, block.view(-1).int(), out=into.view(-1))
+        else:
+            into.copy_(scaling.apply(block.double()))
+        if check and not into.isfinite().all():
             raise UserError(f"a value does not fit in {dtype} after scaling: scaling='standard' or a wider dtype would")
-        out[start : start + len(block)] = scaled
     return out

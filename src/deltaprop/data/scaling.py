@@ -71,6 +71,11 @@ class Scaling:
         # Exactly 0 for a constant column: std_mean updates a running mean, which such a column never moves.
         return cls(mean, scale.masked_fill(scale == 0, 1.0))
 
+    @property
+    def is_uniform(self) -> bool:
+        """Whether all columns are scaled alike."""
+        return bool((self.mean == self.mean[:1]).all() and (self.scale == self.scale[:1]).all())
+
     def apply(self, x: Tensor) -> Tensor:
         """Return (x − mean) / scale, shape ``[N, n]``: worked out in float64, in x's dtype if that is a float."""
         scaled = (x - self.mean) / self.scale

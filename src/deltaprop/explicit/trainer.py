@@ -278,13 +278,19 @@ class ExplicitTrainer:
         on_step_reads: bool,
     ) -> tuple[bool, int]:
         """Take the steps of a block, or some; return whether ``on_step`` ended the epoch, and how many were taken."""
-        layout = self._layout
+        layout, teacher = self._layout, self._teacher
+        if on_step is None:  # nobody is asked in between, so options stay what they are
+            teacher.heed_rates(stage)
+            with self._products:
+                for step in steps:
+                    if stage.lesson != teacher.lesson:  # the first velocity is born otherwise than the second
+                        teacher.heed_rates(stage)
+                    step()
+            return False, len(steps)
         for number, step in enumerate(steps, start=1):
             self._teacher.heed_rates(stage)
             with self._products:
                 step()
-            if on_step is None:
-                continue
             if on_step_reads:
                 with torch.inference_mode(False):
                     ended = on_step(done + number)

@@ -27,7 +27,6 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 
 from deltaprop import ops
-from deltaprop.training import pictures
 from deltaprop.training.engines import Engine
 from deltaprop.training.evaluate import Evaluation, evaluate
 from deltaprop.training.setup import Setup
@@ -129,6 +128,8 @@ class Board:
         if test is None:
             test = evaluate(setup.model, setup.objective, setup.dataset.test, setup.dataset.target_scaling)
         if test is not None:
+            from deltaprop.training import pictures  # matplotlib: half a second to import
+
             for name, image in pictures.pictures(setup, test).items():
                 self.writer.add_image(f"pictures/{name}", image, epoch, dataformats="HWC")
 

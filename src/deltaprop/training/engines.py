@@ -55,10 +55,13 @@ class Engine(Protocol):
         order: Tensor,
         batch_size: int,
         progress: Progress,
-        on_step: Callable[[int], None],
+        on_steps: Callable[[int], None],
         pause: Pause = on_and_on,
     ) -> None:
-        """Take a pass over the rows in order, or what is left of it, and keep ``progress`` up to date."""
+        """Take a pass over the rows in order, or what is left of it, and keep ``progress`` up to date.
+
+        ``on_steps`` is told how many steps are done: after each, or after the few that were taken together.
+        """
 
     def up_to_date(self) -> None:
         """Bring the model's parameters and momentum buffers up to date, in a pause."""
@@ -85,7 +88,7 @@ class AutogradEngine:
         order: Tensor,
         batch_size: int,
         progress: Progress,
-        on_step: Callable[[int], None],
+        on_steps: Callable[[int], None],
         pause: Pause = on_and_on,
     ) -> None:
         """Take a pass over the rows in order, or what is left of it, and keep ``progress`` up to date."""
@@ -96,7 +99,7 @@ class AutogradEngine:
         products = products_in(self.precision, x.device)
         train_epoch(
             model, loss, self.optimizer, x, y, order, batch_size,
-            progress=progress, on_step=on_step, pause=pause, reported=reported, products=products,
+            progress=progress, on_step=on_steps, pause=pause, reported=reported, products=products,
         )  # fmt: skip
 
     def up_to_date(self) -> None:
@@ -141,7 +144,7 @@ class ExplicitEngine:
         order: Tensor,
         batch_size: int,
         progress: Progress,
-        on_step: Callable[[int], None],
+        on_steps: Callable[[int], None],
         pause: Pause = on_and_on,
     ) -> None:
         """Take a pass over the rows in order, or what is left of it, and keep ``progress`` up to date.
@@ -151,12 +154,12 @@ class ExplicitEngine:
 
         def on_block(done: int) -> bool:
             progress.done = done
+            on_steps(done)
             return pause(done)
 
         self.trainer.epoch(
             x, y, batch_size,
-            order=order, start=progress.done, on_step=on_step, on_step_reads=False, on_block=on_block,
-            total=progress.total, units=self.units,
+            order=order, start=progress.done, on_block=on_block, total=progress.total, units=self.units,
         )  # fmt: skip
 
     def up_to_date(self) -> None:

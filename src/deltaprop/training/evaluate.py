@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -77,3 +78,32 @@ def evaluate(
         return Evaluation(loss, right / len(split), None, outputs)
     error = (outputs - split.y) * target_scaling.scale
     return Evaluation(loss, None, float(error.square().mean().sqrt()), outputs)
+
+
+def evaluate_parts(
+    model: nn.Module,
+    objective: Objective,
+    parts: Sequence[Part],
+    target_scaling: Scaling,
+    check: Callable[[], None] = lambda: None,
+    *,
+    at_once: int = 1,
+) -> list[Evaluation | None]:
+    """Return the figures of several parts, to the same bits however many are judged at once.
+
+    Args:
+        model: To judge.
+        objective: By its loss, and accuracy or rmse.
+        parts: The parts.
+        target_scaling: Of the targets.
+        check: Asked before each chunk of rows; breaks off by raising.
+        at_once: In so many threads, each of which computes with as many as a run does.
+    """
+
+    def judged(part: Part) -> Evaluation | None:
+        return evaluate(model, objective, part, target_scaling, check)
+
+    if at_once == 1:
+        return [judged(part) for part in parts]
+    with ThreadPoolExecutor(at_once) as pool:
+        return list(pool.map(judged, parts))

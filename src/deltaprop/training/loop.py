@@ -20,7 +20,7 @@ from deltaprop.training.devices import (
     set_threads,
 )
 from deltaprop.training.engines import ENGINES, Progress
-from deltaprop.training.evaluate import Evaluation, evaluate
+from deltaprop.training.evaluate import Evaluation, evaluate_parts
 from deltaprop.training.feeding import Chunk, Feed
 from deltaprop.training.guard import EVERY, all_finite, told
 from deltaprop.training.objective import Objective
@@ -303,10 +303,10 @@ class Run:
                 if where.progress.done < end:
                     self.save()
                 began = time.perf_counter()
-        val, test = (
-            evaluate(setup.model, setup.objective, part, setup.dataset.target_scaling, self.stop.check)
-            for part in (setup.dataset.val, setup.dataset.test)
-        )
+        val, test = evaluate_parts(
+            setup.model, setup.objective, (setup.dataset.val, setup.dataset.test), setup.dataset.target_scaling,
+            self.stop.check, at_once=setup.parts_at_once,
+        )  # fmt: skip
         self._end_epoch(lr, val, test)
 
     def _learn(self, chunk: Chunk) -> None:
@@ -314,7 +314,7 @@ class Run:
         where, before = self.where.progress, chunk.first
         within = Progress(where.total, where.done - before)
 
-        def on_step(done: int) -> None:
+        def on_steps(done: int) -> None:
             self.reporter.step(self.where.epoch, self.steps, before + done)
 
         def pause(done: int) -> bool:
@@ -322,7 +322,7 @@ class Run:
             return self._pause(where.done)
 
         try:
-            self.engine.epoch(chunk.x, chunk.y, chunk.order, self.setup.config.batch_size, within, on_step, pause)
+            self.engine.epoch(chunk.x, chunk.y, chunk.order, self.setup.config.batch_size, within, on_steps, pause)
         finally:
             where.total, where.done = within.total, before + within.done
 

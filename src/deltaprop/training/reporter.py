@@ -19,7 +19,7 @@ class Reporter(Protocol):
         """Tell what will be trained, on what, where."""
 
     def step(self, epoch: int, steps: int, step: int) -> None:
-        """Tell that a step of an epoch of so many steps is done."""
+        """Tell that a step of an epoch of so many steps is done, or that and those before it, taken together."""
 
     def epoch(self, setup: Setup, metrics: dict[str, Any]) -> None:
         """Tell the figures of an epoch."""

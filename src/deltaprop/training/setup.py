@@ -54,6 +54,7 @@ class Setup:
         tuned: What they were chosen by: the seconds of a step at each number tried; empty unless they were tuned.
         sizes: [n_0, …, n_L].
         split_seed: Of the split and the initial weights; that of the configuration, unless it was overridden since.
+        cores: The most CPU threads that it may take: the number given, else what PyTorch would take by itself.
     """
 
     config: TrainConfig
@@ -65,11 +66,21 @@ class Setup:
     tuned: dict[int, float]
     sizes: list[int]
     split_seed: int
+    cores: int
 
     @property
     def storage(self) -> Storage:
         """How the rows are kept: always in memory where they are no table's."""
         return "memory" if self.dataset.table is None else self.dataset.table.storage
+
+    @property
+    def parts_at_once(self) -> int:
+        """How many parts to judge at a time: two where steps take few threads and leave cores over.
+
+        Of rows on the disk, one: the memory that they take is bounded, and they wait for the disk.
+        """
+        spare = self.cores // self.threads if self.device.type == "cpu" and self.storage == "memory" else 1
+        return min(2, max(1, spare))
 
     @property
     def deformation(self) -> Deformation | None:
@@ -186,7 +197,8 @@ def prepare(
         model = _make(sizes, config, output, dtype).to(device)
     tuned = _tune(config, dataset, model, objective, check) if config.threads == "tune" else {}
     threads = fastest(tuned) if tuned else pick_threads(config.threads, sizes, config.batch_size)
-    return Setup(config, dataset, model, objective, device, threads, tuned, sizes, split_seed)
+    cores = torch.get_num_threads() if config.threads in ("auto", "tune") else threads
+    return Setup(config, dataset, model, objective, device, threads, tuned, sizes, split_seed, cores)
 
 
 def model_digest(config: TrainConfig, resolved: Mapping[str, Any]) -> str:

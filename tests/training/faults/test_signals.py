@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from deltaprop.cli import main
-from deltaprop.training import loop, train
+from deltaprop.training import evaluate, train
 from deltaprop.training.run_folder import LAST, load_checkpoint
 from tests.training.faults.shim import go_on, left, small
 
@@ -120,7 +120,7 @@ def test_in_an_evaluation_the_epoch_that_was_trained_is_kept(tmp_path: Path, mon
     train(small(tmp_path / "whole"))
     folder, note = tmp_path / "run", tmp_path / "note"
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "evaluate", slow(loop.evaluate, note, 60))
+        patch.setattr(evaluate, "evaluate", slow(evaluate.evaluate, note, 60))
         child = Child(lambda: train(small(folder)), tmp_path / "said")
     child.until(note.exists)
     began = time.monotonic()
