@@ -2,7 +2,8 @@
 
 Each recipe of recipes/ is trained by ``deltaprop train --config`` as it stands, with seeds 0, 1, …, each run in a
 process of its own with one thread. What a run gave is kept beside the others, so that the command may be broken off and
-go on: what is there with the same recipe and version is not trained again. ``--write`` puts table and picture into
+go on: what is there with the same recipe is not trained again. Of two recipes the literature reports what there is
+before training, how fast each layer would learn; so they are not trained here. ``--write`` puts tables and picture into
 docs/results.md.
 """
 
@@ -27,10 +28,32 @@ from rich.console import Console
 from benchmarks.report import Table, machine, versions
 from deltaprop.data import check_source
 from deltaprop.errors import UserError
+from deltaprop.training.config import TrainConfig, read_toml
+from deltaprop.training.feeding import Feed
+from deltaprop.training.setup import prepare
+from deltaprop.verify.observe import observe
 
 ROOT = Path(__file__).parent.parent
 RECIPES, PAGE, PICTURE = ROOT / "recipes", ROOT / "docs" / "results.md", ROOT / "docs" / "pictures" / "results.png"
-LEVELS = (95.0, 97.0, 98.0)  # % of the test images: the seconds to each are told
+
+
+@dataclass(frozen=True)
+class Group:
+    """Figures that are reported alike.
+
+    Attributes:
+        title: Above their table.
+        unit: ``"right"`` or ``"wrong"``: what the % are of.
+        levels: % of the test images right: the seconds to each are told.
+    """
+
+    title: str
+    unit: str
+    levels: tuple[float, ...]
+
+
+BOOK = Group("Nielsen's book, and its recipes", "right", (95, 97))
+MNIST = Group("The MNIST table, and its recipes", "wrong", (97, 98, 98.5, 99))
 
 
 @dataclass(frozen=True)
@@ -40,8 +63,9 @@ class Published:
     Attributes:
         recipe: Name of the file in recipes/.
         net: Its layers and its loss.
-        figure: % right.
+        figure: %, of what the group says.
         source: Where it is published.
+        group: Which others it stands beside.
         part: Of which images: ``"test"`` or ``"val"``.
     """
 
@@ -49,15 +73,27 @@ class Published:
     net: str
     figure: float
     source: str
+    group: Group
     part: str = "test"
 
 
 PUBLISHED = (
-    Published("nielsen-quadratic", "784-30-10, quadratic", 95.42, "Nielsen, chapter 1"),
-    Published("nielsen-quadratic-100", "784-100-10, quadratic", 96.59, "Nielsen, chapter 1"),
-    Published("nielsen-cross-entropy", "784-30-10, cross-entropy", 95.49, "Nielsen, chapter 3"),
-    Published("nielsen-weight-decay", "784-100-10, cross-entropy, λ 5", 98.04, "Nielsen, chapter 3", "val"),
+    Published("nielsen-quadratic", "784-30-10, quadratic", 95.42, "chapter 1", BOOK),
+    Published("nielsen-quadratic-100", "784-100-10, quadratic", 96.59, "chapter 1", BOOK),
+    Published("nielsen-cross-entropy", "784-30-10, cross-entropy", 95.49, "chapter 3", BOOK),
+    Published("nielsen-weight-decay", "784-100-10, cross-entropy, λ 5", 98.04, "chapter 3", BOOK, "val"),
+    Published("mse-300", "784-300-10, squared error", 4.7, "LeCun 1998", MNIST),
+    Published("mse-1000", "784-1000-10, squared error", 4.5, "LeCun 1998", MNIST),
+    Published("mse-300-100", "784-300-100-10, squared error", 3.05, "LeCun 1998", MNIST),
+    Published("mse-500-150", "784-500-150-10, squared error", 2.95, "LeCun 1998", MNIST),
+    Published("cross-entropy-800", "784-800-10, cross-entropy", 1.6, "Simard 2003", MNIST),
+    Published("weight-decay-500-300", "784-500-300-10, weight decay", 1.53, "Hinton 2005", MNIST),
+    Published("elastic-800", "784-800-10, elastic deformations", 0.7, "Simard 2003", MNIST),
 )
+
+# Before training, of the hidden layers from the first: ‖∂C/∂b^l‖ over so many training images.
+SPEEDS = {"nielsen-2-hidden": ("0.0657", "0.309"), "nielsen-4-hidden": ("0.0030", "0.0171", "0.0695", "0.285")}
+IMAGES, DRAWS = 1000, 20
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -75,14 +111,17 @@ def main(words: Sequence[str] | None = None) -> int:
             kept[_key(found, seed)] = run
             file.write(json.dumps({"key": _key(found, seed), **run}) + "\n")
             file.flush()
-            console.print(f"{found.recipe}, seed {seed}: {_right(run, found):.2f} %")
+            console.print(f"{found.recipe}, seed {seed}: {_figure(run, found):.2f} % {found.group.unit}")
     runs = {found: [kept[_key(found, seed)] for seed in range(arguments.seeds)] for found in chosen}
-    table = shown(runs)
-    console.print(table.rich())
+    tables = [shown(runs, group) for group in dict.fromkeys(found.group for found in chosen)]
+    if not arguments.recipes:
+        tables.append(shown_speeds({recipe: speeds(recipe, arguments.data) for recipe in SPEEDS}))
+    for table in tables:
+        console.print(table.rich())
     if arguments.write:
         some = f" --recipes {' '.join(arguments.recipes)}" if arguments.recipes else ""
         how = f"path/to/mnist{some} --seeds {arguments.seeds} --jobs {arguments.jobs}"
-        _write(table, runs, f"python -m benchmarks.literature {how}")
+        _write(tables, runs, f"python -m benchmarks.literature {how}")
     return 0
 
 
@@ -142,9 +181,10 @@ def _train(found: Published, seed: int, data: str) -> dict[str, Any]:
 # --- what is shown ---
 
 
-def _right(run: dict[str, Any], found: Published) -> float:
-    """Return % right after the last epoch."""
-    return 100 * float(run[f"{found.part}_accuracy"][-1])
+def _figure(run: dict[str, Any], found: Published) -> float:
+    """Return % right, or wrong, after the last epoch."""
+    right = 100 * float(run[f"{found.part}_accuracy"][-1])
+    return right if found.group.unit == "right" else 100 - right
 
 
 def _seconds(run: dict[str, Any], level: float) -> float | None:
@@ -157,25 +197,32 @@ def _seconds(run: dict[str, Any], level: float) -> float | None:
     return None
 
 
-def shown(runs: dict[Published, list[dict[str, Any]]]) -> Table:
-    """Return the table."""
+def _told(figures: Sequence[float], digits: str) -> str:
+    """Return mean and range."""
+    mean, least, most = (f"{figure:{digits}}" for figure in (statistics.mean(figures), min(figures), max(figures)))
+    return f"{mean} ({least} to {most})"
+
+
+def shown(runs: dict[Published, list[dict[str, Any]]], group: Group) -> Table:
+    """Return the table of a group."""
     table = Table(
-        "MNIST: the literature, and the recipes",
-        ["recipe", "net", "published, %", "ours, mean (least to largest), %", "runs",
-         *(f"s to {level:.0f} %" for level in LEVELS), "s in all"],
+        group.title,
+        ["recipe", "net", f"published, % {group.unit}", f"ours, mean (least to largest), % {group.unit}", "runs",
+         *(f"s to {level:g} % right" for level in group.levels), "s in all"],
     )  # fmt: skip
     for found, of in runs.items():
-        rights = [_right(run, found) for run in of]
+        if found.group is not group:
+            continue
         part = " (validation)" if found.part == "val" else ""
         cells = []
-        for level in LEVELS:
+        for level in group.levels:
             times = [_seconds(run, level) for run in of]
             reached = [seconds for seconds in times if seconds is not None]
             share = "" if len(reached) == len(times) else f" ({len(reached)} of {len(times)})"
             cells.append(f"{statistics.median(reached):.1f}{share}" if reached else "never")
         table.rows.append(
-            [found.recipe, found.net, f"{found.figure:.2f}{part}, {found.source}",
-             f"{statistics.mean(rights):.2f} ({min(rights):.2f} to {max(rights):.2f})", str(len(of)), *cells,
+            [found.recipe, found.net, f"{found.figure:g}{part}, {found.source}",
+             _told([_figure(run, found) for run in of], ".2f"), str(len(of)), *cells,
              f"{statistics.median(sum(run['seconds']) for run in of):.1f}"]
         )  # fmt: skip
     table.notes.append(
@@ -184,13 +231,39 @@ def shown(runs: dict[Published, list[dict[str, Any]]]) -> Table:
     return table
 
 
-def _write(table: Table, runs: dict[Published, list[dict[str, Any]]], command: str) -> None:
-    """Put the table into the page, between its marks, and draw the curves."""
-    table.notes.append(f"`{command}`: {machine()}, {versions()}.")
+def speeds(recipe: str, data: str) -> list[list[float]]:
+    """Return ‖∂C/∂b^l‖ of the hidden layers, from the first, before training: a list for each draw of the weights."""
+    settings = {**read_toml(RECIPES / f"{recipe}.toml"), "data": data, "device": "cpu"}
+    found = []
+    for seed in range(DRAWS):
+        setup = prepare(TrainConfig(**settings, seed=seed))
+        batch = Feed(setup.dataset.train, setup.objective, setup.config.batch_size).first(IMAGES)
+        hidden = observe(setup.model, setup.objective, *batch)[:-1]
+        found.append([float(layer.grad_bias.norm()) for layer in hidden if layer.grad_bias is not None])
+    return found
+
+
+def shown_speeds(drawn: dict[str, list[list[float]]]) -> Table:
+    """Return the table of how fast each hidden layer would learn before training."""
+    table = Table(
+        "Nielsen's book, chapter 5: ‖∂C/∂b‖ of each hidden layer before training",
+        ["recipe", "hidden layer", "published", "ours, mean (least to largest)", "draws"],
+    )
+    for recipe, of in drawn.items():
+        for number, (theirs, ours) in enumerate(zip(SPEEDS[recipe], zip(*of, strict=True), strict=True), start=1):
+            table.rows.append([recipe, str(number), theirs, _told(ours, ".2g"), str(len(of))])
+    table.notes.append(f"Over the first {IMAGES} training images; weights N(0, 1/n), biases N(0, 1), a draw a seed.")
+    return table
+
+
+def _write(tables: Sequence[Table], runs: dict[Published, list[dict[str, Any]]], command: str) -> None:
+    """Put the tables into the page, between its marks, and draw the curves."""
     page = PAGE.read_text(encoding="utf-8")
     begin, end = "<!-- table -->\n", "<!-- end of table -->\n"
     head, tail = page.split(begin)[0], page.split(end)[1]
-    PAGE.write_text(f"{head}{begin}\n{table.markdown().strip()}\n\n{end}{tail}", encoding="utf-8")
+    told = f"`{command}`: {machine()}, {versions()}."
+    parts = "\n".join(table.markdown() for table in tables).strip()
+    PAGE.write_text(f"{head}{begin}\n{parts}\n\n{told}\n\n{end}{tail}", encoding="utf-8")
     draw(runs, PICTURE)
 
 

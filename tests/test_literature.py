@@ -5,17 +5,22 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 
+import deltaprop as dp
 from benchmarks import literature
-from benchmarks.literature import PUBLISHED, RECIPES, Published, shown
+from benchmarks.literature import BOOK, MNIST, PUBLISHED, RECIPES, SPEEDS, Published, shown, shown_speeds
 from deltaprop.training.config import TrainConfig, read_toml
+from deltaprop.training.setup import prepare
+from tests.data.conftest import MNIST as MNIST_FOLDER
 
 
 def test_every_recipe_is_in_the_table_and_every_row_has_one():
-    assert {path.stem for path in RECIPES.glob("*.toml")} == {found.recipe for found in PUBLISHED}
+    recipes = [*(found.recipe for found in PUBLISHED), *SPEEDS]
+    assert sorted(path.stem for path in RECIPES.glob("*.toml")) == sorted(recipes)
 
 
-@pytest.mark.parametrize("name", [found.recipe for found in PUBLISHED])
+@pytest.mark.parametrize("name", [*(found.recipe for found in PUBLISHED), *SPEEDS])
 def test_a_recipe_is_taken_as_it_stands(name: str):
     """And says in its first line where its figure is published."""
     path = RECIPES / f"{name}.toml"
@@ -29,10 +34,40 @@ def test_the_table_tells_mean_range_and_the_time_to_a_level():
         {"val_accuracy": [0.5] * 3, "test_accuracy": [0.9, 0.95, 0.96], "seconds": [2.0] * 3},
         {"val_accuracy": [0.5] * 3, "test_accuracy": [0.9, 0.91, 0.92], "seconds": [2.0] * 3},
     ]
-    (row,) = shown({Published("r", "net", 95.42, "a book"): runs}).rows
-    assert row == ["r", "net", "95.42, a book", "94.00 (92.00 to 96.00)", "2", "4.0 (1 of 2)", "never", "never", "6.0"]
-    (row,) = shown({Published("r", "net", 51.0, "a book", "val"): runs}).rows
-    assert row[2:4] == ["51.00 (validation), a book", "50.00 (50.00 to 50.00)"]
+    right, wrong = Published("r", "net", 95.42, "page 1", BOOK), Published("w", "net", 4.7, "LeCun", MNIST)
+    runs_of = {right: runs, wrong: runs}
+    (row,) = shown(runs_of, BOOK).rows
+    assert row == ["r", "net", "95.42, page 1", "94.00 (92.00 to 96.00)", "2", "4.0 (1 of 2)", "never", "6.0"]
+    (row,) = shown(runs_of, MNIST).rows
+    assert row[2:4] == ["4.7, LeCun", "6.00 (4.00 to 8.00)"]
+    (row,) = shown({Published("r", "net", 51, "page 1", BOOK, "val"): runs}, BOOK).rows
+    assert row[2:4] == ["51 (validation), page 1", "50.00 (50.00 to 50.00)"]
+
+
+def test_the_speed_of_each_hidden_layer_is_told_over_all_draws():
+    rows = shown_speeds({"nielsen-2-hidden": [[0.05, 0.2], [0.07, 0.4]]}).rows
+    assert rows == [
+        ["nielsen-2-hidden", "1", "0.0657", "0.06 (0.05 to 0.07)", "2"],
+        ["nielsen-2-hidden", "2", "0.309", "0.3 (0.2 to 0.4)", "2"],
+    ]
+
+
+def test_a_speed_is_the_norm_of_the_gradient_of_the_biases(monkeypatch: pytest.MonkeyPatch):
+    """By autograd through PyTorch's own modules, over the first of the 1000 training images."""
+    if not MNIST_FOLDER.is_dir():
+        pytest.skip("needs the MNIST files in ../shared/data/mnist")
+    monkeypatch.setattr(literature, "DRAWS", 1)
+    monkeypatch.setattr(literature, "IMAGES", 50)
+    ((first, second),) = literature.speeds("nielsen-2-hidden", str(MNIST_FOLDER))
+    settings = {**read_toml(RECIPES / "nielsen-2-hidden.toml"), "data": str(MNIST_FOLDER), "seed": 0}
+    setup = prepare(TrainConfig(**settings))
+    twin = dp.to_torch(setup.model)
+    x, y = setup.dataset.train.inputs(slice(50)), torch.nn.functional.one_hot(setup.dataset.train.y[:50], 10)
+    z = twin(x)
+    (torch.nn.functional.binary_cross_entropy_with_logits(z, y.to(z), reduction="sum") / 50).backward()
+    norms = [float(twin[place].bias.grad.norm()) for place in (0, 2)]  # type: ignore[index, union-attr]
+    assert [first, second] == pytest.approx(norms, rel=1e-5)
+    assert first < second  # it vanishes
 
 
 def test_the_page_keeps_what_stands_about_the_table(tmp_path: Any, monkeypatch: pytest.MonkeyPatch):
@@ -44,7 +79,7 @@ def test_the_page_keeps_what_stands_about_the_table(tmp_path: Any, monkeypatch: 
     run = {"val_accuracy": [0.5] * 2, "test_accuracy": [0.9, 0.96], "seconds": [1.0] * 2}
     for _ in range(2):
         runs = {PUBLISHED[0]: [run]}
-        literature._write(shown(runs), runs, "python -m benchmarks.literature path/to/mnist")
+        literature._write([shown(runs, BOOK)], runs, "python -m benchmarks.literature path/to/mnist")
         text = page.read_text()
         assert text.startswith("before\n<!-- table -->\n")
         assert text.endswith("<!-- end of table -->\nafter\n")

@@ -90,7 +90,7 @@ class Deformation:
     @cached_property
     def _commutes(self) -> bool:
         """Whether scaled pixels may be deformed as they are: 0 stays 0, and all have the same scale."""
-        return bool((self.scaling.mean == 0).all() and (self.scaling.scale == self.scaling.scale[0]).all())
+        return self.scaling.is_uniform and not self.scaling.mean.any()
 
 
 def _uniform(x: Tensor, shape: Sequence[int], generator: torch.Generator) -> Tensor:

@@ -1,0 +1,94 @@
+"""Why a digit is lost: ``python -m examples.nielsen.saturation RUN``, RUN being a run of recipes/nielsen-quadratic-100.
+
+With quadratic cost δ^L = (a − y) ⊙ σ'(z^L). Weights from N(0, 1) behind 100 neurons make z^L of an output unit as large
+as −20, whatever the image: it says 0 for its own digit too, and is as wrong as can be, but σ' = a (1 − a) is nearly 0,
+and so is δ. Nothing tells it to change. With cross-entropy δ^L = a − y: the more it is wrong, the faster it learns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from deltaprop.errors import UserError
+from deltaprop.training.saved import load_run
+from deltaprop.verify.observe import observe
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What an output unit does for the images of its own class, means over them.
+
+    Attributes:
+        images: How many there are.
+        right: Share of them that it wins.
+        wrong: |a − y| = 1 − a.
+        slope: σ'(z) = a (1 − a).
+        delta: |δ| of an image, its C alone: |a − y| σ'(z) with quadratic cost.
+    """
+
+    images: int
+    right: float
+    wrong: float
+    slope: float
+    delta: float
+
+
+def units(a: Tensor, delta: Tensor, y: Tensor) -> list[Unit]:
+    """Return what each output unit does for its own class.
+
+    Args:
+        a: a^L of sigmoids, [N, n_L].
+        delta: δ^L with the 1/N of the mean loss in it, [N, n_L].
+        y: Classes, [N].
+    """
+    found = []
+    for unit in range(a.shape[1]):
+        own = y == unit
+        mine = a[own, unit]
+        found.append(
+            Unit(
+                int(own.sum()),
+                float((a[own].argmax(dim=1) == unit).double().mean()),
+                float((1 - mine).mean()),
+                float((mine * (1 - mine)).mean()),
+                float(delta[own, unit].abs().mean()) * len(a),
+            )
+        )
+    return found
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Tell what each output unit of a run does for its own digit; return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m examples.nielsen.saturation", description=__doc__)
+    parser.add_argument("run", type=Path, help="folder of a run: sigmoid outputs and quadratic cost, or cross-entropy")
+    run: Path = parser.parse_args(words).run
+    torch.set_num_threads(1)
+    try:
+        setup = load_run(run)
+        if setup.objective.name not in ("quadratic", "binary-cross-entropy"):
+            raise UserError(f"{run}: its loss is {setup.objective.name}, quadratic or binary-cross-entropy expected")
+    except UserError as error:
+        print(f"python -m examples.nielsen.saturation: {error}", file=sys.stderr)
+        return 2
+    test = setup.dataset.test
+    x = test.inputs(slice(None))
+    last = observe(setup.model, setup.objective, x, setup.objective.targets(test.y, x.dtype))[-1]
+    a = last.a if last.activation else last.z.sigmoid()  # within the loss
+    print(f"{run}: {setup.objective.name}. Each output unit on the test images of its own digit, means over them;")
+    print("by quadratic cost |δ| = |a − y| σ'(z), by cross-entropy it is |a − y|")
+    print("digit  images  right %  |a − y|  σ'(z)    |δ|")
+    for digit, unit in enumerate(units(a, last.delta, test.y)):
+        shares = f"{100 * unit.right:7.2f}  {unit.wrong:7.4f}"
+        print(f"{digit:>5}  {unit.images:>6}  {shares}  {unit.slope:.0e}  {unit.delta:.0e}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,63 @@
+"""A lost digit: as wrong as can be, and hardly any δ."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from deltaprop.training import TrainConfig, train
+from examples.nielsen.saturation import main, units
+
+
+def test_by_hand():
+    """Two outputs, three images, δ = (a − y) a (1 − a) / 3: the second output says 0.1 to its only image."""
+    a = torch.tensor([[0.5, 0.2], [0.9, 0.1], [0.8, 0.1]], dtype=torch.float64)
+    y = torch.tensor([0, 0, 1])
+    delta = (a - torch.nn.functional.one_hot(y, 2)) * a * (1 - a) / 3
+    first, second = units(a, delta, y)
+    assert (first.images, first.right) == (2, 1.0)
+    assert first.wrong == pytest.approx((0.5 + 0.1) / 2)
+    assert first.slope == pytest.approx((0.25 + 0.09) / 2)
+    assert first.delta == pytest.approx((0.5 * 0.25 + 0.1 * 0.09) / 2)
+    assert (second.images, second.right) == (1, 0.0)
+    assert (second.wrong, second.delta) == pytest.approx((0.9, 0.9 * 0.09))
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Callable[[str], Path]:
+    """Trains on the digits with a loss; returns the folder."""
+
+    def trained(loss: str) -> Path:
+        output = "sigmoid" if loss == "quadratic" else "none"
+        config = TrainConfig(
+            hidden=(100,), activation=("sigmoid",), output_activation=output, loss=loss, init="normal", lr=3.0,
+            momentum=0.0, batch_size=10, epochs=2, log_every=0, engine="explicit", run_dir=tmp_path / loss,
+        )  # fmt: skip
+        return train(config).folder
+
+    return trained
+
+
+@pytest.mark.parametrize("loss", ["quadratic", "binary-cross-entropy"])
+def test_a_run_is_told_digit_by_digit(loss: str, run: Callable[[str], Path], capsys: pytest.CaptureFixture[str]):
+    """|δ| is |a − y| by cross-entropy, and less by quadratic cost."""
+    assert main([str(run(loss))]) == 0
+    lines = capsys.readouterr().out.splitlines()[-10:]
+    for digit, line in enumerate(lines):
+        cells = line.split()
+        assert int(cells[0]) == digit
+        wrong, delta = float(cells[3]), float(cells[5])
+        assert delta == pytest.approx(wrong, rel=0.06, abs=5e-5) if loss != "quadratic" else delta < wrong
+
+
+def test_another_loss_is_refused(run: Callable[[str], Path], capsys: pytest.CaptureFixture[str]):
+    assert main([str(run("mse"))]) == 2
+    assert "its loss is mse, quadratic or binary-cross-entropy expected" in capsys.readouterr().err
+
+
+def test_what_is_no_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main([str(tmp_path / "none")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
