@@ -83,10 +83,10 @@ def main(words: Sequence[str] | None = None) -> int:
     a = last.a if last.activation else last.z.sigmoid()  # within the loss
     print(f"{run}: {setup.objective.name}. Each output unit on the test images of its own digit, means over them;")
     print("by quadratic cost |δ| = |a − y| σ'(z), by cross-entropy it is |a − y|")
-    print("digit  images  right %  |a − y|  σ'(z)    |δ|")
+    print("digit  images  right %  |a − y|   σ'(z)      |δ|")
     for digit, unit in enumerate(units(a, last.delta, test.y)):
         shares = f"{100 * unit.right:7.2f}  {unit.wrong:7.4f}"
-        print(f"{digit:>5}  {unit.images:>6}  {shares}  {unit.slope:.0e}  {unit.delta:.0e}")
+        print(f"{digit:>5}  {unit.images:>6}  {shares}  {unit.slope:.1e}  {unit.delta:.1e}")
     return 0
 
 
