@@ -1,4 +1,6 @@
-"""Draw the README's picture: ``python docs/make_pictures.py``. Takes some seconds.
+"""Draw the README's pictures: ``python docs/make_pictures.py [path/to/mnist]``. Takes some seconds.
+
+The one of deformed digits is drawn where the folder of MNIST's files is given.
 
 The TensorBoard screenshot beside it is of the run
 ``python train.py --hidden 30 30 30 --activation sigmoid --init xavier --lr 0.5 --momentum 0 --log-every 1``.
@@ -6,12 +8,14 @@ The TensorBoard screenshot beside it is of the run
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from deltaprop.data import Deformation, load
 from deltaprop.training import TrainConfig
 from deltaprop.training.engines import train_epoch
 from deltaprop.training.pictures import COLOURS, decision_boundary
@@ -38,7 +42,7 @@ def delta_norms(activation: str, epochs: int) -> list[list[float]]:
     """Return the norm of δ of each layer after each epoch, for four hidden layers of 30 on the digits."""
     config = TrainConfig(hidden=(30, 30, 30, 30), activation=(activation,), init="xavier", lr=0.5, momentum=0.0)
     setup = prepare(config)
-    optimizer = make_optimizer(setup.model, config)
+    optimizer = make_optimizer(setup.model, setup.config)
     generator = torch.Generator().manual_seed(0)
     train, norms = setup.dataset.train, []
     for _ in range(epochs):
@@ -52,7 +56,7 @@ def overview(path: Path) -> None:
     """Write the picture of the README: the page, a net that learnt, and the error signal layer by layer."""
     config = TrainConfig(data="spirals", epochs=30)
     setup = prepare(config)
-    optimizer = make_optimizer(setup.model, config)
+    optimizer = make_optimizer(setup.model, setup.config)
     generator = torch.Generator().manual_seed(0)
     for _ in range(config.epochs):
         order = torch.randperm(len(setup.dataset.train), generator=generator)
@@ -82,6 +86,32 @@ def overview(path: Path) -> None:
     figure.savefig(path)
 
 
+def deformed(path: Path, folder: str) -> None:
+    """Write the picture of deformed digits: the first of each kind as it is, and three times by each kind."""
+    found = load(folder, scaling="pixel")
+    shape = found.image_shape
+    assert shape is not None
+    firsts = [int((found.train.y == digit).nonzero()[0]) for digit in range(10)]
+    x = found.train.x[firsts]
+    parts = [("as they are", [x])]
+    for kind in ("affine", "elastic", "affine-elastic"):
+        deform, generator = Deformation(kind, shape, found.input_scaling), torch.Generator().manual_seed(0)
+        parts.append((f"--augment {kind}, three epochs", [deform(x, generator) for _ in range(3)]))
+    figure = Figure(figsize=(5.6, 6.6), dpi=110, layout="constrained", facecolor="white")
+    panels = figure.subplots(len(parts), 1, height_ratios=[len(rows) for _, rows in parts])
+    for axes, (name, rows) in zip(panels, parts, strict=True):
+        strips = [digits.view(10, *shape).transpose(0, 1).flatten(1) for digits in rows]  # side by side
+        axes.imshow(torch.cat(strips).numpy(), cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
+        axes.set(xticks=[], yticks=[])
+        axes.set_title(name, loc="left", fontsize=9)
+        axes.spines[:].set_visible(False)
+    FigureCanvasAgg(figure)
+    figure.savefig(path)
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    overview(Path(__file__).parent / "pictures" / "overview.png")
+    pictures = Path(__file__).parent / "pictures"
+    overview(pictures / "overview.png")
+    if len(sys.argv) > 1:
+        deformed(pictures / "deformed.png", sys.argv[1])

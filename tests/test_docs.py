@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.data.conftest import MNIST
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 TABLES = (ROOT / "docs" / "tables.md").read_text()
@@ -281,6 +283,17 @@ def test_the_pictures_lines_of_code_stand_in_the_source():
     assert len(drawn) == 6
     for code in drawn:
         assert code in source, code
+
+
+@pytest.mark.slow
+def test_the_pictures_can_be_drawn(tmp_path: Path):
+    drawing = runpy.run_path(str(ROOT / "docs" / "make_pictures.py"))
+    drawing["overview"](tmp_path / "overview.png")
+    if MNIST.is_dir():
+        drawing["deformed"](tmp_path / "deformed.png", str(MNIST))
+    for path in tmp_path.iterdir():
+        assert path.read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "overview.png").exists()
 
 
 @pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")], ids=str)

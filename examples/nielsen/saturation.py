@@ -1,8 +1,9 @@
 """Why a digit is lost: ``python -m examples.nielsen.saturation RUN``, RUN being a run of recipes/nielsen-quadratic-100.
 
-With quadratic cost δ^L = (a − y) ⊙ σ'(z^L). Weights from N(0, 1) behind 100 neurons make z^L of an output unit as large
-as −20, whatever the image: it says 0 for its own digit too, and is as wrong as can be, but σ' = a (1 − a) is nearly 0,
-and so is δ. Nothing tells it to change. With cross-entropy δ^L = a − y: the more it is wrong, the faster it learns.
+With quadratic cost δ^L = (a − y) ⊙ σ'(z^L). Weights from N(0, 1) behind 100 neurons make z^L of an output unit large,
+whatever the image, and the first steps throw it further: at z = −15 it says 0 for its own digit too, as wrong as can
+be, but σ' = a (1 − a) is nearly 0, and so is δ. Nothing tells it to change. With cross-entropy δ^L = a − y: the more it
+is wrong, the faster it learns.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ class Unit:
     Attributes:
         images: How many there are.
         right: Share of them that it wins.
+        z: z^L.
         wrong: |a − y| = 1 − a.
         slope: σ'(z) = a (1 − a).
         delta: |δ| of an image, its C alone: |a − y| σ'(z) with quadratic cost.
@@ -35,20 +37,21 @@ class Unit:
 
     images: int
     right: float
+    z: float
     wrong: float
     slope: float
     delta: float
 
 
-def units(a: Tensor, delta: Tensor, y: Tensor) -> list[Unit]:
+def units(z: Tensor, delta: Tensor, y: Tensor) -> list[Unit]:
     """Return what each output unit does for its own class.
 
     Args:
-        a: a^L of sigmoids, [N, n_L].
+        z: z^L of sigmoids, [N, n_L].
         delta: δ^L with the 1/N of the mean loss in it, [N, n_L].
         y: Classes, [N].
     """
-    found = []
+    a, found = z.sigmoid(), []
     for unit in range(a.shape[1]):
         own = y == unit
         mine = a[own, unit]
@@ -56,6 +59,7 @@ def units(a: Tensor, delta: Tensor, y: Tensor) -> list[Unit]:
             Unit(
                 int(own.sum()),
                 float((a[own].argmax(dim=1) == unit).double().mean()),
+                float(z[own, unit].mean()),
                 float((1 - mine).mean()),
                 float((mine * (1 - mine)).mean()),
                 float(delta[own, unit].abs().mean()) * len(a),
@@ -80,12 +84,11 @@ def main(words: Sequence[str] | None = None) -> int:
     test = setup.dataset.test
     x = test.inputs(slice(None))
     last = observe(setup.model, setup.objective, x, setup.objective.targets(test.y, x.dtype))[-1]
-    a = last.a if last.activation else last.z.sigmoid()  # within the loss
     print(f"{run}: {setup.objective.name}. Each output unit on the test images of its own digit, means over them;")
     print("by quadratic cost |δ| = |a − y| σ'(z), by cross-entropy it is |a − y|")
-    print("digit  images  right %  |a − y|   σ'(z)      |δ|")
-    for digit, unit in enumerate(units(a, last.delta, test.y)):
-        shares = f"{100 * unit.right:7.2f}  {unit.wrong:7.4f}"
+    print("digit  images  right %      z  |a − y|   σ'(z)      |δ|")
+    for digit, unit in enumerate(units(last.z, last.delta, test.y)):
+        shares = f"{100 * unit.right:7.2f}  {unit.z:5.1f}  {unit.wrong:7.4f}"
         print(f"{digit:>5}  {unit.images:>6}  {shares}  {unit.slope:.1e}  {unit.delta:.1e}")
     return 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,8 +18,9 @@ def test_by_hand():
     a = torch.tensor([[0.5, 0.2], [0.9, 0.1], [0.8, 0.1]], dtype=torch.float64)
     y = torch.tensor([0, 0, 1])
     delta = (a - torch.nn.functional.one_hot(y, 2)) * a * (1 - a) / 3
-    first, second = units(a, delta, y)
+    first, second = units(a.logit(), delta, y)
     assert (first.images, first.right) == (2, 1.0)
+    assert first.z == pytest.approx(math.log(9) / 2)  # a = 1/2 at 0, 9/10 at log 9
     assert first.wrong == pytest.approx((0.5 + 0.1) / 2)
     assert first.slope == pytest.approx((0.25 + 0.09) / 2)
     assert first.delta == pytest.approx((0.5 * 0.25 + 0.1 * 0.09) / 2)
@@ -49,7 +51,7 @@ def test_a_run_is_told_digit_by_digit(loss: str, run: Callable[[str], Path], cap
     for digit, line in enumerate(lines):
         cells = line.split()
         assert int(cells[0]) == digit
-        wrong, delta = float(cells[3]), float(cells[5])
+        wrong, delta = float(cells[4]), float(cells[6])
         if loss == "quadratic":
             assert delta < wrong / 2  # σ' is at most 1/4
         else:
