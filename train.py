@@ -2,7 +2,7 @@
 
 import sys
 
-from deltaprop.cli import main
+from deltaprop.cli import program
 
 if __name__ == "__main__":
-    sys.exit(main(["train", *sys.argv[1:]]))
+    sys.exit(program(["train", *sys.argv[1:]]))

@@ -2,6 +2,6 @@
 
 import sys
 
-from deltaprop.cli import main
+from deltaprop.cli import program
 
-sys.exit(main())
+sys.exit(program())

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from deltaprop.cli import main
+from deltaprop.cli import main, program
 from deltaprop.cli.parsing import one_line
 from deltaprop.cli.train import parse
 
@@ -42,7 +42,7 @@ class TestNames:
         from importlib.metadata import entry_points
 
         (script,) = entry_points(group="console_scripts", name="deltaprop")
-        assert script.load() is main
+        assert script.load() is program
 
     def test_help_and_version(self, capsys: pytest.CaptureFixture[str]):
         import deltaprop
