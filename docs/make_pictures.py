@@ -95,7 +95,7 @@ def deformed(path: Path, folder: str) -> None:
     x = found.train.x[firsts]
     parts = [("as they are", [x])]
     for kind in ("affine", "elastic", "affine-elastic"):
-        deform, generator = Deformation(kind, shape, found.input_scaling), torch.Generator().manual_seed(0)
+        deform, generator = Deformation(kind, shape), torch.Generator().manual_seed(0)
         parts.append((f"--augment {kind}, three epochs", [deform(x, generator) for _ in range(3)]))
     figure = Figure(figsize=(5.6, 6.6), dpi=110, layout="constrained", facecolor="white")
     panels = figure.subplots(len(parts), 1, height_ratios=[len(rows) for _, rows in parts])

@@ -63,6 +63,15 @@ def test_a_run_without_pictures_brings_in_neither_compiler_nor_matplotlib(tmp_pa
     assert "torch.utils.tensorboard" in loaded
 
 
+@pytest.mark.parametrize("how", ["run_path('train.py'", "run_module('deltaprop'"])
+def test_a_command_leaves_what_imports_made_to_the_end(how: str):
+    """The garbage collector does not go through PyTorch again and again."""
+    begun = "import gc, runpy, deltaprop.cli as cli\ncli.main = lambda words: print(f'frozen{gc.get_freeze_count()}')"
+    ended = f"try: runpy.{how}, run_name='__main__')\nexcept SystemExit: pass"
+    (told,) = (word for word in modules_after(f"{begun}\n{ended}") if word.startswith("frozen"))
+    assert int(told.removeprefix("frozen")) > 10_000
+
+
 def test_public_names():
     """Every name of __all__ exists, once, and has a docstring."""
     for name in dp.__all__:

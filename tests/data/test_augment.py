@@ -1,4 +1,4 @@
-"""Deformed pictures: by SciPy's Gaussian and interpolation, seeded, and no matter of how pixels are scaled."""
+"""Deformed pictures: by SciPy's Gaussian and interpolation, seeded, the same in every dtype."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 from scipy import ndimage
 
-from deltaprop.data import Deformation, Scaling, augment
+from deltaprop.data import Deformation, augment
 
 KINDS = ("affine", "elastic", "affine-elastic")
 SHAPE = (12, 9)
@@ -24,8 +24,8 @@ def pictures(dtype: torch.dtype = torch.float64) -> torch.Tensor:
     return x.flatten(1)
 
 
-def deformation(kind: Any, scaling: Scaling | None = None) -> Deformation:
-    return Deformation(kind, SHAPE, Scaling.identity(108) if scaling is None else scaling)
+def deformation(kind: Any) -> Deformation:
+    return Deformation(kind, SHAPE)
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -93,14 +93,31 @@ def test_each_picture_is_deformed_another_way(kind: str):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_pixels_may_be_scaled_anyhow(kind: str, dtype: torch.dtype):
-    """Raw pixels are deformed, so that the background stays what it is."""
-    raw = pictures(dtype)
-    for scaling in (Scaling.pixels(108, 7.0), Scaling.standard(raw)):
-        found = deformation(kind, scaling)(scaling.apply(raw), generator())
-        assert found.dtype == dtype
-        torch.testing.assert_close(found, scaling.apply(deformation(kind)(raw, generator())), rtol=1e-4, atol=1e-5)
+def test_in_float32_they_are_the_same_but_for_rounding(kind: str):
+    """The same is drawn, and where to look worked out in float64."""
+    found = deformation(kind)(pictures().float(), generator())
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), deformation(kind)(pictures(), generator()), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_few_at_a_time_are_drawn_one_after_the_other(kind: str, monkeypatch: pytest.MonkeyPatch):
+    """Five pictures, two at a time."""
+    monkeypatch.setattr(augment, "AT_ONCE", 2)
+    together = deformation(kind)(pictures(), generator())
+    one_after_the_other, drawn = deformation(kind), generator()
+    parts = [one_after_the_other(some, drawn) for some in pictures().split(2)]
+    assert torch.equal(together, torch.cat(parts))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_coarse_products_for_training_do_not_reach_it(kind: str, monkeypatch: pytest.MonkeyPatch):
+    """The switch of ``--precision`` is the whole process's, and so that of the thread that deforms: of float32."""
+    seen = []
+    matmul = torch.Tensor.__matmul__
+    monkeypatch.setattr(torch.Tensor, "__matmul__", lambda a, b: seen.append((a.dtype, b.dtype)) or matmul(a, b))
+    deformation(kind)(pictures().float(), generator())
+    assert set(seen) == {(torch.float64, torch.float64)}
 
 
 def test_what_is_given_is_left_as_it_was():
@@ -111,7 +128,7 @@ def test_what_is_given_is_left_as_it_was():
 
 def test_the_usual_field_pulls_a_pixel_of_mnist_by_a_pixel_or_so():
     """The deviation of a smoothed field: α / √3 / (2 √π σ) = 34 / 1.732 / (3.545 · 4) = 1.38 pixels, inside."""
-    deform, x = Deformation("elastic", (28, 28), Scaling.identity(784)), torch.zeros(400, 784, dtype=torch.float64)
+    deform = Deformation("elastic", (28, 28))
     still = torch.stack(torch.meshgrid(torch.arange(28.0), torch.arange(28.0), indexing="xy"), dim=-1) - 13.5
-    pulled = deform._places(x, generator()) - still
+    pulled = deform._places(400, generator()) - still
     assert float(pulled[:, 12:16, 12:16].std()) == pytest.approx(1.38, rel=0.05)

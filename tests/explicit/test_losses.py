@@ -12,7 +12,7 @@ from torch import Tensor
 import deltaprop as dp
 from deltaprop import UserError
 from deltaprop import functional as F
-from deltaprop.explicit.losses import Loss, Rule
+from deltaprop.explicit.losses import Loss, ResidualLoss, Rule
 from tests.explicit.compare import targets
 
 N, OUTPUTS = 6, 4
@@ -67,6 +67,11 @@ def compare(name: str, options: dict[str, Any], a: Tensor, y: Tensor, batches: i
     torch.testing.assert_close(loss.values(batches), torch.stack(expected), rtol=1e-13, atol=1e-14)
     for number in range(1, batches + 1):  # of a block that is broken off, the first alone count
         torch.testing.assert_close(loss.total_value(number), sum(expected[:number]), rtol=1e-13, atol=1e-14)
+        if isinstance(loss, ResidualLoss):
+            units = torch.tensor([3.0], dtype=a.dtype)
+            told = loss.values(number, units)
+            assert not torch.allclose(told, loss.values(number))
+            torch.testing.assert_close(loss.total_value(number, units), told.sum(), rtol=1e-13, atol=1e-14)
 
 
 @pytest.mark.parametrize("batches", [1, 3])

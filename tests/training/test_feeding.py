@@ -17,7 +17,7 @@ from deltaprop.data import Split, StreamedSplit
 from deltaprop.data.store import InMemory
 from deltaprop.training import TrainConfig, feeding, train
 from deltaprop.training.console import describe
-from deltaprop.training.feeding import BLOCK_BYTES, CHUNK_BYTES, Feed
+from deltaprop.training.feeding import BLOCK_BYTES, CHUNK_BYTES, Feed, Order
 from deltaprop.training.objective import choose_objective
 from deltaprop.training.setup import prepare
 from tests.training.faults.shim import forked
@@ -52,12 +52,12 @@ def feed(rows: int = ROWS, batch_size: int = BATCH) -> Feed:
     return Feed(streamed(rows), choose_objective("auto", "classification", 2, "none"), batch_size)
 
 
-def drawn(of: Feed, seed: int = 0) -> torch.Tensor:
+def drawn(of: Feed, seed: int = 0) -> Order:
     """Return the order of an epoch."""
     return of.draw(torch.Generator().manual_seed(seed))
 
 
-def batches(of: Feed, order: torch.Tensor, done: int = 0) -> list[tuple[int, torch.Tensor, torch.Tensor]]:
+def batches(of: Feed, order: Order, done: int = 0) -> list[tuple[int, torch.Tensor, torch.Tensor]]:
     """Return the steps that are left of an epoch: the number of each, and its x and y as an engine takes them."""
     found = []
     for chunk in of.chunks(order, done):
@@ -70,9 +70,9 @@ def batches(of: Feed, order: torch.Tensor, done: int = 0) -> list[tuple[int, tor
 def test_an_epoch_takes_each_row_once(rows: int):
     of = feed(rows)
     order = drawn(of)
-    assert order.sort().values.tolist() == [*range(rows)]
+    assert order.rows.sort().values.tolist() == [*range(rows)]
     x = torch.cat([x for _, x, _ in batches(of, order)])
-    torch.testing.assert_close(x, torch.stack([order, -order], dim=1).float(), rtol=0, atol=0)
+    torch.testing.assert_close(x, torch.stack([order.rows, -order.rows], dim=1).float(), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 8, 64, 199, 200, 201, 5000])
@@ -83,7 +83,7 @@ def test_the_steps_are_those_of_an_epoch_in_one_piece(batch_size: int):
     assert of.chunk % batch_size == 0
     found = batches(of, order)
     assert [number for number, _, _ in found] == [*range(-(-ROWS // batch_size))]
-    for (_, x, y), rows in zip(found, order.split(batch_size), strict=True):
+    for (_, x, y), rows in zip(found, order.rows.split(batch_size), strict=True):
         torch.testing.assert_close(x[:, 0], rows.float(), rtol=0, atol=0)
         torch.testing.assert_close(y, rows % 2, rtol=0, atol=0)
 
@@ -136,7 +136,7 @@ def test_the_disk_is_asked_for_each_chunk_before_the_one_before_it_is_read(monke
     of = feed(2 * CHUNK + 1)
     order = drawn(of)
     batches(of, order)
-    first, second, last = (sorted(part) for part in order.split(CHUNK))
+    first, second, last = (sorted(part) for part in order.rows.split(CHUNK))
     assert told == [
         ("asked", first), ("asked", second), ("read", first), ("asked", last), ("read", second), ("read", last)
     ]  # fmt: skip
@@ -147,7 +147,7 @@ def test_two_pieces_of_memory_serve_all_chunks_of_all_epochs():
     of, places = feed(), []
     for _ in range(2):
         order = drawn(of)
-        for chunk, rows in zip(of.chunks(order, 0), order.split(CHUNK), strict=True):
+        for chunk, rows in zip(of.chunks(order, 0), order.rows.split(CHUNK), strict=True):
             time.sleep(0.01)
             torch.testing.assert_close(chunk.x[chunk.order, 0], rows.float(), rtol=0, atol=0)
             places.append(chunk.x.data_ptr())
@@ -186,14 +186,14 @@ def test_it_hangs_on_the_seed_alone():
     torch.manual_seed(7)
     before = torch.random.get_rng_state()
     batches(of, first)
-    assert torch.equal(drawn(feed()), first)
+    assert torch.equal(drawn(feed()).rows, first.rows)
     assert torch.equal(torch.random.get_rng_state(), before)
-    assert not torch.equal(drawn(of, 1), first)
+    assert not torch.equal(drawn(of, 1).rows, first.rows)
 
 
 def test_no_two_epochs_have_the_same():
     of, generator = feed(), torch.Generator().manual_seed(0)
-    assert not torch.equal(of.draw(generator), of.draw(generator))
+    assert not torch.equal(of.draw(generator).rows, of.draw(generator).rows)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -207,7 +207,7 @@ def test_each_chunk_mixes_blocks_from_all_over_the_file(seed: int):
     """
     count, m = 1000, CHUNK // BLOCK
     order = drawn(feed(count * BLOCK), seed)
-    means = (order // BLOCK).double().split(CHUNK)
+    means = (order.rows // BLOCK).double().split(CHUNK)
     deviation = ((count**2 - 1) / 12 * (count - m) / (count - 1) / m) ** 0.5
     off = torch.stack([(chunk.mean() - (count - 1) / 2) / deviation for chunk in means])
     assert len(off) == 100
@@ -222,7 +222,7 @@ def test_within_a_chunk_neighbours_are_parted(seed: int):
     Of 20 000 rows 95 are (Poisson, deviation 9.7: below 95 + 5 deviations); blocks by themselves would leave 19 000.
     """
     order = drawn(feed(20_000), seed)
-    assert int((order.diff() == 1).sum()) < 95 + 5 * 9.7
+    assert int((order.rows.diff() == 1).sum()) < 95 + 5 * 9.7
 
 
 def test_a_chunk_has_64_blocks():
@@ -256,7 +256,7 @@ def test_an_order_is_drawn_without_a_copy_of_it_for_each_block(monkeypatch: pyte
     monkeypatch.setattr(torch, "arange", watched)
     order = drawn(feed())
     assert sum(len(numbers) for numbers in made) == ROWS
-    assert {numbers.untyped_storage().data_ptr() for numbers in made} == {order.untyped_storage().data_ptr()}
+    assert {numbers.untyped_storage().data_ptr() for numbers in made} == {order.rows.untyped_storage().data_ptr()}
 
 
 def _address_space() -> int:
@@ -287,16 +287,17 @@ def test_each_picture_keeps_its_label_and_its_place():
     order = drawn(of)
     found = batches(of, order)
     assert [number for number, _, _ in found] == [*range(13)]
-    for (_, x, y), rows in zip(found, order.split(BATCH), strict=True):
+    for (_, x, y), rows in zip(found, order.rows.split(BATCH), strict=True):
         torch.testing.assert_close(x[:, 0].floor().long(), rows, rtol=0, atol=0)
         torch.testing.assert_close(y, rows % 2, rtol=0, atol=0)
 
 
 def test_what_is_left_of_an_epoch_is_deformed_as_it_would_have_been():
     whole, broken = deformed(), deformed()
-    order = drawn(whole)
-    assert torch.equal(drawn(broken), order)
-    for (_, x, _), (_, same_x, _) in zip(batches(broken, order, 7), batches(whole, order)[6:], strict=True):
+    order, same = drawn(whole), drawn(broken)
+    assert torch.equal(same.rows, order.rows)
+    assert same.seed == order.seed
+    for (_, x, _), (_, same_x, _) in zip(batches(broken, same, 7), batches(whole, order)[6:], strict=True):
         assert torch.equal(x, same_x)
 
 
@@ -338,4 +339,13 @@ def test_the_header_says_that_pictures_are_deformed(tmp_path: Path):
 def test_what_is_no_picture_is_not_deformed(tmp_path: Path):
     with pytest.raises(UserError, match="--augment elastic is for pictures, and moons has none"):
         train(TrainConfig(data="moons", augment="elastic", run_dir=tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_pixels_scaled_one_by_one_are_not_deformed(tmp_path: Path):
+    """Ink where there was none would be divided by that pixel's deviation, of nearly 0."""
+    with pytest.raises(
+        UserError, match="--augment affine is for pixels that are all scaled alike: take --scaling pixel"
+    ):
+        train(TrainConfig(augment="affine", scaling="standard", run_dir=tmp_path / "run"))
     assert not (tmp_path / "run").exists()

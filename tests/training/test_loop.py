@@ -20,7 +20,7 @@ from deltaprop import functional as F
 from deltaprop.training import Result, TrainConfig, TrainingError, evaluate, train
 from deltaprop.training.engines import Progress, train_epoch
 from deltaprop.training.run_folder import RunFolder
-from deltaprop.training.setup import make_optimizer, prepare
+from deltaprop.training.setup import Setup, make_optimizer, prepare
 from tests.training.conftest import metrics_of, without_times
 
 MNIST = Path(__file__).parents[3] / "shared" / "data" / "mnist"
@@ -75,7 +75,7 @@ class TestLearning:
         monkeypatch.setattr(evaluate, "evaluate", judged)
         for cores in (1, 2):
             threads.clear()
-            monkeypatch.setattr(torch, "get_num_threads", lambda cores=cores: cores)
+            monkeypatch.setattr(Setup, "parts_at_once", cores)
             results.append(run(epochs=2, val_fraction=0.4))
             assert (threads == {threading.get_ident()}) == (cores == 1)
         assert without_times(results[0]) == without_times(results[1])
@@ -83,11 +83,21 @@ class TestLearning:
     @pytest.mark.parametrize(
         ("threads", "cores", "at_once"), [("auto", 4, 2), ("1", 4, 1), ("4", 4, 1), ("auto", 1, 1)]
     )
-    def test_no_more_cores_are_taken_than_given(
+    def test_no_more_cores_are_taken_to_judge_than_given(
         self, monkeypatch: pytest.MonkeyPatch, threads: str, cores: int, at_once: int
     ):
         monkeypatch.setattr(torch, "get_num_threads", lambda: cores)
         assert prepare(TrainConfig(data="moons", threads=threads)).parts_at_once == at_once
+
+    def test_parts_on_a_gpu_or_on_disk_are_judged_one_after_the_other(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ):
+        monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+        setup = prepare(TrainConfig(data="moons"))
+        assert dataclasses.replace(setup, device=torch.device("cuda")).parts_at_once == 1
+        (tmp_path / "t.csv").write_text("x,class\n" + "".join(f"{row},{'ab'[row % 2]}\n" for row in range(100)))
+        assert prepare(TrainConfig(data=str(tmp_path / "t.csv"))).parts_at_once == 2
+        assert prepare(TrainConfig(data=str(tmp_path / "t.csv")), storage="disk").parts_at_once == 1
 
     def test_batch_size_1_is_an_update_per_training_instance(self, run: Run):
         result = run(batch_size=1, epochs=1, lr=0.01, momentum=0.0)

@@ -1,4 +1,6 @@
-"""What each layer learns by: the optimizer's options, read at every step, made into the update that follows a product.
+"""What each layer learns by: the optimizer's options, made into the update that follows a product.
+
+They are read at every step, or once for the steps of a block where nobody is asked in between.
 
 Making an update costs as much as many steps. So it is made once for the layers of a stage, and anew when an option has
 changed, as by a scheduler, or when others have put new velocities in place of the old, as ``load_state_dict`` does.

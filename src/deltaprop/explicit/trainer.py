@@ -35,7 +35,8 @@ class ExplicitTrainer:
     It works in place on the model's own Parameters and on the optimizer's momentum buffers, and leaves ``.grad`` alone:
     with plain SGD no ∂C/∂W is ever stored. Between two calls Parameters are up to date, and so in an ``on_step`` that
     reads them; they may be read, saved, and written to in place. Learning rate and the other options are read from
-    ``optimizer.param_groups`` at every step, so schedulers work as always.
+    ``optimizer.param_groups`` whenever an ``on_step`` or ``on_block`` may have changed them, and at every call, so
+    schedulers work as always.
 
     Args:
         model: An :class:`~deltaprop.MLP`, or an ``nn.Sequential`` of linear layers, each with one activation or none
@@ -288,13 +289,13 @@ class ExplicitTrainer:
                     step()
             return False, len(steps)
         for number, step in enumerate(steps, start=1):
-            self._teacher.heed_rates(stage)
+            teacher.heed_rates(stage)
             with self._products:
                 step()
             if on_step_reads:
                 with torch.inference_mode(False):
                     ended = on_step(done + number)
-                self._teacher.heed_velocities()
+                teacher.heed_velocities()
                 if self._layout is not layout or not layout.holds(stage.rows):  # a step within may have seen to it
                     return ended is True, number  # what is left of the block is laid out anew
             else:

@@ -165,7 +165,8 @@ class TrainConfig:
 
     threads: str = "auto"
     """CPU threads: a number; auto: 1 for small nets, the physical cores where a layer's product has at least 2^24
-    multiply-adds; or tune: time a few steps at 1, 2, 4, … and take the fastest."""
+    multiply-adds; or tune: time a few steps at 1, 2, 4, … and take the fastest. One more thread makes ready what comes
+    from disk or is deformed."""
 
     run_dir: Path | None = None
     """Folder of this run; by default runs/<data>-<date>-<time>."""

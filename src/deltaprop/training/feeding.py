@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -23,6 +24,19 @@ from deltaprop.training.objective import Objective
 
 CHUNK_BYTES = 1 << 25  # of inputs: two of them are in memory
 BLOCK_BYTES = 1 << 19  # of neighbours: that a disk reads at once
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is drawn for an epoch.
+
+    Attributes:
+        rows: Their numbers, on the CPU.
+        seed: Of what deforms pictures.
+    """
+
+    rows: Tensor
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -62,7 +76,7 @@ class Feed:
         deform: Deformation | None = None,
     ) -> None:
         self.part, self.objective, self.batch_size, self.deform = part, objective, batch_size, deform
-        self.streams, self.seed = isinstance(part, StreamedSplit), 0
+        self.streams = isinstance(part, StreamedSplit)
         width, dtype = (part.width, part.dtype) if isinstance(part, StreamedSplit) else (part.x.shape[1], part.x.dtype)
         row = width * torch.finfo(dtype).bits // 8
         usual = max(1, BLOCK_BYTES // row), max(1, CHUNK_BYTES // row // batch_size) * batch_size
@@ -85,11 +99,13 @@ class Feed:
         x = self.part.inputs(slice(rows))
         return x, self.objective.targets(self.part.y[:rows], x.dtype)
 
-    def draw(self, generator: torch.Generator) -> Tensor:
-        """Return the order of an epoch: row numbers, on the CPU, the same on every device."""
+    def draw(self, generator: torch.Generator) -> Order:
+        """Return the order of an epoch, the same on every device."""
+        seed = 0 if self.deform is None else int(torch.randint(2**62, (), generator=generator))
+        return Order(self._rows(generator), seed)
+
+    def _rows(self, generator: torch.Generator) -> Tensor:
         rows = len(self)
-        if self.deform is not None:
-            self.seed = int(torch.randint(2**62, (), generator=generator))
         if not self.streams:
             return torch.randperm(rows, generator=generator)
         order = torch.empty(rows, dtype=torch.int64)
@@ -102,7 +118,7 @@ class Feed:
             chunk.copy_(chunk[torch.randperm(len(chunk), generator=generator)])
         return order
 
-    def chunks(self, order: Tensor, done: int) -> Iterator[Chunk]:
+    def chunks(self, order: Order, done: int) -> Iterator[Chunk]:
         """Give the chunks of an epoch that are not done yet.
 
         Args:
@@ -110,16 +126,16 @@ class Feed:
             done: Steps of it that are.
         """
         if not self.streams and self.deform is None:
-            yield Chunk(0, self.x, self.y, order.to(self.x.device))
+            yield Chunk(0, self.x, self.y, order.rows.to(self.x.device))
             return
         steps = self.chunk // self.batch_size
         begin = done // steps
-        parts = order.split(self.chunk)[begin:]
+        parts = order.rows.split(self.chunk)[begin:]
         if not parts:
             return
         self._expect(parts[0])
         with ThreadPoolExecutor(1) as reader:
-            make = self._read if self.streams else self._deformed
+            make = self._read if self.streams else partial(self._deformed, order.seed)
             coming: Future[Chunk] = reader.submit(make, begin * steps, *parts[:2])
             for number in range(1, len(parts) + 1):
                 chunk = coming.result()
@@ -131,17 +147,17 @@ class Feed:
         if isinstance(self.part, StreamedSplit):
             self.part.expect(rows)
 
-    def _deformed(self, first: int, rows: Tensor, *following: Tensor) -> Chunk:
+    def _deformed(self, seed: int, first: int, rows: Tensor, *_: Tensor) -> Chunk:
         """Return a chunk of deformed pictures, by a generator of its own: those of an epoch that goes on are the same.
 
         Args:
+            seed: Of the epoch.
             first: Its first step.
             rows: Of the part.
-            following: Those of the next chunk.
         """
         assert self.deform is not None
         rows = rows.to(self.x.device)
-        generator = torch.Generator(self.x.device).manual_seed(self.seed + first)
+        generator = torch.Generator(self.x.device).manual_seed(seed + first)
         x = self.deform(self.x.index_select(0, rows), generator)
         return Chunk(first, x, self.y.index_select(0, rows), torch.arange(len(rows), device=x.device))
 

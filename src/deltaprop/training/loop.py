@@ -227,7 +227,7 @@ class Run:
             TrainingError: If it cannot go on.
             Stopped: If a signal came; everything is saved.
         """
-        from deltaprop.training.board import Board  # TensorBoard and matplotlib: slow to import, and of no use before
+        from deltaprop.training.board import Board  # TensorBoard: slow to import, and of no use before
 
         began = time.perf_counter()
         self.stop.at_once = False
@@ -303,9 +303,10 @@ class Run:
                 if where.progress.done < end:
                     self.save()
                 began = time.perf_counter()
+        dataset = setup.dataset
         val, test = evaluate_parts(
-            setup.model, setup.objective, (setup.dataset.val, setup.dataset.test), setup.dataset.target_scaling,
-            self.stop.check, at_once=setup.parts_at_once,
+            setup.model, setup.objective, (dataset.val, dataset.test), dataset.target_scaling, self.stop.check,
+            at_once=setup.parts_at_once if len(dataset.val) else 1,
         )  # fmt: skip
         self._end_epoch(lr, val, test)
 

@@ -88,7 +88,7 @@ class Setup:
         shape = self.dataset.image_shape
         if self.config.augment == "none" or shape is None:
             return None
-        return Deformation(self.config.augment, shape, self.dataset.input_scaling)
+        return Deformation(self.config.augment, shape)
 
     @property
     def preprocessing(self) -> dict[str, Any]:
@@ -181,6 +181,11 @@ def prepare(
     ).to(device)
     if config.augment != "none" and dataset.image_shape is None:
         raise UserError(f"--augment {config.augment} is for pictures, and {dataset.name} has none")
+    if config.augment != "none" and not (dataset.input_scaling.is_uniform and not dataset.input_scaling.mean.any()):
+        # Ink would come where there was none in training, and be divided by that pixel's scale of nearly 0.
+        raise UserError(
+            f"--augment {config.augment} is for pixels that are all scaled alike: take --scaling pixel or none"
+        )
     if config.lr == "auto":
         config = replace(config, lr=usual_lr(config.data, dataset))
     counts = class_weights(config, dataset)
