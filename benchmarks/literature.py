@@ -2,14 +2,16 @@
 
 Each recipe of recipes/ is trained by ``deltaprop train --config`` as it stands, with seeds 0, 1, …, each run in a
 process of its own with one thread. What a run gave is kept beside the others, so that the command may be broken off and
-go on: what is there with the same recipe is not trained again. Of two recipes the literature reports what there is
-before training, how fast each layer would learn; so they are not trained here. ``--write`` puts tables and picture into
-docs/results.md.
+go on: what is there of the same settings, data, machine and number of jobs is not trained again (the page tells what
+code it was trained by; without the file all is). Of two recipes the literature reports what there is before training,
+how fast each layer would learn; so they are not trained here.
+``--write`` puts tables and picture into docs/results.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
@@ -17,8 +19,9 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +29,7 @@ from typing import Any
 from rich.console import Console
 
 from benchmarks.report import Table, machine, versions
-from deltaprop.data import check_source
+from deltaprop.data import check_source, load
 from deltaprop.errors import UserError
 from deltaprop.training.config import TrainConfig, read_toml
 from deltaprop.training.feeding import Feed
@@ -78,7 +81,7 @@ class Published:
 
 
 PUBLISHED = (
-    Published("nielsen-quadratic", "784-30-10, quadratic", 95.42, "chapter 1", BOOK),
+    Published("nielsen-quadratic", "784-30-10, quadratic", 95.42, "chapter 1, at its best epoch", BOOK),
     Published("nielsen-quadratic-100", "784-100-10, quadratic", 96.59, "chapter 1", BOOK),
     Published("nielsen-cross-entropy", "784-30-10, cross-entropy", 95.49, "chapter 3", BOOK),
     Published("nielsen-weight-decay", "784-100-10, cross-entropy, λ 5", 98.04, "chapter 3", BOOK, "val"),
@@ -100,27 +103,34 @@ def main(words: Sequence[str] | None = None) -> int:
     """Train what has not been trained yet, show the table, and with --write put it into the page."""
     arguments = parse(words)
     chosen = [found for found in PUBLISHED if not arguments.recipes or found.recipe in arguments.recipes]
-    jobs = [(found, seed) for seed in range(arguments.seeds) for found in chosen]
-    kept = _kept(arguments.results)
-    missing = [job for job in jobs if _key(*job) not in kept]
-    console = Console(highlight=False)
-    with ThreadPoolExecutor(arguments.jobs) as pool, arguments.results.open("a") as file:
-        for (found, seed), run in zip(
-            missing, pool.map(lambda job: _train(*job, arguments.data), missing), strict=True
-        ):
-            kept[_key(found, seed)] = run
-            file.write(json.dumps({"key": _key(found, seed), **run}) + "\n")
-            file.flush()
-            console.print(f"{found.recipe}, seed {seed}: {_figure(run, found):.2f} % {found.group.unit}")
-    runs = {found: [kept[_key(found, seed)] for seed in range(arguments.seeds)] for found in chosen}
+    console, keeper = Console(highlight=False), Keeper(arguments.results, arguments.data, arguments.jobs)
+    missing = [
+        (found, seed)
+        for seed in range(arguments.seeds)
+        for found in chosen
+        if keeper.key(found, seed) not in keeper.kept
+    ]
+
+    def job(found: Published, seed: int) -> None:
+        run = _train(found, seed, arguments.data)
+        keeper.keep(found, seed, run)
+        console.print(f"{found.recipe}, seed {seed}: {_figure(run, found):.2f} % {found.group.unit}")
+
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        try:
+            for future in as_completed([pool.submit(job, found, seed) for found, seed in missing]):
+                future.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)  # those that run come to their end, and are kept
+            raise
+    runs = {found: [keeper.kept[keeper.key(found, seed)] for seed in range(arguments.seeds)] for found in chosen}
     tables = [shown(runs, group) for group in dict.fromkeys(found.group for found in chosen)]
     if not arguments.recipes:
         tables.append(shown_speeds({recipe: speeds(recipe, arguments.data) for recipe in SPEEDS}))
     for table in tables:
         console.print(table.rich())
     if arguments.write:
-        some = f" --recipes {' '.join(arguments.recipes)}" if arguments.recipes else ""
-        how = f"path/to/mnist{some} --seeds {arguments.seeds} --jobs {arguments.jobs}"
+        how = f"path/to/mnist --seeds {arguments.seeds} --jobs {arguments.jobs} --write"
         _write(tables, runs, f"python -m benchmarks.literature {how}")
     return 0
 
@@ -137,6 +147,8 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--results", type=Path, default=ROOT / "runs" / "literature.jsonl", help="where runs are kept")
     parser.add_argument("--write", action="store_true", help="put table and picture into docs/results.md")
     arguments = parser.parse_args(words)
+    if arguments.write and arguments.recipes:
+        parser.error("--write is for all recipes: leave --recipes out")
     for name in ("seeds", "jobs"):
         if getattr(arguments, name) < 1:
             parser.error(f"--{name} must be at least 1, got {getattr(arguments, name)}")
@@ -151,15 +163,40 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
 # --- the runs ---
 
 
-def _key(found: Published, seed: int) -> str:
-    """Return what a run hangs on: its recipe, its seed."""
-    recipe = (RECIPES / f"{found.recipe}.toml").read_bytes()
-    return f"{found.recipe}-{hashlib.sha256(recipe).hexdigest()[:12]}-{seed}"
+class Keeper:
+    """Keeps what runs gave, a line each, under all that it hangs on.
 
+    Args:
+        path: The file.
+        data: Folder of the data.
+        jobs: Runs at a time.
 
-def _kept(path: Path) -> dict[str, dict[str, Any]]:
-    lines = path.read_text().splitlines() if path.exists() else []
-    return {run["key"]: run for run in map(json.loads, lines)}
+    Attributes:
+        kept: What each run gave, by key.
+    """
+
+    def __init__(self, path: Path, data: str, jobs: int) -> None:
+        self.path, self._around, self._writing = path, [load(data).digest, machine(), jobs], threading.Lock()
+        self.kept: dict[str, dict[str, Any]] = {}
+        for line in path.read_text().splitlines() if path.exists() else []:
+            with contextlib.suppress(ValueError):  # the last, of a call that was broken off as it wrote
+                run = json.loads(line)
+                self.kept[run["key"]] = run
+
+    def key(self, found: Published, seed: int) -> str:
+        """Return what a run hangs on: settings, data, and for its seconds the machine and how many run at a time."""
+        settings = read_toml(RECIPES / f"{found.recipe}.toml")
+        all_of_it = json.dumps([settings, self._around], sort_keys=True, default=str)
+        return f"{found.recipe}-{seed}-{hashlib.sha256(all_of_it.encode()).hexdigest()[:12]}"
+
+    def keep(self, found: Published, seed: int, run: dict[str, Any]) -> None:
+        """Keep what a run gave, and by what code."""
+        key = self.key(found, seed)
+        with self._writing:
+            self.kept[key] = {"key": key, "versions": versions(), **run}
+            torn = self.path.exists() and self.path.read_bytes()[-1:] not in (b"", b"\n")
+            with self.path.open("a") as file:
+                file.write("\n" * torn + json.dumps(self.kept[key]) + "\n")
 
 
 def _train(found: Published, seed: int, data: str) -> dict[str, Any]:
@@ -226,7 +263,8 @@ def shown(runs: dict[Published, list[dict[str, Any]]], group: Group) -> Table:
              f"{statistics.median(sum(run['seconds']) for run in of):.1f}"]
         )  # fmt: skip
     table.notes.append(
-        "Right after the last epoch, no epoch picked out. Seconds of training alone, median of the runs, one thread."
+        "After the last epoch, no epoch picked out. Seconds of training alone, median of the runs; one thread, "
+        "and one more that deforms."
     )
     return table
 
@@ -261,7 +299,8 @@ def _write(tables: Sequence[Table], runs: dict[Published, list[dict[str, Any]]],
     page = PAGE.read_text(encoding="utf-8")
     begin, end = "<!-- table -->\n", "<!-- end of table -->\n"
     head, tail = page.split(begin)[0], page.split(end)[1]
-    told = f"`{command}`: {machine()}, {versions()}."
+    by = " and ".join(dict.fromkeys(run["versions"] for of in runs.values() for run in of))
+    told = f"`{command}`: {machine()}, {by}."
     parts = "\n".join(table.markdown() for table in tables).strip()
     PAGE.write_text(f"{head}{begin}\n{parts}\n\n{told}\n\n{end}{tail}", encoding="utf-8")
     draw(runs, PICTURE)

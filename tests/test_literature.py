@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,10 +23,18 @@ def test_every_recipe_is_in_the_table_and_every_row_has_one():
 
 @pytest.mark.parametrize("name", [*(found.recipe for found in PUBLISHED), *SPEEDS])
 def test_a_recipe_is_taken_as_it_stands(name: str):
-    """And says in its first line where its figure is published."""
-    path = RECIPES / f"{name}.toml"
-    TrainConfig(**read_toml(path)).validate()
-    assert path.read_text().startswith("# ")
+    TrainConfig(**read_toml(RECIPES / f"{name}.toml")).validate()
+
+
+@pytest.mark.parametrize("name", [*(found.recipe for found in PUBLISHED), *SPEEDS])
+def test_a_recipe_says_above_what_is_published_and_where(name: str):
+    """The figures of its row in the table, and their source."""
+    comment = (RECIPES / f"{name}.toml").read_text().split("\nhidden")[0]
+    row = {found.recipe: ((f"{found.figure:g}",), found.source) for found in PUBLISHED}
+    figures, source = row[name] if name in row else (SPEEDS[name], "chapter 5")
+    assert comment.startswith("# ")
+    for word in (*figures, *source.partition(",")[0].split()):
+        assert word in comment, word
 
 
 def test_the_table_tells_mean_range_and_the_time_to_a_level():
@@ -76,7 +85,7 @@ def test_the_page_keeps_what_stands_about_the_table(tmp_path: Any, monkeypatch: 
     page.write_text("before\n<!-- table -->\nold\n<!-- end of table -->\nafter\n")
     monkeypatch.setattr(literature, "PAGE", page)
     monkeypatch.setattr(literature, "PICTURE", picture)
-    run = {"val_accuracy": [0.5] * 2, "test_accuracy": [0.9, 0.96], "seconds": [1.0] * 2}
+    run = {"val_accuracy": [0.5] * 2, "test_accuracy": [0.9, 0.96], "seconds": [1.0] * 2, "versions": "a version"}
     for _ in range(2):
         runs = {PUBLISHED[0]: [run]}
         literature._write([shown(runs, BOOK)], runs, "python -m benchmarks.literature path/to/mnist")
@@ -85,19 +94,67 @@ def test_the_page_keeps_what_stands_about_the_table(tmp_path: Any, monkeypatch: 
         assert text.endswith("<!-- end of table -->\nafter\n")
         assert "old" not in text
         assert text.count("| 96.00 (96.00 to 96.00) |") == text.count("`python -m benchmarks.literature") == 1
+        assert "a version." in text  # by what the runs were trained, not by what the page is written
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
-def test_what_was_trained_is_not_trained_again(tmp_path: Any, monkeypatch: pytest.MonkeyPatch):
-    trained: list[tuple[str, int]] = []
+class Trained:
+    """Stands in for training: notes what is asked for, and fails where it is told to."""
 
-    def train(found: Published, seed: int, data: str) -> dict[str, Any]:
-        trained.append((found.recipe, seed))
+    def __init__(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.path, self.seeds, self.fails = path, [], -1
+        monkeypatch.setattr(literature, "_train", self.train)
+
+    seeds: list[int]
+
+    def train(self, found: Published, seed: int, data: str) -> dict[str, Any]:
+        self.seeds.append(seed)
+        if seed == self.fails:
+            raise SystemExit("no")
         return {"val_accuracy": [0.5], "test_accuracy": [0.9], "seconds": [1.0]}
 
-    monkeypatch.setattr(literature, "_train", train)
-    monkeypatch.setattr(literature, "check_source", lambda data: None)
-    words = ["mnist", "--recipes", PUBLISHED[0].recipe, "--results", str(tmp_path / "results.jsonl")]
-    assert literature.main([*words, "--seeds", "2"]) == 0
-    assert literature.main([*words, "--seeds", "3"]) == 0
-    assert trained == [(PUBLISHED[0].recipe, seed) for seed in range(3)]
+    def __call__(self, *more: str, data: str = "moons") -> list[int]:
+        """Return the seeds that a call trains."""
+        self.seeds.clear()
+        words = [data, "--recipes", PUBLISHED[0].recipe, "--results", str(self.path), *more]
+        assert literature.main(words) == 0
+        return self.seeds
+
+
+@pytest.fixture
+def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Trained:
+    return Trained(tmp_path / "results.jsonl", monkeypatch)
+
+
+def test_what_was_trained_is_not_trained_again(trained: Trained):
+    assert trained("--seeds", "2") == [0, 1]
+    assert trained("--seeds", "3") == [2]
+
+
+def test_what_was_trained_on_other_data_or_beside_others_is(trained: Trained):
+    trained("--seeds", "2")
+    assert trained("--seeds", "2", data="circles") == [0, 1]
+    assert sorted(trained("--seeds", "2", "--jobs", "2")) == [0, 1]
+    assert trained("--seeds", "2") == []
+
+
+def test_what_others_gave_is_kept_where_one_fails(trained: Trained):
+    trained.fails = 0
+    with pytest.raises(SystemExit, match="no"):
+        trained("--seeds", "2", "--jobs", "2")
+    trained.fails = -1
+    assert 0 in trained("--seeds", "2", "--jobs", "2")
+    assert trained("--seeds", "2", "--jobs", "2") == []
+
+
+def test_a_line_that_was_torn_is_trained_again(trained: Trained):
+    trained("--seeds", "2")
+    trained.path.write_text(trained.path.read_text()[:-20])
+    assert trained("--seeds", "2") == [1]
+    assert trained("--seeds", "2") == []
+
+
+def test_some_recipes_are_not_written_as_if_they_were_all(trained: Trained, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit):
+        trained("--write")
+    assert "--write is for all recipes: leave --recipes out" in capsys.readouterr().err

@@ -21,6 +21,9 @@ from deltaprop.errors import UserError
 from deltaprop.training.saved import load_run
 from deltaprop.verify.observe import observe
 
+# Loss and output activation of nets whose a^L is σ(z^L).
+NETS = (("quadratic", "sigmoid"), ("binary-cross-entropy", "none"))
+
 
 @dataclass(frozen=True)
 class Unit:
@@ -76,8 +79,12 @@ def main(words: Sequence[str] | None = None) -> int:
     torch.set_num_threads(1)
     try:
         setup = load_run(run)
-        if setup.objective.name not in ("quadratic", "binary-cross-entropy"):
-            raise UserError(f"{run}: its loss is {setup.objective.name}, quadratic or binary-cross-entropy expected")
+        if (
+            setup.objective.task != "classification"
+            or (setup.objective.name, setup.config.output_activation) not in NETS
+        ):
+            found = f"{setup.objective.name} on output activation {setup.config.output_activation}"
+            raise UserError(f"{run}: its loss is {found}; quadratic on sigmoid or binary-cross-entropy expected")
     except UserError as error:
         print(f"python -m examples.nielsen.saturation: {error}", file=sys.stderr)
         return 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -58,9 +59,20 @@ def test_a_run_is_told_digit_by_digit(loss: str, run: Callable[[str], Path], cap
             assert delta == pytest.approx(wrong, rel=0.06, abs=5e-5)  # of the digits shown
 
 
-def test_another_loss_is_refused(run: Callable[[str], Path], capsys: pytest.CaptureFixture[str]):
-    assert main([str(run("mse"))]) == 2
-    assert "its loss is mse, quadratic or binary-cross-entropy expected" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    "settings",
+    [{"loss": "mse"}, {"loss": "quadratic"}, {"loss": "quadratic", "output_activation": "softmax"},
+     {"loss": "quadratic", "data": "sine"}, {"loss": "quadratic", "output_activation": "sigmoid", "data": "sine"}],
+    ids=str,
+)  # fmt: skip
+def test_a_net_whose_outputs_are_no_sigmoids_of_classes_is_refused(
+    settings: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    folder = train(TrainConfig(**settings, epochs=1, log_every=0, run_dir=tmp_path / "run")).folder
+    assert main([str(folder)]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert f"its loss is {settings['loss']} on output activation" in err
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
