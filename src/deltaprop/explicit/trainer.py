@@ -284,9 +284,9 @@ class ExplicitTrainer:
             teacher.heed_rates(stage)
             with self._products:
                 for step in steps:
-                    if stage.lesson != teacher.lesson:  # the first velocity is born otherwise than the second
-                        teacher.heed_rates(stage)
                     step()
+                    if stage.lesson is None:  # the first velocity was the gradient; from now on it is carried
+                        teacher.heed_rates(stage)
             return False, len(steps)
         for number, step in enumerate(steps, start=1):
             teacher.heed_rates(stage)

@@ -22,7 +22,7 @@ from torch import Tensor
 from deltaprop.data import Deformation, Part, StreamedSplit
 from deltaprop.training.objective import Objective
 
-CHUNK_BYTES = 1 << 25  # of inputs: two of them are in memory
+CHUNK_BYTES = 1 << 25  # of inputs: two of them are in memory, a third while pictures are deformed
 BLOCK_BYTES = 1 << 19  # of neighbours: that a disk reads at once
 
 
