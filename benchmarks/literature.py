@@ -81,7 +81,7 @@ class Published:
 
 
 PUBLISHED = (
-    Published("nielsen-quadratic", "784-30-10, quadratic", 95.42, "chapter 1, at its best epoch", BOOK),
+    Published("nielsen-quadratic", "784-30-10, quadratic", 95.42, "chapter 1, best epoch of the best of three", BOOK),
     Published("nielsen-quadratic-100", "784-100-10, quadratic", 96.59, "chapter 1", BOOK),
     Published("nielsen-cross-entropy", "784-30-10, cross-entropy", 95.49, "chapter 3", BOOK),
     Published("nielsen-weight-decay", "784-100-10, cross-entropy, λ 5", 98.04, "chapter 3", BOOK, "val"),
@@ -103,7 +103,9 @@ def main(words: Sequence[str] | None = None) -> int:
     """Train what has not been trained yet, show the table, and with --write put it into the page."""
     arguments = parse(words)
     chosen = [found for found in PUBLISHED if not arguments.recipes or found.recipe in arguments.recipes]
-    console, keeper = Console(highlight=False), Keeper(arguments.results, arguments.data, arguments.jobs)
+    speeds_of = [recipe for recipe in SPEEDS if not arguments.recipes or recipe in arguments.recipes]
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
+    keeper = Keeper(arguments.results, digest(arguments.data), arguments.jobs)
     missing = [
         (found, seed)
         for seed in range(arguments.seeds)
@@ -125,8 +127,8 @@ def main(words: Sequence[str] | None = None) -> int:
             raise
     runs = {found: [keeper.kept[keeper.key(found, seed)] for seed in range(arguments.seeds)] for found in chosen}
     tables = [shown(runs, group) for group in dict.fromkeys(found.group for found in chosen)]
-    if not arguments.recipes:
-        tables.append(shown_speeds({recipe: speeds(recipe, arguments.data) for recipe in SPEEDS}))
+    if speeds_of:
+        tables.append(shown_speeds({recipe: speeds(recipe, arguments.data) for recipe in speeds_of}))
     for table in tables:
         console.print(table.rich())
     if arguments.write:
@@ -139,9 +141,8 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
     """Return what is asked for; what makes no sense ends the program with one line and exit code 2."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.literature", description=__doc__)
     parser.add_argument("data", help="folder of MNIST's IDX files")
-    parser.add_argument(
-        "--recipes", nargs="+", choices=[found.recipe for found in PUBLISHED], metavar="NAME", help="some of them"
-    )
+    names = [*(found.recipe for found in PUBLISHED), *SPEEDS]
+    parser.add_argument("--recipes", nargs="+", choices=names, metavar="NAME", help="some of them")
     parser.add_argument("--seeds", type=int, default=5, help="runs of each; 5 by default")
     parser.add_argument("--jobs", type=int, default=1, help="at a time; 1 by default, which the seconds are true for")
     parser.add_argument("--results", type=Path, default=ROOT / "runs" / "literature.jsonl", help="where runs are kept")
@@ -153,11 +154,25 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
         if getattr(arguments, name) < 1:
             parser.error(f"--{name} must be at least 1, got {getattr(arguments, name)}")
     try:
-        check_source(arguments.data)
+        digest(arguments.data)
     except UserError as error:
         parser.error(str(error))
     arguments.results.parent.mkdir(parents=True, exist_ok=True)
     return arguments
+
+
+def digest(folder: str) -> str:
+    """Return the digest of the data.
+
+    Raises:
+        UserError: If they are not MNIST, whose figures these are.
+    """
+    check_source(folder)
+    found = load(folder)
+    counts = len(found.train) + len(found.val), len(found.test), found.n_inputs, len(found.class_names)
+    if counts != (60_000, 10_000, 784, 10):
+        raise UserError(f"{folder}: this is not MNIST: {counts[0]} + {counts[1]} rows of {counts[2]} inputs")
+    return found.digest
 
 
 # --- the runs ---
@@ -168,7 +183,7 @@ class Keeper:
 
     Args:
         path: The file.
-        data: Folder of the data.
+        data: Digest of the data.
         jobs: Runs at a time.
 
     Attributes:
@@ -176,7 +191,7 @@ class Keeper:
     """
 
     def __init__(self, path: Path, data: str, jobs: int) -> None:
-        self.path, self._around, self._writing = path, [load(data).digest, machine(), jobs], threading.Lock()
+        self.path, self._around, self._writing = path, [data, machine(), jobs], threading.Lock()
         self.kept: dict[str, dict[str, Any]] = {}
         for line in path.read_text().splitlines() if path.exists() else []:
             with contextlib.suppress(ValueError):  # the last, of a call that was broken off as it wrote
@@ -317,9 +332,9 @@ def draw(runs: dict[Published, list[dict[str, Any]]], path: Path) -> None:
         errors = [
             100 - 100 * statistics.mean(rights) for rights in zip(*(run["test_accuracy"] for run in of), strict=True)
         ]
-        style = ("-", "--", ":")[number // 10 % 3]
-        axes.semilogy(range(1, len(errors) + 1), errors, style, color=f"C{number % 10}", lw=1.4, label=found.recipe)
-    axes.set(xlabel="epoch", ylabel="test error, %")
+        colour = f"C{number}" if number < 10 else "black"
+        axes.semilogy(range(1, len(errors) + 1), errors, color=colour, lw=1.4, label=found.recipe)
+    axes.set(xlabel="epoch", ylabel="test error, %", title="MNIST's test images: the mean of the runs of each recipe")
     axes.yaxis.set_major_locator(FixedLocator([0.5, 1, 2, 3, 5, 10, 20, 50]))
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_locator(NullLocator())

@@ -36,7 +36,7 @@ class Table:
         """Return it for the terminal."""
         table = RichTable(title=self.title, title_justify="left", caption="\n".join(self.notes), caption_justify="left")
         for number, column in enumerate(self.columns):
-            table.add_column(column, justify="right" if number else "left")
+            table.add_column(column, justify="right" if number else "left", overflow="fold", no_wrap=not number)
         for row in self.rows:
             table.add_row(*row)
         return table

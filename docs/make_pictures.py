@@ -8,7 +8,7 @@ The TensorBoard screenshot beside it is of the run
 
 from __future__ import annotations
 
-import sys
+import argparse
 from pathlib import Path
 
 import torch
@@ -110,8 +110,11 @@ def deformed(path: Path, folder: str) -> None:
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("mnist", nargs="?", help="folder of MNIST's IDX files")
+    mnist = parser.parse_args().mnist
     torch.set_num_threads(1)
     pictures = Path(__file__).parent / "pictures"
     overview(pictures / "overview.png")
-    if len(sys.argv) > 1:
-        deformed(pictures / "deformed.png", sys.argv[1])
+    if mnist is not None:
+        deformed(pictures / "deformed.png", mnist)

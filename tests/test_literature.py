@@ -104,6 +104,7 @@ class Trained:
     def __init__(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.path, self.seeds, self.fails = path, [], -1
         monkeypatch.setattr(literature, "_train", self.train)
+        monkeypatch.setattr(literature, "digest", lambda folder: folder)
 
     seeds: list[int]
 
@@ -113,7 +114,7 @@ class Trained:
             raise SystemExit("no")
         return {"val_accuracy": [0.5], "test_accuracy": [0.9], "seconds": [1.0]}
 
-    def __call__(self, *more: str, data: str = "moons") -> list[int]:
+    def __call__(self, *more: str, data: str = "one") -> list[int]:
         """Return the seeds that a call trains."""
         self.seeds.clear()
         words = [data, "--recipes", PUBLISHED[0].recipe, "--results", str(self.path), *more]
@@ -133,9 +134,16 @@ def test_what_was_trained_is_not_trained_again(trained: Trained):
 
 def test_what_was_trained_on_other_data_or_beside_others_is(trained: Trained):
     trained("--seeds", "2")
-    assert trained("--seeds", "2", data="circles") == [0, 1]
+    assert trained("--seeds", "2", data="another") == [0, 1]
     assert sorted(trained("--seeds", "2", "--jobs", "2")) == [0, 1]
     assert trained("--seeds", "2") == []
+
+
+def test_other_data_are_refused(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as caught:
+        literature.main(["digits"])
+    assert caught.value.code == 2
+    assert "digits: this is not MNIST: 1438 + 359 rows of 64 inputs" in capsys.readouterr().err
 
 
 def test_what_others_gave_is_kept_where_one_fails(trained: Trained):

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from deltaprop.cli.errors import guarded
 from deltaprop.errors import UserError
 from examples.nielsen.replay import RUNS, Network, Row, mnist
 
@@ -75,7 +76,9 @@ def _parse(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--data", type=Path, required=True, metavar="FOLDER", help="with MNIST's four IDX files")
     parser.add_argument("--engine", choices=("explicit", "autograd"), default="explicit", help="explicit by default")
     parser.add_argument("--dtype", choices=BOUNDS, default="float64", help="float64 by default, as the book's")
-    parser.add_argument("--first", type=int, metavar="N", help="only the first N lines")
+    parser.add_argument(
+        "--first", type=int, metavar="N", help="only the first N lines; one of more-data is 150 000 steps"
+    )
     arguments = parser.parse_args(words)
     if arguments.first is not None and arguments.first < 1:
         parser.error(f"--first must be at least 1, got {arguments.first}")
@@ -147,4 +150,4 @@ def _verdict(rows: list[Row], bound: Bound) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(guarded(main))

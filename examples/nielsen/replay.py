@@ -62,6 +62,8 @@ def mnist(folder: Path, dtype: torch.dtype) -> Mnist:
     Raises:
         UserError: If the folder holds something else.
     """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; one with MNIST's four IDX files is needed")
     found = load(
         str(folder), seed=0, test_fraction=0.2, val_fraction=1 / 6, val_split="tail",
         scaling="pixel", pixel_scale=256, dtype=dtype,

@@ -1,9 +1,11 @@
-"""Why a digit is lost: ``python -m examples.nielsen.saturation RUN``, RUN being a run of recipes/nielsen-quadratic-100.
+"""Why a digit is lost: ``python -m examples.nielsen.saturation RUN``.
+
+RUN is the folder of a run of recipes/nielsen-quadratic-100.toml, or of another net with sigmoid outputs.
 
 With quadratic cost δ^L = (a − y) ⊙ σ'(z^L). Weights from N(0, 1) behind 100 neurons make z^L of an output unit large,
 whatever the image, and the first steps throw it further: at z = −15 it says 0 for its own digit too, as wrong as can
-be, but σ' = a (1 − a) is nearly 0, and so is δ. Nothing tells it to change. With cross-entropy δ^L = a − y: the more it
-is wrong, the faster it learns.
+be, but σ' = a (1 − a) is nearly 0, and so is δ. It may take many epochs to come back. With cross-entropy δ^L = a − y:
+the more it is wrong, the faster it learns.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from deltaprop.cli.errors import guarded
 from deltaprop.errors import UserError
 from deltaprop.training.saved import load_run
 from deltaprop.verify.observe import observe
@@ -92,7 +95,7 @@ def main(words: Sequence[str] | None = None) -> int:
     x = test.inputs(slice(None))
     last = observe(setup.model, setup.objective, x, setup.objective.targets(test.y, x.dtype))[-1]
     print(f"{run}: {setup.objective.name}. Each output unit on the test images of its own digit, means over them;")
-    print("by quadratic cost |δ| = |a − y| σ'(z), by cross-entropy it is |a − y|")
+    print("|δ| = |a − y|" + (" σ'(z)" if setup.objective.name == "quadratic" else ""))
     print("digit  images  right %      z  |a − y|   σ'(z)      |δ|")
     for digit, unit in enumerate(units(last.z, last.delta, test.y)):
         shares = f"{100 * unit.right:7.2f}  {unit.z:5.1f}  {unit.wrong:7.4f}"
@@ -101,4 +104,4 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(guarded(main))

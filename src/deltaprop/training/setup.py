@@ -180,7 +180,7 @@ def prepare(
         dtype=dtype,
     ).to(device)
     if config.augment != "none" and dataset.image_shape is None:
-        raise UserError(f"--augment {config.augment} is for pictures, and {dataset.name} has none")
+        raise UserError(f"--augment {config.augment} is for pictures (IDX files, digits), and {dataset.name} has none")
     if config.augment != "none" and not (dataset.input_scaling.is_uniform and not dataset.input_scaling.mean.any()):
         # Ink would come where there was none in training, and be divided by that pixel's scale of nearly 0.
         raise UserError(
