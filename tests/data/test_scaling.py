@@ -27,6 +27,15 @@ def test_each_column_has_its_own_fit():
     assert_close(scaling.scale, c)
 
 
+@pytest.mark.parametrize(
+    ("mean", "scale", "uniform"), [((1, 1), (2, 2), True), ((1, 0), (2, 2), False), ((1, 1), (2, 3), False)]
+)
+def test_it_is_uniform_where_all_columns_are_scaled_alike(
+    mean: tuple[float, ...], scale: tuple[float, ...], uniform: bool
+):
+    assert Scaling(*(torch.tensor(numbers, dtype=torch.float64) for numbers in (mean, scale))).is_uniform == uniform
+
+
 def test_fit_of_bytes_does_not_wrap_around():
     """Bytes 200 and 250 sum to 450, past 255: mean 225, deviation 25."""
     scaling = Scaling.standard(torch.tensor([[200], [250]], dtype=torch.uint8))
