@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
 from deltaprop import UserError
-from deltaprop.training.config import TrainConfig, read_toml
+from deltaprop.training.checkpoint import Checkpoint
+from deltaprop.training.config import WHEN_ABSENT, TrainConfig, from_json, read_toml
+from deltaprop.training.resume import saved_config
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"lr": 0.0}, "--lr must be auto or a number above 0, got 0.0"),
@@ -112,3 +116,47 @@ class TestToml:
     def test_a_missing_file_is_named(self, tmp_path: Path):
         with pytest.raises(UserError, match=r"nowhere\.toml: No such file"):
             read_toml(tmp_path / "nowhere.toml")
+
+
+class TestAbsentSettings:
+    """A file of a run may lack settings: those that a later version added, or that were cut out by hand."""
+
+    OTHERS: ClassVar[dict[str, Any]] = {  # what today's defaults might become
+        "activation": ("gelu",), "momentum": 0.5, "nesterov": True, "lr": 0.3, "batch_size": 64, "val_fraction": 0.3,
+        "one_logit": True, "engine": "explicit", "missing": "mean", "pixel_scale": 16.0, "test": "test.csv",
+    }  # fmt: skip
+
+    @pytest.fixture
+    def other_defaults(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Let a new TrainConfig have other defaults than today's."""
+        for name, value in self.OTHERS.items():
+            monkeypatch.setitem(TrainConfig.__init__.__kwdefaults__, name, value)
+        assert TrainConfig() == TrainConfig(**self.OTHERS)
+
+    def test_each_setting_says_what_its_absence_means(self):
+        """A setting added later needs a row in WHEN_ABSENT too: what the versions before it did."""
+        assert set(WHEN_ABSENT) == {field.name for field in dataclasses.fields(TrainConfig)}
+
+    def test_an_absent_setting_has_the_default_of_version_0_1(self):
+        """That version wrote its defaults into defaults.json."""
+        path = Path(__file__).parents[1] / "fixtures" / "runs-0.1" / "defaults.json"
+        found = json.loads(json.dumps(from_json("config.json", {}).to_json()))
+        expected = json.loads(path.read_text())
+        assert {name: found[name] for name in expected} == expected
+
+    @pytest.mark.usefixtures("other_defaults")
+    def test_another_default_today_does_not_change_what_an_old_file_means(self):
+        expected = TrainConfig(**{**WHEN_ABSENT, "hidden": (3,)})
+        assert from_json("config.json", {"hidden": [3]}) == expected
+        nulls = {"hidden": [3], "pixel_scale": None, "test": None}
+        assert from_json("config.json", nulls) == expected
+
+    @pytest.mark.usefixtures("other_defaults")
+    def test_nor_what_an_old_checkpoint_means(self):
+        checkpoint = Checkpoint({}, {"config": {"hidden": [3]}})
+        expected = TrainConfig(**{**WHEN_ABSENT, "hidden": (3,), "run_dir": Path("run")})
+        assert saved_config(checkpoint, Path("run")) == expected
+
+    def test_a_setting_that_is_there_is_taken(self):
+        config = TrainConfig(hidden=(3,), lr=0.1, pixel_scale=16.0, run_dir=Path("a"), nesterov=True, seed=7)
+        assert from_json("config.json", json.loads(json.dumps(config.to_json()))) == config

@@ -378,18 +378,40 @@ def read_toml(path: Path) -> dict[str, Any]:
     return result
 
 
+# What a setting means that a config.json or a checkpoint does not have: the default of version 0.1, whatever it is
+# today. These rows never change; a setting added later gets a row with the value that older versions acted by.
+WHEN_ABSENT: dict[str, Any] = {
+    "data": "digits", "target": (), "drop": (), "categorical": (), "task": "auto", "missing": "refuse",
+    "delimiter": "auto", "test": None, "cache": None, "memory": "auto",
+    "hidden": (128, 64), "activation": ("relu",), "output_activation": "none", "class_weight": "none",
+    "one_logit": False, "loss": "auto", "init": "torch",
+    "lr": "auto", "momentum": 0.9, "nesterov": False, "weight_decay": 0.0, "decay_biases": False,
+    "lr_schedule": "constant", "lr_step": 10, "lr_gamma": 0.1, "lr_warmup": 0, "epochs": 30, "batch_size": 16,
+    "val_fraction": 0.1, "val_split": "random", "test_fraction": 0.2, "scaling": "auto", "pixel_scale": None,
+    "augment": "none", "patience": 0, "seed": 42,
+    "engine": "autograd", "device": "auto", "dtype": "float32", "precision": "float32", "threads": "auto",
+    "run_dir": None, "log_every": 5, "save_every": "1m", "keep": 1, "config": None,
+}  # fmt: skip
+
+
 def from_json(where: str, settings: Mapping[str, Any]) -> TrainConfig:
-    """Return the configuration that ``to_json`` was of; what else is among the settings is left alone.
+    """Return the configuration that a run saved with ``to_json``; other keys are ignored.
+
+    A setting that is absent means what it meant in version 0.1 (``WHEN_ABSENT``), not what is today's default.
+
+    Args:
+        where: The file, as error messages name it.
+        settings: As JSON has them.
 
     Raises:
-        UserError: If a setting has no value that it could have had; ``where`` says whose it is.
+        UserError: If a setting has a value of the wrong kind, or one that is not allowed.
     """
-    kept = {
-        name: _typed(where, name, settings[name], kind)
-        for name, kind in _fields().items()
-        if name in settings and not (settings[name] is None and kind.endswith("None"))
-    }
-    config = TrainConfig(**kept)
+    saved: dict[str, Any] = {}
+    for name, kind in _fields().items():
+        if name in settings:
+            value = settings[name]
+            saved[name] = None if value is None and kind.endswith("None") else _typed(where, name, value, kind)
+    config = TrainConfig(**{**WHEN_ABSENT, **saved})
     try:
         config.validate()
     except UserError as error:
