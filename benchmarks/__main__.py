@@ -37,7 +37,9 @@ MEMORY_PEERS = (
     "NumPy",
     "JAX jit",
 )
-TABLES = ("steps", "epochs", "memory")
+TABLES = ("steps", "activations", "epochs", "memory")
+ACTIVATIONS = ("relu", "sigmoid", "gelu")  # of the table of the three drivers; all others have relu
+DRIVERS = ("explicit .epoch", "autograd", "torch.nn, SGD loop")
 DISTURBED = 0.1  # what the same row may differ by when it is measured twice
 
 
@@ -55,6 +57,8 @@ def main() -> None:
 
     for sizes, threads in _rows_of_steps(arguments.sizes, arguments.threads) if "steps" in wanted else ():
         show(steps(sizes, threads, arguments))
+    if "activations" in wanted:
+        show(activations(arguments))
     for threads in dict.fromkeys(_threads(t, EPOCH) for t in arguments.threads) if "epochs" in wanted else ():
         show(epochs(threads, arguments))
     if "memory" in wanted:
@@ -66,9 +70,13 @@ def main() -> None:
 def parse(words: list[str]) -> argparse.Namespace:
     """Return what is asked for; what makes no sense ends the program with one line and exit code 2."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks", description=__doc__, usage="%(prog)s [steps] [epochs] [memory] [options]"
+        prog="python -m benchmarks",
+        description=__doc__,
+        usage="%(prog)s [steps] [activations] [epochs] [memory] [options]",
     )
-    parser.add_argument("tables", nargs="*", help="steps, epochs, memory; all by default; before the options")
+    parser.add_argument(
+        "tables", nargs="*", help="steps, activations, epochs, memory; all by default; before the options"
+    )
     parser.add_argument(
         "--sizes", nargs="+", default=list(SIZES), help=f"of the steps, out of {', '.join(SIZES)}; all by default"
     )
@@ -114,6 +122,32 @@ def steps(size: str, threads: int, arguments: argparse.Namespace) -> Table:
     """Return the table of one size."""
     result = _measure("steps", size, threads, arguments.rounds, arguments.peers)
     return _timed(f"{size}, batch {SIZES[size]}, {_count(threads)}", "µs a step", result, lambda q: f"{q:.1f}")
+
+
+def activations(arguments: argparse.Namespace) -> Table:
+    """Return the table of both drivers beside torch.nn, by activation and size, one thread."""
+    table = Table(
+        "Both drivers beside torch.nn, 1 thread",
+        [
+            "",
+            "activation",
+            "torch.nn, µs",
+            "explicit .epoch, µs",
+            "torch.nn / explicit",
+            "autograd, µs",
+            "autograd / torch.nn",
+        ],
+    )
+    for size in arguments.sizes:
+        for activation in ACTIVATIONS:
+            result = _measure("steps", size, 1, arguments.rounds, list(DRIVERS), "--activation", activation)
+            explicit, autograd, theirs = (result["figures"][name][1] for name in DRIVERS)
+            ratios = f"{theirs / explicit:.2f}", f"{autograd / theirs:.2f}"
+            times = f"{theirs:.0f}", f"{explicit:.1f}", f"{autograd:.0f}"
+            row = [f"{size}, batch {SIZES[size]}", activation, times[0], times[1], ratios[0], times[2], ratios[1]]
+            table.rows.append(row)
+    table.notes.append(f"Medians of {arguments.rounds} rounds; each row is one run, in which the three take turns.")
+    return table
 
 
 def epochs(threads: int, arguments: argparse.Namespace) -> Table:

@@ -85,7 +85,7 @@ def scikit_learn(problem: Problem) -> Peer:
 
     classifier = MLPClassifier(
         hidden_layer_sizes=problem.sizes[1:-1],
-        activation="logistic",
+        activation={"sigmoid": "logistic"}.get(problem.activation, problem.activation),
         solver="sgd",
         alpha=0.0,
         batch_size=problem.batch_size,
@@ -116,7 +116,7 @@ def jax_scan(problem: Problem) -> Peer:
     x, y = jnp.asarray(problem.x.numpy()), jnp.asarray(problem.y.numpy().astype(np.int32))
 
     def body(params: list[Any], rows: Any) -> tuple[list[Any], Any]:
-        return jax_step(params, x[rows], y[rows])
+        return jax_step(params, x[rows], y[rows], problem.activation)
 
     def epoch(params: list[Any], order: Any) -> tuple[list[Any], Any]:
         params, losses = jax.lax.scan(body, params, order.reshape(-1, problem.batch_size))

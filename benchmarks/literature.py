@@ -291,7 +291,7 @@ def speeds(recipe: str, data: str) -> list[list[float]]:
     for seed in range(DRAWS):
         setup = prepare(TrainConfig(**settings, seed=seed))
         batch = Feed(setup.dataset.train, setup.objective, setup.config.batch_size).first(IMAGES)
-        hidden = observe(setup.model, setup.objective, *batch)[:-1]
+        hidden = observe(setup.model, setup.objective.call, *batch)[:-1]
         found.append([float(layer.grad_bias.norm()) for layer in hidden if layer.grad_bias is not None])
     return found
 

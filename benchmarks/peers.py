@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 import deltaprop as dp
 from benchmarks.problem import LR, Problem
 from deltaprop import functional as F
+from deltaprop.errors import UserError
 
 Peer = tuple[Callable[[], object], Callable[[], list[Any]]]
 
@@ -28,17 +30,10 @@ def parameters(model: nn.Module) -> Callable[[], list[Any]]:
 
 
 def explicit_epoch(problem: Problem) -> Peer:
-    """``ExplicitTrainer.epoch``, as train.py runs it: rows gathered in an order, a callback after each step."""
+    """``ExplicitTrainer.epoch``, rows as they come: the other rows have their batches ready, too."""
     model = problem.model()
     trainer = dp.ExplicitTrainer(model, "cross_entropy", dp.SGD(model.parameters(), lr=LR))
-    order = torch.arange(len(problem.x))
-
-    def run() -> Tensor:
-        return trainer.epoch(
-            problem.x, problem.y, problem.batch_size, order=order, on_step=lambda step: None, on_step_reads=False
-        )
-
-    return run, parameters(model)
+    return lambda: trainer.epoch(problem.x, problem.y, problem.batch_size), parameters(model)
 
 
 def explicit_step(problem: Problem) -> Peer:
@@ -100,7 +95,14 @@ def torch_compile(problem: Problem) -> Peer:
 
 
 def in_numpy(problem: Problem) -> Peer:
-    """NumPy as a good NumPy user writes it: float32 throughout, in place where it helps, log-sum-exp."""
+    """NumPy as a good NumPy user writes it: float32 throughout, in place where it helps, log-sum-exp.
+
+    Raises:
+        UserError: If the activation is one that NumPy has no function for.
+    """
+    if problem.activation not in ("relu", "sigmoid"):
+        raise UserError(f"NumPy has no {problem.activation}")
+    relu = problem.activation == "relu"
     params = [p.numpy().copy() for p in problem.weights]
     weights, biases = params[::2], params[1::2]
     batches = [(x.numpy(), y.numpy()) for x, y in problem.batches]
@@ -112,10 +114,13 @@ def in_numpy(problem: Problem) -> Peer:
             for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
                 z = a[-1] @ weight.T
                 z += bias
-                np.negative(z, out=z)
-                np.exp(z, out=z)
-                z += 1
-                a.append(np.reciprocal(z, out=z))
+                if relu:
+                    a.append(np.maximum(z, 0, out=z))
+                else:
+                    np.negative(z, out=z)
+                    np.exp(z, out=z)
+                    z += 1
+                    a.append(np.reciprocal(z, out=z))
             z = a[-1] @ weights[-1].T
             z += biases[-1]
             z -= z.max(axis=1, keepdims=True)
@@ -129,8 +134,11 @@ def in_numpy(problem: Problem) -> Peer:
                 grad_weight, grad_bias = delta.T @ a[layer], delta.sum(axis=0)
                 if layer:
                     below = delta @ weights[layer]
-                    below *= a[layer]
-                    below *= 1 - a[layer]
+                    if relu:
+                        below *= a[layer] > 0
+                    else:
+                        below *= a[layer]
+                        below *= 1 - a[layer]
                     delta = below
                 grad_weight *= lr
                 weights[layer] -= grad_weight
@@ -139,16 +147,20 @@ def in_numpy(problem: Problem) -> Peer:
     return run, lambda: params
 
 
-def jax_step(params: list[Any], x: Any, y: Any) -> tuple[list[Any], Any]:
+def jax_step(params: list[Any], x: Any, y: Any, activation: str) -> tuple[list[Any], Any]:
     """One step in JAX: the parameters after it, and C."""
     import jax
     import jax.numpy as jnp
+
+    sigma = {"relu": jax.nn.relu, "sigmoid": jax.nn.sigmoid, "gelu": partial(jax.nn.gelu, approximate=False)}[
+        activation
+    ]
 
     def loss(params: list[Any]) -> Any:
         a = x
         for layer in range(0, len(params), 2):
             z = a @ params[layer].T + params[layer + 1]
-            a = jax.nn.sigmoid(z)
+            a = sigma(z)
         return -jnp.take_along_axis(jax.nn.log_softmax(z), y[:, None], axis=1).mean()
 
     c, grads = jax.value_and_grad(loss)(params)
@@ -160,7 +172,7 @@ def jax_jit(problem: Problem) -> Peer:
     import jax
     import jax.numpy as jnp
 
-    compiled = jax.jit(jax_step, donate_argnums=0)
+    compiled = jax.jit(partial(jax_step, activation=problem.activation), donate_argnums=0)
     batches = [(jnp.asarray(x.numpy()), jnp.asarray(y.numpy().astype(np.int32))) for x, y in problem.batches]
     params = [jnp.array(p.numpy()) for p in problem.weights]
 

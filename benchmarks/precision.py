@@ -18,7 +18,7 @@ from rich.table import Table
 
 from deltaprop.data import check_source
 from deltaprop.errors import UserError
-from deltaprop.explicit import mixed, precision
+from deltaprop.explicit import precision
 from deltaprop.training import TrainConfig, train
 from deltaprop.training.devices import pick_device
 
@@ -39,7 +39,7 @@ def main() -> None:
     except UserError as error:
         if arguments.precision != "bf16" or device.type != "cpu":
             parser.error(str(error))
-        mixed.DEVICES.add("cpu")
+        precision.ROUNDED.add("cpu")
         precision._has = lambda *_: True
         how = "bf16, factors rounded by hand"
     table = Table("seed", "float32", how, "points", title="test accuracy in %", title_justify="left")

@@ -14,7 +14,7 @@ LR = 0.01
 
 @dataclass(frozen=True)
 class Problem:
-    """An MLP with sigmoids, cross-entropy and plain SGD, on batches that never change.
+    """An MLP with cross-entropy and plain SGD, on batches that never change.
 
     Attributes:
         sizes: [n_0, …, n_L].
@@ -22,6 +22,7 @@ class Problem:
         y: Labels, [B N].
         batch_size: N.
         weights: W^1, b^1, W^2, b^2, … to begin with.
+        activation: Of the hidden layers.
     """
 
     sizes: tuple[int, ...]
@@ -29,6 +30,7 @@ class Problem:
     y: Tensor
     batch_size: int
     weights: tuple[Tensor, ...]
+    activation: str = "relu"
 
     @property
     def batches(self) -> list[tuple[Tensor, Tensor]]:
@@ -37,18 +39,18 @@ class Problem:
 
     def model(self) -> dp.MLP:
         """Return our model with these weights."""
-        model = dp.MLP(self.sizes, "sigmoid")
+        model = dp.MLP(self.sizes, self.activation)
         with torch.no_grad():
             for p, weight in zip(model.parameters(), self.weights, strict=True):
                 p.copy_(weight)
         return model
 
 
-def make_problem(sizes: tuple[int, ...], batch_size: int, batches: int) -> Problem:
+def make_problem(sizes: tuple[int, ...], batch_size: int, batches: int, activation: str = "relu") -> Problem:
     """Return the problem of these sizes; the same at every call."""
     generator = torch.Generator().manual_seed(0)
     torch.manual_seed(0)
-    model = dp.MLP(sizes, "sigmoid", init="xavier")
+    model = dp.MLP(sizes, activation, init="xavier")
     x = torch.rand(batches * batch_size, sizes[0], generator=generator)
     y = torch.randint(sizes[-1], (len(x),), generator=generator)
-    return Problem(sizes, x, y, batch_size, tuple(p.detach().clone() for p in model.parameters()))
+    return Problem(sizes, x, y, batch_size, tuple(p.detach().clone() for p in model.parameters()), activation)

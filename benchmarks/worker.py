@@ -24,6 +24,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--rounds", type=int, required=True)
     parser.add_argument("--rows", type=int, help="of the data; by default some batches, fewer of the large ones")
+    parser.add_argument("--activation", default="relu")
     parser.add_argument("--peers", nargs="*")
     arguments = parser.parse_args()
     cores = sorted(os.sched_getaffinity(0))[-arguments.threads :]
@@ -39,7 +40,7 @@ def main() -> None:
     work = arguments.batch_size * sum(n_in * n_out for n_in, n_out in itertools.pairwise(sizes))
     # As many that what is done once an epoch counts for little, as in any real one.
     batches = arguments.rows // arguments.batch_size if arguments.rows else int(min(200, max(10, 2e9 // work)))
-    problem = make_problem(sizes, arguments.batch_size, batches)
+    problem = make_problem(sizes, arguments.batch_size, batches, arguments.activation)
     measure = {"steps": time_steps, "epochs": time_epochs, "memory": measure_memory}[arguments.measure]
     print(json.dumps(measure(problem, batches, arguments)))
 

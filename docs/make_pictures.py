@@ -20,19 +20,27 @@ from deltaprop.training import TrainConfig
 from deltaprop.training.engines import train_epoch
 from deltaprop.training.pictures import COLOURS, decision_boundary
 from deltaprop.training.setup import make_optimizer, prepare
-from deltaprop.verify.observe import observe
+from deltaprop.verify.observe import delta_norm, observe
 
-# Each line of code stands in src/deltaprop (ops/linear.py, ops/activations.py, optim.py); a test looks for it there.
-SGD = "_foreach_add_(params, directions, alpha=-lr)"
+# Each line of code stands in src/deltaprop/core (linear.py, activations.py, sgd.py); a test looks for it there.
+SGD = "add_gradient(param, 1 - lr * weight_decay, -lr * sign)"
 LINES = [
-    (r"$z^l = a^{l-1}\,(W^l)^{\top} + b^l$", "linear(a_prev, weight, bias)", "FWD"),
-    (r"$\delta^l = \partial C/\partial a^l\,\odot\,\sigma'(z^l)$", "grad_a * sigma_prime", "BP1, BP2"),
-    (r"$\partial C/\partial a^{l-1} = \delta^l\,W^l$", "delta @ weight", "BP2"),
-    (r"$\partial C/\partial b^l = \Sigma_n\,\delta^l_n$", "delta.sum(0)", "BP3"),
-    (r"$\partial C/\partial W^l = (\delta^l)^{\top}\,a^{l-1}$", "rows(delta).T @ rows(a_prev)", "BP4"),
+    (r"$z^l = a^{l-1}\,(W^l)^{\top} + b^l$", "linear(a_prev, weight, bias, out=out)", "FWD"),
+    (
+        r"$\delta^l = \partial C/\partial a^l\,\odot\,\sigma'(z^l)$",
+        "torch.mul(grad_a, cls.derivative(saved, *constants)",
+        "BP1, BP2",
+    ),
+    (r"$\partial C/\partial a^{l-1} = \delta^l\,W^l$", "torch.matmul(delta, weight, out=out)", "BP2"),
+    (r"$\partial C/\partial b^l = \Sigma_n\,\delta^l_n$", "rows(delta).sum(0)", "BP3"),
+    (
+        r"$\partial C/\partial W^l = (\delta^l)^{\top}\,a^{l-1}$",
+        "torch.addmm(start, rows(delta).T, rows(a_prev)",
+        "BP4",
+    ),
     (
         r"$\theta \leftarrow \theta - \eta\;\partial C/\partial\theta$",
-        "_foreach_add_(params, directions, alpha=-lr)",
+        "add_gradient(param, 1 - lr * weight_decay, -lr * sign)",
         "SGD",
     ),
 ]
@@ -46,7 +54,7 @@ def delta_norms(activation: str, epochs: int) -> list[list[float]]:
     generator = torch.Generator().manual_seed(0)
     train, norms = setup.dataset.train, []
     for _ in range(epochs):
-        norms.append([view.delta_norm for view in observe(setup.model, setup.objective, train.x[:256], train.y[:256])])
+        norms.append(list(map(delta_norm, observe(setup.model, setup.objective.call, train.x[:256], train.y[:256]))))
         order = torch.randperm(len(train), generator=generator)
         train_epoch(setup.model, setup.objective, optimizer, train.x, train.y, order, config.batch_size)
     return norms
@@ -71,6 +79,7 @@ def overview(path: Path) -> None:
         top = 0.97 - index * 0.168
         page.text(0.04, top, formula, fontsize=14, va="top", transform=page.transAxes)
         page.text(0.96, top, tag, fontsize=9, va="top", ha="right", color="0.45", transform=page.transAxes)
+        code += ", …)" if code.count("(") > code.count(")") else ""
         page.text(0.04, top - 0.085, code, fontsize=9.5, va="top", family="monospace", color=COLOURS[0],
                   transform=page.transAxes)  # fmt: skip
     plane.imshow(decision_boundary(setup))

@@ -55,7 +55,7 @@ def test_epochs_end_at_the_same_weights(problem: Problem, name: str):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["stepz"], "table: unknown 'stepz'; there are steps, epochs, memory"),
+        (["stepz"], "table: unknown 'stepz'; there are steps, activations, epochs, memory"),
         (["--sizes", "7-8"], "--sizes: unknown '7-8'; there are 784-30-10"),
         (["--peers", "numpy"], "--peers: no name begins with 'numpy'; there are explicit .epoch"),
         (["--threads", "many"], "--threads: 'many' is neither a number of threads nor auto"),
@@ -74,7 +74,7 @@ def test_what_makes_no_sense_is_told_in_one_line(words: list[str], said: str, ca
 
 def test_everything_is_measured_by_default():
     arguments = parse([])
-    assert (arguments.tables, arguments.sizes) == (["steps", "epochs", "memory"], list(SIZES))
+    assert (arguments.tables, arguments.sizes) == (["steps", "activations", "epochs", "memory"], list(SIZES))
 
 
 def test_scikit_learn_takes_one_epoch_more_at_each_call(problem: Problem):

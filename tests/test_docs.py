@@ -60,7 +60,7 @@ def test_every_tag_of_the_book_is_listed():
 
 
 def test_every_row_of_the_table_of_activations_is_listed():
-    from deltaprop.ops import ACTIVATIONS
+    from deltaprop.core import ACTIVATIONS
 
     assert set(ACTIVATIONS) <= {tag for tag, _, _ in rows_of_equations()}
 
@@ -236,7 +236,7 @@ def test_the_readmes_activation_is_right():
     """Its class, as printed, against PyTorch's own derivative of its forward, at random z in float64."""
     import torch
 
-    from deltaprop.ops import Elementwise, primitive
+    from deltaprop.core import Elementwise, primitive
 
     namespace = {"torch": torch, "Tensor": torch.Tensor, "Elementwise": Elementwise}
     exec(compile("from __future__ import annotations\n" + blocks(README, "python")[8], "README.md", "exec"), namespace)

@@ -25,7 +25,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils import get_tags
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from deltaprop import MLP, UserError, ops
+from deltaprop import MLP, UserError, core
 from deltaprop.estimators import MLPClassifier, MLPRegressor, base
 
 # Most of these fits are broken off early; a test that means the warning asks for it.
@@ -286,7 +286,7 @@ def test_every_loss_of_the_regressor_learns(loss: str):
     assert small(MLPRegressor, loss=loss, max_iter=200).fit(X, y).score(X, y) > 0.8
 
 
-@pytest.mark.parametrize("activation", [*ops.ACTIVATIONS, "logistic"])
+@pytest.mark.parametrize("activation", [*core.ACTIVATIONS, "logistic"])
 def test_every_activation_can_be_named(activation: str, iris: Data):
     model = small(MLPClassifier, activation=activation).fit(*iris)
     assert type(model.model_[1]) is type(MLP([1, 1, 1], "sigmoid" if activation == "logistic" else activation)[1])

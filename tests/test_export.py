@@ -22,7 +22,7 @@ from safetensors.torch import load as load_tensors
 from torch import nn
 
 import deltaprop as dp
-from deltaprop import UserError, export, ops
+from deltaprop import UserError, core, export
 from deltaprop.export import Exported, Whole, onnx_graph, state_dict
 from tests.trained.conftest import (
     KINDS,
@@ -217,7 +217,7 @@ def test_others_predict_as_the_model_does(
         check(exported, to, model, repeated(given, rows))
 
 
-NAMES = [*ops.ACTIVATIONS]
+NAMES = [*core.ACTIVATIONS]
 
 
 @pytest.mark.parametrize("to", ["torch-export", "state-dict"])

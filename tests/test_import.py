@@ -45,7 +45,7 @@ def test_little_more_than_torch(loaded):
     added = loaded - modules_after("import torch")
     foreign = {m for m in added if m.partition(".")[0] not in ({"deltaprop"} | sys.stdlib_module_names)}
     assert {m for m in foreign if not m.startswith("torch.")} == set()
-    assert "deltaprop.ops.linear" in added
+    assert "deltaprop.core.linear" in added
 
 
 def test_an_optimizer_brings_in_no_compiler():

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 import deltaprop as dp
-from deltaprop import UserError, ops
+from deltaprop import UserError, core
 from deltaprop.modules import Activation, activation_module
 
 # Every activation with arguments other than its defaults, where it has any.
@@ -80,7 +80,7 @@ def test_linear_dtype_and_device():
 # --- activations ---
 
 
-@pytest.mark.parametrize("name", ops.ACTIVATIONS)
+@pytest.mark.parametrize("name", core.ACTIVATIONS)
 def test_activation_modules(name):
     """A module for each row, found under its class name; it calls its op with its constants."""
     arguments = ACTIVATIONS.get(name, ())
@@ -89,7 +89,7 @@ def test_activation_modules(name):
     assert name not in ACTIVATIONS or getattr(dp, kind.__name__) is kind
     assert kind.__doc__.startswith("a")  # its formula: a = … or a_i = …
     module, z = kind(*arguments), torch.randn(4, 3)
-    assert torch.equal(module(z), ops.activation[name](z, *arguments))
+    assert torch.equal(module(z), core.primitive(core.ACTIVATIONS[name])(z, *arguments))
     assert list(module.state_dict()) == []
 
 
@@ -138,7 +138,7 @@ def test_inplace_false_is_accepted():
 def test_a_new_row_has_a_module(monkeypatch):
     """A class put in the table works by name, has a module, and the module is found for pickle."""
 
-    class Square(ops.Elementwise):
+    class Square(core.Elementwise):
         """a = z²;  σ'(z) = 2 z."""
 
         @staticmethod
@@ -146,11 +146,10 @@ def test_a_new_row_has_a_module(monkeypatch):
             return z * z
 
         @staticmethod
-        def slope(z: Tensor) -> Tensor:
+        def derivative(z: Tensor) -> Tensor:
             return 2 * z
 
-    monkeypatch.setitem(ops.ACTIVATIONS, "square", Square)
-    monkeypatch.setitem(ops.activation, "square", ops.primitive(Square))
+    monkeypatch.setitem(core.ACTIVATIONS, "square", Square)
     model = dp.MLP([1, 1, 1], activation="square")
     z = torch.tensor([3.0], requires_grad=True)
     model[1](z).backward()
@@ -159,6 +158,16 @@ def test_a_new_row_has_a_module(monkeypatch):
 
 
 # --- MLP ---
+
+
+def test_a_slice_is_a_sequential_of_the_same_modules():
+    model = dp.MLP([4, 6, 5, 3])
+    head, tail = model[:2], model[2:]
+    assert type(head) is type(tail) is nn.Sequential
+    assert [*head, *tail] == list(model)
+    x = torch.randn(2, 4)
+    assert torch.equal(tail(head(x)), model(x))
+    assert model[0] is next(iter(model))
 
 
 def test_state_dict_is_the_twins():

@@ -93,7 +93,7 @@ def main(words: Sequence[str] | None = None) -> int:
         return 2
     test = setup.dataset.test
     x = test.inputs(slice(None))
-    last = observe(setup.model, setup.objective, x, setup.objective.targets(test.y, x.dtype))[-1]
+    last = observe(setup.model, setup.objective.call, x, setup.objective.targets(test.y, x.dtype))[-1]
     print(f"{run}: {setup.objective.name}. Each output unit on the test images of its own digit, means over them;")
     print("|δ| = |a − y|" + (" σ'(z)" if setup.objective.name == "quadratic" else ""))
     print("digit  images  right %      z  |a − y|   σ'(z)      |δ|")

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from deltaprop.estimators import MLPClassifier, MLPRegressor
     from deltaprop.trained import Model, load
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 # Brought in when they are first asked for: scikit-learn, and what reads a run, take longer to import than all the rest.
 _LATER = {

@@ -1,6 +1,6 @@
 """The public functions: names, leading arguments, results, dtypes and refusals of ``torch.nn.functional``.
 
-Each is an op of :mod:`deltaprop.ops`, so its backward pass is written by hand. Three differences are meant:
+Each calls a Function of :mod:`deltaprop.core`, so its backward pass is written by hand. Three differences are meant:
 ``inplace=True`` is refused, for the δ formulas read what it would overwrite; complex input is refused, for they are the
 formulas of real numbers; and ``label_smoothing`` below 0 is refused. ``step``, ``identity``,
 ``quadratic_loss`` and ``binary_cross_entropy_per_sample`` are ours: PyTorch has no function of these names.
@@ -10,13 +10,16 @@ Tensor shapes follow the textbook: a row is a sample, ``[N, n]``; any leading sh
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from deltaprop import ops
+from deltaprop import core
+from deltaprop.core import ACTIVATIONS, LOSSES, primitive
 
 __all__ = [
     "binary_cross_entropy_per_sample",
@@ -41,11 +44,19 @@ __all__ = [
     "tanh",
 ]
 
-# Looked up once: a table look-up in every call would be the dearest part of a small one.
-_step, _identity, _relu = (ops.activation[name] for name in ("step", "identity", "relu"))
-_leaky_relu, _elu, _gelu = (ops.activation[name] for name in ("leaky_relu", "elu", "gelu"))
-_silu, _softplus, _sigmoid = (ops.activation[name] for name in ("silu", "softplus", "sigmoid"))
-_tanh, _softmax, _log_softmax = (ops.activation[name] for name in ("tanh", "softmax", "log_softmax"))
+
+def _functions(table: dict[str, Any], *names: str) -> list[Callable[..., Tensor]]:
+    return [primitive(table[name]) for name in names]
+
+
+_linear: Callable[..., Tensor] = primitive(core.Linear)
+_cast: Callable[..., Tensor] = primitive(core.Cast)
+_step, _identity, _relu, _leaky_relu = _functions(ACTIVATIONS, "step", "identity", "relu", "leaky_relu")
+_elu, _gelu, _silu, _softplus = _functions(ACTIVATIONS, "elu", "gelu", "silu", "softplus")
+_sigmoid, _tanh, _softmax, _log_softmax = _functions(ACTIVATIONS, "sigmoid", "tanh", "softmax", "log_softmax")
+_mse, _l1, _huber, _quadratic = _functions(LOSSES, "mse_loss", "l1_loss", "huber_loss", "quadratic_loss")
+_binary, _binary_per_sample = _functions(LOSSES, "binary_cross_entropy_with_logits", "binary_cross_entropy_per_sample")
+_cross_entropy: Callable[..., tuple[Tensor, Tensor]] = primitive(LOSSES["cross_entropy"])
 
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -65,9 +76,7 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     Source:
         Nielsen, Neural Networks and Deep Learning (2015), chapter 2, equation 25.
     """
-    if weight.dim() == 1 and bias is None:
-        return ops.linear(input, weight.unsqueeze(0), None).squeeze(-1)
-    return ops.linear(input, weight, bias)
+    return _linear(input, weight, bias)
 
 
 def step(input: Tensor) -> Tensor:
@@ -273,7 +282,7 @@ def softmax(input: Tensor, dim: int, *, dtype: torch.dtype | None = None) -> Ten
     Source:
         Bridle, Probabilistic Interpretation of Feedforward Classification Network Outputs (1990).
     """
-    return _softmax(input if dtype is None else input.to(dtype), dim)
+    return _softmax(_in_dtype(input, dtype), dim)
 
 
 def log_softmax(input: Tensor, dim: int, *, dtype: torch.dtype | None = None) -> Tensor:
@@ -293,7 +302,7 @@ def log_softmax(input: Tensor, dim: int, *, dtype: torch.dtype | None = None) ->
     Source:
         Goodfellow, Bengio & Courville, Deep Learning (2016), section 4.1, for why it is computed in one.
     """
-    return _log_softmax(input if dtype is None else input.to(dtype), dim)
+    return _log_softmax(_in_dtype(input, dtype), dim)
 
 
 def mse_loss(input: Tensor, target: Tensor, *, reduction: str = "mean", weight: Tensor | None = None) -> Tensor:
@@ -314,7 +323,7 @@ def mse_loss(input: Tensor, target: Tensor, *, reduction: str = "mean", weight: 
     Source:
         Bishop, Pattern Recognition and Machine Learning (2006), equation 1.2, as a mean.
     """
-    return _residual_loss(ops.mse, input, target, reduction, weight, mean_by_weight=True)
+    return _elementwise_loss(_mse, input, target, weight, reduction)
 
 
 def l1_loss(input: Tensor, target: Tensor, *, reduction: str = "mean", weight: Tensor | None = None) -> Tensor:
@@ -335,7 +344,7 @@ def l1_loss(input: Tensor, target: Tensor, *, reduction: str = "mean", weight: T
     Source:
         Bishop, Pattern Recognition and Machine Learning (2006), section 1.5.5, q = 1.
     """
-    return _residual_loss(ops.l1, input, target, reduction, weight, mean_by_weight=True)
+    return _elementwise_loss(_l1, input, target, weight, reduction)
 
 
 def huber_loss(
@@ -360,7 +369,7 @@ def huber_loss(
     Source:
         Huber, Annals of Mathematical Statistics 35 (1964).
     """
-    return _residual_loss(ops.huber, input, target, reduction, weight, delta, mean_by_weight=False)
+    return _elementwise_loss(_huber, input, target, weight, reduction, delta)
 
 
 def quadratic_loss(input: Tensor, target: Tensor) -> Tensor:
@@ -382,7 +391,7 @@ def quadratic_loss(input: Tensor, target: Tensor) -> Tensor:
         >>> quadratic_loss(torch.tensor([[1.0, 2.0]]), torch.tensor([[0.0, 0.0]]))  # ½ (1² + 2²)
         tensor(2.5000)
     """
-    return _residual_loss(ops.quadratic, input, target, "mean", None, mean_by_weight=False)
+    return _elementwise_loss(_quadratic, input, target, None, "mean")
 
 
 def cross_entropy(
@@ -425,16 +434,16 @@ def cross_entropy(
     if not 0 <= label_smoothing <= 1:
         raise RuntimeError(f"label_smoothing must be between 0.0 and 1.0, got {label_smoothing}")
     if input.dim() and target.shape == input.shape:
-        return _cross_entropy_of_probabilities(input, target, weight, ignore_index, reduction, label_smoothing)
-    if weight is not None and weight.requires_grad:
+        _check_probabilities(input, target, weight, ignore_index)
+    elif target.is_floating_point():
+        raise RuntimeError(f"expected labels of int64 or uint8 for target {list(target.shape)}, got {target.dtype}")
+    elif weight is not None and weight.requires_grad:
         raise RuntimeError("weight is a constant of cross_entropy over labels: pass weight.detach()")
-    return ops.cross_entropy(input, target, weight, ignore_index, reduction, label_smoothing)
+    loss, _ = _cross_entropy(input, target, weight, reduction, ignore_index, label_smoothing)
+    return loss
 
 
-def _cross_entropy_of_probabilities(
-    z: Tensor, y: Tensor, weight: Tensor | None, ignore_index: int, reduction: str, smoothing: float
-) -> Tensor:
-    """The weights k = w ⊙ ((1 − ε) y + ε/C) are plain tensor arithmetic, so y and w may ask for gradients too."""
+def _check_probabilities(z: Tensor, y: Tensor, weight: Tensor | None, ignore_index: int) -> None:
     if not y.is_floating_point():
         raise RuntimeError(f"expected floating point type for target with class probabilities, got {y.dtype}")
     if ignore_index >= 0:
@@ -442,10 +451,6 @@ def _cross_entropy_of_probabilities(
     classes = z.shape[0 if z.dim() == 1 else 1]
     if weight is not None and (weight.dim() != 1 or weight.numel() != classes):
         raise RuntimeError(f"weight must hold one number a class, [{classes}], got {list(weight.shape)}")
-    k = ops.smooth(y, smoothing, classes)
-    if weight is not None:
-        k = k * weight.view(-1, *[1] * max(z.dim() - 2, 0))
-    return ops.soft_cross_entropy(z, k, reduction)[0]
 
 
 def binary_cross_entropy_with_logits(
@@ -478,7 +483,8 @@ def binary_cross_entropy_with_logits(
     for name, constant in (("weight", weight), ("pos_weight", pos_weight)):
         if constant is not None and constant.requires_grad:
             raise RuntimeError(f"{name} is a constant of binary_cross_entropy_with_logits: pass {name}.detach()")
-    return ops.binary_cross_entropy(input, target, weight, pos_weight, reduction)
+    _check_reduction(reduction)
+    return _binary_loss(_binary, input, target, weight, reduction, pos_weight)
 
 
 def binary_cross_entropy_per_sample(input: Tensor, target: Tensor) -> Tensor:
@@ -499,38 +505,54 @@ def binary_cross_entropy_per_sample(input: Tensor, target: Tensor) -> Tensor:
     Source:
         Nielsen, Neural Networks and Deep Learning (2015), chapter 3, equation 63, from z instead of a.
     """
-    return ops.binary_cross_entropy(input, target, None, None, "sum") / len(input)
+    return _binary_loss(_binary_per_sample, input, target, None, "mean", None)
 
 
-def _residual_loss(
-    op: Callable[..., Tensor],
-    a: Tensor,
-    y: Tensor,
-    reduction: str,
-    weight: Tensor | None,
-    *constants: float,
-    mean_by_weight: bool,
+def _binary_loss(
+    loss: Callable[..., Tensor], z: Tensor, y: Tensor, weight: Tensor | None, reduction: str, pos_weight: Tensor | None
 ) -> Tensor:
-    """Broadcast, weigh and reduce around an op that does none of it: PyTorch's own order of things."""
+    if y.shape != z.shape:
+        raise ValueError(f"Target size ({y.shape}) must be the same as input size ({z.shape})")
+    return loss(z, y, weight, reduction, pos_weight)
+
+
+def _elementwise_loss(
+    loss: Callable[..., Tensor], a: Tensor, y: Tensor, weight: Tensor | None, reduction: str, *constants: Any
+) -> Tensor:
+    """Check the arguments, as PyTorch does before it computes anything."""
     _check_reduction(reduction)
     if weight is not None and weight.shape != a.shape:
         raise ValueError(f"weight must have the input's shape, {list(a.shape)}, got {list(weight.shape)}")
-    if y.shape != a.shape:
-        if not torch.compiler.is_compiling():  # the compiler cannot trace a warning
-            warnings.warn(
-                f"target of shape {list(y.shape)} against input of shape {list(a.shape)}: they are broadcast, "
-                "which is seldom what is meant; give them the same shape",
-                stacklevel=3,
-            )
-        a, y = torch.broadcast_tensors(a, y)
-    if weight is None:
-        return op(a, y, reduction, *constants)
-    weighted = weight * op(a, y, "none", *constants)
-    if reduction == "none":
-        return weighted
-    if reduction == "sum":
-        return weighted.sum()
-    return weighted.sum() / weight.sum() if mean_by_weight else weighted.mean()
+    if y.shape != a.shape and not torch.compiler.is_compiling():  # the compiler cannot trace a warning
+        warnings.warn(
+            f"target of shape {list(y.shape)} against input of shape {list(a.shape)}: they are broadcast, "
+            "which is seldom what is meant; give them the same shape",
+            stacklevel=3,
+        )
+    return loss(a, y, weight, reduction, *constants)
+
+
+def _in_dtype(t: Tensor, dtype: torch.dtype | None) -> Tensor:
+    return t if dtype is None or t.dtype == dtype else _cast(t, dtype)
+
+
+def __getattr__(name: str) -> Any:
+    """Find the function of a row that was added to ``ACTIVATIONS`` or ``LOSSES`` at run time."""
+    if name in ACTIVATIONS:
+        return primitive(ACTIVATIONS[name])
+    if name in LOSSES and issubclass(LOSSES[name], core.ElementwiseLoss):
+        return _added_loss(name, LOSSES[name])
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+@functools.cache
+def _added_loss(name: str, definition: type[core.Loss]) -> Callable[..., Tensor]:
+    def loss(input: Tensor, target: Tensor, **options: Any) -> Tensor:
+        weight, reduction, *constants = {**definition.options(), **options}.values()
+        return _elementwise_loss(primitive(definition), input, target, weight, reduction, *constants)
+
+    loss.__name__ = loss.__qualname__ = name
+    return loss
 
 
 def _check_reduction(reduction: str) -> None:

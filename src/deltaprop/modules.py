@@ -1,6 +1,6 @@
 """The modules: Linear, one module per activation, MLP, and the way from and to ``torch.nn``.
 
-They hold parameters and call :mod:`deltaprop.functional`, an MLP ``ops.stack``; no formula stands here.
+They hold parameters and call :mod:`deltaprop.functional`; no formula stands here.
 """
 
 from __future__ import annotations
@@ -8,14 +8,16 @@ from __future__ import annotations
 import copy
 import inspect
 import operator
-from collections.abc import Callable, Iterable, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from deltaprop import functional as F
-from deltaprop import ops
+from deltaprop.core import ACTIVATIONS, primitive
+from deltaprop.core import Activation as Definition
 from deltaprop.errors import UserError, unknown_name
 from deltaprop.initialization import INITS, initialize
 
@@ -58,20 +60,20 @@ class Linear(nn.Linear):
 
 
 class Activation(nn.Module):
-    """a = σ(z) as a module; one subclass for each row of ``ops.ACTIVATIONS``.
+    """a = σ(z) as a module; one subclass for each row of ``deltaprop.core.ACTIVATIONS``.
 
     The constants of the formula (``negative_slope``, ``alpha``, …) are its arguments, in the order of its definition,
     and its attributes. A new row needs no class here: :func:`activation_module` makes one.
     """
 
-    op: ClassVar[type[ops.Activation]]
+    op: ClassVar[type[Definition]]
     call: ClassVar[Callable[..., Tensor]]
     constants: ClassVar[dict[str, Any]]  # names and defaults
 
     def __init_subclass__(cls, row: str | None = None) -> None:
         super().__init_subclass__()
         if row is not None:
-            cls.op, cls.call = ops.ACTIVATIONS[row], staticmethod(ops.activation[row])
+            cls.op, cls.call = ACTIVATIONS[row], staticmethod(primitive(ACTIVATIONS[row]))
             _, *constants = inspect.signature(cls.op.forward).parameters.values()
             cls.constants = {p.name: p.default for p in constants}
             _MODULES[row] = cls
@@ -91,6 +93,10 @@ class Activation(nn.Module):
         """Return a from z, of any shape."""
         return type(self).call(input, *[getattr(self, name) for name in self.constants])
 
+    def constant_values(self) -> tuple[Any, ...]:
+        """Return the constants of the formula, in the order of its definition."""
+        return tuple(getattr(self, name) for name in self.constants)
+
     def extra_repr(self) -> str:
         """Return the constants, as repr shows them."""
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in self.constants)
@@ -100,7 +106,7 @@ _MODULES: dict[str, type[Activation]] = {}
 
 
 def activation_module(name: str) -> type[Activation]:
-    """Return the module class of a row of ``ops.ACTIVATIONS``.
+    """Return the module class of a row of ``deltaprop.core.ACTIVATIONS``.
 
     Raises:
         UserError: If there is no such row; the nearest name is suggested.
@@ -109,9 +115,9 @@ def activation_module(name: str) -> type[Activation]:
         >>> activation_module("leaky_relu")(0.2)
         LeakyReLU(negative_slope=0.2)
     """
-    if name not in ops.ACTIVATIONS:
-        raise unknown_name("activation", name, ops.ACTIVATIONS)
-    op = ops.ACTIVATIONS[name]
+    if name not in ACTIVATIONS:
+        raise unknown_name("activation", name, ACTIVATIONS)
+    op = ACTIVATIONS[name]
     if name not in _MODULES or _MODULES[name].op is not op:
         # `__module__`: pickle finds it here, by `__getattr__` below.
         type(op.__name__, (Activation,), {"__doc__": op.__doc__, "__module__": __name__}, row=name)
@@ -204,7 +210,7 @@ class LogSoftmax(Activation, row="log_softmax"):
 
 def __getattr__(name: str) -> Any:
     """Find the module of a new row in the table, which has no line above."""
-    for row, op in ops.ACTIVATIONS.items():
+    for row, op in ACTIVATIONS.items():
         if op.__name__ == name:
             return activation_module(row)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -221,7 +227,7 @@ class MLP(nn.Sequential):
 
     Args:
         sizes: [n_0, n_1, …, n_L]: inputs, hidden layers, outputs; at least two.
-        activation: Of the hidden layers: a name of ``ops.ACTIVATIONS``, a module class or instance (copied for each
+        activation: Of the hidden layers: a name in ``core.ACTIVATIONS``, a module class or instance (copied for each
             layer), or a list of these, one per hidden layer. A ``torch.nn`` activation becomes ours where we have it.
         output_activation: Of the last layer; None for none, which is right for a loss from logits.
         bias: Whether layers have biases.
@@ -277,46 +283,11 @@ class MLP(nn.Sequential):
         if init is not None:
             initialize(self, init)
 
-    def forward(self, input: Tensor) -> Tensor:
-        """Return a^L, [..., n_L], from x, [..., n_0]: by one Function where no module has anything to add."""
-        layers = _plain_layers(self._modules.values())
-        if layers is None:
-            output: Tensor = super().forward(input)
-            return output
-        sigmas, parameters = layers
-        return ops.stack(sigmas, input, *parameters)
-
-
-def _plain_layers(modules: Iterable[nn.Module | None]) -> tuple[list[ops.Sigma | None], list[Tensor | None]] | None:
-    """Return the activations and the parameters of a stack; None where a module has hooks or is of another kind."""
-    if any(GLOBAL_HOOKS):
-        return None
-    sigmas: list[ops.Sigma | None] = []
-    parameters: list[Tensor | None] = []
-    for module in modules:
-        if module is None or module._forward_hooks or module._forward_pre_hooks:
-            return None
-        if module._backward_hooks or module._backward_pre_hooks or "forward" in module.__dict__:
-            return None
-        kind = type(module)
-        if kind is Linear:
-            own = module._parameters
-            if "weight" not in own or "bias" not in own:  # a plain tensor stands in its place, as in a replica
-                return None
-            parameters += own["weight"], own["bias"]
-            sigmas.append(None)
-        elif sigmas and sigmas[-1] is None and issubclass(kind, Activation) and kind.forward is Activation.forward:
-            constants = tuple([getattr(module, name) for name in kind.constants])
-            sigmas[-1] = ops.Sigma(kind.op, kind.call, constants)
-        else:
-            return None
-    return (sigmas, parameters) if sigmas else None
-
-
-GLOBAL_HOOKS = tuple(
-    getattr(nn.modules.module, f"_global_{name}_hooks")
-    for name in ("forward", "forward_pre", "backward", "backward_pre")
-)
+    def __getitem__(self, index: slice | int) -> nn.Module:
+        """Return a module; a slice is a plain ``nn.Sequential`` of the same modules."""
+        if isinstance(index, slice):
+            return nn.Sequential(OrderedDict(list(self._modules.items())[index]))
+        return super().__getitem__(index)
 
 
 def _as_module(activation: ActivationLike) -> nn.Module:
@@ -383,7 +354,7 @@ def _shallow(module: nn.Module, kind: type[nn.Module]) -> nn.Module:
 def _to_ours(module: nn.Module) -> nn.Module:
     if type(module) is nn.Linear:
         return _shallow(module, Linear)
-    for name, op in ops.ACTIVATIONS.items():
+    for name, op in ACTIVATIONS.items():
         if type(module) is getattr(nn, op.__name__, None):
             if getattr(module, "dim", -1) is None:  # softmax over an axis that PyTorch guesses
                 break

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from deltaprop import ops
+from deltaprop import core
 from deltaprop.cli import main
 from deltaprop.cli.trace import Arguments, make
 from deltaprop.training import TrainConfig, train
@@ -112,7 +112,7 @@ def test_where_others_have_other_numbers_it_exits_1(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     """A tanh whose δ lacks its slope."""
-    monkeypatch.setattr(ops.ACTIVATIONS["tanh"], "delta", staticmethod(lambda grad_a, saved: grad_a))
+    monkeypatch.setattr(core.ACTIVATIONS["tanh"], "delta", staticmethod(lambda grad_a, saved: grad_a))
     assert main(["trace", "--activation", "tanh"]) == 1
     assert "NOT OK: autograd differs by " in capsys.readouterr().out
 

@@ -42,15 +42,27 @@ def by_autograd(
     y: Tensor,
     batch_size: int,
 ) -> float:
-    """Take one pass over the rows by the tape; return the mean loss."""
-    total = 0.0
+    """Take one pass over the rows by the tape; return the mean loss, each sample counting once."""
+    total = seen = 0.0
     for batch_x, batch_y in zip(x.split(batch_size), y.split(batch_size), strict=True):
         c = loss(model(batch_x), batch_y)
         optimizer.zero_grad()
         c.backward()
         optimizer.step()
-        total += c.item() * len(batch_x)
-    return total / len(x)
+        counts = counted(loss, batch_y)
+        total += c.item() * counts if counts else 0.0
+        seen += counts
+    return total / seen
+
+
+def counted(loss: Callable[[Tensor, Tensor], Tensor], y: Tensor) -> float:
+    """Return how many samples a batch of targets counts as in a mean: a label by its weight, an ignored one not."""
+    options = loss.keywords if isinstance(loss, functools.partial) else {}
+    if y.is_floating_point() or options.get("reduction") == "sum":
+        return len(y)
+    labels = [label for label in y.tolist() if label != options.get("ignore_index", -100)]
+    weight = options.get("weight")
+    return len(labels) if weight is None else sum(weight[label].item() for label in labels)
 
 
 def both(

@@ -27,10 +27,8 @@ class Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        name = function.overloadpacket.__name__
-        masks = name == "index" and any(t is not None and t.dtype == torch.bool for t in args[1])
-        if name in QUESTIONS or masks:
-            raise RuntimeError(f"operation not permitted when stream is capturing: {name}")
+        if asks(function, args):
+            raise RuntimeError(f"operation not permitted when stream is capturing: {function}")
         for t in written(function, args, kwargs):
             self.before.setdefault(t.untyped_storage().data_ptr(), (storage(t), storage(t).clone()))
         result = function(*args, **kwargs)
@@ -45,6 +43,13 @@ class Recorder(TorchDispatchMode):
             for old, new in zip(tree_leaves(result), tree_leaves(again), strict=True):
                 if isinstance(old, Tensor) and old.untyped_storage().data_ptr() not in mine:
                     old.copy_(new)
+
+
+def asks(function: Any, args: Any) -> bool:
+    """Return whether an operation waits for the device: its result is a number of Python's, or a shape."""
+    name = function.overloadpacket.__name__
+    masks = name == "index" and any(t is not None and t.dtype == torch.bool for t in args[1])
+    return name in QUESTIONS or masks
 
 
 def written(function: Any, args: Any, kwargs: Any) -> list[Tensor]:

@@ -14,8 +14,7 @@ from torch import nn
 
 import deltaprop as dp
 from deltaprop import functional as F
-from deltaprop import ops
-from deltaprop.explicit.losses import _ROWS as LOSSES
+from deltaprop.core import ACTIVATIONS, LOSSES
 from deltaprop.initialization import INITS
 from tests.explicit.compare import (
     F64,
@@ -27,12 +26,14 @@ from tests.explicit.compare import (
     by_autograd,
     learning,
     problem,
+    targets,
 )
+from tests.explicit.test_losses import CASES, OUTPUTS
 
 
 class TestEquality:
     @pytest.mark.parametrize("loss", LOSSES)
-    @pytest.mark.parametrize("activation", ops.ACTIVATIONS)
+    @pytest.mark.parametrize("activation", ACTIVATIONS)
     def test_every_activation_with_every_loss(self, activation: str, loss: str):
         """23 rows in batches of 8: the last batch has 7. At a higher η log-softmax within a net blows up."""
         sizes = [5, 7, 6, 3]
@@ -44,7 +45,13 @@ class TestEquality:
         sizes = [5, 7, 6, 3]
         both(dp.MLP(sizes, activation, dtype=F64), "cross_entropy", *problem(sizes), 8, **options)
 
-    @pytest.mark.parametrize("output", [name for name in ops.ACTIVATIONS if "softmax" not in name])
+    @pytest.mark.parametrize(("loss", "options"), CASES, ids=str)
+    def test_every_option_of_every_loss(self, loss: str, options: dict[str, Any]):
+        """By class weights and ignored labels batches count differently, and the mean over them is still the same."""
+        sizes = [5, 7, OUTPUTS]
+        both(dp.MLP(sizes, "tanh", dtype=F64), loss, *problem(sizes, loss), 8, lr=0.02, loss_options=options)
+
+    @pytest.mark.parametrize("output", [name for name in ACTIVATIONS if "softmax" not in name])
     @pytest.mark.parametrize("loss", ["mse_loss", "cross_entropy"])
     def test_every_output_activation(self, output: str, loss: str):
         sizes = [5, 7, 3]
@@ -69,10 +76,9 @@ class TestEquality:
     def test_batches_of_one(self):
         both(dp.MLP([5, 7, 3], dtype=F64), "cross_entropy", *problem([5, 7, 3], rows=5), 1)
 
-    @pytest.mark.parametrize("sizes", [[784, 30, 10], [64, 64, 10], [600, 300, 10], [16, 64, 128, 10]], ids=str)
-    @pytest.mark.parametrize("batch_size", [10, 40])
-    def test_layers_packed_either_way_and_not_at_all(self, sizes: list[int], batch_size: int):
-        both(dp.MLP(sizes, "sigmoid", dtype=F64), "cross_entropy", *problem(sizes, rows=90), batch_size, momentum=0.9)
+    @pytest.mark.parametrize("sizes", [[784, 30, 10], [64, 64, 10], [16, 64, 128, 10]], ids=str)
+    def test_wide_layers(self, sizes: list[int]):
+        both(dp.MLP(sizes, "sigmoid", dtype=F64), "cross_entropy", *problem(sizes, rows=90), 40, momentum=0.9)
 
     @pytest.mark.parametrize("frozen", ["0.weight", "0.bias", "2.weight", "4.bias", "first", "last", "all but 2.bias"])
     def test_frozen_parameters(self, frozen: str):
@@ -136,14 +142,26 @@ class TestEquality:
             assert trainer.step(batch_x, batch_y).item() == pytest.approx(expected, rel=1e-12)
         assert_same(model, twin, ours, tape)
 
-    def test_torch_modules_and_the_torch_optimizer(self):
-        model = nn.Sequential(nn.Linear(5, 7), nn.Sequential(nn.ReLU(inplace=True), nn.Linear(7, 3))).to(F64)
+    @pytest.mark.parametrize("loss", [name for name in LOSSES if hasattr(nn.functional, name)])
+    @pytest.mark.parametrize(
+        "activation", [getattr(nn, op.__name__) for op in ACTIVATIONS.values() if hasattr(nn, op.__name__)]
+    )
+    def test_pytorch_alone_takes_the_same_steps(self, activation: type[nn.Module], loss: str):
+        """On PyTorch's modules, loss and optimizer, with PyTorch's derivatives: nothing of ours is in the reference."""
+        sigma = activation(-1) if "Softmax" in activation.__name__ else activation()
+        model = nn.Sequential(nn.Linear(5, 7), nn.Sequential(sigma, nn.Linear(7, 3))).to(F64)
         twin = copy.deepcopy(model)
         ours, tape = (torch.optim.SGD(m.parameters(), lr=0.1, momentum=0.9) for m in (model, twin))
-        x, y = problem([5, 7, 3])
-        dp.ExplicitTrainer(model, nn.functional.cross_entropy, ours).epoch(x, y, 8)
-        by_autograd(twin, nn.functional.cross_entropy, tape, x, y, 8)
+        function = getattr(nn.functional, loss)
+        x, y = problem([5, 7, 3], loss)
+        dp.ExplicitTrainer(model, function, ours).epoch(x, y, 8)
+        by_autograd(twin, function, tape, x, y, 8)
         assert_same(model, twin, ours, tape)
+
+    def test_activations_in_place_of_pytorchs(self):
+        """They write over z by the tape; here z and a are apart."""
+        model = nn.Sequential(nn.Linear(5, 7), nn.ReLU(inplace=True), nn.Linear(7, 3)).to(F64)
+        both(model, "cross_entropy", X, Y, 8)
 
     def test_a_non_contiguous_batch(self):
         model = dp.MLP([5, 7, 3], dtype=F64)
@@ -172,7 +190,7 @@ class TestEquality:
     def test_any_sizes_batches_and_options(self, data: st.DataObject):
         torch.manual_seed(data.draw(st.integers(0, 2**32)))
         sizes = data.draw(st.lists(st.integers(1, 40), min_size=2, max_size=5))
-        hidden = [data.draw(st.sampled_from(list(ops.ACTIVATIONS))) for _ in sizes[2:]]
+        hidden = [data.draw(st.sampled_from(list(ACTIVATIONS))) for _ in sizes[2:]]
         loss = data.draw(st.sampled_from(list(LOSSES)))
         rows = data.draw(st.integers(1, 70))
         momentum = data.draw(st.sampled_from([0.0, 0.5, 0.9]))
@@ -192,9 +210,11 @@ class TestEquality:
         )
 
 
-def test_label_smoothing_by_partial():
+def test_class_probabilities():
     model = dp.MLP([5, 7, 3], dtype=F64)
-    both(model, "cross_entropy", X, Y, 8, loss_options={"label_smoothing": 0.1, "ignore_index": 2})
+    y = torch.softmax(targets("mse_loss", 23, 3), 1)
+    weight = torch.tensor([0.5, 1.0, 2.0], dtype=F64)
+    both(model, "cross_entropy", X, y, 8, loss_options={"label_smoothing": 0.1, "weight": weight})
 
 
 def test_only_what_learns_is_in_the_comparison():

@@ -1,8 +1,9 @@
-"""The losses at work: ∂C/∂a is that of the public function, and so are the values told late."""
+"""The losses within the driver: ∂C/∂a of each batch, and the mean of C over an epoch."""
 
 from __future__ import annotations
 
-import functools
+import math
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,11 +13,12 @@ from torch import Tensor
 import deltaprop as dp
 from deltaprop import UserError
 from deltaprop import functional as F
-from deltaprop.explicit.losses import Loss, ResidualLoss, Rule
-from tests.explicit.compare import targets
+from deltaprop.explicit import batches
+from deltaprop.loss_spec import LossSpec, parse_loss
+from tests.explicit.compare import F64, targets
 
 N, OUTPUTS = 6, 4
-WEIGHT = torch.tensor([0.5, 1.0, 2.0, 0.0], dtype=torch.float64)
+WEIGHT = torch.tensor([0.5, 1.0, 2.0, 0.0], dtype=F64)
 
 CASES: list[tuple[str, dict[str, Any]]] = [
     ("mse_loss", {}),
@@ -37,150 +39,172 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("cross_entropy", {"weight": WEIGHT}),
     ("cross_entropy", {"weight": WEIGHT, "label_smoothing": 0.2}),
     ("cross_entropy", {"weight": WEIGHT, "reduction": "sum", "label_smoothing": 0.1}),
+    ("cross_entropy", {"weight": WEIGHT, "ignore_index": 1, "label_smoothing": 0.1}),
 ]
 
 
-class Top:
-    """The top layer as a loss sees it, and as it wants it to lie in memory."""
+def reference(name: str, options: dict[str, Any], a: Tensor, y: Tensor) -> Tensor:
+    """Return C by PyTorch alone."""
+    theirs = torch.nn.functional
+    if name == "quadratic_loss":
+        return theirs.mse_loss(a, y, reduction="sum") / (2 * len(a))
+    if name == "binary_cross_entropy_per_sample":
+        return theirs.binary_cross_entropy_with_logits(a, y, reduction="sum") / len(a)
+    c: Tensor = getattr(theirs, name)(a, y, **options)
+    return c
 
-    def __init__(self, a: Tensor, loss: Loss) -> None:
-        self.a = a.t().contiguous().t() if loss.wants_by_neuron(a.shape[1], a.device) else a
-        self.delta = torch.zeros_like(self.a)
-        self.a_t, self.delta_t = self.a.t(), self.delta.t()
+
+def losses_of(name: str, options: dict[str, Any]) -> LossSpec:
+    return parse_loss(partial(getattr(F, name), **options))
 
 
-def compare(name: str, options: dict[str, Any], a: Tensor, y: Tensor, batches: int) -> None:
-    """Compare with the public function, batch by batch of a block."""
-    rule = Rule(functools.partial(getattr(F, name), **options))
-    loss = rule.kind(y)(rule.options, batches, N, OUTPUTS, a)
-    loss.targets.copy_(y)
-    loss.begin(loss.targets)
-    expected = []
-    for batch, (part, target) in enumerate(zip(a.split(N), y.split(N), strict=True)):
+def compare(name: str, options: dict[str, Any], a: Tensor, y: Tensor) -> None:
+    """Compare C and ∂C/∂a of each batch with PyTorch's, the targets being made ready for all batches at once."""
+    loss = losses_of(name, options).on_targets(y)
+    by_batch = zip(*[t.split(N) for t in loss.targets(y, torch.empty_like(a))], strict=True)
+    for part, ready, target in zip(a.split(N), by_batch, y.split(N), strict=True):
         part = part.clone().requires_grad_()
-        c = getattr(F, name)(part, target, **options)
-        expected.append(c.detach())
-        loss.show(batch)
-        top = Top(part.detach(), loss)
-        loss.differentiate(top)
-        torch.testing.assert_close(top.delta, torch.autograd.grad(c, part)[0], rtol=1e-13, atol=1e-14)
-    torch.testing.assert_close(loss.values(batches), torch.stack(expected), rtol=1e-13, atol=1e-14)
-    for number in range(1, batches + 1):  # of a block that is broken off, the first alone count
-        torch.testing.assert_close(loss.total_value(number), sum(expected[:number]), rtol=1e-13, atol=1e-14)
-        if isinstance(loss, ResidualLoss):
-            units = torch.tensor([3.0], dtype=a.dtype)
-            told = loss.values(number, units)
-            assert not torch.allclose(told, loss.values(number))
-            torch.testing.assert_close(loss.total_value(number, units), told.sum(), rtol=1e-13, atol=1e-14)
+        expected = reference(name, options, part, target)
+        c, saved = loss.forward(part.detach(), ready[0])
+        torch.testing.assert_close(c, expected.detach(), rtol=1e-13, atol=1e-14)
+        grad_a = loss.grad_input(saved, ready)
+        torch.testing.assert_close(grad_a, torch.autograd.grad(expected, part)[0], rtol=1e-13, atol=1e-14)
 
 
-@pytest.mark.parametrize("batches", [1, 3])
 @pytest.mark.parametrize(("name", "options"), CASES, ids=str)
-def test_differential_and_values_are_the_public_function(name: str, options: dict[str, Any], batches: int):
-    a = 3 * torch.randn(batches * N, OUTPUTS, dtype=torch.float64)
-    compare(name, options, a, targets(name, len(a), OUTPUTS), batches)
+def test_value_and_gradient_are_pytorchs(name: str, options: dict[str, Any]):
+    a = 3 * torch.randn(3 * N, OUTPUTS, dtype=F64)
+    compare(name, options, a, targets(name, len(a), OUTPUTS))
 
 
 @pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.2}, {"weight": WEIGHT}, {"reduction": "sum"}], ids=str)
 def test_ignored_labels_do_not_count(options: dict[str, Any]):
-    a = torch.randn(2 * N, OUTPUTS, dtype=torch.float64)
+    a = torch.randn(2 * N, OUTPUTS, dtype=F64)
     y = torch.tensor([0, -100, 2, 1, -100, 3, *[1, 2, 0, -100, -100, -100]])
-    compare("cross_entropy", options, a, y, 2)
-
-
-def test_a_batch_of_ignored_labels_is_nan_and_moves_nothing():
-    a, y = torch.randn(N, OUTPUTS), torch.full((N,), 9)
-    rule = Rule(functools.partial(F.cross_entropy, ignore_index=9))
-    loss = rule.kind(y)(rule.options, 1, N, OUTPUTS, a)
-    loss.begin(y)
-    top = Top(a, loss)
-    loss.differentiate(top)
-    assert loss.total_value(1).isnan()
-    assert not top.delta.any()
-
-
-def test_a_class_that_is_impossible_is_no_matter_for_the_others():
-    """A logit of −∞ at a class that is not the label's: C is finite, as PyTorch's; 0 · (−∞) would be no number."""
-    z, y = torch.randn(2 * N, OUTPUTS, dtype=torch.float64), torch.arange(2 * N) % 2
-    z[:, 2] = -torch.inf
-    loss = Rule("cross_entropy").kind(y)({}, 2, N, OUTPUTS, z)
-    loss.targets.copy_(y)
-    loss.begin(loss.targets)
-    for batch, part in enumerate(z.split(N)):
-        loss.show(batch)
-        loss.differentiate(Top(part, loss))
-    expected = torch.stack([F.cross_entropy(a, b) for a, b in zip(z.split(N), y.split(N), strict=True)])
-    torch.testing.assert_close(loss.values(2), expected)
-    torch.testing.assert_close(loss.total_value(2), expected.sum())
+    compare("cross_entropy", options, a, y)
 
 
 def test_class_probabilities():
-    a = torch.randn(2 * N, OUTPUTS, dtype=torch.float64)
+    a = torch.randn(2 * N, OUTPUTS, dtype=F64)
     y = torch.softmax(torch.randn_like(a), 1)
     for options in ({}, {"label_smoothing": 0.1, "weight": WEIGHT}, {"reduction": "sum"}):
-        compare("cross_entropy", options, a, y, 2)
+        compare("cross_entropy", options, a, y)
 
 
-def test_more_classes_than_the_table_of_one_hot_rows_takes():
-    z, y = torch.randn(5, 300, dtype=torch.float64, requires_grad=True), torch.randint(300, (5,))
-    loss = Rule("cross_entropy").kind(y)({}, 1, 5, 300, z)
-    loss.begin(y)
-    top = Top(z.detach(), loss)
-    loss.differentiate(top)
-    torch.testing.assert_close(top.delta, torch.autograd.grad(F.cross_entropy(z, y), z)[0])
+def test_a_class_that_is_impossible_is_no_matter_for_the_others():
+    """A logit of −∞ at a class that is not the label's: C is finite, as PyTorch's; 0 · (−∞) would be NaN."""
+    z, y = torch.randn(2 * N, OUTPUTS, dtype=F64), torch.arange(2 * N) % 2
+    z[:, 2] = -torch.inf
+    compare("cross_entropy", {}, z, y)
+
+
+def test_many_classes():
+    compare("cross_entropy", {}, torch.randn(N, 300, dtype=F64), torch.randint(300, (N,)))
 
 
 def test_logits_of_800_are_no_matter():
-    z, y = torch.tensor([[800.0, -800.0]], dtype=torch.float64), torch.tensor([1])
-    loss = Rule("cross_entropy").kind(y)({}, 1, 1, 2, z)
-    loss.begin(y)
-    top = Top(z, loss)
-    loss.differentiate(top)
-    assert loss.total_value(1) == 1600  # log(1 + e^−1600) + 1600
-    assert top.delta.tolist() == [[1, -1]]  # p − y
+    z, y = torch.tensor([[800.0, -800.0]], dtype=F64), torch.tensor([1])
+    loss = parse_loss("cross_entropy")
+    c, log_p = loss.forward(z, y)
+    assert c == 1600  # log(1 + e^−1600) + 1600
+    assert loss.grad_input(log_p, loss.targets(y, z)).tolist() == [[1, -1]]  # p − y
 
 
-def test_a_loss_of_a_minus_y_is_told_in_other_units():
-    """Residuals of 1 and 2, in units of 10: (100 + 400)/2."""
-    loss = Rule("mse_loss").kind(torch.zeros(1))({}, 1, 1, 2, torch.zeros(1))
-    loss.begin(torch.tensor([[0.0, 0.0]]))
-    loss.differentiate(Top(torch.tensor([[1.0, 2.0]]), loss))
-    assert loss.values(1, torch.tensor([10.0, 10.0])).tolist() == [250]
+class Fixed:
+    """Learns nothing, η being 0: the mean of C over an epoch is then C of all rows at once."""
+
+    def __init__(self, loss: Any, outputs: int = OUTPUTS, dtype: torch.dtype = F64) -> None:
+        self.model = dp.MLP([5, outputs], dtype=dtype)
+        self.trainer = dp.ExplicitTrainer(self.model, loss, dp.SGD(self.model.parameters(), lr=0.0))
+
+    def assert_mean(self, expected: Tensor, x: Tensor, y: Tensor, batch_size: int = 8, **options: Any) -> None:
+        mean = self.trainer.epoch(x, y, batch_size, **options)
+        torch.testing.assert_close(mean, expected.detach(), rtol=1e-12, atol=0)
 
 
-class TestRefusals:
-    def test_a_function_it_does_not_know(self):
-        with pytest.raises(UserError, match=r"no δ for the loss mine: take one of cross_entropy.*--engine autograd"):
-            Rule(mine)
+class TestTheMeanOverAnEpoch:
+    """Each sample counts once, in whatever batch it is: by its class weight, and not at all where it is ignored."""
 
-    def test_an_unknown_name(self):
-        with pytest.raises(UserError, match=r"unknown loss 'cross_entrpy': did you mean 'cross_entropy'"):
-            Rule("cross_entrpy")
+    @pytest.mark.parametrize("batch_size", [1, 8, 23, 40])
+    @pytest.mark.parametrize(
+        ("name", "options"), [case for case in CASES if case[1].get("reduction") != "sum"], ids=str
+    )
+    def test_it_is_the_loss_of_all_rows_at_once(self, name: str, options: dict[str, Any], batch_size: int):
+        """23 rows; in batches of one some have a class of weight 0 or an ignored label, where C is NaN.
 
-    def test_an_unknown_option(self):
-        with pytest.raises(UserError, match="mse_loss has no option 'smoothing'"):
-            Rule(functools.partial(F.mse_loss, smoothing=1))
+        (With a weight of 0 and smoothing C would be infinite there, by PyTorch too, and so the mean is not to be had.)
+        """
+        if {"weight", "label_smoothing"} <= options.keys():
+            options = {**options, "weight": 0.25 + WEIGHT}
+        net = Fixed(partial(getattr(F, name), **options))
+        x, y = torch.randn(23, 5, dtype=F64), targets(name, 23, OUTPUTS)
+        expected = reference(name, options, net.model(x), y)
+        net.assert_mean(expected, x, y, batch_size)
+        net.assert_mean(expected, x, y, batch_size, order=torch.randperm(23))
 
-    def test_a_table_of_losses(self):
-        with pytest.raises(UserError, match=r"must be one number: reduction 'mean' or 'sum', got 'none'"):
-            Rule(functools.partial(F.mse_loss, reduction="none"))
+    def test_batches_with_more_and_fewer_ignored_labels(self):
+        """4, 1, 0 and 3 of 4 labels count. By batches of equal rights, the mean would be another."""
+        net = Fixed("cross_entropy")
+        x = torch.randn(16, 5, dtype=F64)
+        y = torch.tensor([0, 1, 2, 3, *[-100, -100, 2, -100], *[-100] * 4, *[1, -100, 0, 2]])
+        a = net.model(x)
+        expected = torch.nn.functional.cross_entropy(a, y)
+        of_batches = [torch.nn.functional.cross_entropy(*batch) for batch in zip(a.split(4), y.split(4), strict=True)]
+        assert not math.isclose(expected.item(), torch.stack(of_batches).nanmean().item(), rel_tol=1e-3)
+        net.assert_mean(expected, x, y, 4)
 
-    def test_weights_of_entries(self):
-        with pytest.raises(UserError, match="mse_loss with weights of the entries"):
-            Rule(functools.partial(F.mse_loss, weight=torch.ones(1)))
+    def test_of_no_label_that_counts_it_is_nan(self):
+        net = Fixed("cross_entropy")
+        assert net.trainer.epoch(torch.randn(4, 5, dtype=F64), torch.full((4,), -100), 2).isnan()
 
-    def test_options_by_position(self):
-        with pytest.raises(UserError, match="by keyword"):
-            Rule(functools.partial(F.mse_loss, torch.ones(1)))
+    def test_of_a_sum_it_is_the_mean_of_the_sums(self):
+        """Sums of 2, 2 and 1 rows, each as often as it has rows."""
+        net = Fixed(partial(F.mse_loss, reduction="sum"))
+        x, y = torch.randn(5, 5, dtype=F64), torch.randn(5, OUTPUTS, dtype=F64)
+        parts = zip(net.model(x).split(2), y.split(2), strict=True)
+        expected = sum(len(a) * torch.nn.functional.mse_loss(a, b, reduction="sum") for a, b in parts) / 5
+        net.assert_mean(expected, x, y, 2)
+
+    def test_a_step_that_is_nan_is_seen_in_it(self):
+        """What blows up is told; only a batch without labels that count is left out."""
+        net = Fixed("cross_entropy")
+        x, y = torch.randn(8, 5, dtype=F64), torch.arange(8) % OUTPUTS
+        x[3] = torch.nan
+        assert net.trainer.epoch(x, y, 2).isnan()
 
 
-def test_pytorchs_own_functions_stand_for_ours():
-    assert Rule(torch.nn.functional.cross_entropy).name == "cross_entropy"
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_a_batch_of_ignored_labels_has_a_gradient_of_0(momentum: float):
+    """C is NaN, as PyTorch's, but no parameter is; with momentum, v goes on by what is left of it."""
+    model = dp.MLP([5, 3, OUTPUTS], dtype=F64)
+    sgd = dp.SGD(model.parameters(), lr=0.1, momentum=momentum)
+    trainer = dp.ExplicitTrainer(model, "cross_entropy", sgd)
+    x, ignored = torch.randn(4, 5, dtype=F64), torch.full((4,), -100)
+    trainer.step(x, torch.arange(4))
+    before = [p.detach().clone() for p in model.parameters()]
+    velocities = [sgd.state[p]["momentum_buffer"].clone() if momentum else 0 * p for p in model.parameters()]
+    assert trainer.step(x, ignored).isnan()
+    for p, q, v in zip(model.parameters(), before, velocities, strict=True):
+        torch.testing.assert_close(p.detach(), (q - 0.1 * momentum * v).detach(), rtol=1e-12, atol=1e-14)
 
 
-def mine(a: Tensor, y: Tensor) -> Tensor:
-    """A loss of the user's."""
-    return (a - y).abs().max()
+@pytest.mark.parametrize(("name", "options"), [case for case in CASES if case[0] != "l1_loss"], ids=str)
+def test_how_many_targets_are_prepared_at_once_changes_no_bit(
+    name: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+):
+    x, y, order = torch.randn(50, 5, dtype=F64), targets(name, 50, OUTPUTS), torch.randperm(50)
+    start = dp.MLP([5, 7, OUTPUTS], "tanh", dtype=F64).state_dict()
+    ends: list[tuple[Tensor, Tensor]] = []
+    for at_once in (1, 7 * 2 * OUTPUTS, 2**16):  # a batch; two; all
+        monkeypatch.setattr(batches, "TARGETS_AT_ONCE", at_once)
+        model = dp.MLP([5, 7, OUTPUTS], "tanh", dtype=F64)
+        model.load_state_dict(start)
+        trainer = dp.ExplicitTrainer(model, partial(getattr(F, name), **options), dp.SGD(model.parameters(), lr=0.1))
+        mean = trainer.epoch(x, y, 7, order=order)
+        ends.append((mean, torch.nn.utils.parameters_to_vector(model.parameters())))
+    for mean, weights in ends[1:]:
+        assert torch.equal(mean, ends[0][0])
+        assert torch.equal(weights, ends[0][1])
 
 
 class TestOptionsThatDoNotFit:
@@ -189,13 +213,30 @@ class TestOptionsThatDoNotFit:
     @staticmethod
     def train(loss: str, options: dict[str, Any], y: Tensor) -> None:
         model = dp.MLP([2, 3])
-        t = dp.ExplicitTrainer(model, functools.partial(getattr(F, loss), **options), dp.SGD(model.parameters()))
-        t.epoch(torch.ones(len(y), 2), y, 2)
+        t = dp.ExplicitTrainer(model, partial(getattr(F, loss), **options), dp.SGD(model.parameters()))
+        before = [p.clone() for p in model.parameters()]
+        try:
+            t.epoch(torch.ones(len(y), 2), y, 2)
+        except UserError:
+            assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
+            raise
 
-    @pytest.mark.parametrize("weight", [torch.ones(2), torch.ones(1, 3), torch.ones(3, dtype=torch.float64)], ids=str)
+    @pytest.mark.parametrize("weight", [torch.ones(2), torch.ones(1, 3), torch.ones(3, dtype=F64)], ids=str)
     def test_class_weights(self, weight: Tensor):
         with pytest.raises(UserError, match=r"weight must hold one number a class, \[3\] of torch.float32, got"):
             self.train("cross_entropy", {"weight": weight}, torch.tensor([0, 1, 2]))
+
+    @pytest.mark.parametrize(
+        ("loss", "weight", "said"),
+        [
+            ("cross_entropy", [1.0, 2.0, 3.0], r"weight must hold one number a class, \[3\] of torch.float32, got \[1"),
+            ("binary_cross_entropy_with_logits", 2.0, r"weight must be a tensor, \[3\], got 2\.0"),
+        ],
+    )
+    def test_weights_that_are_not_a_tensor(self, loss: str, weight: Any, said: str):
+        y = torch.arange(3) if loss == "cross_entropy" else torch.ones(5, 3)
+        with pytest.raises(UserError, match=said):
+            self.train(loss, {"weight": weight}, y)
 
     @pytest.mark.parametrize("name", ["weight", "pos_weight"])
     @pytest.mark.parametrize("shape", [(2, 3), (2,), (3, 1)])
@@ -206,6 +247,10 @@ class TestOptionsThatDoNotFit:
     @pytest.mark.parametrize("shape", [(), (1,), (3,), (1, 3)])
     def test_weights_of_entries_that_do_not(self, shape: tuple[int, ...]):
         self.train("binary_cross_entropy_with_logits", {"weight": torch.ones(shape)}, torch.ones(5, 3))
+
+    def test_weights_of_entries_of_a_residual(self):
+        with pytest.raises(UserError, match=r"mse_loss with weights of the entries .*autograd"):
+            self.train("mse_loss", {"weight": torch.ones(5, 3)}, torch.ones(5, 3))
 
     def test_ignored_labels_among_probabilities(self):
         with pytest.raises(UserError, match="ignore_index is for labels"):

@@ -1,7 +1,8 @@
-"""The precision of products: a switch that is on for the products alone, refused where it would do nothing."""
+"""The precision of products: on for the products of a step alone, and refused where it would do nothing."""
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -9,8 +10,11 @@ import torch
 from torch import Tensor
 
 import deltaprop as dp
+from deltaprop import functional as F
+from deltaprop.core.recursion import Layer
 from deltaprop.explicit import precision
-from deltaprop.explicit.precision import PRECISIONS, Switch, check_precision, products_in
+from deltaprop.explicit.precision import PRECISIONS, RoundedFactors, Switch, check_precision, products_in
+from tests.explicit.compare import by_autograd
 
 CPU = torch.device("cpu")
 X, Y = torch.rand(12, 4), torch.randint(3, (12,))
@@ -64,28 +68,46 @@ class TestSwitch:
         with products_in("bf16", CPU), products_in("float32", CPU):
             assert switch() == "bf16"
 
-    def test_bf16_on_cuda_is_no_switch_but_layers_of_their_own(self):
-        assert not isinstance(products_in("bf16", torch.device("cuda")), Switch)
+    def test_bf16_on_cuda_has_none_and_the_factors_are_rounded(self):
+        assert isinstance(products_in("bf16", torch.device("cuda")), RoundedFactors)
         assert isinstance(products_in("tf32", torch.device("cuda")), Switch)
 
     @pytest.mark.usefixtures("any_device")
     @pytest.mark.parametrize("name", ["tf32", "bf16"])
     def test_the_products_of_a_step_see_it_and_a_callback_does_not(self, name: str, monkeypatch: pytest.MonkeyPatch):
-        during, between = set(), set()
-        ours, forward = trainer(name), dp.explicit.layers.Layer.activate
+        during, between = [], []
+        ours, forward, back = trainer(name), Layer.activate, Layer.apply_activation_grad
 
-        def activate(layer: Any) -> None:
-            during.add(switch())
-            forward(layer)
+        def activate(layer: Layer) -> Tensor:
+            during.append(switch())
+            return forward(layer)
 
-        monkeypatch.setattr(dp.explicit.layers.Layer, "activate", activate)
+        def apply_activation_grad(layer: Layer, grad_a: Tensor) -> Tensor:
+            during.append(switch())
+            return back(layer, grad_a)
+
+        monkeypatch.setattr(Layer, "activate", activate)
+        monkeypatch.setattr(Layer, "apply_activation_grad", apply_activation_grad)
         before = switch()
-        for reads in (True, False):
-            ours.epoch(X, Y, 4, on_step=lambda step: between.add(switch()), on_step_reads=reads)
+        ours.epoch(X, Y, 4, on_step=lambda step: between.append(switch()))
         ours.step(X, Y)
-        ours.look(X, Y)
-        assert during == {name}
-        assert between == {before} == {switch()}
+        assert during == [name] * 4 * 4  # three steps and one, two layers each way
+        assert between == [before] * 3
+        assert switch() == before
+
+    @pytest.mark.usefixtures("any_device")
+    def test_it_is_off_after_a_refusal_and_after_an_interruption(self):
+        before, ours = switch(), trainer("bf16")
+        with pytest.raises(dp.UserError):
+            ours.step(X, Y + 5)
+        assert switch() == before
+
+        def interrupt(step: int) -> None:
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            ours.epoch(X, Y, 4, on_step=interrupt)
+        assert switch() == before
 
 
 class TestRefusals:
@@ -117,6 +139,84 @@ def test_a_product_shows_whether_the_device_rounds(name: str, monkeypatch: pytes
 
     monkeypatch.setattr(Tensor, "__matmul__", rounded)
     assert precision._has(name, CPU)
+
+
+def rounded(t: Tensor) -> Tensor:
+    """Return numbers with the eight bits of bf16."""
+    return t.to(torch.bfloat16).to(t.dtype)
+
+
+@pytest.fixture
+def cpu_as_cuda(any_device: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the CPU stand in for CUDA: the factors are rounded alike, the sums are float32 in both."""
+    monkeypatch.setattr(precision, "ROUNDED", {"cpu", "cuda"})
+
+
+@pytest.mark.usefixtures("cpu_as_cuda")
+class TestRoundedFactors:
+    """bf16 on CUDA: which numbers are rounded, and which are not."""
+
+    @pytest.mark.parametrize("call", ["step", "epoch"])
+    @pytest.mark.parametrize("momentum", [0.0, 0.9])
+    def test_the_factors_are_rounded_and_nothing_else(self, call: str, momentum: float):
+        """One step of a 3-4-2 net on five samples, with every factor rounded by hand."""
+        model = dp.MLP([3, 4, 2], "tanh")
+        w1, b1, w2, b2 = (p.detach().clone() for p in model.parameters())
+        x, y = torch.randn(5, 3), torch.randn(5, 2)
+        sgd = dp.SGD(model.parameters(), lr=0.5, momentum=momentum)
+        ours = dp.ExplicitTrainer(model, "quadratic_loss", sgd, precision="bf16")
+        ours.step(x, y) if call == "step" else ours.epoch(x, y, 5)
+        a1 = torch.tanh(rounded(x) @ rounded(w1).T + b1)
+        delta2 = (rounded(a1) @ rounded(w2).T + b2 - y) / 5
+        delta1 = (rounded(delta2) @ rounded(w2)) * (1 - a1**2)
+        expected = [
+            w1 - 0.5 * rounded(delta1).T @ rounded(x),
+            b1 - 0.5 * delta1.sum(0),
+            w2 - 0.5 * rounded(delta2).T @ rounded(a1),
+            b2 - 0.5 * delta2.sum(0),
+        ]
+        for p, should_be in zip(model.parameters(), expected, strict=True):
+            torch.testing.assert_close(p.detach(), should_be, rtol=1e-6, atol=1e-6)
+
+    def test_steps_too_small_for_a_bf16_weight_add_up(self):
+        """W = 1 takes 100 steps of 10⁻⁴; the next bf16 number below 1 is 2⁻⁸ away."""
+        model = dp.MLP([1, 1])
+        with torch.no_grad():
+            model[0].weight.fill_(1)
+            model[0].bias.fill_(0)
+        ours = dp.ExplicitTrainer(model, "l1_loss", dp.SGD(model.parameters(), lr=1e-4), precision="bf16")
+        for _ in range(100):
+            ours.step(torch.ones(1, 1), torch.full((1, 1), -10.0))
+        assert model[0].weight.item() == pytest.approx(0.99, abs=1e-5)
+
+    @pytest.mark.parametrize("options", [{}, {"momentum": 0.9, "nesterov": True, "weight_decay": 0.01}], ids=str)
+    @pytest.mark.parametrize("bias", [True, False])
+    def test_it_learns_as_float32_does(self, device: str, options: dict[str, Any], bias: bool):
+        """Within what eight bits allow: weights after a few steps part by about a percent of what they moved."""
+        model = dp.MLP([20, 30, 10], "sigmoid", bias=bias).to(device)
+        start = [p.detach().clone() for p in model.parameters()]
+        twin = copy.deepcopy(model)
+        x, y = torch.randn(64, 20, device=device), torch.randint(10, (64,), device=device)
+        sgd = dp.SGD(model.parameters(), lr=0.5, **options)
+        ours = dp.ExplicitTrainer(model, "cross_entropy", sgd, precision="bf16")
+        for _ in range(2):
+            mean = float(ours.epoch(x, y, 16))
+        tape = dp.SGD(twin.parameters(), lr=0.5, **options)
+        for _ in range(2):
+            expected = by_autograd(twin, F.cross_entropy, tape, x, y, 16)
+        assert mean == pytest.approx(expected, rel=1e-2)
+        for p, q, before in zip(model.parameters(), twin.parameters(), start, strict=True):
+            assert p.dtype == torch.float32
+            assert (p - q).norm() <= 0.03 * (q - before).norm()
+            assert not torch.equal(p, q)  # something was rounded
+
+    def test_it_is_over_with_the_step(self):
+        ours = trainer("bf16")
+        seen: list[Tensor] = []
+        fine = torch.full((4, 4), 1 + 2.0**-12)
+        ours.epoch(X, Y, 4, on_step=lambda step: seen.append(fine @ torch.eye(4)))
+        assert len(seen) == 3
+        assert all(torch.equal(product, fine) for product in seen)
 
 
 def _rounds(name: str) -> bool:

@@ -170,18 +170,18 @@ def test_the_layers_figures_are_those_of_the_probe(run: Callable[..., Result], t
 
     from deltaprop.training import TrainConfig
     from deltaprop.training.setup import prepare
-    from deltaprop.verify.observe import observe
+    from deltaprop.verify.observe import delta_norm, observe
 
     settings = {"data": "moons", "hidden": (8,), "epochs": 1, "log_every": 1, "seed": 0}
     events = EventAccumulator(str(run(**settings).folder), size_guidance={"histograms": 0})  # all, not the last
     events.Reload()
     setup = prepare(TrainConfig(**settings, run_dir=tmp_path / "other"))
     train = setup.dataset.train
-    for number, layer in enumerate(observe(setup.model, setup.objective, train.x[:256], train.y[:256]), start=1):
-        assert events.Scalars(f"delta_norm/layer{number}")[0].value == pytest.approx(layer.delta_norm, rel=1e-5)
+    for number, layer in enumerate(observe(setup.model, setup.objective.call, train.x[:256], train.y[:256]), start=1):
+        assert events.Scalars(f"delta_norm/layer{number}")[0].value == pytest.approx(delta_norm(layer), rel=1e-5)
         kinds = {
-            "weights": layer.linear.weight,
-            "biases": layer.linear.bias,
+            "weights": layer.weight,
+            "biases": layer.bias,
             "activations": layer.a,
             "deltas": layer.delta,
         }

@@ -13,7 +13,7 @@ import torch
 from deltaprop.training import TrainConfig, train
 from deltaprop.training.depths import Arm, Watched, draw, watch
 from deltaprop.training.setup import prepare
-from deltaprop.verify.observe import observe
+from deltaprop.verify.observe import delta_norm, observe
 
 
 def watched(activation: str, init: str, depth: int = 3, **settings: object) -> Watched:
@@ -42,8 +42,8 @@ def test_norms_are_those_of_the_net_before_and_after_each_epoch():
     assert [len(norms) for norms in found.norms] == [3, 3, 3]
     setup = prepare(config)
     train = setup.dataset.train
-    views = observe(setup.model, setup.objective, train.x[:256], train.y[:256])
-    assert found.norms[0] == pytest.approx([view.delta_norm for view in views])
+    views = observe(setup.model, setup.objective.call, train.x[:256], train.y[:256])
+    assert found.norms[0] == pytest.approx([delta_norm(view) for view in views])
     assert found.norms[2] != found.norms[1] != found.norms[0]
 
 

@@ -17,8 +17,9 @@ from torch import nn
 
 from deltaprop import MLP, UserError
 from deltaprop import functional as F
+from deltaprop.epoch_state import EpochState
 from deltaprop.training import Result, TrainConfig, TrainingError, evaluate, train
-from deltaprop.training.engines import Progress, train_epoch
+from deltaprop.training.engines import train_epoch
 from deltaprop.training.run_folder import RunFolder
 from deltaprop.training.setup import Setup, make_optimizer, prepare
 from tests.training.conftest import metrics_of, without_times
@@ -122,8 +123,8 @@ class TestTextbook:
         twin.load_state_dict(ours.state_dict())
         order = torch.randperm(20)
         config = TrainConfig(lr=0.1, momentum=0.9, weight_decay=0.01)
-        progress = Progress(x.new_zeros(()))
-        train_epoch(ours, F.cross_entropy, make_optimizer(ours, config), x, y, order, 3, progress=progress)
+        progress = EpochState(x.new_zeros(()))
+        train_epoch(ours, F.cross_entropy, make_optimizer(ours, config), x, y, order, 3, state=progress)
         weights, biases = [twin[0].weight, twin[2].weight], [twin[0].bias, twin[2].bias]
         groups = [{"params": weights, "weight_decay": 0.01}, {"params": biases, "weight_decay": 0.0}]
         sgd = torch.optim.SGD(groups, lr=0.1, momentum=0.9)

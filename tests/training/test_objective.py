@@ -10,7 +10,7 @@ from torch.testing import assert_close
 
 from deltaprop import UserError
 from deltaprop.functional import binary_cross_entropy_per_sample
-from deltaprop.training.objective import LOSSES, choose_objective
+from deltaprop.training.objective import choose_objective, losses
 
 
 def test_auto_takes_cross_entropy_for_classes_and_mse_for_numbers():
@@ -46,7 +46,7 @@ def test_binary_cross_entropy_is_summed_over_outputs_and_averaged_over_samples()
 
 def test_labels_are_given_one_hot_to_every_loss_but_cross_entropy():
     y = torch.tensor([2, 0])
-    for name in LOSSES:
+    for name in losses():
         targets = choose_objective(name, "classification", 3, "none").targets(y, torch.float64)
         if name == "cross-entropy":
             assert targets is y

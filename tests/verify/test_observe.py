@@ -7,9 +7,9 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from deltaprop import MLP
+from deltaprop import MLP, core
 from deltaprop import functional as F
-from deltaprop.verify.observe import observe
+from deltaprop.verify.observe import dead_share, delta_norm, observe, saturated_share
 
 
 @pytest.fixture
@@ -37,15 +37,15 @@ def test_delta_and_gradients_follow_the_recursion(batch: tuple[torch.Tensor, tor
             (layer.z, layer.a, layer.delta, layer.grad_weight, layer.grad_bias), expected, strict=True
         ):
             assert_close(found, right)
-    assert_close(first.slope(), a1 * (1 - a1))
+    assert_close(first.derivative(), a1 * (1 - a1))
 
 
 def test_the_delta_norm_is_the_mean_norm_over_samples(batch: tuple[torch.Tensor, torch.Tensor]):
     """Twice the same samples: the same norm, though each δ_n is half as large."""
     x, y = batch
     model = MLP([3, 4, 2], "tanh", dtype=torch.float64)
-    once = observe(model, F.mse_loss, x, y)[0].delta_norm
-    twice = observe(model, F.mse_loss, x.repeat(2, 1), y.repeat(2, 1))[0].delta_norm
+    once = delta_norm(observe(model, F.mse_loss, x, y)[0])
+    twice = delta_norm(observe(model, F.mse_loss, x.repeat(2, 1), y.repeat(2, 1))[0])
     assert once == pytest.approx(twice)
 
 
@@ -57,8 +57,11 @@ def test_saturated_and_dead_shares():
         model[0].bias.copy_(torch.tensor([-100.0, 0.0]))
     x = torch.tensor([[-1.0], [-2.0], [1.0], [2.0]])
     first, last = observe(model, F.mse_loss, x, x)
-    assert first.saturation() == (6 / 8, 1 / 2)  # 4 entries of the dead unit and 2 of the other, of 8
-    assert last.saturation() is None  # no activation
+    assert (saturated_share(first), dead_share(first)) == (
+        6 / 8,
+        1 / 2,
+    )  # 4 and 2 entries of 8
+    assert saturated_share(last) is dead_share(last) is None  # no activation
 
 
 def test_a_sigmoid_is_saturated_where_its_slope_is_below_a_twentieth_of_a_quarter():
@@ -67,7 +70,7 @@ def test_a_sigmoid_is_saturated_where_its_slope_is_below_a_twentieth_of_a_quarte
     with torch.no_grad():
         model[0].weight.copy_(torch.eye(2))
     (layer,) = observe(model, F.quadratic_loss, torch.tensor([[4.3, -4.5]]), torch.zeros(1, 2))
-    assert layer.saturation() == (0.5, 0.5)
+    assert (saturated_share(layer), dead_share(layer)) == (0.5, 0.5)
 
 
 def test_looking_leaves_no_gradient_and_no_hook(batch: tuple[torch.Tensor, torch.Tensor]):
@@ -87,4 +90,32 @@ def test_frozen_layers_and_plain_torch_modules_are_seen_too(batch: tuple[torch.T
     assert first.delta.abs().sum() > 0
     assert first.grad_weight.abs().sum() == 0
     assert second.grad_bias is None
-    assert first.slope() is None  # a module of PyTorch's: its formula is not ours to know
+    assert_close(first.derivative(), 1 - first.a**2)  # torch.nn.Tanh has an equal here
+
+
+@pytest.mark.parametrize("loss", core.LOSSES)
+@pytest.mark.parametrize("activation", ["relu", "gelu", "softmax"])
+@pytest.mark.parametrize("frozen", [(), ("0.weight", "2.bias", "4.weight")], ids=["all learn", "some are frozen"])
+def test_the_layers_are_those_of_autograd(loss: str, activation: str, frozen: tuple[str, ...]):
+    """Gradients as ``loss.backward()`` leaves them; a frozen parameter's is 0."""
+    model = MLP([4, 6, 5, 3], activation, dtype=torch.float64)
+    for name, p in model.named_parameters():
+        p.requires_grad_(name not in frozen)
+    x, labels = torch.randn(7, 4, dtype=torch.float64), torch.arange(7) % 3
+    y = labels if loss == "cross_entropy" else nn.functional.one_hot(labels, 3).double()
+    getattr(F, loss)(model(x), y).backward()
+    layers = observe(model, loss, x, y)
+    for layer, linear in zip(layers, [m for m in model if isinstance(m, nn.Linear)], strict=True):
+        for found, p in ((layer.grad_weight, linear.weight), (layer.grad_bias, linear.bias)):
+            assert_close(found, torch.zeros_like(p) if p.grad is None else p.grad, rtol=1e-12, atol=1e-14)
+
+
+def test_a_frozen_gradient_is_shown_as_0_whatever_delta_is():
+    """δ of a net that has blown up is NaN, and 0 · NaN would be too."""
+    model = MLP([4, 3, 2], dtype=torch.float64)
+    model[0].requires_grad_(False)
+    x = torch.full((5, 4), torch.nan, dtype=torch.float64)
+    first, last = observe(model, "mse_loss", x, torch.zeros(5, 2, dtype=torch.float64))
+    assert last.grad_weight.isnan().all()
+    assert not first.grad_weight.any()
+    assert not first.grad_bias.any()

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 import deltaprop as dp
+from deltaprop import core, trace
 from deltaprop import functional as F
-from deltaprop import ops, trace
 from deltaprop.verify.steps import Step, as_text, choose, is_tiny, steps
-from deltaprop.verify.trace import LOSSES, Trace
+from deltaprop.verify.trace import Trace
 
 F64 = torch.float64
 
@@ -52,7 +52,7 @@ def check(found: Trace, lr: float = 0.5) -> int:
     return checked
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", core.LOSSES)
 def test_every_sum_is_right(loss: str):
     """To the digits it is written with: z, a, the loss, its slope, σ', δ, gradients and the update."""
     found = trace(dp.MLP([2, 3, 2], "sigmoid"), loss, torch.rand(2, 2), target(loss, 2, 2))
@@ -60,7 +60,7 @@ def test_every_sum_is_right(loss: str):
     assert check(found) >= 10 + 6 + 6 + 6 + 12 + 5 + 17 + 4
 
 
-@pytest.mark.parametrize("activation", sorted(ops.ACTIVATIONS))
+@pytest.mark.parametrize("activation", sorted(core.ACTIVATIONS))
 def test_every_activation_has_its_sums(activation: str):
     found = trace(dp.MLP([2, 3, 2], activation, activation), "mse_loss", torch.rand(2, 2), torch.rand(2, 2))
     assert check(found) >= 45
@@ -243,7 +243,7 @@ EQUATIONS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", core.LOSSES)
 def test_equations_of_the_losses(loss: str):
     """As written on paper; what they say is held to numbers by the sums of their lines."""
     found = steps(trace(dp.MLP([2, 2]), loss, torch.rand(2, 2), target(loss, 2, 2)), 0.1)
@@ -283,7 +283,7 @@ def test_what_matters_is_what_is_chosen():
 
 
 @pytest.mark.parametrize("scale", [1.0, 8.0, 40.0, 800.0])
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", core.LOSSES)
 @pytest.mark.parametrize("activation", ["sigmoid", "tanh"])
 def test_sums_are_right_where_digits_would_cancel(activation: str, loss: str, scale: float):
     """Saturated to the last digit, or nearly so: relative to the number itself, however small."""

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 import deltaprop as dp
-from deltaprop import UserError, ops, trace
+from deltaprop import UserError, core, trace
 from deltaprop import functional as F
 from deltaprop.verify.quantities import quantities, verdict
 from deltaprop.verify.steps import is_tiny
-from deltaprop.verify.trace import LOSSES, Comparison
+from deltaprop.verify.trace import Comparison
 from deltaprop.verify.words import number
 
 F64 = torch.float64
@@ -52,8 +52,8 @@ def test_every_number_by_hand():
     assert found.sizes == [3, 4, 2]
 
 
-@pytest.mark.parametrize("loss", LOSSES)
-@pytest.mark.parametrize("activation", sorted(ops.ACTIVATIONS))
+@pytest.mark.parametrize("loss", core.LOSSES)
+@pytest.mark.parametrize("activation", sorted(core.ACTIVATIONS))
 def test_autograd_and_differences_have_the_same_numbers(activation: str, loss: str):
     found = trace(dp.MLP([5, 6, 4, 3], activation), loss, torch.randn(7, 5), target(loss, 7, 3))
     assert found.ok, [c for c in found.comparisons if not c.ok]
@@ -89,7 +89,7 @@ def test_options_of_the_loss():
 
 def test_a_wrong_slope_is_told(monkeypatch: pytest.MonkeyPatch):
     """Both autograd's twin and the differences part from a δ without its σ'."""
-    monkeypatch.setattr(ops.ACTIVATIONS["tanh"], "delta", staticmethod(lambda grad_a, saved: grad_a))
+    monkeypatch.setattr(core.ACTIVATIONS["tanh"], "delta", staticmethod(lambda grad_a, saved: grad_a))
     found = trace(dp.MLP([3, 4, 2], "tanh"), "mse_loss", torch.randn(5, 3), torch.rand(5, 2))
     wrong = {(c.layer, c.quantity, c.beside) for c in found.comparisons if not c.ok}
     assert (1, "delta", "autograd") in wrong
@@ -148,10 +148,10 @@ def test_every_quantity_is_compared():
 
 def off_by(monkeypatch: pytest.MonkeyPatch, method: str, share: float) -> set[tuple[int, str, str]]:
     """Return what is told where a method of tanh is off by a share."""
-    real = getattr(ops.ACTIVATIONS["tanh"], method)
+    real = getattr(core.ACTIVATIONS["tanh"], method)
     wrong = staticmethod(lambda *arguments: real(*arguments) * (1 + share))
     with monkeypatch.context() as patch:
-        patch.setattr(ops.ACTIVATIONS["tanh"], method, wrong)
+        patch.setattr(core.ACTIVATIONS["tanh"], method, wrong)
         found = trace(dp.MLP([5, 6, 3], "tanh"), "mse_loss", torch.randn(4, 5), torch.rand(4, 3))
     return {(c.layer, c.quantity, c.beside) for c in found.comparisons if not c.ok}
 
@@ -160,7 +160,7 @@ def test_autograd_sees_a_millionth_and_differences_a_thousandth(monkeypatch: pyt
     assert (1, "delta", "autograd") in off_by(monkeypatch, "delta", 1e-6)
     seen = off_by(monkeypatch, "delta", 1e-3)
     assert {(1, name, "differences") for name in ("delta", "grad_weight", "grad_bias")} <= seen
-    assert (1, "slope", "autograd") in off_by(monkeypatch, "slope", 1e-6)
+    assert (1, "slope", "autograd") in off_by(monkeypatch, "derivative", 1e-6)
     seen = off_by(monkeypatch, "forward", 1e-6)
     assert (1, "a", "autograd") in seen
     assert (2, "z", "autograd") in seen
@@ -208,14 +208,14 @@ def test_a_vanished_delta_is_held_to_its_own_size(monkeypatch: pytest.MonkeyPatc
     assert found.layers[0].delta.abs().max() < 1e-7
     assert not next(c for c in found.comparisons if (c.layer, c.beside) == (1, "differences")).resolved
     first = id(model[0])
-    real = ops.ACTIVATIONS["sigmoid"].delta
+    real = core.ACTIVATIONS["sigmoid"].delta
     calls: list[int] = []
 
     def delta(grad_a: Tensor, saved: Tensor) -> Tensor:
         calls.append(first)
         return real(grad_a, saved) * (1.01 if len(calls) == 10 else 1.0)  # layer 1 comes last
 
-    monkeypatch.setattr(ops.ACTIVATIONS["sigmoid"], "delta", staticmethod(delta))
+    monkeypatch.setattr(core.ACTIVATIONS["sigmoid"], "delta", staticmethod(delta))
     wrong = {(c.layer, c.quantity, c.beside) for c in trace(model, "quadratic_loss", x, y).comparisons if not c.ok}
     assert (1, "delta", "autograd") in wrong
 

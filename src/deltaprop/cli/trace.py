@@ -17,15 +17,16 @@ from torch import Tensor
 from deltaprop.cli.files import check_file, write_file
 from deltaprop.cli.parsing import read_flags
 from deltaprop.cli.targets import call_examples, load
+from deltaprop.core import LOSSES
 from deltaprop.errors import UserError, unknown_name
 from deltaprop.initialization import INITS
 from deltaprop.modules import MLP
-from deltaprop.training.objective import LOSSES as TRAINED
+from deltaprop.training.objective import losses
 from deltaprop.training.run_folder import RunFolder, check_folder
 from deltaprop.training.saved import WEIGHTS, load_run
 from deltaprop.verify.quantities import LEGEND, headline, tables, verdict
 from deltaprop.verify.steps import as_text, is_tiny, steps
-from deltaprop.verify.trace import LOSSES, Trace, trace
+from deltaprop.verify.trace import Trace, trace
 
 DESCRIPTION = """Follow one batch through a net: z, a, σ'(z), δ and the gradients of each layer, by the hand-written
 formulas, compared with autograd and with central differences.
@@ -75,7 +76,7 @@ class Arguments:
     run_dir: Path | None = None
 
 
-OTHER_NAMES = {name: row.call.__name__ for name, row in TRAINED.items()}  # as deltaprop train has them
+OTHER_NAMES = losses()  # as deltaprop train has them
 FRESH = ("sizes", "activation", "output_activation", "init", "seed")
 OF_A_RUN = ("weights", "part", "data")
 

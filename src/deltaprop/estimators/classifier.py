@@ -33,7 +33,7 @@ class MLPClassifier(ClassifierMixin, MLPEstimator):
 
     Args:
         hidden_layer_sizes: n_1 … n_{L−1}; a number for one hidden layer, () for none.
-        activation: Of the hidden layers: a name of ``ops.ACTIVATIONS``, or scikit-learn's ``"logistic"`` for sigmoid.
+        activation: Of the hidden layers: a name of ``core.ACTIVATIONS``, or scikit-learn's ``"logistic"`` for sigmoid.
         batch_size: Rows a step; ``"auto"`` for min(200, N).
         learning_rate_init: The learning rate η; it stays what it is.
         max_iter: How many epochs at most.

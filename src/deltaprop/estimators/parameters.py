@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from sklearn.base import BaseEstimator
 
-from deltaprop import ops
+from deltaprop import core
 from deltaprop.errors import UserError, unknown_name
 from deltaprop.initialization import INITS
 from deltaprop.training.devices import pick_device
@@ -61,7 +61,7 @@ class Parameters(BaseEstimator):
                 raise UserError(f"{name} must be {right}, got {value!r}")
         if not all(_is_count(n) for n in self._hidden()):
             raise UserError(f"hidden_layer_sizes must be whole numbers > 0, got {self.hidden_layer_sizes!r}")
-        for name, known in (("activation", [*ops.ACTIVATIONS, *ALIASES]), ("init", INITS), ("loss", self._losses)):
+        for name, known in (("activation", [*core.ACTIVATIONS, *ALIASES]), ("init", INITS), ("loss", self._losses)):
             if getattr(self, name) not in list(known):
                 raise unknown_name(name, getattr(self, name), known)
 

@@ -1,16 +1,17 @@
 """The whole step captured in a CUDA graph, and replayed: one launch a step, where there were thirty.
 
 On a GPU a step of a small net takes less time than Python takes to launch its operations. A graph keeps them: what a
-step does from the numbers of its rows on (to gather x and y, FWD, BP1 to BP4, the update, and to add up C) is captured
-once, and then replayed with other numbers in the same place.
+step does from the indices of its rows on (gather x and y, FWD, BP1 to BP4, the update) is captured once, and then
+replayed with other indices in the same place.
 
-A graph holds host numbers as they were: η, μ, λ stand in the products (``updates.py``). So it is good for one lesson
-(``teaching.py``), and captured again when an option changes, as a scheduler does once an epoch. Where that happens at
-every step, capturing would cost more than it saves: a step is captured only after one of the same lesson has been taken
-operation by operation, which warms the libraries up, too, and gives birth to velocities.
+A graph holds host numbers as they were: η, μ, λ stand in the products (``core/sgd.py``). So it is good for one set of
+options, and captured again when one changes, as a scheduler does once an epoch. Where that happens at every step,
+capturing would cost more than it saves: a step is captured only after one with the same options has been taken
+operation by operation, which warms up the libraries, too. The memory of the momentum buffers counts as an option: the
+first step makes them, and an optimizer that has loaded a state has others.
 
-An activation without a kernel is never captured: its formula may ask the device for a number, which no graph can hold,
-and a capture that fails leaves CUDA in a state that nobody can vouch for.
+A formula from outside this library is never captured: it may ask the device for a number, which no graph can hold, and
+a capture that fails leaves CUDA in an undefined state.
 """
 
 from __future__ import annotations
@@ -20,12 +21,15 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from deltaprop.explicit.batches import Stage
-
 
 def can_capture(device: torch.device) -> bool:
     """Return whether a device has graphs."""
     return device.type == "cuda"
+
+
+def is_ours(definition: type | None) -> bool:
+    """Return whether a definition is one of this library's own, which may be captured."""
+    return definition is None or definition.__module__.startswith("deltaprop.core.")
 
 
 def capture(work: Callable[[], object], device: torch.device) -> Callable[[], object]:
@@ -42,48 +46,44 @@ def capture(work: Callable[[], object], device: torch.device) -> Callable[[], ob
     return replay
 
 
-class Captured:
-    """The step of a stage on rows of x and y, captured when it is worth it.
+class CapturedStep:
+    """One step on the rows of given indices, captured when it is worth it.
 
     Args:
-        stage: For blocks of one batch.
-        x: Inputs, [M, n_0], on the device.
-        y: Targets, as the stage's loss holds them.
-        units: Of the targets, or None.
-        total: Σ C N is added to it, a scalar.
+        step: Takes the step on row indices [N], all its tensors in the same place each time; returns some of them.
+        rows: N.
+        device: A device that has graphs.
+        holdable: Whether a graph may hold it.
+
+    Attributes:
+        results: What the step returned, in memory that the next one writes over.
     """
 
-    def __init__(self, stage: Stage, x: Tensor, y: Tensor, units: Tensor | None, total: Tensor) -> None:
-        self.stage = stage
-        self._x, self._y, self._units, self._total = x, y, units, total
-        self._rows = torch.zeros(stage.rows, dtype=torch.long, device=x.device)
+    results: tuple[Tensor, ...]
+
+    def __init__(
+        self, step: Callable[[Tensor], tuple[Tensor, ...]], rows: int, device: torch.device, holdable: bool
+    ) -> None:
+        self._step, self._holdable = step, holdable
+        self._rows = torch.zeros(rows, dtype=torch.long, device=device)
         self._replay: Callable[[], object] | None = None
-        self._lesson: int | None = None  # that the last step was taken in
-        self._holdable = all(layer.plan.has_kernel for layer in stage.layers)
+        self._version: object = None  # of the update that the last step was taken with
 
-    def fits(self, x: Tensor, y: Tensor, units: Tensor | None, total: Tensor) -> bool:
-        """Return whether these are the tensors that it reads, and writes to."""
-        now, then = (x, y, units, total), (self._x, self._y, self._units, self._total)
-        return [_place(t) for t in now] == [_place(t) for t in then]
+    def __call__(self, rows: Tensor, version: object) -> None:
+        """Take the step on the rows of these indices.
 
-    def step(self, rows: Tensor) -> None:
-        """Take one step on the rows of these numbers, [N], and add its C to the total."""
+        Args:
+            rows: Indices, [N].
+            version: Equal where the update is the same.
+        """
         self._rows.copy_(rows)
-        lesson = self.stage.lesson
-        if lesson is None or lesson != self._lesson or not self._holdable:
-            self._replay, self._lesson = None, lesson
-            self._work()
+        if version != self._version or not self._holdable:
+            self._replay, self._version = None, version
+            self._take()
             return
         if self._replay is None:
-            self._replay = capture(self._work, self._rows.device)
+            self._replay = capture(self._take, self._rows.device)
         self._replay()
 
-    def _work(self) -> None:
-        self.stage.load(self._x, self._y, self.stage.rows, self._rows)
-        self.stage.step(0)
-        self.stage.add_values(self._total, 1, self._units)
-
-
-def _place(t: Tensor | None) -> tuple[object, ...] | None:
-    """Return where a tensor lies, and how."""
-    return None if t is None else (t.data_ptr(), t.dtype, t.shape, t.stride())
+    def _take(self) -> None:
+        self.results = self._step(self._rows)

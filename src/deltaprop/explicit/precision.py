@@ -5,7 +5,7 @@
 ===========  ========================================================  ==============================================
  float32      as PyTorch is set up                                      as PyTorch is set up
  tf32         where oneDNN has it                                       factors rounded to 11 bits (Ampere and later)
- bf16         factors rounded to 8 bits, where oneDNN has it (AMX)      factors rounded to 8 bits (``mixed.py``)
+ bf16         factors rounded to 8 bits, where oneDNN has it (AMX)      factors rounded to 8 bits (``RoundedFactors``)
 ===========  ========================================================  ==============================================
 
 Sums are float32 in all of them, and so are weights, δ, activations and updates: what is rounded are the factors of a
@@ -20,14 +20,20 @@ Whether a device does what the switch says is found out by a product that shows 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from deltaprop.errors import UserError, unknown_name
 
 PRECISIONS = ("float32", "tf32", "bf16")
+
+ROUNDED = {"cuda"}  # devices whose bf16 products PyTorch has no switch for
 
 _BITS = {"tf32": 11, "bf16": 8}  # of a factor, the leading one counted
 
@@ -57,13 +63,46 @@ class Switch(AbstractContextManager[None]):
             self._products.fp32_precision = self._before
 
 
-def products_in(precision: str, device: torch.device) -> AbstractContextManager[None]:
-    """Return a context, for use as often as one likes, in which products of matrices are of a precision.
+class RoundedFactors(TorchFunctionMode):
+    """Rounds the factors of each product to bf16, and sums it in float32: for CUDA, where PyTorch has no switch for it.
 
-    For bf16 on CUDA there is no switch: the driver rounds the factors itself.
+    The products are those of ``core/linear.py``, as they stand there. W itself, its velocity, z, a, δ and the update
+    stay float32 ("master weights"): a step of η ∂C/∂W is often too small for the 8 bits of a bf16 weight.
+
+    On a CPU, where only tests go, the rounded factors are multiplied in float32: the same numbers but for the order of
+    sums.
     """
-    if precision == "float32" or (device.type == "cuda" and precision == "bf16"):
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call a function of PyTorch's; a product of matrices with rounded factors."""
+        options = {name: value for name, value in (kwargs or {}).items() if value is not None}
+        if func is torch.nn.functional.linear:
+            a_prev, weight, bias = args
+            z = _rounded_product(torch.mm, a_prev, weight.t(), **options)
+            return z if bias is None else z.add_(bias)
+        if func is torch.matmul:
+            return _rounded_product(torch.mm, *args, **options)
+        if func is torch.addmm:
+            into, left, right = args
+            return _rounded_product(partial(torch.addmm, into), left, right, **options)
+        return func(*args, **(kwargs or {}))
+
+
+def _rounded_product(product: Callable[..., Tensor], left: Tensor, right: Tensor, **options: Any) -> Tensor:
+    """Return a product with its factors rounded to bf16."""
+    dtype = left.dtype
+    left, right = left.to(torch.bfloat16), right.to(torch.bfloat16)
+    if left.is_cuda:
+        return product(left, right, out_dtype=dtype, **options)
+    return product(left.to(dtype), right.to(dtype), **options)
+
+
+def products_in(precision: str, device: torch.device) -> AbstractContextManager[None]:
+    """Return a context, for use as often as one likes, in which products of matrices are of a precision."""
+    if precision == "float32":
         return nullcontext()
+    if precision == "bf16" and device.type in ROUNDED:
+        return RoundedFactors()
     return Switch(precision, device.type)
 
 

@@ -19,7 +19,7 @@ from deltaprop.modules import MLP
 from deltaprop.trained.rows import FromArrays, FromTable, blocks_of
 from deltaprop.training.config import TrainConfig
 from deltaprop.training.devices import pick_device
-from deltaprop.training.objective import LOSSES, Objective, choose_objective
+from deltaprop.training.objective import Objective, choose_objective, losses
 from deltaprop.training.saved import WEIGHTS, read_run
 
 Array = NDArray[Any]
@@ -69,7 +69,7 @@ def _made(config: TrainConfig, resolved: dict[str, Any], state: dict[str, Tensor
         raise UserError(f"damaged: its net is of {sizes}, its columns of {inputs} inputs, its targets of {outputs}")
     shape, weights = resolved.get("image_shape"), resolved.get("class_weights")
     dtype = next(iter(state.values())).dtype
-    if resolved["loss"] not in LOSSES:
+    if resolved["loss"] not in losses():
         raise UserError(f"damaged: its loss {resolved['loss']!r}")
     objective = choose_objective(
         resolved["loss"], task, len(names), config.output_activation, one_logit=config.one_logit,

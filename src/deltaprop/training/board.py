@@ -26,11 +26,11 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
-from deltaprop import ops
-from deltaprop.training.engines import Engine
+from deltaprop import core
+from deltaprop.explicit.precision import products_in
 from deltaprop.training.evaluate import Evaluation, evaluate
 from deltaprop.training.setup import Setup
-from deltaprop.verify.observe import formula
+from deltaprop.verify.observe import dead_share, delta_norm, formula, observe, saturated_share
 
 PROBE_ROWS = 256
 
@@ -51,7 +51,6 @@ class Board:
 
     Args:
         setup: The run.
-        engine: What trains it, and shows its layers.
         folder: Its folder.
         first: The first epoch that is written now: 0 at birth. What readers have of it and later, from a run that was
             broken off, they drop.
@@ -61,12 +60,11 @@ class Board:
     def __init__(
         self,
         setup: Setup,
-        engine: Engine,
         folder: Path,
         first: int = 0,
         warn: Callable[[str], None] = lambda text: None,
     ) -> None:
-        self.setup, self.engine = setup, engine
+        self.setup = setup
         self._excepthook, threading.excepthook = threading.excepthook, self._of_a_thread
         self.warn: Callable[[str], None] = warn
         self.broken = False
@@ -152,18 +150,19 @@ class Board:
         return {name: value for name, value in resolved.items() if not name.endswith("scaling")}
 
     def _write_layers(self, epoch: int) -> None:
-        for number, layer in enumerate(self.engine.observe(self.x, self.y), start=1):
+        with products_in(self.setup.config.precision, self.x.device):
+            layers = observe(self.setup.model, self.setup.objective.call, self.x, self.y)
+        for number, layer in enumerate(layers, start=1):
             name = f"layer{number}"
-            self.writer.add_histogram(f"weights/{name}", layer.linear.weight, epoch)
-            if layer.linear.bias is not None:
-                self.writer.add_histogram(f"biases/{name}", layer.linear.bias, epoch)
+            self.writer.add_histogram(f"weights/{name}", layer.weight, epoch)
+            if layer.bias is not None:
+                self.writer.add_histogram(f"biases/{name}", layer.bias, epoch)
             self.writer.add_histogram(f"activations/{name}", layer.a, epoch)
             self.writer.add_histogram(f"deltas/{name}", layer.delta, epoch)
-            self.writer.add_scalar(f"delta_norm/{name}", layer.delta_norm, epoch)
-            shares = layer.saturation()
-            if shares is not None:
-                self.writer.add_scalar(f"saturated/{name}", shares[0], epoch)
-                self.writer.add_scalar(f"dead/{name}", shares[1], epoch)
+            self.writer.add_scalar(f"delta_norm/{name}", delta_norm(layer), epoch)
+            for share, value in (("saturated", saturated_share(layer)), ("dead", dead_share(layer))):
+                if value is not None:
+                    self.writer.add_scalar(f"{share}/{name}", value, epoch)
 
     def _write_texts(self) -> None:
         setup = self.setup
@@ -171,7 +170,7 @@ class Board:
         resolved = "\n".join(f"| {name} (resolved) | {_plain(value)} |" for name, value in self._resolved().items())
         self.writer.add_text("config", f"| setting | value |\n| --- | --- |\n{settings}\n{resolved}", 0)
         used = dict.fromkeys([*setup.config.activations, setup.config.output_activation])
-        formulas = "\n".join(f"- **{n}**: {formula(ops.ACTIVATIONS[n])}" for n in used if n != "none")
+        formulas = "\n".join(f"- **{n}**: {formula(core.ACTIVATIONS[n])}" for n in used if n != "none")
         self.writer.add_text("equations", f"{EQUATIONS}\n\nThe activations of this run:\n\n{formulas}", 0)
         several = {  # patterns, the same for every run: TensorBoard draws a chart of its own for each different layout
             "norm of δ by layer": ["Multiline", ["delta_norm/.*"]],

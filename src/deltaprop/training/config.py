@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from deltaprop import ops
+from deltaprop import core
 from deltaprop.data import Augment, Choices, Room, Source
 from deltaprop.data.store import default_cache, default_memory
 from deltaprop.errors import UserError, unknown_name
 from deltaprop.initialization import INITS
-from deltaprop.training.objective import LOSSES
+from deltaprop.training.objective import losses
 
 LARGEST = 3e38  # that float32 holds
 SCHEDULES = ("constant", "step", "cosine")
@@ -208,15 +208,15 @@ class TrainConfig:
             _require(_is_int(size) and size >= 1, "--hidden", "positive whole numbers", size)
             _require(size < 2**31, "--hidden", "below 2^31", size)
         for name in self.activation:
-            _require_name("activation", name, ops.ACTIVATIONS)
+            _require_name("activation", name, core.ACTIVATIONS)
         _require(
             len(self.activation) in (1, len(self.hidden)),
             "--activation",
             f"one name, or one per hidden layer ({len(self.hidden)})",
             " ".join(self.activation) or "none",
         )
-        _require_name("output activation", self.output_activation, ["none", *ops.ACTIVATIONS])
-        _require_name("loss", self.loss, ["auto", *LOSSES])
+        _require_name("output activation", self.output_activation, ["none", *core.ACTIVATIONS])
+        _require_name("loss", self.loss, ["auto", *losses()])
         _require_name("initialisation", self.init, INITS)
         _require_name("lr schedule", self.lr_schedule, SCHEDULES)
         if self.lr != "auto":

@@ -24,7 +24,7 @@ from deltaprop.training.evaluate import evaluate
 from deltaprop.training.feeding import Feed
 from deltaprop.training.pictures import COLOURS
 from deltaprop.training.setup import make_optimizer, prepare
-from deltaprop.verify.observe import observe
+from deltaprop.verify.observe import delta_norm, observe
 
 MARKERS = "os^DvP*X"
 
@@ -93,7 +93,7 @@ def watch(config: TrainConfig, arm: Arm, depth: int, width: int) -> Watched:
     probe = feed.first(PROBE_ROWS)
 
     def look() -> list[float]:
-        return [v.delta_norm for v in observe(setup.model, setup.objective, *probe)]
+        return [delta_norm(layer) for layer in observe(setup.model, setup.objective.call, *probe)]
 
     with set_threads(setup.threads):
         norms = [look()]

@@ -11,63 +11,22 @@ import torch
 from torch import Tensor, nn
 
 from deltaprop.data import Scaling
+from deltaprop.epoch_state import EpochState
 from deltaprop.explicit import ExplicitTrainer
-from deltaprop.explicit.batches import MOST_BATCHES
 from deltaprop.explicit.precision import products_in
 from deltaprop.training.evaluate import in_own_units
 from deltaprop.training.objective import Objective
-from deltaprop.verify.observe import LayerView, observe, observe_explicit
-
-
-@dataclass
-class Progress:
-    """How far an epoch has come.
-
-    Attributes:
-        total: Σ C N over the steps done, a scalar on the device, in the target's own units.
-        done: Steps done.
-    """
-
-    total: Tensor
-    done: int = 0
-
-
-Pause = Callable[[int], bool]
-"""Asked with the number of steps done, where an epoch can be broken off and go on to the same bits; True ends it."""
-
-
-def on_and_on(done: int) -> bool:
-    """Never pause."""
-    return False
 
 
 class Engine(Protocol):
-    """What trains a model, and shows its layers."""
+    """What trains a model."""
 
     @property
     def longest_block(self) -> int:
         """The most steps between two questions whether to pause."""
 
-    def epoch(
-        self,
-        x: Tensor,
-        y: Tensor,
-        order: Tensor,
-        batch_size: int,
-        progress: Progress,
-        on_steps: Callable[[int], None],
-        pause: Pause = on_and_on,
-    ) -> None:
-        """Take a pass over the rows in order, or what is left of it, and keep ``progress`` up to date.
-
-        ``on_steps`` is told how many steps are done: after each, or after the few that were taken together.
-        """
-
-    def up_to_date(self) -> None:
-        """Bring the model's parameters and momentum buffers up to date, in a pause."""
-
-    def observe(self, x: Tensor, y: Tensor) -> list[LayerView]:
-        """Return every layer on the batch (x, y), learning nothing."""
+    def epoch(self, x: Tensor, y: Tensor, order: Tensor, batch_size: int, state: EpochState) -> None:
+        """Take a pass over the rows in order, or what is left of it, and keep ``state`` up to date."""
 
 
 @dataclass(frozen=True)
@@ -81,34 +40,13 @@ class AutogradEngine:
     precision: str = "float32"
     longest_block: int = 1
 
-    def epoch(
-        self,
-        x: Tensor,
-        y: Tensor,
-        order: Tensor,
-        batch_size: int,
-        progress: Progress,
-        on_steps: Callable[[int], None],
-        pause: Pause = on_and_on,
-    ) -> None:
-        """Take a pass over the rows in order, or what is left of it, and keep ``progress`` up to date."""
-        # Minimised on standardised targets, told in the target's own units.
-        regression = self.objective.task == "regression"
-        reported = in_own_units(self.objective, self.target_scaling) if regression else None
+    def epoch(self, x: Tensor, y: Tensor, order: Tensor, batch_size: int, state: EpochState) -> None:
+        """Take a pass over the rows in order, or what is left of it, and keep ``state`` up to date."""
+        state.report = reported_loss(self.objective, self.target_scaling)
         model, loss = self._called_on(x.device)
-        products = products_in(self.precision, x.device)
-        train_epoch(
-            model, loss, self.optimizer, x, y, order, batch_size,
-            progress=progress, on_step=on_steps, pause=pause, reported=reported, products=products,
-        )  # fmt: skip
-
-    def up_to_date(self) -> None:
-        """Do nothing: they always are."""
-
-    def observe(self, x: Tensor, y: Tensor) -> list[LayerView]:
-        """Return every layer on the batch (x, y), learning nothing."""
-        with products_in(self.precision, x.device):
-            return observe(self.model, self.objective, x, y)
+        autocast = x.device.type == "cuda" and self.precision == "bf16"
+        products = nullcontext() if autocast else products_in(self.precision, x.device)
+        train_epoch(model, loss, self.optimizer, x, y, order, batch_size, state=state, products=products)
 
     def _called_on(self, device: torch.device) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]]:
         """Return model and loss; for bf16 on CUDA each under autocast, and backward is not, as PyTorch wants it.
@@ -122,9 +60,9 @@ class AutogradEngine:
 
 
 class ExplicitEngine:
-    """Trains by the δ recursion of ``explicit/recursion.py``."""
+    """Trains by the δ recursion of ``core/recursion.py``, without a tape."""
 
-    longest_block = MOST_BATCHES
+    longest_block = 16  # to ask after each step would take as long as an operation of a small net
 
     def __init__(
         self,
@@ -135,40 +73,20 @@ class ExplicitEngine:
         precision: str = "float32",
     ) -> None:
         self.trainer = ExplicitTrainer(model, objective.call, optimizer, precision=precision)
-        self.units = target_scaling.scale if objective.task == "regression" else None
+        self.report = reported_loss(objective, target_scaling)
 
-    def epoch(
-        self,
-        x: Tensor,
-        y: Tensor,
-        order: Tensor,
-        batch_size: int,
-        progress: Progress,
-        on_steps: Callable[[int], None],
-        pause: Pause = on_and_on,
-    ) -> None:
-        """Take a pass over the rows in order, or what is left of it, and keep ``progress`` up to date.
+    def epoch(self, x: Tensor, y: Tensor, order: Tensor, batch_size: int, state: EpochState) -> None:
+        """Take a pass over the rows in order, or what is left of it, and keep ``state`` up to date."""
+        state.report, state.interval = self.report, self.longest_block
+        self.trainer._epoch(x, y, batch_size, order, state)
 
-        It can be broken off between the blocks of batches that are taken together.
-        """
 
-        def on_block(done: int) -> bool:
-            progress.done = done
-            on_steps(done)
-            return pause(done)
+def reported_loss(objective: Objective, target_scaling: Scaling) -> Callable[[Tensor, Tensor], Tensor] | None:
+    """Return the loss to add up, where it is not the one that is minimised.
 
-        self.trainer.epoch(
-            x, y, batch_size,
-            order=order, start=progress.done, on_block=on_block, total=progress.total, units=self.units,
-        )  # fmt: skip
-
-    def up_to_date(self) -> None:
-        """Bring the model's parameters and momentum buffers up to date, in a pause."""
-        self.trainer.sync()
-
-    def observe(self, x: Tensor, y: Tensor) -> list[LayerView]:
-        """Return every layer on the batch (x, y), learning nothing."""
-        return observe_explicit(self.trainer, x, y)
+    For numbers: it is minimised on standardised targets, and told in the target's own units.
+    """
+    return in_own_units(objective, target_scaling) if objective.task == "regression" else None
 
 
 ENGINES: dict[str, Callable[..., Engine]] = {"autograd": AutogradEngine, "explicit": ExplicitEngine}
@@ -183,10 +101,7 @@ def train_epoch(
     order: Tensor,
     batch_size: int,
     *,
-    progress: Progress | None = None,
-    on_step: Callable[[int], None] = lambda done: None,
-    pause: Pause = on_and_on,
-    reported: Callable[[Tensor, Tensor], Tensor] | None = None,
+    state: EpochState | None = None,
     products: AbstractContextManager[None] | None = None,
 ) -> None:
     """Take one pass over the rows of x and y in the given order, or what is left of one.
@@ -199,15 +114,12 @@ def train_epoch(
         y: Targets, [N, …].
         order: Row indices.
         batch_size: Rows a step; the last step takes what is left.
-        progress: How far the pass has come, and what its losses add up to; kept up to date.
-        on_step: Called after each step with the number of steps done.
-        pause: Asked after each step; True ends the pass there.
-        reported: The loss to add up, where it is not the one that is minimised.
+        state: How far the pass has come, and what its losses add up to; kept up to date.
         products: A context for each pass forward and back, for use again and again; none by default.
     """
     products = nullcontext() if products is None else products
-    progress = Progress(x.new_zeros(())) if progress is None else progress
-    for rows in order.split(batch_size)[progress.done :]:
+    state = EpochState(x.new_zeros(())) if state is None else state
+    for rows in order.split(batch_size)[state.done :]:
         batch_x, batch_y = x.index_select(0, rows), y.index_select(0, rows)
         with products:
             outputs = model(batch_x)  # FWD
@@ -215,9 +127,7 @@ def train_epoch(
             optimizer.zero_grad()
             c.backward()  # BP1-BP4
         optimizer.step()  # SGD
-        shown = c.detach() if reported is None else reported(outputs.detach(), batch_y)
-        progress.total += shown * len(rows)  # stays on the device: .item() here would wait for it
-        progress.done += 1
-        on_step(progress.done)
-        if pause(progress.done):
+        with torch.no_grad():
+            state.add(c if state.report is None else state.report(outputs, batch_y), len(rows))
+        if state.step_done():
             return

@@ -13,13 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from deltaprop.epoch_state import EpochState
 from deltaprop.errors import UserError
 from deltaprop.training.checkpoint import Checkpoint
 from deltaprop.training.config import TrainConfig
 from deltaprop.training.devices import (
     set_threads,
 )
-from deltaprop.training.engines import ENGINES, Progress
+from deltaprop.training.engines import ENGINES
 from deltaprop.training.evaluate import Evaluation, evaluate_parts
 from deltaprop.training.feeding import Chunk, Feed
 from deltaprop.training.guard import EVERY, all_finite, told
@@ -106,8 +107,9 @@ def _resumed(path: Path, config: TrainConfig, reporter: Reporter, override: Sequ
         )  # fmt: skip
         if setup.dataset.digest != checkpoint.state["data_sha256"]:
             raise UserError(f"{folder.path}: the data in {config.data} are not those that the run learnt from")
-        if checkpoint.state["versions"] != setup.to_json()["versions"]:
-            reporter.warn("other versions than the run began with (config.json has them): the bits may differ")
+        changed = _changed_versions(checkpoint.state["versions"], setup.to_json()["versions"])
+        if changed:
+            reporter.warn(f"other versions than the run began with: {changed}; the bits may differ")
         if config.lr_schedule == "cosine" and config.epochs != checkpoint.state["config"]["epochs"]:
             reporter.warn("the cosine schedule goes by the number of epochs: from here on η is that of the new number")
         with set_threads(setup.threads):
@@ -115,6 +117,12 @@ def _resumed(path: Path, config: TrainConfig, reporter: Reporter, override: Sequ
             run.take_up(resumed)
             reporter.resumed(path, run.where.epoch, run.where.progress.done)
             return run.go()
+
+
+def _changed_versions(before: dict[str, str], now: dict[str, str]) -> str:
+    """Return the versions that have changed, such as ``"deltaprop 0.1.0 → 0.2.0"``."""
+    names = [name for name in now if before.get(name) != now[name]]
+    return ", ".join(f"{name} {before.get(name, 'unknown')} → {now[name]}" for name in names)
 
 
 @dataclass
@@ -132,7 +140,7 @@ class Standing:
         overrides: What has been changed on the way.
     """
 
-    progress: Progress
+    progress: EpochState
     generator: Tensor
     epoch: int = 1
     seconds: float = 0.0
@@ -167,8 +175,8 @@ class Run:
         self._checked = 0
         self._saved_at = time.monotonic()
 
-    def _nothing(self) -> Progress:
-        return Progress(next(self.setup.model.parameters()).detach().new_zeros(()))
+    def _nothing(self) -> EpochState:
+        return EpochState(next(self.setup.model.parameters()).detach().new_zeros(()))
 
     # --- from the beginning, or from a checkpoint, to the end ---
 
@@ -199,8 +207,9 @@ class Run:
                 value.copy_(tensors[f"model.{name}"])
         for name, p in self.setup.model.named_parameters():
             if f"momentum.{name}" in tensors:
-                self.optimizer.state[p]["momentum_buffer"] = tensors[f"momentum.{name}"].to(p.device)
-        progress = Progress(tensors["total"].to(self.setup.device), state["done"])
+                # In memory of its own: where in a file's memory it lies would change how a product is rounded.
+                self.optimizer.state[p]["momentum_buffer"] = torch.empty_like(p).copy_(tensors[f"momentum.{name}"])
+        progress = EpochState(tensors["total"].to(self.setup.device), state["done"])
         self.where = Standing(
             progress, tensors["generator"], state["epoch"], state["seconds"], state["last"], state["best"],
             {name: tensors[f"best.{name}"] for name in own if f"best.{name}" in tensors},
@@ -240,7 +249,7 @@ class Run:
             (self.folder.path / FINAL).unlink(missing_ok=True)  # of a run that goes on they are not the final ones
         begins = not self.resumes or (self.where.epoch == 1 and not self.where.progress.done)
         first = 0 if begins else self.where.epoch
-        with Board(self.setup, self.engine, self.folder.path, first, self.reporter.warn) as board:
+        with Board(self.setup, self.folder.path, first, self.reporter.warn) as board:
             self.board = board
             try:
                 if not self.resumes:
@@ -313,19 +322,18 @@ class Run:
     def _learn(self, chunk: Chunk) -> None:
         """Take the steps of a chunk, or those that are left of it, up to a pause."""
         where, before = self.where.progress, chunk.first
-        within = Progress(where.total, where.done - before)
-
-        def on_steps(done: int) -> None:
-            self.reporter.step(self.where.epoch, self.steps, before + done)
 
         def pause(done: int) -> bool:
             where.done = before + done
+            self.reporter.step(self.where.epoch, self.steps, where.done)
             return self._pause(where.done)
 
+        within = EpochState(where.total, where.done - before, pause=pause)
         try:
-            self.engine.epoch(chunk.x, chunk.y, chunk.order, self.setup.config.batch_size, within, on_steps, pause)
+            self.engine.epoch(chunk.x, chunk.y, chunk.order, self.setup.config.batch_size, within)
         finally:
             where.total, where.done = within.total, before + within.done
+        self.reporter.step(self.where.epoch, self.steps, where.done)
 
     def _pause(self, done: int) -> bool:
         """Return whether to pause an epoch: to save, to stop, or because numbers have gone wrong."""
@@ -377,7 +385,6 @@ class Run:
 
     def _finite(self) -> bool:
         """Return whether weights, momentum and losses are finite by now."""
-        self.engine.up_to_date()
         state = self.optimizer.state
         buffers = [state[p]["momentum_buffer"] for p in self._params if "momentum_buffer" in state.get(p, ())]
         if not all_finite([self.where.progress.total, *self._params, *buffers]):

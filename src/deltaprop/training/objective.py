@@ -11,38 +11,17 @@ import torch
 from torch import Tensor
 
 from deltaprop import functional as F
+from deltaprop.core import LOSSES, Loss
 from deltaprop.errors import UserError
+from deltaprop.loss_spec import short_name
 
 
-@dataclass(frozen=True)
-class Loss:
-    """A row of the table of losses.
+def losses() -> dict[str, str]:
+    """Return the losses that a run can minimise: the row of ``core.LOSSES`` by the name on the command line.
 
-    Attributes:
-        call: C from outputs and targets, a mean over samples.
-        labels: Whether it takes labels; if not, classes are given one-hot.
-        numbers: Whether it makes sense for targets that are numbers.
-        contains: Output activations that it already contains.
-        unit: Of C.
+    One is left out: binary cross-entropy as a mean over outputs is the one per sample divided by their number.
     """
-
-    call: Callable[[Tensor, Tensor], Tensor]
-    labels: bool = False
-    numbers: bool = True
-    contains: tuple[str, ...] = ()
-    unit: str = ""
-
-
-LOSSES: dict[str, Loss] = {
-    "cross-entropy": Loss(
-        F.cross_entropy, labels=True, numbers=False, contains=("softmax", "log_softmax"), unit="nats"
-    ),
-    "binary-cross-entropy": Loss(F.binary_cross_entropy_per_sample, numbers=False, contains=("sigmoid",), unit="nats"),
-    "mse": Loss(F.mse_loss),
-    "quadratic": Loss(F.quadratic_loss),
-    "huber": Loss(F.huber_loss),
-    "l1": Loss(F.l1_loss),
-}
+    return {short_name(row): row for row in LOSSES if row != "binary_cross_entropy_with_logits"}
 
 
 @dataclass(frozen=True)
@@ -51,7 +30,7 @@ class Objective:
 
     Attributes:
         name: The loss's name.
-        loss: Its row of the table.
+        loss: Its definition.
         task: Whether targets are classes or numbers.
         call: C from outputs and targets: the loss, with the weights of classes where they have some.
         classes: How many classes; 0 for numbers.
@@ -60,7 +39,7 @@ class Objective:
     """
 
     name: str
-    loss: Loss
+    loss: type[Loss]
     task: Literal["classification", "regression"]
     call: Callable[[Tensor, Tensor], Tensor]
     classes: int = 0
@@ -69,7 +48,7 @@ class Objective:
 
     def targets(self, y: Tensor, dtype: torch.dtype) -> Tensor:
         """Return the targets that the loss takes: labels as they are, one-hot [N, C], or 0 and 1 [N, 1]; numbers."""
-        if self.task == "regression" or (self.loss.labels and not self.is_weighed):
+        if self.task == "regression" or (self.loss.takes_labels and not self.is_weighed):
             return y
         if self.one_logit:
             return y.unsqueeze(1).to(dtype)
@@ -142,15 +121,16 @@ def choose_objective(
     """
     if name == "auto":
         name = "mse" if task == "regression" else "binary-cross-entropy" if one_logit else "cross-entropy"
-    loss = LOSSES[name]
-    if task == "regression" and not loss.numbers:
+    row = losses()[name]
+    loss = LOSSES[row]
+    if task == "regression" and not loss.takes_numbers:
         raise UserError(f"--loss {name} needs classes, but the data has numbers as targets: take mse, huber or l1")
     check_output_activation(name, output_activation)
     if one_logit and (task == "regression" or classes != 2):
         raise UserError(f"--one-logit is for two classes, and the data has {classes or 'numbers as targets'}")
-    if one_logit and loss.labels:
+    if one_logit and loss.takes_labels:
         raise UserError(f"--one-logit with --loss {name}, which needs an output per class: take binary-cross-entropy")
-    call = loss.call
+    call: Callable[[Tensor, Tensor], Tensor] = getattr(F, row)
     if class_weights is not None:
         call = _weighed(name, one_logit, class_weights)
     return Objective(name, loss, task, call, classes, one_logit, output_activation)
@@ -192,7 +172,7 @@ def check_output_activation(name: str, output_activation: str) -> None:
     Raises:
         UserError: If it does.
     """
-    if output_activation in LOSSES[name].contains:
+    if output_activation in LOSSES[losses()[name]].contains:
         raise UserError(
             f"--output-activation {output_activation} with --loss {name}: the loss already contains it; "
             "leave --output-activation out"

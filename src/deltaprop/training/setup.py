@@ -20,6 +20,7 @@ from torch import nn
 import deltaprop
 from deltaprop.data import BUILTIN, Dataset, Deformation, Scaling, check_source, load
 from deltaprop.data.store import Progress, Storage, silent
+from deltaprop.epoch_state import EpochState
 from deltaprop.errors import UserError
 from deltaprop.explicit.precision import check_precision
 from deltaprop.modules import MLP
@@ -34,7 +35,6 @@ from deltaprop.training.devices import (
     tune_threads,
 )
 from deltaprop.training.engines import ENGINES
-from deltaprop.training.engines import Progress as Standing
 from deltaprop.training.feeding import Feed
 from deltaprop.training.objective import Objective, balanced, check_output_activation, choose_objective
 from deltaprop.training.run_folder import check_folder, default_folder
@@ -255,7 +255,7 @@ def _tune(
     def few_steps() -> None:
         if check is not None:
             check()
-        engine.epoch(x, y, order, config.batch_size, Standing(x.new_zeros(())), lambda step: None)
+        engine.epoch(x, y, order, config.batch_size, EpochState(x.new_zeros(())))
 
     timed = tune_threads(few_steps, physical_cores())
     return {count: seconds / TUNING_STEPS for count, seconds in timed.items()}

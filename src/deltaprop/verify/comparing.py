@@ -13,7 +13,6 @@ from deltaprop import functional as F
 from deltaprop.errors import UserError
 from deltaprop.modules import to_torch
 from deltaprop.verify.judging import judge
-from deltaprop.verify.observe import observe
 
 if TYPE_CHECKING:  # which has a Comparison among its own
     from deltaprop.verify.trace import Trace
@@ -67,19 +66,37 @@ def _beside_autograd(trace: Trace) -> Iterator[Comparison]:
     except UserError:
         return
     assert isinstance(twin, nn.Sequential)
-    views = observe(twin, lambda a, y: call(a, y, **options), trace.input, y)
-    for at, (layer, view) in enumerate(zip(trace.layers, views, strict=True), start=1):
-        theirs = {"z": view.z, "a": view.a, "delta": view.delta, "grad_weight": view.grad_weight}
-        if view.grad_bias is not None:
-            theirs["grad_bias"] = view.grad_bias
-        if layer.slope is not None and view.activation:
-            z = view.z.clone().requires_grad_()
-            a = z.clone()
-            for module in view.activation:
-                a = module(a)
-            (theirs["slope"],) = torch.autograd.grad(a.sum(), z, materialize_grads=True)
+    found = _by_autograd(twin, lambda a: call(a, y, **options), trace.input)
+    for at, (layer, theirs) in enumerate(zip(trace.layers, found, strict=True), start=1):
         for quantity, right in theirs.items():
-            yield _compared(at, quantity, getattr(layer, quantity), right)
+            if getattr(layer, quantity) is not None:
+                yield _compared(at, quantity, getattr(layer, quantity), right)
+
+
+def _by_autograd(model: nn.Sequential, loss: Callable[[Tensor], Tensor], x: Tensor) -> list[dict[str, Tensor]]:
+    """Return z, a, σ', δ and the gradients of each layer, as PyTorch's tape has them."""
+    linears: list[nn.Linear] = []
+    found: list[dict[str, Tensor]] = []
+    a = x
+    for module in _flat(model):
+        if isinstance(module, nn.Linear):
+            a = module(a)
+            linears.append(module)
+            found.append({"z": a, "a": a})
+        else:
+            z = found[-1]["z"].detach().requires_grad_()
+            (slope,) = torch.autograd.grad(module(z.clone()).sum(), z, materialize_grads=True)
+            a = module(a.clone())  # a copy: an in-place module would overwrite z
+            found[-1] |= {"a": a, "slope": slope}
+    zs = [layer["z"] for layer in found]
+    params = [p for linear in linears for p in (linear.weight, linear.bias) if p is not None]
+    grads = torch.autograd.grad(loss(a), [*zs, *params], materialize_grads=True)
+    by_param = dict(zip(params, grads[len(zs) :], strict=True))
+    for layer, linear, delta in zip(found, linears, grads, strict=False):
+        layer |= {"delta": delta, "grad_weight": by_param[linear.weight]}
+        if linear.bias is not None:
+            layer["grad_bias"] = by_param[linear.bias]
+    return [{name: t.detach() for name, t in layer.items()} for layer in found]
 
 
 def _compared(layer: int, quantity: str, ours: Tensor, right: Tensor) -> Comparison:

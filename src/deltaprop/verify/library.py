@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from deltaprop import functional as F
-from deltaprop import ops
+from deltaprop.core import ACTIVATIONS, primitive
 
 
 def library_ops() -> Iterator[tuple[Callable[..., Tensor], tuple[Any, ...]]]:
@@ -21,8 +21,8 @@ def library_ops() -> Iterator[tuple[Callable[..., Tensor], tuple[Any, ...]]]:
         return t + 0.1 * t.sign()  # no entry at a kink
 
     z, y, labels = normal(4, 3), torch.rand(4, 3, generator=generator, dtype=torch.float64), torch.tensor([0, 2, 1, 1])
-    for name, call in ops.activation.items():
-        yield call, (z, -1) if "softmax" in name else (z,)
+    for name, op in ACTIVATIONS.items():
+        yield primitive(op), (z, -1) if "softmax" in name else (z,)
     yield F.linear, (normal(4, 3), normal(5, 3), normal(5))
     for loss in (F.mse_loss, F.l1_loss, F.huber_loss, F.quadratic_loss, F.binary_cross_entropy_with_logits):
         yield loss, (z, y)

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import functools
 import html
+import inspect
 import io
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,31 +23,25 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from deltaprop import functional as F
-from deltaprop.errors import UserError, unknown_name
-from deltaprop.explicit.losses import Rule
-from deltaprop.explicit.reading import ELSEWHERE, read_layers
-from deltaprop.modules import Activation
-from deltaprop.ops import ACTIVATIONS, Elementwise
-from deltaprop.ops.linear import linear_forward, linear_grad_a_prev, linear_grad_bias, linear_grad_weight
+from deltaprop.core import ACTIVATIONS, Activation
+from deltaprop.core.linear import linear_grad_input
+from deltaprop.core.recursion import Layer, feed_forward, store_gradients
+from deltaprop.errors import UserError
+from deltaprop.layers import ELSEWHERE, read_layers, refuse_contained_activation
+from deltaprop.loss_spec import LossLike, LossSpec, parse_loss
 from deltaprop.optim import sgd_update
 from deltaprop.verify.comparing import Comparison, compare
-from deltaprop.verify.observe import SATURATED, formula, mean_delta_norm, steepest
+from deltaprop.verify.observe import delta_norm, formula, saturated_share
 
-LOSSES = (
-    "cross_entropy",
-    "binary_cross_entropy_with_logits",
-    "binary_cross_entropy_per_sample",
-    "quadratic_loss",
-    "mse_loss",
-    "l1_loss",
-    "huber_loss",
-)
 NAMES = {op: name for name, op in ACTIVATIONS.items()}
 
 
-@dataclass(frozen=True)
 class TracedLayer:
-    """One layer on one batch.
+    """One layer on one batch, with the words for it.
+
+    Args:
+        record: The layer, as the recursion left it.
+        learns: Whether W and b are learnt; those that are frozen stay.
 
     Attributes:
         weight: W, [n, n_prev].
@@ -58,26 +52,21 @@ class TracedLayer:
         z: Pre-activation.
         a: Activation; z itself where there is none.
         slope: σ'(z); ones where there is no activation; None for softmax, whose derivative is a matrix.
-        steepest: The largest |σ'| there is; None where there is no activation, or no σ'.
         delta: δ = ∂C/∂z.
         grad_weight: ∂C/∂W.
         grad_bias: ∂C/∂b, or None.
-        learns: Whether W and b are learnt; those that are frozen stay.
     """
 
-    weight: Tensor
-    bias: Tensor | None
-    activation: str
-    formula: str
-    constants: str
-    z: Tensor
-    a: Tensor
-    slope: Tensor | None
-    steepest: float | None
-    delta: Tensor
-    grad_weight: Tensor
-    grad_bias: Tensor | None
-    learns: tuple[bool, bool] = (True, True)
+    def __init__(self, record: Layer, learns: tuple[bool, bool] = (True, True)) -> None:
+        self.record, self.learns = record, learns
+        self.weight, self.bias = record.weight.detach(), None if record.bias is None else record.bias.detach()
+        self.z, self.a, self.delta = record.z, record.a, record.delta
+        self.grad_weight, self.grad_bias = record.grad_weight, record.grad_bias
+        self.slope = record.derivative()
+        op = record.activation
+        self.activation = "" if op is None else NAMES.get(op, op.__name__.lower())
+        self.formula = "" if op is None else formula(op)
+        self.constants = "" if op is None else _told(op, record.constants)
 
     def updated(self, lr: float) -> tuple[Tensor, Tensor | None]:
         """Return W and b after one step of SGD with learning rate η; what is frozen stays."""
@@ -89,14 +78,12 @@ class TracedLayer:
     @property
     def delta_norm(self) -> float:
         """The mean over samples of ‖∂C_n/∂z‖: Σ_n ‖δ_n‖, as δ holds the loss's 1/N."""
-        return mean_delta_norm(self.delta)
+        return delta_norm(self.record)
 
     @property
     def saturated(self) -> float | None:
-        """The share of entries where |σ'(z)| is at most 5 % of the steepest; None without a σ'."""
-        if self.slope is None or self.steepest is None:
-            return None
-        return float((self.slope.abs() <= SATURATED * self.steepest).double().mean())
+        """The share of entries where |σ'(z)| is at most 5 % of the largest; None without a σ'."""
+        return saturated_share(self.record)
 
 
 @dataclass(frozen=True)
@@ -171,7 +158,7 @@ class Trace:
         if layer == len(self.layers):
             return self.grad_a
         above = self.layers[layer]
-        return linear_grad_a_prev(above.delta, above.weight)
+        return linear_grad_input(above.delta, above.weight)
 
     def loss_after(self, lr: float) -> float:
         """Return C of the same batch after one step of SGD with learning rate η."""
@@ -189,12 +176,12 @@ class Trace:
         return self.input if layer == 1 else self.layers[layer - 2].a
 
 
-def trace(model: nn.Module, loss: str | Callable[..., Tensor], x: Tensor, y: Tensor) -> Trace:
+def trace(model: nn.Module, loss: LossLike, x: Tensor, y: Tensor) -> Trace:
     """Trace one batch through a net by the hand-written formulas, and compare every number.
 
     Args:
         model: An :class:`~deltaprop.MLP`, or any ``nn.Sequential`` of linear layers and activations, ours or PyTorch's.
-        loss: A function of :mod:`deltaprop.functional`, its name, or a ``functools.partial`` of one with options.
+        loss: A loss, as the drivers take it.
         x: Inputs, [N, n_0].
         y: Targets, as the loss takes them.
 
@@ -214,7 +201,8 @@ def trace(model: nn.Module, loss: str | Callable[..., Tensor], x: Tensor, y: Ten
         >>> found.ok, list(found.layers[0].delta.shape)
         (True, [4, 3])
     """
-    name, call, options = _loss(loss)
+    spec = parse_loss(loss)
+    name = spec.name
     if not isinstance(model, nn.Sequential):
         raise UserError(f"trace takes an nn.Sequential of linear layers and activations, got {type(model).__name__}")
     if not isinstance(x, Tensor) or not isinstance(y, Tensor):
@@ -228,97 +216,51 @@ def trace(model: nn.Module, loss: str | Callable[..., Tensor], x: Tensor, y: Ten
         raise UserError("trace takes real numbers, not complex ones nor tensors on the meta device")
     own = copy.deepcopy(model).to("cpu", torch.float64)
     try:
-        found, _ = read_layers(own)
+        found = read_layers(own)
     except UserError as error:
         raise UserError(
             f"trace takes linear layers and activations alone: {str(error).removesuffix(f': {ELSEWHERE}')}"
         ) from error
-    last = found[-1][1]
-    if last is not None and type(last).__name__ in Rule(name).contains:
-        raise UserError(
-            f"{name} already contains {type(last).__name__}: it would be applied twice; leave it out of the net"
-        )
-    learns = [
-        (linear.weight.requires_grad, linear.bias is not None and linear.bias.requires_grad) for linear, *_ in found
-    ]
+    refuse_contained_activation(found, name, spec.definition.contains)
+    learns = [layer.learns for layer in found]
     own.requires_grad_(True)
-    shared = [id(p) for linear, *_ in found for p in (linear.weight, linear.bias) if p is not None]
-    for _, sigma, _ in found:
-        if getattr(sigma, "dim", -1) not in (-1, 1):
-            raise UserError(
-                f"{type(sigma).__name__} must be over the neurons, dim 1 or −1, got dim {getattr(sigma, 'dim', 0)}"
-            )
+    shared = [id(p) for layer in found for p in (layer.weight, layer.bias) if p is not None]
+    for layer in found:
+        layer.learns = (True, True)
+        if "softmax" in NAMES.get(layer.activation, "") and layer.constants[0] not in (-1, 1):  # type: ignore[arg-type]
+            what = f"{layer.activation.__name__} must be over the neurons"  # type: ignore[union-attr]
+            raise UserError(f"{what}, dim 1 or −1, got dim {layer.constants[0]}")
     if len(set(shared)) < len(shared):
         raise UserError(
             "trace takes layers of their own: one stands in the net twice, or shares a parameter, and has two δ"
         )
     x = x.detach().to("cpu", torch.float64)
     y = _double(y.detach())
-    options = {key: _double(value) for key, value in options.items()}
-    first = found[0][0]
-    if x.dim() != 2 or x.shape[1] != first.in_features or not len(x):
-        raise UserError(f"inputs must be [N, {first.in_features}] with N at least 1, got {list(x.shape)}")
-    zs: list[Tensor] = []
-    activations = [x]
+    spec = LossSpec(name, {key: _double(value) for key, value in spec.options.items()})
+    n_0 = found[0].weight.shape[1]
+    if x.dim() != 2 or x.shape[1] != n_0 or not len(x):
+        raise UserError(f"inputs must be [N, {n_0}] with N at least 1, got {list(x.shape)}")
     with torch.no_grad():
-        for linear, sigma, _ in found:
-            z = linear_forward(activations[-1], linear.weight, linear.bias)  # FWD
-            zs.append(z)
-            activations.append(z if sigma is None else sigma.op.forward(z, *_constants(sigma)))
-    top = activations[-1].clone().requires_grad_()
+        top = feed_forward(found, x)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("error", UserWarning)  # targets that broadcast: seldom what is meant
-            c = call(top, y, **options)
+            c = spec(top, y)
     except (RuntimeError, ValueError, IndexError, TypeError, UserWarning) as error:
         text = " ".join(str(error).split())
         hint = "" if y.is_floating_point() or name == "cross_entropy" else "; labels are for cross_entropy"
         raise UserError(
             f"{name} does not take outputs {list(top.shape)} and targets {list(y.shape)}: {text}{hint}"
         ) from error
-    if c.dim():
-        raise UserError(f"the loss must be one number: reduction 'mean' or 'sum', got {list(c.shape)}")
     if not bool(c.isfinite()):
         raise UserError(f"the loss of this batch is {c.item():g}: there are no finite numbers to follow")
-    (grad_a,) = torch.autograd.grad(c, top)  # BP1, left factor: the loss's own hand-written backward
-    layers: list[TracedLayer] = []
-    carried = grad_a
     with torch.no_grad():
-        for i in reversed(range(len(found))):
-            linear, sigma, _ = found[i]
-            z, a, a_prev = zs[i], activations[i + 1], activations[i]
-            slope: Tensor | None = torch.ones_like(z)
-            most: float | None = None
-            delta = carried
-            if sigma is not None:
-                saved = a if sigma.op.from_output else z
-                delta = sigma.op.delta(carried, saved, *_constants(sigma))  # BP1, BP2
-                slope = None
-                if issubclass(sigma.op, Elementwise):
-                    slope = sigma.op.slope(saved, *_constants(sigma))
-                    most = float(steepest(sigma.op, _constants(sigma), z))
-            bias = linear.bias
-            layers.append(
-                TracedLayer(
-                    weight=linear.weight.detach(),
-                    bias=None if bias is None else bias.detach(),
-                    activation="" if sigma is None else NAMES.get(sigma.op, type(sigma).__name__.lower()),
-                    formula="" if sigma is None else formula(sigma.op),
-                    constants="" if sigma is None else _told(sigma),
-                    z=z,
-                    a=a,
-                    slope=slope,
-                    steepest=most,
-                    delta=delta,
-                    grad_weight=linear_grad_weight(delta, a_prev),  # BP4
-                    grad_bias=None if bias is None else linear_grad_bias(delta, bias.shape),  # BP3
-                    learns=learns[i],
-                )
-            )
-            carried = linear_grad_a_prev(delta, linear.weight)  # BP2, left factor
-    layers.reverse()
-    found_ = Trace(x, y, name, float(c.detach()), grad_a, tuple(layers), (), options, own)
-    return dataclasses.replace(found_, comparisons=tuple(compare(found_)))
+        _, saved = spec.forward(top, y)
+        grad_a = spec.grad_input(saved, spec.targets(y, saved))  # BP1, left factor
+        store_gradients(found, grad_a)  # BP1-BP4
+    layers = tuple(map(TracedLayer, found, learns))
+    traced = Trace(x, y, name, float(c), grad_a, layers, (), spec.options, own)
+    return dataclasses.replace(traced, comparisons=tuple(compare(traced)))
 
 
 def _double(value: Any) -> Any:
@@ -328,36 +270,7 @@ def _double(value: Any) -> Any:
     return value.cpu().double() if value.is_floating_point() else value.cpu()
 
 
-def _told(sigma: Activation) -> str:
+def _told(op: type[Activation], constants: tuple[Any, ...]) -> str:
     """Return the constants of an activation in words."""
-    return ", ".join(f"{name} = {getattr(sigma, name)}" for name in sigma.constants if name != "dim")
-
-
-def _constants(sigma: Activation) -> list[Any]:
-    return [getattr(sigma, name) for name in sigma.constants]
-
-
-def _loss(loss: str | Callable[..., Tensor]) -> tuple[str, Callable[..., Tensor], dict[str, Any]]:
-    """Return the name of a loss, our function, and its options.
-
-    Raises:
-        UserError: If there is no such loss here.
-    """
-    options: dict[str, Any] = {}
-    if isinstance(loss, functools.partial):
-        if loss.args:
-            raise UserError(f"options of the loss must be given by keyword, got {len(loss.args)} by position")
-        options, loss = dict(loss.keywords), loss.func
-    if not isinstance(loss, str) and not callable(loss):
-        raise UserError(f"the loss must be a function or its name, got {type(loss).__name__}")
-    if not isinstance(loss, str):
-        known = {
-            getattr(module, name): name for name in LOSSES for module in (F, nn.functional) if hasattr(module, name)
-        }
-        given = getattr(loss, "__name__", type(loss).__name__)
-        if loss not in known:
-            raise UserError(f"trace has no δ for the loss {given}: take one of {', '.join(LOSSES)}")
-        loss = known[loss]
-    if loss not in LOSSES:
-        raise unknown_name("loss", loss, LOSSES)
-    return loss, getattr(F, loss), options
+    names = list(inspect.signature(op.forward).parameters)[1:]
+    return ", ".join(f"{name} = {value}" for name, value in zip(names, constants, strict=True) if name != "dim")

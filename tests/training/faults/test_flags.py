@@ -11,14 +11,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from deltaprop import ops
+from deltaprop import core
 from deltaprop.cli import main
 from deltaprop.initialization import INITS
-from deltaprop.training.objective import LOSSES
+from deltaprop.training.objective import losses
 
 HUGE = "99999999999999999999"
 NUMBERS = st.sampled_from(["0", "1", "2", "-1", "0.5", "1e-3", "1e300", "1e400", "nan", "inf", "", "x", "3.0", HUGE])
-NAMES = st.sampled_from([*ops.ACTIVATIONS, *INITS, *LOSSES, "auto", "none", "", "é", "-", "--", "\t", "a b", "nan"])
+NAMES = st.sampled_from([*core.ACTIVATIONS, *INITS, *losses(), "auto", "none", "", "é", "-", "--", "\t", "a b", "nan"])
 FLAGS = {
     "--data": st.sampled_from(["moons", "xor", "sine", "mons", "/nowhere", "", ".", "mnist", "digits\n"]),
     "--hidden": st.sampled_from(["3", "0", "-1", "2.5", "3 4", "x", "", HUGE]),

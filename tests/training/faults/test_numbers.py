@@ -11,7 +11,6 @@ import torch
 from safetensors.torch import load_file
 
 from deltaprop.training import TrainingError, train
-from deltaprop.training.engines import ExplicitEngine
 from deltaprop.training.guard import all_finite
 from deltaprop.training.loop import Run
 from deltaprop.training.reporter import Silent
@@ -63,16 +62,11 @@ class Poison(Silent):
     def spoil(self) -> None:
         run = Poison.run
         if self.what == "loss":
-            total = run.engine.trainer._total if isinstance(run.engine, ExplicitEngine) else run.where.progress.total
-            total += self.value
+            run.where.progress.total += self.value
             return
-        run.engine.up_to_date()
         tensors = run._tensors()
         name = {"weight": "model.0.weight", "bias": "model.2.bias", "momentum": "momentum.2.weight"}[self.what]
         tensors[name].view(-1)[0] = self.value
-        if isinstance(run.engine, ExplicitEngine):
-            for packed in run.engine.trainer._behind:  # the steps go on with what was packed
-                packed.read()
 
     run: Run
 

@@ -80,10 +80,10 @@ class Disk:
 
 @pytest.fixture(scope="module", params=["autograd", "explicit"])
 def story(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Log, dict[str, Any]]:
-    """All deeds of a run that saves after every step."""
+    """All deeds of a run that saves whenever it may: after every step, or after 16 of them."""
     folder = tmp_path_factory.mktemp("power") / "run"
     log: Log = []
-    settings = {"engine": request.param, "batch_size": 128}
+    settings = {"engine": request.param, "batch_size": 128 if request.param == "autograd" else 8}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("deltaprop.training.TrainConfig.save_seconds", property(lambda self: 0.0))
         shim = Shim(folder, log=lambda deed, arguments: log.append((deed, arguments)))

@@ -1,0 +1,131 @@
+"""Backpropagation as one loop: the page of the textbook that the whole library is about.
+
+==================  ==============================================  ===================================
+ tag                 equation                                        formula
+==================  ==============================================  ===================================
+ FWD                 z^l = a^{l−1} (W^l)ᵀ + b^l,  a^l = σ(z^l)       ``linear.py``, ``activations.py``
+ BP1, left factor    ∂C/∂a^L                                         ``losses.py``, given to the loop
+ BP1, BP2            δ^l = ∂C/∂a^l ⊙ σ'(z^l)                         ``activations.py``
+ BP2, left factor    ∂C/∂a^{l−1} = δ^l W^l                           ``linear.py``
+ BP3                 ∂C/∂b^l = Σ_n δ^l_n                             ``linear.py``
+ BP4                 ∂C/∂W^l = (δ^l)ᵀ a^{l−1}                        ``linear.py``
+ SGD                 θ ← θ − η ∂C/∂θ                                 ``sgd.py``, by ``use_gradient``
+==================  ==============================================  ===================================
+
+Shapes: x [N, n_0]; a^l, z^l and δ^l [N, n_l]; W^l [n_l, n_{l−1}], b^l [n_l].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deltaprop.core.activations import Activation, Elementwise
+from deltaprop.core.linear import linear_forward, linear_grad_bias, linear_grad_input, linear_grad_weight
+
+UseGradient = Callable[[Tensor, Callable[..., Tensor]], object]
+"""``use_gradient(param, gradient)``: ``gradient()`` is ∂C/∂θ, ``gradient(into, beta, alpha)`` adds it to a tensor."""
+
+
+@dataclass(eq=False)
+class Layer:
+    """One layer, and what a batch makes of it.
+
+    Attributes:
+        weight: W, [n, n_prev].
+        bias: b, [n], or None.
+        activation: Its definition in ``ACTIVATIONS``; None where there is none, and a = z.
+        constants: Of the activation, in the order of its ``forward``.
+        learns: Whether W is learnt, and whether b is.
+        a_prev: a^{l−1}, [N, n_prev].
+        z: Pre-activation, [N, n].
+        a: Activation, [N, n].
+        delta: δ = ∂C/∂z, [N, n], with the loss's 1/N in it.
+        grad_weight: ∂C/∂W, [n, n_prev]; :func:`store_gradients` alone sets it.
+        grad_bias: ∂C/∂b, [n], or None; likewise.
+        z_out: Memory for z, [N, n]; new memory at each pass where there is None.
+        grad_a_out: Memory for ∂C/∂a, [N, n]; likewise.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    activation: type[Activation] | None = None
+    constants: tuple[Any, ...] = ()
+    learns: tuple[bool, bool] = (True, True)
+    a_prev: Tensor = field(init=False, repr=False)
+    z: Tensor = field(init=False, repr=False)
+    a: Tensor = field(init=False, repr=False)
+    delta: Tensor = field(init=False, repr=False)
+    grad_weight: Tensor = field(init=False, repr=False)
+    grad_bias: Tensor | None = field(init=False, repr=False)
+    z_out: Tensor | None = field(default=None, repr=False)
+    grad_a_out: Tensor | None = field(default=None, repr=False)
+
+    def activate(self) -> Tensor:
+        """Return a = σ(z)."""
+        return self.z if self.activation is None else self.activation.forward(self.z, *self.constants)
+
+    def apply_activation_grad(self, grad_a: Tensor) -> Tensor:
+        """Return δ = ∂C/∂a ⊙ σ'(z)."""
+        if self.activation is None:
+            return grad_a
+        if self.grad_a_out is not None and issubclass(self.activation, Elementwise):  # ∂C/∂a is ours to overwrite
+            return self.activation.delta(grad_a, self.saved, *self.constants, out=grad_a)
+        return self.activation.delta(grad_a, self.saved, *self.constants)
+
+    @property
+    def saved(self) -> Tensor:
+        """What σ' is computed from: a, or z."""
+        return self.a if self.activation is not None and self.activation.from_output else self.z
+
+    def derivative(self) -> Tensor | None:
+        """Return σ'(z), [N, n], 1 where there is no activation; None where it is a matrix, as of softmax."""
+        if self.activation is None:
+            return torch.ones_like(self.z)
+        if not issubclass(self.activation, Elementwise):
+            return None
+        return self.activation.derivative(self.saved, *self.constants)
+
+
+def feed_forward(layers: Sequence[Layer], x: Tensor) -> Tensor:
+    """Compute z^l and a^l for l = 1 … L, and return a^L."""
+    a = x
+    for layer in layers:
+        layer.a_prev = a
+        layer.z = linear_forward(a, layer.weight, layer.bias, layer.z_out)  # FWD: z^l = a^{l−1} (W^l)ᵀ + b^l
+        layer.a = a = layer.activate()  # FWD: a^l = σ(z^l)
+    return a
+
+
+def back_propagate(layers: Sequence[Layer], grad_a: Tensor, use_gradient: UseGradient) -> None:
+    """Compute δ^l for l = L … 1, and hand over each gradient as soon as nothing else needs the weights of FWD.
+
+    Args:
+        layers: From the lowest that learns to the last: below it nobody asks for δ.
+        grad_a: ∂C/∂a^L, [N, n_L]: the left factor of BP1.
+        use_gradient: Is given each parameter that is learnt and its gradient, to store it or to update by it.
+    """
+    for number in range(len(layers) - 1, -1, -1):
+        layer = layers[number]
+        layer.delta = delta = layer.apply_activation_grad(grad_a)  # BP1, BP2: δ^l = ∂C/∂a^l ⊙ σ'(z^l)
+        if number > 0:
+            grad_a = linear_grad_input(delta, layer.weight, layers[number - 1].grad_a_out)  # BP2, left factor: δ^l W^l
+        if layer.learns[1] and layer.bias is not None:
+            use_gradient(layer.bias, partial(linear_grad_bias, delta))  # BP3, SGD: b^l ← b^l − η Σ_n δ^l_n
+        if layer.learns[0]:
+            # BP4, SGD: W^l ← W^l − η (δ^l)ᵀ a^{l−1}
+            use_gradient(layer.weight, partial(linear_grad_weight, delta, layer.a_prev))
+
+
+def store_gradients(layers: Sequence[Layer], grad_a: Tensor) -> None:
+    """Compute δ^l and store each gradient in its layer; a parameter that is not learnt has 0."""
+    gradients: dict[Tensor, Tensor] = {}
+    back_propagate(layers, grad_a, lambda param, gradient: gradients.update({param: gradient()}))
+    for layer in layers:
+        layer.grad_weight = gradients.get(layer.weight, torch.zeros_like(layer.weight))
+        layer.grad_bias = None if layer.bias is None else gradients.get(layer.bias, torch.zeros_like(layer.bias))

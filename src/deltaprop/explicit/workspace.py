@@ -1,0 +1,65 @@
+"""The memory of the explicit driver: made once for a batch size, and written over at each step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deltaprop.core.recursion import Layer
+from deltaprop.explicit.graph import CapturedStep
+from deltaprop.loss_spec import LossSpec
+
+MOST_CAPTURED = 8  # a full batch, a last one, and a few sizes more
+
+
+class Workspace:
+    """Layers, and memory for batches of up to the largest size seen.
+
+    Args:
+        layers: From the first.
+        lowest: Index of the lowest layer that learns: below it nobody asks for δ.
+        holdable: Whether a CUDA graph may hold a step.
+    """
+
+    def __init__(self, layers: list[Layer], lowest: int, *, holdable: bool) -> None:
+        self.layers, self._lowest, self._holdable = layers, lowest, holdable
+        self._rows = self._capacity = 0
+        self._captured: dict[int, tuple[Any, CapturedStep]] = {}  # by rows
+
+    def fit(self, rows: int) -> None:
+        """Give every layer memory for batches of so many rows."""
+        if rows == self._rows:
+            return
+        if rows > self._capacity:
+            self._capacity = rows
+            with torch.inference_mode(False):  # else nothing outside of inference mode could write there
+                self._memory = [self._new(layer, rows) for layer in self.layers]
+            self._captured.clear()
+        self._rows = rows
+        for layer, (z, grad_a) in zip(self.layers, self._memory, strict=True):
+            layer.z_out, layer.grad_a_out = z[:rows], grad_a[:rows]
+
+    def _new(self, layer: Layer, rows: int) -> tuple[Tensor, Tensor]:
+        """Return memory for z and ∂C/∂a of a layer, allocated apart so that both are aligned whatever the rows.
+
+        The rounding of a product depends on it, and an epoch that was broken off must go on to the same bits.
+        """
+        like, size = layer.weight.detach(), (rows, len(layer.weight))
+        return like.new_empty(size), like.new_empty(size)
+
+    def captured(self, loss: LossSpec, x: Tensor, y: Tensor, step: Callable[..., tuple[Tensor, ...]]) -> CapturedStep:
+        """Return the step on rows of x and y, to be captured in a graph."""
+        reads = (
+            loss.options.get("ignore_index", -100),  # None where no label is: then nothing looks for one
+            *[(t.data_ptr(), t.dtype, t.shape, t.stride()) for t in (x, y)],
+        )
+        before, captured = self._captured.pop(self._rows, (None, None))
+        if captured is None or before != reads:  # of other data, which it would keep in memory
+            captured = CapturedStep(step, self._rows, x.device, self._holdable)
+        if len(self._captured) >= MOST_CAPTURED:
+            del self._captured[next(iter(self._captured))]  # of the size that was not used for the longest time
+        self._captured[self._rows] = reads, captured
+        return captured

@@ -1,0 +1,147 @@
+"""What "a loss" may be, wherever one is given: one parser, and the loss it returns."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from deltaprop import functional as F
+from deltaprop.core import LOSSES, Loss
+from deltaprop.errors import UserError, unknown_name
+
+LossLike = str | Callable[..., Tensor] | nn.Module
+
+# Of torch.nn: the loss it is here, and the options that it holds as attributes.
+_TORCH_MODULES: dict[type[nn.Module], tuple[str, tuple[str, ...]]] = {
+    nn.CrossEntropyLoss: ("cross_entropy", ("weight", "ignore_index", "reduction", "label_smoothing")),
+    nn.BCEWithLogitsLoss: ("binary_cross_entropy_with_logits", ("weight", "pos_weight", "reduction")),
+    nn.MSELoss: ("mse_loss", ("reduction",)),
+    nn.L1Loss: ("l1_loss", ("reduction",)),
+    nn.HuberLoss: ("huber_loss", ("reduction", "delta")),
+}
+
+# What the command line calls a loss, where it is not its name without "_loss".
+_SHORT_NAMES = {"binary_cross_entropy_per_sample": "binary-cross-entropy"}
+
+
+def short_name(name: str) -> str:
+    """Return a loss's name as the command line spells it: ``"mse"`` of ``"mse_loss"``."""
+    return _SHORT_NAMES.get(name, name.removesuffix("_loss").replace("_", "-"))
+
+
+@dataclass(frozen=True)
+class LossSpec:
+    """A loss with its options.
+
+    Attributes:
+        name: Of the function in :mod:`deltaprop.functional`, a row of ``LOSSES``.
+        options: Its keyword arguments.
+    """
+
+    name: str
+    options: dict[str, Any]
+
+    @property
+    def definition(self) -> type[Loss]:
+        """Its row of ``LOSSES``."""
+        return LOSSES[self.name]
+
+    @property
+    def reduction(self) -> str:
+        """``"mean"`` or ``"sum"``."""
+        return str(self.options.get("reduction", "mean"))
+
+    @functools.cached_property
+    def arguments(self) -> tuple[Any, ...]:
+        """What follows outputs and targets in the definition's methods."""
+        return tuple({**self.definition.options(), **self.options}.values())
+
+    def __call__(self, a: Tensor, y: Tensor) -> Tensor:
+        """Return C, on the tape."""
+        loss: Tensor = getattr(F, self.name)(a, y, **self.options)
+        return loss
+
+    def forward(self, a: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Return C, off the tape, and what the gradient is computed from."""
+        output = self.definition.forward(a, y, *self.arguments)
+        return (output[0] if isinstance(output, tuple) else output), self.definition.saved(a, output)
+
+    def targets(self, y: Tensor, like: Tensor) -> tuple[Tensor, ...]:
+        """Return targets as the gradient takes them, y first, a row a sample; ``like`` has the outputs' shape."""
+        return self.definition.targets(y, like, *self.arguments)
+
+    def grad_input(self, saved: Tensor, targets: tuple[Tensor, ...]) -> Tensor:
+        """Return ∂C/∂a^L, the left factor of BP1."""
+        return self.definition.grad_input(1.0, saved, targets, *self.arguments)
+
+    def on_targets(self, y: Tensor) -> LossSpec:
+        """Return the same loss for targets among which no label is ignored, if so: then nothing looks for one."""
+        if not self.definition.takes_labels or y.is_floating_point():
+            return self
+        if bool((y == self.options.get("ignore_index", -100)).any()):
+            return self
+        return LossSpec(self.name, {**self.options, "ignore_index": None})
+
+    def share(self, a: Tensor, y: Tensor) -> Tensor | int:
+        """Return how much a batch counts in the mean loss of several: its samples, as C counts them.
+
+        So each sample counts once, and one that is weighed or ignored in C is so in the mean as well.
+        """
+        denominator = self.definition.denominator(a, y, *self.arguments) if self.reduction == "mean" else 0
+        return denominator if isinstance(denominator, Tensor) else len(a)
+
+
+def parse_loss(loss: LossLike) -> LossSpec:
+    """Return a loss with its options.
+
+    Args:
+        loss: A function of :mod:`deltaprop.functional` or its equal in ``torch.nn.functional``; its name, as Python or
+            the command line spells it (``"mse_loss"``, ``"mse"``); a ``functools.partial`` of a function with options
+            by keyword; or a loss module of ``torch.nn`` that has an equal here.
+
+    Raises:
+        UserError: If it is none of these, or an option cannot be taken.
+    """
+    if isinstance(loss, LossSpec):
+        return loss
+    options: dict[str, Any] = {}
+    if isinstance(loss, functools.partial):
+        if loss.args:
+            raise UserError(f"options of the loss must be given by keyword, got {len(loss.args)} by position")
+        options, loss = dict(loss.keywords), loss.func
+    if isinstance(loss, nn.Module):
+        name, attributes = _TORCH_MODULES.get(type(loss), ("", ()))
+        options = {attribute: getattr(loss, attribute) for attribute in attributes}
+    elif isinstance(loss, str):
+        name = loss if loss in LOSSES else {short_name(row): row for row in LOSSES}.get(loss, "")
+        if not name:
+            raise unknown_name("loss", loss, LOSSES)
+    else:
+        if not callable(loss):
+            raise UserError(f"the loss must be a function or its name, got {type(loss).__name__}")
+        name = next((row for row in LOSSES if loss in (getattr(F, row), getattr(nn.functional, row, None))), "")
+    if not name:
+        given = getattr(loss, "__name__", type(loss).__name__)
+        raise UserError(f"there is no δ for the loss {given} here: take one of {', '.join(LOSSES)}")
+    _check_options(name, options)
+    return LossSpec(name, {option: value for option, value in options.items() if value is not None})
+
+
+def _check_options(name: str, options: dict[str, Any]) -> None:
+    known = set(LOSSES[name].options())  # of a row that was added at run time
+    if name in F.__all__:
+        known = set(inspect.signature(getattr(F, name)).parameters) - {"input", "target"}
+    for option in options:
+        if option not in known:
+            raise UserError(f"{name} has no option {option!r}; it has {', '.join(sorted(known)) or 'none'}")
+    if options.get("reduction", "mean") not in ("mean", "sum"):
+        raise UserError(f"the loss must be one number: reduction 'mean' or 'sum', got {options['reduction']!r}")
+    if not options.get("delta", 1.0) > 0:
+        raise UserError(f"delta of huber_loss must be above 0, got {options['delta']}")
+    if not 0 <= options.get("label_smoothing", 0.0) <= 1:
+        raise UserError(f"label_smoothing must be between 0 and 1, got {options['label_smoothing']}")

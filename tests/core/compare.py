@@ -1,0 +1,100 @@
+"""What the tests in this folder ask of two results, and of the graph behind one."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deltaprop.verify.subject import python_nodes
+from tests.core.cases import Case
+
+# float64: thousands of units in the last place, and still 10^9 below a wrong digit; float32: some 20 units.
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6}
+
+
+def assert_same(ours: Any, theirs: Any, *, equal_nan: bool = False, tolerance: float | None = None) -> None:
+    """Assert equal structure, shape, dtype and device, and values equal up to rounding.
+
+    Rounding is measured against the largest entry of a tensor, since a sum's rounding is, and against 10⁻³ where all
+    entries should be 0 and one side is 10⁻¹⁷.
+    """
+    if not isinstance(theirs, Tensor):
+        assert isinstance(ours, tuple | list)
+        assert len(ours) == len(theirs)
+        for one, other in zip(ours, theirs, strict=True):
+            assert_same(one, other, equal_nan=equal_nan, tolerance=tolerance)
+        return
+    rtol = tolerance or TOLERANCE.get(theirs.dtype, 0.0)
+    largest = max([1e-3, *theirs.detach()[theirs.isfinite()].abs().flatten().tolist()])
+    atol = rtol * largest
+    torch.testing.assert_close(ours, theirs, rtol=rtol, atol=atol, equal_nan=equal_nan)
+
+
+def value_and_gradients(
+    function: Callable[..., Tensor], inputs: Sequence[Tensor], grad_output: Tensor | None = None
+) -> tuple[Tensor, tuple[Tensor, ...], Tensor]:
+    """Return the value, the gradients of the inputs that ask for one, and the ∂C/∂value they came from.
+
+    Without ``grad_output`` a random one is drawn: with ones, a formula that ignores it would pass.
+    """
+    output = function(*inputs)
+    if grad_output is None:
+        grad_output = torch.randn_like(output)
+    asking = [t for t in inputs if t.requires_grad]
+    gradients = torch.autograd.grad(output, asking, grad_output) if asking else ()
+    return output.detach(), gradients, grad_output
+
+
+def frozen(case: Case, function: Callable[..., Tensor], inputs: Sequence[Tensor]) -> Callable[..., Tensor]:
+    """Return the function of its differentiable inputs alone, the others being held."""
+
+    def of_differentiable(*differentiable: Tensor) -> Tensor:
+        full = list(inputs)
+        for place, value in zip(case.at, differentiable, strict=True):
+            full[place] = value
+        return function(*full)
+
+    return functools.wraps(function)(of_differentiable)
+
+
+# --- the graph ---
+
+
+def our_nodes(output: Tensor) -> Iterator[Any]:
+    """Yield the nodes of the graph that are written in Python, which are ours."""
+    return python_nodes([output])
+
+
+def raw_gradients(output: Tensor) -> tuple[Any, tuple[Tensor | None, ...]]:
+    """Return our node and what its backward returns by itself, before autograd sums or casts anything."""
+    (node,) = our_nodes(output)
+    received: list[tuple[Tensor | None, ...]] = []
+    hook = node.register_prehook(received.append)
+    output.backward(torch.randn_like(output), retain_graph=True)
+    hook.remove()
+    with torch.no_grad():
+        raw = node.apply(*received[0])
+    return node, raw if isinstance(raw, tuple) else (raw,)
+
+
+def assert_raw_gradients(output: Tensor) -> None:
+    """Assert that our node returns a gradient in its input's shape and dtype for each input that asks, None for others.
+
+    Autograd would sum or cast what is not, so a missing Σ_n in ∂C/∂b passes every other test (pytorch issue 65244).
+    """
+    if not list(our_nodes(output)):  # only the entries' weights ask: a product outside the op
+        return
+    node, raw = raw_gradients(output)
+    edges = iter([edge for edge in node.next_functions if edge[0] is not None])
+    for gradient, needed in zip(raw, node.needs_input_grad, strict=True):
+        if not needed:
+            assert gradient is None
+            continue
+        next_node, place = next(edges)
+        expected = next_node._input_metadata[place]
+        assert gradient.shape == torch.Size(expected.shape)
+        assert gradient.dtype == expected.dtype

@@ -1,0 +1,115 @@
+"""The compiler: whole graphs without a break, with the same numbers; and export."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+import torch
+from torch import Tensor
+
+import deltaprop as dp
+import deltaprop.functional as F
+from tests.core.cases import CASES, ONE_PER_OP, Case, over
+from tests.core.compare import assert_same, value_and_gradients
+
+pytestmark = [
+    pytest.mark.usefixtures("fresh_compiler"),
+    # The compiler instantiates the Function class that it traces.
+    pytest.mark.filterwarnings("ignore:.*autograd.function.Function.* should not be instantiated:DeprecationWarning"),
+]
+
+# The compiler cannot trace the warning that they give in eager mode.
+BROADCAST = [case for case in CASES if case.name in ("mse_loss, broadcast target", "quadratic_loss, broadcast target")]
+
+
+@over([*ONE_PER_OP, *BROADCAST])
+def test_one_graph(case: Case):
+    """torch.compile takes every op without a graph break; value and gradients are those of eager mode."""
+    inputs = case.inputs()
+    value, gradients, grad_output = value_and_gradients(case.ours, inputs)
+    compiled = torch.compile(case.ours, fullgraph=True, backend="aot_eager", dynamic=False)
+    assert_same(value_and_gradients(compiled, inputs, grad_output)[:2], (value, gradients))
+
+
+@over(ONE_PER_OP)
+def test_one_graph_without_gradients(case: Case):
+    """Nor does it break a graph that nobody differentiates: the compiler goes another way then."""
+    inputs = case.inputs(asking=())
+    compiled = torch.compile(case.ours, fullgraph=True, backend="eager", dynamic=False)
+    assert_same(compiled(*inputs), case.ours(*inputs))
+
+
+def test_the_compiled_backward_is_ours():
+    """The compiler traces the backward that is written here, not PyTorch's own: a δ of twice the size shows."""
+    op = dp.core.activations.Tanh
+    forward, delta = op.forward, op.delta
+
+    class Doubled(dp.core.Activation):
+        from_output = True
+
+        @staticmethod
+        def forward(z: Tensor) -> Tensor:
+            return forward(z)
+
+        @staticmethod
+        def delta(grad_a: Tensor, a: Tensor) -> Tensor:
+            return 2 * delta(grad_a, a)
+
+    doubled = dp.core.primitive(Doubled)
+    z = torch.tensor([0.0], requires_grad=True)  # tanh' = 1
+    torch.compile(doubled, fullgraph=True, backend="aot_eager")(z).backward()
+    assert z.grad.item() == 2.0
+
+
+def _loss(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return F.cross_entropy(F.sigmoid(F.linear(x, weight, bias)), y)
+
+
+@pytest.mark.skipif(not any(map(shutil.which, ("g++", "c++", "clang++"))), reason="inductor needs a C++ compiler")
+def test_inductor():
+    """Through the default backend, generated code and all: a layer, an activation and a loss."""
+    x, y = torch.randn(4, 3), torch.tensor([0, 1, 1, 0])
+    weight, bias = torch.randn(2, 3, requires_grad=True), torch.randn(2, requires_grad=True)
+    inputs = [x, y, weight, bias]
+    value, gradients, grad_output = value_and_gradients(_loss, inputs)
+    compiled = torch.compile(_loss, fullgraph=True, dynamic=False)
+    assert_same(value_and_gradients(compiled, inputs, grad_output)[:2], (value, gradients))
+
+
+@pytest.mark.parametrize("name", ["sigmoid", "softplus"])
+def test_compiled_transforms(name):
+    """torch.func within torch.compile gives the same numbers: by PyTorch's own derivatives there (issue 193279)."""
+    function, z = getattr(F, name), torch.randn(5, dtype=torch.float64)
+    for transform in (torch.func.vmap, lambda f: torch.func.vmap(torch.func.grad(f))):
+        compiled = torch.compile(transform(function), fullgraph=True, backend="aot_eager", dynamic=False)
+        assert_same(compiled(z), transform(function)(z))
+
+
+def test_dynamic_batch():
+    """One graph serves batches of every size."""
+    model = dp.MLP([3, 4, 2], activation="tanh")
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(model, fullgraph=True, backend=backend, dynamic=True)
+    for n in (5, 7, 11):
+        x = torch.randn(n, 3)
+        assert_same(compiled(x).detach(), model(x).detach())
+    assert len(graphs) == 1
+
+
+@pytest.mark.parametrize("strict", [False, True], ids=["", "strict"])
+def test_export(strict):
+    """torch.export of a model gives a graph with the model's values, for every batch size."""
+    model = dp.MLP([3, 4, 2], activation="sigmoid", output_activation=dp.Softmax(-1))
+    batch = torch.export.Dim("batch")
+    exported = torch.export.export(
+        model, (torch.randn(5, 3),), dynamic_shapes={"input": {0: batch}}, strict=strict
+    ).module()
+    for n in (5, 8):
+        x = torch.randn(n, 3)
+        assert_same(exported(x).detach(), model(x).detach())

@@ -1,0 +1,117 @@
+"""A NaN is never lost: one in an input or a weight ends in a NaN C and a NaN δ, so that training can notice it.
+
+Two exceptions, both PyTorch's too:
+
+- ``step`` compares z with 0, and a comparison with NaN is false: what lies behind it sees 0.
+- ``l1_loss`` has the derivative sign(a − y), and ``torch.sign`` of NaN is 0: C is NaN, ∂C/∂a is not.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+import deltaprop as dp
+import deltaprop.functional as F
+from deltaprop import core
+from deltaprop.loss_spec import parse_loss
+from deltaprop.verify.observe import observe
+
+F64 = torch.float64
+ACTIVATIONS = [name for name in core.ACTIVATIONS if name != "step"]
+LOSSES = [name for name in core.LOSSES if name != "l1_loss"]
+
+
+def x_with_nan(model: dp.MLP, x: Tensor) -> None:
+    """Put a NaN into one input of one sample."""
+    x[1, 2] = math.nan
+
+
+def first_weight_with_nan(model: dp.MLP, x: Tensor) -> None:
+    """Put a NaN into W of the lowest layer: z^1 of one neuron is NaN."""
+    model[0].weight[1, 2] = math.nan
+
+
+def hidden_weight_with_nan(model: dp.MLP, x: Tensor) -> None:
+    """Put a NaN into W of a hidden layer: z^2 of one neuron is NaN, and z^1 of none."""
+    model[2].weight[1, 2] = math.nan
+
+
+Where = Callable[[dp.MLP, Tensor], None]
+everywhere = pytest.mark.parametrize(
+    "where", [x_with_nan, first_weight_with_nan, hidden_weight_with_nan], ids=lambda where: where.__name__
+)
+
+
+def loss_and_lowest_delta(
+    activation: str, loss: str, where: Where, output_activation: str | None = None
+) -> list[tuple[Tensor, Tensor]]:
+    """Return C and δ^1, [5, 4], of a 3-4-4-2 net on five samples: by ``observe`` and by autograd."""
+    model = dp.MLP([3, 4, 4, 2], activation, output_activation, dtype=F64)
+    x, y = torch.randn(5, 3, dtype=F64), torch.rand(5, 2, dtype=F64)
+    if core.LOSSES[loss].takes_labels:
+        y = torch.arange(5) % 2
+    with torch.no_grad():
+        where(model, x)
+    layers = observe(model, loss, x, y)
+    observed = parse_loss(loss).forward(layers[-1].a, y)[0]
+    lowest, *others = model
+    z = lowest(x)
+    c = getattr(F, loss)(functools.reduce(lambda a, module: module(a), others, z), y)
+    (delta,) = torch.autograd.grad(c, z)
+    return [(observed, layers[0].delta), (c.detach(), delta)]
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("loss", LOSSES)
+@everywhere
+def test_a_nan_reaches_the_loss_and_the_lowest_layer(activation: str, loss: str, where: Where):
+    """C is NaN, and so is at least one entry of δ^1, with every activation in the hidden layers."""
+    for c, delta in loss_and_lowest_delta(activation, loss, where):
+        assert c.isnan()
+        assert delta.isnan().any()
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("loss", [name for name in LOSSES if not core.LOSSES[name].contains])
+@everywhere
+def test_a_nan_passes_the_output_activation(activation: str, loss: str, where: Where):
+    """The same with every activation at the output too."""
+    for c, delta in loss_and_lowest_delta(activation, loss, where, output_activation=activation):
+        assert c.isnan()
+        assert delta.isnan().any()
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@everywhere
+def test_l1_reports_a_nan_in_its_value_alone(activation: str, where: Where):
+    """With l1 C is NaN; its ∂C/∂a is 0 at a NaN, as in PyTorch."""
+    for c, _ in loss_and_lowest_delta(activation, "l1_loss", where):
+        assert c.isnan()
+    a = torch.tensor([math.nan], requires_grad=True)
+    for function in (F.l1_loss, torch.nn.functional.l1_loss):
+        (grad_a,) = torch.autograd.grad(function(a, torch.zeros(1)), a)
+        assert grad_a.item() == 0
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@everywhere
+def test_step_hides_a_nan(loss: str, where: Where):
+    """With step C is a number, and δ^1 is 0 but where δ^2 is multiplied by a W^2 that has a NaN itself."""
+    for c, delta in loss_and_lowest_delta("step", loss, where):
+        assert c.isfinite()
+        assert delta.isnan().any() if where is hidden_weight_with_nan else not delta.any()
+
+
+@pytest.mark.parametrize("activation", [*ACTIVATIONS, "step"])
+@pytest.mark.parametrize("loss", core.LOSSES)
+def test_without_a_nan_there_is_none(activation: str, loss: str):
+    """The same nets on the same samples have finite C and δ, so the NaN above came from where it was put."""
+    for c, delta in loss_and_lowest_delta(activation, loss, lambda model, x: None):
+        assert c.isfinite()
+        assert delta.isfinite().all()
