@@ -190,7 +190,7 @@ class TestRefusals:
     @pytest.mark.parametrize("delta", [-1, 0, float("nan")])
     def test_a_threshold_of_huber_that_is_not_above_0(self, delta: float):
         for loss in (partial(F.huber_loss, delta=delta), nn.HuberLoss(delta=delta)):
-            with pytest.raises(UserError, match=f"delta of huber_loss must be above 0, got {delta}"):
+            with pytest.raises(UserError, match=f"delta of huber_loss must be a number above 0, got {delta}"):
                 parse_loss(loss)
 
     @pytest.mark.parametrize("smoothing", [-0.1, 1.5, float("nan")])
@@ -205,35 +205,35 @@ class TestRefusals:
                 dp.ExplicitTrainer(model, loss, dp.SGD(model.parameters()))
 
 
-class TestShare:
+class TestCount:
     """How much a batch counts in the mean of several: what its own mean counts, in samples."""
 
     A = torch.zeros(4, 3, dtype=F64)
     Y = torch.tensor([0, 2, 2, -100])
 
-    def share(self, loss: Any, y: Tensor) -> float:
-        return float(parse_loss(loss).share(self.A, y))
+    def count(self, loss: Any, y: Tensor) -> float:
+        return float(parse_loss(loss).count(self.A, y))
 
     @pytest.mark.parametrize("loss", [name for name in LOSSES if name != "cross_entropy"])
     def test_of_numbers_it_is_the_rows(self, loss: str):
         """Though the mean of mse is over 12 entries."""
-        assert self.share(loss, self.A) == 4
+        assert self.count(loss, self.A) == 4
 
     def test_of_class_probabilities_it_is_the_rows(self):
-        assert self.share(partial(F.cross_entropy, weight=WEIGHT), self.A + 1 / 3) == 4
+        assert self.count(partial(F.cross_entropy, weight=WEIGHT), self.A + 1 / 3) == 4
 
     def test_of_labels_it_is_those_that_are_not_ignored(self):
-        assert self.share("cross_entropy", self.Y) == 3
-        assert self.share(partial(F.cross_entropy, ignore_index=2), self.Y.clamp(min=0)) == 2
-        assert self.share("cross_entropy", torch.full((4,), -100)) == 0
+        assert self.count("cross_entropy", self.Y) == 3
+        assert self.count(partial(F.cross_entropy, ignore_index=2), self.Y.clamp(min=0)) == 2
+        assert self.count("cross_entropy", torch.full((4,), -100)) == 0
 
     def test_by_their_class_weights(self):
         """Classes 0, 2 and 2: 0.5 + 2 + 2."""
-        assert self.share(partial(F.cross_entropy, weight=WEIGHT), self.Y) == 4.5
+        assert self.count(partial(F.cross_entropy, weight=WEIGHT), self.Y) == 4.5
 
     def test_of_a_sum_it_is_the_rows(self):
-        assert self.share(partial(F.cross_entropy, weight=WEIGHT, reduction="sum"), self.Y) == 4
-        assert self.share(partial(F.mse_loss, reduction="sum"), self.A) == 4
+        assert self.count(partial(F.cross_entropy, weight=WEIGHT, reduction="sum"), self.Y) == 4
+        assert self.count(partial(F.mse_loss, reduction="sum"), self.A) == 4
 
 
 class TestOnTargets:
@@ -262,7 +262,7 @@ class TestOnTargets:
 
         def results(of: LossSpec) -> list[Any]:
             c, saved = of.forward(a, y)
-            return [c, of.grad_input(saved, of.targets(y, saved)), torch.as_tensor(of.share(a, y)).to(F64)]
+            return [c, of.grad_input(saved, of.targets(y, saved)), torch.as_tensor(of.count(a, y)).to(F64)]
 
         torch.testing.assert_close(results(spec.on_targets(y)), results(spec), rtol=1e-14, atol=1e-15)
 

@@ -1,4 +1,4 @@
-"""Every private entry point of PyTorch that this package uses, each beside the public thing it stands for.
+"""Private entry points of PyTorch that the core and the checks for hooks need, each beside what it stands for.
 
 Tried with PyTorch 2.11 to 2.13. Where a release has a public way, that way belongs here instead.
 """

@@ -32,13 +32,13 @@ class EpochState:
     interval: int = 1
     report: Callable[[Tensor, Tensor], Tensor] | None = None
 
-    def add(self, loss: Tensor, share: Tensor | int) -> None:
-        """Add the loss of one step, which counts ``share`` (:meth:`~deltaprop.loss_spec.LossSpec.share`)."""
-        if isinstance(share, Tensor):  # of a batch whose labels are all ignored C is NaN, and counts nothing
-            self.total.add_(torch.where(share == 0, 0.0, loss * share))
+    def add(self, loss: Tensor, count: Tensor | int) -> None:
+        """Add the loss of one step, which counts ``count`` (:meth:`~deltaprop.loss_spec.LossSpec.count`)."""
+        if isinstance(count, Tensor):  # of a batch whose labels are all ignored C is NaN, and counts nothing
+            self.total.add_(torch.where(count == 0, 0.0, loss * count))
         else:
-            self.total.add_(loss, alpha=share)  # stays on the device: .item() here would wait for it
-        self.seen = self.seen + share
+            self.total.add_(loss, alpha=count)  # stays on the device: .item() here would wait for it
+        self.seen = self.seen + count
 
     def step_done(self) -> bool:
         """Count a step, and return whether to break the epoch off there."""

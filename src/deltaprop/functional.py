@@ -46,7 +46,10 @@ __all__ = [
 
 
 def _functions(table: dict[str, Any], *names: str) -> list[Callable[..., Tensor]]:
-    return [primitive(table[name]) for name in names]
+    functions = [primitive(table[name]) for name in names]
+    for function, name in zip(functions, names, strict=True):
+        function.__name__ = function.__qualname__ = name  # as error messages have it
+    return functions
 
 
 _linear: Callable[..., Tensor] = primitive(core.Linear)
@@ -540,7 +543,7 @@ def __getattr__(name: str) -> Any:
     """Find the function of a row that was added to ``ACTIVATIONS`` or ``LOSSES`` at run time."""
     if name in ACTIVATIONS:
         return primitive(ACTIVATIONS[name])
-    if name in LOSSES and issubclass(LOSSES[name], core.ElementwiseLoss):
+    if name in LOSSES:
         return _added_loss(name, LOSSES[name])
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
@@ -548,8 +551,16 @@ def __getattr__(name: str) -> Any:
 @functools.cache
 def _added_loss(name: str, definition: type[core.Loss]) -> Callable[..., Tensor]:
     def loss(input: Tensor, target: Tensor, **options: Any) -> Tensor:
-        weight, reduction, *constants = {**definition.options(), **options}.values()
-        return _elementwise_loss(primitive(definition), input, target, weight, reduction, *constants)
+        known = definition.options()
+        for option in options:
+            if option not in known:
+                raise TypeError(f"{name} has no option {option!r}; it has {', '.join(known)}")
+        arguments = {**known, **options}.values()
+        if issubclass(definition, core.ElementwiseLoss):
+            return _elementwise_loss(primitive(definition), input, target, *arguments)
+        output = primitive(definition)(input, target, *arguments)
+        c: Tensor = output[0] if isinstance(output, tuple) else output
+        return c
 
     loss.__name__ = loss.__qualname__ = name
     return loss

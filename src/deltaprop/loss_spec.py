@@ -81,13 +81,13 @@ class LossSpec:
 
     def on_targets(self, y: Tensor) -> LossSpec:
         """Return the same loss for targets among which no label is ignored, if so: then nothing looks for one."""
-        if not self.definition.takes_labels or y.is_floating_point():
+        if "ignore_index" not in self.definition.options() or y.is_floating_point():
             return self
         if bool((y == self.options.get("ignore_index", -100)).any()):
             return self
         return LossSpec(self.name, {**self.options, "ignore_index": None})
 
-    def share(self, a: Tensor, y: Tensor) -> Tensor | int:
+    def count(self, a: Tensor, y: Tensor) -> Tensor | int:
         """Return how much a batch counts in the mean loss of several: its samples, as C counts them.
 
         So each sample counts once, and one that is weighed or ignored in C is so in the mean as well.
@@ -117,6 +117,8 @@ def parse_loss(loss: LossLike) -> LossSpec:
     if isinstance(loss, nn.Module):
         name, attributes = _TORCH_MODULES.get(type(loss), ("", ()))
         options = {attribute: getattr(loss, attribute) for attribute in attributes}
+        if loss._forward_hooks or loss._forward_pre_hooks or loss._backward_hooks or loss._backward_pre_hooks:
+            raise UserError(f"the loss {type(loss).__name__} has hooks, which nothing would call")
     elif isinstance(loss, str):
         name = loss if loss in LOSSES else {short_name(row): row for row in LOSSES}.get(loss, "")
         if not name:
@@ -141,7 +143,8 @@ def _check_options(name: str, options: dict[str, Any]) -> None:
             raise UserError(f"{name} has no option {option!r}; it has {', '.join(sorted(known)) or 'none'}")
     if options.get("reduction", "mean") not in ("mean", "sum"):
         raise UserError(f"the loss must be one number: reduction 'mean' or 'sum', got {options['reduction']!r}")
-    if not options.get("delta", 1.0) > 0:
-        raise UserError(f"delta of huber_loss must be above 0, got {options['delta']}")
+    delta = options.get("delta", 1.0)
+    if name == "huber_loss" and not (isinstance(delta, float | int) and delta > 0):
+        raise UserError(f"delta of huber_loss must be a number above 0, got {delta!r}")
     if not 0 <= options.get("label_smoothing", 0.0) <= 1:
         raise UserError(f"label_smoothing must be between 0 and 1, got {options['label_smoothing']}")

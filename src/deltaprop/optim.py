@@ -53,8 +53,9 @@ def sgd_update(
 class SGD(Optimizer):
     """Stochastic gradient descent by :func:`~deltaprop.core.sgd.sgd_step`.
 
-    Without weight decay and Nesterov's momentum it is ``torch.optim.SGD`` bit for bit on CPU; with them θ agrees with
-    PyTorch's to 4 units in the last place a step, for the same sums are taken in another order.
+    Without weight decay and Nesterov's momentum it is ``torch.optim.SGD`` bit for bit on CPU. With them the same sums
+    are taken in another order, and a step agrees with PyTorch's to 4 units in the last place of the sizes of its terms,
+    |θ| + η (|g| + λ|θ| + μ|v|).
 
     It takes parameter groups and works with ``torch.optim.lr_scheduler``; its state_dict loads into
     ``torch.optim.SGD`` and back.

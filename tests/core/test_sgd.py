@@ -267,7 +267,7 @@ class TestGradientsOfALinearLayer:
             assert check(linear_grad_weight, (delta, a_prev))
             assert check(linear_grad_bias, (delta,))
 
-    @pytest.mark.parametrize("beta", [1, 0.5])
+    @pytest.mark.parametrize("beta", [0, 1, 0.5])
     def test_so_can_what_is_added_to_a_tensor(self, beta: float):
         """As ``create_graph=True`` needs it, through a tensor that is not a leaf."""
         gradient, into = (torch.randn(3, dtype=F64, requires_grad=True) for _ in range(2))
@@ -281,5 +281,6 @@ class TestGradientsOfALinearLayer:
         torch.testing.assert_close(vmap(linear_grad_weight)(delta, a_prev), torch.stack(each), rtol=1e-14, atol=1e-14)
         torch.testing.assert_close(vmap(linear_grad_bias)(delta), delta.sum(1), rtol=1e-14, atol=1e-14)
         into = torch.randn(6, 3, dtype=F64)
-        added = vmap(lambda d, t: add_scaled(d, t, 0.5, 2.0))(delta[:, 0], into.clone())
-        torch.testing.assert_close(added, 0.5 * into + 2 * delta[:, 0], rtol=1e-14, atol=1e-14)
+        for beta in (0, 0.5):
+            added = vmap(lambda d, t, beta=beta: add_scaled(d, t, beta, 2.0))(delta[:, 0], into.clone())
+            torch.testing.assert_close(added, beta * into + 2 * delta[:, 0], rtol=1e-14, atol=1e-14)

@@ -128,3 +128,9 @@ def twin_of(trainer: dp.ExplicitTrainer) -> dp.ExplicitTrainer:
     optimizer = dp.SGD(model.parameters(), lr=0.1, momentum=0.9)
     optimizer.load_state_dict(copy.deepcopy(trainer.optimizer.state_dict()))  # it would share the velocities
     return dp.ExplicitTrainer(model, "cross_entropy", optimizer)
+
+
+def velocity(trainer: dp.ExplicitTrainer) -> Tensor:
+    """Return all momentum buffers in a row."""
+    buffers = [trainer.optimizer.state[p]["momentum_buffer"] for p in trainer.model.parameters()]
+    return torch.cat([b.reshape(-1) for b in buffers])

@@ -21,6 +21,7 @@ from deltaprop.explicit import graph, trainer, workspace
 from tests.explicit import recorder
 from tests.explicit.compare import F64, SGD_OPTIONS, assert_same, by_autograd, targets
 from tests.explicit.test_losses import CASES, OUTPUTS
+from tests.explicit.test_stories import STORIES, Twins
 
 
 @pytest.fixture(autouse=True)
@@ -206,6 +207,14 @@ class TestWhenItIsCaptured:
         monkeypatch.setattr(trainer, "can_capture", lambda device: False)
         both("cross_entropy", device)
         assert graphs == []
+
+
+@pytest.mark.parametrize("deeds", STORIES, ids=", ".join)
+def test_whatever_users_do_replayed_steps_stay_with_those_of_the_tape(deeds: list[str], device: str):
+    twins = Twins(0, device)
+    for deed in deeds:
+        twins.do(deed)
+    assert_same(twins.model, twins.twin, twins.ours, twins.tape)
 
 
 class TestData:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from typing import Any
 
 import pytest
@@ -94,6 +95,12 @@ class TestSwitch:
         assert during == [name] * 4 * 4  # three steps and one, two layers each way
         assert between == [before] * 3
         assert switch() == before
+
+    @pytest.mark.usefixtures("any_device")
+    def test_a_copy_has_it_too(self):
+        """One that is pickled as well: its products are not another's."""
+        ours = trainer("bf16")
+        assert copy.deepcopy(ours).precision == pickle.loads(pickle.dumps(ours)).precision == "bf16"
 
     @pytest.mark.usefixtures("any_device")
     def test_it_is_off_after_a_refusal_and_after_an_interruption(self):

@@ -24,16 +24,16 @@ from tests.explicit.compare import (
 class Twins:
     """A model by both drivers, through whatever their users do to them."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, device: str = "cpu") -> None:
         torch.manual_seed(seed)
-        self.model = dp.MLP([5, 7, 6, 3], ["tanh", "gelu"], dtype=F64)
+        self.model = dp.MLP([5, 7, 6, 3], ["tanh", "gelu"], dtype=F64).to(device)
         self.twin = copy.deepcopy(self.model)
         self.ours, self.tape = (
             dp.SGD([{"params": [p for p in m.parameters() if p.dim() == d]} for d in (2, 1)], lr=0.1, momentum=0.9)
             for m in (self.model, self.twin)
         )
         self.trainer = dp.ExplicitTrainer(self.model, "cross_entropy", self.ours)
-        self.x, self.y = problem([5, 7, 6, 3])
+        self.x, self.y = (t.to(device) for t in problem([5, 7, 6, 3]))
         self.start = copy.deepcopy(self.model.state_dict())
 
     def do(self, what: str) -> None:

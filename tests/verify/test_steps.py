@@ -229,16 +229,16 @@ EQUATIONS = {
     "quadratic_loss": ("C = ½ Σ (a − y)²/N,  quadratic_loss", "∂C/∂a = (a − y)/N, the slope of the loss"),
     "mse_loss": ("C = Σ (a − y)²/M over all M entries,  mse_loss", "∂C/∂a = 2 (a − y)/M, the slope of the loss"),
     "l1_loss": ("C = Σ |a − y|/M over all M entries,  l1_loss",
-                "∂C/∂a = ±1/M, the sign of a − y, the slope of the loss"),
-    "huber_loss": ("C = Σ h(a − y)/M over all M entries, h(r) = ½ r² up to |r| = 1 and then |r| − ½,  huber_loss",
-                   "∂C/∂a = (a − y)/M, a − y clipped to ±1, the slope of the loss"),
-    "cross_entropy": ("C = −Σ ln p_y/N, p = exp(a)/Σ exp(a),  cross_entropy",
-                      "∂C/∂a = (p − 1 at y, p elsewhere)/N, the slope of the loss"),
+                "∂C/∂a = sign(a − y)/M, the slope of the loss"),
+    "huber_loss": ("C = Σ h(a − y)/M, h(r) = ½ r² up to |r| = d and then d (|r| − ½ d),  huber_loss",
+                   "∂C/∂a = (a − y)/M, a − y clipped to ±d, the slope of the loss"),
+    "cross_entropy": ("C = −Σ log p_y/N, p = exp(a)/Σ exp(a),  cross_entropy",
+                      "∂C/∂a = (p − y)/N, y one-hot, the slope of the loss"),
     "binary_cross_entropy_with_logits": (
-        "C = −Σ [y ln s + (1 − y) ln(1 − s)]/M, s = 1/(1 + e^−a),  binary_cross_entropy_with_logits",
+        "C = −Σ [y log s + (1 − y) log(1 − s)]/M, s = 1/(1 + e^−a),  binary_cross_entropy_with_logits",
         "∂C/∂a = (s − y)/M, the slope of the loss"),
     "binary_cross_entropy_per_sample": (
-        "C = −Σ [y ln s + (1 − y) ln(1 − s)]/N, s = 1/(1 + e^−a),  binary_cross_entropy_per_sample",
+        "C = −Σ [y log s + (1 − y) log(1 − s)]/N, s = 1/(1 + e^−a),  binary_cross_entropy_per_sample",
         "∂C/∂a = (s − y)/N, the slope of the loss"),
 }  # fmt: skip
 

@@ -16,7 +16,7 @@ import deltaprop as dp
 from deltaprop import UserError, core, trace
 from deltaprop import functional as F
 from deltaprop.verify.quantities import quantities, verdict
-from deltaprop.verify.steps import is_tiny
+from deltaprop.verify.steps import is_tiny, steps
 from deltaprop.verify.trace import Comparison
 from deltaprop.verify.words import number
 
@@ -323,3 +323,66 @@ def test_what_cannot_be_traced_is_told_in_one_line(model: Any, loss: Any, x: Ten
     with pytest.raises(UserError, match=said) as error:
         trace(model, loss, x, y)
     assert "\n" not in str(error.value)
+
+
+class LogCosh(core.ElementwiseLoss):
+    """C = Σ log cosh(a − y)/M over all M entries;  ∂C/∂a = tanh(a − y)/M."""
+
+    @staticmethod
+    def value(a: Tensor, y: Tensor) -> Tensor:
+        return torch.cosh(a - y).log()
+
+    @staticmethod
+    def derivative(a: Tensor, y: Tensor) -> Tensor:
+        return torch.tanh(a - y)
+
+
+class Hinge(core.Loss):
+    """C = Σ max(0, 1 − a y)/M over all M entries;  ∂C/∂a = −y/M where a y < 1, else 0."""
+
+    @classmethod
+    def forward(cls, a: Tensor, y: Tensor, reduction: str = "mean") -> Tensor:
+        return (1 - a * y).clamp(min=0).mean()
+
+    @staticmethod
+    def saved(a: Tensor, output: Tensor) -> Tensor:
+        return a
+
+    @classmethod
+    def denominator(cls, a: Tensor, y: Tensor, reduction: str) -> int:
+        return a.numel()
+
+    @classmethod
+    def grad_input(cls, grad_loss: Any, a: Tensor, targets: tuple[Tensor, ...], reduction: str) -> Tensor:
+        (y,) = targets
+        return grad_loss / a.numel() * -y * (1 - a * y).sign().clamp(min=0)
+
+    @classmethod
+    def setup_context(cls, ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[:2])
+
+    @classmethod
+    def backward(cls, ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        a, y = ctx.saved_tensors
+        return cls.grad_input(grad_output, a, (y,), "mean"), None, None
+
+    @classmethod
+    def jvp(cls, ctx: Any, a_dot: Tensor, *_: None) -> Tensor:
+        a, y = ctx.saved_tensors
+        return (cls.grad_input(1.0, a, (y,), "mean") * a_dot).sum()
+
+
+@pytest.mark.parametrize("added", [LogCosh, Hinge])
+def test_a_loss_that_is_a_class_and_a_row_is_traced_in_its_own_words(
+    added: type[core.Loss], monkeypatch: pytest.MonkeyPatch
+):
+    """The reference is PyTorch's tape over its forward; the sentences are its docstring's."""
+    monkeypatch.setitem(core.LOSSES, "added_loss", added)
+    found = trace(dp.MLP([2, 3, 1], "tanh"), "added", torch.randn(4, 2), torch.randn(4, 1).sign())
+    assert found.ok
+    text = str(found)
+    assert "C = " in text
+    lines = [part.equation for step in steps(found, 0.1) for part in step.parts]
+    cost, _, derivative = str(added.__doc__).rstrip(".").partition(";  ")
+    assert f"{cost},  added_loss" in lines
+    assert f"{derivative}, the slope of the loss" in lines

@@ -85,7 +85,7 @@ class Step(Elementwise):
 
     @staticmethod
     def forward(z: Tensor) -> Tensor:
-        return (z > 0).to(z.dtype)
+        return z.sign().clamp(min=0)  # 1 where z > 0, else 0
 
     @staticmethod
     def derivative(z: Tensor) -> Tensor:

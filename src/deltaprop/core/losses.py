@@ -1,14 +1,15 @@
 """The losses: C from the outputs a^L and the targets y, and ∂C/∂a^L.
 
 A loss is one class, a ``torch.autograd.Function``. An element-wise one gives ``value``, the loss c of each entry, and
-``derivative``, ∂c/∂a; their weighted mean or sum stands once, in :class:`ElementwiseLoss`. Cross-entropy, whose entries
-hang together, has a ``delta``. The mean's 1/N is applied here, once, and nowhere after.
+``derivative``, ∂c/∂a; their weighted mean or sum stands once, in :class:`ElementwiseLoss`. Cross-entropy, where each
+gradient depends on all outputs of a sample, has a ``delta``. The mean's 1/N is applied here, once, and nowhere after.
 
 Values call PyTorch's kernels: values, dtypes and refusals are PyTorch's. Everything that goes backward is written here.
 """
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -36,7 +37,8 @@ class Loss(Function):
     - ``saved(a, output)``: what the gradient is computed from besides the targets;
     - ``targets(y, like, …)``: the targets as the gradient takes them, tensors with a row for each sample, of outputs
       of ``like``'s shape and dtype; a driver may compute them for many batches at once;
-    - ``grad_input(grad_loss, saved, targets, …)``: ∂C/∂a, the left factor of BP1;
+    - ``grad_input(grad_loss, saved, targets, …)``: ∂C/∂a, the left factor of BP1: a new tensor, which the explicit
+      driver overwrites;
     - ``denominator(saved, y, …)``: D, what a mean divides by.
 
     The arguments that follow are those of :meth:`options`, in order, in all of them.
@@ -60,6 +62,7 @@ class Loss(Function):
     denominator: ClassVar[Callable[..., Tensor | int]]
 
 
+@functools.cache
 def _defaults(formula: Callable[..., Any]) -> dict[str, Any]:
     """Return the parameters of a formula after its first two, and their defaults."""
     return {name: p.default for name, p in list(inspect.signature(formula).parameters.items())[2:]}
@@ -73,10 +76,12 @@ class ElementwiseLoss(Loss):
     - ``value(a, y, *constants)``: c, entry by entry;
     - ``derivative(a, y, *constants)``: ∂c/∂a;
     - ``derivative_by_target(a, y, *constants)``: ∂c/∂y, by default −∂c/∂a, as for a loss of a − y;
-    - ``denominator``: D of a mean, by default the number of entries.
+    - ``denominator``: D of a mean, by default the number of entries, or Σ w if ``divides_by_weight``.
 
     Shapes: a and y [..., n], and the weights w, broadcast to each other; C is [], or [..., n] for ``"none"``.
     """
+
+    divides_by_weight: ClassVar[bool] = False
 
     @classmethod
     def options(cls) -> dict[str, Any]:
@@ -95,8 +100,8 @@ class ElementwiseLoss(Loss):
         return -cls.derivative(a, y, *constants)
 
     @classmethod
-    def denominator(cls, a: Tensor, y: Tensor, *_: Any) -> Tensor | int:
-        return a.numel()
+    def denominator(cls, a: Tensor, y: Tensor, weight: Tensor | None, *_: Any) -> Tensor | int:
+        return weight.sum() if cls.divides_by_weight and weight is not None else a.numel()
 
     @classmethod
     def forward(cls, a: Tensor, y: Tensor, weight: Tensor | None, reduction: str, *constants: Any) -> Tensor:
@@ -123,20 +128,20 @@ class ElementwiseLoss(Loss):
         weight: Tensor | None, reduction: str, *constants: Any,
     ) -> Tensor:  # fmt: skip
         (y,) = targets
-        share = cls._share(grad_loss, a, y, weight, reduction)
+        grad_entries = cls._grad_entries(grad_loss, a, y, weight, reduction)
         if weight is not None:
-            share = share * weight
-        return share * cls.derivative(a, y, *constants)  # BP1, left factor: ∂C/∂a = w/D ∂c/∂a
+            grad_entries = grad_entries * weight
+        return grad_entries * cls.derivative(a, y, *constants)  # BP1, left factor: ∂C/∂a = w/D ∂c/∂a
 
     @classmethod
-    def _share(
+    def _grad_entries(
         cls, grad_loss: Tensor | float, a: Tensor, y: Tensor, weight: Tensor | None, reduction: str
     ) -> Tensor | float:
         """Return ∂C/∂(w c) of an entry, 1/D for a mean and else 1, times ``grad_loss``."""
         if reduction != "mean":
             return grad_loss
         denominator = cls.denominator(a, y, weight, reduction)
-        # An empty batch has a mean of NaN, as in PyTorch, and no entry that shares in it.
+        # An empty batch has a mean of NaN, as in PyTorch, and no entry that counts in it.
         return grad_loss / (denominator if isinstance(denominator, Tensor) else max(denominator, 1))
 
     @classmethod
@@ -160,20 +165,20 @@ class ElementwiseLoss(Loss):
         if needs_a:
             grad_a = cast(cls.grad_input(grad_loss, a, (y,), weight, ctx.reduction, *constants), a.dtype)
             grad_a = grad_a.sum_to_size(shapes[0])
-        share = cls._share(grad_loss, a, y, weight, ctx.reduction) if needs_y or needs_weight else grad_loss
+        grad_entries = cls._grad_entries(grad_loss, a, y, weight, ctx.reduction) if needs_y or needs_weight else 0.0
         if needs_y:
-            share_y = share if weight is None else share * weight
-            grad_y = cast(share_y * cls.derivative_by_target(a, y, *constants), y.dtype).sum_to_size(shapes[1])
+            weighted = grad_entries if weight is None else grad_entries * weight
+            grad_y = cast(weighted * cls.derivative_by_target(a, y, *constants), y.dtype).sum_to_size(shapes[1])
         if needs_weight and weight is not None:
             excess = cls._excess(a, y, weight, ctx.reduction, *constants)
-            grad_weight = cast(share * excess, weight.dtype).sum_to_size(weight.shape)
+            grad_weight = cast(grad_entries * excess, weight.dtype).sum_to_size(weight.shape)
         return grad_a, grad_y, grad_weight, *[None] * len(others)
 
     @classmethod
     def _excess(cls, a: Tensor, y: Tensor, weight: Tensor, reduction: str, *constants: Any) -> Tensor:
         """Return D ∂C/∂w: c, less the mean where D is Σ w."""
         entries = cls.value(a, y, *constants)
-        if reduction == "mean" and isinstance(cls.denominator(a, y, weight, reduction), Tensor):
+        if reduction == "mean" and cls.divides_by_weight:
             return entries - (weight * entries).sum() / weight.sum()
         return entries
 
@@ -190,7 +195,7 @@ class ElementwiseLoss(Loss):
             c_dot = weight * c_dot
         if weight is not None and weight_dot is not None:
             c_dot = c_dot + cls._excess(a, y, weight, ctx.reduction, *constants) * weight_dot
-        entries = cls._share(1.0, a, y, weight, ctx.reduction) * c_dot
+        entries = cls._grad_entries(1.0, a, y, weight, ctx.reduction) * c_dot
         return entries if ctx.reduction == "none" else entries.sum()
 
 
@@ -203,7 +208,12 @@ def _of_one_shape(a: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class MSE(ElementwiseLoss):
-    """C = Σ (a − y)² / D, D the number of entries;  ∂C/∂a = 2 (a − y) / D. With weights w: C = Σ w (a − y)² / Σ w."""
+    """C = Σ (a − y)²/M over all M entries;  ∂C/∂a = 2 (a − y)/M.
+
+    With weights w of the entries: C = Σ w (a − y)² / Σ w.
+    """
+
+    divides_by_weight = True
 
     @staticmethod
     def value(a: Tensor, y: Tensor) -> Tensor:
@@ -213,13 +223,14 @@ class MSE(ElementwiseLoss):
     def derivative(a: Tensor, y: Tensor) -> Tensor:
         return 2 * (a - y)
 
-    @classmethod
-    def denominator(cls, a: Tensor, y: Tensor, weight: Tensor | None, *_: Any) -> Tensor | int:
-        return a.numel() if weight is None else weight.sum()
-
 
 class L1(ElementwiseLoss):
-    """C = Σ |a − y| / D, D the number of entries;  ∂C/∂a = sign(a − y) / D, 0 at the kink. With weights, D = Σ w."""
+    """C = Σ |a − y|/M over all M entries;  ∂C/∂a = sign(a − y)/M, 0 at the kink.
+
+    With weights w of the entries: C = Σ w |a − y| / Σ w.
+    """
+
+    divides_by_weight = True
 
     @staticmethod
     def value(a: Tensor, y: Tensor) -> Tensor:
@@ -229,16 +240,11 @@ class L1(ElementwiseLoss):
     def derivative(a: Tensor, y: Tensor) -> Tensor:
         return (a - y).sign()
 
-    @classmethod
-    def denominator(cls, a: Tensor, y: Tensor, weight: Tensor | None, *_: Any) -> Tensor | int:
-        return a.numel() if weight is None else weight.sum()
-
 
 class Huber(ElementwiseLoss):
-    """C = Σ c(a − y) / D, c(r) = ½ r² where |r| ≤ d, else d (|r| − ½ d);  c'(r) = r clipped to [−d, d].
+    """C = Σ h(a − y)/M, h(r) = ½ r² up to |r| = d and then d (|r| − ½ d);  ∂C/∂a = (a − y)/M, a − y clipped to ±d.
 
-    d is ``delta``, PyTorch's name: the one place where delta is not ∂C/∂z. D is the number of entries, also with
-    weights.
+    M is the number of entries, also with weights. d is ``delta``, PyTorch's name for it: here alone delta is not ∂C/∂z.
 
     Source: Huber, Robust Estimation of a Location Parameter, Annals of Mathematical Statistics 35 (1964).
     """
@@ -253,7 +259,9 @@ class Huber(ElementwiseLoss):
 
 
 class Quadratic(ElementwiseLoss):
-    """C = ½ Σ_n ‖a_n − y_n‖² / N: a mean over the N samples, a sum over outputs;  ∂C/∂a = (a − y) / N.
+    """C = ½ Σ (a − y)²/N;  ∂C/∂a = (a − y)/N.
+
+    The textbook's 1/(2N) Σ_n ‖a_n − y_n‖²: a mean over the N samples, a sum over outputs.
 
     Source: Nielsen, Neural Networks and Deep Learning (2015), chapter 1, equation 6.
     """
@@ -272,10 +280,11 @@ class Quadratic(ElementwiseLoss):
 
 
 class BinaryCrossEntropy(ElementwiseLoss):
-    """C = −Σ w [p y log σ(z) + (1 − y) log(1 − σ(z))] / D;  ∂C/∂z = w ((1 + (p − 1) y) σ(z) − p y) / D. Logits z.
+    """C = −Σ [y log s + (1 − y) log(1 − s)]/M, s = 1/(1 + e^−a);  ∂C/∂a = (s − y)/M.
 
-    For w = p = 1: ∂C/∂z = (σ(z) − y) / D. D is the number of entries. w weighs entries, p (``pos_weight``) the positive
-    ones; both are constants. Never from a clipped probability. Nats.
+    From the logits a = z, never from a clipped probability; M is the number of entries. With weights w of the entries
+    and p of the positive ones (``pos_weight``), both constants: c = −w [p y log s + (1 − y) log(1 − s)] and
+    ∂c/∂z = w ((1 + (p − 1) y) s − p y). Nats.
     """
 
     contains = ("sigmoid",)
@@ -299,7 +308,7 @@ class BinaryCrossEntropy(ElementwiseLoss):
 
 
 class BinaryCrossEntropyPerSample(BinaryCrossEntropy):
-    """C = −Σ_n Σ_j [y log σ(z) + (1 − y) log(1 − σ(z))] / N from the logits z;  ∂C/∂z = (σ(z) − y) / N.
+    """C = −Σ [y log s + (1 − y) log(1 − s)]/N, s = 1/(1 + e^−a);  ∂C/∂a = (s − y)/N.
 
     A mean over the N samples, a sum over outputs. Nats.
 
@@ -312,10 +321,11 @@ class BinaryCrossEntropyPerSample(BinaryCrossEntropy):
 
 
 class CrossEntropy(Loss):
-    """C = −Σ_n log p_{n, y_n} / N, p = softmax(z), from the logits z;  δ = (p − y) / N, y one-hot.
+    """C = −Σ log p_y/N, p = exp(a)/Σ exp(a);  ∂C/∂a = (p − y)/N, y one-hot.
 
-    Both kinds of target are one formula. With k the weight that the target puts on each class of a sample (of a label y
-    with class weights w: w_y at class y, 0 elsewhere; of probabilities: w ⊙ y; y smoothed by ε: (1 − ε) y + ε/C):
+    From the logits a = z, so that ∂C/∂a is δ. Both kinds of target are one formula: with k the weight that the target
+    puts on each class of a sample (of a label y with class weights w: w_y at class y, 0 elsewhere; of probabilities: w
+    ⊙ y; y smoothed by ε: (1 − ε) y + ε/C):
 
         C = −Σ_n Σ_c k_nc log p_nc / D
         δ_n = (p_n Σ_c k_nc − k_n) / D
@@ -378,10 +388,12 @@ class CrossEntropy(Loss):
         weight: Tensor | None, reduction: str, ignore_index: int | None, smoothing: float,
     ) -> Tensor:  # fmt: skip
         y, k, total = targets
-        return cls.delta(log_p, k, total, cls._share(grad_loss, log_p, y, weight, reduction, ignore_index, smoothing))
+        return cls.delta(
+            log_p, k, total, cls._grad_entries(grad_loss, log_p, y, weight, reduction, ignore_index, smoothing)
+        )
 
     @classmethod
-    def _share(
+    def _grad_entries(
         cls, grad_loss: Tensor | float, log_p: Tensor, y: Tensor, weight: Tensor | None,
         reduction: str, ignore_index: int | None, *_: Any,
     ) -> Tensor | float:  # fmt: skip
@@ -423,7 +435,7 @@ class CrossEntropy(Loss):
                 targets = cls.targets(y, wide, weight, *ctx.constants)
                 delta = cls.grad_input(grad_loss, wide, targets, weight, *ctx.constants)
             if needs_y or needs_weight:  # of class probabilities; C is linear in k
-                grad_k = -cls._share(grad_loss, log_p, y, weight, *ctx.constants) * log_p
+                grad_k = -cls._grad_entries(grad_loss, log_p, y, weight, *ctx.constants) * log_p
                 _, _, smoothing = ctx.constants
                 if needs_y:
                     grad_y = cast((1 - smoothing) * grad_k * along_classes(weight, log_p), y.dtype)

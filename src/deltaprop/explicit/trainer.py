@@ -72,8 +72,8 @@ class ExplicitTrainer:
         self, model: nn.Module, loss: LossLike, optimizer: torch.optim.Optimizer, *, precision: str = "float32"
     ) -> None:
         self._model, self._optimizer, self._precision = model, optimizer, precision
-        self.loss = parse_loss(loss)
-        refuse_entry_weights(self.loss)
+        self._loss = parse_loss(loss)
+        refuse_entry_weights(self._loss)
         self._begin()
 
     def _begin(self) -> None:
@@ -92,19 +92,24 @@ class ExplicitTrainer:
         return self._optimizer
 
     @property
+    def loss(self) -> LossSpec:
+        """The loss with its options; for another make another trainer."""
+        return self._loss
+
+    @property
     def precision(self) -> str:
         """Of the products of matrices; for another make another trainer."""
         return self._precision
 
     def __repr__(self) -> str:
         """Return what it trains, and how."""
-        linears = [m for m in self._model.modules() if isinstance(m, nn.Linear)]
-        sizes = [linears[0].in_features, *[m.out_features for m in linears]]
+        layers = self._workspace.layers
+        sizes = [layers[0].weight.shape[1], *[len(layer.weight) for layer in layers]]
         return f"ExplicitTrainer({'-'.join(map(str, sizes))}, {self.loss.name}, precision={self._precision!r})"
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what it was made of; its memory is made anew where it is needed."""
-        return {name: vars(self)[name] for name in ("_model", "loss", "_optimizer", "_precision")}
+        return {name: vars(self)[name] for name in ("_model", "_loss", "_optimizer", "_precision")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Begin with what another was made of."""
@@ -209,17 +214,22 @@ class ExplicitTrainer:
         steps = math.ceil(rows / batch_size)
         if not 0 <= whole_number(state.done, "start") <= steps:
             raise UserError(f"start must be a step of the epoch, 0 to {steps}, got {state.done!r}")
-        self._running = True
+        self._running, shape = True, self._shape
         take_steps = self._replay_steps if can_capture(x.device) else self._take_steps
         try:
             with torch.inference_mode():
                 for c, a, y_batch in take_steps(loss, x, y, batch_size, order, state.done):
-                    state.add(c if state.report is None else state.report(a, y_batch), loss.share(a, y_batch))
+                    state.add(c if state.report is None else state.report(a, y_batch), loss.count(a, y_batch))
                     ended = state.step_done()
                     if on_step is not None:
                         with torch.inference_mode(False):  # so that what it makes can be trained
                             ended = on_step(state.done) is True
                             self._enter()
+                        if self._shape != shape:
+                            raise UserError(
+                                "on_step has changed the inputs, outputs or dtype of the model: "
+                                "end the epoch there, by True, and begin another"
+                            )
                     if ended:
                         break
         finally:
@@ -291,8 +301,14 @@ class ExplicitTrainer:
         self._lowest, self._outputs = learning[0], len(layers[-1].weight)
         self._products = products_in(self._precision, device)
         ours = all(map(is_ours, [self.loss.definition, *[layer.activation for layer in layers]]))
-        self._workspace = Workspace(layers, self._lowest, holdable=ours)
+        self._workspace = Workspace(layers, holdable=ours)
         self._watch = Watch(self._model, params, self._optimizer)
+
+    @property
+    def _shape(self) -> tuple[int, int, torch.dtype, torch.device]:
+        """n_0, n_L, dtype and device of the model."""
+        weight = self._workspace.layers[0].weight
+        return weight.shape[1], self._outputs, weight.dtype, weight.device
 
     def _checked(self, x: Tensor, y: Tensor) -> Tensor:
         """Return targets as the loss takes them, once x and y fit the model."""

@@ -20,12 +20,11 @@ class Workspace:
 
     Args:
         layers: From the first.
-        lowest: Index of the lowest layer that learns: below it nobody asks for δ.
         holdable: Whether a CUDA graph may hold a step.
     """
 
-    def __init__(self, layers: list[Layer], lowest: int, *, holdable: bool) -> None:
-        self.layers, self._lowest, self._holdable = layers, lowest, holdable
+    def __init__(self, layers: list[Layer], *, holdable: bool) -> None:
+        self.layers, self._holdable = layers, holdable
         self._rows = self._capacity = 0
         self._captured: dict[int, tuple[Any, CapturedStep]] = {}  # by rows
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 
 from deltaprop import functional as F
 from deltaprop.errors import UserError
+from deltaprop.layers import flat_modules
+from deltaprop.loss_spec import LossSpec
 from deltaprop.modules import to_torch
 from deltaprop.verify.judging import judge
 
@@ -78,7 +81,7 @@ def _by_autograd(model: nn.Sequential, loss: Callable[[Tensor], Tensor], x: Tens
     linears: list[nn.Linear] = []
     found: list[dict[str, Tensor]] = []
     a = x
-    for module in _flat(model):
+    for _, module in flat_modules(model):
         if isinstance(module, nn.Linear):
             a = module(a)
             linears.append(module)
@@ -107,20 +110,25 @@ def _compared(layer: int, quantity: str, ours: Tensor, right: Tensor) -> Compari
 
 
 def torch_loss(name: str) -> Callable[..., Tensor]:
-    """Return PyTorch's loss of a name; the textbook's two in plain tensor arithmetic."""
+    """Return PyTorch's loss of a name; the textbook's two in plain tensor arithmetic, an added one by its forward."""
     if name == "quadratic_loss":
         return lambda a, y: (a - y).square().sum() / (2 * len(a))
     if name == "binary_cross_entropy_per_sample":
         return lambda a, y, **options: (
             nn.functional.binary_cross_entropy_with_logits(a, y, reduction="sum", **options) / len(a)
         )
-    function: Callable[..., Tensor] = getattr(nn.functional, name)
-    return function
+    return getattr(nn.functional, name, None) or partial(_by_forward, name)
+
+
+def _by_forward(name: str, a: Tensor, y: Tensor, **options: Any) -> Tensor:
+    """Return C of a loss that PyTorch does not have, by the operations of its forward, on PyTorch's tape."""
+    spec = LossSpec(name, options)
+    return spec.forward(a, y)[0]
 
 
 def _beside_differences(trace: Trace) -> Iterator[Comparison]:
     """Compare δ and the gradients with (C(t + h) − C(t − h)) / 2h, entry by entry, from their own layer upwards."""
-    modules = list(_flat(trace.model))
+    modules = [module for _, module in flat_modules(trace.model)]
     starts = [at for at, module in enumerate(modules) if isinstance(module, nn.Linear)]
     generator = torch.Generator().manual_seed(0)
     loss = getattr(F, trace.loss_name)
@@ -165,11 +173,3 @@ def _beside_differences(trace: Trace) -> Iterator[Comparison]:
             largest, wrong = float(gradient.abs().max()), bool(found.wrong.any())
             resolved = NOISE * abs(trace.loss) <= 1e-3 * largest or wrong
             yield Comparison(at, quantity, "differences", gap / largest if largest else gap, not wrong, resolved)
-
-
-def _flat(model: nn.Module) -> Iterator[nn.Module]:
-    for child in model.children():
-        if isinstance(child, nn.Sequential):
-            yield from _flat(child)
-        else:
-            yield child

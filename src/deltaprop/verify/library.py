@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from deltaprop import functional as F
-from deltaprop.core import ACTIVATIONS, primitive
+from deltaprop.core import ACTIVATIONS, LOSSES, primitive
 
 
 def library_ops() -> Iterator[tuple[Callable[..., Tensor], tuple[Any, ...]]]:
@@ -24,9 +24,8 @@ def library_ops() -> Iterator[tuple[Callable[..., Tensor], tuple[Any, ...]]]:
     for name, op in ACTIVATIONS.items():
         yield primitive(op), (z, -1) if "softmax" in name else (z,)
     yield F.linear, (normal(4, 3), normal(5, 3), normal(5))
-    for loss in (F.mse_loss, F.l1_loss, F.huber_loss, F.quadratic_loss, F.binary_cross_entropy_with_logits):
-        yield loss, (z, y)
-    yield F.cross_entropy, (z, labels)
+    for name, definition in LOSSES.items():
+        yield getattr(F, name), (z, labels if definition.takes_labels else y)
     yield cross_entropy_of_probabilities, (z, torch.softmax(normal(4, 3), 1))
 
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from deltaprop.core import LOSSES
+from deltaprop.verify.observe import formula
 from deltaprop.verify.trace import Trace
 from deltaprop.verify.words import bracketed, number, place, row, up
 
@@ -19,15 +21,11 @@ class LossWords:
     """How a loss is written.
 
     Attributes:
-        cost: C, in symbols.
-        slope: ∂C/∂a, in symbols.
         per_sample: Whether the sum is divided by N; else by M, the number of all entries.
         term: What an output a and its target y add to the sum: in numbers, and the number itself.
         slope_term: ∂/∂a of that, in numbers.
     """
 
-    cost: str
-    slope: str
     per_sample: bool
     term: Callable[[float, float], tuple[str, float]]
     slope_term: Callable[[float, float], str]
@@ -81,38 +79,30 @@ def _of_share(p: float, y: float) -> tuple[str, float]:
     return f"−ln({inner})", value
 
 
-_BERNOULLI = "−Σ [y ln s + (1 − y) ln(1 − s)]"
 LOSS_WORDS = {
-    "quadratic_loss": LossWords("C = ½ Σ (a − y)²/N", "∂C/∂a = (a − y)/N", True, _half_square, _gap),
+    "quadratic_loss": LossWords(True, _half_square, _gap),
     "mse_loss": LossWords(
-        "C = Σ (a − y)²/M over all M entries", "∂C/∂a = 2 (a − y)/M", False,
-        lambda a, y: (f"({difference(a, y)})²", (a - y) ** 2), lambda a, y: f"2·{_gap(a, y)}",
+        False, lambda a, y: (f"({difference(a, y)})²", (a - y) ** 2), lambda a, y: f"2·{_gap(a, y)}"
     ),
-    "l1_loss": LossWords(
-        "C = Σ |a − y|/M over all M entries", "∂C/∂a = ±1/M, the sign of a − y", False,
-        lambda a, y: (f"|{difference(a, y)}|", abs(a - y)), _sign,
-    ),
-    "huber_loss": LossWords(
-        "C = Σ h(a − y)/M over all M entries, h(r) = ½ r² up to |r| = 1 and then |r| − ½",
-        "∂C/∂a = (a − y)/M, a − y clipped to ±1", False,
-        _huber, lambda a, y: _gap(a, y) if abs(a - y) <= 1 else _sign(a, y),
-    ),
-    "cross_entropy": LossWords(
-        "C = −Σ ln p_y/N, p = exp(a)/Σ exp(a)", "∂C/∂a = (p − 1 at y, p elsewhere)/N", True,
-        _of_share, lambda p, y: f"({difference(p, 1)})" if y else number(p),
-    ),
-    "binary_cross_entropy_with_logits": LossWords(
-        f"C = {_BERNOULLI}/M, s = 1/(1 + e^−a)", "∂C/∂a = (s − y)/M", False, _bernoulli, _bernoulli_slope
-    ),
-    "binary_cross_entropy_per_sample": LossWords(
-        f"C = {_BERNOULLI}/N, s = 1/(1 + e^−a)", "∂C/∂a = (s − y)/N", True, _bernoulli, _bernoulli_slope
-    ),
+    "l1_loss": LossWords(False, lambda a, y: (f"|{difference(a, y)}|", abs(a - y)), _sign),
+    "huber_loss": LossWords(False, _huber, lambda a, y: _gap(a, y) if abs(a - y) <= 1 else _sign(a, y)),
+    "cross_entropy": LossWords(True, _of_share, lambda p, y: f"({difference(p, 1)})" if y else number(p)),
+    "binary_cross_entropy_with_logits": LossWords(False, _bernoulli, _bernoulli_slope),
+    "binary_cross_entropy_per_sample": LossWords(True, _bernoulli, _bernoulli_slope),
 }  # fmt: skip
 
 
+def loss_formulas(trace: Trace) -> tuple[str, str]:
+    """Return C and ∂C/∂a as the docstring of the loss's definition has them; "" where options make them others."""
+    if trace.options or (trace.loss_name in LOSS_WORDS and not is_plain(trace)):
+        return "", ""
+    cost, _, derivative = formula(LOSSES[trace.loss_name]).partition(";")
+    return cost.strip(), derivative.strip().removesuffix(".").split(", 0 at")[0]
+
+
 def is_plain(trace: Trace) -> bool:
-    """Return whether the formulas hold as they stand: no options, a target for each output, or a label."""
-    if trace.options:
+    """Return whether a loss can be written out in numbers: no options, a target for each output, or a label."""
+    if trace.options or trace.loss_name not in LOSS_WORDS:
         return False
     if trace.loss_name == "cross_entropy":
         return trace.target.dim() == 1 and bool((trace.target >= 0).all())
@@ -173,7 +163,7 @@ def divisor(trace: Trace) -> int:
 
 def gradient_lines(trace: Trace, rows: Iterable[int], neurons: Sequence[int]) -> Iterator[tuple[str, int, int]]:
     """Yield ∂C/∂a in numbers for some output neurons, with neuron and sample."""
-    over = f"/{divisor(trace)}" if divisor(trace) > 1 else ""
+    over = f"/{divisor(trace)}" if is_plain(trace) and divisor(trace) > 1 else ""
     for n in rows:
         for j in neurons:
             result = number(trace.grad_a[n, j].item())

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from deltaprop.verify.loss_words import LOSS_WORDS, gradient_lines, is_plain, loss_lines
+from deltaprop.verify.loss_words import gradient_lines, loss_formulas, loss_lines
 from deltaprop.verify.quantities import slope_alone
 from deltaprop.verify.trace import Trace, TracedLayer
 from deltaprop.verify.words import bracketed, number, place, row, up
@@ -178,9 +178,9 @@ class _Writer:
         trace = self.trace
         words = "One number says how wrong the outputs are; a is the output, y the target."
         options = "".join(f", {name}={_value(value)}" for name, value in trace.options.items())
-        formula = "" if not is_plain(trace) else f"{LOSS_WORDS[trace.loss_name].cost},  "
+        cost, _ = loss_formulas(trace)
         lines = tuple(Line(text, None, n) for text, n in loss_lines(trace, self.shown.rows))
-        part = Part("C", f"{formula}{trace.loss_name}{options}", None, lines)
+        part = Part("C", f"{cost}{',  ' if cost else ''}{trace.loss_name}{options}", None, lines)
         return Step("loss", None, "loss C", words, (part,))
 
     def delta(self, at: int, layer: TracedLayer) -> Step:
@@ -204,7 +204,7 @@ class _Writer:
             words += f", times the slope of {layer.activation}, σ'(z) = {slope_alone(layer.formula)}"
         parts = []
         if top:
-            formula = f"∂C/∂a{above}" if not is_plain(self.trace) else LOSS_WORDS[self.trace.loss_name].slope
+            formula = loss_formulas(self.trace)[1] or f"∂C/∂a{above}"
             lines = tuple(
                 Line(f"∂C/∂a{above}{place(j)} = {text}", j, n)
                 for text, j, n in gradient_lines(self.trace, self.shown.rows, self.shown.neurons[at])

@@ -1,0 +1,100 @@
+"""An epoch that is broken off and goes on, as the training loop has it: by its state, and to the same bits."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import math
+from collections.abc import Sequence
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import deltaprop as dp
+from deltaprop import functional as F
+from deltaprop.epoch_state import EpochState
+from tests.explicit.compare import (
+    X,
+    Y,
+    targets,
+    twin_of,
+    velocity,
+)
+from tests.explicit.test_losses import CASES, OUTPUTS
+
+
+class Resumed:
+    """A net that can be trained in one go or in parts, each part by a new process's trainer, as far as one can tell."""
+
+    def __init__(self, data: st.DataObject | None, seed: int) -> None:
+        torch.manual_seed(seed)
+        draw = (lambda strategy: data.draw(strategy)) if data is not None else (lambda strategy: None)
+        self.dtype = draw(st.sampled_from([torch.float32, torch.float64])) or torch.float32
+        sizes = draw(st.lists(st.integers(1, 50), min_size=2, max_size=4)) or [784, 30, 10]
+        self.loss = draw(st.sampled_from(CASES)) or ("cross_entropy", {})
+        sizes[-1] = OUTPUTS if "weight" in self.loss[1] else sizes[-1] + 2
+        rows = draw(st.integers(1, 60)) or 23
+        self.batch_size = draw(st.integers(1, 20)) or 10
+        self.options = {"momentum": draw(st.sampled_from([0.0, 0.9])) or 0.0, "lr": 0.01}
+        self.start = dp.MLP(sizes, "sigmoid", dtype=self.dtype)
+        self.x, self.order = torch.randn(rows, sizes[0], dtype=self.dtype), torch.randperm(rows)
+        self.y = targets(self.loss[0], rows, sizes[-1], self.dtype)
+        self.steps = math.ceil(rows / self.batch_size)
+
+    def trained(self, ends: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return parameters, velocities and mean loss after an epoch that was broken off after so many steps."""
+        name, options = self.loss
+        options = {k: v.to(self.dtype) if isinstance(v, Tensor) else v for k, v in options.items()}
+        model, sgd = copy.deepcopy(self.start), None
+        state = EpochState(self.x.new_zeros(()))
+        for end in [*ends, self.steps]:
+            held, model = sgd, copy.deepcopy(model)
+            sgd = dp.SGD(model.parameters(), **self.options)
+            if held is not None:
+                sgd.load_state_dict(copy.deepcopy(held.state_dict()))
+            trainer = dp.ExplicitTrainer(model, functools.partial(getattr(F, name), **options), sgd)
+            state = EpochState(state.total.clone(), state.done, state.seen, lambda done, end=end: done == end)  # type: ignore[misc]
+            trainer._epoch(self.x, self.y, self.batch_size, self.order, state)
+            assert state.done == end
+        parameters = nn.utils.parameters_to_vector(model.parameters()).detach()
+        return parameters, velocity(trainer) if self.options["momentum"] else parameters, state.mean()
+
+    def assert_same_bits(self, ends: Sequence[int]) -> None:
+        for whole, parts in zip(self.trained([]), self.trained(ends), strict=True):
+            assert torch.equal(whole, parts) or (whole.isnan().all() and parts.isnan().all())
+
+
+class TestResume:
+    """An epoch that is broken off anywhere and goes on in another process ends with the same bits."""
+
+    @settings(max_examples=40, deadline=None)
+    @given(data=st.data(), seed=st.integers(0, 2**32))
+    def test_anywhere(self, data: st.DataObject, seed: int):
+        net = Resumed(data, seed)
+        ends = data.draw(st.lists(st.integers(1, net.steps), max_size=3, unique=True).map(sorted))
+        net.assert_same_bits([end for end in ends if end < net.steps])
+
+    def test_before_the_last_smaller_batch(self):
+        """784-30-10 in batches of 10, 10 and 3: memory for 3 rows begins elsewhere, and products round by where."""
+        Resumed(None, 0).assert_same_bits([2])
+
+    def test_the_questions_come_every_so_many_steps(self, trainer: dp.ExplicitTrainer):
+        asked: list[int] = []
+        state = EpochState(X.new_zeros(()), interval=2, pause=asked.append)  # type: ignore[arg-type]
+        trainer._epoch(X, Y, 4, None, state)
+        assert asked == [2, 4, 6]
+        assert state.done == 6
+
+    def test_a_report_is_added_up_in_place_of_the_loss(self, trainer: dp.ExplicitTrainer):
+        """Σ a of each batch, times its rows; by the weights before the step, as C is."""
+        other = twin_of(trainer)
+        state = EpochState(X.new_zeros(()), report=lambda a, y: a.sum() + y.sum())
+        trainer._epoch(X, Y, 8, None, state)
+        expected = 0.0
+        for x, y in zip(X.split(8), Y.split(8), strict=True):
+            expected += len(x) * (other.model(x).sum() + y.sum()).item()
+            other.step(x, y)
+        assert state.mean().item() == pytest.approx(expected / 23, rel=1e-12)
