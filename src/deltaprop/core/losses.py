@@ -39,7 +39,7 @@ class Loss(Function):
       of ``like``'s shape and dtype; a driver may compute them for many batches at once;
     - ``grad_input(grad_loss, saved, targets, …)``: ∂C/∂a, the left factor of BP1: a new tensor, which the explicit
       driver overwrites;
-    - ``denominator(saved, y, …)``: D, what a mean divides by.
+    - ``denominator(saved, targets, …)``: D, what a mean divides by.
 
     The arguments that follow are those of :meth:`options`, in order, in all of them.
     """
@@ -100,7 +100,7 @@ class ElementwiseLoss(Loss):
         return -cls.derivative(a, y, *constants)
 
     @classmethod
-    def denominator(cls, a: Tensor, y: Tensor, weight: Tensor | None, *_: Any) -> Tensor | int:
+    def denominator(cls, a: Tensor, targets: tuple[Tensor, ...], weight: Tensor | None, *_: Any) -> Tensor | int:
         return weight.sum() if cls.divides_by_weight and weight is not None else a.numel()
 
     @classmethod
@@ -113,7 +113,7 @@ class ElementwiseLoss(Loss):
             return entries
         if reduction == "sum":
             return entries.sum()
-        denominator = cls.denominator(a, y, weight, reduction)
+        denominator = cls.denominator(a, (y,), weight, reduction)
         if isinstance(denominator, int) and denominator == entries.numel():
             return entries.mean()  # in half precision a sum may overflow where the mean does not
         return entries.sum() / denominator
@@ -140,7 +140,7 @@ class ElementwiseLoss(Loss):
         """Return ∂C/∂(w c) of an entry, 1/D for a mean and else 1, times ``grad_loss``."""
         if reduction != "mean":
             return grad_loss
-        denominator = cls.denominator(a, y, weight, reduction)
+        denominator = cls.denominator(a, (y,), weight, reduction)
         # An empty batch has a mean of NaN, as in PyTorch, and no entry that counts in it.
         return grad_loss / (denominator if isinstance(denominator, Tensor) else max(denominator, 1))
 
@@ -275,7 +275,7 @@ class Quadratic(ElementwiseLoss):
         return a - y
 
     @classmethod
-    def denominator(cls, a: Tensor, y: Tensor, *_: Any) -> Tensor | int:
+    def denominator(cls, a: Tensor, *_: Any) -> Tensor | int:
         return max(a.shape[:-1].numel(), 1)  # N; a vector is one sample
 
 
@@ -316,7 +316,7 @@ class BinaryCrossEntropyPerSample(BinaryCrossEntropy):
     """
 
     @classmethod
-    def denominator(cls, z: Tensor, y: Tensor, *_: Any) -> Tensor | int:
+    def denominator(cls, z: Tensor, *_: Any) -> Tensor | int:
         return len(z)
 
 
@@ -377,29 +377,28 @@ class CrossEntropy(Loss):
     @classmethod
     def targets(
         cls, y: Tensor, like: Tensor, weight: Tensor | None, reduction: str, ignore_index: int | None, smoothing: float
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return y, k, and Σ_c k of each sample."""
-        k = class_weights(y, like, weight, ignore_index, smoothing)
-        return y, k, k.sum(class_axis(like), keepdim=True)
+    ) -> tuple[Tensor, ...]:
+        """Return y, k, and Σ_c k of each sample; of labels also w_y, where it is not 1 for each."""
+        all_count_1 = y.is_floating_point() or (weight is None and ignore_index is None)
+        w_y = [] if all_count_1 else [label_weights(like, y, weight, ignore_index)]
+        k = class_weights(y, like, weight, ignore_index, smoothing, *w_y)
+        return y, k, k.sum(class_axis(like), keepdim=True), *w_y
 
     @classmethod
     def grad_input(
         cls, grad_loss: Tensor | float, log_p: Tensor, targets: tuple[Tensor, ...],
         weight: Tensor | None, reduction: str, ignore_index: int | None, smoothing: float,
     ) -> Tensor:  # fmt: skip
-        y, k, total = targets
-        return cls.delta(
-            log_p, k, total, cls._grad_entries(grad_loss, log_p, y, weight, reduction, ignore_index, smoothing)
-        )
+        _, k, total, *_ = targets
+        return cls.delta(log_p, k, total, cls._grad_entries(grad_loss, log_p, targets, reduction))
 
     @classmethod
     def _grad_entries(
-        cls, grad_loss: Tensor | float, log_p: Tensor, y: Tensor, weight: Tensor | None,
-        reduction: str, ignore_index: int | None, *_: Any,
-    ) -> Tensor | float:  # fmt: skip
+        cls, grad_loss: Tensor | float, log_p: Tensor, targets: tuple[Tensor, ...], reduction: str
+    ) -> Tensor | float:
         """Return ∂C/∂C_n of each sample, of size 1 along the classes: 1/D for a mean, times ``grad_loss``."""
         if reduction == "mean":
-            denominator = cls.denominator(log_p, y, weight, reduction, ignore_index)
+            denominator = cls.denominator(log_p, targets)
             if isinstance(denominator, Tensor):  # 0 where all labels are ignored: k is 0 then, and 0 · ∞ would be NaN
                 denominator = denominator + (denominator == 0)
             return grad_loss / denominator
@@ -408,12 +407,9 @@ class CrossEntropy(Loss):
         return grad_loss
 
     @classmethod
-    def denominator(
-        cls, log_p: Tensor, y: Tensor, weight: Tensor | None, reduction: str, ignore_index: int | None, *_: Any
-    ) -> Tensor | int:
-        if y.is_floating_point() or (weight is None and ignore_index is None):
-            return max(log_p.numel() // log_p.shape[class_axis(log_p)], 1)
-        return label_weights(log_p, y, weight, ignore_index).sum()
+    def denominator(cls, log_p: Tensor, targets: tuple[Tensor, ...], *_: Any) -> Tensor | int:
+        w_y = targets[3:]
+        return w_y[0].sum() if w_y else max(log_p.numel() // log_p.shape[class_axis(log_p)], 1)
 
     @classmethod
     def setup_context(cls, ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -430,13 +426,13 @@ class CrossEntropy(Loss):
         needs_z, needs_y, needs_weight, *others = ctx.needs_input_grad
         delta = grad_y = grad_weight = None
         if grad_loss is not None:
+            wide = cast(log_p, grad_loss.dtype)  # under autocast C is wider than z
+            targets = cls.targets(y, wide, weight, *ctx.constants)
             if needs_z:
-                wide = cast(log_p, grad_loss.dtype)  # under autocast C is wider than z
-                targets = cls.targets(y, wide, weight, *ctx.constants)
                 delta = cls.grad_input(grad_loss, wide, targets, weight, *ctx.constants)
             if needs_y or needs_weight:  # of class probabilities; C is linear in k
-                grad_k = -cls._grad_entries(grad_loss, log_p, y, weight, *ctx.constants) * log_p
-                _, _, smoothing = ctx.constants
+                reduction, _, smoothing = ctx.constants
+                grad_k = -cls._grad_entries(grad_loss, log_p, targets, reduction) * log_p
                 if needs_y:
                     grad_y = cast((1 - smoothing) * grad_k * along_classes(weight, log_p), y.dtype)
                 if needs_weight:
@@ -481,15 +477,21 @@ def smoothed(y: Tensor, smoothing: float, z: Tensor) -> Tensor:
     return (1 - smoothing) * y + smoothing / z.shape[class_axis(z)] if smoothing else y
 
 
-def class_weights(y: Tensor, like: Tensor, weight: Tensor | None, ignore_index: int | None, smoothing: float) -> Tensor:
+def class_weights(
+    y: Tensor,
+    like: Tensor,
+    weight: Tensor | None,
+    ignore_index: int | None,
+    smoothing: float,
+    w_y: Tensor | None = None,
+) -> Tensor:
     """Return k, what the target puts on each class of a sample, shape of ``like``; 0 where a label is ignored."""
     if y.is_floating_point():
         k = smoothed(y, smoothing, like)
         return k if weight is None else k * along_classes(weight, like)
     axis = class_axis(like)
     label, valid = split_ignored(y, ignore_index)
-    w_y = 1.0 if weight is None and valid is None else label_weights(like, y, weight, ignore_index).unsqueeze(axis)
-    k = torch.zeros_like(like).scatter(axis, label.unsqueeze(axis), w_y)
+    k = torch.zeros_like(like).scatter(axis, label.unsqueeze(axis), 1.0 if w_y is None else w_y.unsqueeze(axis))
     if not smoothing:
         return k
     uniform = smoothing / like.shape[axis] * along_classes(weight, like)

@@ -218,8 +218,8 @@ class ExplicitTrainer:
         take_steps = self._replay_steps if can_capture(x.device) else self._take_steps
         try:
             with torch.inference_mode():
-                for c, a, y_batch in take_steps(loss, x, y, batch_size, order, state.done):
-                    state.add(c if state.report is None else state.report(a, y_batch), loss.count(a, y_batch))
+                for c, a, targets in take_steps(loss, x, y, batch_size, order, state.done):
+                    state.add(c if state.report is None else state.report(a, targets[0]), loss.count(a, targets))
                     ended = state.step_done()
                     if on_step is not None:
                         with torch.inference_mode(False):  # so that what it makes can be trained
@@ -237,29 +237,29 @@ class ExplicitTrainer:
 
     def _take_steps(
         self, loss: LossSpec, x: Tensor, y: Tensor, batch_size: int, order: Tensor | None, start: int
-    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Take step after step; yield C, a^L and y of each."""
+    ) -> Iterator[tuple[Tensor, Tensor, tuple[Tensor, ...]]]:
+        """Take step after step; yield C, a^L and targets of each."""
         for x_batch, targets in batches(loss, x, y, batch_size, order, start, self._outputs):
             self._workspace.fit(len(x_batch))
-            yield *self._train(loss, x_batch, targets), targets[0]
+            yield *self._train(loss, x_batch, targets), targets
 
     def _replay_steps(
         self, loss: LossSpec, x: Tensor, y: Tensor, batch_size: int, order: Tensor | None, start: int
-    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Take step after step, most of them by replaying a captured one; yield C, a^L and y of each."""
+    ) -> Iterator[tuple[Tensor, Tensor, tuple[Tensor, ...]]]:
+        """Take step after step, most of them by replaying a captured one; yield C, a^L and targets of each."""
         order = torch.arange(len(x), device=x.device) if order is None else order
 
-        def gather_and_train(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        def gather_and_train(rows: Tensor) -> tuple[Tensor, ...]:
             ((x_batch, targets),) = batches(loss, x, y, len(rows), rows, 0, self._outputs)
-            return *self._train(loss, x_batch, targets), targets[0]
+            return *self._train(loss, x_batch, targets), *targets
 
         for first in range(start * batch_size, len(order), batch_size):
             rows = order[first : first + batch_size]
             self._workspace.fit(len(rows))
             captured = self._workspace.captured(loss, x, y, gather_and_train)
             captured(rows, self._update.version)
-            c, a, y_batch = captured.results
-            yield c, a, y_batch
+            c, a, *targets = captured.results
+            yield c, a, tuple(targets)
 
     def _train(self, loss: LossSpec, x: Tensor, targets: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
         """Take one step of gradient descent on a batch, and return C and a^L before it."""
