@@ -48,7 +48,8 @@ class Layer:
         delta: δ = ∂C/∂z, [N, n], with the loss's 1/N in it.
         grad_weight: ∂C/∂W, [n, n_prev]; :func:`store_gradients` alone sets it.
         grad_bias: ∂C/∂b, [n], or None; likewise.
-        z_out: Memory for z, [N, n]; new memory at each pass where there is None.
+        z_out: Memory for z, [N, n]; new memory at each pass where there is None. ∂C/∂a may overwrite it, where σ'
+            follows from a.
         grad_a_out: Memory for ∂C/∂a, [N, n]; likewise.
     """
 
@@ -65,6 +66,11 @@ class Layer:
     grad_bias: Tensor | None = field(init=False, repr=False)
     z_out: Tensor | None = field(default=None, repr=False)
     grad_a_out: Tensor | None = field(default=None, repr=False)
+
+    def forget(self) -> None:
+        """Let go of what the batch before has left, so that its memory serves this one."""
+        for name in ("z", "a", "delta"):
+            vars(self).pop(name, None)
 
     def activate(self) -> Tensor:
         """Return a = σ(z)."""
@@ -97,6 +103,7 @@ def feed_forward(layers: Sequence[Layer], x: Tensor) -> Tensor:
     a = x
     for layer in layers:
         layer.a_prev = a
+        layer.forget()
         layer.z = linear_forward(a, layer.weight, layer.bias, layer.z_out)  # FWD: z^l = a^{l−1} (W^l)ᵀ + b^l
         layer.a = a = layer.activate()  # FWD: a^l = σ(z^l)
     return a

@@ -42,12 +42,15 @@ class Workspace:
             layer.z_out, layer.grad_a_out = z[:rows], grad_a[:rows]
 
     def _new(self, layer: Layer, rows: int) -> tuple[Tensor, Tensor]:
-        """Return memory for z and ∂C/∂a of a layer, allocated apart so that both are aligned whatever the rows.
+        """Return memory for z and for ∂C/∂a of a layer: the same where nothing needs z once a is there.
 
-        The rounding of a product depends on it, and an epoch that was broken off must go on to the same bits.
+        Each is allocated by itself, so that it is aligned whatever the rows: the rounding of a product depends on it,
+        and an epoch that was broken off must go on to the same bits.
         """
         like, size = layer.weight.detach(), (rows, len(layer.weight))
-        return like.new_empty(size), like.new_empty(size)
+        z = like.new_empty(size)
+        z_is_free = layer.activation is not None and layer.activation.from_output
+        return z, z if z_is_free else like.new_empty(size)
 
     def captured(self, loss: LossSpec, x: Tensor, y: Tensor, step: Callable[..., tuple[Tensor, ...]]) -> CapturedStep:
         """Return the step on rows of x and y, to be captured in a graph."""
