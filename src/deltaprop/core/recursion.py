@@ -48,8 +48,8 @@ class Layer:
         delta: δ = ∂C/∂z, [N, n], with the loss's 1/N in it.
         grad_weight: ∂C/∂W, [n, n_prev]; :func:`store_gradients` alone sets it.
         grad_bias: ∂C/∂b, [n], or None; likewise.
-        z_out: Memory for z, [N, n]; new memory at each pass where there is None. ∂C/∂a may overwrite it, where σ'
-            follows from a.
+        z_out: Memory for z, [N, n]; new memory at each pass where there is None.
+        a_out: Memory for a, [N, n], which may be that of z where σ' follows from a; likewise.
         grad_a_out: Memory for ∂C/∂a, [N, n]; likewise.
     """
 
@@ -65,16 +65,15 @@ class Layer:
     grad_weight: Tensor = field(init=False, repr=False)
     grad_bias: Tensor | None = field(init=False, repr=False)
     z_out: Tensor | None = field(default=None, repr=False)
+    a_out: Tensor | None = field(default=None, repr=False)
     grad_a_out: Tensor | None = field(default=None, repr=False)
-
-    def forget(self) -> None:
-        """Let go of what the batch before has left, so that its memory serves this one."""
-        for name in ("z", "a", "delta"):
-            vars(self).pop(name, None)
 
     def activate(self) -> Tensor:
         """Return a = σ(z)."""
-        return self.z if self.activation is None else self.activation.forward(self.z, *self.constants)
+        if self.activation is None:
+            return self.z
+        a = self.activation.forward(self.z, *self.constants)
+        return a if self.a_out is None else self.a_out.copy_(a)
 
     def apply_activation_grad(self, grad_a: Tensor) -> Tensor:
         """Return δ = ∂C/∂a ⊙ σ'(z)."""
@@ -103,7 +102,6 @@ def feed_forward(layers: Sequence[Layer], x: Tensor) -> Tensor:
     a = x
     for layer in layers:
         layer.a_prev = a
-        layer.forget()
         layer.z = linear_forward(a, layer.weight, layer.bias, layer.z_out)  # FWD: z^l = a^{l−1} (W^l)ᵀ + b^l
         layer.a = a = layer.activate()  # FWD: a^l = σ(z^l)
     return a

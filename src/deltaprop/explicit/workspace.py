@@ -12,6 +12,7 @@ from deltaprop.core.recursion import Layer
 from deltaprop.explicit.graph import CapturedStep
 from deltaprop.loss_spec import LossSpec
 
+LARGE = 2**20  # bytes: what is allocated anew at each step from here on breaks up the heap (20 MB at 1024-2048-2048-10)
 MOST_CAPTURED = 8  # a full batch, a last one, and a few sizes more
 
 
@@ -38,19 +39,21 @@ class Workspace:
                 self._memory = [self._new(layer, rows) for layer in self.layers]
             self._captured.clear()
         self._rows = rows
-        for layer, (z, grad_a) in zip(self.layers, self._memory, strict=True):
+        for layer, (z, a, grad_a) in zip(self.layers, self._memory, strict=True):
             layer.z_out, layer.grad_a_out = z[:rows], grad_a[:rows]
+            layer.a_out = None if a is None else a[:rows]
 
-    def _new(self, layer: Layer, rows: int) -> tuple[Tensor, Tensor]:
-        """Return memory for z and for ∂C/∂a of a layer: the same where nothing needs z once a is there.
+    def _new(self, layer: Layer, rows: int) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Return memory for z, a and ∂C/∂a of a layer; for a none where it is small.
 
         Each is allocated by itself, so that it is aligned whatever the rows: the rounding of a product depends on it,
         and an epoch that was broken off must go on to the same bits.
         """
         like, size = layer.weight.detach(), (rows, len(layer.weight))
-        z = like.new_empty(size)
-        z_is_free = layer.activation is not None and layer.activation.from_output
-        return z, z if z_is_free else like.new_empty(size)
+        z, grad_a = like.new_empty(size), like.new_empty(size)
+        if layer.activation is None or z.nbytes < LARGE:
+            return z, None, grad_a
+        return z, z if layer.activation.from_output else like.new_empty(size), grad_a
 
     def captured(self, loss: LossSpec, x: Tensor, y: Tensor, step: Callable[..., tuple[Tensor, ...]]) -> CapturedStep:
         """Return the step on rows of x and y, to be captured in a graph."""
