@@ -25,7 +25,7 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
-# Where there is no CUDA device, one test says so (ops/test_cuda.py) instead of thousands.
+# Where there is no CUDA device, one test says so (core/test_cuda.py) instead of thousands.
 _DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)] if torch.cuda.is_available() else ["cpu"]
 
 

@@ -33,6 +33,7 @@ class Sound:
     alarms: frozenset[str] = frozenset()
 
 
+torch.manual_seed(0)  # of the nets below, whatever was drawn before this module was imported
 SOUND: list[Sound] = []
 
 
