@@ -15,6 +15,7 @@ from torch import nn
 import deltaprop as dp
 from deltaprop import functional as F
 from deltaprop.core import ACTIVATIONS, LOSSES
+from deltaprop.explicit.workspace import PIECE
 from deltaprop.initialization import INITS
 from tests.explicit.compare import (
     F64,
@@ -79,6 +80,14 @@ class TestEquality:
     @pytest.mark.parametrize("sizes", [[784, 30, 10], [64, 64, 10], [16, 64, 128, 10]], ids=str)
     def test_wide_layers(self, sizes: list[int]):
         both(dp.MLP(sizes, "sigmoid", dtype=F64), "cross_entropy", *problem(sizes, rows=90), 40, momentum=0.9)
+
+    @pytest.mark.parametrize("activation", ["relu", "gelu"])  # δ follows from a, from z
+    def test_layers_so_wide_that_they_are_computed_in_pieces(self, activation: str):
+        sizes = [6, 1500, 3]
+        model = dp.MLP(sizes, activation, dtype=F64)
+        x, y = problem(sizes, rows=2 * 50 + 33)  # a last batch, and a last piece of each, that are smaller
+        assert 2 * PIECE < 50 * 1500 * 8
+        both(model, "cross_entropy", x, y, 50, momentum=0.9)
 
     @pytest.mark.parametrize("frozen", ["0.weight", "0.bias", "2.weight", "4.bias", "first", "last", "all but 2.bias"])
     def test_frozen_parameters(self, frozen: str):

@@ -51,6 +51,8 @@ class Layer:
         z_out: Memory for z, [N, n]; new memory at each pass where there is None.
         a_out: Memory for a, [N, n], which may be that of z where σ' follows from a; likewise.
         grad_a_out: Memory for ∂C/∂a, [N, n]; likewise.
+        rows_at_once: How many rows σ and σ' are computed for at a time where there is ``a_out``: what they allocate on
+            the way stays small, and in the cache.
     """
 
     weight: Tensor
@@ -67,21 +69,30 @@ class Layer:
     z_out: Tensor | None = field(default=None, repr=False)
     a_out: Tensor | None = field(default=None, repr=False)
     grad_a_out: Tensor | None = field(default=None, repr=False)
+    rows_at_once: int = field(default=0, repr=False)
 
     def activate(self) -> Tensor:
         """Return a = σ(z)."""
         if self.activation is None:
             return self.z
-        a = self.activation.forward(self.z, *self.constants)
-        return a if self.a_out is None else self.a_out.copy_(a)
+        activation: Callable[..., Tensor] = self.activation.forward
+        if self.a_out is None:
+            return activation(self.z, *self.constants)
+        for z, a in zip(self.z.split(self.rows_at_once), self.a_out.split(self.rows_at_once), strict=True):
+            a.copy_(activation(z, *self.constants))
+        return self.a_out
 
     def apply_activation_grad(self, grad_a: Tensor) -> Tensor:
         """Return δ = ∂C/∂a ⊙ σ'(z)."""
         if self.activation is None:
             return grad_a
-        if self.grad_a_out is not None and issubclass(self.activation, Elementwise):  # ∂C/∂a is ours to overwrite
-            return self.activation.delta(grad_a, self.saved, *self.constants, out=grad_a)
-        return self.activation.delta(grad_a, self.saved, *self.constants)
+        if self.grad_a_out is None or not issubclass(self.activation, Elementwise):
+            return self.activation.delta(grad_a, self.saved, *self.constants)
+        if self.a_out is None:
+            return self.activation.delta(grad_a, self.saved, *self.constants, out=grad_a)  # ours to overwrite
+        for grad, saved in zip(grad_a.split(self.rows_at_once), self.saved.split(self.rows_at_once), strict=True):
+            self.activation.delta(grad, saved, *self.constants, out=grad)
+        return grad_a
 
     @property
     def saved(self) -> Tensor:

@@ -8,11 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from deltaprop.core.activations import Elementwise
 from deltaprop.core.recursion import Layer
 from deltaprop.explicit.graph import CapturedStep
 from deltaprop.loss_spec import LossSpec
 
-LARGE = 2**20  # bytes: what is allocated anew at each step from here on breaks up the heap (20 MB at 1024-2048-2048-10)
+# Bytes: of larger z, σ and σ' take so much at a time. As large as all of z, what they allocate on the way would break
+# up the heap, by 10 to 18 MiB at 1024-2048-2048-10.
+PIECE = 2**18
 MOST_CAPTURED = 8  # a full batch, a last one, and a few sizes more
 
 
@@ -44,15 +47,16 @@ class Workspace:
             layer.a_out = None if a is None else a[:rows]
 
     def _new(self, layer: Layer, rows: int) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Return memory for z, a and ∂C/∂a of a layer; for a none where it is small.
+        """Return memory for z, a and ∂C/∂a of a layer; for a none where it is small: then σ makes it anew.
 
         Each is allocated by itself, so that it is aligned whatever the rows: the rounding of a product depends on it,
         and an epoch that was broken off must go on to the same bits.
         """
         like, size = layer.weight.detach(), (rows, len(layer.weight))
         z, grad_a = like.new_empty(size), like.new_empty(size)
-        if layer.activation is None or z.nbytes < LARGE:
+        if layer.activation is None or not issubclass(layer.activation, Elementwise) or z.nbytes <= PIECE:
             return z, None, grad_a
+        layer.rows_at_once = max(1, PIECE * rows // z.nbytes) if z.device.type == "cpu" else rows
         return z, z if layer.activation.from_output else like.new_empty(size), grad_a
 
     def captured(self, loss: LossSpec, x: Tensor, y: Tensor, step: Callable[..., tuple[Tensor, ...]]) -> CapturedStep:
