@@ -31,10 +31,10 @@ from rich.console import Console
 from benchmarks.report import Table, machine, versions
 from deltaprop.data import check_source, load
 from deltaprop.errors import UserError
+from deltaprop.tracing.capture import capture_layers
 from deltaprop.training.config import TrainConfig, read_toml
-from deltaprop.training.feeding import Feed
+from deltaprop.training.data_loader import Feed
 from deltaprop.training.setup import prepare
-from deltaprop.verify.observe import observe
 
 ROOT = Path(__file__).parent.parent
 RECIPES, PAGE, PICTURE = ROOT / "recipes", ROOT / "docs" / "results.md", ROOT / "docs" / "pictures" / "results.png"
@@ -291,7 +291,7 @@ def speeds(recipe: str, data: str) -> list[list[float]]:
     for seed in range(DRAWS):
         setup = prepare(TrainConfig(**settings, seed=seed))
         batch = Feed(setup.dataset.train, setup.objective, setup.config.batch_size).first(IMAGES)
-        hidden = observe(setup.model, setup.objective.call, *batch)[:-1]
+        hidden = capture_layers(setup.model, setup.objective.call, *batch)[:-1]
         found.append([float(layer.grad_bias.norm()) for layer in hidden if layer.grad_bias is not None])
     return found
 

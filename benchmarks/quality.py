@@ -55,8 +55,9 @@ def main() -> None:
 
 def row(name: str) -> list[str]:
     """Return the row of a table of scikit-learn's."""
-    from sklearn import datasets
     from sklearn.model_selection import KFold, StratifiedKFold
+
+    from sklearn import datasets
 
     bunch = getattr(datasets, f"load_{name}")()
     task = "regression" if name == "diabetes" else "classification"

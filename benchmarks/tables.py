@@ -229,7 +229,7 @@ def rates(words: list[str]) -> None:
     import torch
 
     from deltaprop.training.config import TrainConfig
-    from deltaprop.training.feeding import Feed
+    from deltaprop.training.data_loader import Feed
     from deltaprop.training.setup import prepare
 
     torch.set_num_threads(1)
@@ -261,7 +261,7 @@ def _epochs(feed: Any, engine: str, hidden: list[int], setup: Any) -> Iterator[N
     """Train an epoch, shuffled, each time that the next is asked for."""
     import torch
 
-    from deltaprop.modules import MLP
+    from deltaprop.nn.modules import MLP
     from deltaprop.training.engines import ENGINES as MADE
     from deltaprop.training.engines import Progress
     from deltaprop.training.setup import make_optimizer

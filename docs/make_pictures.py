@@ -16,11 +16,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from deltaprop.data import Deformation, load
+from deltaprop.tracing.capture import capture_layers, delta_norm
 from deltaprop.training import TrainConfig
 from deltaprop.training.engines import train_epoch
-from deltaprop.training.pictures import COLOURS, decision_boundary
+from deltaprop.training.report.plots import COLOURS, decision_boundary
 from deltaprop.training.setup import make_optimizer, prepare
-from deltaprop.verify.observe import delta_norm, observe
 
 # Each line of code stands in src/deltaprop/core (linear.py, activations.py, sgd.py); a test looks for it there.
 SGD = "add_gradient(param, 1 - lr * weight_decay, -lr * sign)"
@@ -54,7 +54,9 @@ def delta_norms(activation: str, epochs: int) -> list[list[float]]:
     generator = torch.Generator().manual_seed(0)
     train, norms = setup.dataset.train, []
     for _ in range(epochs):
-        norms.append(list(map(delta_norm, observe(setup.model, setup.objective.call, train.x[:256], train.y[:256]))))
+        norms.append(
+            list(map(delta_norm, capture_layers(setup.model, setup.objective.call, train.x[:256], train.y[:256])))
+        )
         order = torch.randperm(len(train), generator=generator)
         train_epoch(setup.model, setup.objective, optimizer, train.x, train.y, order, config.batch_size)
     return norms

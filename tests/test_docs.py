@@ -245,7 +245,7 @@ def test_the_readmes_activation_is_right():
 
 
 def test_the_readme_names_every_check():
-    from deltaprop.verify.gradients import CHECKS
+    from deltaprop.gradcheck.check import CHECKS
 
     table = README.split("| asked | finds |")[1].split("\n\n")[0]
     cells = [row.split("|")[1] for row in table.splitlines() if row.startswith("| `")]

@@ -1,75 +1,129 @@
-"""The house: imports run one way, and a formula's line carries its tag."""
+"""The house: imports run one way, one name means one thing, and a formula's line carries its tag."""
 
 from __future__ import annotations
 
 import ast
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
 
-SRC = Path(__file__).parents[1] / "src" / "deltaprop"
+ROOT = Path(__file__).parents[1]
+SRC = ROOT / "src" / "deltaprop"
 
-# From the ground up; a part may import what stands above it in this list, and `errors`, which is everyone's.
+# From the ground up: a part may import itself and what stands in the rows above its own.
 FLOORS = [
-    ["errors", "_torch_compat"],
+    ["errors", "_torch_compat", "_version", "_old_names"],
     ["core"],
     ["functional", "epoch_state"],
-    ["initialization", "perceptron", "modules", "optim", "loss_spec"],
-    ["layers"],
+    ["nn", "optim", "loss_spec"],
     ["explicit"],
-    ["verify", "data"],
-    ["testing", "training"],
-    ["trained"],
-    ["estimators", "export"],
+    ["gradcheck", "data"],
+    ["tracing", "testing"],
+    ["training"],
+    ["inference", "sklearn"],
     ["cli"],
 ]
 HEIGHT = {part: height for height, parts in enumerate(FLOORS) for part in parts}
 
 
-def part_of(module: str) -> str:
-    """Return the part of the house that a dotted name within deltaprop is in."""
-    return module.split(".")[1] if "." in module else ""
+def module_of(path: Path) -> str:
+    """Return the dotted name of a file."""
+    name = ".".join(path.relative_to(SRC.parent).with_suffix("").parts)
+    return name.removesuffix(".__init__")
 
 
-def imports(path: Path) -> set[str]:
-    """Return the absolute names a file imports, at its top or within its functions."""
-    names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+MODULES = {module_of(path): path for path in sorted(SRC.rglob("*.py"))}
+TREES = {name: ast.parse(path.read_text(), str(path)) for name, path in MODULES.items()}
+ALONE = {"deltaprop", "deltaprop.__main__"}  # which may name everything
+
+
+def imports(name: str) -> set[str]:
+    """Return the modules of the package that a module imports, at its top, within functions and for types."""
+    found = set()
+    for node in ast.walk(TREES[name]):
         if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
+            found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative import"
-            module = node.module or ""
-            names |= {f"{module}.{alias.name}" for alias in node.names} if module == "deltaprop" else {module}
-    return names
+            assert node.level == 0, f"{name}: relative import"
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                found.add(whole if whole in MODULES else str(node.module))
+    return {module for module in found if module in MODULES and module != name}
 
 
-FILES = sorted(path for path in SRC.rglob("*.py") if path.parent != SRC or path.stem in HEIGHT)
+def part_of(module: str) -> str:
+    """Return the part of the house that a module is in."""
+    return (module + ".").split(".")[1]
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SRC)))
-def test_imports_run_one_way(path: Path):
-    own = path.relative_to(SRC).parts[0].removesuffix(".py")
-    for name in imports(path):
-        if name.startswith("deltaprop."):
-            other = part_of(name)
-            if other in HEIGHT and other != own:
-                assert HEIGHT[other] <= HEIGHT[own], f"{own} imports {other}"
+def definitions(name: str) -> list[str]:
+    """Return the functions and classes at the top of a module."""
+    kinds = (ast.FunctionDef, ast.ClassDef)
+    return [node.name for node in TREES[name].body if isinstance(node, kinds)]
 
 
-def test_parts_on_one_floor_have_no_circle():
-    """Within a floor: perceptron and modules may use initialization; verify and data know nothing of each other."""
-    assert not any(part_of(name) == "data" for path in (SRC / "verify").glob("*.py") for name in imports(path))
-    assert not any(part_of(name) == "verify" for path in (SRC / "data").glob("*.py") for name in imports(path))
-    assert "deltaprop.modules" not in imports(SRC / "initialization.py") | imports(SRC / "perceptron.py")
+def test_every_part_stands_on_a_floor():
+    assert {part_of(name) for name in MODULES.keys() - ALONE} == HEIGHT.keys()
+
+
+@pytest.mark.parametrize("name", sorted(MODULES.keys() - ALONE))
+def test_imports_run_one_way(name: str):
+    own = part_of(name)
+    for other in imports(name):
+        assert other not in ALONE, f"{name} imports {other}, which names everything"
+        part = part_of(other)
+        assert part == own or HEIGHT[part] < HEIGHT[own], f"{name} imports {other}"
+
+
+def test_no_circle():
+    """Imports within functions count: a circle that is put off is a circle."""
+    done: set[str] = set()
+
+    def visit(name: str, trail: tuple[str, ...]) -> None:
+        assert name not in trail, " → ".join([*trail[trail.index(name) :], name])
+        if name not in done:
+            for other in sorted(imports(name)):
+                visit(other, (*trail, name))
+            done.add(name)
+
+    for name in MODULES:
+        visit(name, ())
+
+
+def test_no_module_hides_behind_a_function_of_its_name():
+    """``import deltaprop.x.y as y`` gives the attribute of ``deltaprop.x``: it must be the module."""
+    for name, tree in TREES.items():
+        below = {module.rpartition(".")[2] for module in MODULES if module.rpartition(".")[0] == name}
+        bound = set(definitions(name))
+        for node in tree.body:
+            if isinstance(node, ast.ImportFrom):
+                bound |= {a.asname or a.name for a in node.names if f"{node.module}.{a.name}" not in MODULES}
+        assert not below & bound, f"{name}: {below & bound}"
+
+
+def test_a_class_name_means_one_thing():
+    """But a module of ``nn`` has the name of the definition it wraps, as in PyTorch, and each command its Arguments."""
+    places = defaultdict(list)
+    for name in MODULES:
+        for node in TREES[name].body:
+            if isinstance(node, ast.ClassDef):
+                places[node.name].append(name)
+    twice = {name: where for name, where in places.items() if len(where) > 1}
+    wrapped = {name for name, where in twice.items() if sorted(map(part_of, where)) == ["core", "nn"]}
+    commands = {name for name, where in twice.items() if name == "Arguments" and set(map(part_of, where)) == {"cli"}}
+    assert {name: where for name, where in twice.items() if name not in wrapped | commands} == {}
 
 
 def test_the_core_knows_torch_alone():
     allowed = {"torch", "deltaprop.core", "deltaprop._torch_compat", "__future__", "collections", "dataclasses"}
     allowed |= {"functools", "inspect", "math", "typing"}
     for path in (SRC / "core").glob("*.py"):
-        for name in imports(path):
-            assert any(name == root or name.startswith(f"{root}.") for root in allowed), f"{path.name}: {name}"
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [str(node.module)] if isinstance(node, ast.ImportFrom) else []
+            for name in names:
+                assert any(name == root or name.startswith(f"{root}.") for root in allowed), f"{path.name}: {name}"
 
 
 def test_private_entry_points_of_torch_stand_in_one_file_beside_the_core():

@@ -16,7 +16,7 @@ from deltaprop import UserError, core
 from deltaprop import functional as F
 from deltaprop.core import LOSSES
 from deltaprop.loss_spec import LossSpec, parse_loss, short_name
-from deltaprop.modules import activation_module
+from deltaprop.nn.modules import activation_module
 from tests.explicit.compare import assert_same, by_autograd, targets
 
 F64 = torch.float64

@@ -22,6 +22,8 @@ from safetensors.torch import load_file
 import deltaprop as dp
 from deltaprop.cli import main
 
+pytestmark = pytest.mark.filterwarnings("ignore:deltaprop.* is deltaprop.* now:DeprecationWarning")
+
 OLD = Path(__file__).parent / "fixtures" / "runs-0.1"
 ENDED = {  # what makes a run that has ended train on
     "classes": ["--epochs", "6"],

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from deltaprop.cli.errors import guarded
 from deltaprop.errors import UserError
-from deltaprop.training.saved import load_run
-from deltaprop.verify.observe import observe
+from deltaprop.tracing.capture import capture_layers
+from deltaprop.training.load_run import load_run
 
 # Loss and output activation of nets whose a^L is σ(z^L).
 NETS = (("quadratic", "sigmoid"), ("binary-cross-entropy", "none"))
@@ -93,7 +93,7 @@ def main(words: Sequence[str] | None = None) -> int:
         return 2
     test = setup.dataset.test
     x = test.inputs(slice(None))
-    last = observe(setup.model, setup.objective.call, x, setup.objective.targets(test.y, x.dtype))[-1]
+    last = capture_layers(setup.model, setup.objective.call, x, setup.objective.targets(test.y, x.dtype))[-1]
     print(f"{run}: {setup.objective.name}. Each output unit on the test images of its own digit, means over them;")
     print("|δ| = |a − y|" + (" σ'(z)" if setup.objective.name == "quadratic" else ""))
     print("digit  images  right %      z  |a − y|   σ'(z)      |δ|")

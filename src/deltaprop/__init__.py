@@ -15,11 +15,13 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from deltaprop import functional
+from deltaprop import _old_names, functional
+from deltaprop._version import __version__ as __version__
 from deltaprop.errors import UserError
 from deltaprop.explicit import ExplicitTrainer
-from deltaprop.initialization import initialize
-from deltaprop.modules import (
+from deltaprop.gradcheck.check import check_gradients
+from deltaprop.gradcheck.report import Check, GradientReport
+from deltaprop.nn import (
     ELU,
     GELU,
     MLP,
@@ -27,6 +29,8 @@ from deltaprop.modules import (
     LeakyReLU,
     Linear,
     LogSoftmax,
+    Perceptron,
+    PerceptronFit,
     ReLU,
     Sigmoid,
     SiLU,
@@ -35,32 +39,35 @@ from deltaprop.modules import (
     Step,
     Tanh,
     from_torch,
+    initialize,
     to_torch,
 )
 from deltaprop.optim import SGD, sgd_update
-from deltaprop.perceptron import Perceptron, PerceptronFit
-from deltaprop.verify.gradients import check_gradients
-from deltaprop.verify.report import Check, GradientReport
-from deltaprop.verify.trace import Trace, trace
+from deltaprop.tracing.trace import Trace, trace
 
 if TYPE_CHECKING:
-    from deltaprop.estimators import MLPClassifier, MLPRegressor
-    from deltaprop.trained import Model, load
+    from deltaprop.inference import Model, load
+    from deltaprop.sklearn import MLPClassifier, MLPRegressor
+    from deltaprop.training import Result, TrainConfig, train
 
-__version__ = "0.2.0.dev0"
-
-# Brought in when they are first asked for: scikit-learn, and what reads a run, take longer to import than all the rest.
+# Brought in when they are first asked for: scikit-learn, and what trains or reads a run, take longer to import than all
+# the rest.
 _LATER = {
-    "MLPClassifier": "deltaprop.estimators",
-    "MLPRegressor": "deltaprop.estimators",
-    "Model": "deltaprop.trained",
-    "load": "deltaprop.trained",
+    "MLPClassifier": "deltaprop.sklearn",
+    "MLPRegressor": "deltaprop.sklearn",
+    "Model": "deltaprop.inference",
+    "Result": "deltaprop.training",
+    "TrainConfig": "deltaprop.training",
+    "load": "deltaprop.inference",
+    "train": "deltaprop.training",
 }
 
 
 def __getattr__(name: str) -> Any:
     if name in _LATER:
         return getattr(importlib.import_module(_LATER[name]), name)
+    if name in _old_names.MOVED:
+        return importlib.import_module(f"deltaprop.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
@@ -86,6 +93,7 @@ __all__ = [
     "Perceptron",
     "PerceptronFit",
     "ReLU",
+    "Result",
     "SiLU",
     "Sigmoid",
     "Softmax",
@@ -93,6 +101,7 @@ __all__ = [
     "Step",
     "Tanh",
     "Trace",
+    "TrainConfig",
     "UserError",
     "check_gradients",
     "from_torch",
@@ -102,4 +111,5 @@ __all__ = [
     "sgd_update",
     "to_torch",
     "trace",
+    "train",
 ]

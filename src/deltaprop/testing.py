@@ -12,8 +12,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from deltaprop.verify.gradients import check_gradients
-from deltaprop.verify.report import GradientReport
+from deltaprop.gradcheck.check import check_gradients
+from deltaprop.gradcheck.report import GradientReport
 
 __all__ = ["assert_gradients"]
 

@@ -13,9 +13,9 @@ from matplotlib.image import imread
 
 import deltaprop as dp
 from deltaprop.cli import main
-from deltaprop.trained.judging import judge
-from deltaprop.trained.picture import drawn
-from tests.trained.conftest import KINDS, OF_NUMBERS, TABLES, Runs, first, inputs_of, write_csv
+from deltaprop.inference.evaluation import evaluate_file
+from deltaprop.inference.plots import evaluation_figure
+from tests.inference.conftest import KINDS, OF_NUMBERS, TABLES, Runs, first, inputs_of, write_csv
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def test_its_loss_is_the_loss_of_the_run(runs: Runs, settings: dict[str, Any]):
 
 def test_figures_of_a_file_as_json(runs: Runs):
     run = runs["mixed"]
-    found, expected = figures(run.folder, "--data", run.data), judge(dp.load(run.folder), run.data)
+    found, expected = figures(run.folder, "--data", run.data), evaluate_file(dp.load(run.folder), run.data)
     assert found == {"run": str(run.folder), "weights": "final", "data": run.data, **expected.to_json()}
     assert found["accuracy"] == pytest.approx(sum(map(max, zip(*found["confusion"], strict=True))) / 300, abs=0.3)
     assert [sum(row) for row in found["confusion"]] == [found["classes"][name]["rows"] for name in ("hi", "lo", "mid")]
@@ -68,7 +68,7 @@ def test_classes_on_the_terminal(runs: Runs, capsys: pytest.CaptureFixture[str],
     """The figures of judging, 300 rows of two classes."""
     monkeypatch.setenv("COLUMNS", "100")
     run = runs["numbers"]
-    found = judge(dp.load(run.folder), run.data)
+    found = evaluate_file(dp.load(run.folder), run.data)
     assert found.confusion is not None
     assert main(["evaluate", str(run.folder), "--data", run.data]) == 0
     out, err = capsys.readouterr()
@@ -85,7 +85,7 @@ def test_classes_on_the_terminal(runs: Runs, capsys: pytest.CaptureFixture[str],
 
 def test_numbers_on_the_terminal(runs: Runs, capsys: pytest.CaptureFixture[str]):
     run = runs["two"]
-    found = judge(dp.load(run.folder), run.data)
+    found = evaluate_file(dp.load(run.folder), run.data)
     assert main(["evaluate", str(run.folder), "--data", run.data]) == 0
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     assert f"r2 {found.figures['r2']:.4g}" in lines
@@ -186,15 +186,15 @@ def _texts(figure: Figure) -> list[str]:
 def test_a_picture_shows_the_figures(runs: Runs):
     run = runs["numbers"]
     model = dp.load(run.folder)
-    found = judge(model, run.data)
+    found = evaluate_file(model, run.data)
     assert found.confusion is not None
-    texts = _texts(drawn(model, found))
+    texts = _texts(evaluation_figure(model, found))
     assert f"{int(found.confusion.trace())} of 300 right" in texts
     assert f"ROC of 'yes': area {found.figures['roc_auc']:.4f}" in texts
     assert {str(n) for n in found.confusion.ravel() if n} <= {*texts}
     two = dp.load(runs["two"].folder)
-    judged = judge(two, runs["two"].data)
-    titles = [axes.get_title() for axes in drawn(two, judged).axes]
+    judged = evaluate_file(two, runs["two"].data)
+    titles = [axes.get_title() for axes in evaluation_figure(two, judged).axes]
     assert titles[0] == f"u: R² {judged.by_class['u']['r2']:.3f}"
     assert titles[3] == f"rmse {judged.by_class['v']['rmse']:.4g}"
 
@@ -202,7 +202,7 @@ def test_a_picture_shows_the_figures(runs: Runs):
 def test_two_panels_are_level(runs: Runs):
     run = runs["numbers"]
     model = dp.load(run.folder)
-    figure = drawn(model, judge(model, run.data))
+    figure = evaluation_figure(model, evaluate_file(model, run.data))
     figure.canvas.draw()
     left, right = (axes.get_window_extent() for axes in figure.axes)
     assert (left.y0, left.y1) == pytest.approx((right.y0, right.y1))

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 import deltaprop as dp
-from deltaprop import export
 from deltaprop.cli import main
-from deltaprop.export import Whole
-from tests.trained.conftest import Runs
+from deltaprop.inference import export
+from deltaprop.inference.export import Whole
+from tests.inference.conftest import Runs
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import pytest
 
 import deltaprop as dp
 from deltaprop.cli import main
-from tests.trained.conftest import KINDS, TABLES, Runs, write_csv
+from tests.inference.conftest import KINDS, TABLES, Runs, write_csv
 
 
 @pytest.fixture(scope="module")

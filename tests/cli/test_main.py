@@ -86,7 +86,7 @@ class TestOutput:
         from rich.console import Console
 
         from deltaprop.training import train
-        from deltaprop.training.console import ConsoleReporter
+        from deltaprop.training.report.console import ConsoleReporter
 
         screen = StringIO()
         console = Console(file=screen, force_terminal=True, width=60, color_system=None, highlight=False)

@@ -21,9 +21,9 @@ from pyarrow import parquet
 
 import deltaprop as dp
 from deltaprop.cli import main
-from deltaprop.data.csv_table import CsvTable
+from deltaprop.data.formats.csv import CsvTable
 from deltaprop.data.streams import wait_until
-from tests.trained.conftest import TABLES, Runs, first, inputs_of, without, write_csv
+from tests.inference.conftest import TABLES, Runs, first, inputs_of, without, write_csv
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +147,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], tuple[str, ...], str]] = {
 def test_what_is_refused(runs: Runs, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, case: str):
     """In blocks of ten rows: what comes before the bad row has been answered already."""
     make, words, said = REFUSED[case]
-    monkeypatch.setattr("deltaprop.data.csv_table.BLOCK_BYTES", 512)
+    monkeypatch.setattr("deltaprop.data.formats.csv.BLOCK_BYTES", 512)
     folder = runs["numbers"].folder
     make()
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"a,b\n")))
@@ -162,7 +162,7 @@ def test_what_is_refused(runs: Runs, capsys: pytest.CaptureFixture[str], monkeyp
 
 
 def test_an_old_file_stays_where_the_last_row_is_at_fault(runs: Runs, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("deltaprop.data.csv_table.BLOCK_BYTES", 512)
+    monkeypatch.setattr("deltaprop.data.formats.csv.BLOCK_BYTES", 512)
     _bad_last_row("b", None)()
     Path("o.csv").write_text("the old one")
     assert predict(runs["numbers"].folder, "t.csv", "o.csv") == 2
@@ -371,7 +371,7 @@ def test_the_thread_that_reads_has_let_go_before_the_end(monkeypatch: pytest.Mon
         wait_until(done)
         held.append(not done())
 
-    monkeypatch.setattr("deltaprop.data.csv_table.wait_until", waited)
+    monkeypatch.setattr("deltaprop.data.formats.csv.wait_until", waited)
     with contextlib.suppress(dp.UserError):
         [*CsvTable.of_stream(Path("stdin"), io.BytesIO(content), "auto").batches()]
     assert held == [False]

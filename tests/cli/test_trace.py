@@ -14,11 +14,11 @@ from deltaprop import core
 from deltaprop.cli import main
 from deltaprop.cli.trace import Arguments, make
 from deltaprop.training import TrainConfig, train
-from deltaprop.training.saved import load_run
+from deltaprop.training.load_run import load_run
 
 
 def test_a_tiny_net_is_a_worked_example(capsys: pytest.CaptureFixture[str]):
-    """Every sum of it is held to its digits in tests/verify/test_steps.py."""
+    """Every sum of it is held to its digits in tests/tracing/test_worked_example.py."""
     assert main(["trace", "--sizes", "2", "3", "1", "--output-activation", "sigmoid"]) == 0
     out = capsys.readouterr().out
     assert "BP2  δ¹ = (δ² W²) ⊙ σ'(z¹)" in out
@@ -135,8 +135,10 @@ def test_weights_are_those_that_were_asked_for(tmp_path: Path, capsys: pytest.Ca
 
 def test_each_view_has_the_learning_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     seen: list[float] = []
-    monkeypatch.setattr("deltaprop.verify.page.html_page", lambda found, lr: seen.append(lr) or "")
-    monkeypatch.setattr("deltaprop.training.trace_board.write_trace", lambda found, lr, folder: seen.append(lr))
+    monkeypatch.setattr("deltaprop.tracing.page.html_page", lambda found, lr: seen.append(lr) or "")
+    monkeypatch.setattr(
+        "deltaprop.training.report.tensorboard_trace.write_trace", lambda found, lr, folder: seen.append(lr)
+    )
     words = ["--html", str(tmp_path / "p.html"), "--tensorboard", "--run-dir", str(tmp_path / "t"), "--lr", "0.25"]
     assert main(["trace", *words]) == 0
     assert seen == [0.25, 0.25]

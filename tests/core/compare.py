@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deltaprop.verify.subject import python_nodes
+from deltaprop.gradcheck.target import python_nodes
 from tests.core.cases import Case
 
 # float64: thousands of units in the last place, and still 10^9 below a wrong digit; float32: some 20 units.

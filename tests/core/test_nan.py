@@ -20,7 +20,7 @@ import deltaprop as dp
 import deltaprop.functional as F
 from deltaprop import core
 from deltaprop.loss_spec import parse_loss
-from deltaprop.verify.observe import observe
+from deltaprop.tracing.capture import capture_layers
 
 F64 = torch.float64
 ACTIVATIONS = [name for name in core.ACTIVATIONS if name != "step"]
@@ -51,14 +51,14 @@ everywhere = pytest.mark.parametrize(
 def loss_and_lowest_delta(
     activation: str, loss: str, where: Where, output_activation: str | None = None
 ) -> list[tuple[Tensor, Tensor]]:
-    """Return C and δ^1, [5, 4], of a 3-4-4-2 net on five samples: by ``observe`` and by autograd."""
+    """Return C and δ^1, [5, 4], of a 3-4-4-2 net on five samples: by ``capture_layers`` and by autograd."""
     model = dp.MLP([3, 4, 4, 2], activation, output_activation, dtype=F64)
     x, y = torch.randn(5, 3, dtype=F64), torch.rand(5, 2, dtype=F64)
     if core.LOSSES[loss].takes_labels:
         y = torch.arange(5) % 2
     with torch.no_grad():
         where(model, x)
-    layers = observe(model, loss, x, y)
+    layers = capture_layers(model, loss, x, y)
     observed = parse_loss(loss).forward(layers[-1].a, y)[0]
     lowest, *others = model
     z = lowest(x)

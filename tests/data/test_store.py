@@ -21,8 +21,8 @@ import torch
 from deltaprop import UserError
 from deltaprop.data import Choices, Room, Source, from_table, load, store
 from deltaprop.data.columns import Reader, chosen
+from deltaprop.data.formats import open_table
 from deltaprop.data.store import ABOUT, ROWS, TARGETS, InMemory, OnDisk, Read
-from deltaprop.data.tables import open_table
 from tests.training.faults.shim import forked
 
 PLENTY = 1 << 40  # bytes
@@ -49,7 +49,7 @@ def write(path: Path, rows: list[str]) -> Path:
 @pytest.fixture
 def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A table of 400 rows, which is read in some ten blocks."""
-    monkeypatch.setattr("deltaprop.data.csv_table.BLOCK_BYTES", 2048)
+    monkeypatch.setattr("deltaprop.data.formats.csv.BLOCK_BYTES", 2048)
     return write(tmp_path / "t.csv", rows_of(400))
 
 

@@ -13,9 +13,9 @@ from torch.testing import assert_close
 from deltaprop.data import Choices, Encoding, Room, Scaling
 from deltaprop.data.columns import Column, Reader
 from deltaprop.data.encoding import fitted, recoded
+from deltaprop.data.formats import open_table
 from deltaprop.data.store import InMemory, Read, read
 from deltaprop.data.streaming import Encoder
-from deltaprop.data.tables import open_table
 from deltaprop.errors import UserError
 
 ROWS = 500

@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from deltaprop import UserError
-from deltaprop.data import Choices, Dataset, Room, Source, csv_table, load
-from deltaprop.data.tables import is_table, open_table
+from deltaprop.data import Choices, Dataset, Room, Source, load
+from deltaprop.data.formats import csv as csv_format
+from deltaprop.data.formats import is_table, open_table
 
 N = 50
 NUMBERS = np.random.default_rng(0).normal(size=(N, 3)) * [1e-150, 1.0, 1e150]  # digits that a detour by text must keep
@@ -229,7 +230,7 @@ def test_a_pipe_is_refused_rather_than_waited_for(tmp_path: Path, name: str):
 def test_a_blank_line_of_one_column_is_a_row(
     text: str, found: list[str], block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(csv_table, "BLOCK_BYTES", block)
+    monkeypatch.setattr(csv_format, "BLOCK_BYTES", block)
     path = tmp_path / "t.csv"
     path.write_bytes(text.encode())
     assert [cell for batch in open_table(path, least=1).batches() for cell in batch.column(0).to_pylist()] == found
@@ -260,9 +261,9 @@ def test_blocks_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     parquet.write_table(pa.table(COLUMNS), tmp_path / "t.parquet")
     before = [read(tmp_path / name, tmp_path) for name in ("t.csv", "t.parquet")]
     monkeypatch.setattr(
-        "deltaprop.data.csv_table.BLOCK_BYTES", max(block, 90)
+        "deltaprop.data.formats.csv.BLOCK_BYTES", max(block, 90)
     )  # the longest row has fewer than 90 bytes
-    monkeypatch.setattr("deltaprop.data.parquet_table.ROWS_AT_ONCE", block // 50)
+    monkeypatch.setattr("deltaprop.data.formats.parquet.ROWS_AT_ONCE", block // 50)
     for name, one in zip(("t.csv", "t.parquet"), before, strict=True):
         other = read(tmp_path / name, tmp_path)
         assert all(map(torch.equal, whole(one), whole(other)))
@@ -275,7 +276,7 @@ def test_a_row_far_below_is_named_by_its_number(tmp_path: Path, monkeypatch: pyt
     text = "a,y\n" + "".join(f"{i},{i % 2}\n\n" for i in range(40)) + f"{last},0\n"
     (tmp_path / "t.csv").write_text(text)
     for block in (40, 1 << 20):
-        monkeypatch.setattr("deltaprop.data.csv_table.BLOCK_BYTES", block)
+        monkeypatch.setattr("deltaprop.data.formats.csv.BLOCK_BYTES", block)
         with pytest.raises(UserError, match=r"t\.csv: row 41, column 'a': "):
             read(tmp_path / "t.csv", tmp_path)
 

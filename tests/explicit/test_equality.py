@@ -16,7 +16,7 @@ import deltaprop as dp
 from deltaprop import functional as F
 from deltaprop.core import ACTIVATIONS, LOSSES
 from deltaprop.explicit.workspace import PIECE
-from deltaprop.initialization import INITS
+from deltaprop.nn.init import INITS
 from tests.explicit.compare import (
     F64,
     SGD_OPTIONS,

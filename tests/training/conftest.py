@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from deltaprop.training import Result, TrainConfig, train
-from deltaprop.training.reporter import Reporter
+from deltaprop.training.report.reporter import Reporter
 
 
 @pytest.fixture

@@ -10,15 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from deltaprop.tracing.capture import capture_layers, delta_norm
 from deltaprop.training import TrainConfig, train
-from deltaprop.training.depths import Arm, Watched, draw, watch
+from deltaprop.training.depths import DepthResult, Variant, draw, watch
 from deltaprop.training.setup import prepare
-from deltaprop.verify.observe import delta_norm, observe
 
 
-def watched(activation: str, init: str, depth: int = 3, **settings: object) -> Watched:
+def watched(activation: str, init: str, depth: int = 3, **settings: object) -> DepthResult:
     return watch(
-        TrainConfig(epochs=1, lr=0.1, momentum=0.0, device="cpu", **settings), Arm(activation, init), depth, 30
+        TrainConfig(epochs=1, lr=0.1, momentum=0.0, device="cpu", **settings), Variant(activation, init), depth, 30
     )
 
 
@@ -38,11 +38,11 @@ def test_before_training_the_factor_of_a_layer_is_what_the_initialisation_says()
 
 def test_norms_are_those_of_the_net_before_and_after_each_epoch():
     config = TrainConfig(epochs=2, lr=0.1, momentum=0.0, hidden=(30, 30), activation=("tanh",), init="xavier")
-    found = watch(config, Arm("tanh", "xavier"), 2, 30)
+    found = watch(config, Variant("tanh", "xavier"), 2, 30)
     assert [len(norms) for norms in found.norms] == [3, 3, 3]
     setup = prepare(config)
     train = setup.dataset.train
-    views = observe(setup.model, setup.objective.call, train.x[:256], train.y[:256])
+    views = capture_layers(setup.model, setup.objective.call, train.x[:256], train.y[:256])
     assert found.norms[0] == pytest.approx([delta_norm(view) for view in views])
     assert found.norms[2] != found.norms[1] != found.norms[0]
 
@@ -52,7 +52,7 @@ def test_it_trains_as_the_loop_does_and_is_judged_on_rows_it_has_not_seen():
     config = TrainConfig(epochs=2, lr=0.1, momentum=0.0, hidden=(30,), activation=("tanh",), init="xavier", log_every=0)
     with tempfile.TemporaryDirectory() as folder:
         result = train(dataclasses.replace(config, run_dir=Path(folder) / "run"))
-    found = watch(config, Arm("tanh", "xavier"), 1, 30)
+    found = watch(config, Variant("tanh", "xavier"), 1, 30)
     assert found.accuracy == result.metrics["val_accuracy"]
     assert found.loss == pytest.approx(result.metrics["val_loss"], rel=1e-6)
 
@@ -63,7 +63,7 @@ def test_targets_that_are_numbers_or_one_hot_are_watched_too():
 
 
 def test_the_picture_has_a_panel_for_each_net_and_a_line_for_each_layer(tmp_path: Path):
-    found = [Watched(Arm("relu", init), depth, [[0.1] * (depth + 1), [0.0, *[0.2] * depth]], 0.4, 1.0)
+    found = [DepthResult(Variant("relu", init), depth, [[0.1] * (depth + 1), [0.0, *[0.2] * depth]], 0.4, 1.0)
              for init in ("torch", "kaiming") for depth in (2, 3)]  # fmt: skip
     figure = draw(found, "a title")
     panels = figure.axes

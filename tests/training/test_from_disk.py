@@ -18,23 +18,24 @@ import pytest
 import torch
 
 from deltaprop.cli import main
-from deltaprop.data import StreamedSplit, csv_table
-from deltaprop.training import TrainConfig, feeding, train
-from deltaprop.training.console import ConsoleReporter
+from deltaprop.data import StreamedSplit
+from deltaprop.data.formats import csv as csv_format
+from deltaprop.training import TrainConfig, data_loader, train
 from deltaprop.training.evaluate import evaluate
-from deltaprop.training.reporter import Silent
+from deltaprop.training.report.console import ConsoleReporter
+from deltaprop.training.report.reporter import Silent
 from deltaprop.training.setup import prepare
 from deltaprop.training.signals import Terminated
 from tests.training.faults.shim import forked
-from tests.training.test_feeding import BLOCK, CHUNK, ROW_BYTES
+from tests.training.test_data_loader import BLOCK, CHUNK, ROW_BYTES
 from tests.training.test_resume import StopAt, broken_off, same
 
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Chunks of 25 batches, each of ten blocks."""
-    monkeypatch.setattr(feeding, "CHUNK_BYTES", CHUNK * ROW_BYTES)
-    monkeypatch.setattr(feeding, "BLOCK_BYTES", BLOCK * ROW_BYTES)
+    monkeypatch.setattr(data_loader, "CHUNK_BYTES", CHUNK * ROW_BYTES)
+    monkeypatch.setattr(data_loader, "BLOCK_BYTES", BLOCK * ROW_BYTES)
 
 
 # --- runs ---
@@ -116,8 +117,8 @@ def test_by_other_chunks_and_blocks_it_goes_on_to_the_same_bits(
     broken = config("broken", engine=engine)
     with pytest.raises(Terminated):
         train(broken, StopAt(15))
-    monkeypatch.setattr(feeding, "CHUNK_BYTES", CHUNK * ROW_BYTES // 2)
-    monkeypatch.setattr(feeding, "BLOCK_BYTES", BLOCK * ROW_BYTES // 4)
+    monkeypatch.setattr(data_loader, "CHUNK_BYTES", CHUNK * ROW_BYTES // 2)
+    monkeypatch.setattr(data_loader, "BLOCK_BYTES", BLOCK * ROW_BYTES // 4)
     train(broken, resume=broken.run_dir)
     same(broken.run_dir or Path(), whole)
 
@@ -296,7 +297,7 @@ def test_a_signal_while_it_reads_ends_it_and_leaves_nothing(
 ):
     """No cache, no run folder, one line at most; of 4000 rows of some 28 bytes there are over 50 blocks."""
     table.write_text("\n".join(lines_of(4000)) + "\n")
-    monkeypatch.setattr(csv_table, "BLOCK_BYTES", 2048)
+    monkeypatch.setattr(csv_format, "BLOCK_BYTES", 2048)
     assert interrupted(config("run"), number, moment) == code
     assert not (tmp_path / "cache").exists() or not [*(tmp_path / "cache").iterdir()]
     assert not (tmp_path / "run").exists()
@@ -313,7 +314,7 @@ def test_a_signal_at_any_time_of_the_reading_leaves_nothing(table: Path, config:
             code = 1
             try:
                 torch.set_num_threads(1)
-                csv_table.BLOCK_BYTES = 1 << 14
+                csv_format.BLOCK_BYTES = 1 << 14
                 code = main(words(config("run")))
             except SystemExit as error:
                 code = int(error.code or 0)

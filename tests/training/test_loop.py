@@ -200,7 +200,7 @@ class TestReproducible:
         assert (blind.folder / "model.safetensors").read_bytes() == (seen.folder / "model.safetensors").read_bytes()
 
     def test_threads_are_set_while_it_runs(self, tmp_path: Path):
-        from deltaprop.training.reporter import Silent
+        from deltaprop.training.report.reporter import Silent
 
         class Asks(Silent):
             seen: ClassVar[list[int]] = []

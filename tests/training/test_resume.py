@@ -22,11 +22,11 @@ import torch
 from deltaprop import UserError
 from deltaprop.cli import main
 from deltaprop.training import Result, TrainConfig, train
-from deltaprop.training.board import Board
 from deltaprop.training.evaluate import evaluate
-from deltaprop.training.reporter import Silent
+from deltaprop.training.load_run import load_run
+from deltaprop.training.report.reporter import Silent
+from deltaprop.training.report.tensorboard import Board
 from deltaprop.training.run_folder import LAST, RunFolder, load_checkpoint
-from deltaprop.training.saved import load_run
 from deltaprop.training.signals import Terminated
 from tests.training.conftest import without_times
 

@@ -8,6 +8,7 @@ import io
 import sys
 from collections.abc import Sequence
 
+from deltaprop._version import __version__
 from deltaprop.cli.errors import guarded
 from deltaprop.errors import unknown_name
 
@@ -61,9 +62,7 @@ def _dispatch(words: list[str]) -> int:
         print(USAGE)
         return 0
     if words[0] in ("-V", "--version"):
-        import deltaprop
-
-        print(f"deltaprop {deltaprop.__version__}")
+        print(f"deltaprop {__version__}")
         return 0
     if words[0] not in COMMANDS:
         raise unknown_name("command", words[0], COMMANDS)

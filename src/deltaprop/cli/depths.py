@@ -15,7 +15,7 @@ from deltaprop.cli.parsing import read_flags
 from deltaprop.data import check_source
 from deltaprop.errors import UserError
 from deltaprop.training.config import TrainConfig
-from deltaprop.training.depths import ARMS, Arm, Watched, configured, draw, watch
+from deltaprop.training.depths import VARIANTS, DepthResult, Variant, configured, draw, watch
 
 DESCRIPTION = """Watch gradients vanish and explode: the norm of δ in each layer, before training and in its course, for
 nets of 2, 3 and 4 hidden layers: of sigmoid, of relu, of relu with an initialisation that keeps the norm, and of relu
@@ -60,7 +60,7 @@ def main(words: Sequence[str]) -> int:
         UserError: If the flags do not fit each other or the data.
     """
     arguments = read_flags(Arguments, "depths", words, DESCRIPTION)
-    arms = [read_arm(word) for word in arguments.arms] or list(ARMS)
+    arms = [read_arm(word) for word in arguments.arms] or list(VARIANTS)
     if not arguments.depths or min(arguments.depths) < 1:
         given = " ".join(map(str, arguments.depths)) or "none"
         raise UserError(f"--depths must be positive whole numbers, got {given}")
@@ -95,7 +95,7 @@ def main(words: Sequence[str]) -> int:
     return 0
 
 
-def read_arm(word: str) -> Arm:
+def read_arm(word: str) -> Variant:
     """Return the arm that a word such as relu:kaiming stands for; its names are judged with the configuration.
 
     Raises:
@@ -104,10 +104,10 @@ def read_arm(word: str) -> Arm:
     activation, colon, init = word.partition(":")
     if not colon:
         raise UserError(f"--arms must be ACTIVATION:INIT, such as relu:kaiming, got {word!r}")
-    return Arm(activation, init)
+    return Variant(activation, init)
 
 
-def told(watched: Watched) -> list[str]:
+def told(watched: DepthResult) -> list[str]:
     """Return what was seen of a net, in two lines."""
     before, after = ("".join(f"{norm:>8.2g}" for norm in norms) for norms in (watched.norms[0], watched.norms[-1]))
     end = f"loss {watched.loss:.3g}" if watched.accuracy is None else f"{100 * watched.accuracy:.0f} % right"

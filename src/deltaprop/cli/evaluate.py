@@ -17,13 +17,13 @@ from deltaprop.cli.errors import print_warning
 from deltaprop.cli.files import check_apart, check_file, is_stream, write_file
 from deltaprop.cli.parsing import read_flags
 from deltaprop.cli.runs import RunArgument, learnt_from, named
-from deltaprop.data.tables import open_table
+from deltaprop.data.formats import open_table
 from deltaprop.errors import UserError
-from deltaprop.trained.judging import Judgement, judge, judged
-from deltaprop.trained.model import Model, load
-from deltaprop.training.console import ReadingBar, print_table
+from deltaprop.inference.evaluation import EvaluationReport, evaluate_file, evaluation_report
+from deltaprop.inference.model import Model, load
 from deltaprop.training.evaluate import evaluate
-from deltaprop.training.saved import load_run
+from deltaprop.training.load_run import load_run
+from deltaprop.training.report.console import ReadingBar, print_table
 
 DESCRIPTION = """Judge a trained model: loss, accuracy, precision, recall and F1 of each class and the confusion matrix,
 ROC AUC of two classes; RMSE, MAE and R² of numbers, in their own units.
@@ -79,7 +79,7 @@ def main(words: Sequence[str]) -> int:
         if arguments.data is None:
             found, of = _own_test_part(run, arguments.weights, model), "its own test part"
         else:
-            found = judge(model, arguments.data, delimiter=arguments.delimiter, progress=bar)
+            found = evaluate_file(model, arguments.data, delimiter=arguments.delimiter, progress=bar)
             of = str(arguments.data)
     finally:
         bar.stop()
@@ -89,16 +89,16 @@ def main(words: Sequence[str]) -> int:
         write_file("--json", arguments.json, json.dumps({**about, **found.to_json()}, indent=2, allow_nan=False) + "\n")
         console.print(f"json {arguments.json}", markup=False, soft_wrap=True)
     if arguments.picture is not None:
-        from deltaprop.trained.picture import drawn  # matplotlib: slow to import
+        from deltaprop.inference.plots import evaluation_figure  # matplotlib: slow to import
 
         content = io.BytesIO()
-        drawn(model, found).savefig(content, format=arguments.picture.suffix[1:].lower())
+        evaluation_figure(model, found).savefig(content, format=arguments.picture.suffix[1:].lower())
         write_file("--picture", arguments.picture, content.getvalue())
         console.print(f"picture {arguments.picture}", markup=False, soft_wrap=True)
     return 0
 
 
-def _own_test_part(run: Path, weights: str, model: Model) -> Judgement:
+def _own_test_part(run: Path, weights: str, model: Model) -> EvaluationReport:
     """Return the judgement on the rows that the run has kept for it."""
     setup = load_run(run, weights)
     table, test = setup.dataset.table, setup.dataset.test
@@ -110,7 +110,7 @@ def _own_test_part(run: Path, weights: str, model: Model) -> Judgement:
     assert found is not None  # the test part always has rows
     y = setup.dataset.test.y
     true = y.numpy() if model.class_names else setup.dataset.target_scaling.invert(y.double()).numpy()
-    return judged(model, found.outputs, true, dropped=dropped)
+    return evaluation_report(model, found.outputs, true, dropped=dropped)
 
 
 def rows_of(path: Path, delimiter: str) -> int:
@@ -121,7 +121,7 @@ def rows_of(path: Path, delimiter: str) -> int:
 MOST_CLASSES = 12  # in a confusion matrix on the terminal
 
 
-def tell(console: Console, model: Model, found: Judgement, of: str) -> None:
+def tell(console: Console, model: Model, found: EvaluationReport, of: str) -> None:
     """Print the figures."""
     for line in found.warnings:
         print_warning(line)
@@ -167,7 +167,7 @@ def _table(kind: str, rows: dict[str, dict[str, float]]) -> Table:
 CORNER = "true↓ predicted→"
 
 
-def _confusion(model: Model, found: Judgement, width: int) -> Table:
+def _confusion(model: Model, found: EvaluationReport, width: int) -> Table:
     """Return the confusion matrix, a column for each class that was predicted, its name as whole as there is room."""
     assert found.confusion is not None
     names, counts = model.class_names, [max(map(len, map(str, column))) for column in found.confusion.T.tolist()]

@@ -12,8 +12,8 @@ from deltaprop.cli.files import check_apart, check_file, write_file
 from deltaprop.cli.parsing import read_flags
 from deltaprop.cli.runs import RunArgument, learnt_from, named
 from deltaprop.errors import UserError, unknown_name
-from deltaprop.export import FORMATS, SUFFIX, export
-from deltaprop.trained.model import load
+from deltaprop.inference.export import FORMATS, SUFFIX, export
+from deltaprop.inference.model import load
 
 DESCRIPTION = """Take a trained model elsewhere, its preprocessing with it as far as the format allows:
 

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from deltaprop.errors import UserError
-from deltaprop.training.disk import write_whole
+from deltaprop.training.atomic_files import write_whole
 from deltaprop.training.run_folder import is_own
 
 

@@ -19,11 +19,11 @@ from deltaprop.cli.files import check_file, write_file
 from deltaprop.cli.parsing import read_flags
 from deltaprop.cli.targets import call_examples, load
 from deltaprop.errors import UserError
+from deltaprop.gradcheck.check import CHECKS, check_gradients
+from deltaprop.gradcheck.context import told
+from deltaprop.gradcheck.library import library_ops
+from deltaprop.gradcheck.report import GradientReport
 from deltaprop.training.devices import pick_device
-from deltaprop.verify.gradients import CHECKS, check_gradients
-from deltaprop.verify.library import library_ops
-from deltaprop.verify.report import GradientReport
-from deltaprop.verify.trial import told
 
 DESCRIPTION = """Check hand-written backward passes: their numbers against central differences, and every promise that
 differences do not see.

@@ -15,9 +15,9 @@ from rich.table import Table
 from deltaprop.cli.parsing import read_flags
 from deltaprop.cli.runs import RunArgument, named
 from deltaprop.errors import UserError
-from deltaprop.trained.model import load
-from deltaprop.training.console import print_table, quoted
-from deltaprop.training.saved import WEIGHTS, read_config
+from deltaprop.inference.model import load
+from deltaprop.training.load_run import WEIGHTS, read_config
+from deltaprop.training.report.console import print_table, quoted
 
 DESCRIPTION = """Tell what a model was trained on, how, how well, and by which versions.
 

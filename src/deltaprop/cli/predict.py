@@ -19,11 +19,11 @@ from deltaprop.cli.errors import print_warning
 from deltaprop.cli.files import check_apart, check_file
 from deltaprop.cli.parsing import read_flags
 from deltaprop.cli.runs import RunArgument, learnt_from, named
-from deltaprop.data.csv_table import CsvTable
+from deltaprop.data.formats.csv import CsvTable
 from deltaprop.errors import UserError
-from deltaprop.trained.answers import FORMATS, STDOUT, answers, check_keep, unfinished, write
-from deltaprop.trained.model import load
-from deltaprop.training.console import ReadingBar
+from deltaprop.inference.model import load
+from deltaprop.inference.predictions import FORMATS, STDOUT, answers, check_keep, unfinished, write
+from deltaprop.training.report.console import ReadingBar
 
 DESCRIPTION = """Predict the class and the probability of each class, or the values, row by row, in order.
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from deltaprop.errors import UserError
-from deltaprop.verify.trial import told
+from deltaprop.gradcheck.context import told
 
 
 def load(target: str) -> tuple[Any, Callable[[], Any] | None]:

@@ -19,14 +19,14 @@ from deltaprop.cli.parsing import read_flags
 from deltaprop.cli.targets import call_examples, load
 from deltaprop.core import LOSSES
 from deltaprop.errors import UserError, unknown_name
-from deltaprop.initialization import INITS
-from deltaprop.modules import MLP
+from deltaprop.nn.init import INITS
+from deltaprop.nn.modules import MLP
+from deltaprop.tracing.summary import LEGEND, headline, tables, verdict
+from deltaprop.tracing.trace import Trace, trace
+from deltaprop.tracing.worked_example import as_text, is_tiny, steps
+from deltaprop.training.load_run import WEIGHTS, load_run
 from deltaprop.training.objective import losses
 from deltaprop.training.run_folder import RunFolder, check_folder
-from deltaprop.training.saved import WEIGHTS, load_run
-from deltaprop.verify.quantities import LEGEND, headline, tables, verdict
-from deltaprop.verify.steps import as_text, is_tiny, steps
-from deltaprop.verify.trace import Trace, trace
 
 DESCRIPTION = """Follow one batch through a net: z, a, σ'(z), δ and the gradients of each layer, by the hand-written
 formulas, compared with autograd and with central differences.
@@ -108,12 +108,14 @@ def main(words: Sequence[str]) -> int:
     console.print(verdict(found), soft_wrap=True)
     folder = RunFolder.make(arguments.run_dir, "trace").path if arguments.tensorboard else None
     if arguments.html is not None:
-        from deltaprop.verify.page import html_page
+        from deltaprop.tracing.page import html_page
 
         write_file("--html", arguments.html, html_page(found, lr))
         console.print(f"page {arguments.html}", markup=False, soft_wrap=True)
     if folder is not None:
-        from deltaprop.training.trace_board import write_trace  # TensorBoard and matplotlib: slow to import
+        from deltaprop.training.report.tensorboard_trace import (
+            write_trace,  # TensorBoard and matplotlib: slow to import
+        )
 
         write_trace(found, lr, folder)
         console.print(f"look tensorboard --logdir {folder.parent}", markup=False, soft_wrap=True)

@@ -14,8 +14,8 @@ from tyro.conf import UseAppendAction
 from deltaprop.cli.parsing import read_flags
 from deltaprop.errors import UserError
 from deltaprop.training.config import TrainConfig, read_toml
-from deltaprop.training.console import ConsoleReporter
 from deltaprop.training.loop import train
+from deltaprop.training.report.console import ConsoleReporter
 from deltaprop.training.resume import locate, saved_config
 from deltaprop.training.run_folder import RunFolder, has_checkpoint
 

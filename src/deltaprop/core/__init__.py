@@ -7,12 +7,21 @@ has a module or works by name in the drivers, in ``deltaprop train`` and in ever
 from __future__ import annotations
 
 from deltaprop.core import activations as _a
-from deltaprop.core import losses as _l
 from deltaprop.core.activations import Activation, Elementwise
 from deltaprop.core.casting import Cast
 from deltaprop.core.function import primitive
 from deltaprop.core.linear import Linear
-from deltaprop.core.losses import ElementwiseLoss, Loss
+from deltaprop.core.losses import (
+    L1,
+    MSE,
+    BinaryCrossEntropy,
+    BinaryCrossEntropyPerSample,
+    CrossEntropy,
+    ElementwiseLoss,
+    Huber,
+    Loss,
+    Quadratic,
+)
 
 ACTIVATIONS: dict[str, type[Activation]] = {
     "step": _a.Step,
@@ -30,23 +39,30 @@ ACTIVATIONS: dict[str, type[Activation]] = {
 }
 
 LOSSES: dict[str, type[Loss]] = {
-    "cross_entropy": _l.CrossEntropy,
-    "binary_cross_entropy_with_logits": _l.BinaryCrossEntropy,
-    "binary_cross_entropy_per_sample": _l.BinaryCrossEntropyPerSample,
-    "mse_loss": _l.MSE,
-    "quadratic_loss": _l.Quadratic,
-    "huber_loss": _l.Huber,
-    "l1_loss": _l.L1,
+    "cross_entropy": CrossEntropy,
+    "binary_cross_entropy_with_logits": BinaryCrossEntropy,
+    "binary_cross_entropy_per_sample": BinaryCrossEntropyPerSample,
+    "mse_loss": MSE,
+    "quadratic_loss": Quadratic,
+    "huber_loss": Huber,
+    "l1_loss": L1,
 }
 
 __all__ = [
     "ACTIVATIONS",
+    "L1",
     "LOSSES",
+    "MSE",
     "Activation",
+    "BinaryCrossEntropy",
+    "BinaryCrossEntropyPerSample",
     "Cast",
+    "CrossEntropy",
     "Elementwise",
     "ElementwiseLoss",
+    "Huber",
     "Linear",
     "Loss",
+    "Quadratic",
     "primitive",
 ]

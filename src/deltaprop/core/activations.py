@@ -154,7 +154,7 @@ class ELU(Elementwise):
     @staticmethod
     def derivative(z: Tensor, alpha: float = 1.0) -> Tensor:
         # clamp: e^z of a large z is inf, and inf in the branch not taken is NaN in the second derivative
-        return torch.where(z <= 0, alpha * z.clamp(max=0).exp(), 1.0)
+        return torch.where(z > 0, 1.0, alpha * z.clamp(max=0).exp())
 
 
 class GELU(Elementwise):

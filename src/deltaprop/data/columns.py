@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deltaprop.data.classes import plain
+from deltaprop.data.formats.table import NUMBER, Batch, Table
 from deltaprop.data.splits import Rows
-from deltaprop.data.table import NUMBER, Batch, Table
 from deltaprop.errors import UserError
 
 Numbers: TypeAlias = NDArray[np.float64]

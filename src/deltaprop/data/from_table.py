@@ -16,12 +16,12 @@ from deltaprop.data.classes import AT_ONCE, are_classes, are_numbers, check_clas
 from deltaprop.data.columns import ABSENT, Choices, Column, Missing, Numbers, Reader, chosen, unlisted
 from deltaprop.data.dataset import Dataset, Part, Split, StreamedSplit, TableFacts, Task
 from deltaprop.data.encoding import Encoding, fitted, strangers
+from deltaprop.data.formats import open_table
+from deltaprop.data.formats.table import Table
 from deltaprop.data.scaling import Scaling
 from deltaprop.data.splits import Array, Rows, SplitHow, split_indices
 from deltaprop.data.store import ROWS_AT_ONCE, UNLIMITED, InMemory, OnDisk, Read, Room, Storage, read
 from deltaprop.data.streaming import Encoder
-from deltaprop.data.table import Table
-from deltaprop.data.tables import open_table
 from deltaprop.errors import UserError
 
 FEW_ROWS = 1  # training rows for each one-hot input of a column, below which the user is warned

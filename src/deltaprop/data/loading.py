@@ -13,17 +13,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deltaprop.data.arrays import is_array, load_arrays
 from deltaprop.data.builtin import BUILTIN
 from deltaprop.data.classes import check_classes
 from deltaprop.data.columns import Choices, chosen
 from deltaprop.data.dataset import Dataset, RawData, Split
+from deltaprop.data.formats import is_table, open_table
+from deltaprop.data.formats.arrays import is_array, load_arrays
+from deltaprop.data.formats.idx import find_idx_files, load_idx_folder
 from deltaprop.data.from_table import load_table
-from deltaprop.data.idx import find_idx_files, load_idx_folder
 from deltaprop.data.scaling import Scaling
 from deltaprop.data.splits import Array, Rows, SplitHow, split_indices
 from deltaprop.data.store import Room, Storage, default_cache, default_memory
-from deltaprop.data.tables import is_table, open_table
 from deltaprop.errors import UserError, unknown_name
 
 ScalingHow: TypeAlias = Literal["auto", "pixel", "standard", "none"]

@@ -85,7 +85,7 @@ def _has_row(text: bytes) -> bool:
     return any(b"\n" in part for part in text.split(b'"')[::2])
 
 
-class Watched(io.RawIOBase):
+class CheckedStream(io.RawIOBase):
     """A stream that keeps its end, by which a quote is seen that is never closed, and looks out for what is no text.
 
     pyarrow reads it in a thread of its own, which lets go of it and of its pieces when it likes. A thread that does so

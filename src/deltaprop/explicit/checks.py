@@ -14,9 +14,9 @@ from deltaprop._torch_compat import GLOBAL_MODULE_HOOKS, GLOBAL_OPTIMIZER_HOOKS
 from deltaprop.core import ElementwiseLoss
 from deltaprop.core.recursion import Layer
 from deltaprop.errors import UserError
-from deltaprop.layers import ELSEWHERE, hook_tables
 from deltaprop.loss_spec import LossSpec
-from deltaprop.modules import Activation, from_torch
+from deltaprop.nn.layers import ELSEWHERE, hook_tables
+from deltaprop.nn.modules import Activation, from_torch
 from deltaprop.optim import SGD
 
 

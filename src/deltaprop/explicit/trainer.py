@@ -32,8 +32,8 @@ from deltaprop.explicit.graph import can_capture, is_ours
 from deltaprop.explicit.precision import check_precision, products_in
 from deltaprop.explicit.update import Updater
 from deltaprop.explicit.workspace import Workspace
-from deltaprop.layers import read_layers, refuse_contained_activation
 from deltaprop.loss_spec import LossLike, LossSpec, parse_loss
+from deltaprop.nn.layers import read_layers, refuse_contained_activation
 
 __all__ = ["ExplicitTrainer"]
 

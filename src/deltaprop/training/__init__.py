@@ -9,6 +9,6 @@ It is imported by the command line and by whoever wants a run from Python::
 
 from deltaprop.training.config import TrainConfig
 from deltaprop.training.loop import TrainingError, train
-from deltaprop.training.reporter import Result
+from deltaprop.training.report.reporter import Result
 
 __all__ = ["Result", "TrainConfig", "TrainingError", "train"]

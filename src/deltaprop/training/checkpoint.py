@@ -26,7 +26,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from deltaprop.training.disk import write_whole
+from deltaprop.training.atomic_files import write_whole
 
 FORMAT = 1
 MOST_HEADER = 2**22  # bytes; a header of a net of a thousand layers takes a fifth of it

@@ -20,7 +20,7 @@ from deltaprop import core
 from deltaprop.data import Augment, Choices, Room, Source
 from deltaprop.data.store import default_cache, default_memory
 from deltaprop.errors import UserError, unknown_name
-from deltaprop.initialization import INITS
+from deltaprop.nn.init import INITS
 from deltaprop.training.objective import losses
 
 LARGEST = 3e38  # that float32 holds

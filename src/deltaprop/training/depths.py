@@ -16,21 +16,21 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from deltaprop.training.board import PROBE_ROWS
+from deltaprop.tracing.capture import capture_layers, delta_norm
 from deltaprop.training.config import TrainConfig
+from deltaprop.training.data_loader import Feed
 from deltaprop.training.devices import set_threads
 from deltaprop.training.engines import train_epoch
 from deltaprop.training.evaluate import evaluate
-from deltaprop.training.feeding import Feed
-from deltaprop.training.pictures import COLOURS
+from deltaprop.training.report.plots import COLOURS
+from deltaprop.training.report.tensorboard import PROBE_ROWS
 from deltaprop.training.setup import make_optimizer, prepare
-from deltaprop.verify.observe import delta_norm, observe
 
 MARKERS = "os^DvP*X"
 
 
 @dataclass(frozen=True)
-class Arm:
+class Variant:
     """A way to build a net.
 
     Attributes:
@@ -46,11 +46,16 @@ class Arm:
         return f"{self.activation}, {self.init}"
 
 
-ARMS = (Arm("sigmoid", "torch"), Arm("relu", "torch"), Arm("relu", "kaiming"), Arm("relu", "normal"))
+VARIANTS = (
+    Variant("sigmoid", "torch"),
+    Variant("relu", "torch"),
+    Variant("relu", "kaiming"),
+    Variant("relu", "normal"),
+)
 
 
 @dataclass(frozen=True)
-class Watched:
+class DepthResult:
     """What was seen of one net.
 
     Attributes:
@@ -61,19 +66,19 @@ class Watched:
         loss: On the validation part in the end.
     """
 
-    arm: Arm
+    arm: Variant
     depth: int
     norms: list[list[float]]
     accuracy: float | None
     loss: float
 
 
-def configured(config: TrainConfig, arm: Arm, depth: int, width: int) -> TrainConfig:
+def configured(config: TrainConfig, arm: Variant, depth: int, width: int) -> TrainConfig:
     """Return a configuration with the net of an arm."""
     return dataclasses.replace(config, hidden=(width,) * depth, activation=(arm.activation,), init=arm.init)
 
 
-def watch(config: TrainConfig, arm: Arm, depth: int, width: int) -> Watched:
+def watch(config: TrainConfig, arm: Variant, depth: int, width: int) -> DepthResult:
     """Train a net of some depth, and look at δ before training and after each epoch.
 
     Args:
@@ -93,7 +98,7 @@ def watch(config: TrainConfig, arm: Arm, depth: int, width: int) -> Watched:
     probe = feed.first(PROBE_ROWS)
 
     def look() -> list[float]:
-        return [delta_norm(layer) for layer in observe(setup.model, setup.objective.call, *probe)]
+        return [delta_norm(layer) for layer in capture_layers(setup.model, setup.objective.call, *probe)]
 
     with set_threads(setup.threads):
         norms = [look()]
@@ -104,10 +109,10 @@ def watch(config: TrainConfig, arm: Arm, depth: int, width: int) -> Watched:
         held = setup.dataset.val if len(setup.dataset.val) else setup.dataset.test
         judged = evaluate(setup.model, setup.objective, held, setup.dataset.target_scaling)
     assert judged is not None  # the test part always has rows
-    return Watched(arm, depth, norms, judged.accuracy, judged.loss)
+    return DepthResult(arm, depth, norms, judged.accuracy, judged.loss)
 
 
-def draw(found: Sequence[Watched], title: str) -> Figure:
+def draw(found: Sequence[DepthResult], title: str) -> Figure:
     """Return the picture: a row for each way to build a net, a column for each depth, a line for each layer.
 
     Args:

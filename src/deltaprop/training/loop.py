@@ -17,15 +17,15 @@ from deltaprop.epoch_state import EpochState
 from deltaprop.errors import UserError
 from deltaprop.training.checkpoint import Checkpoint
 from deltaprop.training.config import TrainConfig
+from deltaprop.training.data_loader import Chunk, Feed
 from deltaprop.training.devices import (
     set_threads,
 )
 from deltaprop.training.engines import ENGINES
 from deltaprop.training.evaluate import Evaluation, evaluate_parts
-from deltaprop.training.feeding import Chunk, Feed
-from deltaprop.training.guard import EVERY, all_finite, told
+from deltaprop.training.finite_check import EVERY, all_finite, told
 from deltaprop.training.objective import Objective
-from deltaprop.training.reporter import Reporter, Result, Silent
+from deltaprop.training.report.reporter import Reporter, Result, Silent
 from deltaprop.training.resume import Resumed, go_on, locate
 from deltaprop.training.run_folder import LAST, RunFolder, as_bytes, is_stillborn
 from deltaprop.training.setup import Setup, make_optimizer, model_digest, prepare
@@ -236,7 +236,7 @@ class Run:
             TrainingError: If it cannot go on.
             Stopped: If a signal came; everything is saved.
         """
-        from deltaprop.training.board import Board  # TensorBoard: slow to import, and of no use before
+        from deltaprop.training.report.tensorboard import Board  # TensorBoard: slow to import, and of no use before
 
         began = time.perf_counter()
         self.stop.at_once = False

@@ -18,9 +18,9 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from deltaprop.errors import UserError
+from deltaprop.training.atomic_files import TEMPORARY, append, clear_temporaries, sync, sync_folder, write_whole
 from deltaprop.training.checkpoint import Checkpoint, DamagedError, encode, load, read_state
 from deltaprop.training.config import TrainConfig, from_json
-from deltaprop.training.disk import TEMPORARY, append, clear_temporaries, sync, sync_folder, write_whole
 
 
 def default_folder(data: str, root: Path = Path("runs")) -> Path:

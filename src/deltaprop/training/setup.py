@@ -17,15 +17,16 @@ import numpy
 import torch
 from torch import nn
 
-import deltaprop
+from deltaprop._version import __version__
 from deltaprop.data import BUILTIN, Dataset, Deformation, Scaling, check_source, load
 from deltaprop.data.store import Progress, Storage, silent
 from deltaprop.epoch_state import EpochState
 from deltaprop.errors import UserError
 from deltaprop.explicit.precision import check_precision
-from deltaprop.modules import MLP
+from deltaprop.nn.modules import MLP
 from deltaprop.optim import SGD
 from deltaprop.training.config import TrainConfig
+from deltaprop.training.data_loader import Feed
 from deltaprop.training.devices import (
     describe_device,
     fastest,
@@ -35,7 +36,6 @@ from deltaprop.training.devices import (
     tune_threads,
 )
 from deltaprop.training.engines import ENGINES
-from deltaprop.training.feeding import Feed
 from deltaprop.training.objective import Objective, balanced, check_output_activation, choose_objective
 from deltaprop.training.run_folder import check_folder, default_folder
 
@@ -122,7 +122,7 @@ class Setup:
                 "rows": {part: len(getattr(self.dataset, part)) for part in ("train", "val", "test")},
             },
             "versions": {
-                "deltaprop": deltaprop.__version__,
+                "deltaprop": __version__,
                 "torch": torch.__version__,
                 "numpy": numpy.__version__,
                 "scikit-learn": version("scikit-learn"),

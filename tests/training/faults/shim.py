@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from deltaprop.cli.train import run_to_resume
-from deltaprop.training import TrainConfig, board, train  # board: imported late by a run, and once here
+from deltaprop.training import TrainConfig, train
 from deltaprop.training.loop import Run
 
 TIMES = ("seconds", "samples_per_second")
@@ -163,4 +163,4 @@ def left(folder: Path) -> tuple[bytes, bytes, list[dict[str, Any]]]:
     return (folder / "model.safetensors").read_bytes(), (folder / "best.safetensors").read_bytes(), metrics
 
 
-__all__ = ["Run", "Shim", "board", "forked", "go_on", "left", "save_always", "small"]
+__all__ = ["Run", "Shim", "forked", "go_on", "left", "save_always", "small"]

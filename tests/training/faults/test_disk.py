@@ -15,9 +15,9 @@ import pytest
 
 from deltaprop import UserError
 from deltaprop.cli import main
-from deltaprop.training import TrainingError, disk, train
-from deltaprop.training.board import SummaryWriter
-from deltaprop.training.reporter import Silent
+from deltaprop.training import TrainingError, atomic_files, train
+from deltaprop.training.report.reporter import Silent
+from deltaprop.training.report.tensorboard import SummaryWriter
 from deltaprop.training.run_folder import LAST, load_checkpoint
 from tests.training.faults.shim import forked, go_on, left, save_always, small
 
@@ -48,7 +48,7 @@ def test_full_at_any_write_it_is_told_in_one_line_and_the_run_can_go_on(
     folder = tmp_path / "run"
     with monkeypatch.context() as patch:
         patch.setattr("deltaprop.training.TrainConfig.save_seconds", property(lambda self: 0.0))
-        patch.setattr(disk.os, "write", full_after(writes, folder))
+        patch.setattr(atomic_files.os, "write", full_after(writes, folder))
         with pytest.raises(TrainingError, match=rf"{folder}/\S+: No space left on device \(errno 28\)") as error:
             train(small(folder))
     assert "\n" not in str(error.value)
@@ -146,20 +146,20 @@ def test_a_run_folder_that_vanishes_is_the_users(tmp_path: Path):
 
 def test_what_is_not_written_whole_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     path = tmp_path / "file"
-    disk.write_whole(path, b"old")
-    monkeypatch.setattr(disk.os, "write", full_after(1, tmp_path))
+    atomic_files.write_whole(path, b"old")
+    monkeypatch.setattr(atomic_files.os, "write", full_after(1, tmp_path))
     with pytest.raises(OSError, match="No space left"):
-        disk.write_whole(path, b"new content")
+        atomic_files.write_whole(path, b"new content")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_line_that_is_not_written_whole_is_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     path = tmp_path / "lines"
-    disk.append(path, b"first\n")
-    monkeypatch.setattr(disk.os, "write", full_after(1, tmp_path))
+    atomic_files.append(path, b"first\n")
+    monkeypatch.setattr(atomic_files.os, "write", full_after(1, tmp_path))
     with contextlib.suppress(OSError):
-        disk.append(path, b"second\n")
+        atomic_files.append(path, b"second\n")
     assert path.read_bytes() == b"first\n"
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from deltaprop import core
 from deltaprop.cli import main
-from deltaprop.initialization import INITS
+from deltaprop.nn.init import INITS
 from deltaprop.training.objective import losses
 
 HUGE = "99999999999999999999"

@@ -13,7 +13,7 @@ import torch
 from deltaprop import UserError
 from deltaprop.cli import main
 from deltaprop.training import TrainingError, train
-from deltaprop.training.reporter import Silent
+from deltaprop.training.report.reporter import Silent
 from deltaprop.training.run_folder import RunFolder
 from tests.training.faults.shim import forked, left, small
 

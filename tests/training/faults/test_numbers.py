@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file
 
 from deltaprop.training import TrainingError, train
-from deltaprop.training.guard import all_finite
+from deltaprop.training.finite_check import all_finite
 from deltaprop.training.loop import Run
-from deltaprop.training.reporter import Silent
+from deltaprop.training.report.reporter import Silent
 from deltaprop.training.run_folder import LAST, load_checkpoint
 from tests.training.faults.shim import small
 

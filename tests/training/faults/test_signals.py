@@ -174,7 +174,7 @@ def test_while_threads_are_timed_nothing_is_written(tmp_path: Path, monkeypatch:
 
 def test_while_saving_the_save_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A disk that takes a fifth of a second for each write."""
-    from deltaprop.training import disk
+    from deltaprop.training import atomic_files
 
     train(small(tmp_path / "whole", epochs=6, save_every="1"))
     folder = tmp_path / "run"
@@ -186,7 +186,7 @@ def test_while_saving_the_save_is_finished(tmp_path: Path, monkeypatch: pytest.M
         return real(handle, content)
 
     with monkeypatch.context() as patch:
-        patch.setattr(disk.os, "write", write)
+        patch.setattr(atomic_files.os, "write", write)
         child = Child(lambda: train(small(folder, epochs=6, save_every="1")), tmp_path / "said")
     child.until(lambda: bool(list(folder.glob("checkpoints/.*.tmp-*"))))
     began = time.monotonic()

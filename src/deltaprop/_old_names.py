@@ -1,0 +1,81 @@
+"""Import paths of version 0.1: each resolves to where its names are now, with a DeprecationWarning, until 2.0.
+
+Pickled estimators and models that were saved whole name their classes by these paths.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+MOVED = {
+    "modules": "nn",
+    "initialization": "nn.init",
+    "perceptron": "nn.perceptron",
+    "ops": "core",
+    "ops.activations": "core.activations",
+    "ops.cross_entropy": "core.losses",
+    "ops.linear": "core.linear",
+    "ops.losses": "core.losses",
+    "ops.primitive": "core.function",
+    "verify": "gradcheck",
+    "verify.comparing": "tracing.compare",
+    "verify.gradients": "gradcheck.check",
+    "verify.library": "gradcheck.library",
+    "verify.observe": "tracing.capture",
+    "verify.page": "tracing.page",
+    "verify.quantities": "tracing.summary",
+    "verify.report": "gradcheck.report",
+    "verify.steps": "tracing.worked_example",
+    "verify.trace": "tracing.trace",
+    "verify.trial": "gradcheck.context",
+    "trained": "inference",
+    "trained.answers": "inference.predictions",
+    "trained.judging": "inference.evaluation",
+    "trained.model": "inference.model",
+    "trained.rows": "inference.inputs",
+    "estimators": "sklearn",
+    "estimators.base": "sklearn.base",
+    "estimators.classifier": "sklearn.classifier",
+    "estimators.parameters": "sklearn.parameters",
+    "estimators.regressor": "sklearn.regressor",
+    "export": "inference.export",
+    "export.parity": "inference.export.verification",
+    "export.whole": "inference.export.deployment",
+}
+
+RENAMED = {
+    "Judgement": "EvaluationReport",
+    "LayerView": "Layer",
+    "ResidualLoss": "ElementwiseLoss",
+    "TracedLayer": "LayerRecord",
+    "observe": "capture_layers",
+}
+
+
+class _OldPaths(MetaPathFinder, Loader):
+    """Finds a module of an old path, whose attributes are those of the new one."""
+
+    def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> Any:
+        old = fullname.removeprefix("deltaprop.")
+        if old == fullname or old not in MOVED:
+            return None
+        return ModuleSpec(fullname, self, is_package=any(name.startswith(f"{old}.") for name in MOVED))
+
+    def exec_module(self, module: ModuleType) -> None:
+        new = f"deltaprop.{MOVED[module.__name__.removeprefix('deltaprop.')]}"
+        warnings.warn(
+            f"{module.__name__} is {new} now; the old name goes with version 2.0", DeprecationWarning, stacklevel=2
+        )
+        current = importlib.import_module(new)
+        module.__doc__ = current.__doc__
+        module.__getattr__ = lambda name: getattr(current, RENAMED.get(name, name))  # type: ignore[method-assign]
+
+
+sys.meta_path.append(_OldPaths())

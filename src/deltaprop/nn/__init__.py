@@ -1,0 +1,59 @@
+"""Modules: the library's linear layer and activations as ``nn.Module``, the MLP, and Rosenblatt's perceptron.
+
+An MLP is an ``nn.Sequential``; its state dict is that of the same layers of ``torch.nn``.
+"""
+
+from typing import Any
+
+from deltaprop.nn import modules
+from deltaprop.nn.init import INITS, initialize
+from deltaprop.nn.modules import (
+    ELU,
+    GELU,
+    MLP,
+    Activation,
+    Identity,
+    LeakyReLU,
+    Linear,
+    LogSoftmax,
+    ReLU,
+    Sigmoid,
+    SiLU,
+    Softmax,
+    Softplus,
+    Step,
+    Tanh,
+    activation_module,
+    from_torch,
+    to_torch,
+)
+from deltaprop.nn.perceptron import Perceptron, PerceptronFit
+
+__all__ = [
+    "ELU",
+    "GELU",
+    "INITS",
+    "MLP",
+    "Activation",
+    "Identity",
+    "LeakyReLU",
+    "Linear",
+    "LogSoftmax",
+    "Perceptron",
+    "PerceptronFit",
+    "ReLU",
+    "SiLU",
+    "Sigmoid",
+    "Softmax",
+    "Softplus",
+    "Step",
+    "Tanh",
+    "activation_module",
+    "from_torch",
+    "initialize",
+    "to_torch",
+]
+
+
+def __getattr__(name: str) -> Any:
+    return getattr(modules, name)  # the module of an activation that was registered at run time

@@ -1,0 +1,97 @@
+"""The one way to read layers from a model: linear layers, each with one activation or none, and nothing else.
+
+Anything else is refused here, by name: a driver without a tape would not call it, and training would go wrong in
+silence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import pairwise
+from typing import Any
+
+from torch import nn
+
+from deltaprop._torch_compat import GLOBAL_MODULE_HOOKS
+from deltaprop.core import ACTIVATIONS
+from deltaprop.core.recursion import Layer
+from deltaprop.errors import UserError
+from deltaprop.nn.modules import MLP, Activation, Linear, from_torch
+
+ELSEWHERE = "train it by autograd (loss.backward(); on the command line --engine autograd)"
+
+
+def read_layers(model: nn.Module) -> list[Layer]:
+    """Return the layers of a model, from the first, on its own Parameters.
+
+    Args:
+        model: An ``nn.Sequential`` of linear layers and activations, ours or PyTorch's, nested as one likes.
+
+    Raises:
+        UserError: If there is anything else in it.
+    """
+    if not isinstance(model, nn.Sequential):
+        raise UserError(f"the explicit driver takes an nn.Sequential, got {type(model).__name__}: {ELSEWHERE}")
+    if any(GLOBAL_MODULE_HOOKS):
+        raise UserError(f"there are hooks on all modules, which nothing would call: {ELSEWHERE}")
+    found: list[Layer] = []
+    free = False  # whether the last layer may still get an activation
+    for name, module in flat_modules(model):
+        kind = f"module {name} ({type(module).__name__})"
+        if any(hook_tables([module])) or "forward" in vars(module):
+            raise UserError(f"{kind} has hooks or a forward of its own, which nothing would call: {ELSEWHERE}")
+        ours = from_torch(module)
+        if type(ours) is Linear:
+            weight, bias = ours.weight, ours.bias
+            learns = weight.requires_grad, bias is not None and bias.requires_grad
+            found.append(Layer(weight, bias, learns=learns))
+            free = True
+        elif not isinstance(ours, Activation) or type(ours).forward is not Activation.forward:
+            raise UserError(f"{kind} is neither a linear layer nor an activation that has a δ here: {ELSEWHERE}")
+        elif not free:
+            raise UserError(f"{kind} does not follow a linear layer: {ELSEWHERE}")
+        else:
+            found[-1].activation, found[-1].constants = ours.op, ours.constant_values()
+            free = False
+    if not found:
+        raise UserError("the model has no linear layer")
+    for below, above in pairwise(found):
+        n_out, n_in = len(below.weight), above.weight.shape[1]
+        if n_out != n_in:
+            raise UserError(f"a layer of {n_out} outputs comes before one of {n_in} inputs")
+    return found
+
+
+def flat_modules(model: nn.Sequential, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """Yield the modules of a Sequential and of those within it, in order, with their names.
+
+    Raises:
+        UserError: If a Sequential does anything but call its modules in turn.
+    """
+    own = "forward" in vars(model) or type(model).forward not in (nn.Sequential.forward, MLP.forward)
+    if own or any(hook_tables([model])):
+        raise UserError(f"{prefix or 'the model'} has a forward or hooks, which nothing would call: {ELSEWHERE}")
+    for name, module in model._modules.items():  # not named_children(), which names a shared module once
+        if isinstance(module, nn.Sequential):
+            yield from flat_modules(module, f"{prefix}{name}.")
+        elif module is not None:
+            yield f"{prefix}{name}", module
+
+
+def hook_tables(modules: Iterable[nn.Module]) -> list[dict[int, Any]]:
+    """Return the dictionaries of everything that a call of these modules would run besides their forward."""
+    names = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return [getattr(module, name) for module in modules for name in names]
+
+
+def refuse_contained_activation(layers: list[Layer], loss_name: str, contains: tuple[str, ...]) -> None:
+    """Refuse an output activation that the loss already contains: applied twice, it would train wrongly.
+
+    Raises:
+        UserError: If the last layer has one.
+    """
+    last = layers[-1].activation
+    if last is not None and any(last is ACTIVATIONS[name] for name in contains):
+        raise UserError(
+            f"{loss_name} already contains {last.__name__}: it would be applied twice; leave it out of the model"
+        )

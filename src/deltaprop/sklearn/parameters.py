@@ -1,0 +1,116 @@
+"""The parameters that both estimators have, as scikit-learn wants them: kept as they were given, judged when fitted."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import KW_ONLY, dataclass
+from numbers import Integral, Real
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator
+
+from deltaprop import core
+from deltaprop.errors import UserError, unknown_name
+from deltaprop.nn.init import INITS
+from deltaprop.training.devices import pick_device
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+ALIASES = {"logistic": "sigmoid"}  # scikit-learn's names of activations
+
+
+@dataclass(eq=False, repr=False)
+class Parameters(BaseEstimator):
+    """What each of them means is told in :class:`MLPClassifier`. A dataclass, as its fields are its parameters."""
+
+    hidden_layer_sizes: int | Sequence[int] = (100,)
+    activation: str = "relu"
+    _: KW_ONLY
+    batch_size: int | str = "auto"
+    learning_rate_init: float = 0.05
+    max_iter: int = 200
+    shuffle: bool = True
+    random_state: int | np.random.RandomState | None = None
+    tol: float = 1e-4
+    verbose: bool = False
+    warm_start: bool = False
+    momentum: float = 0.9
+    nesterovs_momentum: bool = True
+    early_stopping: bool = False
+    validation_fraction: float = 0.1
+    n_iter_no_change: float = 10
+    weight_decay: float = 0.0
+    init: str = "xavier"
+    dtype: str = "float32"
+    device: str = "cpu"
+    standardize: bool = True
+
+    _losses: ClassVar[tuple[str, ...]]  # those that ``loss`` may name
+
+    def _check_parameters(self) -> None:
+        """Refuse a parameter out of its range.
+
+        Raises:
+            UserError: If there is one.
+        """
+        for name, (fits, right) in _RULES.items():
+            value = getattr(self, name)
+            if not fits(value):
+                raise UserError(f"{name} must be {right}, got {value!r}")
+        if not all(_is_count(n) for n in self._hidden()):
+            raise UserError(f"hidden_layer_sizes must be whole numbers > 0, got {self.hidden_layer_sizes!r}")
+        for name, known in (("activation", [*core.ACTIVATIONS, *ALIASES]), ("init", INITS), ("loss", self._losses)):
+            if getattr(self, name) not in list(known):
+                raise unknown_name(name, getattr(self, name), known)
+
+    def _hidden(self) -> tuple[int, ...]:
+        """Return the sizes of the hidden layers."""
+        given: Any = self.hidden_layer_sizes
+        return tuple(given) if hasattr(given, "__iter__") else (given,)
+
+    def _shaping(self) -> dict[str, Any]:
+        """Return what a model is made by, which cannot change while it is trained further."""
+        names = ("activation", "init", "dtype", "device", "standardize")
+        return {"hidden_layer_sizes": self._hidden(), **{name: getattr(self, name) for name in names}}
+
+    def _device(self) -> torch.device:
+        """Return the device to train on.
+
+        Raises:
+            UserError: If this machine does not have it, or it does not have the dtype.
+        """
+        try:
+            device = pick_device(self.device)
+        except UserError as error:  # which speaks of the command line's flag
+            raise UserError(str(error).replace("--device", "device")) from None
+        if device.type == "mps" and self.dtype == "float64":
+            raise UserError("dtype='float64': mps has no float64; take device='cpu'")
+        return device
+
+
+def _is_real(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1
+
+
+_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "batch_size": (lambda v: v == "auto" if isinstance(v, str) else _is_count(v), "'auto' or a whole number above 0"),
+    "learning_rate_init": (lambda v: _is_real(v) and 0 < v < math.inf, "a number above 0"),
+    "max_iter": (_is_count, "a whole number above 0"),
+    "tol": (lambda v: _is_real(v) and v >= 0, "a number, at least 0"),
+    "n_iter_no_change": (lambda v: _is_count(v) or (_is_real(v) and v == math.inf), "a whole number above 0, or inf"),
+    "momentum": (lambda v: _is_real(v) and 0 <= v <= 1, "a number from 0 to 1"),
+    "weight_decay": (lambda v: _is_real(v) and 0 <= v < math.inf, "a number, at least 0"),
+    "validation_fraction": (lambda v: _is_real(v) and 0 < v < 1, "a number between 0 and 1"),
+    "dtype": (lambda v: v in list(DTYPES), "'float32' or 'float64'"),
+    "device": (lambda v: isinstance(v, str), "a name, such as 'cpu' or 'cuda'"),
+    **dict.fromkeys(
+        ("shuffle", "warm_start", "nesterovs_momentum", "early_stopping", "standardize"),
+        (lambda v: isinstance(v, bool | np.bool_), "True or False"),
+    ),
+}

@@ -1,0 +1,122 @@
+"""The regressor: numbers as targets, one or several a row."""
+# ruff: noqa: N803  # X is scikit-learn's name, and users may give it by keyword
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import RegressorMixin
+from sklearn.metrics import r2_score
+from sklearn.utils import column_or_1d
+from sklearn.utils.validation import validate_data
+from torch import Tensor
+
+from deltaprop.errors import UserError
+from deltaprop.nn.modules import MLP
+from deltaprop.sklearn.base import DENSE, MLPEstimator, as_tensor
+
+
+@dataclass(eq=False, repr=False)
+class MLPRegressor(RegressorMixin, MLPEstimator):
+    """A regressor for scikit-learn: an MLP with an output for each target, trained by the explicit driver.
+
+    With ``loss="quadratic_loss"``, ``standardize=False`` and the same initial weights and order of rows it goes through
+    the weights of ``sklearn.neural_network.MLPRegressor`` (``solver="sgd"``, ``alpha=0``) digit by digit.
+
+    Parameters and attributes are those of :class:`MLPClassifier`, except for classes and these:
+
+    Args:
+        loss: ``"mse_loss"``, Σ ‖a − y‖² / (N n_L); ``"quadratic_loss"``, Σ ‖a − y‖² / 2N, which is scikit-learn's;
+            ``"huber_loss"``, which goes straight on from |a − y| = 1; or ``"l1_loss"``.
+        learning_rate_init: The learning rate η, by default a smaller one: the slope of mse is 2 (a − y).
+        dtype: Of the net; what it predicts is float64.
+        standardize: Whether to bring each column of X and of the targets to mean 0 and deviation 1 first, by the rows
+            that are trained on; the loss is of targets in deviations then, and predictions are brought back.
+            scikit-learn's own does not, and needs a Pipeline and a TransformedTargetRegressor for it.
+
+    Attributes:
+        target_scaling_: The :class:`~deltaprop.data.Scaling` of the targets.
+        validation_scores_: As ``best_validation_score_``, of R².
+        out_activation_: ``"identity"``.
+
+    Example:
+        >>> from sklearn.datasets import load_diabetes
+        >>> X, y = load_diabetes(return_X_y=True)
+        >>> model = MLPRegressor((10,), tol=1e-3, random_state=0).fit(X, y)
+        >>> model.score(X, y) > 0.5
+        True
+    """
+
+    loss: str = "mse_loss"
+    learning_rate_init: float = 0.01  # where the slope is 2 (a − y)
+
+    _losses: ClassVar[tuple[str, ...]] = ("mse_loss", "quadratic_loss", "huber_loss", "l1_loss")
+    _output: ClassVar[str] = "identity"
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.target_tags.multi_output = True
+        return tags
+
+    def partial_fit(self, X: ArrayLike, y: ArrayLike) -> Self:
+        """Take one epoch over these rows.
+
+        Args:
+            X: Inputs, [N, n_0].
+            y: Numbers, [N] or [N, n_L].
+
+        Returns:
+            The estimator.
+
+        Raises:
+            UserError: As ``fit``; or if early stopping is asked for.
+        """
+        return self._partial_fit(X, y)
+
+    def predict(self, X: ArrayLike) -> NDArray[Any]:
+        """Return the targets, [N] or [N, n_L], in their own units; float64, and worked out in it."""
+        outputs = self._outputs(X)
+        targets = self.target_scaling_.invert(outputs).numpy()
+        return targets.ravel() if targets.shape[1] == 1 else targets
+
+    def _net(self) -> MLP:
+        """Return the net in float64: float32 rounds a target by its distance from 0, however little it varies."""
+        if self._made_by["dtype"] == "float64":
+            return self.model_
+        net = copy.deepcopy(self.model_)
+        return (net.cpu() if next(net.parameters()).device.type == "mps" else net).double()  # mps has no float64
+
+    def _validated(self, X: Any, y: Any, first: bool, classes: Any) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Return inputs, and targets [N, n_L].
+
+        Raises:
+            UserError: If targets are not as many as those the model was made for.
+        """
+        x, y = validate_data(self, X, y, reset=first, multi_output=True, y_numeric=True, **DENSE)
+        if y.ndim == 2 and y.shape[1] == 1:
+            y = column_or_1d(y, warn=True)
+        y = np.ascontiguousarray(y, dtype=np.float64).reshape(len(x), -1)
+        if not first and y.shape[1] != self.n_outputs_:
+            raise UserError(f"y must hold {self.n_outputs_} targets a row, as at first, got {y.shape[1]}")
+        return x, y
+
+    def _begin_targets(self, y: NDArray[Any]) -> int:
+        self.target_scaling_ = self._scaling(y)
+        return int(y.shape[1])
+
+    def _targets(self, y: NDArray[Any]) -> Tensor:
+        like = self._layers[0].weight
+        return self.target_scaling_.apply(as_tensor(y)).to(like.device, like.dtype)
+
+    def _loss(self, y: NDArray[Any], all_rows: bool) -> str:
+        return self.loss
+
+    def _strata(self, y: NDArray[Any]) -> None:
+        return None
+
+    def _score(self, outputs: Tensor, targets: Tensor) -> float:
+        return float(r2_score(targets.cpu(), outputs.cpu()))  # the same in deviations as in units

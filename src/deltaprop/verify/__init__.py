@@ -1,1 +1,0 @@
-"""Looking at and proving backward passes."""

@@ -1,0 +1,382 @@
+"""Correct Functions of many styles: none of them may raise an alarm."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
+
+import deltaprop as dp
+from deltaprop import functional as F
+from tests.gradcheck.planted import AFFINE, X, normal
+
+
+@dataclass(frozen=True)
+class Sound:
+    """A correct function.
+
+    Attributes:
+        op: The function.
+        inputs: To try it on.
+        name: Of the style.
+        alarms: The checks that find fault with it, and are right.
+    """
+
+    op: Any
+    inputs: tuple[Any, ...]
+    name: str
+    alarms: frozenset[str] = frozenset()
+
+
+torch.manual_seed(0)  # of the nets below, whatever was drawn before this module was imported
+SOUND: list[Sound] = []
+
+
+def sound(inputs: tuple[Any, ...] = X, alarms: tuple[str, ...] = ()) -> Any:
+    """Put a function on the list."""
+
+    def put(op: Any) -> Any:
+        SOUND.append(Sound(op, inputs, op.__name__, frozenset(alarms)))
+        return op
+
+    return put
+
+
+@sound()
+class Legacy(Function):
+    """forward(ctx, …)."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x**3
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        (x,) = ctx.saved_tensors
+        return 3 * x * x * grad_output
+
+
+@sound()
+class SetupContext(Function):
+    """forward(…), setup_context, jvp and a vmap rule."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x):
+        return torch.exp(x)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(output)
+        ctx.save_for_forward(output)
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        (a,) = ctx.saved_tensors
+        return grad_output * a
+
+    @staticmethod
+    def jvp(ctx, x_dot):
+        (a,) = ctx.saved_tensors
+        return x_dot * a
+
+
+@sound()
+class Once(Function):
+    """once_differentiable: it says that there is no second derivative."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.sin()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_output):
+        (x,) = ctx.saved_tensors
+        return grad_output * x.cos()
+
+
+@sound((normal(4, 3), normal(4, 3)))
+class TwoOutputs(Function):
+    """Sum and product."""
+
+    @staticmethod
+    def forward(ctx, x, y):
+        ctx.save_for_backward(x, y)
+        return x + y, x * y
+
+    @staticmethod
+    def backward(ctx, grad_sum, grad_product):
+        x, y = ctx.saved_tensors
+        return grad_sum + grad_product * y, grad_sum + grad_product * x
+
+
+@sound()
+class IndexOutput(Function):
+    """An output without a gradient: the maximum's place."""
+
+    @staticmethod
+    def forward(ctx, x):
+        values, indices = x.max(-1)
+        ctx.mark_non_differentiable(indices)
+        ctx.save_for_backward(indices)
+        ctx.shape = x.shape
+        return values, indices
+
+    @staticmethod
+    def backward(ctx, grad_values, _):
+        (indices,) = ctx.saved_tensors
+        zeros = grad_values.new_zeros(ctx.shape)
+        return zeros.scatter(-1, indices.unsqueeze(-1), grad_values.unsqueeze(-1))
+
+
+@sound((normal(4, 3), None))
+class OptionalInput(Function):
+    """None for an input that may be left out."""
+
+    @staticmethod
+    def forward(ctx, x, bias):
+        return x * 2 if bias is None else x * 2 + bias
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        return grad_output * 2, None
+
+
+@sound((normal(4, 3), torch.tensor([2, 0, 1, 1])))
+class IntegerInput(Function):
+    """Labels beside logits."""
+
+    @staticmethod
+    def forward(ctx, x, index):
+        ctx.save_for_backward(index)
+        ctx.shape = x.shape
+        return x.gather(-1, index.unsqueeze(-1)).squeeze(-1)
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        (index,) = ctx.saved_tensors
+        zeros = grad_output.new_zeros(ctx.shape)
+        return zeros.scatter(-1, index.unsqueeze(-1), grad_output.unsqueeze(-1)), None
+
+
+@sound((normal(4, 3), 2.5, "up"))
+class ConstantInputs(Function):
+    """Numbers and words among the arguments."""
+
+    @staticmethod
+    def forward(ctx, x, scale, way):
+        ctx.scale = scale if way == "up" else 1 / scale
+        return x * ctx.scale
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        return grad_output * ctx.scale, None, None
+
+
+@sound()
+class ReturnsAView(Function):
+    """A view of the input."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        return grad_output
+
+
+@sound()
+class InPlace(Function):
+    """Written in place, and said so by mark_dirty."""
+
+    @staticmethod
+    def forward(ctx, x):
+        x.exp_()
+        ctx.mark_dirty(x)
+        ctx.save_for_backward(x)
+        return x
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        (a,) = ctx.saved_tensors
+        return grad_output * a
+
+
+@sound(AFFINE)
+class SkipsWhatNobodyNeeds(Function):
+    """needs_input_grad heeded."""
+
+    @staticmethod
+    def forward(ctx, a, weight, bias):
+        ctx.save_for_backward(a, weight)
+        return torch.nn.functional.linear(a, weight, bias)
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        a, weight = ctx.saved_tensors
+        rows = grad_output.reshape(-1, grad_output.shape[-1])
+        needs_a, needs_weight, needs_bias = ctx.needs_input_grad
+        return (
+            grad_output @ weight.to(grad_output.dtype) if needs_a else None,
+            rows.T @ a.to(grad_output.dtype).reshape(-1, a.shape[-1]) if needs_weight else None,
+            rows.sum(0) if needs_bias else None,
+        )
+
+
+@sound((normal(4, 3), normal(3)))
+class Broadcasts(Function):
+    """A bias that is broadcast, and summed back."""
+
+    @staticmethod
+    def forward(ctx, x, bias):
+        ctx.shapes = x.shape, bias.shape
+        return x + bias
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        return tuple(grad_output.sum_to_size(shape) for shape in ctx.shapes)
+
+
+@sound()
+class DoesNotMaterialize(Function):
+    """None for an output that nobody used."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.set_materialize_grads(False)
+        return x * 2, x * 3
+
+    @staticmethod
+    def backward(ctx, grad_two, grad_three):
+        parts = [g * k for g, k in ((grad_two, 2), (grad_three, 3)) if g is not None]
+        return sum(parts) if parts else None
+
+
+@sound()
+class HiddenOutput(Function):
+    """What backward needs as an output of its own, so that it has a graph."""
+
+    @staticmethod
+    def forward(ctx, x):
+        e = torch.exp(-x)
+        ctx.save_for_backward(e)
+        return 1 / (1 + e), e
+
+    @staticmethod
+    def backward(ctx, grad_output, grad_e):
+        (e,) = ctx.saved_tensors
+        return grad_output * e / (1 + e) ** 2 - grad_e * e
+
+
+@sound((normal(4, 3), normal(3, 4)))
+class Constant(Function):
+    """An input that does not matter, and says so."""
+
+    @staticmethod
+    def forward(ctx, x, unused):
+        return x * 2
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        return grad_output * 2, None
+
+
+@sound((torch.nn.functional.normalize(normal(4, 3)),))
+class Straight(Function):
+    """A sum of everything: ∂C/∂x is an expanded number."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.shape = x.shape
+        return x.sum()
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        return grad_output.expand(ctx.shape)
+
+
+@sound()
+def plain_function(x: Tensor) -> Tensor:
+    """Not custom at all."""
+    return torch.tanh(x) * x.softmax(-1)
+
+
+@sound(([normal(4, 3), normal(4, 3)],))
+def of_a_list(tensors: list[Tensor]) -> dict[str, Tensor]:
+    """Tensors in a list, and out in a dictionary."""
+    first, second = tensors
+    return {"sum": first + second, "product": first * second}
+
+
+@sound()
+def with_dropout(x: Tensor) -> Tensor:
+    """What it draws at random is the same at every call of the check."""
+    return torch.nn.functional.dropout(x, 0.5) * x
+
+
+@sound((torch.tensor([[1e-3, 2e-4], [5e-4, 3e-3]], dtype=torch.float64),))
+def steep(x: Tensor) -> Tensor:
+    """A curve that bends within h."""
+    return 1 / x + x.log()
+
+
+@sound((torch.tensor([[0.0, 1.0], [-2.0, 0.0]], dtype=torch.float64),))
+def at_a_kink(x: Tensor) -> Tensor:
+    """|x| at 0, where the gradient itself jumps."""
+    return x.abs()
+
+
+@sound((normal(4, 4), normal(4, 4)))
+def square(x: Tensor, weight: Tensor) -> Tensor:
+    """As many rows as samples."""
+    return F.linear(x, weight)
+
+
+@sound()
+def of_complex_numbers(x: Tensor) -> Tensor:
+    """A complex output."""
+    return torch.fft.rfft(x)
+
+
+@sound((torch.zeros(0, 3, dtype=torch.float64),))
+def of_no_samples(x: Tensor) -> Tensor:
+    """Nothing to try."""
+    return x.sin()
+
+
+class Checkpointed(nn.Module):
+    """Its layer is called again in backward; the second call must see the same parameters."""
+
+    def __init__(self, use_reentrant: bool = False) -> None:
+        super().__init__()
+        self.layer, self.use_reentrant = nn.Linear(3, 4), use_reentrant
+
+    def forward(self, x: Tensor) -> Tensor:
+        return checkpoint(lambda t: torch.tanh(self.layer(t)), x, use_reentrant=self.use_reentrant)
+
+
+MODULES = [
+    Sound(Checkpointed(), X, "a checkpoint"),
+    Sound(nn.Sequential(nn.Linear(20, 50), nn.ReLU(), nn.Linear(50, 3)), (normal(64, 20),), "many gates"),
+    Sound(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Tanh()), X, "batch norm in training"),
+    Sound(nn.Sequential(nn.Linear(3, 4), nn.ReLU(inplace=True), nn.Linear(4, 2)), X, "an in-place module"),
+    Sound(nn.GRUCell(3, 4), (normal(4, 3), normal(4, 4)), "a recurrent cell"),
+    Sound(nn.Embedding(7, 3), (torch.tensor([1, 4, 1]),), "an embedding"),
+    Sound(nn.MultiheadAttention(4, 2, batch_first=True), (normal(2, 3, 4),) * 3, "attention"),
+    Sound(dp.MLP([3, 5, 2], "tanh"), X, "an MLP"),
+    Sound(nn.Sequential(nn.Linear(3, 4), nn.GELU(), nn.LayerNorm(4)), X, "torch modules"),
+    Sound(F.linear, AFFINE, "linear"),
+    Sound(F.cross_entropy, (normal(4, 3), torch.tensor([0, 2, 1, 1])), "cross-entropy of labels"),
+    Sound(F.mse_loss, (normal(4, 3), normal(3, 4).T.contiguous()), "a loss of two inputs"),
+]
+SOUND += MODULES

@@ -1,0 +1,259 @@
+"""``check_gradients`` finds every planted mistake by the check that should, and none in correct code."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.autograd import Function
+
+import deltaprop as dp
+from deltaprop import UserError, check_gradients
+from deltaprop.gradcheck.check import CHECKS
+from deltaprop.gradcheck.library import library_ops
+from deltaprop.testing import assert_gradients
+from tests.gradcheck.planted import AFFINE, BUGS, Bug, SlopeOfZ, X, normal
+from tests.gradcheck.sound import SOUND, Checkpointed, Sound
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:The use of `x.T` on tensors:UserWarning"),
+    pytest.mark.filterwarnings("ignore:.*functorch.*:UserWarning"),
+]
+
+
+def name_of(case: Bug | Sound) -> str:
+    return getattr(case, "name", None) or case.op.__name__
+
+
+@pytest.mark.parametrize("bug", BUGS, ids=name_of)
+def test_a_planted_mistake_is_found_by_its_check(bug: Bug):
+    report = check_gradients(bug.op, bug.inputs, fast=bug.check != "compile")
+    check = report[bug.check]
+    assert (check.outcome, check.severity) == ("failed", bug.severity), str(report)
+    assert check.detail
+    if bug.severity == "error":
+        assert not report.ok
+
+
+@pytest.mark.parametrize("sound", SOUND, ids=name_of)
+def test_correct_code_raises_no_alarm(sound: Sound):
+    report = check_gradients(sound.op, sound.inputs, fast=True)
+    assert {check.name for check in report.errors + report.warnings} == sound.alarms, str(report)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sound", SOUND, ids=name_of)
+def test_correct_code_raises_no_alarm_when_all_is_tried(sound: Sound):
+    report = check_gradients(sound.op, sound.inputs)
+    assert {check.name for check in report.errors + report.warnings} == sound.alarms, str(report)
+
+
+def passes_gradcheck(bug: Bug) -> bool:
+    op = bug.op.apply if isinstance(bug.op, type) else bug.op
+    try:
+        return bool(torch.autograd.gradcheck(op, [t.clone().requires_grad_() for t in bug.inputs]))
+    except (RuntimeError, ValueError, AttributeError, TypeError):
+        return False
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_gradcheck_passes_as_many_of_them_as_the_readme_says():
+    passed = {bug.op.__name__ for bug in BUGS if passes_gradcheck(bug)}
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    assert f"passes {len(passed)} of the {len(BUGS)} mistakes" in readme
+    assert {"BiasNeverSummed", "WritesGradOutput", "KeepsOutput"} <= passed
+
+
+def test_every_check_has_a_mistake_that_it_finds():
+    assert {bug.check for bug in BUGS} == set(CHECKS)
+    assert len(BUGS) >= 25
+    assert len(SOUND) >= 15
+
+
+@pytest.mark.parametrize(("op", "inputs"), [pytest.param(*case, id=case[0].__name__) for case in library_ops()])
+def test_every_op_of_the_library_is_right(op: Any, inputs: tuple[Any, ...]):
+    report = check_gradients(op, inputs, fast=True)
+    assert report.errors == report.warnings == [], str(report)
+
+
+# PyTorch's own examples that are wrong, or wrong on purpose, and by which checks.
+EXPLAINED = {
+    "NumpyCubeNotComposableAutogradFunction": {"values", "grad_output", "linear"},  # its backward ignores grad_output
+    "CubeGenVmapAutogradFunction": {"values", "linear", "second"},  # adds 6 dx without grad_saved
+    "ScaleGradGenVmapAutogradFunction": {"values", "jvp"},  # scales the gradient on purpose
+    "ZeroGradientsGenVmapAutogradFunction": {"values", "jvp", "one_sample", "shapes"},  # is 0 on purpose
+    "NumpySortAutogradFunction": {"values", "jvp", "one_sample", "three_dimensions"},  # forward gives x unsorted
+    # These return gradients that are broadcast.
+    "NumpyMulAutogradFunction": {"shapes"},
+    "MulGenVmapAutogradFunction": {"shapes"},
+}
+IN_NUMPY = {"vmap"}  # nothing maps over NumPy, which is a warning
+
+
+def test_pytorchs_own_examples():
+    db = pytest.importorskip("torch.testing._internal.autograd_function_db", exc_type=ImportError)
+    for op in db.autograd_function_db:
+        for sample in op.sample_inputs("cpu", torch.float64, requires_grad=True):
+            report = check_gradients(op.op, (sample.input, *sample.args), fast=True)
+            alarms = {check.name for check in report.errors + report.warnings}
+            allowed = EXPLAINED.get(op.name, set()) | (IN_NUMPY if "Numpy" in op.name else set())
+            assert alarms <= allowed, f"{op.name}: {alarms}\n{report}"
+            assert EXPLAINED.get(op.name, set()) & alarms or op.name not in EXPLAINED, op.name
+
+
+class Straight(Function):
+    """A straight-through estimator: wrong on purpose."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.round()
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> Tensor:
+        return grad_output
+
+
+class Single(Function):
+    """A kernel that has float32 alone."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        if x.dtype != torch.float32:
+            raise RuntimeError("float32 only")
+        ctx.save_for_backward(x)
+        return x.sin()
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> Tensor:
+        return grad_output * ctx.saved_tensors[0].cos()
+
+
+class TestOptions:
+    def test_what_is_wrong_on_purpose_can_be_skipped(self):
+        assert not check_gradients(Straight, X, fast=True).ok
+        by_differences = {"values", "one_sample", "one_dimension", "three_dimensions"}
+        report = check_gradients(Straight, X, fast=True, skip=by_differences)
+        assert report.ok
+        assert (report["values"].outcome, report["values"].detail) == ("skipped", "as asked")
+
+    def test_a_reference_in_place_of_differences(self):
+        right = check_gradients(Single, X, reference=torch.sin, dtype=torch.float32, fast=True)
+        assert right["values"].outcome == "passed"
+        wrong = check_gradients(Single, X, reference=torch.cos, dtype=torch.float32, fast=True)
+        assert "the reference has" in wrong["values"].detail
+
+    def test_a_tolerance(self):
+        class Off(Function):
+            @staticmethod
+            def forward(ctx: Any, x: Tensor) -> Tensor:
+                return x * 1
+
+            @staticmethod
+            def backward(ctx: Any, grad_output: Tensor) -> Tensor:
+                return grad_output * (1 + 1e-4)
+
+        assert check_gradients(Off, X, fast=True)["values"].outcome == "failed"
+        assert check_gradients(Off, X, fast=True, rtol=1e-3)["values"].outcome == "passed"
+
+    def test_inputs_that_ask_for_a_gradient_are_tried_and_no_others(self):
+        x, y = normal(4, 3).requires_grad_(), normal(4, 3)
+        report = check_gradients(lambda x, y: x * y.detach(), (x, y), fast=True)
+        assert report.ok
+        assert report["subsets"].detail == "there is one input"
+
+    def test_parameters_of_a_module_are_inputs(self):
+        class Wrong(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.scale = nn.Parameter(torch.ones(3))
+
+            def forward(self, x: Tensor) -> Tensor:
+                return x * self.scale + (self.scale - self.scale.detach()) ** 2 + self.scale.detach()
+
+        report = check_gradients(Wrong(), X, fast=True)
+        assert "∂C/∂scale" in report["values"].detail
+
+    def test_nothing_of_the_callers_is_touched(self):
+        model, x = dp.MLP([3, 4, 2]), torch.randn(4, 3)
+        before, state = x.clone(), torch.get_rng_state()
+        check_gradients(model, (x,), fast=True)
+        assert torch.equal(torch.get_rng_state(), state)
+        assert torch.equal(x, before)
+        assert all(p.grad is None and p.dtype == torch.float32 for p in model.parameters())
+
+    def test_constants_and_buffers_are_not_written_to(self):
+        x = normal(4, 3).requires_grad_()
+        mean, var, norm = torch.zeros(3), torch.ones(3), nn.BatchNorm1d(3)
+        check_gradients(lambda x, m, v: nn.functional.batch_norm(x, m, v, training=True), (x, mean, var), fast=True)
+        check_gradients(norm, (x,), fast=True)
+        assert not mean.any()
+        assert not norm.running_mean.any()
+
+    @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, lambda: torch.autocast("cpu")])
+    def test_modes_of_the_callers_do_not_matter(self, mode: Any):
+        with mode():
+            assert check_gradients(torch.sin, X, fast=True).ok
+
+    def test_the_same_seed_gives_the_same_report(self):
+        assert check_gradients(SlopeOfZ, X, fast=True) == check_gradients(SlopeOfZ, X, fast=True)
+
+
+class TestWords:
+    def test_the_worst_entry_and_the_likely_cause_are_named(self):
+        (missing_mean,) = [bug for bug in BUGS if bug.op.__name__ == "MissingMean"]
+        detail = check_gradients(missing_mean.op, missing_mean.inputs, fast=True)["values"].detail
+        assert "∂C/∂x: at [" in detail
+        assert "4 times what it should be (a missing 1/N, N = 4)" in detail
+
+    def test_a_report_is_a_table_and_json(self):
+        report = check_gradients(SlopeOfZ, X, fast=True)
+        text = str(report)
+        assert "gradients of SlopeOfZ" in text
+        assert "NOT OK: " in text
+        assert json.loads(json.dumps(report.to_json()))["ok"] is False
+        assert [check.name for check in report] == list(CHECKS)
+
+    def test_one_line_in_a_test_suite(self):
+        assert assert_gradients(torch.sigmoid, X, fast=True).ok
+        with pytest.raises(AssertionError, match="∂C/∂z"):
+            assert_gradients(SlopeOfZ, X, fast=True)
+        (unsummed,) = [bug for bug in BUGS if bug.check == "shapes"]
+        only_shapes = set(CHECKS) - {"shapes"}
+        assert_gradients(unsummed.op, AFFINE, skip=only_shapes)
+        with pytest.raises(AssertionError, match="who calls backward by hand"):
+            assert_gradients(unsummed.op, AFFINE, skip=only_shapes, warnings=False)
+
+
+def test_a_sparse_gradient_is_taken_as_a_dense_one():
+    report = check_gradients(nn.Embedding(7, 3, sparse=True), (torch.tensor([1, 4, 1]),))
+    assert report.ok, report
+    assert report["values"].outcome == "passed"
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("fn", "inputs", "options", "said"),
+        [
+            (torch.sin, (torch.arange(3),), {}, "sin has no input to differentiate"),
+            (torch.mm, (normal(4, 3), normal(4, 3)), {}, "mm raises on these inputs in torch.float64: RuntimeError"),
+            (Single, X, {}, "Single raises on these inputs in torch.float64: RuntimeError: float32 only"),
+            (nn.LazyLinear(3), X, {}, "LazyLinear has lazy layers that no input has shaped yet: call it once"),
+            (Checkpointed(use_reentrant=True), X, {}, "take use_reentrant=False"),
+            (torch.sin, X, {"skip": {"valeus"}}, "unknown check 'valeus': did you mean 'values'"),
+            (torch.sin, X, {"dtype": torch.float32}, "differences in torch.float32 show nothing"),
+        ],
+    )
+    def test_they_are_told_in_one_line(self, fn: Any, inputs: Any, options: Any, said: str):
+        with pytest.raises(UserError, match=said) as error:
+            check_gradients(fn, inputs, **options)
+        assert "\n" not in str(error.value)
+
+
+def test_no_two_bugs_are_one():
+    for one, other in itertools.combinations(BUGS, 2):
+        assert one.op is not other.op

@@ -1,0 +1,491 @@
+"""Exports, loaded by others: onnxruntime, torch.export and plain torch.nn give the model's own predictions."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib
+import io
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.testing import assert_allclose
+from numpy.typing import NDArray
+from safetensors import safe_open
+from safetensors.torch import load as load_tensors
+from torch import nn
+
+import deltaprop as dp
+from deltaprop import UserError, core
+from deltaprop.inference import export
+from deltaprop.inference.export import Exported, Whole, onnx_graph, state_dict
+from tests.inference.conftest import (
+    KINDS,
+    TABLES,
+    WITH_NAMES,
+    Runs,
+    encoded_by_hand,
+    inputs_of,
+    write_csv,
+)
+
+Array = NDArray[Any]
+ROUNDING = {"rtol": 1e-5, "atol": 1e-5}  # of float32, in another order of sums; of values in deviations of the target
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    """Runs of every kind."""
+    return Runs(tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture(scope="module")
+def exported_once(runs: Runs) -> Callable[[str, str], Exported]:
+    """The export of a kind of run to a format: made once, an ONNX graph takes seconds."""
+    return functools.cache(lambda kind, to: export.export(dp.load(runs[kind].folder), to))
+
+
+# --- what others make of the files ---
+
+
+def columns_of(model: dp.Model, given: Any) -> Any:
+    """Return what the model takes of columns: those of its inputs; an array as it is."""
+    return given if model.encoding is None else {c.name: given[c.name] for c in model.encoding.inputs}
+
+
+def raw_of(model: dp.Model, given: Any) -> Array:
+    """Return rows [N, p] as torch-export takes them: a category by its place in the list, −1 where it has none."""
+    if model.encoding is None:
+        return np.asarray(given, dtype=np.float64).reshape(len(given), -1)
+    found = []
+    for column in model.encoding.inputs:
+        cells = given[column.name]
+        if column.kind == "numbers":
+            found.append([math.nan if cell is None else float(cell) for cell in cells])
+        else:
+            found.append([column.categories.index(c) if c in column.categories else -1.0 for c in cells])
+    return np.array(found).T
+
+
+def by_onnxruntime(exported: Exported, model: dp.Model, given: Any) -> dict[str, Array]:
+    """Ask the graph: strings in, strings out."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    session = onnxruntime.InferenceSession(exported.content, providers=["CPUExecutionProvider"])
+    dtypes = {"tensor(float)": np.float32, "tensor(double)": np.float64, "tensor(string)": object}
+    takes = session.get_inputs()
+    if len(takes) == 1 and takes[0].name == "x" and takes[0].shape[1] != 1:
+        fed = {"x": raw_of(model, given).astype(dtypes[takes[0].type])}
+    elif model.encoding is None or not model.encoding.categories:
+        fed = {takes[0].name: raw_of(model, given).astype(dtypes[takes[0].type])}
+    else:
+        assert len(takes) == len(model.encoding.inputs)
+        fed = {}
+        for take, column in zip(takes, model.encoding.inputs, strict=True):
+            assert take.name.rstrip("_") == column.name.rstrip("_")
+            empty: Any = "" if column.kind == "categories" else math.nan
+            cells = [empty if cell is None else cell for cell in given[column.name]]
+            fed[take.name] = np.array(cells, dtype=dtypes[take.type])[:, None]
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, session.run(names, fed), strict=True))
+
+
+def by_torch_export(exported: Exported, model: dp.Model, given: Any) -> dict[str, Array]:
+    """Ask the program; what is where stands in the file."""
+    extra = {"deltaprop.json": ""}
+    program = torch.export.load(io.BytesIO(exported.content), extra_files=extra).module()
+    about = json.loads(extra["deltaprop.json"])
+    dtype = torch.float64 if "of float64" in exported.notes[0] else torch.float32
+    found = program(torch.from_numpy(raw_of(model, given)).to(dtype))
+    if about["task"] == "regression":
+        return {"values": found.detach().numpy()}
+    label = np.array(about["classes"])[found[0].numpy()]
+    return {"label": label, "probabilities": found[1].detach().numpy()}
+
+
+TORCH = {
+    "identity": nn.Identity, "relu": nn.ReLU, "leaky_relu": nn.LeakyReLU, "elu": nn.ELU, "gelu": nn.GELU,
+    "silu": nn.SiLU, "softplus": nn.Softplus, "sigmoid": nn.Sigmoid, "tanh": nn.Tanh,
+    "softmax": lambda: nn.Softmax(dim=-1), "log_softmax": lambda: nn.LogSoftmax(dim=-1),
+}  # fmt: skip
+
+
+class Step(nn.Module):
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        """Return 1 where z is positive, else 0."""
+        return (z > 0).to(z.dtype)
+
+
+def by_torch_nn(exported: Exported, model: dp.Model, given: Any) -> dict[str, Array]:
+    """Ask layers of torch.nn with the weights of the file, on numbers that no scaling has touched."""
+    state = load_tensors(exported.content)
+    about = about_of("state-dict", exported)
+    layers: list[nn.Module] = []
+    sizes = about["sizes"]
+    for above, below, name in zip(sizes[1:], sizes, about["activations"], strict=False):
+        layers += [nn.Linear(below, above), *([] if name == "none" else [{**TORCH, "step": Step}[name]()])]
+    net = nn.Sequential(*layers).to(next(iter(state.values())).dtype)
+    net.load_state_dict(state)
+    x = torch.from_numpy(encoded_by_hand({"columns": about["columns"]}, given))
+    z = net(x.to(next(iter(state.values())).dtype)).detach()
+    if about["task"] == "regression":
+        return {"values": z.numpy()}
+    if z.shape[1] == 1:
+        z = torch.cat([torch.zeros_like(z), z], dim=1)  # σ(z) = softmax(0, z)
+    elif about["loss"] == "binary-cross-entropy":
+        z = torch.nn.functional.logsigmoid(z)
+    label = np.array(about["classes"])[z.argmax(dim=1).numpy()]
+    return {"label": label, "probabilities": z.numpy() if about["loss"] == "mse" else z.softmax(dim=1).numpy()}
+
+
+def about_of(to: str, exported: Exported) -> dict[str, Any]:
+    """Return what stands in a file about itself."""
+    if to == "onnx":
+        onnx = pytest.importorskip("onnx")
+        found = {prop.key: prop.value for prop in onnx.load_from_string(exported.content).metadata_props}
+        return json.loads(found["deltaprop"])
+    if to == "torch-export":
+        extra = {"deltaprop.json": ""}
+        torch.export.load(io.BytesIO(exported.content), extra_files=extra)
+        return json.loads(extra["deltaprop.json"])
+    head = int.from_bytes(exported.content[:8], "little")
+    return json.loads(json.loads(exported.content[8 : 8 + head])["__metadata__"]["deltaprop"])
+
+
+ASKED: dict[str, Callable[[Exported, dp.Model, Any], dict[str, Array]]] = {
+    "onnx": by_onnxruntime,
+    "torch-export": by_torch_export,
+    "state-dict": by_torch_nn,
+}
+
+
+def check(exported: Exported, to: str, model: dp.Model, given: Any) -> None:
+    """Compare what others give with the model's own predictions, on the same rows."""
+    found, given = ASKED[to](exported, model, given), columns_of(model, given)
+    own = model.predict(given)
+    if model.task == "regression":
+        scale = model.target_scaling.scale.numpy()
+        assert_allclose(found["values"] / scale, own.reshape(len(own), -1) / scale, **ROUNDING)
+        return
+    outputs = model.outputs(given)
+    objective = model.objective
+    second = objective.probabilities(outputs) if objective.has_probabilities else objective.scores(outputs)
+    theirs = found["scores" if "scores" in found else "probabilities"]
+    assert_allclose(theirs, second.numpy(), **ROUNDING)
+    clear = np.diff(np.sort(second.numpy(), axis=1))[:, -1] > 1e-4  # else rounding may decide
+    assert found["label"].astype(str)[clear].tolist() == own.astype(str)[clear].tolist()
+    assert clear.sum() >= len(own) - 3
+
+
+def repeated(given: Any, rows: int) -> Any:
+    """Return so many rows, the given ones again and again."""
+    if isinstance(given, dict):
+        return {name: [cells[at % len(cells)] for at in range(rows)] for name, cells in given.items()}
+    return np.resize(given, (rows, *given.shape[1:]))
+
+
+# --- every kind of run, every activation ---
+
+
+RARER = ("binary", "single", "logit", "mse")  # in onnx they take seconds each, and say little new
+CASES = [
+    pytest.param(kind, to, marks=[pytest.mark.slow] if to == "onnx" and kind in RARER else [])
+    for kind in KINDS
+    for to in ASKED
+    if kind != "filled"
+]
+
+
+@pytest.mark.parametrize(("kind", "to"), CASES)
+def test_others_predict_as_the_model_does(
+    runs: Runs, exported_once: Callable[[str, str], Exported], kind: str, to: str
+):
+    """On the rows of the data, one row alone, and a thousand; where the export says what it was held to."""
+    model, given = dp.load(runs[kind].folder), inputs_of(kind)
+    if (kind, to) == ("dates", "state-dict"):
+        with pytest.raises(UserError, match="a column far from 0 beside its spread"):
+            export.export(model, to)
+        return
+    exported = exported_once(kind, to)
+    assert 0 <= exported.difference <= 1e-5
+    assert exported.rows == 512
+    for rows in (300, 1, 1000):
+        check(exported, to, model, repeated(given, rows))
+
+
+NAMES = [*core.ACTIVATIONS]
+
+
+@pytest.mark.parametrize("to", ["torch-export", "state-dict"])
+@pytest.mark.parametrize("activation", NAMES)
+def test_every_activation(runs: Runs, activation: str, to: str):
+    run = runs.train(f"{activation}-{to}", runs["numbers"].data, activation=(activation,), epochs=1)
+    model = dp.load(run.folder)
+    check(export.export(model, to), to, model, inputs_of("numbers"))
+
+
+@pytest.mark.parametrize("at", range(0, len(NAMES), 4))
+def test_every_activation_in_onnx(runs: Runs, at: int):
+    """Four layers of a net each, to save time."""
+    four = tuple(NAMES[at : at + 4])
+    model = dp.load(runs.train(f"four{at}", runs["mixed"].data, missing="mean", hidden=(6,) * len(four),
+                               activation=four, epochs=1).folder)  # fmt: skip
+    check(export.export(model, "onnx"), "onnx", model, inputs_of("mixed"))
+
+
+@pytest.mark.parametrize("to", ["torch-export", "state-dict", pytest.param("onnx", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("numbers", {"hidden": ()}),
+        ("value", {"hidden": ()}),
+        ("integers", {"scaling": "none"}),
+        ("numbers", {"loss": "mse", "output_activation": "softmax"}),
+    ],
+    ids=["linear", "linear values", "not scaled", "softmax"],
+)
+def test_other_nets(runs: Runs, request: pytest.FixtureRequest, kind: str, settings: dict[str, Any], to: str):
+    """Without a hidden layer both scalings are in the same weights."""
+    model = dp.load(runs.train(request.node.name, runs[kind].data, **settings).folder)
+    check(export.export(model, to), to, model, inputs_of(kind))
+
+
+def test_an_output_activation_before_the_units_cannot_be_plain_weights(runs: Runs):
+    model = dp.load(runs.train("tanh out", runs["value"].data, output_activation="tanh").folder)
+    with pytest.raises(UserError, match="the output activation tanh stands before the units of the target"):
+        export.export(model, "state-dict")
+    check(export.export(model, "torch-export"), "torch-export", model, inputs_of("value"))
+
+
+# --- names, and what is missing ---
+
+
+@pytest.mark.filterwarnings("ignore:.* that no training row has")  # which is what is tried
+@pytest.mark.parametrize("to", ["onnx", "torch-export"])
+@pytest.mark.parametrize("kind", WITH_NAMES[:1])
+def test_unseen_and_missing_cells_go_as_in_the_model(
+    runs: Runs, exported_once: Callable[[str, str], Exported], kind: str, to: str
+):
+    model = dp.load(runs[kind].folder)
+    given = {"a": [None, 1.0, None, -1.0], "city": ["Bonn", "Rome", None, "São Paulo"], "b": [3.0, None, None, 5.0]}
+    check(exported_once(kind, to), to, model, given)
+
+
+@pytest.mark.parametrize("to", ["onnx", "torch-export"])
+def test_missing_numbers_of_a_net_without_names(runs: Runs, to: str):
+    model = dp.load(runs["filled"].folder)
+    check(export.export(model, to), to, model, {"a": [None, 1.0, None], "b": [3.0, None, None]})
+
+
+ODD_NAMES = [
+    ("my column", "größe [m²]", "a,b"),
+    ("label", "probabilities", "label_"),
+    ("x", "encoded", "net/x"),
+    ("place", "net/place", "names/all"),
+    ("columns/1", "columns/0/hot", "columns/0/cast"),
+    ("values", "scores", "scores_"),
+    ("deltaprop", "deltaprop.encoded", "deltaprop_.encoded"),
+    ("deltaprop.columns/0/hot", "deltaprop.net/x", "deltaprop.net/place"),
+    ("deltaprop.place", "deltaprop.names", "deltaprop.columns/0/flat"),
+]
+
+
+@pytest.mark.parametrize("names", ODD_NAMES, ids=str)
+def test_columns_of_any_name(runs: Runs, tmp_path: Path, names: tuple[str, str, str]):
+    """The first is of categories."""
+    table = TABLES["mixed"]
+    columns = dict(zip(names, (table["city"], table["a"], table["b"]), strict=True)) | {"y": table["y"]}
+    run = runs.train("-".join(names).replace("/", "_"), write_csv(tmp_path / "t.csv", columns), missing="mean")
+    model = dp.load(run.folder)
+    exported = export.export(model, "onnx")
+    onnxruntime = importlib.import_module("onnxruntime")
+    takes = onnxruntime.InferenceSession(exported.content, providers=["CPUExecutionProvider"]).get_inputs()
+    empty = ["", math.nan, math.nan]
+    fed = {
+        take.name: np.array(
+            [hole if cell is None else cell for cell in columns[name]], dtype=object if hole == "" else np.float32
+        )[:, None]
+        for take, name, hole in zip(takes, names, empty, strict=True)
+    }
+    session = onnxruntime.InferenceSession(exported.content, providers=["CPUExecutionProvider"])
+    label, probabilities = session.run(["label", "probabilities"], fed)
+    assert_allclose(probabilities, model.predict_proba(columns), **ROUNDING)
+    assert (label == model.predict(columns)).mean() > 0.99
+
+
+@pytest.mark.filterwarnings("ignore:.* that no training row has")  # which is what is tried
+def test_a_column_of_names_alone_and_one_without_any(runs: Runs, tmp_path: Path):
+    """No number among the inputs."""
+    columns = {"city": TABLES["mixed"]["city"], "y": ["p" if c == "Rome" else "q" for c in TABLES["mixed"]["city"]]}
+    run = runs.train("names alone", write_csv(tmp_path / "t.csv", columns), missing="mean")
+    model = dp.load(run.folder)
+    for to in ("onnx", "torch-export"):
+        exported = export.export(model, to)
+        given = {"city": ["Rome", "Paris", None, "Bonn"]}
+        if to == "onnx":
+            session = importlib.import_module("onnxruntime").InferenceSession(exported.content)
+            cities = np.array([["Rome"], ["Paris"], [""], ["Bonn"]], dtype=object)
+            found = session.run(["probabilities"], {"city": cities})[0]
+            assert_allclose(found, model.predict_proba(given), **ROUNDING)
+        else:
+            check(exported, to, model, given)
+
+
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [
+        ("mixed", ["label", "probabilities"]),
+        ("numbers", ["label", "probabilities"]),
+        pytest.param("mse", ["label", "scores"], marks=pytest.mark.slow),
+        ("two", ["values"]),
+    ],
+)
+def test_outputs_stand_in_the_order_that_the_docs_and_the_notes_say(
+    runs: Runs, exported_once: Callable[[str, str], Exported], kind: str, names: list[str]
+):
+    """The class first, as skl2onnx has it: whoever asks for all outputs takes them by their place."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    exported = exported_once(kind, "onnx")
+    session = onnxruntime.InferenceSession(exported.content, providers=["CPUExecutionProvider"])
+    assert [output.name for output in session.get_outputs()] == names
+    assert f"outputs: {' and '.join(names)}, " in exported.notes[1]
+
+
+def test_text_counts_as_it_stands_in_onnx(runs: Runs, exported_once: Callable[[str, str], Exported]):
+    """The docs say so: reading a file leaves off blanks around a cell, ai.onnx.ml has nothing that does."""
+    model = dp.load(runs["mixed"].folder)
+    rows = {name: {"a": [0.5], "city": [name], "b": [3.0]} for name in ("Rome", " Rome ", "")}
+    found = {
+        name: by_onnxruntime(exported_once("mixed", "onnx"), model, given)["probabilities"]
+        for name, given in rows.items()
+    }
+    assert found[" Rome "].tolist() == found[""].tolist() != found["Rome"].tolist()
+
+
+@pytest.mark.parametrize("kind", ["integers", "images"])
+def test_classes_of_whole_numbers_come_out_as_such(
+    runs: Runs, exported_once: Callable[[str, str], Exported], kind: str
+):
+    model, given = dp.load(runs[kind].folder), inputs_of(kind)
+    label = by_onnxruntime(exported_once(kind, "onnx"), model, given)["label"]
+    assert label.dtype == np.int64
+    assert (label == model.predict(given)).mean() > 0.99
+
+
+@pytest.mark.parametrize("kind", ["dates", "double"])
+def test_digits_that_count_are_kept(runs: Runs, exported_once: Callable[[str, str], Exported], kind: str):
+    """Seconds of 1.7e9 apart by one, of which float32 would make one."""
+    model = dp.load(runs[kind].folder)
+    names = [column.name for column in model.encoding.inputs] if model.encoding else []
+    given = {name: [1.7e9 + at if name == "when" else 5.0 + 1e-9 * at for at in range(100)] for name in names}
+    for to in ("onnx", "torch-export"):
+        exported = exported_once(kind, to)
+        assert "float64" in exported.notes[0]
+        found = ASKED[to](exported, model, given)["probabilities"]
+        assert_allclose(found, model.predict_proba(given), rtol=0, atol=1e-6 if kind == "dates" else 1e-13)
+
+
+@pytest.mark.parametrize("to", ASKED)
+@pytest.mark.parametrize("kind", ["mixed", "two", "digits"])
+def test_a_file_tells_what_it_is(
+    runs: Runs, exported_once: Callable[[str, str], Exported], tmp_path: Path, kind: str, to: str
+):
+    resolved = runs[kind].saved["resolved"]
+    exported = exported_once(kind, to)
+    about = about_of(to, exported)
+    assert (about["deltaprop"], about["format"]) == (dp.__version__, 1)
+    for name in ("task", "sizes", "loss", "columns"):
+        assert about[name] == resolved[name]
+    assert about["classes"] == resolved["class_names"]
+    assert about["activations"] == ["relu", "none"]
+    assert about["targets"] == (["u", "v"] if kind == "two" else ["y"])
+    if to == "state-dict":
+        (tmp_path / "t.safetensors").write_bytes(exported.content)
+        with safe_open(tmp_path / "t.safetensors", "pt") as file:
+            assert [*file.keys()] == ["0.bias", "0.weight", "2.bias", "2.weight"]
+
+
+# --- what would not answer as the model ---
+
+
+@pytest.mark.parametrize(
+    ("name", "to"),
+    [*[(name, "torch-export") for name in ("mean", "scale", "fill", "out_mean", "out_scale")], ("scale", "onnx")],
+)
+def test_wrong_preprocessing_is_caught(runs: Runs, monkeypatch: pytest.MonkeyPatch, name: str, to: str):
+    """A hundredth more in the graph: the probes are rows as people have them."""
+    run = runs["value" if name.startswith("out") else "filled"]
+    make = Whole.__init__
+
+    def wrong(self: Whole, model: dp.Model, encodes: bool) -> None:
+        make(self, model, encodes)
+        setattr(self, name, getattr(self, name) * 1.01 + 0.01)
+
+    monkeypatch.setattr(Whole, "__init__", wrong)
+    with pytest.raises(UserError, match=rf"--to {to}: answers differ by .* more than rounding \(1e-05\): not written"):
+        export.export(dp.load(run.folder), to)
+
+
+def test_wrong_plain_weights_are_caught(runs: Runs, monkeypatch: pytest.MonkeyPatch):
+    right = state_dict.folded
+    monkeypatch.setattr(state_dict, "folded", lambda model: {k: t * 1.001 for k, t in right(model).items()})
+    with pytest.raises(UserError, match="--to state-dict: answers differ"):
+        export.export(dp.load(runs["numbers"].folder), "state-dict")
+
+
+def test_classes_in_another_order_are_caught(runs: Runs, monkeypatch: pytest.MonkeyPatch):
+    make = onnx_graph._names_graph
+
+    def wrong(model: dp.Model, like: Any) -> Any:
+        return make(dataclasses.replace(model, class_names=model.class_names[::-1]), like)
+
+    monkeypatch.setattr(onnx_graph, "_names_graph", wrong)
+    with pytest.raises(UserError, match="--to onnx: answers differ by inf"):
+        export.export(dp.load(runs["numbers"].folder), "onnx")
+
+
+def test_categories_in_another_order_are_caught(runs: Runs, monkeypatch: pytest.MonkeyPatch):
+    make = onnx_graph._columns_graph
+
+    def wrong(model: dp.Model, dtype: str, like: Any) -> Any:
+        assert model.encoding is not None
+        inputs = tuple(dataclasses.replace(c, categories=c.categories[::-1]) for c in model.encoding.inputs)
+        return make(
+            dataclasses.replace(model, encoding=dataclasses.replace(model.encoding, inputs=inputs)), dtype, like
+        )
+
+    monkeypatch.setattr(onnx_graph, "_columns_graph", wrong)
+    with pytest.raises(UserError, match="--to onnx: answers differ"):
+        export.export(dp.load(runs["mixed"].folder), "onnx")
+
+
+@pytest.mark.parametrize("package", ["onnx", "onnxruntime", "onnxscript"])
+def test_a_package_that_is_missing_is_told(runs: Runs, monkeypatch: pytest.MonkeyPatch, package: str):
+    find = importlib.import_module
+
+    def without_it(name: str, *rest: Any) -> Any:
+        if name.partition(".")[0] == package:
+            raise ImportError(name)
+        return find(name, *rest)
+
+    monkeypatch.setattr(importlib, "import_module", without_it)
+    with pytest.raises(UserError, match=rf"--to onnx needs the package {package}: pip install 'deltaprop\[onnx\]'"):
+        export.export(dp.load(runs["numbers"].folder), "onnx")
+
+
+def test_an_unknown_format(runs: Runs):
+    with pytest.raises(UserError, match="unknown format 'onx': did you mean 'onnx'"):
+        export.export(dp.load(runs["numbers"].folder), "onx")
+
+
+def test_what_the_notes_say_of_outputs_is_so(runs: Runs):
+    """One logit is of the second class alone; the outputs of mse are no logits."""
+    assert "logits of no, yes" in " ".join(export.export(dp.load(runs["numbers"].folder), "state-dict").notes)
+    for kind in ("logit", "mse"):
+        assert "logits of no, yes" not in " ".join(export.export(dp.load(runs[kind].folder), "state-dict").notes)
+    assert "probabilities" not in " ".join(export.export(dp.load(runs["mse"].folder), "torch-export").notes)

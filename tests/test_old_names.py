@@ -1,0 +1,78 @@
+"""Import paths of version 0.1 resolve until 2.0, each with a DeprecationWarning that names the new one."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import pytest
+
+import deltaprop as dp
+from deltaprop._old_names import MOVED
+
+_ACTIVATIONS = "ELU GELU Identity LeakyReLU LogSoftmax ReLU SiLU Sigmoid Softmax Softplus Step Tanh"
+PUBLIC = {  # what version 0.1 had there
+    "modules": f"{_ACTIVATIONS} Activation Linear MLP activation_module from_torch to_torch",
+    "initialization": "INITS initialize",
+    "perceptron": "Perceptron PerceptronFit",
+    "ops": "ACTIVATIONS Activation Elementwise Linear CrossEntropy MSE L1 Huber Quadratic ResidualLoss primitive",
+    "ops.activations": f"{_ACTIVATIONS} Activation Elementwise",
+    "ops.cross_entropy": "CrossEntropy",
+    "ops.linear": "Linear linear_forward linear_grad_weight linear_grad_bias",
+    "ops.losses": "MSE L1 Huber Quadratic BinaryCrossEntropy ResidualLoss",
+    "ops.primitive": "primitive",
+    "verify.comparing": "Comparison",
+    "verify.gradients": "check_gradients",
+    "verify.observe": "LayerView observe",
+    "verify.report": "Check GradientReport",
+    "verify.trace": "Trace TracedLayer trace",
+    "trained": "Model load",
+    "trained.judging": "Judgement",
+    "trained.model": "Model load",
+    "estimators": "MLPClassifier MLPRegressor",
+    "estimators.classifier": "MLPClassifier",
+    "estimators.regressor": "MLPRegressor",
+    "export": "FORMATS Exported Whole export",
+}
+
+
+@pytest.mark.parametrize("old", PUBLIC)
+@pytest.mark.filterwarnings("ignore:deltaprop:DeprecationWarning")
+def test_public_names_of_0_1_resolve(old: str):
+    sys.modules.pop(f"deltaprop.{old}", None)
+    with pytest.warns(DeprecationWarning, match=f"deltaprop.{old} is deltaprop.{MOVED[old]} now"):
+        module = importlib.import_module(f"deltaprop.{old}")
+    for name in PUBLIC[old].split():
+        assert getattr(module, name) is not None
+
+
+@pytest.mark.parametrize("old", MOVED)
+@pytest.mark.filterwarnings("ignore:deltaprop:DeprecationWarning")
+def test_each_old_path_leads_to_a_module(old: str):
+    assert (
+        importlib.import_module(f"deltaprop.{old}").__doc__
+        == importlib.import_module(f"deltaprop.{MOVED[old]}").__doc__
+    )
+
+
+@pytest.mark.filterwarnings("ignore:deltaprop:DeprecationWarning")
+def test_an_old_path_gives_the_very_same_class():
+    from deltaprop.modules import MLP
+
+    assert MLP is dp.MLP
+    assert dp.modules.MLP is dp.MLP  # as an attribute of the package
+
+
+def test_the_warning_points_at_the_line_that_imports():
+    sys.modules.pop("deltaprop.perceptron", None)
+    with pytest.warns(DeprecationWarning, match="deltaprop.perceptron is") as caught:
+        from deltaprop.perceptron import Perceptron
+    assert Perceptron is dp.Perceptron
+    assert [warning.filename for warning in caught] == [__file__]
+
+
+def test_what_never_was_is_not_found():
+    with pytest.raises(ModuleNotFoundError):
+        importlib.import_module("deltaprop.modles")
+    with pytest.raises(AttributeError):
+        dp.modles  # noqa: B018

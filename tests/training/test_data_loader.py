@@ -1,0 +1,351 @@
+"""Rows that are streamed: each once an epoch, well mixed, and to the same bits however often a run is broken off."""
+
+from __future__ import annotations
+
+import dataclasses
+import resource
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from deltaprop import UserError
+from deltaprop.data import Split, StreamedSplit
+from deltaprop.data.store import InMemory
+from deltaprop.training import TrainConfig, data_loader, train
+from deltaprop.training.data_loader import BLOCK_BYTES, CHUNK_BYTES, Feed, Order
+from deltaprop.training.objective import choose_objective
+from deltaprop.training.report.console import describe
+from deltaprop.training.setup import prepare
+from tests.training.faults.shim import forked
+from tests.training.test_resume import broken_off, same
+
+ROWS, BATCH, BLOCK, CHUNK = 1003, 8, 20, 200  # rows: 1003 leaves 3 for the last batch
+ROW_BYTES = 8  # of two inputs in float32
+
+
+# --- the rows of an epoch ---
+
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunks of 25 batches, each of ten blocks."""
+    monkeypatch.setattr(data_loader, "CHUNK_BYTES", CHUNK * ROW_BYTES)
+    monkeypatch.setattr(data_loader, "BLOCK_BYTES", BLOCK * ROW_BYTES)
+
+
+def streamed(rows: int = ROWS, every: int = 3) -> StreamedSplit:
+    """Return a part whose row i holds (i, −i), each third row of what is stored; labels are i modulo 2."""
+    own = np.arange(rows)
+    stored = np.repeat(np.stack([own, -own], axis=1).astype(np.float64), every, axis=0)
+    return StreamedSplit(
+        store=InMemory(stored), rows=own * every, width=2, y=torch.from_numpy(own % 2), dtype=torch.float32,
+        encode=lambda store, rows, x: x.copy_(torch.from_numpy(store.take(rows))),
+    )  # fmt: skip
+
+
+def feed(rows: int = ROWS, batch_size: int = BATCH) -> Feed:
+    """Return a feed of it."""
+    return Feed(streamed(rows), choose_objective("auto", "classification", 2, "none"), batch_size)
+
+
+def drawn(of: Feed, seed: int = 0) -> Order:
+    """Return the order of an epoch."""
+    return of.draw(torch.Generator().manual_seed(seed))
+
+
+def batches(of: Feed, order: Order, done: int = 0) -> list[tuple[int, torch.Tensor, torch.Tensor]]:
+    """Return the steps that are left of an epoch: the number of each, and its x and y as an engine takes them."""
+    found = []
+    for chunk in of.chunks(order, done):
+        for number, rows in enumerate(chunk.order.split(of.batch_size)):
+            found.append((chunk.first + number, chunk.x[rows], chunk.y[rows]))
+    return found
+
+
+@pytest.mark.parametrize("rows", [1, 7, 8, BLOCK, CHUNK - 1, CHUNK, CHUNK + 1, ROWS])
+def test_an_epoch_takes_each_row_once(rows: int):
+    of = feed(rows)
+    order = drawn(of)
+    assert order.rows.sort().values.tolist() == [*range(rows)]
+    x = torch.cat([x for _, x, _ in batches(of, order)])
+    torch.testing.assert_close(x, torch.stack([order.rows, -order.rows], dim=1).float(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 8, 64, 199, 200, 201, 5000])
+def test_the_steps_are_those_of_an_epoch_in_one_piece(batch_size: int):
+    """No batch straddles a chunk: the n-th holds the n-th rows of the order, and all but the last are full."""
+    of = feed(batch_size=batch_size)
+    order = drawn(of)
+    assert of.chunk % batch_size == 0
+    found = batches(of, order)
+    assert [number for number, _, _ in found] == [*range(-(-ROWS // batch_size))]
+    for (_, x, y), rows in zip(found, order.rows.split(batch_size), strict=True):
+        torch.testing.assert_close(x[:, 0], rows.float(), rtol=0, atol=0)
+        torch.testing.assert_close(y, rows % 2, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("done", [0, 1, 24, 25, 26, 100, 124, 125, 126])
+def test_what_is_left_of_an_epoch_begins_with_the_chunk_it_was_broken_off_in(done: int):
+    """Chunks are of 25 steps; 126 steps in all: when all are done there is nothing left to learn."""
+    of = feed()
+    order = drawn(of)
+    left = batches(of, order, done)
+    whole = batches(of, order)[done // 25 * 25 :]
+    assert [number for number, _, _ in left] == [number for number, _, _ in whole]
+    for (_, x, _), (_, same_x, _) in zip(left, whole, strict=True):
+        torch.testing.assert_close(x, same_x, rtol=0, atol=0)
+
+
+def test_rows_are_read_in_the_order_of_the_file(monkeypatch: pytest.MonkeyPatch):
+    """A disk goes forward."""
+    asked: list[torch.Tensor] = []
+    inputs = StreamedSplit.inputs
+    monkeypatch.setattr(StreamedSplit, "inputs", lambda self, rows, out: asked.append(rows) or inputs(self, rows, out))
+    of = feed()
+    batches(of, drawn(of))
+    assert [len(rows) for rows in asked] == [200, 200, 200, 200, 200, 3]
+    assert all(bool((rows.diff() > 0).all()) for rows in asked)
+
+
+def test_one_chunk_is_read_ahead_and_no_more():
+    """Two are in memory at a time: the one that is learnt from, and the next."""
+    of = feed()
+    read: list[int] = []
+    plain = of._read
+    of._read = lambda first, *rows: read.append(first) or plain(first, *rows)  # type: ignore[method-assign,func-returns-value]
+    for number, _ in enumerate(of.chunks(drawn(of), 0), start=1):
+        time.sleep(0.01)
+        assert len(read) <= number + 1
+    assert read == [0, 25, 50, 75, 100, 125]
+
+
+def test_the_disk_is_asked_for_each_chunk_before_the_one_before_it_is_read(monkeypatch: pytest.MonkeyPatch):
+    """And for the first at once; so the disk never waits for the net, nor the net for more of the disk than it must."""
+    told: list[tuple[str, list[int]]] = []
+    expect, inputs = StreamedSplit.expect, StreamedSplit.inputs
+    monkeypatch.setattr(
+        StreamedSplit, "expect", lambda self, rows: told.append(("asked", sorted(rows))) or expect(self, rows)
+    )
+    monkeypatch.setattr(
+        StreamedSplit, "inputs", lambda self, rows, out: told.append(("read", sorted(rows))) or inputs(self, rows, out)
+    )
+    of = feed(2 * CHUNK + 1)
+    order = drawn(of)
+    batches(of, order)
+    first, second, last = (sorted(part) for part in order.rows.split(CHUNK))
+    assert told == [
+        ("asked", first), ("asked", second), ("read", first), ("asked", last), ("read", second), ("read", last)
+    ]  # fmt: skip
+
+
+def test_two_pieces_of_memory_serve_all_chunks_of_all_epochs():
+    """A chunk keeps its own until the next is asked for: what is read meanwhile goes to the other."""
+    of, places = feed(), []
+    for _ in range(2):
+        order = drawn(of)
+        for chunk, rows in zip(of.chunks(order, 0), order.rows.split(CHUNK), strict=True):
+            time.sleep(0.01)
+            torch.testing.assert_close(chunk.x[chunk.order, 0], rows.float(), rtol=0, atol=0)
+            places.append(chunk.x.data_ptr())
+    assert len(places) == 12
+    assert places[:2] * 6 == places
+    assert len({*places}) == 2
+
+
+def test_an_epoch_that_is_done_reads_nothing():
+    of = feed(2 * CHUNK)
+    assert batches(of, drawn(of), 50) == []
+
+
+def test_a_chunk_that_cannot_be_read_ends_the_epoch(monkeypatch: pytest.MonkeyPatch):
+    """What its thread raises is raised here, once what was read before is learnt from; the sixth chunk has 3 rows."""
+    of, inputs = feed(), StreamedSplit.inputs
+
+    def gone(self: StreamedSplit, rows: Any, out: Any) -> torch.Tensor:
+        if len(rows) == 3:
+            raise OSError("the disk is gone")
+        return inputs(self, rows, out)
+
+    monkeypatch.setattr(StreamedSplit, "inputs", gone)
+    left = of.chunks(drawn(of), 0)
+    assert [next(left).first for _ in range(5)] == [0, 25, 50, 75, 100]
+    with pytest.raises(OSError, match="the disk is gone"):
+        next(left)
+
+
+# --- the order ---
+
+
+def test_it_hangs_on_the_seed_alone():
+    of = feed()
+    first = drawn(of)
+    torch.manual_seed(7)
+    before = torch.random.get_rng_state()
+    batches(of, first)
+    assert torch.equal(drawn(feed()).rows, first.rows)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert not torch.equal(drawn(of, 1).rows, first.rows)
+
+
+def test_no_two_epochs_have_the_same():
+    of, generator = feed(), torch.Generator().manual_seed(0)
+    assert not torch.equal(of.draw(generator).rows, of.draw(generator).rows)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_each_chunk_mixes_blocks_from_all_over_the_file(seed: int):
+    """Of a file that is sorted: the mean place of a chunk's rows is that of a fair draw of its blocks.
+
+    A chunk holds m = 10 of B = 1000 blocks, drawn without replacement. The number of a block has variance
+    (B² − 1)/12, a mean of m of them a deviation of √((B² − 1)/12 · (B − m)/(B − 1)/m), 91 blocks. Of 100 chunks none
+    is off by more than 4.5 of them (probability 7e-4 for all 100 together, were they normal), and their root mean
+    square is within a quarter of one (it scatters by 1/√200 = 7 %).
+    """
+    count, m = 1000, CHUNK // BLOCK
+    order = drawn(feed(count * BLOCK), seed)
+    means = (order.rows // BLOCK).double().split(CHUNK)
+    deviation = ((count**2 - 1) / 12 * (count - m) / (count - 1) / m) ** 0.5
+    off = torch.stack([(chunk.mean() - (count - 1) / 2) / deviation for chunk in means])
+    assert len(off) == 100
+    assert off.abs().max() < 4.5
+    assert 0.75 < float(off.square().mean().sqrt()) < 1.25
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_within_a_chunk_neighbours_are_parted(seed: int):
+    """A row of a chunk of 200 is followed by the one that follows it in its block with probability 1/200 · 19/20.
+
+    Of 20 000 rows 95 are (Poisson, deviation 9.7: below 95 + 5 deviations); blocks by themselves would leave 19 000.
+    """
+    order = drawn(feed(20_000), seed)
+    assert int((order.rows.diff() == 1).sum()) < 95 + 5 * 9.7
+
+
+def test_a_chunk_has_64_blocks():
+    """So of classes that lie one after the other each chunk has a share whose deviation is at most ½/√64 = 6 %."""
+    assert CHUNK_BYTES // BLOCK_BYTES >= 64
+
+
+@pytest.mark.slow
+def test_an_order_of_many_rows_takes_memory_for_those_alone():
+    """Of 20 million rows the row numbers take 160 MB; a few times as much is room enough to draw them."""
+
+    def work() -> None:
+        resource.setrlimit(resource.RLIMIT_AS, (2**30 + _address_space(), resource.RLIM_INFINITY))
+        of = feed()
+        of.part = range(20_000_000)  # type: ignore[assignment]
+        of.block, of.chunk = 6000, 384_000
+        drawn(of)
+
+    assert forked(work) == 0
+
+
+def test_an_order_is_drawn_without_a_copy_of_it_for_each_block(monkeypatch: pytest.MonkeyPatch):
+    """Each row number is made once, however many blocks there are, and lies where the order has it."""
+    made: list[torch.Tensor] = []
+    arange = torch.arange
+
+    def watched(*args: Any, **options: Any) -> torch.Tensor:
+        made.append(arange(*args, **options))
+        return made[-1]
+
+    monkeypatch.setattr(torch, "arange", watched)
+    order = drawn(feed())
+    assert sum(len(numbers) for numbers in made) == ROWS
+    assert {numbers.untyped_storage().data_ptr() for numbers in made} == {order.rows.untyped_storage().data_ptr()}
+
+
+def _address_space() -> int:
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("VmSize:")) << 10
+
+
+# --- pictures that are deformed ---
+
+
+class Marked:
+    """Adds to each picture a number of its own generator: what is given can be told from what it was made of."""
+
+    def __call__(self, x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        return x + torch.rand((), generator=generator)
+
+
+def deformed(rows: int = 100) -> Feed:
+    """Return a feed of pictures [i, i]: labels are i modulo 2; in chunks of 24 rows, 3 steps."""
+    own = torch.arange(rows)
+    part = Split(x=torch.stack([own, own], dim=1).double(), y=own % 2)
+    objective = choose_objective("auto", "classification", 2, "none")
+    return Feed(part, objective, BATCH, (rows, 3 * BATCH), Marked())  # type: ignore[arg-type]
+
+
+def test_each_picture_keeps_its_label_and_its_place():
+    of = deformed()
+    order = drawn(of)
+    found = batches(of, order)
+    assert [number for number, _, _ in found] == [*range(13)]
+    for (_, x, y), rows in zip(found, order.rows.split(BATCH), strict=True):
+        torch.testing.assert_close(x[:, 0].floor().long(), rows, rtol=0, atol=0)
+        torch.testing.assert_close(y, rows % 2, rtol=0, atol=0)
+
+
+def test_what_is_left_of_an_epoch_is_deformed_as_it_would_have_been():
+    whole, broken = deformed(), deformed()
+    order, same = drawn(whole), drawn(broken)
+    assert torch.equal(same.rows, order.rows)
+    assert same.seed == order.seed
+    for (_, x, _), (_, same_x, _) in zip(batches(broken, same, 7), batches(whole, order)[6:], strict=True):
+        assert torch.equal(x, same_x)
+
+
+def test_each_epoch_deforms_anew():
+    of, generator = deformed(), torch.Generator().manual_seed(0)
+    marks = []
+    for _ in range(3):
+        found = batches(of, of.draw(generator))
+        marks += [float(x[0, 0] % 1) for _, x, _ in found[::3]]  # of each chunk
+    assert len({*marks}) == 15
+
+
+@pytest.mark.parametrize("stops", [(1,), (100,), (60, 30)], ids=str)
+@pytest.mark.parametrize("engine", ["autograd", "explicit"])
+def test_broken_off_among_deformed_pictures_it_ends_with_the_same_bits(
+    engine: str, stops: tuple[int, ...], tmp_path: Path
+):
+    def config(name: str) -> TrainConfig:
+        return TrainConfig(
+            augment="affine-elastic", engine=engine, epochs=2, hidden=(8,), log_every=0, seed=0,  # type: ignore[arg-type]
+            run_dir=tmp_path / name,
+        )  # fmt: skip
+
+    whole = train(config("whole"))
+    same(broken_off(config("broken"), *stops), whole)
+    plain = train(dataclasses.replace(config("plain"), augment="none"))
+    assert plain.metrics["train_loss"] != whole.metrics["train_loss"]
+
+
+def test_the_header_says_that_pictures_are_deformed(tmp_path: Path):
+    rows = dict.fromkeys(("elastic", "none"), "")
+    for kind in rows:
+        setup = prepare(TrainConfig(augment=kind, run_dir=tmp_path / "run"))  # type: ignore[arg-type]
+        rows[kind] = " ".join(text for _, text in describe(setup))
+    assert "deformed anew in every epoch: elastic" in rows["elastic"]
+    assert "deformed" not in rows["none"]
+
+
+def test_what_is_no_picture_is_not_deformed(tmp_path: Path):
+    with pytest.raises(UserError, match=r"--augment elastic is for pictures .*, and moons has none"):
+        train(TrainConfig(data="moons", augment="elastic", run_dir=tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_pixels_scaled_one_by_one_are_not_deformed(tmp_path: Path):
+    """Ink where there was none would be divided by that pixel's deviation, of nearly 0."""
+    with pytest.raises(
+        UserError, match="--augment affine is for pixels that are all scaled alike: take --scaling pixel"
+    ):
+        train(TrainConfig(augment="affine", scaling="standard", run_dir=tmp_path / "run"))
+    assert not (tmp_path / "run").exists()

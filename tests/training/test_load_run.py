@@ -1,0 +1,136 @@
+"""A run on disk comes back as it ended, and what is damaged or is no run is told in one line."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch.testing import assert_close
+
+from deltaprop import UserError
+from deltaprop.training import Result
+from deltaprop.training.evaluate import evaluate
+from deltaprop.training.load_run import load_run
+
+Run = Callable[..., Result]
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"data": "sine"}, {"loss": "binary-cross-entropy", "dtype": "float64"}], ids=str
+)
+def test_it_comes_back_with_its_data_weights_and_loss(run: Run, settings: dict[str, Any]):
+    """The test loss is that which the run wrote down."""
+    result = run(**settings)
+    setup = load_run(result.folder)
+    for name, value in load_file(result.folder / "model.safetensors").items():
+        assert torch.equal(setup.model.state_dict()[name], value)
+    judged = evaluate(setup.model, setup.objective, setup.dataset.test, setup.dataset.target_scaling)
+    assert judged is not None
+    assert_close(judged.loss, result.metrics["test_loss"])
+
+
+def test_the_best_weights_are_those_of_the_lowest_validation_loss(run: Run):
+    result = run(epochs=5)
+    setup = load_run(result.folder, "best")
+    judged = evaluate(setup.model, setup.objective, setup.dataset.val, setup.dataset.target_scaling)
+    assert judged is not None
+    assert_close(judged.loss, result.best["val_loss"])
+
+
+def edited(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    config = json.loads((path / "config.json").read_text())
+    change(config)
+    (path / "config.json").write_text(json.dumps(config))
+
+
+def flipped(path: Path) -> None:
+    """One bit of the exponent of a weight: safetensors takes it."""
+    content = bytearray((path / "model.safetensors").read_bytes())
+    content[-1] ^= 0x40
+    (path / "model.safetensors").write_bytes(bytes(content))
+
+
+def of_another_dtype(path: Path) -> None:
+    state = load_file(path / "model.safetensors")
+    save_file({name: value.long() for name, value in state.items()}, path / "model.safetensors")
+
+
+def of_another_shape(path: Path) -> None:
+    state = load_file(path / "model.safetensors")
+    save_file({**state, "0.weight": torch.zeros(8, 3)}, path / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda path: (path / "config.json").unlink(), r"no run: there is no config\.json in it"),
+        (lambda path: (path / "config.json").write_text("{"), r"config\.json: damaged: "),
+        (lambda path: (path / "config.json").write_bytes(b"\xff\xfe"), r"config\.json: damaged: "),
+        (lambda path: (path / "config.json").write_text("[]"), r"config\.json: damaged: it has no 'resolved'"),
+        (lambda path: edited(path, lambda c: c.pop("resolved")), r"damaged: it has no 'resolved'"),
+        (lambda path: edited(path, lambda c: c.update(hidden="many")), r"hidden must be a list of whole numbers"),
+        (lambda path: edited(path, lambda c: c.update(hidden=[-1])), r"--hidden must be positive whole numbers"),
+        (lambda path: edited(path, lambda c: c.update(activation=["mish"])), r"unknown activation 'mish'"),
+        (lambda path: edited(path, lambda c: c["resolved"].update(split_seed=7)), r"loss or split are another's"),
+        (lambda path: edited(path, lambda c: c.update(data="/gone")), r"its data: .*; --data says where it lies now"),
+        (lambda path: (path / "model.safetensors").unlink(), "there is no such file: take --weights best"),
+        (lambda path: (path / "model.safetensors").write_bytes(b""), "damaged: "),
+        (lambda path: (path / "model.safetensors").write_bytes(b"x" * 1000), "damaged: "),
+        (lambda path: edited(path, lambda c: c.update(hidden=[8, 8])), r"its sizes are \[2, 8, 2\]"),
+        (flipped, "model.safetensors: damaged: the run's last checkpoint has other weights"),
+        (of_another_dtype, r"of torch\.int64, in the net of the run \[8, 2\] of torch\.float32"),
+        (lambda path: edited(path, lambda c: c.update(lr=10**400)), "lr must be auto or a number"),
+        (lambda path: (path / "config.json").write_text("[" * 100_000), "damaged: "),
+        (
+            lambda path: edited(path, lambda c: (c.update(hidden=[10**9]), c["resolved"].update(sizes=[2, 10**9, 2]))),
+            r"in the net of the run \[1000000000, 2\]",
+        ),
+        (
+            lambda path: (
+                shutil.rmtree(path / "checkpoints"),
+                edited(path, lambda c: c["resolved"].update(split_seed="7")),
+            ),
+            "its split_seed is '7'",
+        ),
+        (of_another_shape, r"0\.weight is \[8, 3\] of torch\.float32, in the net of the run \[8, 2\]"),
+    ],
+    ids=range(21),
+)
+def test_what_is_damaged_is_told_in_one_line(run: Run, damage: Callable[[Path], Any], said: str):
+    folder = run(epochs=1).folder
+    damage(folder)
+    with pytest.raises(UserError, match=said) as error:
+        load_run(folder)
+    assert "\n" not in str(error.value)
+    assert str(folder) in str(error.value)
+
+
+def test_a_folder_that_is_not_there(tmp_path: Path):
+    with pytest.raises(UserError, match="there is no such folder"):
+        load_run(tmp_path / "none")
+
+
+def test_data_that_has_moved_is_found_where_it_is_said_to_lie(run: Run):
+    folder = run(epochs=1).folder
+    edited(folder, lambda config: config.update(data="/gone"))
+    assert load_run(folder, data="moons").dataset.name == "moons"
+
+
+def test_nothing_is_unpickled(run: Run, tmp_path: Path):
+    """A pickle under the name of the weights is damaged, not run."""
+    folder = run(epochs=1).folder
+
+    class Trap:
+        def __reduce__(self) -> Any:
+            return (Path.touch, (tmp_path / "sprung",))
+
+    torch.save(Trap(), folder / "model.safetensors")
+    with pytest.raises(UserError, match="damaged"):
+        load_run(folder)
+    assert not (tmp_path / "sprung").exists()
