@@ -33,7 +33,7 @@ from deltaprop.data import check_source, load
 from deltaprop.errors import UserError
 from deltaprop.tracing.capture import capture_layers
 from deltaprop.training.config import TrainConfig, read_toml
-from deltaprop.training.data_loader import Feed
+from deltaprop.training.data_loader import DataLoader
 from deltaprop.training.setup import prepare
 
 ROOT = Path(__file__).parent.parent
@@ -290,7 +290,7 @@ def speeds(recipe: str, data: str) -> list[list[float]]:
     found = []
     for seed in range(DRAWS):
         setup = prepare(TrainConfig(**settings, seed=seed))
-        batch = Feed(setup.dataset.train, setup.objective, setup.config.batch_size).first(IMAGES)
+        batch = DataLoader(setup.dataset.train, setup.objective, setup.config.batch_size).first(IMAGES)
         hidden = capture_layers(setup.model, setup.objective.call, *batch)[:-1]
         found.append([float(layer.grad_bias.norm()) for layer in hidden if layer.grad_bias is not None])
     return found

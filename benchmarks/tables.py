@@ -229,7 +229,7 @@ def rates(words: list[str]) -> None:
     import torch
 
     from deltaprop.training.config import TrainConfig
-    from deltaprop.training.data_loader import Feed
+    from deltaprop.training.data_loader import DataLoader
     from deltaprop.training.setup import prepare
 
     torch.set_num_threads(1)
@@ -241,7 +241,7 @@ def rates(words: list[str]) -> None:
         for net, hidden in NETS.items():
             for engine in ENGINES:
                 epochs = [
-                    _epochs(Feed(setup.dataset.train, setup.objective, batch_size), engine, hidden, setup)
+                    _epochs(DataLoader(setup.dataset.train, setup.objective, batch_size), engine, hidden, setup)
                     for setup in (setups["disk"], setups["disk"], setups["memory"])
                 ]
                 seconds: list[list[float]] = [[], [], []]

@@ -54,7 +54,12 @@ RENAMED = {
     "Judgement": "EvaluationReport",
     "LayerView": "Layer",
     "ResidualLoss": "ElementwiseLoss",
+    "Choices": "TableOptions",
+    "Room": "CacheConfig",
+    "Subject": "CheckTarget",
     "TracedLayer": "LayerRecord",
+    "Trial": "CheckContext",
+    "Whole": "DeploymentModule",
     "observe": "capture_layers",
 }
 

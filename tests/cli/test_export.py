@@ -10,7 +10,7 @@ import torch
 import deltaprop as dp
 from deltaprop.cli import main
 from deltaprop.inference import export
-from deltaprop.inference.export import Whole
+from deltaprop.inference.export import DeploymentModule
 from tests.inference.conftest import Runs
 
 
@@ -139,13 +139,13 @@ def test_answers_that_differ_are_not_written(
     runs: Runs, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     """A scaling by twice the deviation, in the graph alone; the old file stays."""
-    make = Whole.__init__
+    make = DeploymentModule.__init__
 
-    def wrong(self: Whole, model: dp.Model, encodes: bool) -> None:
+    def wrong(self: DeploymentModule, model: dp.Model, encodes: bool) -> None:
         make(self, model, encodes)
         self.scale = 2 * self.scale
 
-    monkeypatch.setattr(Whole, "__init__", wrong)
+    monkeypatch.setattr(DeploymentModule, "__init__", wrong)
     Path("m.pt2").write_text("the old one")
     assert main(["export", str(runs["numbers"].folder), "--to", "torch-export", "--out", "m.pt2"]) == 2
     out, err = capsys.readouterr()

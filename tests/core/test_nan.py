@@ -42,14 +42,14 @@ def hidden_weight_with_nan(model: dp.MLP, x: Tensor) -> None:
     model[2].weight[1, 2] = math.nan
 
 
-Where = Callable[[dp.MLP, Tensor], None]
+RowRange = Callable[[dp.MLP, Tensor], None]
 everywhere = pytest.mark.parametrize(
     "where", [x_with_nan, first_weight_with_nan, hidden_weight_with_nan], ids=lambda where: where.__name__
 )
 
 
 def loss_and_lowest_delta(
-    activation: str, loss: str, where: Where, output_activation: str | None = None
+    activation: str, loss: str, where: RowRange, output_activation: str | None = None
 ) -> list[tuple[Tensor, Tensor]]:
     """Return C and δ^1, [5, 4], of a 3-4-4-2 net on five samples: by ``capture_layers`` and by autograd."""
     model = dp.MLP([3, 4, 4, 2], activation, output_activation, dtype=F64)
@@ -70,7 +70,7 @@ def loss_and_lowest_delta(
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("loss", LOSSES)
 @everywhere
-def test_a_nan_reaches_the_loss_and_the_lowest_layer(activation: str, loss: str, where: Where):
+def test_a_nan_reaches_the_loss_and_the_lowest_layer(activation: str, loss: str, where: RowRange):
     """C is NaN, and so is at least one entry of δ^1, with every activation in the hidden layers."""
     for c, delta in loss_and_lowest_delta(activation, loss, where):
         assert c.isnan()
@@ -80,7 +80,7 @@ def test_a_nan_reaches_the_loss_and_the_lowest_layer(activation: str, loss: str,
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("loss", [name for name in LOSSES if not core.LOSSES[name].contains])
 @everywhere
-def test_a_nan_passes_the_output_activation(activation: str, loss: str, where: Where):
+def test_a_nan_passes_the_output_activation(activation: str, loss: str, where: RowRange):
     """The same with every activation at the output too."""
     for c, delta in loss_and_lowest_delta(activation, loss, where, output_activation=activation):
         assert c.isnan()
@@ -89,7 +89,7 @@ def test_a_nan_passes_the_output_activation(activation: str, loss: str, where: W
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @everywhere
-def test_l1_reports_a_nan_in_its_value_alone(activation: str, where: Where):
+def test_l1_reports_a_nan_in_its_value_alone(activation: str, where: RowRange):
     """With l1 C is NaN; its ∂C/∂a is 0 at a NaN, as in PyTorch."""
     for c, _ in loss_and_lowest_delta(activation, "l1_loss", where):
         assert c.isnan()
@@ -101,7 +101,7 @@ def test_l1_reports_a_nan_in_its_value_alone(activation: str, where: Where):
 
 @pytest.mark.parametrize("loss", LOSSES)
 @everywhere
-def test_step_hides_a_nan(loss: str, where: Where):
+def test_step_hides_a_nan(loss: str, where: RowRange):
     """With step C is a number, and δ^1 is 0 but where δ^2 is multiplied by a W^2 that has a NaN itself."""
     for c, delta in loss_and_lowest_delta("step", loss, where):
         assert c.isfinite()

@@ -14,7 +14,7 @@ from torch.testing import assert_close
 
 from deltaprop import UserError
 from deltaprop.cli import main
-from deltaprop.data import Choices, Dataset, Encoding, Room, Source, load
+from deltaprop.data import CacheConfig, Dataset, Encoding, Source, TableOptions, load
 from deltaprop.data.columns import Column
 from deltaprop.data.encoding import Input, fitted, recoded
 from deltaprop.training.evaluate import evaluate
@@ -29,7 +29,7 @@ def read(tmp_path: Path):
         (tmp_path / "t.csv").write_text(text)
         (tmp_path / "u.csv").write_text(test or "")
         source = Source(
-            data=str(tmp_path / "t.csv"), choices=Choices(**said), room=Room(1 << 40, tmp_path / "cache"),
+            data=str(tmp_path / "t.csv"), choices=TableOptions(**said), room=CacheConfig(1 << 40, tmp_path / "cache"),
             test=None if test is None else str(tmp_path / "u.csv"),
         )  # fmt: skip
         return load(source, scaling=scaling, dtype=torch.float64, val_fraction=0.0)

@@ -19,10 +19,10 @@ import pytest
 import torch
 
 from deltaprop import UserError
-from deltaprop.data import Choices, Room, Source, from_table, load, store
+from deltaprop.data import CacheConfig, Source, TableOptions, from_table, load, store
 from deltaprop.data.columns import Reader, chosen
 from deltaprop.data.formats import open_table
-from deltaprop.data.store import ABOUT, ROWS, TARGETS, InMemory, OnDisk, Read
+from deltaprop.data.store import ABOUT, ROWS, TARGETS, InMemory, LoadedTable, OnDisk
 from tests.training.faults.shim import forked
 
 PLENTY = 1 << 40  # bytes
@@ -56,14 +56,16 @@ def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 BYTES = 400 * COLUMNS * 8  # that its rows take in memory: float64
 
 
-def read(path: Path, cache: Path, memory: int = 0, progress: store.Progress = store.silent, **choices: Any) -> Read:
+def read(
+    path: Path, cache: Path, memory: int = 0, progress: store.Progress = store.silent, **choices: Any
+) -> LoadedTable:
     """Read a table as training does."""
-    said = Choices(**{"missing": "mean", **choices})
+    said = TableOptions(**{"missing": "mean", **choices})
     opened = open_table(path)
-    return store.read(Reader(opened, *chosen(opened, said), said.missing), said, Room(memory, cache, progress))
+    return store.read(Reader(opened, *chosen(opened, said), said.missing), said, CacheConfig(memory, cache, progress))
 
 
-def taken(found: Read) -> np.ndarray:
+def taken(found: LoadedTable) -> np.ndarray:
     """Return all rows."""
     return found.store.take(np.arange(len(found.store)))
 
@@ -74,7 +76,7 @@ def on_disk(cache: Path) -> Path:
     return folder
 
 
-def same(one: Read, other: Read) -> None:
+def same(one: LoadedTable, other: LoadedTable) -> None:
     """Hold two readings to be of the same table, to float32 of each column less its first number."""
     x, y = taken(one), taken(other)
     first = np.array([column[~np.isnan(column)][0] for column in x.T])
@@ -180,7 +182,7 @@ def test_labels_are_not_kept_twice(memory: int, table: Path, tmp_path: Path, mon
     kept: list[Any] = []
     plain, fitted = from_table.read, from_table.fitted
 
-    def watched(*args: Any) -> Read:
+    def watched(*args: Any) -> LoadedTable:
         found = plain(*args)
         y = found.targets
         kept.append(weakref.ref(y if y.base is None else y.base))
@@ -188,8 +190,8 @@ def test_labels_are_not_kept_twice(memory: int, table: Path, tmp_path: Path, mon
 
     monkeypatch.setattr(from_table, "read", watched)
     monkeypatch.setattr(from_table, "fitted", lambda *args, **how: kept.append(kept[0]()) or fitted(*args, **how))
-    choices = Choices(missing="mean", target=("city",))
-    load(Source(data=str(table), choices=choices, room=Room(memory, tmp_path / "cache")))
+    choices = TableOptions(missing="mean", target=("city",))
+    load(Source(data=str(table), choices=choices, room=CacheConfig(memory, tmp_path / "cache")))
     assert len(kept) == 2
     assert kept[1] is None
 
@@ -237,8 +239,8 @@ def test_numbers_beyond_float32_are_kept(unit: float, table: Path, tmp_path: Pat
 @pytest.mark.parametrize("storage", ["rows", "disk"])
 def test_a_data_set_is_the_same_however_it_is_kept(storage: Any, target: str, table: Path, tmp_path: Path):
     """Rows to the bit; from disk to float32, whose error standardising leaves at 2^-24 of the range, some 4 σ."""
-    choices = Choices(target=(target,), missing="mean")
-    room = Room(PLENTY, tmp_path / "cache")
+    choices = TableOptions(target=(target,), missing="mean")
+    room = CacheConfig(PLENTY, tmp_path / "cache")
     memory, other = (
         load(Source(data=str(table), choices=choices, room=room, storage=kept), seed=3) for kept in ("memory", storage)
     )
@@ -555,7 +557,7 @@ def test_a_bad_cell_far_down_leaves_nothing(table: Path, tmp_path: Path):
 
 def test_who_comes_second_leaves_what_stands_there(table: Path, tmp_path: Path):
     """The first trains from it already: for no moment may it be away."""
-    first: list[Read] = []
+    first: list[LoadedTable] = []
     numbers: list[int] = []
 
     def overtaken(what: str, done: int, total: int) -> None:

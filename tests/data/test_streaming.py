@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from deltaprop.data import Choices, Encoding, Room, Scaling
+from deltaprop.data import CacheConfig, Encoding, Scaling, TableOptions
 from deltaprop.data.columns import Column, Reader
 from deltaprop.data.encoding import fitted, recoded
 from deltaprop.data.formats import open_table
-from deltaprop.data.store import InMemory, Read, read
+from deltaprop.data.store import InMemory, LoadedTable, read
 from deltaprop.data.streaming import Encoder
 from deltaprop.errors import UserError
 
@@ -37,14 +37,14 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def kept(table: Path, memory: int, folder: Path) -> Read:
+def kept(table: Path, memory: int, folder: Path) -> LoadedTable:
     """Return the table, in memory or on disk."""
     inputs = [Column(name) for name in ("when", "tiny", "x", "city", "kind")]
     reader = Reader(open_table(table), inputs, [Column("y")], "mean")
-    return read(reader, Choices(missing="mean"), Room(memory, folder))
+    return read(reader, TableOptions(missing="mean"), CacheConfig(memory, folder))
 
 
-def by_the_formula(found: Read, rows: Any) -> tuple[torch.Tensor, Encoding, Scaling]:
+def by_the_formula(found: LoadedTable, rows: Any) -> tuple[torch.Tensor, Encoding, Scaling]:
     """Return the inputs of rows by the formula, in float64."""
     own = np.setdiff1d(np.arange(ROWS), [LIKE_NOBODY])
     encoding, scaling = fitted(found.inputs, ["y"], [found.store.take(own)], fills=True)

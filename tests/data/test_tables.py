@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from deltaprop import UserError
-from deltaprop.data import Choices, Dataset, Room, Source, load
+from deltaprop.data import CacheConfig, Dataset, Source, TableOptions, load
 from deltaprop.data.formats import csv as csv_format
 from deltaprop.data.formats import is_table, open_table
 
@@ -45,7 +45,10 @@ def text_of(names: list[str], rows: list[list[Any]], **how: Any) -> str:
 def read(path: Path, tmp_path: Path, *, scaling: str = "none", test: Path | None = None, **said: Any) -> Dataset:
     """Return a table in float64, no row to validate on, split as seed 0 does."""
     source = Source(
-        data=str(path), choices=Choices(**said), test=test and str(test), room=Room(1 << 40, tmp_path / "cache")
+        data=str(path),
+        choices=TableOptions(**said),
+        test=test and str(test),
+        room=CacheConfig(1 << 40, tmp_path / "cache"),
     )
     return load(source, scaling=scaling, dtype=torch.float64, val_fraction=0.0)
 

@@ -18,7 +18,7 @@ import pytest
 from pyarrow import parquet
 
 from deltaprop import UserError
-from deltaprop.data import Room, Source, load
+from deltaprop.data import CacheConfig, Source, load
 from tests.data.ugly import GOOD, Case, Command, N, columns, cut, ids, npz
 
 
@@ -237,7 +237,7 @@ def test_whatever_is_damaged_a_file_is_read_or_refused(tmp_path: Path, name: str
     """150 files that differ from a sound one by chance: nothing but a UserError of one line comes out of them."""
     path = tmp_path / name
     Case("", SOUND[name], "", file=name).write(tmp_path)
-    whole, room = path.read_bytes(), Room(1 << 40, tmp_path / "cache")
+    whole, room = path.read_bytes(), CacheConfig(1 << 40, tmp_path / "cache")
     wrong: dict[int, str] = {}
     for seed in range(150):
         path.write_bytes(damaged(whole, seed))

@@ -24,7 +24,7 @@ from torch import nn
 import deltaprop as dp
 from deltaprop import UserError, core
 from deltaprop.inference import export
-from deltaprop.inference.export import Exported, Whole, onnx_graph, state_dict
+from deltaprop.inference.export import DeploymentModule, Exported, onnx_graph, state_dict
 from tests.inference.conftest import (
     KINDS,
     TABLES,
@@ -420,13 +420,13 @@ def test_a_file_tells_what_it_is(
 def test_wrong_preprocessing_is_caught(runs: Runs, monkeypatch: pytest.MonkeyPatch, name: str, to: str):
     """A hundredth more in the graph: the probes are rows as people have them."""
     run = runs["value" if name.startswith("out") else "filled"]
-    make = Whole.__init__
+    make = DeploymentModule.__init__
 
-    def wrong(self: Whole, model: dp.Model, encodes: bool) -> None:
+    def wrong(self: DeploymentModule, model: dp.Model, encodes: bool) -> None:
         make(self, model, encodes)
         setattr(self, name, getattr(self, name) * 1.01 + 0.01)
 
-    monkeypatch.setattr(Whole, "__init__", wrong)
+    monkeypatch.setattr(DeploymentModule, "__init__", wrong)
     with pytest.raises(UserError, match=rf"--to {to}: answers differ by .* more than rounding \(1e-05\): not written"):
         export.export(dp.load(run.folder), to)
 

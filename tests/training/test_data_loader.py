@@ -16,7 +16,7 @@ from deltaprop import UserError
 from deltaprop.data import Split, StreamedSplit
 from deltaprop.data.store import InMemory
 from deltaprop.training import TrainConfig, data_loader, train
-from deltaprop.training.data_loader import BLOCK_BYTES, CHUNK_BYTES, Feed, Order
+from deltaprop.training.data_loader import BLOCK_BYTES, CHUNK_BYTES, DataLoader, Order
 from deltaprop.training.objective import choose_objective
 from deltaprop.training.report.console import describe
 from deltaprop.training.setup import prepare
@@ -47,17 +47,17 @@ def streamed(rows: int = ROWS, every: int = 3) -> StreamedSplit:
     )  # fmt: skip
 
 
-def feed(rows: int = ROWS, batch_size: int = BATCH) -> Feed:
+def feed(rows: int = ROWS, batch_size: int = BATCH) -> DataLoader:
     """Return a feed of it."""
-    return Feed(streamed(rows), choose_objective("auto", "classification", 2, "none"), batch_size)
+    return DataLoader(streamed(rows), choose_objective("auto", "classification", 2, "none"), batch_size)
 
 
-def drawn(of: Feed, seed: int = 0) -> Order:
+def drawn(of: DataLoader, seed: int = 0) -> Order:
     """Return the order of an epoch."""
     return of.draw(torch.Generator().manual_seed(seed))
 
 
-def batches(of: Feed, order: Order, done: int = 0) -> list[tuple[int, torch.Tensor, torch.Tensor]]:
+def batches(of: DataLoader, order: Order, done: int = 0) -> list[tuple[int, torch.Tensor, torch.Tensor]]:
     """Return the steps that are left of an epoch: the number of each, and its x and y as an engine takes them."""
     found = []
     for chunk in of.chunks(order, done):
@@ -274,12 +274,12 @@ class Marked:
         return x + torch.rand((), generator=generator)
 
 
-def deformed(rows: int = 100) -> Feed:
+def deformed(rows: int = 100) -> DataLoader:
     """Return a feed of pictures [i, i]: labels are i modulo 2; in chunks of 24 rows, 3 steps."""
     own = torch.arange(rows)
     part = Split(x=torch.stack([own, own], dim=1).double(), y=own % 2)
     objective = choose_objective("auto", "classification", 2, "none")
-    return Feed(part, objective, BATCH, (rows, 3 * BATCH), Marked())  # type: ignore[arg-type]
+    return DataLoader(part, objective, BATCH, (rows, 3 * BATCH), Marked())  # type: ignore[arg-type]
 
 
 def test_each_picture_keeps_its_label_and_its_place():

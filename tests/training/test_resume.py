@@ -25,7 +25,7 @@ from deltaprop.training import Result, TrainConfig, train
 from deltaprop.training.evaluate import evaluate
 from deltaprop.training.load_run import load_run
 from deltaprop.training.report.reporter import Silent
-from deltaprop.training.report.tensorboard import Board
+from deltaprop.training.report.tensorboard import TensorBoardReporter
 from deltaprop.training.run_folder import LAST, RunFolder, load_checkpoint
 from deltaprop.training.signals import Terminated
 from tests.training.conftest import without_times
@@ -161,8 +161,8 @@ def test_a_cosine_schedule_of_more_epochs_is_told(run: Run, capsys: pytest.Captu
 
 def test_events_are_on_the_disk_before_a_checkpoint_counts_on_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     deeds: list[str] = []
-    flush, write = Board.flush, RunFolder.save_checkpoint
-    monkeypatch.setattr(Board, "flush", lambda self: deeds.append("flush") or flush(self))
+    flush, write = TensorBoardReporter.flush, RunFolder.save_checkpoint
+    monkeypatch.setattr(TensorBoardReporter, "flush", lambda self: deeds.append("flush") or flush(self))
     monkeypatch.setattr(RunFolder, "save_checkpoint", lambda *a: deeds.append("save") or write(*a))
     train(TrainConfig(data="moons", hidden=(4,), epochs=2, log_every=0, save_every="1", run_dir=tmp_path / "run"))
     assert deeds == ["flush", "save"] * 4

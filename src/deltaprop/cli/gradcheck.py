@@ -20,7 +20,7 @@ from deltaprop.cli.parsing import read_flags
 from deltaprop.cli.targets import call_examples, load
 from deltaprop.errors import UserError
 from deltaprop.gradcheck.check import CHECKS, check_gradients
-from deltaprop.gradcheck.context import told
+from deltaprop.gradcheck.context import format_error
 from deltaprop.gradcheck.library import library_ops
 from deltaprop.gradcheck.report import GradientReport
 from deltaprop.training.devices import pick_device
@@ -110,7 +110,7 @@ def make_inputs(arguments: Arguments, examples: Callable[[], Any] | None) -> tup
         try:
             return tuple(torch.randn(read_shape(s), generator=generator, dtype=torch.float64) for s in arguments.shape)
         except RuntimeError as error:
-            raise UserError(f"--shape {' '.join(arguments.shape)}: {told(error)}") from error
+            raise UserError(f"--shape {' '.join(arguments.shape)}: {format_error(error)}") from error
     if examples is None:
         raise UserError(
             f"{arguments.target}: inputs are needed: --shape 4x3 for each, or a function example_inputs() beside it"

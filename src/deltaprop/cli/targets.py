@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from deltaprop.errors import UserError
-from deltaprop.gradcheck.context import told
+from deltaprop.gradcheck.context import format_error
 
 
 def load(target: str) -> tuple[Any, Callable[[], Any] | None]:
@@ -30,7 +30,7 @@ def load(target: str) -> tuple[Any, Callable[[], Any] | None]:
     except UserError:
         raise
     except (Exception, SystemExit) as error:
-        raise UserError(f"{where} cannot be imported: {told(error)}") from error
+        raise UserError(f"{where} cannot be imported: {format_error(error)}") from error
     if not hasattr(module, name):
         public = [word for word in vars(module) if not word.startswith("_")]
         raise UserError(f"{where} has no {name!r}; it has {', '.join(public[:12])}{' …' if len(public) > 12 else ''}")
@@ -72,5 +72,5 @@ def call_examples(target: str, examples: Callable[[], Any]) -> tuple[Any, ...]:
     try:
         made = examples()
     except (Exception, SystemExit) as error:
-        raise UserError(f"{target}: example_inputs() beside it fails: {told(error)}") from error
+        raise UserError(f"{target}: example_inputs() beside it fails: {format_error(error)}") from error
     return tuple(made) if isinstance(made, tuple | list) else (made,)

@@ -5,29 +5,29 @@
 
 from deltaprop.data.augment import Augment, Deformation
 from deltaprop.data.builtin import BUILTIN
-from deltaprop.data.columns import Choices
+from deltaprop.data.columns import TableOptions
 from deltaprop.data.dataset import Dataset, Part, RawData, Split, StreamedSplit
 from deltaprop.data.encoding import Encoding
 from deltaprop.data.formats.idx import find_idx_files, load_idx_folder, read_idx
 from deltaprop.data.loading import Source, check_source, load
 from deltaprop.data.scaling import Scaling
 from deltaprop.data.splits import split_indices
-from deltaprop.data.store import Room
+from deltaprop.data.store import CacheConfig
 
 __all__ = [
     "BUILTIN",
     "Augment",
-    "Choices",
+    "CacheConfig",
     "Dataset",
     "Deformation",
     "Encoding",
     "Part",
     "RawData",
-    "Room",
     "Scaling",
     "Source",
     "Split",
     "StreamedSplit",
+    "TableOptions",
     "check_source",
     "find_idx_files",
     "load",

@@ -35,7 +35,7 @@ ABSENT = ("", "na", "n/a", "#n/a", "nan", "-nan", "null", "none", "?")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Choices:
+class TableOptions:
     """What the user says of a table.
 
     Attributes:
@@ -74,7 +74,7 @@ class Column:
     verbatim: bool = False
     names: dict[str, int] = field(default_factory=dict)
 
-    def read(self, cells: Any, where: Where) -> Numbers:
+    def read(self, cells: Any, where: RowRange) -> Numbers:
         """Return the cells of a block as numbers, NaN where they are missing.
 
         Args:
@@ -100,7 +100,7 @@ class Column:
             f"--drop {_quoted(self.name)}, or write it as one of them"
         )
 
-    def _of_numbers(self, cells: Any, where: Where) -> Numbers:
+    def _of_numbers(self, cells: Any, where: RowRange) -> Numbers:
         from pyarrow import compute, types
 
         if self.kind == "categories":
@@ -112,7 +112,7 @@ class Column:
         values: Numbers = cells.cast("float64", safe=False).to_numpy(zero_copy_only=False)
         return self._finite(values, where)
 
-    def _of_text(self, cells: Any, where: Where) -> Numbers:
+    def _of_text(self, cells: Any, where: RowRange) -> Numbers:
         from pyarrow import compute, types
 
         if types.is_boolean(cells.type):  # as pandas writes them into a CSV
@@ -146,7 +146,7 @@ class Column:
         self.kind = "categories"
         return self._codes(compute.if_else(absent, None, cells), where)
 
-    def _finite(self, values: Numbers, where: Where) -> Numbers:
+    def _finite(self, values: Numbers, where: RowRange) -> Numbers:
         bad = np.isinf(values)
         if bad.any():
             at = int(bad.argmax())
@@ -159,7 +159,7 @@ class Column:
             self.kind = "numbers"
         return values
 
-    def _codes(self, cells: Any, where: Where) -> Numbers:
+    def _codes(self, cells: Any, where: RowRange) -> Numbers:
         """Return the number of each name; a new name gets the next."""
         import pyarrow
 
@@ -175,7 +175,7 @@ class Column:
         found: Numbers = np.array([*numbers, np.nan], dtype=np.float64)[which]
         return found
 
-    def _mixed(self, where: Where, at: int, cell: str, what: str) -> UserError:
+    def _mixed(self, where: RowRange, at: int, cell: str, what: str) -> UserError:
         name = _quoted(self.name)
         advice = f", or --categorical {name} if they are names, or --drop {name}" if where.advises else ""
         decimal = " (a decimal comma? numbers are written with a point)" if re.match(DECIMAL_COMMA, cell) else ""
@@ -185,7 +185,7 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Where:
+class RowRange:
     """A block of rows of a file.
 
     Attributes:
@@ -282,7 +282,7 @@ class Reader:
         for batch in self.table.batches(on_bytes):
             if not len(batch):
                 continue
-            where = Where(self.table, self.rows + 1, self.advises)
+            where = RowRange(self.table, self.rows + 1, self.advises)
             block = np.empty((len(batch), len(columns)))
             for at, column in enumerate(columns):
                 block[:, at] = column.read(batch.column(column.name), where)
@@ -291,7 +291,7 @@ class Reader:
             stays = self._without_gaps(block, batch, where)
             yield block[stays], numbers[stays], batch
 
-    def _without_gaps(self, block: Numbers, batch: Batch, where: Where) -> slice | Rows:
+    def _without_gaps(self, block: Numbers, batch: Batch, where: RowRange) -> slice | Rows:
         """Return which rows stay."""
         gaps = np.isnan(block)
         if not gaps.any():
@@ -309,7 +309,7 @@ class Reader:
         self.gaps += int(gaps.sum())
         return slice(None)
 
-    def _missing(self, column: Column, batch: Batch, at: int, where: Where) -> UserError:
+    def _missing(self, column: Column, batch: Batch, at: int, where: RowRange) -> UserError:
         cell = batch.column(column.name)[at].as_py()
         found = "the cell is empty" if cell is None or cell == "" else f"{_shown(cell)} stands for a missing value"
         if not self.advises:
@@ -332,7 +332,7 @@ class Reader:
         )
 
 
-def chosen(table: Table, choices: Choices, others: Collection[str] = ()) -> tuple[list[Column], list[Column]]:
+def chosen(table: Table, choices: TableOptions, others: Collection[str] = ()) -> tuple[list[Column], list[Column]]:
     """Return the columns of inputs and of targets, in the order of the table.
 
     Args:

@@ -231,7 +231,7 @@ def _nothing(where: str, column: Column) -> UserError:
     return UserError(f"{where}: column {column.name!r} has no value in any training row: leave it out by --drop")
 
 
-def strangers(encoding: Encoding, columns: Sequence[Column], where: str) -> list[str]:
+def unseen_categories(encoding: Encoding, columns: Sequence[Column], where: str) -> list[str]:
     """Return a line for each column of categories with names that training has not seen.
 
     Args:

@@ -13,14 +13,14 @@ import torch
 from numpy.typing import NDArray
 
 from deltaprop.data.classes import AT_ONCE, are_classes, are_numbers, check_classes, check_counts, plain, tally
-from deltaprop.data.columns import ABSENT, Choices, Column, Missing, Numbers, Reader, chosen, unlisted
+from deltaprop.data.columns import ABSENT, Column, Missing, Numbers, Reader, TableOptions, chosen, unlisted
 from deltaprop.data.dataset import Dataset, Part, Split, StreamedSplit, TableFacts, Task
-from deltaprop.data.encoding import Encoding, fitted, strangers
+from deltaprop.data.encoding import Encoding, fitted, unseen_categories
 from deltaprop.data.formats import open_table
 from deltaprop.data.formats.table import Table
 from deltaprop.data.scaling import Scaling
 from deltaprop.data.splits import Array, Rows, SplitHow, split_indices
-from deltaprop.data.store import ROWS_AT_ONCE, UNLIMITED, InMemory, OnDisk, Read, Room, Storage, read
+from deltaprop.data.store import ROWS_AT_ONCE, UNLIMITED, CacheConfig, InMemory, LoadedTable, OnDisk, Storage, read
 from deltaprop.data.streaming import Encoder
 from deltaprop.errors import UserError
 
@@ -76,8 +76,8 @@ class Targets:
 
 def load_table(
     path: Path,
-    choices: Choices,
-    room: Room,
+    choices: TableOptions,
+    room: CacheConfig,
     *,
     test: Path | None,
     seed: int,
@@ -140,7 +140,7 @@ def load_table(
         storage = "disk" if not fits else "rows" if bytes_ > room.memory else "memory"
     streamed = storage != "memory"
 
-    def part(of: Read, y: Numbers | NDArray[np.int64], rows: Rows) -> Part:
+    def part(of: LoadedTable, y: Numbers | NDArray[np.int64], rows: Rows) -> Part:
         targets = torch.from_numpy(y[rows])
         if labels is None:
             targets = target_scaling.apply(targets).to(dtype)
@@ -161,7 +161,7 @@ def load_table(
         y_test = _targets(kinds, of_test, test_table.path)
         test_part = part(of_test, y_test, np.arange(len(y_test)))
         digest = f"{digest}+{of_test.digest}"
-        warnings += strangers(encoding, of_test.inputs, f"{test}")
+        warnings += unseen_categories(encoding, of_test.inputs, f"{test}")
     return Dataset(
         name=path.name,
         task=kinds.task,
@@ -202,14 +202,14 @@ def _split(
     return rest[kept], rest[watched], held
 
 
-def _targets(kinds: Targets, found: Read, path: Path) -> Numbers | NDArray[np.int64]:
+def _targets(kinds: Targets, found: LoadedTable, path: Path) -> Numbers | NDArray[np.int64]:
     """Return labels [N], or numbers [N, k]."""
     if not kinds.class_names:
         return found.targets
     return kinds.labels(found.target_columns[0], found.targets[:, 0], str(path), None if found.dropped else 1)
 
 
-def judged(found: Read, choices: Choices, path: Path) -> Targets:
+def judged(found: LoadedTable, choices: TableOptions, path: Path) -> Targets:
     """Return whether the targets are classes or numbers, and the names of the classes; of what the store holds nothing.
 
     Raises:
@@ -241,7 +241,7 @@ def judged(found: Read, choices: Choices, path: Path) -> Targets:
     return Targets("classification", tuple(sorted(called) if texts else called))
 
 
-def _of_numbers(found: Read, path: Path) -> Targets:
+def _of_numbers(found: LoadedTable, path: Path) -> Targets:
     for at, column in enumerate(found.target_columns):
         values = found.targets[:, at]
         if (values == values[0]).all():
@@ -252,8 +252,8 @@ def _of_numbers(found: Read, path: Path) -> Targets:
 
 
 def read_like(
-    encoding: Encoding, kinds: Targets | None, table: Table, missing: Missing, choices: Choices, room: Room
-) -> Read:
+    encoding: Encoding, kinds: Targets | None, table: Table, missing: Missing, choices: TableOptions, room: CacheConfig
+) -> LoadedTable:
     """Return the rows of another table by the columns of an encoding.
 
     Args:
@@ -309,7 +309,7 @@ def _check_alike(table: Table, names: Sequence[str], dropped: set[str], path: Pa
             )
 
 
-def _blocks(found: Read, rows: Rows) -> Iterator[Numbers]:
+def _blocks(found: LoadedTable, rows: Rows) -> Iterator[Numbers]:
     for start in range(0, len(rows), ROWS_AT_ONCE):
         yield found.store.take(rows[start : start + ROWS_AT_ONCE])
 

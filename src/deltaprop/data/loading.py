@@ -15,7 +15,7 @@ from torch import Tensor
 
 from deltaprop.data.builtin import BUILTIN
 from deltaprop.data.classes import check_classes
-from deltaprop.data.columns import Choices, chosen
+from deltaprop.data.columns import TableOptions, chosen
 from deltaprop.data.dataset import Dataset, RawData, Split
 from deltaprop.data.formats import is_table, open_table
 from deltaprop.data.formats.arrays import is_array, load_arrays
@@ -23,7 +23,7 @@ from deltaprop.data.formats.idx import find_idx_files, load_idx_folder
 from deltaprop.data.from_table import load_table
 from deltaprop.data.scaling import Scaling
 from deltaprop.data.splits import Array, Rows, SplitHow, split_indices
-from deltaprop.data.store import Room, Storage, default_cache, default_memory
+from deltaprop.data.store import CacheConfig, Storage, default_cache, default_memory
 from deltaprop.errors import UserError, unknown_name
 
 ScalingHow: TypeAlias = Literal["auto", "pixel", "standard", "none"]
@@ -48,9 +48,9 @@ class Source:
     """
 
     data: str
-    choices: Choices = field(default_factory=Choices)
+    choices: TableOptions = field(default_factory=TableOptions)
     test: str | None = None
-    room: Room = field(default_factory=lambda: Room(default_memory(), default_cache()))
+    room: CacheConfig = field(default_factory=lambda: CacheConfig(default_memory(), default_cache()))
     storage: Storage | None = None
 
 

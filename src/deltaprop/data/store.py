@@ -25,7 +25,7 @@ from typing import Any, BinaryIO, Literal, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from deltaprop.data.columns import Choices, Column, Numbers, Reader
+from deltaprop.data.columns import Column, Numbers, Reader, TableOptions
 from deltaprop.data.splits import Rows
 from deltaprop.errors import UserError
 
@@ -120,7 +120,7 @@ class OnDisk:
 
 
 @dataclass(frozen=True, eq=False)
-class Read:
+class LoadedTable:
     """A table, read.
 
     Attributes:
@@ -151,7 +151,7 @@ def silent(what: str, done: int, total: int) -> None:
 
 
 @dataclass(frozen=True)
-class Room:
+class CacheConfig:
     """Where rows may be kept.
 
     Attributes:
@@ -180,7 +180,12 @@ def default_memory() -> int:
     return total // SHARE
 
 
-def read(reader: Reader, choices: Choices, room: Room, judge: Callable[[Read], object] = lambda found: None) -> Read:
+def read(
+    reader: Reader,
+    choices: TableOptions,
+    room: CacheConfig,
+    judge: Callable[[LoadedTable], object] = lambda found: None,
+) -> LoadedTable:
     """Return the rows of a table: from its cache where there is one, else read, into memory as long as they fit.
 
     Args:
@@ -227,7 +232,7 @@ def read(reader: Reader, choices: Choices, room: Room, judge: Callable[[Read], o
         y = np.concatenate(targets) if targets else np.empty((0, len(reader.targets)))
         names = [[column.name, column.kind, [*column.names]] for column in [*reader.inputs, *reader.targets]]
         digest.update(json.dumps([names, width], ensure_ascii=True).encode())
-        read_ = Read(
+        read_ = LoadedTable(
             InMemory(np.concatenate(blocks) if blocks else np.empty((0, width))),
             y, [*reader.inputs], [*reader.targets], reader.dropped, reader.gaps, digest.hexdigest(),
         )  # fmt: skip
@@ -239,7 +244,7 @@ def read(reader: Reader, choices: Choices, room: Room, judge: Callable[[Read], o
         raise
 
 
-def key(reader: Reader, choices: Choices) -> str:
+def key(reader: Reader, choices: TableOptions) -> str:
     """Return the name of the cache of a table: it hangs on its files as they are now, and on what is asked of it."""
     sha = hashlib.sha256(f"{FORMAT};{sys.byteorder};{choices!r}".encode())
     sha.update(repr([(c.name, c.kind, c.forced, c.verbatim) for c in (*reader.inputs, *reader.targets)]).encode())
@@ -253,7 +258,7 @@ def key(reader: Reader, choices: Choices) -> str:
     return sha.hexdigest()[:32]
 
 
-def _bytes(read_: Read) -> int:
+def _bytes(read_: LoadedTable) -> int:
     """Return what the rows would take in memory, targets and all."""
     return 8 * len(read_.store) * (len(read_.inputs) + len(read_.target_columns))
 
@@ -292,7 +297,7 @@ class _Spill:
             self.file.write(small.data)
         self.count += len(block)
 
-    def end(self, read_: Read) -> Read:
+    def end(self, read_: LoadedTable) -> LoadedTable:
         """Give the folder its name; return the table as it lies there."""
         about = {
             "format": FORMAT,
@@ -372,7 +377,7 @@ def _telling(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _cached(folder: Path) -> Read | None:
+def _cached(folder: Path) -> LoadedTable | None:
     """Return what a cache holds; None where there is none, or none that is whole."""
     try:
         about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
@@ -385,7 +390,7 @@ def _cached(folder: Path) -> Read | None:
             return None
         y = np.fromfile(folder / TARGETS, "<f8").reshape(count, len(targets))
         store = OnDisk(folder / ROWS, count, shift, unit)
-        return Read(store, y, inputs, targets, about["dropped"], about["gaps"], about["digest"])
+        return LoadedTable(store, y, inputs, targets, about["dropped"], about["gaps"], about["digest"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 HEAD_BYTES = 1 << 16  # of a file, by which its delimiter and its header are told; of its end, by which its last cell is
 
 
-class Counted(io.RawIOBase):
+class CountedFile(io.RawIOBase):
     """A file that tells how many bytes of it were read."""
 
     def __init__(self, file: BinaryIO, on_bytes: Callable[[int], None]) -> None:
@@ -46,7 +46,7 @@ def some(stream: BinaryIO, size: int, stopped: Callable[[], bool] = lambda: Fals
     return b""
 
 
-class Replayed(io.RawIOBase):
+class ReplayedStream(io.RawIOBase):
     """What was read of a stream, and then the rest of it; closing it leaves that open.
 
     A pipe gives its rows in pieces, and pyarrow wants a whole row at a time: pieces are put together until there is

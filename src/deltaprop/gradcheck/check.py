@@ -14,11 +14,11 @@ from deltaprop.gradcheck import higher_order, layouts, modes
 from deltaprop.gradcheck import inputs as of_inputs
 from deltaprop.gradcheck import outputs as of_outputs
 from deltaprop.gradcheck import values as of_values
-from deltaprop.gradcheck.context import Found, Skip, Trial, told
+from deltaprop.gradcheck.context import CheckContext, Found, Skipped, format_error
 from deltaprop.gradcheck.report import Check, GradientReport
-from deltaprop.gradcheck.target import Subject
+from deltaprop.gradcheck.target import CheckTarget
 
-CHECKS: dict[str, Callable[[Trial], Found]] = {
+CHECKS: dict[str, Callable[[CheckContext], Found]] = {
     "values": of_values.values,
     "kink": of_values.kink,
     "missing": of_values.missing,
@@ -113,28 +113,28 @@ def check_gradients(
         warnings.simplefilter("ignore")  # f is called a thousand times, and on inputs that it was not written for
         name = getattr(fn, "__name__", type(fn).__name__)
         try:
-            subject = Subject(fn, inputs, dtype)
-            other = None if reference is None else Subject(reference, inputs, dtype)
-            trial = Trial(subject, atol, rtol, fast, seed, other, skip)
+            target = CheckTarget(fn, inputs, dtype)
+            other = None if reference is None else CheckTarget(reference, inputs, dtype)
+            context = CheckContext(target, atol, rtol, fast, seed, other, skip)
         except UserError:
             raise
         except Exception as error:
-            raise UserError(f"{name} raises on these inputs in {dtype}: {told(error)}") from error
-        return GradientReport(subject.name, tuple(_ask(name, trial, skip) for name in CHECKS))
+            raise UserError(f"{name} raises on these inputs in {dtype}: {format_error(error)}") from error
+        return GradientReport(target.name, tuple(_ask(name, context, skip) for name in CHECKS))
 
 
-def _ask(name: str, trial: Trial, skip: Collection[str]) -> Check:
+def _ask(name: str, context: CheckContext, skip: Collection[str]) -> Check:
     """Ask one question."""
     if name in skip:
         return Check(name, "skipped", detail="as asked")
-    if not trial.connected and name not in ("values",):
+    if not context.connected and name not in ("values",):
         return Check(name, "skipped", detail="no output has a graph")
     try:
-        found = CHECKS[name](trial)
-    except Skip as reason:
+        found = CHECKS[name](context)
+    except Skipped as reason:
         return Check(name, "skipped", detail=str(reason))
     except Exception as error:
-        return Check(name, "failed", detail=f"it raises {told(error)}")
+        return Check(name, "failed", detail=f"it raises {format_error(error)}")
     if found is None:
         return Check(name, "passed")
     return Check(name, "failed", found.severity, found.detail)

@@ -1,7 +1,7 @@
 """What all checks share: the trial (a function, its inputs, what has been drawn), and what a check may find.
 
 A check takes the trial and returns what it found: None where all is well, or a :class:`Finding`. It raises
-:class:`Skip` where it does not apply. ``gradients.py`` asks them in order.
+:class:`Skipped` where it does not apply. ``gradients.py`` asks them in order.
 
 Notation: f is the function, x its inputs, v = ∂C/∂f what comes from above (PyTorch's grad_output), and the gradient
 ∂C/∂x of C = ⟨v, f(x)⟩ is what backward returns.
@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from deltaprop.errors import UserError
-from deltaprop.gradcheck.target import Gradients, Subject, dot, gradients, random_like
+from deltaprop.gradcheck.target import CheckTarget, Gradients, dot, gradients, random_like
 
 
-class Skip(Exception):  # noqa: N818  # not an error: the question does not arise
+class Skipped(Exception):  # noqa: N818  # not an error: the question does not arise
     """The check does not apply, for this reason."""
 
 
@@ -37,7 +37,7 @@ Found = Finding | None
 
 
 @dataclass
-class Trial:
+class CheckContext:
     """A subject, and what all checks share.
 
     Attributes:
@@ -51,20 +51,20 @@ class Trial:
         kinks: What ``values`` found at kinks.
     """
 
-    subject: Subject
+    target: CheckTarget
     atol: float
     rtol: float
     fast: bool
     seed: int
-    reference: Subject | None = None
+    reference: CheckTarget | None = None
     skip: Collection[str] = ()
     kinks: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         """Draw v, and take the gradient that all others are compared with."""
         self.generator = torch.Generator().manual_seed(self.seed)
-        leaves = self.subject.leaves()
-        outputs = self.subject.run(leaves)
+        leaves = self.target.leaves()
+        outputs = self.target.run(leaves)
         self.outputs = [t.detach() for t in outputs]
         self.v = random_like(self.outputs, self.generator)
         self.connected = bool(outputs)
@@ -73,12 +73,12 @@ class Trial:
             self.scale = largest(self.gradient())
         except Exception as error:  # what backward raises is for `values` to tell
             if "use_reentrant=True" in str(error):
-                name = self.subject.name
+                name = self.target.name
                 raise UserError(
                     f"{name} uses torch.utils.checkpoint(use_reentrant=True), whose backward gives no gradient of a "
                     "chosen input: take use_reentrant=False"
                 ) from error
-        other = copy.copy(self.subject)
+        other = copy.copy(self.target)
         other.seed = 1
         again = [t.detach() for t in other.run(other.leaves())]
         self.random = any(difference(a, b) > 0 for a, b in zip(self.outputs, again, strict=True))
@@ -88,11 +88,11 @@ class Trial:
         """How many entries of an input are tried."""
         return 12 if self.fast else 400
 
-    def gradient(self, v: Sequence[Tensor] | None = None, subject: Subject | None = None) -> Gradients:
+    def gradient(self, v: Sequence[Tensor] | None = None, target: CheckTarget | None = None) -> Gradients:
         """Return the gradients for v, by default the one that was drawn."""
-        subject = subject or self.subject
-        leaves = subject.leaves()
-        return gradients(subject.run(leaves), leaves, self.v if v is None else v)
+        target = target or self.target
+        leaves = target.leaves()
+        return gradients(target.run(leaves), leaves, self.v if v is None else v)
 
     def close(self, a: Tensor, b: Tensor, slack: float = 1.0) -> bool:
         """Return whether two gradients agree to rounding."""
@@ -125,24 +125,24 @@ def filled(gradient: Tensor | None, like: Tensor) -> Tensor:
     return torch.zeros_like(like) if gradient is None else gradient
 
 
-def weighed(trial: Trial) -> Callable[[Sequence[Tensor]], Tensor]:
+def weighed(context: CheckContext) -> Callable[[Sequence[Tensor]], Tensor]:
     """Return C = ⟨v, f(x)⟩ as a function of x."""
-    subject, places = trial.subject, places_with_graph(trial)
+    target, places = context.target, places_with_graph(context)
 
     def c(tensors: Sequence[Tensor]) -> Tensor:
-        outputs = subject(tensors)
-        return dot([outputs[k] for k in places], trial.v).double()
+        outputs = target(tensors)
+        return dot([outputs[k] for k in places], context.v).double()
 
     return c
 
 
-def places_with_graph(trial: Trial) -> list[int]:
+def places_with_graph(context: CheckContext) -> list[int]:
     """Return which outputs have a graph."""
-    leaves = trial.subject.leaves()
-    return [k for k, t in enumerate(trial.subject([t.clone() for t in leaves])) if t.requires_grad]
+    leaves = context.target.leaves()
+    return [k for k, t in enumerate(context.target([t.clone() for t in leaves])) if t.requires_grad]
 
 
-def told(error: BaseException) -> str:
+def format_error(error: BaseException) -> str:
     """Return an error in one line."""
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text[:160]}{'…' if len(text) > 160 else ''}"

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from deltaprop.gradcheck.context import Finding, Found, Skip, Trial, difference, told
+from deltaprop.gradcheck.context import CheckContext, Finding, Found, Skipped, difference, format_error
 from deltaprop.gradcheck.differences import place
-from deltaprop.gradcheck.target import Subject, dot, gradients, random_like
+from deltaprop.gradcheck.target import CheckTarget, dot, gradients, random_like
 from deltaprop.gradcheck.tolerance import check_by_differences
 
 
@@ -21,61 +21,61 @@ def strided(t: Tensor) -> Tensor:
     return memory[..., 0].permute(axes)
 
 
-def non_contiguous(trial: Trial) -> Found:
+def non_contiguous(context: CheckContext) -> Found:
     """Inputs and v whose entries do not lie side by side give the same gradients."""
-    subject = trial.subject
-    values = [strided(t) if own else t for t, own in zip(subject.values, subject.is_argument, strict=True)]
-    return _same_as_contiguous(trial, values, [strided(t) for t in trial.v])
+    target = context.target
+    values = [strided(t) if own else t for t, own in zip(target.values, target.is_argument, strict=True)]
+    return _same_as_contiguous(context, values, [strided(t) for t in context.v])
 
 
-def expanded(trial: Trial) -> Found:
+def expanded(context: CheckContext) -> Found:
     """A v that is one number spread over all entries, as ``.sum()`` gives it, and inputs that are one row spread."""
-    subject = trial.subject
-    spread = [own and t.dim() > 0 and len(t) > 0 for t, own in zip(subject.values, subject.is_argument, strict=True)]
-    values = [t[:1].expand_as(t) if s else t for t, s in zip(subject.values, spread, strict=True)]
-    v = [torch.full((), 1.25, dtype=t.dtype, device=t.device).expand_as(t) for t in trial.v]
-    return _same_as_contiguous(trial, values, v)
+    target = context.target
+    spread = [own and t.dim() > 0 and len(t) > 0 for t, own in zip(target.values, target.is_argument, strict=True)]
+    values = [t[:1].expand_as(t) if s else t for t, s in zip(target.values, spread, strict=True)]
+    v = [torch.full((), 1.25, dtype=t.dtype, device=t.device).expand_as(t) for t in context.v]
+    return _same_as_contiguous(context, values, v)
 
 
-def _same_as_contiguous(trial: Trial, values: Sequence[Tensor], v: Sequence[Tensor]) -> Found:
-    subject = trial.subject
-    if trial.random:
-        raise Skip("what it draws at random depends on the layout, too")
-    plain = subject.leaves([t.contiguous() for t in values])
+def _same_as_contiguous(context: CheckContext, values: Sequence[Tensor], v: Sequence[Tensor]) -> Found:
+    target = context.target
+    if context.random:
+        raise Skipped("what it draws at random depends on the layout, too")
+    plain = target.leaves([t.contiguous() for t in values])
     try:
-        expected = gradients(subject.run(plain), plain, [t.contiguous() for t in v])
+        expected = gradients(target.run(plain), plain, [t.contiguous() for t in v])
     except Exception as error:  # a matrix whose rows are all the same has no inverse, say
-        raise Skip(f"it does not take these numbers side by side either: {told(error)}") from None
+        raise Skipped(f"it does not take these numbers side by side either: {format_error(error)}") from None
     leaves = [t.detach().requires_grad_() for t in values]
     try:
         # As they are: a copy would lie side by side again.
-        outputs = tuple(t for t in subject(leaves) if t.requires_grad)
+        outputs = tuple(t for t in target(leaves) if t.requires_grad)
         got = gradients(outputs, leaves, v)
     except RuntimeError as error:
         if any(word in str(error) for word in ("in-place", "inplace", "written-to tensor")):
-            raise Skip("it writes to its input, which must be neither a leaf nor expanded") from None
-        return Finding(f"it raises {told(error)} (a .view where .reshape would do?)")
-    for name, one, other in zip(subject.names, got, expected, strict=True):
-        if other is not None and (one is None or not trial.close(one, other)):
+            raise Skipped("it writes to its input, which must be neither a leaf nor expanded") from None
+        return Finding(f"it raises {format_error(error)} (a .view where .reshape would do?)")
+    for name, one, other in zip(target.names, got, expected, strict=True):
+        if other is not None and (one is None or not context.close(one, other)):
             gap = float("inf") if one is None else difference(one, other)
             return Finding(f"∂C/∂{name} differs from that of the same numbers side by side by {gap:.3g}")
     return None
 
 
-def zero_size(trial: Trial) -> Found:
+def zero_size(context: CheckContext) -> Found:
     """No samples at all: gradients of the right shapes, and 0 for what no sample reached."""
-    return _tried(trial, lambda t: t[:0], _of_no_samples)
+    return _tried(context, lambda t: t[:0], _of_no_samples)
 
 
-def _of_no_samples(trial: Trial, subject: Subject, values: Sequence[Tensor]) -> Found:
-    leaves, outputs = _forward(subject, values)
+def _of_no_samples(context: CheckContext, target: CheckTarget, values: Sequence[Tensor]) -> Found:
+    leaves, outputs = _forward(target, values)
     if any(not t.isfinite().all() for t in outputs):
-        raise Skip("f of no samples is not finite (a mean over none?)")
+        raise Skipped("f of no samples is not finite (a mean over none?)")
     try:
         got = gradients(outputs, leaves, [torch.ones_like(t) for t in outputs])
     except Exception as error:
-        return Finding(f"backward of no samples raises {told(error)}")
-    for name, gradient, x in zip(subject.names, got, values, strict=True):
+        return Finding(f"backward of no samples raises {format_error(error)}")
+    for name, gradient, x in zip(target.names, got, values, strict=True):
         if gradient is not None and gradient.shape != x.shape:
             return Finding(f"∂C/∂{name} of no samples is {list(gradient.shape)}, expected {list(x.shape)}")
         if gradient is not None and not gradient.isfinite().all():
@@ -83,29 +83,31 @@ def _of_no_samples(trial: Trial, subject: Subject, values: Sequence[Tensor]) -> 
     return None
 
 
-def one_sample(trial: Trial) -> Found:
+def one_sample(context: CheckContext) -> Found:
     """One row."""
-    if (trial.subject.rows or 1) == 1:
-        raise Skip("the inputs given are one sample")
-    return _tried(trial, lambda t: t[:1], _by_differences)
+    if (context.target.rows or 1) == 1:
+        raise Skipped("the inputs given are one sample")
+    return _tried(context, lambda t: t[:1], _by_differences)
 
 
-def one_dimension(trial: Trial) -> Found:
+def one_dimension(context: CheckContext) -> Found:
     """One sample without the axis of samples."""
-    if not any(t.dim() >= 2 for t, b in zip(trial.subject.values, trial.subject.batched, strict=True) if b):
-        raise Skip("the inputs given have one dimension")
-    return _tried(trial, lambda t: t[0], _by_differences)
+    if not any(t.dim() >= 2 for t, b in zip(context.target.values, context.target.batched, strict=True) if b):
+        raise Skipped("the inputs given have one dimension")
+    return _tried(context, lambda t: t[0], _by_differences)
 
 
-def three_dimensions(trial: Trial) -> Found:
+def three_dimensions(context: CheckContext) -> Found:
     """Samples along two axes."""
-    if not any(t.dim() == 2 for t, b in zip(trial.subject.values, trial.subject.batched, strict=True) if b):
-        raise Skip("the inputs given are not of two dimensions")
-    return _tried(trial, lambda t: torch.stack([t, t.flip(0)]), _by_differences)
+    if not any(t.dim() == 2 for t, b in zip(context.target.values, context.target.batched, strict=True) if b):
+        raise Skipped("the inputs given are not of two dimensions")
+    return _tried(context, lambda t: torch.stack([t, t.flip(0)]), _by_differences)
 
 
 def _tried(
-    trial: Trial, change: Callable[[Tensor], Tensor], ask: Callable[[Trial, Subject, Sequence[Tensor]], Found]
+    context: CheckContext,
+    change: Callable[[Tensor], Tensor],
+    ask: Callable[[CheckContext, CheckTarget, Sequence[Tensor]], Found],
 ) -> Found:
     """Ask about inputs of which those are changed that hold samples as rows, or are likely to.
 
@@ -115,20 +117,20 @@ def _tried(
     Raises:
         Skip: If none holds samples, or forward takes neither.
     """
-    subject = trial.subject
-    if not any(subject.batched):
-        raise Skip("no input holds samples as rows")
-    if not subject.rows:
-        raise Skip("the inputs given hold no samples")
-    first = subject.batched.index(True)
-    masks = [subject.batched, [i == first for i in range(len(subject.batched))]]
+    target = context.target
+    if not any(target.batched):
+        raise Skipped("no input holds samples as rows")
+    if not target.rows:
+        raise Skipped("the inputs given hold no samples")
+    first = target.batched.index(True)
+    masks = [target.batched, [i == first for i in range(len(target.batched))]]
     found: Found = None
     reasons = []
-    for mask in masks if sum(subject.batched) > 1 else masks[:1]:
-        values = [change(t) if rows else t for t, rows in zip(subject.values, mask, strict=True)]
+    for mask in masks if sum(target.batched) > 1 else masks[:1]:
+        values = [change(t) if rows else t for t, rows in zip(target.values, mask, strict=True)]
         try:
-            found = ask(trial, subject.with_constants(change), values)
-        except Skip as reason:
+            found = ask(context, target.with_constants(change), values)
+        except Skipped as reason:
             reasons.append(reason)
             continue
         if found is None:
@@ -138,42 +140,42 @@ def _tried(
     return found
 
 
-def _forward(subject: Subject, values: Sequence[Tensor]) -> tuple[list[Tensor], tuple[Tensor, ...]]:
+def _forward(target: CheckTarget, values: Sequence[Tensor]) -> tuple[list[Tensor], tuple[Tensor, ...]]:
     """Return leaves and outputs.
 
     Raises:
         Skip: If forward does not take them.
     """
-    leaves = subject.leaves(values)
+    leaves = target.leaves(values)
     try:
-        outputs = subject.run(leaves)
+        outputs = target.run(leaves)
     except Exception as error:
-        raise Skip(f"forward does not take it: {told(error)}") from None
+        raise Skipped(f"forward does not take it: {format_error(error)}") from None
     if not outputs:
-        raise Skip("no output has a graph")
+        raise Skipped("no output has a graph")
     return leaves, outputs
 
 
-def _by_differences(trial: Trial, subject: Subject, values: Sequence[Tensor]) -> Found:
+def _by_differences(context: CheckContext, target: CheckTarget, values: Sequence[Tensor]) -> Found:
     """Compare with central differences on other inputs."""
-    if trial.reference is not None:
-        raise Skip("a reference is given: differences may be too coarse")
-    leaves, outputs = _forward(subject, values)
-    v = random_like(outputs, trial.generator)
+    if context.reference is not None:
+        raise Skipped("a reference is given: differences may be too coarse")
+    leaves, outputs = _forward(target, values)
+    v = random_like(outputs, context.generator)
     try:
         got = gradients(outputs, leaves, v)
     except Exception as error:
-        return Finding(f"forward takes it, but backward raises {told(error)}")
-    places = [k for k, t in enumerate(subject([t.clone() for t in leaves])) if t.requires_grad]
+        return Finding(f"forward takes it, but backward raises {format_error(error)}")
+    places = [k for k, t in enumerate(target([t.clone() for t in leaves])) if t.requires_grad]
 
     def c(tensors: Sequence[Tensor]) -> Tensor:
-        all_outputs = subject(tensors)
+        all_outputs = target(tensors)
         return dot([all_outputs[k] for k in places], v).double()
 
-    for i, (name, gradient) in enumerate(zip(subject.names, got, strict=True)):
+    for i, (name, gradient) in enumerate(zip(target.names, got, strict=True)):
         if gradient is None:
             continue
-        found = check_by_differences(c, list(values), i, gradient, 24, trial.generator, trial.atol, trial.rtol)
+        found = check_by_differences(c, list(values), i, gradient, 24, context.generator, context.atol, context.rtol)
         if found.wrong.any():
             k = found.worst
             where = place(int(found.entries[k]), values[i].shape)

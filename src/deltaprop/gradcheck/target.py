@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from deltaprop.errors import UserError
 
 
-class Subject:
+class CheckTarget:
     """A function of tensors, and the inputs that it is tried on.
 
     Args:
@@ -129,7 +129,7 @@ class Subject:
         """Return the outputs that depend on the tensors, which are protected from what writes in place by a copy."""
         return tuple(t for t in self([t.clone() for t in tensors]) if t.requires_grad)
 
-    def with_constants(self, change: Callable[[Tensor], Tensor]) -> Subject:
+    def with_constants(self, change: Callable[[Tensor], Tensor]) -> CheckTarget:
         """Return the same with those tensors changed that have a row for each sample but no gradient, as labels."""
         other = copy.copy(self)
         constant = [i for i, t in enumerate(self._flat) if isinstance(t, Tensor) and i not in self._at]
@@ -137,7 +137,7 @@ class Subject:
         other._flat = [change(t) if i in rows else t for i, t in enumerate(self._flat)]
         return other
 
-    def cast(self, dtype: torch.dtype) -> Subject:
+    def cast(self, dtype: torch.dtype) -> CheckTarget:
         """Return the same in another dtype."""
         other = copy.copy(self)
         other.dtype = dtype

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from deltaprop.data import Encoding, Scaling, load_idx_folder
 from deltaprop.data.columns import Numbers, Reader
-from deltaprop.data.encoding import Input, recoded, strangers
+from deltaprop.data.encoding import Input, recoded, unseen_categories
 from deltaprop.data.formats import is_table, open_table
 from deltaprop.data.formats.arrays import is_array, read_inputs
 from deltaprop.data.formats.csv import CsvTable
@@ -93,7 +93,7 @@ class FromTable(Blocks):
     @property
     def warnings(self) -> list[str]:
         """Names of categories that training has not seen, by column, once all rows are read."""
-        return strangers(self.encoding, self.reader.inputs, str(self.table.path))
+        return unseen_categories(self.encoding, self.reader.inputs, str(self.table.path))
 
 
 @dataclass

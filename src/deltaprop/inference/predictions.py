@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from deltaprop.data.columns import Column, Where
+from deltaprop.data.columns import Column, RowRange
 from deltaprop.data.formats.table import Batch
 from deltaprop.errors import UserError
 from deltaprop.inference.inputs import FromTable
@@ -71,7 +71,7 @@ def answers(
             kind = column.type
             if name in known and pyarrow.types.is_string(kind):
                 kind = known[name]
-                values = Column(name, "numbers", forced=True).read(column, Where(blocks.table, first, advises=False))
+                values = Column(name, "numbers", forced=True).read(column, RowRange(blocks.table, first, advises=False))
                 column = pyarrow.array(values, from_pandas=True)
             try:
                 columns[name] = column.cast(kinds.setdefault(name, kind))

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from deltaprop import core
-from deltaprop.data import Augment, Choices, Room, Source
+from deltaprop.data import Augment, CacheConfig, Source, TableOptions
 from deltaprop.data.store import default_cache, default_memory
 from deltaprop.errors import UserError, unknown_name
 from deltaprop.nn.init import INITS
@@ -286,19 +286,19 @@ class TrainConfig:
     @property
     def source(self) -> Source:
         """Where the data come from, and what is said of them."""
-        choices = Choices(
+        choices = TableOptions(
             target=self.target, drop=self.drop, categorical=self.categorical, task=self.task, missing=self.missing,
             delimiter=self.delimiter,
         )  # fmt: skip
         return Source(data=self.data, choices=choices, test=self.test, room=self.room)
 
     @property
-    def room(self) -> Room:
+    def room(self) -> CacheConfig:
         """Where the rows of a table may be kept."""
         memory = default_memory()
         if self.memory != "auto":
             memory = int(self.memory[:-1]) * 2 ** {"k": 10, "m": 20, "g": 30}[self.memory[-1].lower()]
-        return Room(memory, self.cache or default_cache())
+        return CacheConfig(memory, self.cache or default_cache())
 
     @property
     def activations(self) -> list[str]:

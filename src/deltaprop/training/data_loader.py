@@ -40,7 +40,7 @@ class Order:
 
 
 @dataclass(frozen=True)
-class Chunk:
+class Shard:
     """What an engine is given at a time.
 
     Attributes:
@@ -56,7 +56,7 @@ class Chunk:
     order: Tensor
 
 
-class Feed:
+class DataLoader:
     """The training part of a run, epoch by epoch.
 
     Args:
@@ -118,7 +118,7 @@ class Feed:
             chunk.copy_(chunk[torch.randperm(len(chunk), generator=generator)])
         return order
 
-    def chunks(self, order: Order, done: int) -> Iterator[Chunk]:
+    def chunks(self, order: Order, done: int) -> Iterator[Shard]:
         """Give the chunks of an epoch that are not done yet.
 
         Args:
@@ -126,7 +126,7 @@ class Feed:
             done: Steps of it that are.
         """
         if not self.streams and self.deform is None:
-            yield Chunk(0, self.x, self.y, order.rows.to(self.x.device))
+            yield Shard(0, self.x, self.y, order.rows.to(self.x.device))
             return
         steps = self.chunk // self.batch_size
         begin = done // steps
@@ -136,7 +136,7 @@ class Feed:
         self._expect(parts[0])
         with ThreadPoolExecutor(1) as reader:
             make = self._read if self.streams else partial(self._deformed, order.seed)
-            coming: Future[Chunk] = reader.submit(make, begin * steps, *parts[:2])
+            coming: Future[Shard] = reader.submit(make, begin * steps, *parts[:2])
             for number in range(1, len(parts) + 1):
                 chunk = coming.result()
                 if number < len(parts):
@@ -147,7 +147,7 @@ class Feed:
         if isinstance(self.part, StreamedSplit):
             self.part.expect(rows)
 
-    def _deformed(self, seed: int, first: int, rows: Tensor, *_: Tensor) -> Chunk:
+    def _deformed(self, seed: int, first: int, rows: Tensor, *_: Tensor) -> Shard:
         """Return a chunk of deformed pictures, by a generator of its own: those of an epoch that goes on are the same.
 
         Args:
@@ -159,9 +159,9 @@ class Feed:
         rows = rows.to(self.x.device)
         generator = torch.Generator(self.x.device).manual_seed(seed + first)
         x = self.deform(self.x.index_select(0, rows), generator)
-        return Chunk(first, x, self.y.index_select(0, rows), torch.arange(len(rows), device=x.device))
+        return Shard(first, x, self.y.index_select(0, rows), torch.arange(len(rows), device=x.device))
 
-    def _read(self, first: int, rows: Tensor, *following: Tensor) -> Chunk:
+    def _read(self, first: int, rows: Tensor, *following: Tensor) -> Shard:
         """Return a chunk: its rows in the order of the file, and the order that they are taken in.
 
         Args:
@@ -178,4 +178,4 @@ class Feed:
         self._into, self._other = self._other, self._into  # the net learns from what was read last
         x = self.part.inputs(ascending, out=self._into)
         y = self.objective.targets(self.part.y[ascending.to(self.part.y.device)], x.dtype)
-        return Chunk(first, x, y, order.to(x.device))
+        return Shard(first, x, y, order.to(x.device))

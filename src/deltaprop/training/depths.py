@@ -18,7 +18,7 @@ from matplotlib.ticker import MaxNLocator
 
 from deltaprop.tracing.capture import capture_layers, delta_norm
 from deltaprop.training.config import TrainConfig
-from deltaprop.training.data_loader import Feed
+from deltaprop.training.data_loader import DataLoader
 from deltaprop.training.devices import set_threads
 from deltaprop.training.engines import train_epoch
 from deltaprop.training.evaluate import evaluate
@@ -94,7 +94,7 @@ def watch(config: TrainConfig, arm: Variant, depth: int, width: int) -> DepthRes
     setup = prepare(config)
     optimizer = make_optimizer(setup.model, config)
     generator = torch.Generator().manual_seed(config.seed)
-    feed = Feed(setup.dataset.train, setup.objective, config.batch_size)
+    feed = DataLoader(setup.dataset.train, setup.objective, config.batch_size)
     probe = feed.first(PROBE_ROWS)
 
     def look() -> list[float]:

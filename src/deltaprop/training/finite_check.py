@@ -22,7 +22,7 @@ def all_finite(tensors: Sequence[Tensor]) -> bool:
         return all(bool(t.isfinite().all()) for t in tensors)
 
 
-def told(model: nn.Module, tensors: Mapping[str, Tensor]) -> str:
+def name_non_finite(model: nn.Module, tensors: Mapping[str, Tensor]) -> str:
     """Return in words where there are numbers that are not finite, layer by layer."""
     linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     places = []

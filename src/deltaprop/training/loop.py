@@ -17,17 +17,17 @@ from deltaprop.epoch_state import EpochState
 from deltaprop.errors import UserError
 from deltaprop.training.checkpoint import Checkpoint
 from deltaprop.training.config import TrainConfig
-from deltaprop.training.data_loader import Chunk, Feed
+from deltaprop.training.data_loader import DataLoader, Shard
 from deltaprop.training.devices import (
     set_threads,
 )
 from deltaprop.training.engines import ENGINES
 from deltaprop.training.evaluate import Evaluation, evaluate_parts
-from deltaprop.training.finite_check import EVERY, all_finite, told
+from deltaprop.training.finite_check import EVERY, all_finite, name_non_finite
 from deltaprop.training.objective import Objective
 from deltaprop.training.report.reporter import Reporter, Result, Silent
-from deltaprop.training.resume import Resumed, go_on, locate
-from deltaprop.training.run_folder import LAST, RunFolder, as_bytes, is_stillborn
+from deltaprop.training.resume import Resumed, locate, plan_resume
+from deltaprop.training.run_folder import LAST, RunFolder, as_bytes, is_incomplete_run
 from deltaprop.training.setup import Setup, make_optimizer, model_digest, prepare
 from deltaprop.training.signals import Stop, Stopped
 
@@ -71,7 +71,7 @@ def train(
         try:
             if resume is not None:
                 return _resumed(resume, config, reporter, override, stop)
-            left = config.run_dir if restart and config.run_dir and is_stillborn(config.run_dir) else None
+            left = config.run_dir if restart and config.run_dir and is_incomplete_run(config.run_dir) else None
             setup = prepare(config, going_on=left is not None, check=stop.check, progress=reporter.reading)
             folder = RunFolder.of(left) if left else RunFolder.make(config.run_dir, config.data)
             with folder.locked(), set_threads(setup.threads):
@@ -100,7 +100,7 @@ def _resumed(path: Path, config: TrainConfig, reporter: Reporter, override: Sequ
         if found is None:
             raise UserError(f"{folder.path}: there is no checkpoint to go on from")
         path, checkpoint = found
-        resumed = go_on(folder, checkpoint, config, override, is_last=path.name == LAST)
+        resumed = plan_resume(folder, checkpoint, config, override, is_last=path.name == LAST)
         setup = prepare(
             resumed.config, checkpoint.state["split_seed"], going_on=True, check=stop.check,
             progress=reporter.reading, storage=checkpoint.state["storage"],
@@ -126,7 +126,7 @@ def _changed_versions(before: dict[str, str], now: dict[str, str]) -> str:
 
 
 @dataclass
-class Standing:
+class TrainState:
     """Where a run stands: what a checkpoint holds besides weights and momentum.
 
     Attributes:
@@ -166,10 +166,10 @@ class Run:
         self.optimizer = make_optimizer(setup.model, config)
         made = ENGINES[config.engine]
         self.engine = made(setup.model, setup.objective, self.optimizer, scaling, config.precision)
-        self.feed = Feed(setup.dataset.train, setup.objective, config.batch_size, deform=setup.deformation)
+        self.feed = DataLoader(setup.dataset.train, setup.objective, config.batch_size, deform=setup.deformation)
         self.steps = math.ceil(len(self.feed) / config.batch_size)
         self.generator = torch.Generator().manual_seed(config.seed)
-        self.where = Standing(self._nothing(), self.generator.get_state())
+        self.where = TrainState(self._nothing(), self.generator.get_state())
         self.resumes = False
         self._params = list(setup.model.parameters())
         self._checked = 0
@@ -194,7 +194,7 @@ class Run:
             )
         self.resumes = True
         if "batch_size" not in changed:  # the order of an epoch hangs on them
-            self.feed = Feed(
+            self.feed = DataLoader(
                 self.setup.dataset.train,
                 self.setup.objective,
                 self.setup.config.batch_size,
@@ -210,7 +210,7 @@ class Run:
                 # In memory of its own: where in a file's memory it lies would change how a product is rounded.
                 self.optimizer.state[p]["momentum_buffer"] = torch.empty_like(p).copy_(tensors[f"momentum.{name}"])
         progress = EpochState(tensors["total"].to(self.setup.device), state["done"])
-        self.where = Standing(
+        self.where = TrainState(
             progress, tensors["generator"], state["epoch"], state["seconds"], state["last"], state["best"],
             {name: tensors[f"best.{name}"] for name in own if f"best.{name}" in tensors},
             [*state["overrides"], *resumed.overrides],
@@ -236,7 +236,9 @@ class Run:
             TrainingError: If it cannot go on.
             Stopped: If a signal came; everything is saved.
         """
-        from deltaprop.training.report.tensorboard import Board  # TensorBoard: slow to import, and of no use before
+        from deltaprop.training.report.tensorboard import (
+            TensorBoardReporter,  # TensorBoard: slow to import, and of no use before
+        )
 
         began = time.perf_counter()
         self.stop.at_once = False
@@ -249,7 +251,7 @@ class Run:
             (self.folder.path / FINAL).unlink(missing_ok=True)  # of a run that goes on they are not the final ones
         begins = not self.resumes or (self.where.epoch == 1 and not self.where.progress.done)
         first = 0 if begins else self.where.epoch
-        with Board(self.setup, self.folder.path, first, self.reporter.warn) as board:
+        with TensorBoardReporter(self.setup, self.folder.path, first, self.reporter.warn) as board:
             self.board = board
             try:
                 if not self.resumes:
@@ -319,7 +321,7 @@ class Run:
         )  # fmt: skip
         self._end_epoch(lr, val, test)
 
-    def _learn(self, chunk: Chunk) -> None:
+    def _learn(self, chunk: Shard) -> None:
         """Take the steps of a chunk, or those that are left of it, up to a pause."""
         where, before = self.where.progress, chunk.first
 
@@ -399,7 +401,7 @@ class Run:
             TrainingError: If there are some.
         """
         if not self._finite():
-            places = told(self.setup.model, self._tensors())
+            places = name_non_finite(self.setup.model, self._tensors())
             what = f"no finite numbers any more in {places}" if places else "the loss is no finite number any more"
             raise TrainingError(self._not_finite(what))
 

@@ -59,7 +59,7 @@ def saved_config(checkpoint: Checkpoint, path: Path) -> TrainConfig:
     return dataclasses.replace(from_json(str(path), checkpoint.state["config"]), run_dir=path, config=None)
 
 
-def go_on(
+def plan_resume(
     folder: RunFolder,
     checkpoint: Checkpoint,
     asked: TrainConfig,

@@ -135,7 +135,7 @@ class RunFolder:
         """
         if has_checkpoint(self.path):
             raise UserError(f"{self.path}: another run has begun in this folder by now; name a new one, or --resume it")
-        if is_stillborn(self.path):
+        if is_incomplete_run(self.path):
             for entry in self.path.iterdir():
                 if entry.is_file() and entry.name != ".lock":
                     entry.unlink()
@@ -259,7 +259,7 @@ def has_checkpoint(path: Path) -> bool:
     return any((path / "checkpoints").glob("*.safetensors"))
 
 
-def is_stillborn(path: Path) -> bool:
+def is_incomplete_run(path: Path) -> bool:
     """Return whether a folder holds nothing but what a run has left that did not live to see its first checkpoint."""
     if not path.is_dir() or has_checkpoint(path):
         return False

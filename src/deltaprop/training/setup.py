@@ -26,7 +26,7 @@ from deltaprop.explicit.precision import check_precision
 from deltaprop.nn.modules import MLP
 from deltaprop.optim import SGD
 from deltaprop.training.config import TrainConfig
-from deltaprop.training.data_loader import Feed
+from deltaprop.training.data_loader import DataLoader
 from deltaprop.training.devices import (
     describe_device,
     fastest,
@@ -249,7 +249,7 @@ def _tune(
     trial = copy.deepcopy(model)
     optimizer = make_optimizer(trial, config)
     engine = ENGINES[config.engine](trial, objective, optimizer, dataset.target_scaling, config.precision)
-    x, y = Feed(dataset.train, objective, config.batch_size).first(TUNING_STEPS * config.batch_size)
+    x, y = DataLoader(dataset.train, objective, config.batch_size).first(TUNING_STEPS * config.batch_size)
     order = torch.arange(TUNING_STEPS * config.batch_size, device=x.device) % len(x)
 
     def few_steps() -> None:

@@ -147,7 +147,7 @@ def save_always() -> None:
     TrainConfig.save_seconds = property(lambda self: 0.0)  # type: ignore[assignment]
 
 
-def go_on(config: TrainConfig) -> None:
+def plan_resume(config: TrainConfig) -> None:
     """Do what ``--resume auto`` does: go on with the run if it has a checkpoint, else begin it."""
     assert config.run_dir is not None
     if run_to_resume("auto", config.run_dir):
@@ -163,4 +163,4 @@ def left(folder: Path) -> tuple[bytes, bytes, list[dict[str, Any]]]:
     return (folder / "model.safetensors").read_bytes(), (folder / "best.safetensors").read_bytes(), metrics
 
 
-__all__ = ["Run", "Shim", "forked", "go_on", "left", "save_always", "small"]
+__all__ = ["Run", "Shim", "forked", "left", "plan_resume", "save_always", "small"]

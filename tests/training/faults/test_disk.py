@@ -19,7 +19,7 @@ from deltaprop.training import TrainingError, atomic_files, train
 from deltaprop.training.report.reporter import Silent
 from deltaprop.training.report.tensorboard import SummaryWriter
 from deltaprop.training.run_folder import LAST, load_checkpoint
-from tests.training.faults.shim import forked, go_on, left, save_always, small
+from tests.training.faults.shim import forked, left, plan_resume, save_always, small
 
 
 def full_after(writes: int, folder: Path) -> Callable[..., int]:
@@ -54,7 +54,7 @@ def test_full_at_any_write_it_is_told_in_one_line_and_the_run_can_go_on(
     assert "\n" not in str(error.value)
     if (folder / "checkpoints" / LAST).exists():
         load_checkpoint(folder / "checkpoints" / LAST)
-    go_on(small(folder))
+    plan_resume(small(folder))
     assert left(folder) == left(tmp_path / "whole")
 
 

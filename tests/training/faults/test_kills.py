@@ -14,7 +14,7 @@ import torch
 
 from deltaprop.training import train
 from deltaprop.training.run_folder import LAST, load_checkpoint
-from tests.training.faults.shim import Shim, forked, go_on, left, save_always, small
+from tests.training.faults.shim import Shim, forked, left, plan_resume, save_always, small
 
 ENGINES = ["autograd", "explicit"]
 
@@ -47,7 +47,7 @@ def killed_at(number: int, folder: Path, **settings: Any) -> int:
     def work() -> None:
         save_always()
         Shim(folder, fatal=number).install()
-        go_on(small(folder, **settings))
+        plan_resume(small(folder, **settings))
 
     return forked(work)
 
@@ -63,7 +63,7 @@ def kill_at_each(tmp_path: Path, engine: str, step: int) -> int:
         last = folder / "checkpoints" / LAST
         if last.exists():
             load_checkpoint(last)
-        assert forked(lambda: go_on(small(folder, engine=engine))) == 0  # noqa: B023  # called at once
+        assert forked(lambda: plan_resume(small(folder, engine=engine))) == 0  # noqa: B023  # called at once
         assert left(folder) == expected, number
         assert not list(folder.rglob(".*.tmp-*")), "what the killed writer left is cleared away"
     return len(range(1, count + 1, step))
@@ -88,7 +88,7 @@ def killed_after(seconds: float, folder: Path, **settings: Any) -> bool:
         try:
             torch.set_num_threads(1)
             save_always()
-            go_on(small(folder, **settings))
+            plan_resume(small(folder, **settings))
         finally:
             os._exit(0)
     time.sleep(seconds)

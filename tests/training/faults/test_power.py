@@ -12,7 +12,7 @@ import pytest
 from deltaprop.training import train
 from deltaprop.training.checkpoint import DamagedError
 from deltaprop.training.run_folder import LAST, load_checkpoint
-from tests.training.faults.shim import Shim, forked, go_on, left, small
+from tests.training.faults.shim import Shim, forked, left, plan_resume, small
 
 Log = list[tuple[str, tuple[Any, ...]]]
 
@@ -136,7 +136,7 @@ def test_the_run_goes_on_to_the_same_bits(story: tuple[Path, Log, dict[str, Any]
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
         again.mkdir(exist_ok=True)
-        assert forked(lambda: go_on(small(again, **settings))) == 0, number  # noqa: B023  # called at once
+        assert forked(lambda: plan_resume(small(again, **settings))) == 0, number  # noqa: B023  # called at once
         assert left(again) == left(folder), number
 
 

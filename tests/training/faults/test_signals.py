@@ -16,7 +16,7 @@ import torch
 from deltaprop.cli import main
 from deltaprop.training import evaluate, train
 from deltaprop.training.run_folder import LAST, load_checkpoint
-from tests.training.faults.shim import go_on, left, small
+from tests.training.faults.shim import left, plan_resume, small
 
 WITHIN = 2.0  # seconds
 
@@ -88,7 +88,7 @@ def test_stopped_again_and_again_it_ends_with_the_same_bits(engine: str, tmp_pat
     folder = tmp_path / "run"
     stops = 0
     while True:
-        child = Child(lambda: go_on(small(folder, **settings)) or 0, tmp_path / "said")
+        child = Child(lambda: plan_resume(small(folder, **settings)) or 0, tmp_path / "said")
         child.until(lambda: (folder / "checkpoints" / LAST).exists())
         time.sleep(0.05 + 0.02 * stops)
         child.send(signal.SIGTERM)

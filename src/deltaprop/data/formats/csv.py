@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from deltaprop.data.formats.table import NUMBER, Batch, counted
-from deltaprop.data.streams import HEAD_BYTES, CheckedStream, Counted, Replayed, some, wait_until
+from deltaprop.data.streams import HEAD_BYTES, CheckedStream, CountedFile, ReplayedStream, some, wait_until
 from deltaprop.errors import UserError
 
 BLOCK_BYTES = 1 << 22  # at a time: a row, quoted line breaks and all, must be shorter
@@ -86,7 +86,7 @@ class CsvTable:
         head = b""
         while len(head) < HEAD_BYTES and b"\n" not in head and (piece := some(stream, HEAD_BYTES)):
             head += piece
-        return cls.open(name, delimiter, lambda: cast(BinaryIO, Replayed(head, stream)), least=1)
+        return cls.open(name, delimiter, lambda: cast(BinaryIO, ReplayedStream(head, stream)), least=1)
 
     def batches(self, on_bytes: Callable[[int], None] = lambda count: None) -> Iterator[Batch]:
         """Give the rows, block by block, every cell as text.
@@ -98,7 +98,7 @@ class CsvTable:
         from pyarrow import csv as arrow_csv
 
         with self.source() as raw:
-            seen_bytes = Counted(raw, on_bytes)
+            seen_bytes = CountedFile(raw, on_bytes)
             stream = pyarrow.PythonFile(seen_bytes, mode="r")
             quotes = CheckedStream(pyarrow.CompressedInputStream(stream, "gzip") if _is_gz(self.path) else seen_bytes)
             seen, last, names = 0, "", self.names
@@ -129,7 +129,7 @@ class CsvTable:
                     return
                 raise self._told(error, seen) from error
             finally:
-                if isinstance(raw, Replayed):
+                if isinstance(raw, ReplayedStream):
                     raw.stop()
                     with contextlib.suppress(pyarrow.ArrowException, OSError):
                         for _ in reader or ():  # until its thread has seen the end

@@ -20,14 +20,14 @@ import warnings
 from collections.abc import Callable, Iterator
 
 from deltaprop.errors import UserError, unknown_name
-from deltaprop.inference.export.deployment import Whole
+from deltaprop.inference.export.deployment import DeploymentModule
 from deltaprop.inference.export.onnx_graph import to_onnx
 from deltaprop.inference.export.state_dict import to_state_dict
 from deltaprop.inference.export.torch_export import to_torch_export
 from deltaprop.inference.export.verification import TOLERANCE, Exported
 from deltaprop.inference.model import Model
 
-__all__ = ["FORMATS", "SUFFIX", "TOLERANCE", "Exported", "Whole", "export"]
+__all__ = ["FORMATS", "SUFFIX", "TOLERANCE", "DeploymentModule", "Exported", "export"]
 
 FORMATS: dict[str, Callable[[Model], Exported]] = {
     "onnx": to_onnx,

@@ -13,7 +13,7 @@ from deltaprop.inference.model import Model
 LARGEST_ROUNDING = 1e-5  # of an input in float32, in deviations of its column; beyond it inputs are float64
 
 
-class Whole(nn.Module):
+class DeploymentModule(nn.Module):
     """A net with its preprocessing: raw inputs to what people read.
 
     Args:

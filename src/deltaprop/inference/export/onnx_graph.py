@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from deltaprop._version import __version__
 from deltaprop.errors import UserError
-from deltaprop.inference.export.deployment import Whole, about, input_dtype, second
+from deltaprop.inference.export.deployment import DeploymentModule, about, input_dtype, second
 from deltaprop.inference.export.verification import Exported, fills, largest_difference, probes
 from deltaprop.inference.model import Model
 
@@ -76,7 +76,7 @@ def _numeric_graph(model: Model, dtype: str) -> Any:
     """Return the graph from encoded inputs x to outputs."""
     from onnx import compose
 
-    whole = Whole(model, encodes=False).eval()
+    whole = DeploymentModule(model, encodes=False).eval()
     width = len(model.input_scaling.mean)
     prefix = f"{_inner(model)}.net/"
     outputs = [f"{prefix}place", "probabilities" if model.objective.has_probabilities else "scores"]

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from deltaprop.inference.export.deployment import Whole, about, input_dtype, second
+from deltaprop.inference.export.deployment import DeploymentModule, about, input_dtype, second
 from deltaprop.inference.export.verification import Exported, largest_difference, named, probes
 from deltaprop.inference.model import Model
 
@@ -19,7 +19,7 @@ Array = NDArray[Any]
 
 def to_torch_export(model: Model) -> Exported:
     """Return the model as an exported program of PyTorch, to be loaded by ``torch.export.load``."""
-    whole = Whole(model, encodes=True).eval()
+    whole = DeploymentModule(model, encodes=True).eval()
     dtype = torch.float64 if input_dtype(model) == "float64" else torch.float32
     width = len(model.input_scaling.mean) if model.encoding is None else len(model.encoding.inputs)
     program = torch.export.export(

@@ -46,7 +46,7 @@ EQUATIONS = """
 """
 
 
-class Board:
+class TensorBoardReporter:
     """Writes the events of a run; a context manager.
 
     Args:
@@ -76,7 +76,7 @@ class Board:
 
     writer: SummaryWriter
 
-    def __enter__(self) -> Board:
+    def __enter__(self) -> TensorBoardReporter:
         return self
 
     def __exit__(self, *_: object) -> None:
