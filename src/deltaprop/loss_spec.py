@@ -87,13 +87,17 @@ class LossSpec:
             return self
         return LossSpec(self.name, {**self.options, "ignore_index": None})
 
-    def count(self, saved: Tensor, targets: tuple[Tensor, ...]) -> Tensor | int:
+    def count(self, outputs: Tensor, targets: tuple[Tensor, ...]) -> Tensor | int:
         """Return how much a batch counts in the mean loss of several: its samples, as C counts them.
 
         So each sample counts once, and one that is weighed or ignored in C is so in the mean as well.
+
+        Args:
+            outputs: a^L, or whatever has its shape.
+            targets: As :meth:`targets` returns them.
         """
-        denominator = self.definition.denominator(saved, targets, *self.arguments) if self.reduction == "mean" else 0
-        return denominator if isinstance(denominator, Tensor) else len(saved)
+        denominator = self.definition.denominator(outputs, targets, *self.arguments) if self.reduction == "mean" else 0
+        return denominator if isinstance(denominator, Tensor) else len(outputs)
 
 
 def parse_loss(loss: LossLike) -> LossSpec:

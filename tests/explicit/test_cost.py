@@ -156,5 +156,7 @@ def test_memory_of_a_step_does_not_grow():
     for rows in (30, 7, 20):  # of 7 rows a smaller batch, in the same place
         net.trainer.epoch(torch.rand(rows, 50, dtype=F64), torch.randint(7, (rows,)), 10)
         layers = net.trainer._workspace.layers
-        places.append([(layer.z.data_ptr(), layer.grad_a_out.data_ptr()) for layer in layers])
+        memory = [t for layer in layers for t in (layer.z, layer.grad_a_out) if t is not None]
+        assert len(memory) == 2 * len(layers) - 1  # ∂C/∂a^L is the loss's
+        places.append([t.data_ptr() for t in memory])
     assert places[0] == places[1] == places[2]

@@ -63,15 +63,18 @@ class Activation(Function):
 
 
 class Elementwise(Activation):
-    """a_i = σ(z_i): the Jacobian is diagonal, and δ follows from ``derivative(saved, *constants)``, σ'(z)."""
+    """a_i = σ(z_i): the Jacobian is diagonal, and δ follows from ``derivative(saved, *constants)``, σ'(z).
+
+    Both may be applied to some of the rows of a batch; constants that are tensors exclude that.
+    """
 
     @staticmethod
     def derivative(saved: Tensor, *constants: Any) -> Tensor:
         raise TypeError("an element-wise activation must define derivative(saved, *constants), σ'(z)")
 
     @classmethod
-    def delta(cls, grad_a: Tensor, saved: Tensor, *constants: Any, out: Tensor | None = None) -> Tensor:
-        return torch.mul(grad_a, cls.derivative(saved, *constants), out=out)  # BP1, BP2: δ = ∂C/∂a ⊙ σ'(z)
+    def delta(cls, grad_a: Tensor, saved: Tensor, *constants: Any) -> Tensor:
+        return grad_a * cls.derivative(saved, *constants)  # BP1, BP2: δ = ∂C/∂a ⊙ σ'(z)
 
 
 class Step(Elementwise):

@@ -43,16 +43,16 @@ class Layer:
         constants: Of the activation, in the order of its ``forward``.
         learns: Whether W is learnt, and whether b is.
         a_prev: a^{l−1}, [N, n_prev].
-        z: Pre-activation, [N, n].
+        z: Pre-activation, [N, n]; where ``a_out`` is its memory, a has overwritten it.
         a: Activation, [N, n].
         delta: δ = ∂C/∂z, [N, n], with the loss's 1/N in it.
         grad_weight: ∂C/∂W, [n, n_prev]; :func:`store_gradients` alone sets it.
         grad_bias: ∂C/∂b, [n], or None; likewise.
         z_out: Memory for z, [N, n]; new memory at each pass where there is None.
         a_out: Memory for a, [N, n], which may be that of z where σ' follows from a; likewise.
-        grad_a_out: Memory for ∂C/∂a, [N, n]; likewise.
-        rows_at_once: How many rows σ and σ' are computed for at a time where there is ``a_out``: what they allocate on
-            the way stays small, and in the cache.
+        grad_a_out: Memory for ∂C/∂a, [N, n], from the layer above; likewise.
+        rows_at_once: How many rows σ and δ are computed for at a time where there is ``a_out``, so that what they
+            allocate on the way stays small; δ then overwrites ∂C/∂a.
     """
 
     weight: Tensor
@@ -69,29 +69,27 @@ class Layer:
     z_out: Tensor | None = field(default=None, repr=False)
     a_out: Tensor | None = field(default=None, repr=False)
     grad_a_out: Tensor | None = field(default=None, repr=False)
-    rows_at_once: int = field(default=0, repr=False)
+    rows_at_once: int = field(default=1, repr=False)
 
     def activate(self) -> Tensor:
         """Return a = σ(z)."""
         if self.activation is None:
             return self.z
-        activation: Callable[..., Tensor] = self.activation.forward
         if self.a_out is None:
-            return activation(self.z, *self.constants)
+            a: Tensor = self.activation.forward(self.z, *self.constants)
+            return a
         for z, a in zip(self.z.split(self.rows_at_once), self.a_out.split(self.rows_at_once), strict=True):
-            a.copy_(activation(z, *self.constants))
+            a.copy_(self.activation.forward(z, *self.constants))
         return self.a_out
 
     def apply_activation_grad(self, grad_a: Tensor) -> Tensor:
         """Return δ = ∂C/∂a ⊙ σ'(z)."""
         if self.activation is None:
             return grad_a
-        if self.grad_a_out is None or not issubclass(self.activation, Elementwise):
-            return self.activation.delta(grad_a, self.saved, *self.constants)
         if self.a_out is None:
-            return self.activation.delta(grad_a, self.saved, *self.constants, out=grad_a)  # ours to overwrite
-        for grad, saved in zip(grad_a.split(self.rows_at_once), self.saved.split(self.rows_at_once), strict=True):
-            self.activation.delta(grad, saved, *self.constants, out=grad)
+            return self.activation.delta(grad_a, self.saved, *self.constants)
+        for delta, saved in zip(grad_a.split(self.rows_at_once), self.saved.split(self.rows_at_once), strict=True):
+            delta.copy_(self.activation.delta(delta, saved, *self.constants))
         return grad_a
 
     @property

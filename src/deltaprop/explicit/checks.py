@@ -27,7 +27,7 @@ def check_parameters(layers: Sequence[Layer]) -> list[Tensor]:
         UserError: If layers share one, or not all are contiguous, real, of one dtype, on one device, without hooks.
     """
     params = [p for layer in layers for p in (layer.weight, layer.bias) if p is not None]
-    if len(set(map(id, params))) < len(params):
+    if len({p.data_ptr() or id(p) for p in params}) < len(params):  # by .data two may share memory
         raise UserError(f"layers share a parameter, whose gradients would have to be added up: {ELSEWHERE}")
     first = params[0]
     for p in params:
@@ -57,6 +57,21 @@ def check_optimizer(optimizer: torch.optim.Optimizer) -> None:
         )
 
 
+def check_momentum(optimizer: torch.optim.Optimizer, params: Sequence[Tensor]) -> None:
+    """Refuse momentum buffers that are not as their parameters are, as after ``model.double()``.
+
+    Raises:
+        UserError: If there is one.
+    """
+    for p in params:
+        buffer = optimizer.state.get(p, {}).get("momentum_buffer")
+        if buffer is not None and (buffer.dtype, buffer.device, buffer.shape) != (p.dtype, p.device, p.shape):
+            raise UserError(
+                f"the momentum buffer of a parameter, {p.dtype} on {p.device}, is {buffer.dtype} on {buffer.device}: "
+                "make the optimizer after the model is moved or cast"
+            )
+
+
 def _step_hooks(optimizer: torch.optim.Optimizer) -> list[dict[int, Any]]:
     """Return the dictionaries of what a step of the optimizer would run besides."""
     own: list[dict[int, Any]] = [optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks]
@@ -82,6 +97,7 @@ class Watch:
         self._children = [module._modules for module in modules if module._modules]
         self._parameters = [module._parameters for module in modules if module._parameters]
         single = [(module, from_torch(module)) for module in modules if not module._modules]
+        self._modules = modules
         self._constants = [(m, name) for m, ours in single if isinstance(ours, Activation) for name in ours.constants]
         self._seen = self._look()
 
@@ -94,11 +110,17 @@ class Watch:
         return (
             [tuple(children.values()) for children in self._children],
             [id(p) for parameters in self._parameters for p in parameters.values()],
-            [(p.data_ptr(), p.shape, p.is_contiguous(), *_flags(p)) for p in self._params],
-            [getattr(module, name) for module, name in self._constants],
+            [(p.data_ptr(), p.dtype, p.shape, p.is_contiguous(), *_flags(p)) for p in self._params],
+            [_comparable(getattr(module, name)) for module, name in self._constants],
             any(self._hooks),
+            ["forward" in vars(module) for module in self._modules],
             [list(map(id, group["params"])) for group in self._optimizer.param_groups],
         )
+
+
+def _comparable(constant: Any) -> Any:
+    """Return a constant, or what tells a tensor from another: entries have no single truth."""
+    return id(constant) if isinstance(constant, Tensor) else constant
 
 
 def check_inputs(x: Tensor, y: Tensor, like: Tensor) -> int:
@@ -119,6 +141,8 @@ def check_inputs(x: Tensor, y: Tensor, like: Tensor) -> int:
         )
     if x.dim() != 2 or x.shape[1] != like.shape[1] or not len(x):
         raise UserError(f"inputs must be [N, {like.shape[1]}] with N at least 1, got {list(x.shape)}")
+    if y.is_complex():
+        raise UserError(f"targets must be real numbers or labels, got {y.dtype}")
     if x.layout != torch.strided or y.layout != torch.strided:
         raise UserError(f"inputs and targets must be dense tensors, got {x.layout} and {y.layout}")
     if x.dtype != like.dtype:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from deltaprop.core.casting import cast
 from deltaprop.core.recursion import back_propagate, feed_forward
 from deltaprop.epoch_state import EpochState
 from deltaprop.errors import UserError
@@ -21,6 +22,7 @@ from deltaprop.explicit.checks import (
     Watch,
     check_inputs,
     check_labels,
+    check_momentum,
     check_optimizer,
     check_order,
     check_parameters,
@@ -214,7 +216,7 @@ class ExplicitTrainer:
         steps = math.ceil(rows / batch_size)
         if not 0 <= whole_number(state.done, "start") <= steps:
             raise UserError(f"start must be a step of the epoch, 0 to {steps}, got {state.done!r}")
-        self._running, shape = True, self._shape
+        self._running, shape, grad_mode = True, self._shape, torch.is_grad_enabled()
         take_steps = self._replay_steps if can_capture(x.device) else self._take_steps
         try:
             with torch.inference_mode():
@@ -222,7 +224,7 @@ class ExplicitTrainer:
                     state.add(c if state.report is None else state.report(a, targets[0]), loss.count(a, targets))
                     ended = state.step_done()
                     if on_step is not None:
-                        with torch.inference_mode(False):  # so that what it makes can be trained
+                        with torch.inference_mode(False), torch.set_grad_enabled(grad_mode):  # as it is for the caller
                             ended = on_step(state.done) is True
                             self._enter()
                         if self._shape != shape:
@@ -267,7 +269,7 @@ class ExplicitTrainer:
         with self._products:
             a = feed_forward(layers, x)  # FWD
             c, saved = loss.forward(a, targets[0])  # C
-            grad_a = loss.grad_input(saved, targets)  # BP1, left factor
+            grad_a = cast(loss.grad_input(saved, targets), a.dtype)  # BP1, left factor; cast: pos_weight may be wider
             back_propagate(layers[self._lowest :], grad_a, self._update)  # BP1-BP4, SGD
         return c, a
 
@@ -289,6 +291,7 @@ class ExplicitTrainer:
         check_optimizer(self._optimizer)
         layers = read_layers(self._model)
         params = check_parameters(layers)
+        check_momentum(self._optimizer, params)
         refuse_contained_activation(layers, self.loss.name, self.loss.definition.contains)
         device = params[0].device
         check_precision(self._precision, device, params[0].dtype)
@@ -301,7 +304,7 @@ class ExplicitTrainer:
         self._lowest, self._outputs = learning[0], len(layers[-1].weight)
         self._products = products_in(self._precision, device)
         ours = all(map(is_ours, [self.loss.definition, *[layer.activation for layer in layers]]))
-        self._workspace = Workspace(layers, holdable=ours)
+        self._workspace = Workspace(layers, self._lowest, holdable=ours)
         self._watch = Watch(self._model, params, self._optimizer)
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,11 +25,12 @@ class Workspace:
 
     Args:
         layers: From the first.
+        lowest: The lowest that learns: no ∂C/∂a is computed below it.
         holdable: Whether a CUDA graph may hold a step.
     """
 
-    def __init__(self, layers: list[Layer], *, holdable: bool) -> None:
-        self.layers, self._holdable = layers, holdable
+    def __init__(self, layers: list[Layer], lowest: int, *, holdable: bool) -> None:
+        self.layers, self._lowest, self._holdable = layers, lowest, holdable
         self._rows = self._capacity = 0
         self._captured: dict[int, tuple[Any, CapturedStep]] = {}  # by rows
 
@@ -39,25 +41,28 @@ class Workspace:
         if rows > self._capacity:
             self._capacity = rows
             with torch.inference_mode(False):  # else nothing outside of inference mode could write there
-                self._memory = [self._new(layer, rows) for layer in self.layers]
+                self._memory = [self._new(number, rows) for number in range(len(self.layers))]
             self._captured.clear()
         self._rows = rows
         for layer, (z, a, grad_a) in zip(self.layers, self._memory, strict=True):
-            layer.z_out, layer.grad_a_out = z[:rows], grad_a[:rows]
-            layer.a_out = None if a is None else a[:rows]
+            layer.z_out, layer.a_out, layer.grad_a_out = z[:rows], _first(a, rows), _first(grad_a, rows)
 
-    def _new(self, layer: Layer, rows: int) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Return memory for z, a and ∂C/∂a of a layer; for a none where it is small: then σ makes it anew.
+    def _new(self, number: int, rows: int) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Return memory for z, a and ∂C/∂a of a layer, and say how its activation uses it.
+
+        None for a where z is small: σ makes it anew; for ∂C/∂a where the loss makes it, or nobody.
 
         Each is allocated by itself, so that it is aligned whatever the rows: the rounding of a product depends on it,
         and an epoch that was broken off must go on to the same bits.
         """
-        like, size = layer.weight.detach(), (rows, len(layer.weight))
-        z, grad_a = like.new_empty(size), like.new_empty(size)
-        if layer.activation is None or not issubclass(layer.activation, Elementwise) or z.nbytes <= PIECE:
-            return z, None, grad_a
-        layer.rows_at_once = max(1, PIECE * rows // z.nbytes) if z.device.type == "cpu" else rows
-        return z, z if layer.activation.from_output else like.new_empty(size), grad_a
+        layer = self.layers[number]
+        new = partial(layer.weight.detach().new_empty, (rows, len(layer.weight)))
+        z, a, grad_a = new(), None, new() if self._lowest <= number < len(self.layers) - 1 else None
+        by_rows = layer.activation is not None and issubclass(layer.activation, Elementwise)
+        if by_rows and z.nbytes > PIECE and not any(isinstance(constant, Tensor) for constant in layer.constants):
+            a = z if layer.activation.from_output else new()  # type: ignore[union-attr]
+            layer.rows_at_once = max(1, PIECE * rows // z.nbytes) if z.device.type == "cpu" else rows
+        return z, a, grad_a
 
     def captured(self, loss: LossSpec, x: Tensor, y: Tensor, step: Callable[..., tuple[Tensor, ...]]) -> CapturedStep:
         """Return the step on rows of x and y, to be captured in a graph."""
@@ -72,3 +77,7 @@ class Workspace:
             del self._captured[next(iter(self._captured))]  # of the size that was not used for the longest time
         self._captured[self._rows] = reads, captured
         return captured
+
+
+def _first(t: Tensor | None, rows: int) -> Tensor | None:
+    return None if t is None else t[:rows]
