@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections import defaultdict
 from pathlib import Path
 
@@ -143,3 +144,13 @@ def test_each_equation_stands_on_one_line_of_the_formulas():
     others = [path for path in SRC.rglob("*.py") if SRC / "core" not in path.parents]
     places = {path.name for path in others for line in path.read_text().splitlines() if any(t in line for t in tags)}
     assert places == {"trainer.py", "engines.py", "trace.py"}  # each a call, of a whole pass or loss
+
+
+FLAG = re.compile(r"--[a-z]")
+
+
+@pytest.mark.parametrize("name", sorted(name for name in MODULES if part_of(name) != "cli"))
+def test_only_the_command_line_speaks_of_flags(name: str):
+    """Who trains from Python reads settings as Python has them; the command line makes flags of them."""
+    strings = [node.value for node in ast.walk(TREES[name]) if isinstance(node, ast.Constant)]
+    assert [text for text in strings if isinstance(text, str) and FLAG.search(text)] == []

@@ -3,14 +3,46 @@
 from __future__ import annotations
 
 import difflib
+import os
+import re
 from collections.abc import Iterable
+from typing import Any
 
 
 class UserError(ValueError):
     """Bad input, told in one line: what is wrong, where, and what would be right.
 
-    The command line prints it without a traceback and exits with code 2.
+    A setting is named as Python has it, in backticks: `` `lr` ``, or with a value, `` `task='regression'` ``
+    (:func:`setting` writes it). The command line makes flags of these, prints the line without a traceback and exits
+    with code 2.
     """
+
+
+def setting(name: str, *values: Any) -> str:
+    """Return a setting as an error names it: alone, with a value, or with a tuple of several.
+
+    Example:
+        >>> setting("lr"), setting("task", "regression"), setting("drop", "a", "b")
+        ('`lr`', "`task='regression'`", "`drop=('a', 'b')`")
+    """
+    plain = tuple(os.fspath(value) if isinstance(value, os.PathLike) else value for value in values)
+    if not plain:
+        return f"`{name}`"
+    return f"`{name}={(plain[0] if len(plain) == 1 else plain)!r}`"
+
+
+# A setting as `setting` writes it: `lr`, `task='regression'`, `drop=('a', 'b')`.
+SETTING = re.compile(r"""`([a-z]\w*)(?:=((?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[^`'"])*))?`""")
+
+
+def as_keys(text: str) -> str:
+    """Return a text with its settings as keys of a TOML file or of config.json.
+
+    Example:
+        >>> as_keys("`momentum` must be in [0, 1); try `task='regression'`")
+        "momentum must be in [0, 1); try task = 'regression'"
+    """
+    return SETTING.sub(lambda found: found[1] if found[2] is None else f"{found[1]} = {found[2]}", text)
 
 
 def unknown_name(kind: str, name: object, known: Iterable[str]) -> UserError:

@@ -85,8 +85,8 @@ class TestOutput:
 
         from rich.console import Console
 
+        from deltaprop.cli.console import ConsoleReporter
         from deltaprop.training import train
-        from deltaprop.training.report.console import ConsoleReporter
 
         screen = StringIO()
         console = Console(file=screen, force_terminal=True, width=60, color_system=None, highlight=False)
@@ -231,7 +231,7 @@ class TestConfigFile:
         file = tmp_path / "recipe.toml"
         file.write_text("lr = -1\n")
         assert main(["train", "--config", str(file)]) == 2
-        assert capsys.readouterr().err == f"error: --config {file}: --lr must be auto or a number above 0, got -1.0\n"
+        assert capsys.readouterr().err == f"error: --config {file}: lr must be auto or a number above 0, got -1.0\n"
 
     def test_a_flag_mends_a_wrong_value_in_the_file(self, tmp_path: Path):
         file = tmp_path / "recipe.toml"

@@ -606,7 +606,7 @@ def told(error: str, cache: Path) -> None:
     assert str(cache) in error
     assert "\n" not in error
     assert "None" not in error
-    assert "--cache" in error
+    assert "`cache`" in error
     assert not [*cache.iterdir()]
 
 
@@ -650,5 +650,5 @@ def test_a_disk_that_is_full_is_told_and_nothing_is_left(rows: int, table: Path,
 
 def test_a_folder_that_is_none_is_told(table: Path, tmp_path: Path):
     (tmp_path / "cache").write_text("a file")
-    with pytest.raises(UserError, match=r"cache: .*cannot be written here: (Not a directory|File exists); --cache"):
+    with pytest.raises(UserError, match=r"cache: .*cannot be written here: (Not a directory|File exists); `cache`"):
         read(table, tmp_path / "cache")

@@ -129,7 +129,7 @@ REFUSED = [
     arrays("no x", r"there is no array 'x' \(arrays: a, y\)", a=X, y=Y),
     arrays("no y", r"there is no array 'y' \(arrays: x, z\)", x=X, z=Y),
     arrays("no such y", r".*no array 'labels': did you mean 'label'\?.*", "--target", "labels", x=X, label=Y),
-    arrays("two targets", r"--target names one array, got y z", "--target", "y", "z", x=X, y=Y, z=Y),
+    arrays("two targets", r"--target names one array, got y, z", "--target", "y", "z", x=X, y=Y, z=Y),
     arrays("lengths that differ", r"x and y have 40 and 30 rows: .*", x=X, y=Y[:30]),
     arrays("no rows", r"x and y have no rows", x=X[:0], y=Y[:0]),
     arrays("no columns in x", r".*x .*", x=X[:, :0], y=Y),

@@ -427,14 +427,16 @@ def test_wrong_preprocessing_is_caught(runs: Runs, monkeypatch: pytest.MonkeyPat
         setattr(self, name, getattr(self, name) * 1.01 + 0.01)
 
     monkeypatch.setattr(DeploymentModule, "__init__", wrong)
-    with pytest.raises(UserError, match=rf"--to {to}: answers differ by .* more than rounding \(1e-05\): not written"):
+    with pytest.raises(
+        UserError, match=rf"`to='{to}'`: answers differ by .* more than rounding \(1e-05\): not written"
+    ):
         export.export(dp.load(run.folder), to)
 
 
 def test_wrong_plain_weights_are_caught(runs: Runs, monkeypatch: pytest.MonkeyPatch):
     right = state_dict.folded
     monkeypatch.setattr(state_dict, "folded", lambda model: {k: t * 1.001 for k, t in right(model).items()})
-    with pytest.raises(UserError, match="--to state-dict: answers differ"):
+    with pytest.raises(UserError, match="`to='state-dict'`: answers differ"):
         export.export(dp.load(runs["numbers"].folder), "state-dict")
 
 
@@ -445,7 +447,7 @@ def test_classes_in_another_order_are_caught(runs: Runs, monkeypatch: pytest.Mon
         return make(dataclasses.replace(model, class_names=model.class_names[::-1]), like)
 
     monkeypatch.setattr(onnx_graph, "_names_graph", wrong)
-    with pytest.raises(UserError, match="--to onnx: answers differ by inf"):
+    with pytest.raises(UserError, match="`to='onnx'`: answers differ by inf"):
         export.export(dp.load(runs["numbers"].folder), "onnx")
 
 
@@ -460,7 +462,7 @@ def test_categories_in_another_order_are_caught(runs: Runs, monkeypatch: pytest.
         )
 
     monkeypatch.setattr(onnx_graph, "_columns_graph", wrong)
-    with pytest.raises(UserError, match="--to onnx: answers differ"):
+    with pytest.raises(UserError, match="`to='onnx'`: answers differ"):
         export.export(dp.load(runs["mixed"].folder), "onnx")
 
 
@@ -474,7 +476,7 @@ def test_a_package_that_is_missing_is_told(runs: Runs, monkeypatch: pytest.Monke
         return find(name, *rest)
 
     monkeypatch.setattr(importlib, "import_module", without_it)
-    with pytest.raises(UserError, match=rf"--to onnx needs the package {package}: pip install 'deltaprop\[onnx\]'"):
+    with pytest.raises(UserError, match=rf"`to='onnx'` needs the package {package}: pip install 'deltaprop\[onnx\]'"):
         export.export(dp.load(runs["numbers"].folder), "onnx")
 
 

@@ -79,9 +79,9 @@ def test_kept_columns_keep_their_rows_over_many_blocks(runs: Runs, monkeypatch: 
 
 def test_what_cannot_be_kept(runs: Runs):
     model = dp.load(runs["numbers"].folder)
-    with pytest.raises(UserError, match="--keep aa: there is no column 'aa': did you mean 'a'"):
+    with pytest.raises(UserError, match="`keep='aa'`: there is no column 'aa': did you mean 'a'"):
         check_keep(model.blocks(inputs_of("numbers")), ("aa",))
-    with pytest.raises(UserError, match="--keep a: the data are arrays, whose columns have no names"):
+    with pytest.raises(UserError, match="`keep='a'`: the data are arrays, whose columns have no names"):
         check_keep(model.blocks([[1.0, 2.0]]), ("a",))
 
 
@@ -140,7 +140,7 @@ def test_after_an_error_at_the_last_row_there_is_no_file(tmp_path: Path, name: s
 
 @pytest.mark.parametrize("name", ["o.csv", "o.csv.gz", "o.parquet"])
 def test_a_file_that_cannot_be_written_is_told(tmp_path: Path, name: str):
-    with pytest.raises(UserError, match=rf"--out .*{name}: cannot be written: "):
+    with pytest.raises(UserError, match=rf"`out='.*{name}'`: cannot be written: "):
         write(iter([pa.RecordBatch.from_pydict({"a": [1]})]), str(tmp_path / "none" / name))
 
 

@@ -553,7 +553,7 @@ def test_they_train_on_a_device(kind: type, device: str):
         ({"weight_decay": -0.1}, "weight_decay must be a number, at least 0, got -0.1"),
         ({"validation_fraction": 1}, "validation_fraction must be a number between 0 and 1, got 1"),
         ({"dtype": "float16"}, "dtype must be 'float32' or 'float64', got 'float16'"),
-        ({"device": "gpu"}, "device must be auto, cpu, cuda, cuda:N or mps, got gpu"),
+        ({"device": "gpu"}, "`device` must be auto, cpu, cuda, cuda:N or mps, got gpu"),
         ({"device": None}, "device must be a name, such as 'cpu' or 'cuda', got None"),
         ({"shuffle": "no"}, "shuffle must be True or False, got 'no'"),
     ],

@@ -13,11 +13,11 @@ from torch.testing import assert_close
 
 from deltaprop import UserError
 from deltaprop.cli import main
+from deltaprop.cli.console import describe
 from deltaprop.training import Result, TrainConfig
 from deltaprop.training.engines import ENGINES
 from deltaprop.training.load_run import load_run
 from deltaprop.training.objective import Objective, balanced, choose_objective
-from deltaprop.training.report.console import describe
 from deltaprop.training.setup import prepare
 from tests.training.conftest import without_times
 

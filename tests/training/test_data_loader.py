@@ -13,12 +13,12 @@ import pytest
 import torch
 
 from deltaprop import UserError
+from deltaprop.cli.console import describe
 from deltaprop.data import Split, StreamedSplit
 from deltaprop.data.store import InMemory
 from deltaprop.training import TrainConfig, data_loader, train
 from deltaprop.training.data_loader import BLOCK_BYTES, CHUNK_BYTES, DataLoader, Order
 from deltaprop.training.objective import choose_objective
-from deltaprop.training.report.console import describe
 from deltaprop.training.setup import prepare
 from tests.training.faults.shim import forked
 from tests.training.test_resume import broken_off, same

@@ -18,11 +18,11 @@ import pytest
 import torch
 
 from deltaprop.cli import main
+from deltaprop.cli.console import ConsoleReporter
 from deltaprop.data import StreamedSplit
 from deltaprop.data.formats import csv as csv_format
 from deltaprop.training import TrainConfig, data_loader, train
 from deltaprop.training.evaluate import evaluate
-from deltaprop.training.report.console import ConsoleReporter
 from deltaprop.training.report.reporter import Silent
 from deltaprop.training.setup import prepare
 from deltaprop.training.signals import Terminated

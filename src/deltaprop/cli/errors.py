@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import os
+import shlex
 import signal
 import sys
 import threading
@@ -12,7 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from types import FrameType
 
-from deltaprop.errors import UserError
+from deltaprop.errors import SETTING, UserError
 
 
 def guarded(command: Callable[[], int], *, debug: bool = False) -> int:
@@ -74,13 +76,42 @@ def _warn(message: Warning | str, *_: object, **__: object) -> None:
 
 def print_warning(text: str) -> None:
     """Tell of something that is not as it should be, in one line on stderr."""
-    print(f"warning: {text}", file=sys.stderr)
+    print(f"warning: {as_flags(text)}", file=sys.stderr)
+
+
+def as_flags(text: str) -> str:
+    """Return a text with its settings as flags.
+
+    Example:
+        >>> as_flags("lower `lr_gamma`, or `drop=('a', 'b c')`, or `one_logit=False`")
+        "lower --lr-gamma, or --drop a 'b c', or --no-one-logit"
+    """
+    return SETTING.sub(lambda found: _as_flag(found[1], found[2]), text)
+
+
+def _as_flag(name: str, literal: str | None) -> str:
+    flag = f"--{name.replace('_', '-')}"
+    value = True if literal is None else ast.literal_eval(literal)
+    if isinstance(value, bool):
+        return flag if value else f"--no-{flag[2:]}"
+    return " ".join([flag, *map(_as_word, map(str, value if isinstance(value, tuple) else (value,)))])
+
+
+def _as_word(value: str) -> str:
+    """Return a value as a shell's word, on one line."""
+    if value.isprintable():
+        return shlex.quote(value)
+    return (
+        "$'"
+        + "".join("\\'" if c == "'" else c if c.isprintable() and c != "\\" else repr(c)[1:-1] for c in value)
+        + "'"
+    )
 
 
 def _tell(error: Exception, code: int, debug: bool) -> int:
     if debug:
         traceback.print_exception(error)
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = as_flags(" ".join(str(error).split())) or type(error).__name__
     known = isinstance(error, UserError) or type(error).__module__.startswith("deltaprop")
     what = text if known else f"{type(error).__name__}: {text} (--debug shows where)"
     print(f"error: {what}", file=sys.stderr)

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from deltaprop.cli.console import ReadingBar, print_table
 from deltaprop.cli.errors import print_warning
 from deltaprop.cli.files import check_apart, check_file, is_stream, write_file
 from deltaprop.cli.parsing import read_flags
@@ -23,7 +24,6 @@ from deltaprop.inference.evaluation import EvaluationReport, evaluate_file, eval
 from deltaprop.inference.model import Model, load
 from deltaprop.training.evaluate import evaluate
 from deltaprop.training.load_run import load_run
-from deltaprop.training.report.console import ReadingBar, print_table
 
 DESCRIPTION = """Judge a trained model: loss, accuracy, precision, recall and F1 of each class and the confusion matrix,
 ROC AUC of two classes; RMSE, MAE and R² of numbers, in their own units.

@@ -12,12 +12,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from deltaprop.cli.console import print_table, quoted
 from deltaprop.cli.parsing import read_flags
 from deltaprop.cli.runs import RunArgument, named
 from deltaprop.errors import UserError
 from deltaprop.inference.model import load
 from deltaprop.training.load_run import WEIGHTS, read_config
-from deltaprop.training.report.console import print_table, quoted
 
 DESCRIPTION = """Tell what a model was trained on, how, how well, and by which versions.
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import io
 import re
+import sys
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TextIO, TypeVar
 
 import tyro
 
+from deltaprop.cli.errors import as_flags
 from deltaprop.errors import UserError
 
 Settings = TypeVar("Settings")
@@ -34,12 +36,25 @@ def read_flags(
     own = [word for word in words if word != "--debug"]  # of the command line, not of the command
     default = kind() if default is None else default
     try:
-        with contextlib.redirect_stderr(said):
+        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(_WithFlags(sys.stdout)):  # --help goes there
             return tyro.cli(kind, prog=f"deltaprop {command}", args=own, description=description, default=default)
     except SystemExit as exit_:
         if not exit_.code:  # --help
             raise
         raise UserError(one_line(said.getvalue())) from None
+
+
+class _WithFlags:
+    """A stream that writes settings, as their docstrings name them, as flags."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        return self._stream.write(as_flags(text))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def _one_of(found: re.Match[str]) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 
 from rich.console import Console
 
+from deltaprop.cli.console import ReadingBar
 from deltaprop.cli.errors import print_warning
 from deltaprop.cli.files import check_apart, check_file
 from deltaprop.cli.parsing import read_flags
@@ -23,7 +24,6 @@ from deltaprop.data.formats.csv import CsvTable
 from deltaprop.errors import UserError
 from deltaprop.inference.model import load
 from deltaprop.inference.predictions import FORMATS, STDOUT, answers, check_keep, unfinished, write
-from deltaprop.training.report.console import ReadingBar
 
 DESCRIPTION = """Predict the class and the probability of each class, or the values, row by row, in order.
 

@@ -11,11 +11,11 @@ from typing import Any
 
 from tyro.conf import UseAppendAction
 
+from deltaprop.cli.console import ConsoleReporter
 from deltaprop.cli.parsing import read_flags
-from deltaprop.errors import UserError
+from deltaprop.errors import UserError, as_keys, setting
 from deltaprop.training.config import TrainConfig, read_toml
 from deltaprop.training.loop import train
-from deltaprop.training.report.console import ConsoleReporter
 from deltaprop.training.resume import locate, saved_config
 from deltaprop.training.run_folder import RunFolder, has_checkpoint
 
@@ -94,7 +94,7 @@ def parse_flags(arguments: Sequence[str]) -> tuple[TrainConfig, Flags]:
         config.validate()
     except UserError as error:
         if file and _is_the_files(default, error):
-            raise UserError(f"--config {file}: {error}") from None
+            raise UserError(f"{setting('config', file)}: {as_keys(str(error))}") from None
         raise
     return config, flags
 

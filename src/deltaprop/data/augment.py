@@ -34,7 +34,7 @@ class Deformation:
     the edge a pixel is 0, as the background of MNIST is.
 
     Where to look is worked out in float64 (on mps, which has none, in float32): products in float32 are those of
-    ``--precision`` while another thread trains.
+    ``precision`` while another thread trains.
 
     Args:
         kind: Which of the two, or both, one field on the other.

@@ -90,7 +90,7 @@ def check_counts(where: str, names: Sequence[str], counts: Array, rows: Sequence
     if len(once):
         row = "" if rows is None else f" (row {rows[once[0]]})"
         others = f" (and {len(once) - 1} more)" if len(once) > 1 else ""
-        hint = "" if are_text else "; if these are quantities, --task regression"
+        hint = "" if are_text else "; if these are quantities, `task='regression'`"
         raise UserError(
             f"{where}: class {names[once[0]]!r}{others} appears once{row}: to learn and to test, a class needs two "
             f"rows: leave such rows out{hint}"

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import difflib
 import re
-import shlex
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
@@ -20,7 +19,7 @@ from numpy.typing import NDArray
 from deltaprop.data.classes import plain
 from deltaprop.data.formats.table import NUMBER, Batch, Table
 from deltaprop.data.splits import Rows
-from deltaprop.errors import UserError
+from deltaprop.errors import UserError, setting
 
 Numbers: TypeAlias = NDArray[np.float64]
 Kind: TypeAlias = Literal["numbers", "categories"]
@@ -97,7 +96,7 @@ class Column:
             return self._of_text(cells, where)
         raise UserError(
             f"{where.table.path}: column {self.name!r} is of type {kind}: neither numbers nor text; "
-            f"--drop {_quoted(self.name)}, or write it as one of them"
+            f"{setting('drop', self.name)}, or write it as one of them"
         )
 
     def _of_numbers(self, cells: Any, where: RowRange) -> Numbers:
@@ -150,7 +149,7 @@ class Column:
         bad = np.isinf(values)
         if bad.any():
             at = int(bad.argmax())
-            advice = f", or --drop {_quoted(self.name)}" if where.advises else ""
+            advice = f", or {setting('drop', self.name)}" if where.advises else ""
             raise UserError(
                 f"{where.of(at)}, column {self.name!r}: {values[at]} is no finite number, or too large for one: "
                 f"mend the row{advice}"
@@ -176,8 +175,12 @@ class Column:
         return found
 
     def _mixed(self, where: RowRange, at: int, cell: str, what: str) -> UserError:
-        name = _quoted(self.name)
-        advice = f", or --categorical {name} if they are names, or --drop {name}" if where.advises else ""
+        name = self.name
+        advice = (
+            f", or {setting('categorical', name)} if they are names, or {setting('drop', name)}"
+            if where.advises
+            else ""
+        )
         decimal = " (a decimal comma? numbers are written with a point)" if re.match(DECIMAL_COMMA, cell) else ""
         return UserError(
             f"{where.of(at)}, column {self.name!r}: {_shown(cell)} is {what}{decimal}: mend the row{advice}"
@@ -233,10 +236,6 @@ def _shown(cell: Any) -> str:
     """Return a cell as it is quoted, its end left out where it is long."""
     text = repr(cell)
     return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}…"
-
-
-def _quoted(name: str) -> str:
-    return shlex.quote(name)
 
 
 @dataclass
@@ -315,20 +314,20 @@ class Reader:
         if not self.advises:
             learnt = "" if self.missing == "mean" else ", and the model was not trained to fill such cells"
             return UserError(f"{where.of(at)}, column {column.name!r}: {found}{learnt}: mend the row, or leave it out")
-        name = _quoted(column.name)
+        name = column.name
         called = (
-            f", or, if it is a name, --categorical {name}"
+            f", or, if it is a name, {setting('categorical', name)}"
             if cell and column.kind != "numbers" and not column.verbatim
             else ""
         )
         if column in self.targets:
             return UserError(
                 f"{where.of(at)}, column {column.name!r}: {found}, and it is the target: "
-                f"mend the row, or leave out such rows by --missing drop{called}"
+                f"mend the row, or leave out such rows by `missing='drop'`{called}"
             )
         return UserError(
-            f"{where.of(at)}, column {column.name!r}: {found}: fill such cells by --missing mean, "
-            f"leave out their rows by --missing drop, or the column by --drop {name}{called}"
+            f"{where.of(at)}, column {column.name!r}: {found}: fill such cells by `missing='mean'`, "
+            f"leave out their rows by `missing='drop'`, or the column by {setting('drop', name)}{called}"
         )
 
 
@@ -347,15 +346,15 @@ def chosen(table: Table, choices: TableOptions, others: Collection[str] = ()) ->
     for flag, given in (("target", choices.target), ("drop", choices.drop), ("categorical", choices.categorical)):
         for name in given:
             if name not in names and not (flag == "drop" and name in others):
-                raise UserError(f"{table.path}: --{flag} {_quoted(name)}: {unlisted(name, names)}")
+                raise UserError(f"{table.path}: {setting(flag, name)}: {unlisted(name, names)}")
     targets = list(choices.target) or [next((n for n in reversed(names) if n not in choices.drop), names[-1])]
     for name in targets:
         if name in choices.drop:
-            raise UserError(f"--drop {_quoted(name)}: it is the target, which cannot be left out")
+            raise UserError(f"{setting('drop', name)}: it is the target, which cannot be left out")
     inputs = [name for name in names if name not in targets and name not in choices.drop]
     for name in choices.categorical:
         if name in choices.drop:
-            raise UserError(f"--categorical {_quoted(name)}: it is left out by --drop; say one of them")
+            raise UserError(f"{setting('categorical', name)}: it is left out by `drop`; say one of them")
     if not inputs:
         raise UserError(f"{table.path}: no column is left as an input beside the target {targets[0]!r}")
 

@@ -215,7 +215,7 @@ def fitted(
         if not math.isfinite(middle) or not math.isfinite(spread):
             raise UserError(
                 f"{where}: column {column.name!r} cannot be standardised: its mean is {middle} and its deviation "
-                f"{spread}: leave it out by --drop, or write it in another unit"
+                f"{spread}: leave it out by `drop`, or write it in another unit"
             )
         inputs.append(Input(column.name, "numbers", fill=middle if fills else None))
     encoding = Encoding(tuple(inputs), tuple(targets))
@@ -228,7 +228,7 @@ def fitted(
 
 
 def _nothing(where: str, column: Column) -> UserError:
-    return UserError(f"{where}: column {column.name!r} has no value in any training row: leave it out by --drop")
+    return UserError(f"{where}: column {column.name!r} has no value in any training row: leave it out by `drop`")
 
 
 def unseen_categories(encoding: Encoding, columns: Sequence[Column], where: str) -> list[str]:

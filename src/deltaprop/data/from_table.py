@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,7 +21,7 @@ from deltaprop.data.scaling import Scaling
 from deltaprop.data.splits import Array, Rows, SplitHow, split_indices
 from deltaprop.data.store import ROWS_AT_ONCE, UNLIMITED, CacheConfig, InMemory, LoadedTable, OnDisk, Storage, read
 from deltaprop.data.streaming import Encoder
-from deltaprop.errors import UserError
+from deltaprop.errors import UserError, setting
 
 FEW_ROWS = 1  # training rows for each one-hot input of a column, below which the user is warned
 
@@ -219,16 +218,16 @@ def judged(found: LoadedTable, choices: TableOptions, path: Path) -> Targets:
         what = "every row has something missing" if found.dropped else "there is a header, and no row below it"
         raise UserError(f"{path}: {what}")
     texts = [column for column in found.target_columns if column.kind == "categories"]
-    flag = "--task classification" if choices.task == "classification" else "classes"
+    flag = "`task='classification'`" if choices.task == "classification" else "classes"
     if len(found.target_columns) > 1:
         if texts or choices.task == "classification":
             which = texts[0].name if texts else found.target_columns[0].name
-            raise UserError(f"{path}: several targets must be numbers, and {which!r} is of {flag}: give one --target")
+            raise UserError(f"{path}: several targets must be numbers, and {which!r} is of {flag}: give one `target`")
         return _of_numbers(found, path)
     (column,), values = found.target_columns, found.targets[:, 0]
     if texts and choices.task == "regression":
         name = next(iter(column.names), "")
-        raise UserError(f"{path}: --task regression: the target {column.name!r} has text such as {name!r}")
+        raise UserError(f"{path}: `task='regression'`: the target {column.name!r} has text such as {name!r}")
     if not texts and (choices.task == "regression" or (choices.task == "auto" and not are_classes(values))):
         return _of_numbers(found, path)
     uniques, first, counts = tally(values)
@@ -305,7 +304,7 @@ def _check_alike(table: Table, names: Sequence[str], dropped: set[str], path: Pa
     for name in table.names:
         if name not in names and name not in dropped:
             raise UserError(
-                f"{table.path}: unlike {path}: it has a column {name!r} more; --drop {shlex.quote(name)} leaves it out"
+                f"{table.path}: unlike {path}: it has a column {name!r} more; {setting('drop', name)} leaves it out"
             )
 
 
@@ -321,7 +320,7 @@ def _warnings(encoding: Encoding, rows: int) -> list[str]:
         if len(column.categories) * FEW_ROWS > rows / 2:
             found.append(
                 f"column {column.name!r} has {len(column.categories)} different names in {rows} training rows: more "
-                "one-hot inputs than the rows can support; an identifier is left out by --drop"
+                "one-hot inputs than the rows can support; an identifier is left out by `drop`"
             )
     if len(encoding) > rows and not found:
         found.append(f"{len(encoding)} inputs from {rows} training rows: more than the rows can support")

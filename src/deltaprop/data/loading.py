@@ -24,7 +24,7 @@ from deltaprop.data.from_table import load_table
 from deltaprop.data.scaling import Scaling
 from deltaprop.data.splits import Array, Rows, SplitHow, split_indices
 from deltaprop.data.store import CacheConfig, Storage, default_cache, default_memory
-from deltaprop.errors import UserError, unknown_name
+from deltaprop.errors import UserError, setting, unknown_name
 
 ScalingHow: TypeAlias = Literal["auto", "pixel", "standard", "none"]
 
@@ -74,7 +74,7 @@ def check_source(source: str | Source) -> None:
         if said and not has_targets:
             raise UserError(f"--{flag} {said}: {source} brings its own; it is for tables and arrays")
     if choices.missing != "refuse" and not has_columns:
-        raise UserError(f"--missing {choices.missing}: it is for tables, and {source} is none")
+        raise UserError(f"{setting('missing', choices.missing)}: it is for tables, and {source} is none")
     for path in (source, asked.test):
         if path is not None and has_targets and not os.path.exists(path):
             raise UserError(f"{path}: there is no such file")
@@ -159,7 +159,7 @@ def load(
     else:
         raw = load_idx_folder(source)
     if choices.task not in ("auto", raw.task):
-        raise UserError(f"--task {choices.task}: {source} is for {raw.task}")
+        raise UserError(f"{setting('task', choices.task)}: {source} is for {raw.task}")
 
     labels = raw.y if raw.task == "classification" else None
     rest, held = np.arange(len(raw.x)), np.arange(0)

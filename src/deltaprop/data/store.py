@@ -373,7 +373,7 @@ def _telling(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise UserError(
             f"{folder.parent}: the rows do not fit in memory, and cannot be written here: {error.strerror}; "
-            "--cache names another folder, --memory what may stay in memory"
+            "`cache` names another folder, `memory` what may stay in memory"
         ) from error
 
 

@@ -22,7 +22,7 @@ from deltaprop.data.encoding import UNKNOWN, Encoding
 from deltaprop.data.scaling import Scaling
 from deltaprop.data.splits import Rows
 from deltaprop.data.store import OnDisk, Store
-from deltaprop.errors import UserError
+from deltaprop.errors import UserError, setting
 
 
 @dataclass(eq=False)
@@ -123,5 +123,5 @@ class Encoder:
         name = self.encoding.names[column]
         raise UserError(
             f"{self.where}: column {name!r}: a value such as {value:g} does not fit in {self.dtype} after scaling: "
-            f"mend it, or --drop {name!r}"
+            f"mend it, or {setting('drop', name)}"
         )

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from deltaprop.data.columns import Column, RowRange
 from deltaprop.data.formats.table import Batch
-from deltaprop.errors import UserError
+from deltaprop.errors import UserError, setting
 from deltaprop.inference.inputs import FromTable
 from deltaprop.inference.model import Model
 
@@ -67,7 +67,9 @@ def answers(
         for name in keep:
             column = block.batch.column(name)
             if pyarrow.types.is_nested(column.type) or (as_csv and is_binary(column.type)):
-                raise UserError(f"--keep {name}: the column is of type {column.type}, which a plain table cannot hold")
+                raise UserError(
+                    f"{setting('keep', name)}: the column is of type {column.type}, which a plain table cannot hold"
+                )
             kind = column.type
             if name in known and pyarrow.types.is_string(kind):
                 kind = known[name]
@@ -76,7 +78,7 @@ def answers(
             try:
                 columns[name] = column.cast(kinds.setdefault(name, kind))
             except pyarrow.ArrowInvalid as error:
-                raise UserError(f"--keep {name}: {error}") from error
+                raise UserError(f"{setting('keep', name)}: {error}") from error
         first += len(block.x)
         columns |= columns_of(model, model.feed(block.x).cpu(), proba=proba)
         yield pyarrow.RecordBatch.from_pydict(columns)
@@ -110,13 +112,13 @@ def check_keep(blocks: Any, keep: Sequence[str]) -> None:
 
     for at, name in enumerate(keep):
         if name == "prediction" or name.startswith(("prediction_", "probability_")):
-            raise UserError(f"--keep {name}: this is what an answer is called; rename the column")
+            raise UserError(f"{setting('keep', name)}: this is what an answer is called; rename the column")
         if name in keep[:at]:
-            raise UserError(f"--keep {name}: it is named twice")
+            raise UserError(f"{setting('keep', name)}: it is named twice")
         if not isinstance(blocks, FromTable):
-            raise UserError(f"--keep {name}: the data are arrays, whose columns have no names")
+            raise UserError(f"{setting('keep', name)}: the data are arrays, whose columns have no names")
         if name not in blocks.table.names:
-            raise UserError(f"--keep {name}: {unlisted(name, blocks.table.names)}")
+            raise UserError(f"{setting('keep', name)}: {unlisted(name, blocks.table.names)}")
 
 
 def write(batches: Iterator[Batch], out: str) -> int:
@@ -142,7 +144,7 @@ def write(batches: Iterator[Batch], out: str) -> int:
                 rows = _write_csv(batches, file, gzip=path.suffix.lower() == ".gz")
         os.replace(temporary, path)
     except OSError as error:
-        raise UserError(f"--out {out}: cannot be written: {error.strerror or error}") from error
+        raise UserError(f"{setting('out', out)}: cannot be written: {error.strerror or error}") from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()

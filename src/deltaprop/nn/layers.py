@@ -18,7 +18,7 @@ from deltaprop.core.recursion import Layer
 from deltaprop.errors import UserError
 from deltaprop.nn.modules import MLP, Activation, Linear, from_torch
 
-ELSEWHERE = "train it by autograd (loss.backward(); on the command line --engine autograd)"
+ELSEWHERE = "train it by autograd (loss.backward(), `engine='autograd'`)"
 
 
 def read_layers(model: nn.Module) -> list[Layer]:

@@ -81,12 +81,9 @@ class Parameters(BaseEstimator):
         Raises:
             UserError: If this machine does not have it, or it does not have the dtype.
         """
-        try:
-            device = pick_device(self.device)
-        except UserError as error:  # which speaks of the command line's flag
-            raise UserError(str(error).replace("--device", "device")) from None
+        device = pick_device(self.device)
         if device.type == "mps" and self.dtype == "float64":
-            raise UserError("dtype='float64': mps has no float64; take device='cpu'")
+            raise UserError("`dtype='float64'`: mps has no float64; take `device='cpu'`")
         return device
 
 

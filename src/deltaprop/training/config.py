@@ -19,7 +19,7 @@ from typing import Any, Literal
 from deltaprop import core
 from deltaprop.data import Augment, CacheConfig, Source, TableOptions
 from deltaprop.data.store import default_cache, default_memory
-from deltaprop.errors import UserError, unknown_name
+from deltaprop.errors import UserError, as_keys, setting, unknown_name
 from deltaprop.nn.init import INITS
 from deltaprop.training.objective import losses
 
@@ -56,13 +56,13 @@ class TrainConfig:
     """Of a CSV: one character, or tab; auto tells comma, semicolon, tab and bar by the header."""
 
     test: str | None = None
-    """A table of its own to test on, with the same columns; by default a part of the data (--test-fraction)."""
+    """A table of its own to test on, with the same columns; by default a part of the data (`test_fraction`)."""
 
     cache: Path | None = None
     """Folder for tables that do not fit in memory; by default ~/.cache/deltaprop."""
 
     memory: str = "auto"
-    """What a table may take in memory, such as 500m or 4g; a larger one is read into --cache once, and trained from
+    """What a table may take in memory, such as 500m or 4g; a larger one is read into `cache` once, and trained from
     there. auto is an eighth of the machine's memory."""
 
     hidden: tuple[int, ...] = (128, 64)
@@ -73,7 +73,7 @@ class TrainConfig:
     softplus, sigmoid, tanh, softmax or log_softmax."""
 
     output_activation: str = "none"
-    """Of the last layer: none, or a name as for --activation; one that the loss already contains is refused."""
+    """Of the last layer: none, or a name as for `activation`; one that the loss already contains is refused."""
 
     class_weight: Literal["none", "balanced"] = "none"
     """Weigh the loss of each sample by its class: balanced by N / (classes · samples of the class)."""
@@ -105,7 +105,7 @@ class TrainConfig:
     """Let weight decay act on biases too."""
 
     lr_schedule: str = "constant"
-    """constant, step (η times --lr-gamma every --lr-step epochs) or cosine (½ (1 + cos) of
+    """constant, step (η times `lr_gamma` every `lr_step` epochs) or cosine (½ (1 + cos) of
     the way gone, from η towards 0)."""
 
     lr_step: int = 10
@@ -202,16 +202,16 @@ class TrainConfig:
         Not at birth: a file's setting may be wrong, or not fit the others, until a flag replaces it.
 
         Raises:
-            UserError: In one line, naming the flag.
+            UserError: In one line, naming the setting.
         """
         for size in self.hidden:
-            _require(_is_int(size) and size >= 1, "--hidden", "positive whole numbers", size)
-            _require(size < 2**31, "--hidden", "below 2^31", size)
+            _require(_is_int(size) and size >= 1, "hidden", "positive whole numbers", size)
+            _require(size < 2**31, "hidden", "below 2^31", size)
         for name in self.activation:
             _require_name("activation", name, core.ACTIVATIONS)
         _require(
             len(self.activation) in (1, len(self.hidden)),
-            "--activation",
+            "activation",
             f"one name, or one per hidden layer ({len(self.hidden)})",
             " ".join(self.activation) or "none",
         )
@@ -220,49 +220,49 @@ class TrainConfig:
         _require_name("initialisation", self.init, INITS)
         _require_name("lr schedule", self.lr_schedule, SCHEDULES)
         if self.lr != "auto":
-            _require(_is_number(self.lr) and self.lr > 0, "--lr", "auto or a number above 0", self.lr)
-            _require(self.lr <= LARGEST, "--lr", "at most 3e38, the largest float32", self.lr)
-        _require(_is_number(self.momentum) and 0 <= self.momentum < 1, "--momentum", "in [0, 1)", self.momentum)
-        _require(not self.nesterov or self.momentum > 0, "--nesterov", "used with a --momentum above 0", self.momentum)
+            _require(_is_number(self.lr) and self.lr > 0, "lr", "auto or a number above 0", self.lr)
+            _require(self.lr <= LARGEST, "lr", "at most 3e38, the largest float32", self.lr)
+        _require(_is_number(self.momentum) and 0 <= self.momentum < 1, "momentum", "in [0, 1)", self.momentum)
+        _require(not self.nesterov or self.momentum > 0, "nesterov", "used with a `momentum` above 0", self.momentum)
         decay = self.weight_decay
-        _require(_is_number(decay) and decay >= 0, "--weight-decay", "at least 0", decay)
-        _require(decay <= LARGEST, "--weight-decay", "at most 3e38, the largest float32", decay)
-        _require(_is_number(self.lr_gamma) and 0 < self.lr_gamma <= 1, "--lr-gamma", "in (0, 1]", self.lr_gamma)
+        _require(_is_number(decay) and decay >= 0, "weight_decay", "at least 0", decay)
+        _require(decay <= LARGEST, "weight_decay", "at most 3e38, the largest float32", decay)
+        _require(_is_number(self.lr_gamma) and 0 < self.lr_gamma <= 1, "lr_gamma", "in (0, 1]", self.lr_gamma)
         for flag, least in (("lr_step", 1), ("lr_warmup", 0), ("epochs", 1), ("batch_size", 1), ("patience", 0)):
             self._require_int(flag, least)
         for flag, least in (("seed", 0), ("log_every", 0), ("keep", 0)):
             self._require_int(flag, least)
-        _require(self.seed < 2**32, "--seed", "below 2^32", self.seed)
+        _require(self.seed < 2**32, "seed", "below 2^32", self.seed)
         val, test = self.val_fraction, self.test_fraction
-        _require(_is_number(val) and 0 <= val < 1, "--val-fraction", "in [0, 1)", val)
-        _require(_is_number(test) and 0 < test < 1, "--test-fraction", "in (0, 1)", test)
+        _require(_is_number(val) and 0 <= val < 1, "val_fraction", "in [0, 1)", val)
+        _require(_is_number(test) and 0 < test < 1, "test_fraction", "in (0, 1)", test)
         _require(
             self.pixel_scale is None or (_is_number(self.pixel_scale) and self.pixel_scale > 0),
-            "--pixel-scale",
+            "pixel_scale",
             "above 0",
             self.pixel_scale,
         )
         _require(
             self.patience == 0 or self.val_fraction > 0,
-            "--patience",
-            "used with a --val-fraction above 0",
+            "patience",
+            "used with a `val_fraction` above 0",
             self.patience,
         )
         _require(
             self.delimiter in ("auto", "tab") or (len(self.delimiter) == 1 and self.delimiter not in '"\r\n'),
-            "--delimiter", "auto, tab or one character", repr(self.delimiter),
+            "delimiter", "auto, tab or one character", repr(self.delimiter),
         )  # fmt: skip
         _require(
             self.memory == "auto" or re.fullmatch(r"0*[1-9]\d{0,5}[kmg]", str(self.memory).lower()) is not None,
-            "--memory", "auto, or a size such as 500m or 4g", self.memory,
+            "memory", "auto, or a size such as 500m or 4g", self.memory,
         )  # fmt: skip
         threads_ok = self.threads in ("auto", "tune") or (
             str(self.threads).isdecimal() and 1 <= int(self.threads) <= 1024
         )
-        _require(threads_ok, "--threads", "auto, tune or a number from 1 to 1024", self.threads)
+        _require(threads_ok, "threads", "auto, tune or a number from 1 to 1024", self.threads)
         _require(
             re.fullmatch(r"0*[1-9]\d{0,8}[sm]?", str(self.save_every)) is not None,
-            "--save-every",
+            "save_every",
             "epochs (a number above 0), or time such as 30s or 5m",
             self.save_every,
         )
@@ -273,9 +273,8 @@ class TrainConfig:
 
     def _require_int(self, field: str, least: int) -> None:
         value = getattr(self, field)
-        flag = "--" + field.replace("_", "-")
-        _require(_is_int(value) and value >= least, flag, f"a whole number, at least {least}", value)
-        _require(value < 2**63, flag, "below 2^63", value)
+        _require(_is_int(value) and value >= least, field, f"a whole number, at least {least}", value)
+        _require(value < 2**63, field, "below 2^63", value)
 
     @property
     def rate(self) -> float:
@@ -357,7 +356,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     Raises:
         UserError: If the file cannot be read, is no TOML, or has a key that is no setting.
     """
-    where = f"--config {path}"
+    where = f"{setting('config', path)}"
     try:
         settings = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
@@ -372,7 +371,11 @@ def read_toml(path: Path) -> dict[str, Any]:
             raise UserError(f"{where}: {key} is given twice, with - and with _")
         if name not in fields or name == "config":
             near = difflib.get_close_matches(name, set(fields) - {"config"}, n=1)
-            hint = f"did you mean {near[0].replace('_', '-')!r}?" if near else "see deltaprop train --help"
+            hint = (
+                f"did you mean {near[0].replace('_', '-')!r}?"
+                if near
+                else "the settings are those of `deltaprop train`"
+            )
             raise UserError(f"{where}: unknown setting {key!r}: {hint}")
         result[name] = _typed(where, key, value, fields[name])
     return result
@@ -415,7 +418,7 @@ def from_json(where: str, settings: Mapping[str, Any]) -> TrainConfig:
     try:
         config.validate()
     except UserError as error:
-        raise UserError(f"{where}: {error}") from error
+        raise UserError(f"{where}: {as_keys(str(error))}") from error
     return config
 
 
@@ -461,9 +464,9 @@ _KINDS = {
 }
 
 
-def _require(ok: bool, flag: str, right: str, got: object) -> None:
+def _require(ok: bool, name: str, right: str, got: object) -> None:
     if not ok:
-        raise UserError(f"{flag} must be {right}, got {got}")
+        raise UserError(f"{setting(name)} must be {right}, got {got}")
 
 
 def _require_name(kind: str, name: object, known: Any) -> None:

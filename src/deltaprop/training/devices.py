@@ -12,7 +12,7 @@ from itertools import pairwise
 
 import torch
 
-from deltaprop.errors import UserError
+from deltaprop.errors import UserError, setting
 
 # Measured (docs/benchmarks.md): from here on two threads take 0.5 to 0.85 of the time of one on an idle machine (1.5 in
 # one cell of eighteen), and 1.3 to 6 times as long where another program holds one of two cores. At a quarter of it
@@ -31,16 +31,20 @@ def pick_device(name: str) -> torch.device:
             return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", name):
-        raise UserError(f"--device must be auto, cpu, cuda, cuda:N or mps, got {name}")
+        raise UserError(f"`device` must be auto, cpu, cuda, cuda:N or mps, got {name}")
     device = torch.device(name)
     if device.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if count == 0:
-            raise UserError(f"--device {name}: no CUDA device is available to PyTorch here; take --device cpu or auto")
+            raise UserError(
+                f"{setting('device', name)}: no CUDA device is available to PyTorch here; take `device='cpu'` or auto"
+            )
         if device.index is not None and device.index >= count:
-            raise UserError(f"--device {name}: this machine has {count} CUDA device(s), cuda:0 to cuda:{count - 1}")
+            raise UserError(
+                f"{setting('device', name)}: this machine has {count} CUDA device(s), cuda:0 to cuda:{count - 1}"
+            )
     if device.type == "mps" and not torch.backends.mps.is_available():
-        raise UserError("--device mps: not available to PyTorch here; take --device cpu or auto")
+        raise UserError("`device='mps'`: not available to PyTorch here; take `device='cpu'` or auto")
     return device
 
 

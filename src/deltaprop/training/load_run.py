@@ -16,7 +16,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from deltaprop.errors import UserError
+from deltaprop.errors import UserError, setting
 from deltaprop.training.checkpoint import DamagedError
 from deltaprop.training.config import TrainConfig, from_json
 from deltaprop.training.run_folder import LAST, load_checkpoint, tensors_of
@@ -67,7 +67,7 @@ def load_run(folder: Path, weights: str = "final", data: str | None = None) -> S
         found = dataclasses.replace(config, **here)  # type: ignore[arg-type]  # of several kinds
         setup = prepare(found, split_seed, storage=resolved.get("storage"))
     except UserError as error:
-        raise UserError(f"{folder}: its data: {error}" + ("" if data else "; --data says where it lies now")) from error
+        raise UserError(f"{folder}: its data: {error}" + ("" if data else "; `data` says where it lies now")) from error
     if setup.dataset.digest != resolved.get("data_sha256"):
         raise UserError(f"{folder}: the data in {data or config.data} are not those that the run learnt from")
     setup.model.load_state_dict(state)
@@ -97,7 +97,7 @@ def _read_weights(folder: Path, weights: str) -> dict[str, Any]:
         return safetensors.torch.load_file(path)
     except FileNotFoundError as error:
         other = next((name for name, file in WEIGHTS.items() if name != weights and (folder / file).exists()), None)
-        hint = f"take --weights {other}" if other else "the run has not come to an end"
+        hint = f"take {setting('weights', other)}" if other else "the run has not come to an end"
         raise UserError(f"{path}: there is no such file: {hint}") from error
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}") from error

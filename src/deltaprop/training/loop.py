@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from deltaprop.epoch_state import EpochState
-from deltaprop.errors import UserError
+from deltaprop.errors import UserError, setting
 from deltaprop.training.checkpoint import Checkpoint
 from deltaprop.training.config import TrainConfig
 from deltaprop.training.data_loader import DataLoader, Shard
@@ -410,13 +410,14 @@ class Run:
         first, last = before + self._checked + 1, before + self.where.progress.done
         steps = f"steps {min(first, last)} to {last}"
         return (
-            f"{what}, epoch {self.where.epoch}, {steps}: lower --lr (it is {self.setup.config.rate:g}) or --momentum, "
-            f"or try another --init; the last checkpoint is from before that"
+            f"{what}, epoch {self.where.epoch}, {steps}: lower `lr` (it is {self.setup.config.rate:g}) or `momentum`, "
+            f"or try another `init`; the last checkpoint is from before that"
         )
 
     def _out_of_memory(self) -> str:
         batch = self.setup.config.batch_size
-        return f"out of memory on {self.setup.device} with --batch-size {batch}: try --batch-size {max(1, batch // 2)}"
+        less = setting("batch_size", max(1, batch // 2))
+        return f"out of memory on {self.setup.device} with {setting('batch_size', batch)}: try {less}"
 
     # --- what is kept ---
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from deltaprop import functional as F
 from deltaprop.core import LOSSES, Loss
-from deltaprop.errors import UserError
+from deltaprop.errors import UserError, setting
 from deltaprop.loss_spec import short_name
 
 
@@ -124,12 +124,16 @@ def choose_objective(
     row = losses()[name]
     loss = LOSSES[row]
     if task == "regression" and not loss.takes_numbers:
-        raise UserError(f"--loss {name} needs classes, but the data has numbers as targets: take mse, huber or l1")
+        raise UserError(
+            f"{setting('loss', name)} needs classes, but the data has numbers as targets: take mse, huber or l1"
+        )
     check_output_activation(name, output_activation)
     if one_logit and (task == "regression" or classes != 2):
-        raise UserError(f"--one-logit is for two classes, and the data has {classes or 'numbers as targets'}")
+        raise UserError(f"`one_logit` is for two classes, and the data has {classes or 'numbers as targets'}")
     if one_logit and loss.takes_labels:
-        raise UserError(f"--one-logit with --loss {name}, which needs an output per class: take binary-cross-entropy")
+        raise UserError(
+            f"`one_logit` with {setting('loss', name)}, which needs an output per class: take binary-cross-entropy"
+        )
     call: Callable[[Tensor, Tensor], Tensor] = getattr(F, row)
     if class_weights is not None:
         call = _weighed(name, one_logit, class_weights)
@@ -148,7 +152,8 @@ def _weighed(name: str, one_logit: bool, weights: Tensor) -> Callable[[Tensor, T
         # weight counts for both classes, pos_weight for the second beside it
         return partial(F.binary_cross_entropy_with_logits, weight=weights[:1], pos_weight=weights[1:] / weights[:1])
     raise UserError(
-        f"--class-weight balanced is for --loss cross-entropy, or binary-cross-entropy with --one-logit, not for {name}"
+        "`class_weight='balanced'` is for `loss='cross-entropy'`, or binary-cross-entropy with `one_logit`, "
+        f"not for {name}"
     )
 
 
@@ -174,6 +179,6 @@ def check_output_activation(name: str, output_activation: str) -> None:
     """
     if output_activation in LOSSES[losses()[name]].contains:
         raise UserError(
-            f"--output-activation {output_activation} with --loss {name}: the loss already contains it; "
-            "leave --output-activation out"
+            f"{setting('output_activation', output_activation)} with {setting('loss', name)}: "
+            "the loss already contains it; leave `output_activation` out"
         )

@@ -4,8 +4,8 @@
  kind           settings
 =============  =====================================================================================================
  may change     epochs (not below what is done), patience, log_every, save_every, keep, cache, memory
- on demand      what breaks exactness, by ``--override NAME``, and then recorded: how it learns, by which engine, on
-                what device, with how many threads; the seed (of the order of samples: split and weights stay)
+ on demand      what breaks exactness, by ``override``, and then recorded: how it learns, by which engine, on what
+                device, with how many threads; the seed (of the order of samples: split and weights stay)
  never          the net, its loss, the dtype, which rows are learnt from, and how they are scaled
 =============  =====================================================================================================
 """
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deltaprop.errors import UserError
+from deltaprop.errors import UserError, setting
 from deltaprop.training.checkpoint import Checkpoint
 from deltaprop.training.config import TrainConfig, from_json
 from deltaprop.training.run_folder import RunFolder
@@ -83,7 +83,7 @@ def plan_resume(
     override = [name.removeprefix("--").replace("-", "_") for words in override for name in words.split(",")]
     for name in override:
         if name not in ON_DEMAND:
-            raise UserError(f"--override {name}: this is none of {', '.join(sorted(ON_DEMAND))}")
+            raise UserError(f"{setting('override', name)}: this is none of {', '.join(sorted(ON_DEMAND))}")
     before, after = saved.to_json(), asked.to_json()
     # Threads, device and η count as what they came to: `auto` may come to something else on another machine.
     came_to = {"threads": str(state["threads"]), "device": str(state["device"]), "lr": saved.rate}
@@ -97,11 +97,11 @@ def plan_resume(
         raise UserError(f"{folder.path}: another net or other data cannot go on from here: {_diff(never)}")
     refused = {name: pair for name, pair in exact.items() if name not in override}
     if refused:
-        flags = " ".join(f"--override {name.replace('_', '-')}" for name in refused)
+        flags = " ".join(setting("override", name) for name in refused)
         raise UserError(f"{folder.path}: not the same run any more: {_diff(refused)}; if it is meant so, {flags}")
     done = state["epoch"] - 1
     if asked.epochs < done or (asked.epochs == done and state["done"]):
-        raise UserError(f"--epochs {asked.epochs}: the run has done {done} already")
+        raise UserError(f"{setting('epochs', asked.epochs)}: the run has done {done} already")
     where = {"epoch": state["epoch"], "step": state["done"]}
     overrides = [{**where, "setting": name, "from": old, "to": new} for name, (old, new) in exact.items()]
     config = dataclasses.replace(asked, run_dir=folder.path, **{name: after[name] for name in came_to})

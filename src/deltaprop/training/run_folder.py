@@ -17,7 +17,7 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-from deltaprop.errors import UserError
+from deltaprop.errors import UserError, setting
 from deltaprop.training.atomic_files import TEMPORARY, append, clear_temporaries, sync, sync_folder, write_whole
 from deltaprop.training.checkpoint import Checkpoint, DamagedError, encode, load, read_state
 from deltaprop.training.config import TrainConfig, from_json
@@ -42,24 +42,26 @@ def check_folder(path: Path) -> None:
     try:
         _check_folder(path)
     except (OSError, UserError) as error:
-        raise error if isinstance(error, UserError) else UserError(f"--run-dir {path}: {error.strerror}") from error
+        raise (
+            error if isinstance(error, UserError) else UserError(f"{setting('run_dir', path)}: {error.strerror}")
+        ) from error
     except ValueError as error:  # a name that no file can have
-        raise UserError(f"--run-dir {str(path)!r}: {error}") from error
+        raise UserError(f"{setting('run_dir', str(path))}: {error}") from error
 
 
 def _check_folder(path: Path) -> None:
     if path.is_dir():
         if any(path.iterdir()):
-            raise UserError(f"--run-dir {path}: the folder is not empty; name a new one, runs are not mixed")
+            raise UserError(f"{setting('run_dir', path)}: the folder is not empty; name a new one, runs are not mixed")
     elif path.exists():
-        raise UserError(f"--run-dir {path}: there is a file of this name; name a folder")
+        raise UserError(f"{setting('run_dir', path)}: there is a file of this name; name a folder")
     if len(os.fsencode(path.name)) > 255:
-        raise UserError(f"--run-dir {path}: the name is longer than 255 bytes; name a shorter one")
+        raise UserError(f"{setting('run_dir', path)}: the name is longer than 255 bytes; name a shorter one")
     parent = path if path.is_dir() else next(p for p in path.absolute().parents if p.exists())
     if not parent.is_dir():
-        raise UserError(f"--run-dir {path}: {parent} is a file, not a folder")
+        raise UserError(f"{setting('run_dir', path)}: {parent} is a file, not a folder")
     if not os.access(parent, os.W_OK | os.X_OK):
-        raise UserError(f"--run-dir {path}: no permission to write in {parent}")
+        raise UserError(f"{setting('run_dir', path)}: no permission to write in {parent}")
 
 
 class RunFolder:
@@ -87,7 +89,7 @@ class RunFolder:
             except FileExistsError:
                 continue  # another run took the name in the same second: the next number is free
             except OSError as error:
-                raise UserError(f"--run-dir {folder}: {error.strerror}") from error
+                raise UserError(f"{setting('run_dir', folder)}: {error.strerror}") from error
             return cls(folder)
 
     @classmethod
@@ -134,7 +136,7 @@ class RunFolder:
             UserError: If another process was quicker.
         """
         if has_checkpoint(self.path):
-            raise UserError(f"{self.path}: another run has begun in this folder by now; name a new one, or --resume it")
+            raise UserError(f"{self.path}: another run has begun in this folder by now; name a new one, or `resume` it")
         if is_incomplete_run(self.path):
             for entry in self.path.iterdir():
                 if entry.is_file() and entry.name != ".lock":

@@ -21,7 +21,7 @@ from deltaprop._version import __version__
 from deltaprop.data import BUILTIN, Dataset, Deformation, Scaling, check_source, load
 from deltaprop.data.store import Progress, Storage, silent
 from deltaprop.epoch_state import EpochState
-from deltaprop.errors import UserError
+from deltaprop.errors import UserError, setting
 from deltaprop.explicit.precision import check_precision
 from deltaprop.nn.modules import MLP
 from deltaprop.optim import SGD
@@ -160,7 +160,7 @@ def prepare(
     device = pick_device(config.device)
     dtype = {"float32": torch.float32, "float64": torch.float64}[config.dtype]
     if device.type == "mps" and dtype == torch.float64:
-        raise UserError("--dtype float64: mps has no float64; take --device cpu")
+        raise UserError("`dtype='float64'`: mps has no float64; take `device='cpu'`")
     check_precision(config.precision, device, dtype)
     if config.loss != "auto":
         check_output_activation(config.loss, config.output_activation)
@@ -180,11 +180,14 @@ def prepare(
         dtype=dtype,
     ).to(device)
     if config.augment != "none" and dataset.image_shape is None:
-        raise UserError(f"--augment {config.augment} is for pictures (IDX files, digits), and {dataset.name} has none")
+        raise UserError(
+            f"{setting('augment', config.augment)} is for pictures (IDX files, digits), and {dataset.name} has none"
+        )
     if config.augment != "none" and not (dataset.input_scaling.is_uniform and not dataset.input_scaling.mean.any()):
         # Ink would come where there was none in training, and be divided by that pixel's scale of nearly 0.
         raise UserError(
-            f"--augment {config.augment} is for pixels that are all scaled alike: take --scaling pixel or none"
+            f"{setting('augment', config.augment)} is for pixels that are all scaled alike: "
+            "take `scaling='pixel'` or none"
         )
     if config.lr == "auto":
         config = replace(config, lr=usual_lr(config.data, dataset))
@@ -219,7 +222,7 @@ def class_weights(config: TrainConfig, dataset: Dataset) -> list[float] | None:
     if config.class_weight == "none":
         return None
     if dataset.task == "regression":
-        raise UserError(f"--class-weight {config.class_weight}: the data has numbers as targets, no classes")
+        raise UserError(f"{setting('class_weight', config.class_weight)}: the data has numbers as targets, no classes")
     return balanced(torch.bincount(dataset.train.y, minlength=len(dataset.class_names)).tolist())
 
 
@@ -262,7 +265,7 @@ def _tune(
 
 
 def usual_lr(data: str, dataset: Dataset) -> float:
-    """Return the η that ``--lr auto`` stands for.
+    """Return the η that ``lr="auto"`` stands for.
 
     Measured (docs/benchmarks.md): with standardised columns, some of which are nearly always the same and far away when
     they are not, momentum 0.9 takes 0.05 out of bounds; numbers as targets are learnt by heart long before 30 epochs

@@ -19,7 +19,7 @@ from deltaprop.data.classes import are_classes, check_counts, plain
 from deltaprop.data.columns import TaskChoice, unlisted
 from deltaprop.data.dataset import RawData
 from deltaprop.data.splits import Array
-from deltaprop.errors import UserError
+from deltaprop.errors import UserError, setting
 
 ARRAY_NAMES = (".npz", ".npy")
 LARGEST_HEADER = 1 << 16
@@ -45,11 +45,11 @@ def load_arrays(path: Path, target: Sequence[str] = (), test: Path | None = None
         UserError: If a file is damaged, holds objects, or x and y do not fit each other.
     """
     if len(target) > 1:
-        raise UserError(f"{path}: --target names one array, got {' '.join(target)}")
+        raise UserError(f"{path}: `target` names one array, got {', '.join(target)}")
     x, y, x_test, y_test = _pair(path, target)
     if test is not None:
         if not is_array(test):
-            raise UserError(f"--test {test}: the training data are arrays: give a .npz or .npy")
+            raise UserError(f"{setting('test', test)}: the training data are arrays: give a .npz or .npy")
         beside = target if test.suffix.lower() == ".npz" else ()
         x_test, y_test, *_ = _pair(test, beside)
     where = test or path
@@ -132,14 +132,14 @@ def _raw_data(
     classes = is_text or y.dtype.kind == "b" or (y.ndim == 1 and are_classes(y))
     if task == "regression" or (task == "auto" and not classes):
         if is_text:
-            raise UserError(f"{path}: --task regression: y is text such as {_name(y[0])!r}")
+            raise UserError(f"{path}: `task='regression'`: y is text such as {_name(y[0])!r}")
         numbers = y.astype(np.float64).reshape(len(y), -1)
         if (numbers == numbers[0]).all():
             raise UserError(f"{path}: y is {plain(numbers[0, 0])} in every row: there is nothing to learn")
         of_test = None if y_test is None else y_test.astype(np.float64).reshape(len(y_test), -1)
         return replace(raw, y=numbers, y_test=of_test)
     if y.ndim != 1:
-        raise UserError(f"{path}: --task classification: y has {y.shape[1]} columns; labels are one")
+        raise UserError(f"{path}: `task='classification'`: y has {y.shape[1]} columns; labels are one")
     values, first, labels, counts = np.unique(y, return_index=True, return_inverse=True, return_counts=True)
     names = tuple(_name(value) for value in values)
     check_counts(f"{path}: y", names, counts, (first + 1).tolist(), is_text)
@@ -183,7 +183,7 @@ def _pair(path: Path, target: Sequence[str]) -> tuple[Array, Array, Array | None
         elif x.ndim == 2 and x.shape[1] >= 2:
             x, y = x[:, :-1], x[:, -1]
         else:
-            raise UserError(f"{path}: x has shape {list(x.shape)}: --target FILE.npy says where y is")
+            raise UserError(f"{path}: x has shape {list(x.shape)}: `target='FILE.npy'` says where y is")
     else:
         arrays = _Npz(path)
         x = arrays[_named(path, arrays, ("x", "x_train"))]

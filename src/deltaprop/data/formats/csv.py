@@ -62,7 +62,7 @@ class CsvTable:
     ) -> CsvTable:
         """Return the table of a file, or of what ``source`` opens; see :func:`open_table`."""
         if delimiter not in ("auto", "tab") and (len(delimiter) != 1 or delimiter in '"\r\n'):
-            raise UserError(f"--delimiter must be auto, tab or one character, got {delimiter!r}")
+            raise UserError(f"`delimiter` must be auto, tab or one character, got {delimiter!r}")
         source = source or (lambda: _opened(path))
         with source() as raw:
             head = _head(path, raw)
@@ -146,7 +146,7 @@ class CsvTable:
         if ragged:
             row = f"row {int(ragged[1]) - 1}: " if ragged[1] else ""
             few = "too few" if int(ragged[3]) < int(ragged[2]) else "too many"
-            asks = f"is the delimiter {self.delimiter!r} right? --delimiter"
+            asks = f"is the delimiter {self.delimiter!r} right? `delimiter`"
             if ragged[4].count('"') % 2:
                 asks = 'is a quote (") never closed?'
             return UserError(
@@ -252,7 +252,7 @@ def _check_header(path: Path, names: Sequence[str], delimiter: str, least: int) 
         raise UserError(
             f"{path}: one column, {names[0][:60]!r}: inputs and a target need two "
             f"(the delimiter is taken for {DELIMITERS.get(delimiter, delimiter)}; {others} are found by themselves, "
-            "others by --delimiter)"
+            "others by `delimiter`)"
         )
 
 

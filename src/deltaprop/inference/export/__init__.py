@@ -19,7 +19,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator
 
-from deltaprop.errors import UserError, unknown_name
+from deltaprop.errors import UserError, setting, unknown_name
 from deltaprop.inference.export.deployment import DeploymentModule
 from deltaprop.inference.export.onnx_graph import to_onnx
 from deltaprop.inference.export.state_dict import to_state_dict
@@ -55,7 +55,7 @@ def export(model: Model, to: str) -> Exported:
         far = "; a column far from 0 beside its spread, such as dates in seconds? onnx keeps its digits"
         hint = far if to == "state-dict" else ""
         raise UserError(
-            f"--to {to}: answers differ by {found.difference:.3g} from the model's own, more than rounding "
+            f"{setting('to', to)}: answers differ by {found.difference:.3g} from the model's own, more than rounding "
             f"({TOLERANCE:g}): not written{hint}"
         )
     return found

@@ -189,4 +189,4 @@ def _needed(package: str) -> Any:
     try:
         return importlib.import_module(package)
     except ImportError as error:
-        raise UserError(f"--to onnx needs the package {package}: pip install 'deltaprop[onnx]'") from error
+        raise UserError(f"`to='onnx'` needs the package {package}: pip install 'deltaprop[onnx]'") from error

@@ -80,7 +80,7 @@ def folded(model: Model) -> dict[str, Tensor]:
     if model.task == "regression":
         if model.config.output_activation != "none":
             raise UserError(
-                f"--to state-dict: the output activation {model.config.output_activation} stands before the units of "
+                f"`to='state-dict'`: the output activation {model.config.output_activation} stands before the units of "
                 "the target, which plain weights cannot hold: take onnx or torch-export"
             )
         out_mean, out_scale = model.target_scaling.mean.cpu(), model.target_scaling.scale.cpu()

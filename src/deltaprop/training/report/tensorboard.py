@@ -116,7 +116,7 @@ class TensorBoardReporter:
             self.writer.add_scalar(name, metrics[name], epoch)
 
     def views(self, epoch: int, test: Evaluation | None = None) -> None:
-        """Write the costly views: histograms, δ norms and plots. Does nothing with ``--log-every 0``."""
+        """Write the costly views: histograms, δ norms and plots. Does nothing with ``log_every=0``."""
         if self.setup.config.log_every:
             self._guarded(lambda: self._views(epoch, test))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shlex
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColum
 from rich.table import Table
 from torch import nn
 
+from deltaprop.cli.errors import print_warning
 from deltaprop.data import Dataset, Encoding
 from deltaprop.training.devices import describe_device
 from deltaprop.training.report.reporter import Result
@@ -175,7 +175,7 @@ class ConsoleReporter:
 
     def warn(self, text: str) -> None:
         """Tell of something that is not as it should be, on stderr."""
-        print(f"warning: {text}", file=sys.stderr)
+        print_warning(text)
 
     def close(self) -> None:
         """Put the terminal back, whatever happened."""
