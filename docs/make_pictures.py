@@ -1,4 +1,4 @@
-"""Draw the README's pictures: ``python docs/make_pictures.py [path/to/mnist]``. Takes some seconds.
+"""Draw the pictures of the README and docs: ``python docs/make_pictures.py [path/to/mnist]``. Takes some seconds.
 
 The one of deformed digits is drawn where the folder of MNIST's files is given.
 

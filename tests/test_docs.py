@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import dataclasses
 import importlib
 import io
 import re
@@ -11,19 +12,60 @@ import runpy
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from tests.data.conftest import MNIST
+from tests.data.conftest import MNIST, encode_idx
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
-TABLES = (ROOT / "docs" / "tables.md").read_text()
+# The pages of which every block is run: by this file, or where `ELSEWHERE` says.
+PAGES = {
+    "README.md": (ROOT / "README.md").read_text(),
+    **{
+        name: (ROOT / "docs" / name).read_text()
+        for name in ("engines.md", "extending.md", "gradcheck.md", "sklearn.md", "tables.md", "trace.md", "training.md")
+    },
+}
+README = PAGES["README.md"]
 EQUATIONS = (ROOT / "docs" / "equations.md").read_text()
+RELIABILITY = (ROOT / "docs" / "reliability.md").read_text()
+
+# The text blocks: what a command prints, by the beginning of the block. Each has a test below.
+OUTPUTS = {
+    "README.md": ["data    digits"],
+    "tables.md": ["data    penguins", '"island"', "error:"],
+    "trace.md": ["FWD", "sigmoid, torch"],
+}
+
+# Commands that are not run by this file, and what runs them.
+ELSEWHERE = {
+    "pip install -e . && python train.py": ".ci/run",
+    'pip install -e ".[test]" && pytest': ".ci/run",
+    'pip install -e ".[onnx]"': ".ci/run",  # a part of .[dev]
+    "python -m examples.nielsen overfitting --data path/to/mnist": "tests/examples/test_nielsen.py",
+    "cat examples/penguins.csv | deltaprop predict runs/penguins --data - --out - > answers.csv": (
+        "tests/cli/test_predict.py"
+    ),
+    "deltaprop gradcheck": "tests/cli/test_gradcheck.py",
+    "tensorboard --logdir runs": "tests/training/report",  # PyTorch's own program, on events that are read there
+}
 
 
 def blocks(text: str, language: str) -> list[str]:
     """Return the code blocks of a language."""
     return re.findall(rf"^```{language}\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def output(page: str, beginning: str) -> str:
+    """Return the text block of a page that begins so."""
+    (found,) = [block for block in blocks(PAGES[page], "text") if block.startswith(beginning)]
+    return found
+
+
+def command_lines(text: str) -> list[str]:
+    """Return the lines of the shell blocks, without their comments."""
+    lines = [line for block in blocks(text, "sh") for line in block.splitlines()]
+    return [re.sub(r"\s+#.*", "", line) for line in lines]
 
 
 def rows_of_equations() -> list[tuple[str, str, str]]:
@@ -65,23 +107,21 @@ def test_every_row_of_the_table_of_activations_is_listed():
     assert set(ACTIVATIONS) <= {tag for tag, _, _ in rows_of_equations()}
 
 
-@pytest.mark.parametrize(
-    "number", range(5), ids=["by autograd", "without a tape", "in two parts", "a backward pass checked", "a trace"]
-)
-def test_the_readmes_examples_run(number: int, capsys: pytest.CaptureFixture[str]):
-    code = blocks(README, "python")[number]
-    exec(compile(code, "README.md", "exec"), {})
-    printed = re.findall(r"print\(.*\)  # (.*)", code)
-    for words in printed:
-        assert all(part in capsys.readouterr().out for part in words.split("…")[1:])
+@pytest.mark.parametrize("page", PAGES)
+def test_every_block_has_a_test(page: str):
+    """Python and shell blocks by their language, outputs by their beginning."""
+    assert set(re.findall(r"^```(\w*)$", PAGES[page], flags=re.MULTILINE)) - {""} <= {"python", "sh", "text"}
+    shown = blocks(PAGES[page], "text")
+    assert len(shown) == len(OUTPUTS.get(page, []))
+    for beginning in OUTPUTS.get(page, []):
+        assert output(page, beginning)
 
 
-def test_the_readmes_weights_load_in_plain_pytorch(tmp_path: Path):
-    from deltaprop.training import TrainConfig, train
-
-    train(TrainConfig(epochs=1, log_every=0, run_dir=tmp_path / "run"))
-    code = blocks(README, "python")[7].replace("runs/<run>", str(tmp_path / "run"))
-    exec(compile(code, "README.md", "exec"), {})
+def test_commands_that_are_run_elsewhere_stand_on_a_page_and_their_test_exists():
+    written = {line for text in PAGES.values() for line in command_lines(text)}
+    for line, place in ELSEWHERE.items():
+        assert line in written
+        assert (ROOT / place).exists(), place
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +131,7 @@ def penguins(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
 
     folder = tmp_path_factory.mktemp("penguins")
     (folder / "examples").symlink_to(ROOT / "examples")
-    section = README.split("## Your own table in three commands")[1]
+    section = README.split("### Your own table in three commands")[1]
     printed = {}
     with contextlib.chdir(folder):
         for line in blocks(section, "sh")[0].splitlines():
@@ -103,16 +143,115 @@ def penguins(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
     return folder, printed
 
 
-def test_the_readmes_table_is_read_as_it_says(penguins: tuple[Path, dict[str, str]]):
+@pytest.fixture(scope="module")
+def workplace(penguins: tuple[Path, dict[str, str]]) -> Path:
+    """Return a folder with all that the blocks name: two runs, a data set of IDX files, and files of a user's own."""
+    from deltaprop.training import TrainConfig, train
+
+    folder, _ = penguins
+    train(TrainConfig(epochs=1, log_every=0, run_dir=folder / "runs" / "digits"))
+    mnist = folder / "path" / "to" / "mnist"
+    mnist.mkdir(parents=True)
+    labels = np.arange(200, dtype=np.uint8) % 10
+    for part in ("train", "t10k"):
+        images = np.random.default_rng(0).integers(256, size=(200, 28, 28), dtype=np.uint8)
+        (mnist / f"{part}-images-idx3-ubyte").write_bytes(encode_idx(images))
+        (mnist / f"{part}-labels-idx1-ubyte").write_bytes(encode_idx(labels))
+    scale = blocks(PAGES["gradcheck.md"], "python")[0].split("report =")[0]
+    scale = scale.replace(".mean(0)", ".sum_to_size(w.shape)")  # as its comment says
+    example = "def example_inputs():\n    return torch.randn(4, 3), torch.randn(3)\n"
+    (folder / "kernels.py").write_text(scale + example)
+    net = "import torch\n\nmodel = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Tanh(), torch.nn.Linear(3, 2))\n"
+    example = "\n\ndef example_inputs():\n    return torch.randn(8, 4), torch.randint(2, (8,))\n"
+    (folder / "net.py").write_text(net + example)
+    return folder
+
+
+def python_blocks() -> list[tuple[str, int]]:
+    """Return (page, number) of the blocks that run by themselves: the others have tests of their own below."""
+    whole = {**PAGES, "extending.md": "", "tables.md": PAGES["tables.md"].split("## Exported models")[0]}
+    return [(page, number) for page, text in whole.items() for number in range(len(blocks(text, "python")))]
+
+
+@pytest.mark.parametrize(("page", "number"), python_blocks(), ids=str)
+def test_the_python_blocks_run(page: str, number: int, workplace: Path, capsys: pytest.CaptureFixture[str]):
+    """And print what stands behind a print."""
+    code = blocks(PAGES[page], "python")[number].replace("<run>", "digits")
+    with contextlib.chdir(workplace):
+        exec(compile(code, page, "exec"), {})
+    printed = capsys.readouterr().out
+    for words in re.findall(r"print\(.*\) +# (.*….*)", code):
+        for part in words.split("…"):
+            assert part.strip() in printed
+
+
+def test_the_python_blocks_say_what_they_print():
+    """So the test above has something to compare."""
+    every = "".join(block for text in PAGES.values() for block in blocks(text, "python"))
+    assert len(re.findall(r"print\(.*\) +# (.*….*)", every)) >= 5
+
+
+def shell_lines() -> list[tuple[str, str]]:
+    """Return (page, command) of those that run in the folder of `workplace`."""
+    three = blocks(README.split("### Your own table in three commands")[1], "sh")[0].splitlines()  # by `penguins`
+    exports = blocks(PAGES["tables.md"].split("## Exported models")[1], "sh")[0].splitlines()  # by `exports`
+    depths = ["deltaprop depths --picture depths.png"]  # beside its output
+    skipped = {*ELSEWHERE, *three, *exports, *depths}
+    return [(page, line) for page, text in PAGES.items() for line in command_lines(text) if line not in skipped]
+
+
+@pytest.mark.parametrize(("page", "line"), shell_lines(), ids=str)
+def test_the_commands_run(page: str, line: str, workplace: Path):
+    """As they stand; a training run for one epoch, and without the pictures for TensorBoard."""
+    from deltaprop.cli import main
+
+    words = shlex.split(line.replace("python train.py", "deltaprop train").replace("<run>", "digits"))
+    assert words[0] == "deltaprop"
+    shorter = ["--epochs", "1", "--log-every", "0"] if words[1] == "train" else []
+    out = io.StringIO()
+    with contextlib.chdir(workplace), contextlib.redirect_stdout(out):
+        assert main([*words[1:], *shorter]) == 0
+    if words[1] == "export":
+        assert "parity: at most" in out.getvalue()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        words
+        for page in PAGES.values()
+        for words in re.findall(r"`python train\.py (--(?!activation mish|help)[^`\n]*)`", page)
+    ],
+)
+def test_the_commands_in_the_text_parse(line: str):
+    from deltaprop.cli.train import parse
+
+    parse(shlex.split(line))
+
+
+def test_every_flag_is_listed_with_its_default():
+    from deltaprop.training import TrainConfig
+
+    rows = [row.split("|")[1:3] for row in PAGES["training.md"].splitlines() if row.startswith("| `--")]
+    listed = {flag.strip(" `-"): default.strip(" `") for flag, default in rows}
+    defaults = {}
+    for field in dataclasses.fields(TrainConfig):
+        value = "off" if field.default is False else "" if field.default is None else field.default
+        words = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        defaults[field.name.replace("_", "-")] = words
+    assert listed == {**defaults, "resume": "", "override": ""}
+
+
+def test_the_table_is_read_as_the_page_says(penguins: tuple[Path, dict[str, str]]):
     """Line by line, but for how many are right on another processor."""
     _, printed = penguins
-    for line in blocks(README.split("## Your own table in three commands")[1], "text")[0].splitlines():
+    for line in output("tables.md", "data ").splitlines():
         assert line in printed["train"].splitlines() or line.startswith(("  …", "test ")), line
 
 
-def test_the_readmes_answers_are_those_of_the_command(penguins: tuple[Path, dict[str, str]]):
+def test_the_predictions_on_the_page_are_those_of_the_command(penguins: tuple[Path, dict[str, str]]):
     folder, _ = penguins
-    shown = blocks(README.split("## Your own table in three commands")[1], "text")[1].splitlines()
+    shown = output("tables.md", '"island"').splitlines()
     found = (folder / "answers.csv").read_text().splitlines()
     assert found[0] == shown[0]
     assert found[1].split(",")[:2] == shown[1].split(",")[:2]
@@ -122,37 +261,13 @@ def test_the_readmes_answers_are_those_of_the_command(penguins: tuple[Path, dict
     assert len(found) == 1 + 344  # rows of the file
 
 
-def test_the_readmes_refusal_is_that_of_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+def test_the_refusal_on_the_page_is_that_of_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
     from deltaprop.cli import main
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     assert main(["train", "--data", "examples/penguins.csv", "--target", "species"]) == 2
-    shown = blocks(README.split("## Your own table in three commands")[1], "text")[2]
-    assert capsys.readouterr().err == shown
-
-
-def test_the_readmes_commands_on_a_trained_model_run(penguins: tuple[Path, dict[str, str]], capsys):
-    """All of the second block but pip and the pipe, which is tried in tests/cli/test_predict.py."""
-    from deltaprop.cli import main
-
-    folder, _ = penguins
-    with contextlib.chdir(folder):
-        for line in blocks(README.split("## Your own table in three commands")[1], "sh")[1].splitlines():
-            if line.startswith("deltaprop"):
-                assert main(shlex.split(line, comments=True)[1:]) == 0, line
-    assert "parity: at most" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("number", [5, 6], ids=["a model loaded", "in scikit-learn's words"])
-def test_the_readmes_examples_of_use_run(number: int, penguins: tuple[Path, dict[str, str]], capsys):
-    folder, _ = penguins
-    code = blocks(README, "python")[number]
-    with contextlib.chdir(folder):
-        exec(compile(code, "README.md", "exec"), {})
-    out = capsys.readouterr().out
-    for words in re.findall(r"print\(.*\) +# … (.*)", code):
-        assert words in out
+    assert capsys.readouterr().err == output("tables.md", "error:")
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +277,7 @@ def exports(penguins: tuple[Path, dict[str, str]]) -> tuple[Path, str]:
 
     folder, out = penguins[0], io.StringIO()
     with contextlib.chdir(folder), contextlib.redirect_stdout(out):
-        for line in blocks(TABLES.split("## In other hands")[1], "sh")[0].splitlines():
+        for line in blocks(PAGES["tables.md"].split("## Exported models")[1], "sh")[0].splitlines():
             assert main(shlex.split(line)[1:]) == 0, line
     return folder, out.getvalue()
 
@@ -173,7 +288,7 @@ def test_exports_are_used_as_the_docs_say(number: int, exports: tuple[Path, str]
     import deltaprop as dp
 
     folder, printed = exports
-    code, found = blocks(TABLES.split("## In other hands")[1], "python")[number], {}
+    code, found = blocks(PAGES["tables.md"].split("## Exported models")[1], "python")[number], {}
     with contextlib.chdir(folder):
         exec(compile(code, "docs/tables.md", "exec"), found)
         model = dp.load("runs/penguins")
@@ -187,43 +302,48 @@ def test_exports_are_used_as_the_docs_say(number: int, exports: tuple[Path, str]
         assert layers in printed.replace("in_features=", "").replace("out_features=", "").replace(", bias=True", "")
 
 
-def test_the_readmes_transcript_is_what_the_command_prints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
-    """Line by line, but for times, the run's name, and digits that another processor's rounding may change."""
+def test_the_readmes_first_run_prints_what_it_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    """Line by line, but for times and digits that another processor's rounding may change."""
     from deltaprop.cli import main
 
     monkeypatch.chdir(tmp_path)
     assert main(["train"]) == 0
-    shown = capsys.readouterr().out
-    for line in blocks(README, "text")[0].splitlines():
-        if line.split()[:1] == ["1"]:
-            losses = [float(word) for word in line.split()[1:3]]
-            found = next(row for row in shown.splitlines() if row.split()[:1] == ["1"])
-            assert [float(word) for word in found.split()[1:3]] == pytest.approx(losses, rel=0.05)
-        elif not line.startswith(("test", "best", "time", "run", "look", "     30", "      …")):
-            assert line in shown.splitlines()
+    found = capsys.readouterr().out.splitlines()
+    for line in output("README.md", "data ").splitlines():
+        if line.split()[:1] == ["30"]:  # the last epoch: nearly all of the validation rows are right
+            (row,) = [other for other in found if other.split()[:1] == ["30"]]
+            assert float(row.split()[3]) == pytest.approx(float(line.split()[3]), abs=2)
+            assert len(row.split()) == len(line.split())
+        elif line.startswith("test"):
+            (row,) = [other for other in found if other.startswith("test")]
+            shown, right = (int(re.findall(r"\((\d+) of 359\)", text)[0]) for text in (line, row))
+            assert abs(shown - right) <= 4
+        elif line != "  …":
+            assert line in found, line
 
 
-def test_the_readmes_worked_example_is_what_the_command_prints(capsys: pytest.CaptureFixture[str]):
+def test_the_worked_example_is_what_the_command_prints(capsys: pytest.CaptureFixture[str]):
     """Line by line; the last but for its digits of rounding."""
     from deltaprop.cli import main
 
     assert main(["trace", "--sizes", "2", "3", "1", "--output-activation", "sigmoid"]) == 0
     shown = capsys.readouterr().out.splitlines()
-    (page,) = [block for block in blocks(README, "text") if block.startswith("FWD")]
-    for line in page.splitlines():
+    for line in output("trace.md", "FWD").splitlines():
         if line != "…" and not line.startswith("ok"):
             assert line in shown, line
     assert "ok: PyTorch's autograd has the same numbers " in " ".join(shown)
 
 
-def test_the_readmes_vanishing_gradients_are_what_the_command_prints(capsys: pytest.CaptureFixture[str]):
+def test_the_vanishing_gradients_are_what_the_command_prints(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     """Before training to the digit; after it as near as the rounding of another processor leaves it."""
     from deltaprop.cli import main
 
-    assert main(["depths"]) == 0
+    (line,) = [line for line in command_lines(PAGES["trace.md"]) if "depths" in line]
+    with contextlib.chdir(tmp_path):
+        assert main(shlex.split(line)[1:]) == 0
+    assert (tmp_path / "depths.png").exists()
     shown = capsys.readouterr().out.splitlines()
-    (page,) = [block for block in blocks(README, "text") if block.startswith("sigmoid, torch")]
-    for line in page.splitlines():
+    for line in output("trace.md", "sigmoid, torch").splitlines():
         if "after" in line:
             likely = [other for other in shown if other.split()[:1] == ["after"] and len(other) == len(line)]
             numbers = [float(word) for word in line.split()[1:6]]
@@ -232,38 +352,42 @@ def test_the_readmes_vanishing_gradients_are_what_the_command_prints(capsys: pyt
             assert line in shown, line
 
 
-def test_the_readmes_activation_is_right():
+def test_the_activation_of_the_page_is_right():
     """Its class, as printed, against PyTorch's own derivative of its forward, at random z in float64."""
     import torch
 
     from deltaprop.core import Elementwise, primitive
 
     namespace = {"torch": torch, "Tensor": torch.Tensor, "Elementwise": Elementwise}
-    exec(compile("from __future__ import annotations\n" + blocks(README, "python")[8], "README.md", "exec"), namespace)
+    (code,) = blocks(PAGES["extending.md"], "python")
+    exec(compile("from __future__ import annotations\n" + code, "extending.md", "exec"), namespace)
     mish = primitive(namespace["Mish"])
     assert torch.autograd.gradcheck(mish, torch.randn(5, dtype=torch.float64, requires_grad=True))
 
 
-def test_the_readme_names_every_check():
+def test_the_page_names_every_check():
     from deltaprop.gradcheck.check import CHECKS
 
-    table = README.split("| asked | finds |")[1].split("\n\n")[0]
+    table = PAGES["gradcheck.md"].split("| check | what it finds |")[1].split("\n\n")[0]
     cells = [row.split("|")[1] for row in table.splitlines() if row.startswith("| `")]
     assert set(re.findall(r"`(\w+)`", " ".join(cells))) == set(CHECKS)
-    assert f"asks {len(CHECKS)} questions" in README
+    for page in ("README.md", "gradcheck.md"):
+        assert f"akes {len(CHECKS)} checks" in PAGES[page]
 
 
-@pytest.mark.parametrize("line", re.findall(r"python train\.py (--(?!activation mish|resume)[^`\n]*)", README))
-def test_the_readmes_commands_parse(line: str):
-    from deltaprop.cli.train import parse
-
-    parse(shlex.split(line, comments=True))
-
-
-RELIABILITY = (ROOT / "docs" / "reliability.md").read_text()
+def test_the_lines_of_code_of_the_equations_stand_in_the_source():
+    table = EQUATIONS.split("| tag | code | file |")[1].split("\n\n")[0]
+    rows = re.findall(r"^\| [A-Z0-9, ]+ \| `(.*)` \| `(.*)` \|$", table, flags=re.MULTILINE)
+    assert len(rows) == 6
+    for code, file in rows:
+        assert code in (ROOT / "src" / "deltaprop" / "core" / file).read_text(), code
 
 
-@pytest.mark.parametrize("line", sorted({*re.findall(r"python train\.py (--resume [^`\n]*)", README + RELIABILITY)}))
+def test_the_readme_is_two_screens():
+    assert len(README.encode()) <= 12 * 1024
+
+
+@pytest.mark.parametrize("line", sorted({*re.findall(r"python train\.py (--resume [^`\n]*)", RELIABILITY)}))
 def test_the_commands_that_go_on_do(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """On a run of two epochs of moons, under the name that they have for it."""
     from deltaprop.cli import main
@@ -298,5 +422,15 @@ def test_the_pictures_can_be_drawn(tmp_path: Path):
 
 @pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")], ids=str)
 def test_links_within_the_project_lead_somewhere(page: Path):
-    for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
-        assert (page.parent / target).exists(), target
+    """To a file that exists and, after #, to a heading of it, by GitHub's rule for their names."""
+    for target, heading in re.findall(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)", page.read_text()):
+        file = page.parent / target if target else page
+        assert file.exists(), target
+        headings = re.findall(r"^#+ (.*)$", file.read_text(), flags=re.MULTILINE) if heading else []
+        names = [re.sub(r"[^\w\- ]", "", words.lower()).replace(" ", "-") for words in headings]
+        assert not heading or heading in names, f"{target}#{heading}"
+
+
+def test_the_readme_leads_to_every_page():
+    for page in (ROOT / "docs").glob("*.md"):
+        assert f"](docs/{page.name})" in README, page.name
