@@ -103,7 +103,7 @@ def test_one_output_without_a_logit_decides_at_one_half(loss: str):
 
 @pytest.mark.parametrize(("classes", "task"), [(3, "classification"), (0, "regression")])
 def test_one_logit_is_for_two_classes(classes: int, task: Any):
-    with pytest.raises(UserError, match="--one-logit is for two classes"):
+    with pytest.raises(UserError, match="`one_logit` is for two classes"):
         choose_objective("auto", task, classes, "none", one_logit=True)
 
 
@@ -200,12 +200,12 @@ def test_the_header_and_info_say_that_classes_count_alike(run: Run, uneven: str,
 
 @pytest.mark.parametrize("loss", ["mse", "binary-cross-entropy"])
 def test_balanced_is_for_losses_that_take_weights(run: Run, uneven: str, loss: str):
-    with pytest.raises(UserError, match=f"--class-weight balanced is for .*not for {loss}"):
+    with pytest.raises(UserError, match=f"`class_weight='balanced'` is for .*not for {loss}"):
         run(data=uneven, class_weight="balanced", loss=loss)
 
 
 def test_balanced_is_for_classes(run: Run):
-    with pytest.raises(UserError, match="--class-weight balanced: the data has numbers"):
+    with pytest.raises(UserError, match="`class_weight='balanced'`: the data has numbers"):
         run(data="sine", class_weight="balanced")
 
 

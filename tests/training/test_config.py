@@ -16,41 +16,41 @@ from deltaprop.training.config import WHEN_ABSENT, TrainConfig, from_json, read_
 from deltaprop.training.resume import saved_config
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
-    ({"lr": 0.0}, "--lr must be auto or a number above 0, got 0.0"),
-    ({"lr": -1.0}, "--lr must be auto or a number above 0, got -1.0"),
-    ({"lr": math.nan}, "--lr must be auto or a number above 0, got nan"),
-    ({"lr": math.inf}, "--lr must be auto or a number above 0, got inf"),
-    ({"momentum": 1.0}, r"--momentum must be in \[0, 1\), got 1.0"),
-    ({"nesterov": True, "momentum": 0.0}, "--nesterov must be used with a --momentum above 0"),
-    ({"weight_decay": -0.1}, "--weight-decay must be at least 0"),
-    ({"hidden": (0,)}, "--hidden must be positive whole numbers, got 0"),
-    ({"hidden": (8, -1)}, "--hidden must be positive whole numbers, got -1"),
+    ({"lr": 0.0}, "`lr` must be auto or a number above 0, got 0.0"),
+    ({"lr": -1.0}, "`lr` must be auto or a number above 0, got -1.0"),
+    ({"lr": math.nan}, "`lr` must be auto or a number above 0, got nan"),
+    ({"lr": math.inf}, "`lr` must be auto or a number above 0, got inf"),
+    ({"momentum": 1.0}, r"`momentum` must be in \[0, 1\), got 1.0"),
+    ({"nesterov": True, "momentum": 0.0}, "`nesterov` must be used with a `momentum` above 0"),
+    ({"weight_decay": -0.1}, "`weight_decay` must be at least 0"),
+    ({"hidden": (0,)}, "`hidden` must be positive whole numbers, got 0"),
+    ({"hidden": (8, -1)}, "`hidden` must be positive whole numbers, got -1"),
     ({"activation": ("sigmiod",)}, "unknown activation 'sigmiod': did you mean 'sigmoid'"),
     ({"activation": ("relu", "tanh", "relu")}, r"one per hidden layer \(2\), got relu tanh relu"),
-    ({"activation": ()}, "--activation must be one name"),
+    ({"activation": ()}, "`activation` must be one name"),
     ({"output_activation": "softmx"}, "unknown output activation 'softmx': did you mean 'softmax'"),
     ({"loss": "crossentropy"}, "unknown loss 'crossentropy': did you mean 'cross-entropy'"),
     ({"init": "he"}, "unknown initialisation 'he'"),
     ({"lr_schedule": "cosin"}, "unknown lr schedule 'cosin': did you mean 'cosine'"),
-    ({"lr_gamma": 0.0}, r"--lr-gamma must be in \(0, 1\]"),
-    ({"lr_step": 0}, "--lr-step must be a whole number, at least 1"),
-    ({"lr_warmup": -1}, "--lr-warmup must be a whole number, at least 0"),
-    ({"epochs": 0}, "--epochs must be a whole number, at least 1"),
-    ({"epochs": 1.5}, "--epochs must be a whole number"),
-    ({"batch_size": 0}, "--batch-size must be a whole number, at least 1"),
-    ({"val_fraction": 1.0}, r"--val-fraction must be in \[0, 1\)"),
-    ({"test_fraction": 0.0}, r"--test-fraction must be in \(0, 1\)"),
+    ({"lr_gamma": 0.0}, r"`lr_gamma` must be in \(0, 1\]"),
+    ({"lr_step": 0}, "`lr_step` must be a whole number, at least 1"),
+    ({"lr_warmup": -1}, "`lr_warmup` must be a whole number, at least 0"),
+    ({"epochs": 0}, "`epochs` must be a whole number, at least 1"),
+    ({"epochs": 1.5}, "`epochs` must be a whole number"),
+    ({"batch_size": 0}, "`batch_size` must be a whole number, at least 1"),
+    ({"val_fraction": 1.0}, r"`val_fraction` must be in \[0, 1\)"),
+    ({"test_fraction": 0.0}, r"`test_fraction` must be in \(0, 1\)"),
     ({"val_split": "head"}, "unknown val split 'head'"),
     ({"scaling": "minmax"}, "unknown scaling 'minmax'"),
-    ({"pixel_scale": 0.0}, "--pixel-scale must be above 0"),
-    ({"patience": -1}, "--patience must be a whole number, at least 0"),
-    ({"patience": 3, "val_fraction": 0.0}, "--patience must be used with a --val-fraction above 0"),
-    ({"seed": -1}, "--seed must be a whole number, at least 0"),
-    ({"seed": 2**32}, r"--seed must be below 2\^32"),
+    ({"pixel_scale": 0.0}, "`pixel_scale` must be above 0"),
+    ({"patience": -1}, "`patience` must be a whole number, at least 0"),
+    ({"patience": 3, "val_fraction": 0.0}, "`patience` must be used with a `val_fraction` above 0"),
+    ({"seed": -1}, "`seed` must be a whole number, at least 0"),
+    ({"seed": 2**32}, r"`seed` must be below 2\^32"),
     ({"dtype": "float16"}, "unknown dtype 'float16'"),
-    ({"threads": "0"}, "--threads must be auto, tune or a number from 1"),
-    ({"threads": "many"}, "--threads must be auto, tune or a number from 1"),
-    ({"log_every": -1}, "--log-every must be a whole number, at least 0"),
+    ({"threads": "0"}, "`threads` must be auto, tune or a number from 1"),
+    ({"threads": "many"}, "`threads` must be auto, tune or a number from 1"),
+    ({"log_every": -1}, "`log_every` must be a whole number, at least 0"),
 ]
 
 
@@ -114,7 +114,7 @@ class TestToml:
         assert "\n" not in str(caught.value)
 
     def test_a_missing_file_is_named(self, tmp_path: Path):
-        with pytest.raises(UserError, match=r"nowhere\.toml: No such file"):
+        with pytest.raises(UserError, match=r"nowhere.toml'`: No such file"):
             read_toml(tmp_path / "nowhere.toml")
 
 

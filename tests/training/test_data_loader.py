@@ -337,7 +337,7 @@ def test_the_header_says_that_pictures_are_deformed(tmp_path: Path):
 
 
 def test_what_is_no_picture_is_not_deformed(tmp_path: Path):
-    with pytest.raises(UserError, match=r"--augment elastic is for pictures .*, and moons has none"):
+    with pytest.raises(UserError, match=r"`augment='elastic'` is for pictures .*, and moons has none"):
         train(TrainConfig(data="moons", augment="elastic", run_dir=tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 
@@ -345,7 +345,7 @@ def test_what_is_no_picture_is_not_deformed(tmp_path: Path):
 def test_pixels_scaled_one_by_one_are_not_deformed(tmp_path: Path):
     """Ink where there was none would be divided by that pixel's deviation, of nearly 0."""
     with pytest.raises(
-        UserError, match="--augment affine is for pixels that are all scaled alike: take --scaling pixel"
+        UserError, match="`augment='affine'` is for pixels that are all scaled alike: take `scaling='pixel'`"
     ):
         train(TrainConfig(augment="affine", scaling="standard", run_dir=tmp_path / "run"))
     assert not (tmp_path / "run").exists()

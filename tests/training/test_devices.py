@@ -24,7 +24,7 @@ def test_cpu_is_always_there():
 @NO_CUDA
 @pytest.mark.parametrize("name", ["cuda", "cuda:0", "cuda:7"])
 def test_cuda_is_refused_where_there_is_none(name: str):
-    with pytest.raises(UserError, match=f"--device {name}: no CUDA device is available"):
+    with pytest.raises(UserError, match=f"`device='{name}'`: no CUDA device is available"):
         pick_device(name)
 
 
@@ -32,7 +32,7 @@ def test_cuda_is_refused_where_there_is_none(name: str):
 @pytest.mark.skipif(torch.backends.mps.is_available(), reason="there is an mps device here")
 def test_auto_takes_the_cpu_where_there_is_nothing_else():
     assert pick_device("auto") == torch.device("cpu")
-    with pytest.raises(UserError, match="--device mps: not available"):
+    with pytest.raises(UserError, match="`device='mps'`: not available"):
         pick_device("mps")
 
 
@@ -46,7 +46,7 @@ def test_a_cuda_device_beyond_the_last_is_refused():
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:", "cuda:x", "tpu", "CPU", ""])
 def test_an_unknown_device_is_refused(name: str):
-    with pytest.raises(UserError, match="--device must be auto, cpu, cuda, cuda:N or mps"):
+    with pytest.raises(UserError, match="`device` must be auto, cpu, cuda, cuda:N or mps"):
         pick_device(name)
 
 

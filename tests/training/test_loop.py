@@ -363,7 +363,7 @@ class TestRefusals:
     """Bad input is refused before anything is written."""
 
     def test_a_loss_that_is_no_longer_finite_ends_the_run_with_a_remedy(self, run: Run, tmp_path: Path):
-        with pytest.raises(TrainingError, match=r"no finite numbers any more in layer 1 .*, steps .* lower --lr"):
+        with pytest.raises(TrainingError, match=r"no finite numbers any more in layer 1 .*, steps .* lower `lr`"):
             run(loss="mse", data="sine", lr=1e6)
 
     @pytest.mark.parametrize("log_every", [0, 1])
@@ -383,7 +383,7 @@ class TestRefusals:
             ({"data": "sine", "loss": "cross-entropy"}, "needs classes"),
             ({"output_activation": "softmax"}, "already contains it"),
             ({"output_activation": "sigmoid", "loss": "binary-cross-entropy"}, "already contains it"),
-            ({"device": "tpu"}, "--device must be"),
+            ({"device": "tpu"}, "`device` must be"),
             ({"scaling": "pixel"}, "pixel"),
         ],
     )

@@ -20,7 +20,7 @@ def test_auto_takes_cross_entropy_for_classes_and_mse_for_numbers():
 
 @pytest.mark.parametrize("loss", ["cross-entropy", "binary-cross-entropy"])
 def test_a_loss_of_classes_is_refused_for_numbers(loss: str):
-    with pytest.raises(UserError, match=f"--loss {loss} needs classes"):
+    with pytest.raises(UserError, match=f"`loss='{loss}'` needs classes"):
         choose_objective(loss, "regression", 0, "none")
 
 

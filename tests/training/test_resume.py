@@ -255,7 +255,7 @@ class TestWhatMayChange:
         ("words", "diff"),
         [
             (["--lr", "0.2"], "lr 0.05 → 0.2; if it is meant so, --override lr"),
-            (["--batch-size", "32"], "batch_size 16 → 32; if it is meant so, --override batch-size"),
+            (["--batch-size", "32"], "batch_size 16 → 32; if it is meant so, --override batch_size"),
             (["--seed", "7"], "seed 0 → 7"),
             (["--engine", "explicit"], "engine autograd → explicit"),
             (["--threads", "2"], "threads 1 → 2"),
@@ -364,7 +364,7 @@ class TestCommand:
         """It looked before that one had saved, and got the lock when that one had ended."""
         result = run()
         before = {path: path.read_bytes() for path in result.folder.rglob("*") if path.is_file()}
-        monkeypatch.setattr("deltaprop.training.loop.is_stillborn", lambda path: True)
+        monkeypatch.setattr("deltaprop.training.loop.is_incomplete_run", lambda path: True)
         with pytest.raises(UserError, match="another run has begun in this folder by now"):
             train(TrainConfig(**json_of(result)), restart=True)
         assert {path: path.read_bytes() for path in result.folder.rglob("*") if path.is_file()} == before

@@ -356,7 +356,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     Raises:
         UserError: If the file cannot be read, is no TOML, or has a key that is no setting.
     """
-    where = f"{setting('config', path)}"
+    where = setting("config", path)
     try:
         settings = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:

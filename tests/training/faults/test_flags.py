@@ -106,10 +106,10 @@ def test_a_run_or_one_line(words: list[str]):
         ("hidden = 3", "hidden must be a list of whole numbers, got 3"),
         ("lr = 1\nlr = 2", "not TOML"),
         ("batch_size = 2\nbatch-size = 3", "batch-size is given twice"),
-        ("nesterov = true\nmomentum = 0", "--nesterov must be used with a --momentum above 0"),
-        ("patience = 3\nval_fraction = 0", "--patience must be used with a --val-fraction above 0"),
+        ("nesterov = true\nmomentum = 0", "nesterov must be used with a momentum above 0"),
+        ("patience = 3\nval_fraction = 0", "patience must be used with a val_fraction above 0"),
         ("output_activation = 'softmax'\nloss = 'cross-entropy'", "the loss already contains it"),
-        ("save_every = 0", "--save-every must be epochs"),
+        ("save_every = 0", "save_every must be epochs"),
     ],
 )
 def test_a_file_of_settings_that_cannot_be_is_told_in_one_line(toml: str, said: str, tmp_path: Path, capsys):

@@ -73,15 +73,15 @@ def test_the_lock_of_a_run_that_was_killed_is_gone(tmp_path: Path):
         (["--resume", "{file}"], "there is no run here"),
         (["--resume", "{empty}"], "there is no run here"),
         (["--resume", "{gone}"], "there is no run here"),
-        (["--resume"], "there is no run here: name the folder of a run, or give --run-dir"),
-        (["--resume", "auto"], "--resume auto: say which run by --run-dir"),
+        (["--resume"], "there is no run here: name the folder of a run, or give `run_dir`"),
+        (["--resume", "auto"], "`resume` auto: say which run by `run_dir`"),
         (["--resume", "auto", "--run-dir", "{file}"], "there is a file of this name"),
         (["--resume", "auto", "--run-dir", "{full}"], "the folder is not empty"),
-        (["--override", "lr"], "--override is for --resume"),
-        (["--run-dir", "/proc/run"], "--run-dir /proc/run"),
-        (["--save-every", "0"], "--save-every must be epochs (a number above 0), or time such as 30s or 5m, got 0"),
-        (["--save-every", "5h"], "--save-every must be"),
-        (["--keep", "-1"], "--keep must be a whole number, at least 0"),
+        (["--override", "lr"], "`override` is for `resume`"),
+        (["--run-dir", "/proc/run"], "`run_dir` /proc/run"),
+        (["--save-every", "0"], "`save_every` must be epochs (a number above 0), or time such as 30s or 5m, got 0"),
+        (["--save-every", "5h"], "`save_every` must be"),
+        (["--keep", "-1"], "`keep` must be a whole number, at least 0"),
     ],
     ids=str,
 )
@@ -123,7 +123,7 @@ def test_out_of_memory_says_what_to_try(tmp_path: Path, monkeypatch: pytest.Monk
 
     with monkeypatch.context() as patch:
         patch.setattr(AutogradEngine, "epoch", short)
-        with pytest.raises(TrainingError, match="out of memory on cpu with --batch-size 256: try --batch-size 128"):
+        with pytest.raises(TrainingError, match="out of memory on cpu with `batch_size=256`: try `batch_size=128`"):
             train(small(tmp_path / "run"))
     train(small(tmp_path / "run"), resume=tmp_path / "run")
     assert left(tmp_path / "run") == left(tmp_path / "whole")
