@@ -28,7 +28,7 @@ LINES = [
     (r"$z^l = a^{l-1}\,(W^l)^{\top} + b^l$", "linear(a_prev, weight, bias, out=out)", "FWD"),
     (
         r"$\delta^l = \partial C/\partial a^l\,\odot\,\sigma'(z^l)$",
-        "torch.mul(grad_a, cls.derivative(saved, *constants)",
+        "grad_a * cls.derivative(saved, *constants)",
         "BP1, BP2",
     ),
     (r"$\partial C/\partial a^{l-1} = \delta^l\,W^l$", "torch.matmul(delta, weight, out=out)", "BP2"),
