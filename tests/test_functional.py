@@ -306,3 +306,10 @@ def test_constants_of_binary_cross_entropy(constant):
     """A gradient for a weight is refused, and the message says what would do: it would silently be none."""
     with pytest.raises(RuntimeError, match=rf"^{constant} is a constant .*{constant}.detach\(\)"):
         getattr(F, BINARY)(Z, REAL, **{constant: torch.ones(3, requires_grad=True)})
+
+
+def test_huber_loss_takes_reduction_and_delta_by_position_as_in_pytorch():
+    a, y = torch.rand(4, 3, dtype=torch.float64), 3 * torch.rand(4, 3, dtype=torch.float64)
+    for reduction in ("mean", "sum", "none"):
+        ours, theirs = F.huber_loss(a, y, reduction, 0.7), torch.nn.functional.huber_loss(a, y, reduction, 0.7)
+        torch.testing.assert_close(ours, theirs)

@@ -15,7 +15,7 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from deltaprop import _old_names, functional
+from deltaprop import _old_names, core, functional, nn
 from deltaprop._version import __version__ as __version__
 from deltaprop.errors import UserError
 from deltaprop.explicit import ExplicitTrainer
@@ -68,6 +68,8 @@ def __getattr__(name: str) -> Any:
         return getattr(importlib.import_module(_LATER[name]), name)
     if name in _old_names.MOVED:
         return importlib.import_module(f"deltaprop.{name}")
+    if any(name == activation.__name__ for activation in core.ACTIVATIONS.values()):
+        return getattr(nn, name)  # of one that was registered at run time
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

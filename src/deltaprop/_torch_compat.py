@@ -1,4 +1,4 @@
-"""Private entry points of PyTorch that the core and the checks for hooks need, each beside what it stands for.
+"""Private entry points of PyTorch, each beside the public thing that it stands for.
 
 Tried with PyTorch 2.11 to 2.13. Where a release has a public way, that way belongs here instead.
 """
@@ -13,6 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function, forward_ad
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
+
+# torch.utils has no public way to take containers of tensors apart.
+from torch.utils._pytree import tree_flatten as tree_flatten
+from torch.utils._pytree import tree_unflatten as tree_unflatten
 
 # torch.func has no "is a transform active?"; Function.apply asks this one.
 transforming: Callable[[], bool] = torch._C._are_functorch_transforms_active
@@ -51,3 +55,42 @@ GLOBAL_MODULE_HOOKS: tuple[dict[int, Any], ...] = tuple(
     for name in ("forward", "forward_pre", "backward", "backward_pre")
 )
 GLOBAL_OPTIMIZER_HOOKS: tuple[dict[int, Any], ...] = (_global_optimizer_pre_hooks, _global_optimizer_post_hooks)
+
+
+def module_hooks(module: nn.Module) -> list[dict[int, Any]]:
+    """Return the dictionaries of all that a call of a module runs besides its forward: they have no public query."""
+    names = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return [getattr(module, name) for name in names]
+
+
+def tensor_hooks(t: Tensor) -> tuple[Any, Any]:
+    """Return the hooks on a tensor's gradient, each None where there are none: ``register_hook`` has no query."""
+    return t._backward_hooks, t._post_accumulate_grad_hooks
+
+
+def optimizer_hooks(optimizer: torch.optim.Optimizer) -> list[dict[int, Any]]:
+    """Return the dictionaries of what an optimizer's step runs besides: ``register_step_pre_hook`` has no query."""
+    return [optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks, *GLOBAL_OPTIMIZER_HOOKS]
+
+
+def mark_step(optimizer: torch.optim.Optimizer) -> None:
+    """Tell schedulers that a step was taken, as ``optimizer.step()`` does: else their first step warns."""
+    optimizer._opt_called = True  # type: ignore[attr-defined]
+
+
+def children(module: nn.Module) -> dict[str, nn.Module | None]:
+    """Return the children by name, to read or to write: ``named_children`` names one that occurs twice once."""
+    return module._modules
+
+
+def parameters(module: nn.Module) -> dict[str, nn.Parameter | None]:
+    """Return a module's own parameters by name, to read or to write; ``named_parameters`` makes a generator anew."""
+    return module._parameters
+
+
+def many_recompilations(limit: int) -> AbstractContextManager[Any]:
+    """Return a context in which the compiler may compile a function so many times: the limits have no public name."""
+    patch: AbstractContextManager[Any] = torch._dynamo.config.patch(
+        recompile_limit=limit, accumulated_recompile_limit=limit
+    )
+    return patch

@@ -351,7 +351,7 @@ def l1_loss(input: Tensor, target: Tensor, *, reduction: str = "mean", weight: T
 
 
 def huber_loss(
-    input: Tensor, target: Tensor, *, reduction: str = "mean", weight: Tensor | None = None, delta: float = 1.0
+    input: Tensor, target: Tensor, reduction: str = "mean", delta: float = 1.0, weight: Tensor | None = None
 ) -> Tensor:
     """Return C = mean c(a − y), c(r) = ½ r² where |r| ≤ d, else d (|r| − ½ d);  c'(r) = r clipped to [−d, d].
 
@@ -359,8 +359,8 @@ def huber_loss(
         input: a, [..., n].
         target: y, of the same shape; broadcast with a warning if not, as in PyTorch.
         reduction: ``"mean"``, ``"sum"``, or ``"none"`` for one loss an entry.
-        weight: Weights of the entries, shape of a; the mean is then Σ w c / (number of entries), as in PyTorch.
         delta: The threshold d > 0. (The one place where ``delta`` is not ∂C/∂z: it is PyTorch's name.)
+        weight: Weights of the entries, shape of a; the mean is then Σ w c / (number of entries), as in PyTorch.
 
     Returns:
         C, a scalar, or [..., n] for ``"none"``.

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from deltaprop import functional as F
+from deltaprop._torch_compat import module_hooks
 from deltaprop.core import LOSSES, Loss
 from deltaprop.errors import UserError, unknown_name
 
@@ -121,7 +122,7 @@ def parse_loss(loss: LossLike) -> LossSpec:
     if isinstance(loss, nn.Module):
         name, attributes = _TORCH_MODULES.get(type(loss), ("", ()))
         options = {attribute: getattr(loss, attribute) for attribute in attributes}
-        if loss._forward_hooks or loss._forward_pre_hooks or loss._backward_hooks or loss._backward_pre_hooks:
+        if any(module_hooks(loss)):
             raise UserError(f"the loss {type(loss).__name__} has hooks, which nothing would call")
     elif isinstance(loss, str):
         name = loss if loss in LOSSES else {short_name(row): row for row in LOSSES}.get(loss, "")

@@ -18,13 +18,16 @@ from deltaprop.gradcheck.report import GradientReport
 __all__ = ["assert_gradients"]
 
 
-def assert_gradients(fn: Any, inputs: Any, *, warnings: bool = True, **options: Any) -> GradientReport:
+def assert_gradients(
+    fn: Any, inputs: Any, *, allow_warnings: bool = True, warnings: bool | None = None, **options: Any
+) -> GradientReport:
     """Assert that :func:`~deltaprop.check_gradients` finds nothing wrong.
 
     Args:
         fn: A Function class, a module, or any callable.
         inputs: Its positional arguments.
-        warnings: Whether warnings are let pass.
+        allow_warnings: Whether to let warnings pass.
+        warnings: The name of ``allow_warnings`` in version 0.1.
         **options: Of ``check_gradients``: ``reference``, ``dtype``, ``skip``, ``atol``, ``rtol``, ``fast``, ``seed``.
 
     Returns:
@@ -38,6 +41,7 @@ def assert_gradients(fn: Any, inputs: Any, *, warnings: bool = True, **options: 
         >>> _ = assert_gradients(torch.tanh, (torch.randn(4, 3),), fast=True)
     """
     report = check_gradients(fn, inputs, **options)
-    if not report.ok or (report.warnings and not warnings):
+    allowed = allow_warnings if warnings is None else warnings
+    if not report.ok or (report.warnings and not allowed):
         raise AssertionError(f"\n{report}")
     return report

@@ -73,7 +73,7 @@ class TestRefusals:
 
     def test_a_users_module_is_sent_to_autograd(self):
         model = nn.Sequential(nn.Linear(2, 2), nn.Dropout())
-        with pytest.raises(UserError, match="--engine autograd"):
+        with pytest.raises(UserError, match="engine='autograd'"):
             dp.ExplicitTrainer(model, "mse_loss", dp.SGD(model.parameters()))
 
     def test_a_sigmoid_before_binary_cross_entropy(self):

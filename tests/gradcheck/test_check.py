@@ -225,8 +225,13 @@ class TestWords:
         (unsummed,) = [bug for bug in BUGS if bug.check == "shapes"]
         only_shapes = set(CHECKS) - {"shapes"}
         assert_gradients(unsummed.op, AFFINE, skip=only_shapes)
-        with pytest.raises(AssertionError, match="who calls backward by hand"):
-            assert_gradients(unsummed.op, AFFINE, skip=only_shapes, warnings=False)
+        for no_warnings in ({"allow_warnings": False}, {"warnings": False}):  # the latter as in version 0.1
+            with pytest.raises(AssertionError, match="who calls backward by hand"):
+                assert_gradients(unsummed.op, AFFINE, skip=only_shapes, **no_warnings)
+
+    def test_the_repr_is_one_line(self):
+        report = check_gradients(torch.sigmoid, X, fast=True)
+        assert repr(report) == f"<GradientReport of sigmoid: {report.summary()}>"
 
 
 def test_a_sparse_gradient_is_taken_as_a_dense_one():

@@ -603,3 +603,11 @@ def test_answers_do_not_follow_the_callers_thread_count_or_grad_mode(runs: Runs)
 def test_a_dict_of_one_row_needs_lists(runs: Runs, cell: Any):
     with pytest.raises(dp.UserError, match=r"column 'a' is .*: give a list for each column"):
         dp.load(runs["numbers"].folder).predict({"a": cell, "b": cell})
+
+
+def test_the_repr_is_one_line(runs: Runs):
+    for kind in ("numbers", "mse"):
+        text = repr(dp.load(runs[kind].folder))
+        assert text.startswith("<Model 2-")
+        assert "trained on" in text
+        assert "\n" not in text

@@ -15,6 +15,7 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 import deltaprop as dp
 from deltaprop import UserError, core
+from deltaprop import functional as F
 from deltaprop.nn.modules import Activation, activation_module
 
 # Every activation with arguments other than its defaults, where it has any.
@@ -260,6 +261,15 @@ def test_no_bias():
     assert list(dp.MLP([2, 3, 1], bias=False).state_dict()) == ["0.weight", "2.weight"]
 
 
+@pytest.mark.parametrize("row", [row for row in core.ACTIVATIONS if hasattr(nn.functional, row)])
+def test_an_activation_given_as_a_function(row: str):
+    """PyTorch's, from wherever it is imported, or ours."""
+    for place in (F, nn.functional, torch):
+        if hasattr(place, row):
+            model = dp.MLP([2, 3, 3, 1], [getattr(place, row), "tanh"])
+            assert type(model[1]) is dp.nn.activation_module(row)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -271,8 +281,8 @@ def test_no_bias():
         ({"activation": "sigmiod"}, "unknown activation 'sigmiod': did you mean 'sigmoid'?"),
         ({"activation": ["relu"]}, "activation must be one, or a list with one per hidden layer: 2, got 1"),
         ({"activation": ["relu"] * 3}, "one per hidden layer: 2, got 3"),
-        ({"activation": 3}, "an activation must be a name, a module class or a module instance, got 3"),
-        ({"activation": torch.tanh}, "an activation must be a name, a module class or a module instance"),
+        ({"activation": 3}, "an activation must be a name, a function such as torch.relu, a module class or .* got 3"),
+        ({"activation": torch.sin}, "an activation must be a name, a function such as torch.relu"),
         ({"output_activation": "sofmax"}, "did you mean 'softmax'?"),
         ({"init": "xavior"}, "unknown initialisation 'xavior': did you mean 'xavier'?"),
     ],

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from operator import attrgetter
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from deltaprop._torch_compat import GLOBAL_MODULE_HOOKS, GLOBAL_OPTIMIZER_HOOKS
+from deltaprop._torch_compat import GLOBAL_MODULE_HOOKS, children, optimizer_hooks, parameters, tensor_hooks
 from deltaprop.core import ElementwiseLoss
 from deltaprop.core.recursion import Layer
 from deltaprop.errors import UserError
@@ -37,7 +36,7 @@ def check_parameters(layers: Sequence[Layer]) -> list[Tensor]:
             raise UserError(f"parameters must be real numbers, got {p.dtype}")
         if not p.is_contiguous():
             raise UserError(f"parameters must be contiguous, got strides {p.stride()} for shape {list(p.shape)}")
-        if p._backward_hooks or p._post_accumulate_grad_hooks:
+        if any(tensor_hooks(p)):
             raise UserError(f"a parameter of shape {list(p.shape)} has hooks, which nothing would call: {ELSEWHERE}")
     return params
 
@@ -49,7 +48,7 @@ def check_optimizer(optimizer: torch.optim.Optimizer) -> None:
         UserError: If it is of another kind, or has hooks on its step.
     """
     known = type(optimizer) in (SGD, torch.optim.SGD)
-    hooks = known and any(_step_hooks(optimizer))
+    hooks = known and any(optimizer_hooks(optimizer))
     if not known or hooks:
         raise UserError(
             f"the explicit driver fuses SGD itself into its products, got {type(optimizer).__name__}"
@@ -72,15 +71,6 @@ def check_momentum(optimizer: torch.optim.Optimizer, params: Sequence[Tensor]) -
             )
 
 
-def _step_hooks(optimizer: torch.optim.Optimizer) -> list[dict[int, Any]]:
-    """Return the dictionaries of what a step of the optimizer would run besides."""
-    own: list[dict[int, Any]] = [optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks]
-    return [*own, *GLOBAL_OPTIMIZER_HOOKS]
-
-
-_flags = attrgetter("requires_grad", "_backward_hooks", "_post_accumulate_grad_hooks")
-
-
 class Watch:
     """Notices when a model or its optimizer has been changed since it was read.
 
@@ -93,11 +83,11 @@ class Watch:
     def __init__(self, model: nn.Module, params: Sequence[Tensor], optimizer: torch.optim.Optimizer) -> None:
         modules = list(model.modules())
         self._params, self._optimizer = params, optimizer
-        self._hooks = [*GLOBAL_MODULE_HOOKS, *hook_tables(modules), *_step_hooks(optimizer)]
-        self._children = [module._modules for module in modules if module._modules]
-        self._parameters = [module._parameters for module in modules if module._parameters]
-        single = [(module, from_torch(module)) for module in modules if not module._modules]
-        self._modules = modules
+        self._hooks = [*GLOBAL_MODULE_HOOKS, *hook_tables(modules), *optimizer_hooks(optimizer)]
+        self._watched = modules
+        self._children = [children(module) for module in modules if children(module)]
+        self._parameters = [parameters(module) for module in modules if parameters(module)]
+        single = [(module, from_torch(module)) for module in modules if not children(module)]
         self._constants = [(m, name) for m, ours in single if isinstance(ours, Activation) for name in ours.constants]
         self._seen = self._look()
 
@@ -108,12 +98,15 @@ class Watch:
     def _look(self) -> tuple[Any, ...]:
         """Return all that was read; this is done at every single step, and so in little Python."""
         return (
-            [tuple(children.values()) for children in self._children],
-            [id(p) for parameters in self._parameters for p in parameters.values()],
-            [(p.data_ptr(), p.dtype, p.shape, p.is_contiguous(), *_flags(p)) for p in self._params],
+            [tuple(named.values()) for named in self._children],
+            [id(p) for named in self._parameters for p in named.values()],
+            [
+                (p.data_ptr(), p.dtype, p.shape, p.is_contiguous(), p.requires_grad, *tensor_hooks(p))
+                for p in self._params
+            ],
             [_comparable(getattr(module, name)) for module, name in self._constants],
             any(self._hooks),
-            ["forward" in vars(module) for module in self._modules],
+            ["forward" in vars(module) for module in self._watched],
             [list(map(id, group["params"])) for group in self._optimizer.param_groups],
         )
 

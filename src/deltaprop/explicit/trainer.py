@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from deltaprop._torch_compat import mark_step
 from deltaprop.core.casting import cast
 from deltaprop.core.recursion import back_propagate, feed_forward
 from deltaprop.epoch_state import EpochState
@@ -280,7 +281,7 @@ class ExplicitTrainer:
         if self._watch.changed():
             self._read_model()
         self._update.refresh()
-        self._optimizer._opt_called = True  # type: ignore[attr-defined]  # as its own step does, for schedulers
+        mark_step(self._optimizer)
 
     def _read_model(self) -> None:
         """Read the model.

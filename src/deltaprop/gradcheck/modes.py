@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from deltaprop._torch_compat import many_recompilations
 from deltaprop.gradcheck.context import CheckContext, Finding, Found, Skipped, difference, filled, format_error
 from deltaprop.gradcheck.target import gradients
 
@@ -79,7 +80,7 @@ def compiled(context: CheckContext) -> Found:
     level = log.level
     log.setLevel(logging.CRITICAL)  # it tells at length where a graph ends
     try:
-        with torch._dynamo.config.patch(recompile_limit=MANY, accumulated_recompile_limit=MANY):
+        with many_recompilations(MANY):
             outputs = torch.compile(f, backend="aot_eager")(*leaves)
             outputs = tuple(t for t in outputs if t.requires_grad and t.is_floating_point())
             got = gradients(outputs, leaves, context.v)

@@ -34,7 +34,7 @@ class Check:
         return {"name": self.name, "outcome": self.outcome, "severity": self.severity, "detail": self.detail}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class GradientReport:
     """All checks of one function.
 
@@ -93,6 +93,10 @@ class GradientReport:
             failed = "[bold red]ERROR[/]" if check.severity == "error" else "[yellow]warning[/]"
             table.add_row(check.name, marks.get(check.outcome, failed), Text(check.detail))
         return table
+
+    def __repr__(self) -> str:
+        """Return the name and the summary, in one line."""
+        return f"<GradientReport of {self.subject}: {self.summary()}>"
 
     def __str__(self) -> str:
         """Return the table as text, without colour."""

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 from torch.nn.parameter import is_lazy
-from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from deltaprop._torch_compat import tree_flatten, tree_unflatten
 from deltaprop.errors import UserError
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from deltaprop.data import Encoding, Scaling
 from deltaprop.errors import UserError, unknown_name
@@ -104,7 +104,7 @@ def _scaling(found: Any, n: int) -> Scaling:
     return Scaling(*parts)
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Model:
     """A trained net with its preprocessing.
 
@@ -133,6 +133,14 @@ class Model:
     target_scaling: Scaling
     missing: str
     config: TrainConfig
+
+    def __repr__(self) -> str:
+        """Return the net, what it was trained on and what it predicts, in one line."""
+        sizes = [module.out_features for module in self.net if isinstance(module, nn.Linear)]
+        what = f"{len(self.class_names)} classes" if self.class_names else "numbers"
+        return (
+            f"<Model {'-'.join(map(str, [self.net[0].in_features, *sizes]))} of {what}, trained on {self.config.data}>"
+        )
 
     @property
     def task(self) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from deltaprop._torch_compat import GLOBAL_MODULE_HOOKS
+from deltaprop._torch_compat import GLOBAL_MODULE_HOOKS, children, module_hooks
 from deltaprop.core import ACTIVATIONS
 from deltaprop.core.recursion import Layer
 from deltaprop.errors import UserError
@@ -71,7 +71,7 @@ def flat_modules(model: nn.Sequential, prefix: str = "") -> Iterator[tuple[str, 
     own = "forward" in vars(model) or type(model).forward not in (nn.Sequential.forward, MLP.forward)
     if own or any(hook_tables([model])):
         raise UserError(f"{prefix or 'the model'} has a forward or hooks, which nothing would call: {ELSEWHERE}")
-    for name, module in model._modules.items():  # not named_children(), which names a shared module once
+    for name, module in children(model).items():
         if isinstance(module, nn.Sequential):
             yield from flat_modules(module, f"{prefix}{name}.")
         elif module is not None:
@@ -80,8 +80,7 @@ def flat_modules(model: nn.Sequential, prefix: str = "") -> Iterator[tuple[str, 
 
 def hook_tables(modules: Iterable[nn.Module]) -> list[dict[int, Any]]:
     """Return the dictionaries of everything that a call of these modules would run besides their forward."""
-    names = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return [getattr(module, name) for module in modules for name in names]
+    return [hooks for module in modules for hooks in module_hooks(module)]
 
 
 def refuse_contained_activation(layers: list[Layer], loss_name: str, contains: tuple[str, ...]) -> None:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from deltaprop import functional as F
+from deltaprop._torch_compat import children
 from deltaprop.core import ACTIVATIONS, primitive
 from deltaprop.core import Activation as Definition
 from deltaprop.errors import UserError, unknown_name
@@ -216,7 +217,7 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-ActivationLike = str | type[nn.Module] | nn.Module
+ActivationLike = str | type[nn.Module] | nn.Module | Callable[..., Tensor]
 
 
 class MLP(nn.Sequential):
@@ -227,8 +228,9 @@ class MLP(nn.Sequential):
 
     Args:
         sizes: [n_0, n_1, …, n_L]: inputs, hidden layers, outputs; at least two.
-        activation: Of the hidden layers: a name in ``core.ACTIVATIONS``, a module class or instance (copied for each
-            layer), or a list of these, one per hidden layer. A ``torch.nn`` activation becomes ours where we have it.
+        activation: Of the hidden layers: a name in ``core.ACTIVATIONS``, a function of that name (``torch.relu``,
+            ``torch.nn.functional.relu`` or ours), a module class or instance (copied for each layer), or a list of
+            these, one per hidden layer. A ``torch.nn`` activation becomes ours where we have it.
         output_activation: Of the last layer; None for none, which is right for a loss from logits.
         bias: Whether layers have biases.
         init: A name for :func:`initialize`; None for PyTorch's own.
@@ -286,7 +288,8 @@ class MLP(nn.Sequential):
     def __getitem__(self, index: slice | int) -> nn.Module:
         """Return a module; a slice is a plain ``nn.Sequential`` of the same modules."""
         if isinstance(index, slice):
-            return nn.Sequential(OrderedDict(list(self._modules.items())[index]))
+            named = [(name, module) for name, module in children(self).items() if module is not None]
+            return nn.Sequential(OrderedDict(named[index]))
         return super().__getitem__(index)
 
 
@@ -297,7 +300,13 @@ def _as_module(activation: ActivationLike) -> nn.Module:
         return from_torch(activation())
     if isinstance(activation, nn.Module):
         return from_torch(copy.deepcopy(activation))
-    raise UserError(f"an activation must be a name, a module class or a module instance, got {activation!r}")
+    for name in ACTIVATIONS:
+        if any(activation is getattr(place, name, None) for place in (F, torch, nn.functional)):
+            return activation_module(name)()
+    raise UserError(
+        "an activation must be a name, a function such as torch.relu, a module class or a module instance, "
+        f"got {activation!r}"
+    )
 
 
 # --- from and to torch.nn ---
@@ -337,9 +346,9 @@ def _convert(
     if module not in done:
         copied = replacement(module)
         done[module] = copied
-        for name, child in module._modules.items():  # not named_children(), which names a shared child once
+        for name, child in children(module).items():
             if child is not None:
-                copied._modules[name] = _convert(child, replacement, done)
+                children(copied)[name] = _convert(child, replacement, done)
     return done[module]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ class PerceptronFit:
     """
 
     converged: bool
-    mistakes: list[int]
+    mistakes: list[int] = field(repr=False)
 
     def __str__(self) -> str:
         """Return one line for people."""
