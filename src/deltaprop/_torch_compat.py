@@ -94,3 +94,12 @@ def many_recompilations(limit: int) -> AbstractContextManager[Any]:
         recompile_limit=limit, accumulated_recompile_limit=limit
     )
     return patch
+
+
+def output_metadata(node: Any, number: int) -> Any:
+    """Return shape, dtype and device of what a node's output was: nodes of the tape have no public query for it."""
+    return node._input_metadata[number]  # the input of its backward
+
+
+# The base class of Functions of every kind; torch.autograd.Function itself is one of them.
+PYTHON_FUNCTION: Any = torch.autograd.function._SingleLevelFunction

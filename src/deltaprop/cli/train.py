@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from tyro.conf import UseAppendAction
+from tyro.conf import UseAppendAction, arg
 
 from deltaprop.cli.console import ConsoleReporter
 from deltaprop.cli.parsing import read_flags
+from deltaprop.core import ACTIVATIONS
 from deltaprop.errors import UserError, as_keys, setting
+from deltaprop.nn.init import INITS
 from deltaprop.training.config import TrainConfig, read_toml
 from deltaprop.training.loop import train
+from deltaprop.training.objective import losses
 from deltaprop.training.resume import locate, saved_config
 from deltaprop.training.run_folder import RunFolder, has_checkpoint
 
@@ -25,9 +28,21 @@ Exit codes: 0 done, 1 failure, 2 wrong input (nothing is written then), 130 afte
 second Ctrl-C ends at once). --debug shows tracebacks."""
 
 
+def _one_of(names: Callable[[], Iterable[str]]) -> Any:
+    """Return what makes the help of a flag list the names that a table has when it is asked for."""
+    return arg(help_behavior_hint=lambda default: f"({', '.join(names())}; default: {default})")
+
+
+_AN_ACTIVATION, _A_LOSS, _AN_INIT = _one_of(lambda: ACTIVATIONS), _one_of(losses), _one_of(lambda: INITS)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Flags(TrainConfig):
     """Train a multilayer perceptron with hand-written backpropagation."""
+
+    activation: Annotated[tuple[str, ...], _AN_ACTIVATION] = TrainConfig.activation
+    loss: Annotated[str, _A_LOSS] = TrainConfig.loss
+    init: Annotated[str, _AN_INIT] = TrainConfig.init
 
     resume: str | None = None
     """Go on with a run: its folder or a checkpoint of it; without a name the run in --run-dir or, if that is one, the

@@ -17,7 +17,7 @@ from deltaprop.data.builtin import BUILTIN
 from deltaprop.data.classes import check_classes
 from deltaprop.data.columns import TableOptions, chosen
 from deltaprop.data.dataset import Dataset, RawData, Split
-from deltaprop.data.formats import is_table, open_table
+from deltaprop.data.formats import FORMATS, is_table, open_table
 from deltaprop.data.formats.arrays import is_array, load_arrays
 from deltaprop.data.formats.idx import find_idx_files, load_idx_folder
 from deltaprop.data.from_table import load_table
@@ -69,10 +69,10 @@ def check_source(source: str | Source) -> None:
     has_targets = has_columns or (source not in BUILTIN and is_array(source))
     for flag, given in (("drop", choices.drop), ("categorical", choices.categorical)):
         if given and not has_columns:
-            raise UserError(f"--{flag} {' '.join(given)}: {source} is no table with names for its columns")
-    for flag, said in (("target", " ".join(choices.target)), ("test", asked.test or "")):
+            raise UserError(f"{setting(flag, *given)}: {source} is no table with names for its columns")
+    for flag, said in (("target", choices.target), ("test", (asked.test,) if asked.test else ())):
         if said and not has_targets:
-            raise UserError(f"--{flag} {said}: {source} brings its own; it is for tables and arrays")
+            raise UserError(f"{setting(flag, *said)}: {source} brings its own; it is for tables and arrays")
     if choices.missing != "refuse" and not has_columns:
         raise UserError(f"{setting('missing', choices.missing)}: it is for tables, and {source} is none")
     for path in (source, asked.test):
@@ -95,8 +95,7 @@ def check_source(source: str | Source) -> None:
         )
     if os.path.isfile(source):
         raise UserError(
-            f"{source}: not known by its name: a table ends in .csv, .tsv, .txt (or these and .gz) or .parquet, "
-            "arrays in .npz or .npy"
+            f"{source}: not known by its name: a table ends in {', '.join(FORMATS)}; arrays in .npz or .npy"
         )
     try:
         find_idx_files(source)

@@ -9,6 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from deltaprop._torch_compat import output_metadata
 from deltaprop.gradcheck.context import CheckContext, Finding, Found, Skipped, difference
 from deltaprop.gradcheck.target import gradients, python_nodes
 
@@ -44,7 +45,7 @@ def raw_gradients(context: CheckContext) -> list[tuple[str, Tensor | None, torch
         for number, (gradient, needed) in enumerate(zip(raw, node.needs_input_grad, strict=False)):
             if needed:
                 next_node, output_number = next(edges)
-                like = next_node._input_metadata[output_number]
+                like = output_metadata(next_node, output_number)
                 label = f"{type(node).__name__.removesuffix('Backward')} input {number}"
                 found.append((label, gradient, torch.Size(like.shape), like.dtype, like.device))
     return found

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.nn.parameter import is_lazy
 
-from deltaprop._torch_compat import tree_flatten, tree_unflatten
+from deltaprop._torch_compat import PYTHON_FUNCTION, tree_flatten, tree_unflatten
 from deltaprop.errors import UserError
 
 
@@ -153,7 +153,7 @@ def _call_with(module: nn.Module, own: dict[str, Tensor], *arguments: Any) -> An
 
 def takes_ctx(op: type[Function]) -> bool:
     """Return whether a Function's forward takes ctx, as it does where there is no setup_context."""
-    return op.setup_context is torch.autograd.function._SingleLevelFunction.setup_context
+    return op.setup_context is PYTHON_FUNCTION.setup_context
 
 
 def dot(outputs: Sequence[Tensor], cotangents: Sequence[Tensor]) -> Tensor:

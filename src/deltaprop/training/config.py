@@ -69,8 +69,7 @@ class TrainConfig:
     """Neurons of each hidden layer; no number for none, a linear model."""
 
     activation: tuple[str, ...] = ("relu",)
-    """Of the hidden layers: one name for all, or one per layer: step, identity, relu, leaky_relu, elu, gelu, silu,
-    softplus, sigmoid, tanh, softmax or log_softmax."""
+    """Of the hidden layers: one name for all, or one per layer."""
 
     output_activation: str = "none"
     """Of the last layer: none, or a name as for `activation`; one that the loss already contains is refused."""
@@ -82,11 +81,11 @@ class TrainConfig:
     """Of two classes: one output, whose sigmoid is the probability of the second, instead of two."""
 
     loss: str = "auto"
-    """auto (cross-entropy for classes, mse for numbers), cross-entropy, binary-cross-entropy (on one-hot targets,
-    summed over outputs, averaged over samples), mse, quadratic, huber or l1."""
+    """auto: cross-entropy for classes, mse for numbers. binary-cross-entropy is on one-hot targets, summed over outputs
+    and averaged over samples."""
 
     init: str = "torch"
-    """Initial weights: torch, xavier, kaiming, lecun or normal."""
+    """Initial weights."""
 
     lr: float | Literal["auto"] = "auto"
     """Learning rate η, above 0. auto: 0.05; for tables and arrays of your own, whose columns are standardised, 0.02

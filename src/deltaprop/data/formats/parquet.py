@@ -40,8 +40,11 @@ class ParquetTable:
         return f"{self.path}: row {row}"
 
     @classmethod
-    def open(cls, path: Path, parts: list[Path], least: int = 2) -> ParquetTable:
-        """Return the table, once the parts are seen to have the same columns."""
+    def open(cls, path: Path, delimiter: str = "auto", *, least: int = 2) -> ParquetTable:
+        """Return the table of a file or of a folder, once its parts are seen to have the same columns."""
+        parts = parts_of(path) if path.is_dir() else [path]
+        if not parts:
+            raise UserError(f"{path}: there is no .parquet file in this folder")
         names: list[str] = []
         kinds: list[str] = []
         for part in parts:

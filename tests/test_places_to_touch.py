@@ -1,0 +1,116 @@
+"""An addition is a class and a row: everything else finds it there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor
+
+import deltaprop as dp
+import deltaprop.functional as F
+from deltaprop import core
+from deltaprop.cli import main
+from deltaprop.data import formats
+from deltaprop.data.formats.csv import CsvTable
+from deltaprop.nn import activation_module
+
+
+class Mish(core.Elementwise):
+    """a = z tanh(log(1 + e^z));  σ'(z) = t + z (1 − t²) / (1 + e^−z), t = tanh(log(1 + e^z))."""
+
+    @staticmethod
+    def forward(z: Tensor) -> Tensor:
+        return z * torch.tanh(torch.nn.functional.softplus(z))
+
+    @staticmethod
+    def derivative(z: Tensor) -> Tensor:
+        t = torch.tanh(torch.nn.functional.softplus(z))
+        return t + z * (1 - t * t) * torch.sigmoid(z)
+
+
+class LogCosh(core.ElementwiseLoss):
+    """C = Σ log cosh(a − y)/M;  ∂C/∂a = tanh(a − y)/M."""
+
+    contains: ClassVar[tuple[str, ...]] = ()
+
+    @staticmethod
+    def value(a: Tensor, y: Tensor) -> Tensor:
+        return torch.log(torch.cosh(a - y))
+
+    @staticmethod
+    def derivative(a: Tensor, y: Tensor) -> Tensor:
+        return torch.tanh(a - y)
+
+
+@pytest.fixture
+def rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An activation and a loss, each a class and a row."""
+    monkeypatch.setitem(core.ACTIVATIONS, "mish", Mish)
+    monkeypatch.setitem(core.LOSSES, "log_cosh_loss", LogCosh)
+
+
+pytestmark = pytest.mark.usefixtures("rows")
+
+
+def test_functions_and_modules_follow_from_the_row():
+    z = torch.randn(5, 3, dtype=torch.float64)
+    assert torch.equal(F.mish(z), Mish.forward(z))
+    assert torch.equal(dp.Mish()(z), F.mish(z))
+    assert type(dp.MLP([3, 4, 1], "mish")[1]) is activation_module("mish") is dp.Mish
+    assert dp.check_gradients(F.mish, (z,), fast=True).ok
+    assert dp.check_gradients(F.log_cosh_loss, (z, torch.randn_like(z)), fast=True).ok
+
+
+@pytest.mark.parametrize("engine", ["autograd", "explicit"])
+def test_both_engines_train_by_them(engine: str, tmp_path: Path):
+    words = ["--data", "sine", "--activation", "mish", "--loss", "log-cosh", "--hidden", "16", "--epochs", "15"]
+    run = tmp_path / "run"
+    assert main(["train", *words, "--engine", engine, "--run-dir", str(run), "--log-every", "5"]) == 0
+    losses = [json.loads(line)["train_loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert losses[-1] < losses[0] / 2
+    assert dp.load(run).net[1].op is Mish
+    events = EventAccumulator(str(run), size_guidance={"tensors": 0})
+    events.Reload()
+    texts = [e.tensor_proto.string_val for tag in events.Tags()["tensors"] for e in events.Tensors(tag)]
+    assert any("tanh(log(1 + e^z))" in text.decode() for strings in texts for text in strings)
+
+
+def test_help_names_them(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "mish" in shown
+    assert "log-cosh" in shown
+
+
+def test_a_trace_writes_out_their_formulas():
+    text = str(dp.trace(dp.MLP([2, 2, 1], "mish"), "log-cosh", torch.rand(1, 2), torch.rand(1, 1)))
+    assert "a¹ = mish(z¹)" in text
+    assert "z tanh(log(1 + e^z))" in text
+    assert "Σ log cosh(a − y)/M" in text
+    assert "ok: " in text
+
+
+class Semicolons(CsvTable):
+    """A table whose cells are parted by semicolons, whatever is asked for."""
+
+    @classmethod
+    def open(cls, path: Path, delimiter: str = "auto", **options: Any) -> CsvTable:  # type: ignore[override]
+        return CsvTable.open(path, ";", **options)
+
+
+def test_a_format_of_tables_is_a_class_and_a_row(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys):
+    monkeypatch.setitem(formats.FORMATS, ".scsv", Semicolons.open)
+    monkeypatch.chdir(tmp_path)
+    Path("t.scsv").write_text("a;b;y\n" + "".join(f"{i};{i % 7};{'no' if i % 2 else 'yes'}\n" for i in range(60)))
+    assert main(["train", "--data", "t.scsv", "--hidden", "4", "--epochs", "1", "--run-dir", "run"]) == 0
+    assert main(["predict", "run", "--data", "t.scsv", "--out", "answers.csv"]) == 0
+    assert len(Path("answers.csv").read_text().splitlines()) == 61
+    Path("t.unknown").write_text("a;b\n")
+    assert main(["train", "--data", "t.unknown"]) == 2
+    assert ".scsv" in capsys.readouterr().err
