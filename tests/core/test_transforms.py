@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 
-from tests.core.cases import CASES, ONE_PER_OP, Case, over
+from tests.core.cases import CASES, ONE_PER_OP, PAIRWISE, Case, over
 from tests.core.compare import assert_same, frozen
 
 DRAWS = 3
@@ -76,7 +76,7 @@ ORDERS = {
 }
 
 
-@over(CASES)
+@over(PAIRWISE)
 @pytest.mark.parametrize("order", ORDERS)
 def test_second_derivatives(case: Case, order, device):
     """The Hessian is PyTorch's in every order of modes; forward over forward is silently 0 in a plain Function.
