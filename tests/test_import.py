@@ -21,6 +21,7 @@ STATEMENTS = {
     "torch": "import torch",
     "deltaprop": "import deltaprop as dp",
     "our SGD": "dp.SGD([torch.nn.Parameter(torch.ones(1))])",
+    "its data": "import deltaprop.data",
     "a run": """
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -64,6 +65,12 @@ def test_little_more_than_torch(modules):
     foreign = {m for m in added if m.partition(".")[0] not in ({"deltaprop"} | sys.stdlib_module_names)}
     assert {m for m in foreign if not m.startswith("torch.")} == set()
     assert "deltaprop.core.linear" in added
+
+
+def test_data_sets_bring_in_no_scikit_learn(modules):
+    """It takes longer to import than the package: only a set or a split that needs it brings it in."""
+    assert "deltaprop.data" in modules["its data"]
+    assert "sklearn" not in modules["its data"]
 
 
 def test_an_optimizer_brings_in_no_compiler(modules):
