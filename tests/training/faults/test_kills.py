@@ -115,10 +115,6 @@ def random_kills(tmp_path: Path, kills: int) -> tuple[int, int]:
     return done, runs
 
 
-def test_at_random_moments_the_run_goes_on_to_the_same_bits(tmp_path: Path):
-    random_kills(tmp_path, 30)
-
-
 @pytest.mark.slow
 def test_at_200_random_moments_the_run_goes_on_to_the_same_bits(tmp_path: Path):
     random_kills(tmp_path, 200)
