@@ -7,6 +7,7 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,7 +29,7 @@ from deltaprop.training.report.reporter import Silent
 from deltaprop.training.report.tensorboard import TensorBoardReporter
 from deltaprop.training.run_folder import LAST, RunFolder, load_checkpoint
 from deltaprop.training.signals import Terminated
-from tests.training.conftest import without_times
+from tests.training.conftest import starter, without_times
 
 Run = Callable[..., Result]
 
@@ -221,6 +222,12 @@ class TestMetrics:
         same(run4.folder, whole)
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Result:
+    """A run of two epochs, to be copied."""
+    return starter(tmp_path_factory.mktemp("made"))(epochs=2)
+
+
 class TestWhatMayChange:
     def refused(self, result: Result, *words: str) -> str:
         """Return what is said on stderr."""
@@ -240,8 +247,10 @@ class TestWhatMayChange:
         self.capsys = capsys
 
     @pytest.fixture
-    def short(self, run: Run) -> Result:
-        return run(epochs=2)
+    def short(self, made: Result, tmp_path: Path) -> Result:
+        """A copy of a run of two epochs."""
+        shutil.copytree(made.folder, tmp_path / "short")
+        return dataclasses.replace(made, folder=tmp_path / "short")
 
     @pytest.mark.parametrize(
         "words",
