@@ -179,16 +179,29 @@ def test_what_has_ended_is_left_as_it_is(run: Run):
     assert {path: stamp for path, stamp in after.items() if path.is_file()} == files
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Result:
+    """A run of two epochs, to be copied."""
+    return starter(tmp_path_factory.mktemp("made"))(epochs=2)
+
+
+@pytest.fixture(scope="module")
+def of_three(tmp_path_factory: pytest.TempPathFactory) -> Result:
+    """One of three."""
+    return starter(tmp_path_factory.mktemp("three"))(epochs=3)
+
+
 class TestMetrics:
     """metrics.jsonl is as long as the checkpoint says, and never torn."""
 
-    @pytest.mark.parametrize("torn", ['{"epoch": 4, "ste', '{"epoch": 4}\n{"ep', "\0\0\0\0", '{"epoch": 9}\n', "[1]\n"])
-    def test_a_torn_last_line_is_repaired(self, torn: str, run: Run):
-        whole, short = run(epochs=5), run(epochs=3)
-        with open(short.folder / "metrics.jsonl", "a") as file:
+    @pytest.mark.parametrize("torn", ['{"epoch": 3, "ste', '{"epoch": 3}\n{"ep', "\0\0\0\0", '{"epoch": 9}\n', "[1]\n"])
+    def test_a_torn_last_line_is_repaired(self, torn: str, made: Result, of_three: Result, tmp_path: Path):
+        shutil.copytree(made.folder, tmp_path / "short")
+        with open(tmp_path / "short" / "metrics.jsonl", "a") as file:
             file.write(torn)
-        train(TrainConfig(**{**json_of(short), "epochs": 5}), resume=short.folder)
-        same(short.folder, whole)
+        config = {**json_of(made), "epochs": 3, "run_dir": tmp_path / "short"}
+        train(TrainConfig(**config), resume=tmp_path / "short")
+        same(tmp_path / "short", of_three)
 
     def test_a_damaged_line_is_told_and_takes_no_other_with_it(self, run: Run, capsys: pytest.CaptureFixture[str]):
         result = run(epochs=5)
@@ -220,12 +233,6 @@ class TestMetrics:
         assert load_checkpoint(path).state["epoch"] == 3
         train(TrainConfig(**json_of(run4)), resume=path)
         same(run4.folder, whole)
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Result:
-    """A run of two epochs, to be copied."""
-    return starter(tmp_path_factory.mktemp("made"))(epochs=2)
 
 
 class TestWhatMayChange:
