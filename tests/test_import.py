@@ -16,60 +16,82 @@ import deltaprop as dp
 HEAVY = ("sklearn", "matplotlib", "tensorboard", "tyro", "rich", "pandas", "scipy", "PIL", "safetensors", "hypothesis")
 
 
-def modules_after(statement: str) -> set[str]:
-    """Return the modules that a fresh interpreter holds after a statement."""
-    program = f"import sys\n{statement}\nprint(*sys.modules, sep='\\n')"
+# In one fresh interpreter, one after the other: each is an import of torch, and a second or two.
+STATEMENTS = {
+    "torch": "import torch",
+    "deltaprop": "import deltaprop as dp",
+    "our SGD": "dp.SGD([torch.nn.Parameter(torch.ones(1))])",
+    "its data": "import deltaprop.data",
+    "a run": """
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from deltaprop.training import TrainConfig, train
+with TemporaryDirectory() as folder:
+    path = Path(folder, "run")
+    train(TrainConfig(data="moons", hidden=(4,), epochs=1, log_every=0, run_dir=path, engine="explicit"))""",
+    "torch's SGD": "torch.optim.SGD([torch.nn.Parameter(torch.ones(1))])",
+}
+
+
+def printed_by(program: str) -> list[str]:
+    """Return the lines that a program prints in a fresh interpreter."""
     # The same search path, so that the same source is imported wherever the tests run.
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     result = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=True
     )
-    return set(result.stdout.split())
+    return result.stdout.splitlines()
 
 
 @pytest.fixture(scope="module")
-def loaded() -> set[str]:
-    """The modules after `import deltaprop`."""
-    return modules_after("import deltaprop")
+def modules() -> dict[str, set[str]]:
+    """The modules that a fresh interpreter holds after each of the statements, and those before it."""
+    told = "print('after', *sys.modules)"
+    lines = printed_by("\n".join(["import sys", *(f"{each}\n{told}" for each in STATEMENTS.values())]))
+    held = [{*line.split()[1:]} for line in lines if line.startswith("after ")]
+    return dict(zip(STATEMENTS, held, strict=True))
 
 
 @pytest.mark.parametrize("name", HEAVY)
-def test_nothing_heavy(name, loaded):
+def test_nothing_heavy(name, modules):
     """`import deltaprop` imports none of the packages that only a command needs."""
     assert importlib.util.find_spec(name) or name in ("pandas", "PIL", "scipy")  # else the test says nothing
-    assert name not in {module.partition(".")[0] for module in loaded}
+    assert name not in {module.partition(".")[0] for module in modules["deltaprop"]}
 
 
-def test_little_more_than_torch(loaded):
+def test_little_more_than_torch(modules):
     """Beyond `import torch` it loads its own modules, and no package from outside the standard library."""
-    added = loaded - modules_after("import torch")
+    added = modules["deltaprop"] - modules["torch"]
     foreign = {m for m in added if m.partition(".")[0] not in ({"deltaprop"} | sys.stdlib_module_names)}
     assert {m for m in foreign if not m.startswith("torch.")} == set()
     assert "deltaprop.core.linear" in added
 
 
-def test_an_optimizer_brings_in_no_compiler():
+def test_data_sets_bring_in_no_scikit_learn(modules):
+    """It takes longer to import than the package: only a set or a split that needs it brings it in."""
+    assert "deltaprop.data" in modules["its data"]
+    assert "sklearn" not in modules["its data"]
+
+
+def test_an_optimizer_brings_in_no_compiler(modules):
     """As torch.optim.SGD does, in its first breath: a second."""
-    begun = "import torch, deltaprop as dp\np = [torch.nn.Parameter(torch.ones(1))]\n"
-    assert "torch._dynamo" in modules_after(f"{begun}torch.optim.SGD(p)")
-    assert "torch._dynamo" not in modules_after(f"{begun}dp.SGD(p)")
+    assert "torch._dynamo" not in modules["our SGD"]
+    assert "torch._dynamo" in modules["torch's SGD"]
 
 
-def test_a_run_without_pictures_brings_in_neither_compiler_nor_matplotlib(tmp_path: Path):
-    settings = f"data='moons', hidden=(4,), epochs=1, log_every=0, run_dir=Path({str(tmp_path / 'run')!r})"
-    begun = "from pathlib import Path\nfrom deltaprop.training import TrainConfig, train"
-    loaded = modules_after(f"{begun}\ntrain(TrainConfig({settings}, engine='explicit'))")
-    assert not {"torch._dynamo", "matplotlib"} & loaded
-    assert "torch.utils.tensorboard" in loaded
+def test_a_run_without_pictures_brings_in_neither_compiler_nor_matplotlib(modules):
+    assert not {"torch._dynamo", "matplotlib"} & modules["a run"]
+    assert "torch.utils.tensorboard" in modules["a run"]
 
 
-@pytest.mark.parametrize("how", ["run_path('train.py'", "run_module('deltaprop'"])
-def test_a_command_leaves_what_imports_made_to_the_end(how: str):
-    """The garbage collector does not go through PyTorch again and again."""
-    begun = "import gc, runpy, deltaprop.cli as cli\ncli.main = lambda words: print(f'frozen{gc.get_freeze_count()}')"
-    ended = f"try: runpy.{how}, run_name='__main__')\nexcept SystemExit: pass"
-    (told,) = (word for word in modules_after(f"{begun}\n{ended}") if word.startswith("frozen"))
-    assert int(told.removeprefix("frozen")) > 10_000
+def test_a_command_leaves_what_imports_made_to_the_end():
+    """The garbage collector does not go through PyTorch again and again, whichever way a command is called."""
+    program = "import gc, runpy, deltaprop.cli as cli\ncli.main = lambda words: print('frozen', gc.get_freeze_count())"
+    for how in ("run_path('train.py'", "run_module('deltaprop'"):
+        program += f"\ngc.unfreeze()\ntry: runpy.{how}, run_name='__main__')\nexcept SystemExit: pass"
+    frozen = [int(line.split()[1]) for line in printed_by(program) if line.startswith("frozen ")]
+    assert len(frozen) == 2
+    assert min(frozen) > 10_000
 
 
 def test_public_names():

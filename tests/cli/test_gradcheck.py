@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
+from deltaprop import check_gradients
 from deltaprop.cli import main
+from deltaprop.gradcheck.report import GradientReport
 
 OWN = """
 import torch
@@ -44,8 +49,23 @@ def own(tmp_path: Path) -> Path:
     return path
 
 
-def test_every_op_of_the_library_in_one_table(capsys: pytest.CaptureFixture[str]):
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """How each op is asked to be checked. They are checked in tests/gradcheck; here each gets the report of a sine."""
+    asked: list[dict[str, Any]] = []
+    of_a_sine = check_gradients(torch.sin, (torch.randn(4, 3),), fast=True)
+
+    def check(op: Any, inputs: Any, **options: Any) -> GradientReport:
+        asked.append(options)
+        return dataclasses.replace(of_a_sine, subject=op.__name__)
+
+    monkeypatch.setattr("deltaprop.cli.gradcheck.check_gradients", check)
+    return asked
+
+
+def test_every_op_of_the_library_in_one_table(asked: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]):
     assert main(["gradcheck", "--fast"]) == 0
+    assert asked == [{"skip": (), "fast": True, "seed": 0}] * 21
     out = capsys.readouterr().out
     for word in ("sigmoid", "linear", "cross_entropy", "✓", "values", "21 of 21 ops ok on cpu"):
         assert word in out
@@ -67,9 +87,12 @@ def test_a_file_with_dataclasses_and_a_neighbour(tmp_path: Path, capsys: pytest.
     assert main(["gradcheck", f"{tmp_path}/mine_with_options.py:twice", "--shape", "4x3", "--fast"]) == 0
 
 
-def test_a_narrow_terminal_has_every_op(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+def test_a_narrow_terminal_has_every_op(
+    asked: list[dict[str, Any]], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setenv("COLUMNS", "50")
     assert main(["gradcheck", "--fast", "--skip", "second", "--skip", "values"]) == 0
+    assert asked == [{"skip": ("second", "values"), "fast": True, "seed": 0}] * 21
     headers = [line for line in capsys.readouterr().out.splitlines() if line.split()[:1] == ["check"]]
     assert [int(word) for line in headers for word in line.split()[1:]] == list(range(1, 22))
 

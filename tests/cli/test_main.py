@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import pty
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -25,14 +27,32 @@ def python(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, *arguments], cwd=cwd, capture_output=True, text=True, timeout=120)
 
 
+NAMES = {"train.py": [str(ROOT / "train.py")], "-m deltaprop train": ["-m", "deltaprop", "train"]}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, subprocess.CompletedProcess[str]]]:
+    """Return a function that gives the folder of a small run by one of the names, and what it said; each runs once."""
+
+    @functools.cache
+    def by(name: str) -> tuple[Path, subprocess.CompletedProcess[str]]:
+        folder = tmp_path_factory.mktemp("by-a-name")
+        return folder, python(*NAMES[name], *SMALL, cwd=folder)
+
+    return by
+
+
+Trained = Callable[[str], tuple[Path, subprocess.CompletedProcess[str]]]
+
+
 class TestNames:
     """``python train.py``, ``python -m deltaprop train`` and ``deltaprop train`` are one."""
 
-    @pytest.mark.parametrize("name", [[str(ROOT / "train.py")], ["-m", "deltaprop", "train"]])
-    def test_each_trains_and_says_where_the_run_is(self, tmp_path: Path, name: list[str]):
-        done = python(*name, *SMALL, cwd=tmp_path)
+    @pytest.mark.parametrize("name", NAMES)
+    def test_each_trains_and_says_where_the_run_is(self, trained: Trained, name: str):
+        place, done = trained(name)
         assert done.returncode == 0, done.stderr
-        (folder,) = (tmp_path / "runs").iterdir()
+        (folder,) = (place / "runs").iterdir()
         assert folder.name.startswith("moons-")
         assert f"run     runs/{folder.name}" in done.stdout
         assert "look    tensorboard --logdir runs\n" in done.stdout
@@ -68,15 +88,15 @@ class TestNames:
 class TestOutput:
     """Line-based and plain where the output is no terminal."""
 
-    def test_no_bar_no_colour_one_line_per_epoch(self, tmp_path: Path):
-        out = python("-m", "deltaprop", "train", *SMALL, cwd=tmp_path).stdout
+    def test_no_bar_no_colour_one_line_per_epoch(self, trained: Trained):
+        out = trained("-m deltaprop train")[1].stdout
         assert "\x1b" not in out
         assert "\r" not in out
         assert [line.split()[0] for line in out.splitlines() if line[:7].strip().isdigit()] == ["1", "2"]
         assert all(line == line.rstrip() for line in out.splitlines())
 
-    def test_it_says_data_model_device_test_figures_and_run(self, tmp_path: Path):
-        out = python("-m", "deltaprop", "train", *SMALL, cwd=tmp_path).stdout
+    def test_it_says_data_model_device_test_figures_and_run(self, trained: Trained):
+        out = trained("-m deltaprop train")[1].stdout
         for part in ("2 → 8 relu → 2", "42 parameters (24 + 18)", "cpu, 1 thread, float32", "right (", "runs/moons-"):
             assert part in out
 
@@ -174,12 +194,20 @@ class TestRefusals:
 class TestTerminal:
     """On a real terminal, where parsers colour what they say and a bar moves."""
 
-    def on_a_terminal(self, cwd: Path, *arguments: str, interrupt_on: str = "") -> tuple[int, str]:
-        """Run train.py in a pseudo-terminal; return exit code and all it wrote. Ctrl-C once it has written a text."""
+    def on_a_terminal(self, cwd: Path, *arguments: str, interrupt_on: str = "", fresh: bool = True) -> tuple[int, str]:
+        """Train in a pseudo-terminal; return exit code and all that was written. Ctrl-C once a text has been written.
+
+        By train.py in a fresh interpreter, or by a fork of this one, which has imported everything.
+        """
         process, terminal = pty.fork()
         if process == 0:
             os.chdir(cwd)
-            os.execv(sys.executable, [sys.executable, str(ROOT / "train.py"), *arguments])
+            if fresh:
+                os.execv(sys.executable, [sys.executable, str(ROOT / "train.py"), *arguments])
+            code = 1
+            with open(1, "w", closefd=False) as sys.stdout, open(2, "w", closefd=False) as sys.stderr:
+                code = main(["train", *arguments])
+            os._exit(code)
         written = ""
         with contextlib.suppress(OSError):  # how a pseudo-terminal ends
             while chunk := os.read(terminal, 4096):
@@ -199,7 +227,7 @@ class TestTerminal:
         ],
     )
     def test_a_mistake_is_one_plain_line(self, tmp_path: Path, flags: list[str], message: str):
-        code, written = self.on_a_terminal(tmp_path, *flags)
+        code, written = self.on_a_terminal(tmp_path, *flags, fresh=False)
         assert (code, written.strip()) == (2, message)
 
     def test_ctrl_c_says_what_is_left_and_exits_130(self, tmp_path: Path):

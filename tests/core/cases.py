@@ -380,6 +380,16 @@ ONE_PER_OP = [
 ] + [next(case for case in CASES if case.name == "cross_entropy, probabilities, mean, weight and smoothing")]
 
 
+# For the tests that are dear: a mean with each option, since what it divides by hangs on them; a sum and the table of
+# entries with none of the others and with all of them. So each two arguments of a loss meet in some case.
+_ENDS = ("sum", "none", "everything", "weight and smoothing", "weight and pos_weight")
+PAIRWISE = [
+    case
+    for case in CASES
+    if case in RESIDUAL or case.options.get("reduction", "mean") == "mean" or case.name.endswith(_ENDS)
+]
+
+
 def over(cases: Iterable[Case]) -> pytest.MarkDecorator:
     """Parametrise a test over cases; those that broadcast may say so."""
     marks = pytest.mark.filterwarnings("ignore:target of shape:UserWarning", "ignore:Using a target size:UserWarning")

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch.autograd import gradcheck, gradgradcheck
 
-from tests.core.cases import CASES, Case, over
+from tests.core.cases import CASES, PAIRWISE, Case, over
 from tests.core.compare import assert_same, frozen
 
 
-@over(CASES)
+@over(PAIRWISE)
 def test_gradcheck(case: Case, device):
     """Backward and jvp agree with finite differences; a batch of gradients, of tangents and an undefined one work."""
     inputs = case.inputs(device=device)
@@ -24,7 +24,7 @@ def test_gradcheck(case: Case, device):
     )
 
 
-@over(CASES)
+@over(PAIRWISE)
 def test_gradgradcheck(case: Case, device):
     """The derivative of the gradient agrees with finite differences, forward over backward too."""
     inputs = case.inputs(device=device)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 
@@ -115,9 +112,3 @@ def test_sine_is_sin_x_with_little_noise():
     residual = raw.y - np.sin(raw.x)
     assert abs(residual.mean()) < 0.008  # five times 0.05/√1000
     assert 0.045 < residual.std() < 0.055
-
-
-def test_import_leaves_scikit_learn_out():
-    """It takes longer to import than the package: only a set or a split that needs it brings it in."""
-    code = "import deltaprop.data, sys; sys.exit('sklearn' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import io
 import json
 import math
@@ -166,12 +167,17 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
 # --- by hand: NumPy, config.json and model.safetensors alone ---
 
 
+@functools.cache
+def _digits() -> Array:
+    return np.asarray(load_digits().images.astype(np.uint8))
+
+
 def inputs_of(kind: str, rows: int = N) -> Any:
     """Return rows as a model of this kind takes them: columns, targets and all, or an array."""
     data = KINDS[kind][0]
     if data in TABLES:
         return first(TABLES[data], rows)
-    return (load_digits().images.astype(np.uint8) if data == "digits" else IMAGES)[:rows]
+    return (_digits() if data == "digits" else IMAGES)[:rows]
 
 
 def encoded_by_hand(resolved: Mapping[str, Any], given: Any) -> Array:

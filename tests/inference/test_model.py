@@ -501,7 +501,7 @@ def _outcome(ask: Callable[[], Any]) -> Any:
         return type(error).__name__
 
 
-@pytest.mark.parametrize("kind", ["mixed", "two", "digits", "mse", "logit"])
+@pytest.mark.parametrize("kind", ["mixed", "two", "digits", pytest.param("mse", marks=pytest.mark.slow), "logit"])
 def test_no_entry_of_config_json_can_be_changed_unseen(runs: Runs, tmp_path: Path, kind: str):
     """Each entry, the inner ones too, deleted and put at other values: refused in one line, or of no effect."""
     run, folder = runs[kind], runs[kind].copy(tmp_path / "copy")

@@ -16,6 +16,11 @@ from deltaprop.training.report.reporter import Reporter
 @pytest.fixture
 def run(tmp_path: Path) -> Callable[..., Result]:
     """Return a function that trains a small net on moons into a new folder; settings may be replaced."""
+    return starter(tmp_path)
+
+
+def starter(tmp_path: Path) -> Callable[..., Result]:
+    """Return that function, for new folders in a folder."""
     count = 0
 
     def start(reporter: Reporter | None = None, **settings: Any) -> Result:

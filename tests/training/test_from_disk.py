@@ -83,8 +83,12 @@ def saved(folder: Path) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("stops", [(1,), (9, 1, 1), (10,), (11, 40), (32,), (50,), (95,)], ids=str)
-@pytest.mark.parametrize("engine", ["autograd", "explicit"])
+@pytest.mark.parametrize(
+    ("engine", "stops"),
+    [("autograd", stops) for stops in [(1,), (9, 1, 1), (10,), (32,)]]
+    + [("explicit", stops) for stops in [(9, 1, 1), (11, 40), (50,), (95,)]],
+    ids=str,
+)
 def test_broken_off_it_ends_with_the_same_bits(engine: str, stops: tuple[int, ...], config: Config):
     """In a chunk, between two, between epochs, again and again."""
     whole = train(config("whole", engine=engine))
@@ -92,8 +96,10 @@ def test_broken_off_it_ends_with_the_same_bits(engine: str, stops: tuple[int, ..
     same(broken_off(config("broken", engine=engine), *stops), whole)
 
 
-@pytest.mark.parametrize("engine", ["autograd", "explicit"])
-@pytest.mark.parametrize(("before", "after"), [("1k", "1g"), ("1g", "1k"), ("20k", "1g"), ("1k", "auto")])
+@pytest.mark.parametrize(
+    ("engine", "before", "after"),
+    [("autograd", "1k", "1g"), ("explicit", "1g", "1k"), ("explicit", "20k", "1g"), ("autograd", "1k", "auto")],
+)
 def test_with_another_memory_it_goes_on_to_the_same_bits(before: str, after: str, engine: str, config: Config):
     """Whether rows are streamed is a matter of the run, not of who goes on with it."""
     whole = train(config("whole", engine=engine, memory=before))
@@ -205,8 +211,9 @@ def test_a_part_that_is_streamed_is_judged_as_in_memory(target: str, config: Con
     assert figures[0] == pytest.approx(figures[1], rel=1e-5)
 
 
-@pytest.mark.parametrize(("target", "drop"), [("class", "city"), ("x1", "city class")])
-@pytest.mark.parametrize("engine", ["autograd", "explicit"])
+@pytest.mark.parametrize(
+    ("engine", "target", "drop"), [("autograd", "class", "city"), ("explicit", "x1", "city class")]
+)
 def test_views_and_pictures_are_drawn_of_rows_on_disk(engine: str, target: str, drop: str, config: Config):
     """Without a warning; in the events there is a picture of each kind as from memory: of a plane, and of a curve."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

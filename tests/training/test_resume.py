@@ -7,6 +7,7 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,7 +29,7 @@ from deltaprop.training.report.reporter import Silent
 from deltaprop.training.report.tensorboard import TensorBoardReporter
 from deltaprop.training.run_folder import LAST, RunFolder, load_checkpoint
 from deltaprop.training.signals import Terminated
-from tests.training.conftest import without_times
+from tests.training.conftest import starter, without_times
 
 Run = Callable[..., Result]
 
@@ -80,7 +81,7 @@ SETTINGS: list[dict[str, Any]] = [
     {"data": "sine", "loss": "huber", "dtype": "float64"},
     {"patience": 1, "epochs": 30, "lr": 0.5},
     {"activation": ("sigmoid", "tanh"), "hidden": (8, 5), "loss": "binary-cross-entropy", "val_fraction": 0.3},
-    {"batch_size": 1, "epochs": 2, "data": "xor"},
+    {"batch_size": 1, "epochs": 1, "data": "xor"},
 ]
 
 
@@ -178,16 +179,29 @@ def test_what_has_ended_is_left_as_it_is(run: Run):
     assert {path: stamp for path, stamp in after.items() if path.is_file()} == files
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Result:
+    """A run of two epochs, to be copied."""
+    return starter(tmp_path_factory.mktemp("made"))(epochs=2)
+
+
+@pytest.fixture(scope="module")
+def of_three(tmp_path_factory: pytest.TempPathFactory) -> Result:
+    """One of three."""
+    return starter(tmp_path_factory.mktemp("three"))(epochs=3)
+
+
 class TestMetrics:
     """metrics.jsonl is as long as the checkpoint says, and never torn."""
 
-    @pytest.mark.parametrize("torn", ['{"epoch": 4, "ste', '{"epoch": 4}\n{"ep', "\0\0\0\0", '{"epoch": 9}\n', "[1]\n"])
-    def test_a_torn_last_line_is_repaired(self, torn: str, run: Run):
-        whole, short = run(epochs=5), run(epochs=3)
-        with open(short.folder / "metrics.jsonl", "a") as file:
+    @pytest.mark.parametrize("torn", ['{"epoch": 3, "ste', '{"epoch": 3}\n{"ep', "\0\0\0\0", '{"epoch": 9}\n', "[1]\n"])
+    def test_a_torn_last_line_is_repaired(self, torn: str, made: Result, of_three: Result, tmp_path: Path):
+        shutil.copytree(made.folder, tmp_path / "short")
+        with open(tmp_path / "short" / "metrics.jsonl", "a") as file:
             file.write(torn)
-        train(TrainConfig(**{**json_of(short), "epochs": 5}), resume=short.folder)
-        same(short.folder, whole)
+        config = {**json_of(made), "epochs": 3, "run_dir": tmp_path / "short"}
+        train(TrainConfig(**config), resume=tmp_path / "short")
+        same(tmp_path / "short", of_three)
 
     def test_a_damaged_line_is_told_and_takes_no_other_with_it(self, run: Run, capsys: pytest.CaptureFixture[str]):
         result = run(epochs=5)
@@ -240,8 +254,10 @@ class TestWhatMayChange:
         self.capsys = capsys
 
     @pytest.fixture
-    def short(self, run: Run) -> Result:
-        return run(epochs=2)
+    def short(self, made: Result, tmp_path: Path) -> Result:
+        """A copy of a run of two epochs."""
+        shutil.copytree(made.folder, tmp_path / "short")
+        return dataclasses.replace(made, folder=tmp_path / "short")
 
     @pytest.mark.parametrize(
         "words",
@@ -483,11 +499,11 @@ def test_each_epoch_is_once_in_the_events_after_a_resume(tmp_path: Path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     folder = tmp_path / "run"
-    config = TrainConfig(data="moons", hidden=(8,), epochs=5, log_every=1, save_every="1", keep=9, run_dir=folder)
+    config = TrainConfig(data="moons", hidden=(8,), epochs=3, log_every=1, save_every="1", keep=9, run_dir=folder)
     train(config)
-    train(config, resume=RunFolder(folder).numbered()[2])
+    train(config, resume=RunFolder(folder).numbered()[1])
     events = EventAccumulator(str(folder))
     events.Reload()
-    assert [event.step for event in events.Scalars("loss/train")] == [1, 2, 3, 4, 5]
-    assert [event.step for event in events.Scalars("delta_norm/layer1")] == [0, 1, 2, 3, 4, 5]
+    assert [event.step for event in events.Scalars("loss/train")] == [1, 2, 3]
+    assert [event.step for event in events.Scalars("delta_norm/layer1")] == [0, 1, 2, 3]
     assert len(events.Tensors("config/text_summary")) == 1

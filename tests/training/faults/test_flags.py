@@ -80,9 +80,24 @@ def outcome(words: list[str]) -> tuple[int, str, bool]:
         return code, said.getvalue(), any(Path(folder).iterdir())
 
 
-@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+TRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+
+
+@settings(TRIED, max_examples=100)
 @given(flags())
 def test_a_run_or_one_line(words: list[str]):
+    check(words)
+
+
+@pytest.mark.slow
+@settings(TRIED, max_examples=1000)
+@given(flags())
+def test_a_run_or_one_line_whatever_is_tried(words: list[str]):
+    check(words)
+
+
+def check(words: list[str]) -> None:
+    """Hold a command to a run, or to one line on stderr and nothing written."""
     code, said, wrote = outcome(words)
     if code == 1 and ("finite number" in said or "loss became" in said):  # η that is right in form and too large
         return

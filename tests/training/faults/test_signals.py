@@ -81,6 +81,7 @@ def test_in_training_it_saves_and_goes(number: int, code: int, engine: str, tmp_
     assert load_checkpoint(folder / "checkpoints" / LAST).state["epoch"] > 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["autograd", "explicit"])
 def test_stopped_again_and_again_it_ends_with_the_same_bits(engine: str, tmp_path: Path):
     settings: dict[str, Any] = {"engine": engine, "epochs": 40, "batch_size": 8, "save_every": "1000"}
