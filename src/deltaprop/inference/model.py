@@ -40,8 +40,8 @@ def load(run: str | Path, weights: str = "final", *, device: str = "cpu") -> Mod
         >>> import tempfile
         >>> from deltaprop.training import TrainConfig, train
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     result = train(TrainConfig(data="xor", hidden=(8,), epochs=20, run_dir=Path(folder) / "run"))
-        ...     model = load(result.folder)
+        ...     config = TrainConfig(data="xor", hidden=(8,), epochs=20, log_every=0, run_dir=Path(folder) / "run")
+        ...     model = load(train(config).folder)
         >>> model.predict(np.array([[1.0, 1.0], [1.0, -1.0]])).tolist()
         ['same sign', 'opposite sign']
     """
