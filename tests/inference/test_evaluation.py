@@ -260,7 +260,7 @@ def _table(**columns: Any) -> Mapping[str, Any]:
         ("value", _table(a=[1.0] * 2, b=[2.0] * 2, v=["1", "x"]), "row 2, column 'v': 'x' is text"),
         ("value", _table(a=[1.0] * 2, b=[2.0] * 2, v=["1", None]), "row 2, column 'v': the cell is empty"),
         ("two", _table(a=[1.0], b=[2.0], v=[2.0]), "there is no column 'u'"),
-        ("numbers", _table(a=[], b=[], y=[]), "there are no rows to judge by"),
+        ("numbers", _table(a=[], b=[], y=[]), "there are no rows to evaluate on"),
         ("images", _table(**{f"p{at}": [1] for at in range(12)}), "12 columns of inputs and then 1 target"),
         ("images", _table(**{f"p{at}": [1] for at in range(14)}), "14 columns|2 columns"),
     ],

@@ -628,7 +628,7 @@ def test_a_class_that_counts_nothing_is_refused(iris: Data):
 
 def test_a_single_row_to_judge_by_is_refused(iris: Data):
     """A hundredth of 20 rows is one."""
-    with pytest.raises(UserError, match="leaves 1 row to judge by"):
+    with pytest.raises(UserError, match="leaves 1 row to validate on"):
         MLPRegressor(early_stopping=True, validation_fraction=0.01).fit(iris[0][:20], iris[1][:20])
 
 

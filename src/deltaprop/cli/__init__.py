@@ -15,13 +15,13 @@ from deltaprop.errors import unknown_name
 # A command is a module of this package with `main(arguments) -> exit code`, imported only when it is asked for.
 COMMANDS = {
     "train": "train a multilayer perceptron with hand-written backpropagation",
-    "evaluate": "judge a trained model on data",
-    "predict": "let a trained model predict",
-    "export": "take a trained model elsewhere: ONNX, torch.export, plain weights",
-    "info": "tell what a model was trained on, and how",
+    "evaluate": "evaluate a trained model on data",
+    "predict": "predict with a trained model",
+    "export": "export a trained model: ONNX, torch.export, plain weights",
+    "info": "show what a model was trained on, and how",
     "gradcheck": "check the backward passes of the library, or of your own",
-    "depths": "watch gradients vanish and explode, layer by layer",
-    "trace": "follow one batch through a net, equation by equation",
+    "depths": "show gradients vanish and explode, layer by layer",
+    "trace": "show one batch going through a network, equation by equation",
 }
 
 USAGE = "\n".join(

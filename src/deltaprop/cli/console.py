@@ -107,9 +107,9 @@ class ConsoleReporter:
             self.warn(line)
         self._rows([(name, escape(text)) for name, text in describe(setup)])
         self.console.print()
-        judged = "accuracy" if setup.objective.task == "classification" else "rmse"
+        metric = "accuracy" if setup.objective.task == "classification" else "rmse"
         self.console.print(
-            f"[bold]{'epoch':>7} {'train loss':>11} {'val loss':>11} {'val ' + judged:>13} {'seconds':>8}[/bold]",
+            f"[bold]{'epoch':>7} {'train loss':>11} {'val loss':>11} {'val ' + metric:>13} {'seconds':>8}[/bold]",
         )
         self.task = self.progress.add_task("", total=1, epoch=1, epochs=setup.config.epochs)
         self.progress.start()
@@ -124,11 +124,11 @@ class ConsoleReporter:
 
     def epoch(self, setup: Setup, metrics: dict[str, Any]) -> None:
         """Write the line of an epoch."""
-        judged = metrics.get("val_accuracy") if "val_accuracy" in metrics else metrics.get("val_rmse")
+        metric = metrics.get("val_accuracy") if "val_accuracy" in metrics else metrics.get("val_rmse")
         is_class = "val_accuracy" in metrics
         self.console.print(
             f"{metrics['epoch']:>7} {metrics['train_loss']:>11.4g} {_number(metrics['val_loss']):>11} "
-            f"{_percent(judged) if is_class else _number(judged):>13} {metrics['seconds']:>8.2f}"
+            f"{_percent(metric) if is_class else _number(metric):>13} {metrics['seconds']:>8.2f}"
         )
 
     def end(self, setup: Setup, result: Result) -> None:

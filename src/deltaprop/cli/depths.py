@@ -96,7 +96,7 @@ def main(words: Sequence[str]) -> int:
 
 
 def read_arm(word: str) -> Variant:
-    """Return the arm that a word such as relu:kaiming stands for; its names are judged with the configuration.
+    """Return the variant that a word such as relu:kaiming stands for; its names are checked with the configuration.
 
     Raises:
         UserError: If it has no colon.

@@ -35,7 +35,7 @@ FORMATS = (".png", ".svg", ".pdf")
 
 @dataclass(frozen=True)
 class Arguments:
-    """What to judge, and by what.
+    """What to evaluate, and on what.
 
     Attributes:
         run: The folder of the run.

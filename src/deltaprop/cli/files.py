@@ -1,4 +1,4 @@
-"""Files that a flag names: judged before any work is done, and written whole or not at all."""
+"""Files that a flag names: checked before any work is done, and written whole or not at all."""
 
 from __future__ import annotations
 

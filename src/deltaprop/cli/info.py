@@ -74,7 +74,7 @@ def about(run: Path) -> dict[str, Any]:
     config, resolved = read_config(run)
     there = [name for name, file in WEIGHTS.items() if (run / file).exists()]
     metrics = _lines(run / "metrics.jsonl")
-    judged = [line for line in metrics if line.get("val_loss") is not None]
+    validated = [line for line in metrics if line.get("val_loss") is not None]
     model = load(run, there[0]) if there else None
     with (run / "config.json").open(encoding="utf-8") as file:
         saved = json.load(file)
@@ -93,7 +93,7 @@ def about(run: Path) -> dict[str, Any]:
         "settings": {k: v for k, v in config.to_json().items() if k not in ("config", "run_dir")},
         "epochs_done": metrics[-1]["epoch"] if metrics else 0,
         "last": metrics[-1] if metrics else None,
-        "best": min(judged, key=lambda line: line["val_loss"]) if judged else None,
+        "best": min(validated, key=lambda line: line["val_loss"]) if validated else None,
         "weights": {name: str(run / WEIGHTS[name]) for name in there},
         "overrides": saved.get("overrides", []),
         "versions": saved.get("versions"),
@@ -169,9 +169,9 @@ def _described(column: dict[str, Any]) -> str:
 
 
 def _figures(line: dict[str, Any]) -> str:
-    """Return the figures of an epoch, of what it was judged by."""
-    judged = {k: v for k, v in line.items() if k.startswith(("val_", "test_")) and v is not None}
-    return ", ".join(f"{k.replace('_', ' ')} {v:.4g}" for k, v in judged.items())
+    """Return the metrics of an epoch, of the parts it was evaluated on."""
+    metrics = {k: v for k, v in line.items() if k.startswith(("val_", "test_")) and v is not None}
+    return ", ".join(f"{k.replace('_', ' ')} {v:.4g}" for k, v in metrics.items())
 
 
 def _listed(names: list[str], most: int) -> str:

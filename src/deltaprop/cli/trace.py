@@ -90,7 +90,7 @@ def main(words: Sequence[str]) -> int:
     arguments = read_flags(Arguments, "trace", words, DESCRIPTION)
     if arguments.loss in OTHER_NAMES:
         arguments = dataclasses.replace(arguments, loss=OTHER_NAMES[arguments.loss])
-    judge(arguments)
+    check(arguments)
     found, lr = make(arguments)
     console = Console(highlight=False)
     if is_tiny(found):
@@ -122,7 +122,7 @@ def main(words: Sequence[str]) -> int:
     return 0 if found.ok else 1
 
 
-def judge(arguments: Arguments) -> None:
+def check(arguments: Arguments) -> None:
     """Refuse what cannot be right, before anything is read or written.
 
     Raises:

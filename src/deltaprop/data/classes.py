@@ -98,7 +98,7 @@ def check_counts(where: str, names: Sequence[str], counts: Array, rows: Sequence
 
 
 def check_classes(train: Array, others: dict[str, Array], class_names: Sequence[str] = ()) -> None:
-    """Refuse a class that the network would be judged by and never see.
+    """Refuse a class that is only in the rows to evaluate on.
 
     Args:
         train: The labels to train on.

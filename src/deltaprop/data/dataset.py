@@ -124,7 +124,7 @@ class Dataset:
         task: ``"classification"`` or ``"regression"``.
         train: The rows to train on.
         val: The rows to watch while training; none if ``val_fraction`` was 0.
-        test: The rows to judge by in the end.
+        test: The rows for the final evaluation.
         class_names: One name per class, empty for regression.
         image_shape: (rows, columns) where each sample is one picture, else None.
         input_scaling: What took the raw inputs to ``x``, fitted on the training rows.

@@ -112,9 +112,9 @@ def load_table(
     inputs, targets = chosen(table, choices, [] if test_table is None else test_table.names)
     if test_table is not None:
         _check_alike(test_table, [c.name for c in (*inputs, *targets)], {*choices.drop}, path)
-    judge = partial(judged, choices=choices, path=path)
-    found = read(Reader(table, inputs, targets, choices.missing), choices, room, judge)
-    kinds = judge(found)
+    check = partial(check_targets, choices=choices, path=path)
+    found = read(Reader(table, inputs, targets, choices.missing), choices, room, check)
+    kinds = check(found)
     y, names = _targets(kinds, found, path), kinds.class_names
     found = replace(found, targets=np.empty((0, len(targets))))  # they have become y, and may be many
     labels = y if names else None
@@ -208,7 +208,7 @@ def _targets(kinds: Targets, found: LoadedTable, path: Path) -> Numbers | NDArra
     return kinds.labels(found.target_columns[0], found.targets[:, 0], str(path), None if found.dropped else 1)
 
 
-def judged(found: LoadedTable, choices: TableOptions, path: Path) -> Targets:
+def check_targets(found: LoadedTable, choices: TableOptions, path: Path) -> Targets:
     """Return whether the targets are classes or numbers, and the names of the classes; of what the store holds nothing.
 
     Raises:

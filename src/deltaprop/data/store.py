@@ -184,7 +184,7 @@ def read(
     reader: Reader,
     choices: TableOptions,
     room: CacheConfig,
-    judge: Callable[[LoadedTable], object] = lambda found: None,
+    check_targets: Callable[[LoadedTable], object] = lambda found: None,
 ) -> LoadedTable:
     """Return the rows of a table: from its cache where there is one, else read, into memory as long as they fit.
 
@@ -192,8 +192,8 @@ def read(
         reader: Of the columns that matter.
         choices: What the user says of them: part of the cache's key.
         room: Where rows may be kept.
-        judge: Refuses targets that nothing can be learnt from, before a cache is kept; what it is given has no rows of
-            inputs yet.
+        check_targets: Refuses targets that nothing can be learnt from, before a cache is kept; what it is given has no
+            rows of inputs yet.
 
     Raises:
         UserError: If the table is at fault, or there is no room for the cache.
@@ -236,7 +236,7 @@ def read(
             InMemory(np.concatenate(blocks) if blocks else np.empty((0, width))),
             y, [*reader.inputs], [*reader.targets], reader.dropped, reader.gaps, digest.hexdigest(),
         )  # fmt: skip
-        judge(read_)
+        check_targets(read_)
         return read_ if spill is None else spill.end(read_)
     except BaseException:
         if spill is not None:

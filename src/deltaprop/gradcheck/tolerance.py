@@ -1,9 +1,9 @@
-"""Whether a gradient is what differences say: entry by entry, closer where they disagree, and at a kink with mercy.
+"""Compare a gradient with central differences, entry by entry, with smaller steps where they disagree.
 
-An entry is right if it is the central difference to a tolerance. Where it is not, h may be too wide: a kink lies near
-x, or the curve bends within h. So it is judged again with h/10 and h/100. At a kink of g the slopes on both sides stay
-apart however small h is, and any number between them is as good; where g itself jumps they grow as 1/h, and there is
-no derivative at all.
+An entry is right if it equals the central difference up to a tolerance. Where it does not, h may be too large: a kink
+lies near x, or the curve bends within h. So it is compared again with h/10 and h/100. At a kink of g the slopes on both
+sides differ however small h is, and any number between them is accepted; where g itself jumps they grow as 1/h, and
+there is no derivative.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A trained model in use: it predicts on data that it has not seen, is judged by it, and told about."""
+"""A trained model: load it, predict on new data, evaluate it, export it."""
 
 from deltaprop.inference.model import Model, load
 

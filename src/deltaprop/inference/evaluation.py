@@ -1,4 +1,4 @@
-"""How good a model is on data that it has not seen: the figures people judge by, from scikit-learn's metrics."""
+"""How good a model is on data that it has not seen: scikit-learn's metrics."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def evaluate_file(
     """Return how good a model is on data with targets.
 
     Args:
-        model: To judge.
+        model: To evaluate.
         data: A table with the column of the target, arrays with y, or a folder with IDX files (of which its test part).
         delimiter: Of a CSV; by default that of the training data.
         progress: Told how far the reading is.
@@ -100,7 +100,7 @@ def evaluate_file(
         targets.append(block.targets)
     y = np.concatenate(targets) if targets else np.empty((0, 1))
     if not len(y):
-        raise UserError(f"{path}: there are no rows to judge by")
+        raise UserError(f"{path}: there are no rows to evaluate on")
     dropped, warnings = 0, [*blocks.warnings]
     if isinstance(blocks, FromArrays):
         labels = y[:, 0].astype(np.int64) if model.class_names else y

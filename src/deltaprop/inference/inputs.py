@@ -192,7 +192,7 @@ def blocks_of(
     wanted = [column.name for column in encoding.inputs] + ([] if kinds is None else [*encoding.targets])
     check_columns(table, wanted, "the model needs")
     inputs, targets = columns_of(encoding, kinds)
-    # A row cannot be dropped where each is to be answered; where rows are judged they are, as in training.
+    # A row cannot be dropped where each gets a prediction; in an evaluation they are, as in training.
     policy = "refuse" if kinds is None and missing == "drop" else missing
     reader = Reader(table, inputs, targets, policy, advises=False)  # type: ignore[arg-type]  # one of the choices
     return FromTable(table, reader, encoding, scaling, dtype, progress)

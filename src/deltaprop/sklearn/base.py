@@ -125,7 +125,9 @@ class MLPEstimator(Parameters, ABC):
                 test_size=self.validation_fraction, random_state=self._random,
             )  # fmt: skip
             if len(x_held) < 2:
-                raise UserError(f"validation_fraction={self.validation_fraction} leaves 1 row to judge by: take more")
+                raise UserError(
+                    f"validation_fraction={self.validation_fraction} leaves 1 row to validate on: take more"
+                )
             held_out = x_held, y_held
         self._begin(inputs, targets, first)
         self._train(inputs, targets, self.max_iter, held_out)

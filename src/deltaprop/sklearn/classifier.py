@@ -45,7 +45,7 @@ class MLPClassifier(ClassifierMixin, MLPEstimator):
         warm_start: Whether ``fit`` goes on with the weights and the scaling there are.
         momentum: μ.
         nesterovs_momentum: Whether the momentum, if there is any, is Nesterov's.
-        early_stopping: Whether to hold rows out, judge each epoch by the score on them, and keep the best weights.
+        early_stopping: Whether to hold rows out, score each epoch on them, and keep the best weights.
         validation_fraction: The part of the rows to hold out then, of each class in proportion.
         n_iter_no_change: Stop after more than so many epochs without progress.
         weight_decay: λ: λ W is added to ∂C/∂W. (scikit-learn's ``alpha`` is first divided by the rows of the batch.)

@@ -1,4 +1,4 @@
-"""The parameters that both estimators have, as scikit-learn wants them: kept as they were given, judged when fitted."""
+"""The parameters that both estimators have, as scikit-learn wants them: stored as given, validated in fit."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ the sum of the epoch's losses; everything else is JSON in its metadata. Beside i
 file, the digest's own 64 characters taken as zeros: every bit counts, those of the header too. (Without it safetensors
 takes a flip among the numbers for numbers.)
 
-Nothing is unpickled. The header is judged before anything is allocated: its length against the file's, the tensors'
+Nothing is unpickled. The header is checked before anything is allocated: its length against the file's, the tensors'
 bytes against the file's, their dtypes and shapes against what the run must have.
 """
 

@@ -1,6 +1,6 @@
 """What defines a training run: one dataclass, every field a flag of ``deltaprop train``.
 
-Whatever can be judged without reading data is judged here, so that a wrong value is refused before anything is loaded
+Whatever can be checked without reading data is checked here, so that a wrong value is refused before anything is loaded
 or written.
 """
 
@@ -183,7 +183,7 @@ class TrainConfig:
     """TOML file with any of these settings, the flag names as keys; flags win over it."""
 
     def __post_init__(self) -> None:
-        """Take lists for tuples, and one activation for a list of it; judging is for `validate`."""
+        """Take lists for tuples, and one activation for a list of it; checks are for `validate`."""
         if isinstance(self.activation, str):  # a TOML file may say activation = "tanh"
             object.__setattr__(self, "activation", (self.activation,))
         for name in ("run_dir", "cache"):

@@ -107,9 +107,9 @@ def watch(config: TrainConfig, arm: Variant, depth: int, width: int) -> DepthRes
                 train_epoch(setup.model, setup.objective, optimizer, chunk.x, chunk.y, chunk.order, config.batch_size)
             norms.append(look())
         held = setup.dataset.val if len(setup.dataset.val) else setup.dataset.test
-        judged = evaluate(setup.model, setup.objective, held, setup.dataset.target_scaling)
-    assert judged is not None  # the test part always has rows
-    return DepthResult(arm, depth, norms, judged.accuracy, judged.loss)
+        found = evaluate(setup.model, setup.objective, held, setup.dataset.target_scaling)
+    assert found is not None  # the test part always has rows
+    return DepthResult(arm, depth, norms, found.accuracy, found.loss)
 
 
 def draw(found: Sequence[DepthResult], title: str) -> Figure:

@@ -33,8 +33,8 @@ class Evaluation:
 
     def figures(self, part: str) -> dict[str, float | None]:
         """Return the figures under the names that metrics.jsonl gives them."""
-        judged = {f"{part}_rmse": self.rmse} if self.accuracy is None else {f"{part}_accuracy": self.accuracy}
-        return {f"{part}_loss": self.loss, **judged}
+        figures = {f"{part}_rmse": self.rmse} if self.accuracy is None else {f"{part}_accuracy": self.accuracy}
+        return {f"{part}_loss": self.loss, **figures}
 
 
 def in_own_units(objective: Objective, target_scaling: Scaling) -> Callable[[Tensor, Tensor], Tensor]:
@@ -55,7 +55,7 @@ def evaluate(
     """Return the figures of a part, or None where it has no rows.
 
     Args:
-        model: To judge.
+        model: To evaluate.
         objective: By its loss, and accuracy or rmse.
         split: The part.
         target_scaling: Of the targets.
@@ -89,10 +89,10 @@ def evaluate_parts(
     *,
     at_once: int = 1,
 ) -> list[Evaluation | None]:
-    """Return the figures of several parts, to the same bits however many are judged at once.
+    """Return the figures of several parts, to the same bits however many are evaluated at once.
 
     Args:
-        model: To judge.
+        model: To evaluate.
         objective: By its loss, and accuracy or rmse.
         parts: The parts.
         target_scaling: Of the targets.
@@ -100,10 +100,10 @@ def evaluate_parts(
         at_once: In so many threads, each of which computes with as many as a run does.
     """
 
-    def judged(part: Part) -> Evaluation | None:
+    def evaluated(part: Part) -> Evaluation | None:
         return evaluate(model, objective, part, target_scaling, check)
 
     if at_once == 1:
-        return [judged(part) for part in parts]
+        return [evaluated(part) for part in parts]
     with ThreadPoolExecutor(at_once) as pool:
-        return list(pool.map(judged, parts))
+        return list(pool.map(evaluated, parts))

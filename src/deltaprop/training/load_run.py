@@ -1,6 +1,6 @@
 """A run that is on disk: its configuration, its data and its weights, as they were when it ended.
 
-Nothing is unpickled, and no code is loaded: config.json is parsed and judged setting by setting, weights are
+Nothing is unpickled, and no code is loaded: config.json is parsed and checked setting by setting, weights are
 safetensors.
 """
 

@@ -292,7 +292,7 @@ class Run:
     # --- an epoch ---
 
     def _epoch(self) -> None:
-        """Train through an epoch, or what is left of it, judge it, and stand at the beginning of the next."""
+        """Train through an epoch, or what is left of it, evaluate it, and stand at the beginning of the next."""
         setup, where, config = self.setup, self.where, self.setup.config
         lr = config.rate * config.lr_factor(where.epoch - 1)
         for group in self.optimizer.param_groups:
@@ -471,5 +471,5 @@ def _figures(objective: Objective, part: str, evaluation: Evaluation | None) -> 
     """Return a part's figures; None for each where the part has no rows."""
     if evaluation is not None:
         return evaluation.figures(part)
-    judged = "accuracy" if objective.task == "classification" else "rmse"
-    return {f"{part}_loss": None, f"{part}_{judged}": None}
+    metric = "accuracy" if objective.task == "classification" else "rmse"
+    return {f"{part}_loss": None, f"{part}_{metric}": None}

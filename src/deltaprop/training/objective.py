@@ -1,4 +1,4 @@
-"""What a run minimises: a loss by name, on the targets it needs, and the figures people judge by."""
+"""What a run minimises: a loss by name, on the targets it needs, and the metrics that are reported."""
 
 from __future__ import annotations
 

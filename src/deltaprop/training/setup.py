@@ -75,7 +75,7 @@ class Setup:
 
     @property
     def parts_at_once(self) -> int:
-        """How many parts to judge at a time: two where steps take few threads and leave cores over.
+        """How many parts to evaluate at a time: two where steps take few threads and leave cores over.
 
         Of rows on the disk, one: the memory that they take is bounded, and they wait for the disk.
         """
@@ -153,8 +153,8 @@ def prepare(
         storage: How the rows of a table are to be kept: as they were when the run began, for the same bits.
 
     Raises:
-        UserError: If the configuration does not fit the data or the machine. What can be judged without the data is
-            judged before it is loaded.
+        UserError: If the configuration does not fit the data or the machine. What can be checked without the data is
+            checked before it is loaded.
     """
     config.validate()
     device = pick_device(config.device)

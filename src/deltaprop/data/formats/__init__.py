@@ -28,7 +28,7 @@ def is_table(source: str | Path) -> bool:
 
 
 def open_table(path: Path, delimiter: str = "auto", *, least: int = 2) -> Table:
-    """Return a table, once its header is judged; no row is read.
+    """Return a table, once its header is checked; no row is read.
 
     Args:
         path: A file whose name ends as one of ``FORMATS`` (another is read as CSV), or a folder of Parquet parts.

@@ -251,7 +251,7 @@ class _Npz(Mapping[str, Array]):
 
 
 def read_npy(path: Path) -> Array:
-    """Return the array of a ``.npy`` file, its header judged before anything is allocated.
+    """Return the array of a ``.npy`` file, its header checked before anything is allocated.
 
     Raises:
         UserError: If it is damaged, or holds objects.

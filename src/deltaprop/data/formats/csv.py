@@ -1,6 +1,6 @@
 """CSV files, plain or .gz: text in columns under a header, read cell by cell as it stands.
 
-What a column holds is judged in ``columns.py``, where a cell that does not fit can still be named by its row. Rows are
+What a column holds is decided in ``columns.py``, where a cell that does not fit can still be named by its row. Rows are
 counted from 1, the first below the header.
 """
 
