@@ -83,7 +83,7 @@ def main(words: Sequence[str]) -> int:
         console.print(str(arm))
         for depth in dict.fromkeys(arguments.depths):
             found.append(watch(config, arm, depth, arguments.width))
-            for line in told(found[-1]):
+            for line in lines_of(found[-1]):
                 console.print(line, markup=False, soft_wrap=True)
     if arguments.picture is not None:
         of = f"{arguments.data}, {arguments.width} wide, η {arguments.lr:g}"
@@ -107,13 +107,13 @@ def read_arm(word: str) -> Variant:
     return Variant(activation, init)
 
 
-def told(watched: DepthResult) -> list[str]:
+def lines_of(result: DepthResult) -> list[str]:
     """Return what was seen of a net, in two lines."""
-    before, after = ("".join(f"{norm:>8.2g}" for norm in norms) for norms in (watched.norms[0], watched.norms[-1]))
-    end = f"loss {watched.loss:.3g}" if watched.accuracy is None else f"{100 * watched.accuracy:.0f} % right"
+    before, after = ("".join(f"{norm:>8.2g}" for norm in norms) for norms in (result.norms[0], result.norms[-1]))
+    end = f"loss {result.loss:.3g}" if result.accuracy is None else f"{100 * result.accuracy:.0f} % right"
     return [
-        f"  {watched.depth} hidden  before{before}  {in_words(watched.norms[0])}",
-        f"  {' ' * len(str(watched.depth))}         after {after}  {end}",
+        f"  {result.depth} hidden  before{before}  {in_words(result.norms[0])}",
+        f"  {' ' * len(str(result.depth))}         after {after}  {end}",
     ]
 
 

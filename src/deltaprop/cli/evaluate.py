@@ -132,8 +132,8 @@ def tell(console: Console, model: Model, found: EvaluationReport, of: str) -> No
     console.print(f"loss      {found.loss:.4g} ({model.objective.name}{balanced})", soft_wrap=True)
     if found.confusion is None:
         # Of several targets, in units of their own, only what has no unit is told together.
-        told = ("r2",) if found.by_class else tuple(found.figures)
-        for name, value in ((name, found.figures[name]) for name in told):
+        names = ("r2",) if found.by_class else tuple(found.figures)
+        for name, value in ((name, found.figures[name]) for name in names):
             console.print(f"{name:<9} {value:.4g}")
         if found.by_class:
             print_table(console, _table("target", found.by_class))

@@ -23,8 +23,8 @@ torch-export: the same as a program of PyTorch, for torch.export.load; categorie
 
 state-dict: safetensors for a plain torch.nn.Sequential on raw numbers, the scalings folded into its weights
 
-What is written is asked again, beside the model itself, and the largest difference told. Exit codes: 0 done, 2 wrong
-input, or answers that differ by more than rounding (nothing is written then)."""
+The exported model's predictions are compared with the model's own, and the largest difference is printed. Exit codes:
+0 done, 2 wrong input, or predictions that differ by more than rounding (nothing is written then)."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """From the cells of a table to numbers: what each column holds, and where a cell does not fit.
 
-A column is of numbers or of categories. Its first cells tell which, and every later one has to fit: text among numbers
-is told by file, row and column. A number stays one, in float64; a category becomes the number of its name, in the order
+A column has numbers or categories. Its first cells decide which, and every later one has to fit: text among numbers is
+reported with file, row and column. A number is kept in float64; a category becomes the index of its name, in the order
 in which names appear. What is missing is NaN.
 """
 

@@ -52,8 +52,8 @@ def load(run: str | Path, weights: str = "final", *, device: str = "cpu") -> Mod
     try:
         return _made(config, resolved, state, pick_device(device))
     except (KeyError, IndexError, TypeError, ValueError, OverflowError) as error:  # a UserError is a ValueError
-        told = str(error) if isinstance(error, UserError) else f"damaged: {type(error).__name__}: {error}"
-        raise UserError(f"{folder / 'config.json'}: {told}") from error
+        message = str(error) if isinstance(error, UserError) else f"damaged: {type(error).__name__}: {error}"
+        raise UserError(f"{folder / 'config.json'}: {message}") from error
 
 
 def _made(config: TrainConfig, resolved: dict[str, Any], state: dict[str, Tensor], device: torch.device) -> Model:

@@ -73,7 +73,7 @@ class LayerRecord:
         op = record.activation
         self.activation = "" if op is None else NAMES.get(op, op.__name__.lower())
         self.formula = "" if op is None else formula(op)
-        self.constants = "" if op is None else _told(op, record.constants)
+        self.constants = "" if op is None else _format_constants(op, record.constants)
 
     def updated(self, lr: float) -> tuple[Tensor, Tensor | None]:
         """Return W and b after one step of SGD with learning rate η; what is frozen stays."""
@@ -159,7 +159,7 @@ class TraceRecord:
         return self.input if layer == 1 else self.layers[layer - 2].a
 
 
-def _told(op: type[Activation], constants: tuple[Any, ...]) -> str:
+def _format_constants(op: type[Activation], constants: tuple[Any, ...]) -> str:
     """Return the constants of an activation in words."""
     names = list(inspect.signature(op.forward).parameters)[1:]
     return ", ".join(f"{name} = {value}" for name, value in zip(names, constants, strict=True) if name != "dim")

@@ -42,7 +42,7 @@ def quantities(trace: TraceRecord) -> list[Quantity]:
     found = []
     for at, layer in enumerate(trace.layers, start=1):
         for name, symbol, equation, value in _of_layer(trace, at, layer):
-            beside = [_told(by.get((at, name, who))) for who in ("autograd", "differences")]
+            beside = [_format_error(by.get((at, name, who))) for who in ("autograd", "differences")]
             found.append(Quantity(symbol, equation, str(list(value.shape)), number(float(value.norm())), *beside))
     return found
 
@@ -97,7 +97,7 @@ def verdict(trace: TraceRecord) -> str:
     return f"NOT OK: autograd differs by {power(by_autograd)}, central differences by {power(by_differences)}"
 
 
-def _told(comparison: Comparison | None) -> str:
+def _format_error(comparison: Comparison | None) -> str:
     """Return the error of a comparison; words where the numbers are too small for differences."""
     if comparison is None:
         return ""

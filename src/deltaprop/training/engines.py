@@ -84,7 +84,7 @@ class ExplicitEngine:
 def reported_loss(objective: Objective, target_scaling: Scaling) -> Callable[[Tensor, Tensor], Tensor] | None:
     """Return the loss to add up, where it is not the one that is minimised.
 
-    For numbers: it is minimised on standardised targets, and told in the target's own units.
+    For numbers: it is minimised on standardised targets, and reported in the target's own units.
     """
     return in_own_units(objective, target_scaling) if objective.task == "regression" else None
 

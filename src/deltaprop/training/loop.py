@@ -80,10 +80,10 @@ def train(
         except Stopped:
             raise stop.exit() from None
         except OSError as error:
-            raise _told(error) from error
+            raise _as_user_error(error) from error
 
 
-def _told(error: OSError) -> Exception:
+def _as_user_error(error: OSError) -> Exception:
     """Return a failure of the disk as one line: the user's where the place is wrong, else the machine's."""
     text = f"{error.filename or 'the run folder'}: {error.strerror or error} (errno {error.errno})"
     if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EROFS):

@@ -34,7 +34,7 @@ class Objective:
         task: Whether targets are classes or numbers.
         call: C from outputs and targets: the loss, with the weights of classes where they have some.
         classes: How many classes; 0 for numbers.
-        one_logit: Whether two classes are told by one output, the second where it is high.
+        one_logit: Whether two classes have one output, the second where it is high.
         output_activation: Of the net.
     """
 
@@ -113,7 +113,7 @@ def choose_objective(
         task: Whether targets are classes or numbers.
         classes: How many classes; 0 for numbers.
         output_activation: Of the net.
-        one_logit: Whether two classes are told by one output; ``auto`` then takes binary cross-entropy.
+        one_logit: Whether two classes have one output; ``auto`` then takes binary cross-entropy.
         class_weights: What a sample of each class counts, [C]; all the same by default.
 
     Raises:

@@ -233,18 +233,18 @@ class RunFolder:
         """
         there = [path for path in (self.checkpoints / LAST, *self.numbered()) if path.exists()]
         there = [only] if only is not None else there
-        told: list[str] = []
+        errors: list[str] = []
         for path in there:
             try:
                 return path, load_checkpoint(path)
             except DamagedError as error:
-                told.append(str(error))
+                errors.append(str(error))
                 if len(there) > 1:
                     tell(f"{path}: {error}; a sound one before it is looked for")
         if len(there) == 1:
-            raise UserError(f"{there[0]}: {told[0]}")
+            raise UserError(f"{there[0]}: {errors[0]}")
         if there:
-            raise UserError(f"{self.path}: none of its {len(there)} checkpoints is sound: {there[0].name}: {told[0]}")
+            raise UserError(f"{self.path}: none of its {len(there)} checkpoints is sound: {there[0].name}: {errors[0]}")
         return None
 
 

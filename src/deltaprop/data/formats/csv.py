@@ -127,7 +127,7 @@ class CsvTable:
             except (pyarrow.ArrowInvalid, OSError) as error:
                 if "Empty CSV" in str(error):  # a header without the end of its line
                     return
-                raise self._told(error, seen) from error
+                raise self._explain(error, seen) from error
             finally:
                 if isinstance(raw, ReplayedStream):
                     raw.stop()
@@ -139,7 +139,7 @@ class CsvTable:
             if quotes.ends_within(last):
                 raise UserError(f'{self.path}: row {seen}: a quote (") is opened and never closed: {last[:40]!r}…')
 
-    def _told(self, error: Exception, seen: int) -> UserError:
+    def _explain(self, error: Exception, seen: int) -> UserError:
         """Return what was wrong with a row, in one line."""
         where, text = f"{self.path}", str(error)
         ragged = re.search(r"(?:Row #(\d+): )?Expected (\d+) columns, got (\d+): (.*)", text, flags=re.DOTALL)

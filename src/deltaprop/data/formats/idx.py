@@ -64,7 +64,7 @@ class _Header(NamedTuple):
 def read_idx(path: str | os.PathLike[str]) -> Array:
     """Return the array in an IDX file, plain or compressed by gzip, in the machine's byte order.
 
-    Compression is told from the first two bytes, not from the name. No memory is taken for what a header promises
+    Compression is detected by the first two bytes, not from the name. No memory is taken for what a header promises
     before the file is known to hold it.
 
     Args:

@@ -35,7 +35,7 @@ class Table(Protocol):
         """Return where a row is, counted from 1 over all files: the file, and the number in it."""
 
     def batches(self, on_bytes: Callable[[int], None] = ...) -> Iterator[Batch]:
-        """Give its rows, block by block; ``on_bytes`` is told how many bytes of the files were read so far."""
+        """Give its rows, block by block; ``on_bytes`` is message how many bytes of the files were read so far."""
 
 
 def as_table(data: Any) -> Table:
@@ -55,9 +55,9 @@ def as_table(data: Any) -> Table:
     except UserError:
         raise
     except (TypeError, ValueError, pyarrow.ArrowException) as error:
-        told = " ".join(str(error).split())[:120]
+        message = " ".join(str(error).split())[:120]
         raise UserError(
-            f"the data must be a file, an array or a table with columns, got {type(data).__name__}: {told}"
+            f"the data must be a file, an array or a table with columns, got {type(data).__name__}: {message}"
         ) from error
 
 

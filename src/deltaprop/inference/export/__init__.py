@@ -1,4 +1,4 @@
-"""A trained model taken elsewhere: ONNX, torch.export, plain weights; each held to our own predictions.
+"""Export a trained model: ONNX, torch.export, plain weights; each is compared with the model's own predictions.
 
 Preprocessing goes with it as far as a format allows:
 
@@ -6,7 +6,7 @@ Preprocessing goes with it as far as a format allows:
  onnx            all of it: numbers as they are in the table, names of categories as text, missing numbers as NaN; out
                  come the class by its name and the probabilities, or the values in their own units
  torch-export    all but the names: a category is given by its place in the list that stands in the file, a class is
-                 told by its place
+                 given by its index
  state-dict      the scalings, folded into the weights of the first layer and, for numbers, of the last:
                  W' = W / s, b' = b − W m / s;  the one-hot inputs and the softmax are left to whoever loads it
 ==============  =====================================================================================================
