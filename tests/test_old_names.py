@@ -71,6 +71,13 @@ def test_the_warning_points_at_the_line_that_imports():
     assert [warning.filename for warning in caught] == [__file__]
 
 
+@pytest.mark.filterwarnings("ignore:deltaprop:DeprecationWarning")
+@pytest.mark.parametrize("path", ["modules.init", "verify.given", "perceptron.x"])
+def test_files_below_a_new_path_are_not_loaded_a_second_time_below_the_old_one(path: str):
+    with pytest.raises(ModuleNotFoundError):
+        importlib.import_module(f"deltaprop.{path}")
+
+
 def test_what_never_was_is_not_found():
     with pytest.raises(ModuleNotFoundError):
         importlib.import_module("deltaprop.modles")

@@ -80,7 +80,13 @@ class _OldPaths(MetaPathFinder, Loader):
         )
         current = importlib.import_module(new)
         module.__doc__ = current.__doc__
-        module.__getattr__ = lambda name: getattr(current, RENAMED.get(name, name))  # type: ignore[method-assign]
+
+        def attribute(name: str) -> Any:
+            if name.startswith("__") and name != "__all__":  # __path__ above all: submodules would be loaded twice
+                raise AttributeError(name)
+            return getattr(current, RENAMED.get(name, name))
+
+        module.__getattr__ = attribute  # type: ignore[method-assign]
 
 
 sys.meta_path.append(_OldPaths())

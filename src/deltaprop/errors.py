@@ -31,8 +31,9 @@ def setting(name: str, *values: Any) -> str:
     return f"`{name}={(plain[0] if len(plain) == 1 else plain)!r}`"
 
 
-# A setting as `setting` writes it: `lr`, `task='regression'`, `drop=('a', 'b')`.
-SETTING = re.compile(r"""`([a-z]\w*)(?:=((?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[^`'"])*))?`""")
+# A setting as `setting` writes it: `lr`, `task='regression'`, `drop=('a', 'b')`; at the beginning of a word, where the
+# user's own text has a quotation mark before it.
+SETTING = re.compile(r"""(?<![^\s(])`([a-z]\w*)(?:=((?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[^`'"])*))?`""")
 
 
 def as_keys(text: str) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import dataclasses
+import functools
 import os
 import shlex
 import signal
@@ -80,21 +82,35 @@ def print_warning(text: str) -> None:
 
 
 def as_flags(text: str) -> str:
-    """Return a text with its settings as flags.
+    """Return a text with its settings as flags; what else stands in backticks, such as a column's name, stays.
 
     Example:
-        >>> as_flags("lower `lr_gamma`, or `drop=('a', 'b c')`, or `one_logit=False`")
-        "lower --lr-gamma, or --drop a 'b c', or --no-one-logit"
+        >>> as_flags("lower `lr_gamma`, or `drop=('a', 'b c')`, or `one_logit=False`; column '`x=y`'")
+        "lower --lr-gamma, or --drop a 'b c', or --no-one-logit; column '`x=y`'"
     """
-    return SETTING.sub(lambda found: _as_flag(found[1], found[2]), text)
+    return SETTING.sub(lambda found: _as_flag(found[1], found[2]) or found[0], text)
 
 
-def _as_flag(name: str, literal: str | None) -> str:
+def _as_flag(name: str, literal: str | None) -> str | None:
+    if name not in _flag_names():
+        return None
     flag = f"--{name.replace('_', '-')}"
-    value = True if literal is None else ast.literal_eval(literal)
+    try:
+        value = True if literal is None else ast.literal_eval(literal)
+    except (SyntaxError, ValueError):  # the user's own text
+        return None
     if isinstance(value, bool):
         return flag if value else f"--no-{flag[2:]}"
     return " ".join([flag, *map(_as_word, map(str, value if isinstance(value, tuple) else (value,)))])
+
+
+@functools.cache
+def _flag_names() -> frozenset[str]:
+    """Return the settings that errors outside of the command line name: a run's, and arguments of other functions."""
+    from deltaprop.training.config import TrainConfig  # of no use where nothing is wrong
+
+    names = [field.name for field in dataclasses.fields(TrainConfig)]
+    return frozenset([*names, "keep", "out", "override", "resume", "to", "weights"])
 
 
 def _as_word(value: str) -> str:

@@ -1,0 +1,44 @@
+"""Settings in errors become flags that work when they are followed; the user's own text stays as it is."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import pytest
+
+from deltaprop.cli import main
+from deltaprop.cli.errors import as_flags
+from deltaprop.errors import setting
+
+ODD = ["`a=b`", "`lr=x`", "it's", 'say "x"', "c\nd", "tab\there", "back\\slash", "`", "a b", "-x", "é µ", "`drop='"]
+
+
+@pytest.mark.parametrize("value", ODD)
+def test_any_value_survives_the_shell(value: str):
+    flags = as_flags(f"take {setting('drop', value)} or {setting('target', value, 'y')}")
+    assert "\n" not in flags
+    if value.isprintable():
+        assert shlex.split(flags) == ["take", "--drop", value, "or", "--target", value, "y"]
+    else:
+        assert flags.count(f"$'{repr(value)[1:-1]}'") == 2  # as bash and zsh read it
+
+
+@pytest.mark.parametrize(
+    "text", ["column '`a=b`'", "'`lr=x`'", "`loss.backward()`", "`unknown`", "``", "`lr=`", "`lr=(`"]
+)
+def test_what_is_not_a_setting_stays(text: str):
+    assert as_flags(text) == text
+
+
+@pytest.mark.parametrize("name", ["`a=b`", "`lr=x`", "`", "`drop='", "it's"])
+def test_a_hint_about_a_column_of_any_name_is_one_line_and_works(name: str, tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    quoted = '"' + name.replace('"', '""') + '"'
+    Path("t.csv").write_text(
+        f"{quoted},b,y\n" + "".join(f"{'oops' if i == 40 else i},{i % 7},{i % 2}\n" for i in range(60))
+    )
+    assert main(["train", "--data", "t.csv", "--epochs", "1"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    hint = line.rpartition(" or ")[2]
+    assert main(["train", "--data", "t.csv", "--epochs", "1", "--log-every", "0", *shlex.split(hint)]) == 0
