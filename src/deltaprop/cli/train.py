@@ -28,21 +28,21 @@ Exit codes: 0 done, 1 failure, 2 wrong input (nothing is written then), 130 afte
 second Ctrl-C ends at once). --debug shows tracebacks."""
 
 
-def _one_of(names: Callable[[], Iterable[str]]) -> Any:
-    """Return what makes the help of a flag list the names that a table has when it is asked for."""
+def _names_of(names: Callable[[], Iterable[str]]) -> Any:
+    """Return the annotation of a flag whose help lists the names in a table, those added at run time included."""
     return arg(help_behavior_hint=lambda default: f"({', '.join(names())}; default: {default})")
 
 
-_AN_ACTIVATION, _A_LOSS, _AN_INIT = _one_of(lambda: ACTIVATIONS), _one_of(losses), _one_of(lambda: INITS)
+_ACTIVATIONS, _LOSSES, _INITS = _names_of(lambda: ACTIVATIONS), _names_of(losses), _names_of(lambda: INITS)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Flags(TrainConfig):
     """Train a multilayer perceptron with hand-written backpropagation."""
 
-    activation: Annotated[tuple[str, ...], _AN_ACTIVATION] = TrainConfig.activation
-    loss: Annotated[str, _A_LOSS] = TrainConfig.loss
-    init: Annotated[str, _AN_INIT] = TrainConfig.init
+    activation: Annotated[tuple[str, ...], _ACTIVATIONS] = TrainConfig.activation
+    loss: Annotated[str, _LOSSES] = TrainConfig.loss
+    init: Annotated[str, _INITS] = TrainConfig.init
 
     resume: str | None = None
     """Go on with a run: its folder or a checkpoint of it; without a name the run in --run-dir or, if that is one, the

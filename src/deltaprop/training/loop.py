@@ -48,7 +48,7 @@ def train(
 
     Args:
         config: What to do.
-        reporter: Whom to tell; nobody by default.
+        reporter: Receives progress and results; by default nothing is reported.
         resume: The folder of a run to go on with, or a checkpoint of it; the configuration is then that of the run but
             for what is to change.
         restart: Whether the folder may hold what a run has left that did not live to see its first checkpoint.
@@ -156,7 +156,7 @@ class Run:
     Args:
         setup: What it is made of.
         folder: Its folder, locked.
-        reporter: Whom to tell.
+        reporter: Receives progress and results.
         stop: Hears signals.
     """
 

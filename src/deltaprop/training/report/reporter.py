@@ -1,4 +1,4 @@
-"""What a run tells while it goes, to whom, and how it ended."""
+"""The interface that receives a run's progress, and the result of a run."""
 
 from __future__ import annotations
 
