@@ -114,3 +114,11 @@ def test_a_format_of_tables_is_a_class_and_a_row(monkeypatch: pytest.MonkeyPatch
     Path("t.unknown").write_text("a;b\n")
     assert main(["train", "--data", "t.unknown"]) == 2
     assert ".scsv" in capsys.readouterr().err
+
+
+def test_the_longest_ending_decides(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setitem(formats.FORMATS, ".a.csv", Semicolons.open)
+    monkeypatch.setitem(formats.FORMATS, ".b.a.csv", CsvTable.open)
+    for name, names in (("t.a.csv", ["p,q", "r"]), ("t.b.a.csv", ["p", "q;r"])):
+        (tmp_path / name).write_text("p,q;r\n1,2;3\n")
+        assert formats.open_table(tmp_path / name, ",").names == names

@@ -127,6 +127,18 @@ def test_momentum_of_another_dtype_is_refused_before_any_update():
     refused_unchanged(trainer, x, y, "momentum buffer .*float64 on cpu, is torch.float32 on cpu: make the optimizer")
 
 
+def test_another_dtype_in_the_same_memory_is_noticed():
+    """As where an allocator hands back the old address."""
+    model = dp.MLP([3, 4, 2], dtype=torch.bfloat16)
+    trainer = dp.ExplicitTrainer(model, "mse", sgd(model))
+    trainer.step(torch.rand(4, 3).bfloat16(), torch.rand(4, 2).bfloat16())
+    for p in model.parameters():
+        p.data = p.data.view(torch.float16).fill_(0.1)
+    x, y = torch.rand(4, 3).half(), torch.rand(4, 2).half()
+    expected = F.mse_loss(model(x), y).detach()
+    torch.testing.assert_close(trainer.step(x, y), expected)
+
+
 def test_complex_targets_are_refused():
     model = dp.MLP([3, 2])
     trainer = dp.ExplicitTrainer(model, "mse", sgd(model))
