@@ -50,8 +50,7 @@ if TYPE_CHECKING:
     from deltaprop.sklearn import MLPClassifier, MLPRegressor
     from deltaprop.training import Result, TrainConfig, train
 
-# Brought in when they are first asked for: scikit-learn, and what trains or reads a run, take longer to import than all
-# the rest.
+# Imported on first use: scikit-learn, and what trains or loads a run, take longer to import than all the rest.
 _LATER = {
     "MLPClassifier": "deltaprop.sklearn",
     "MLPRegressor": "deltaprop.sklearn",
@@ -63,14 +62,16 @@ _LATER = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    if name in _LATER:
-        return getattr(importlib.import_module(_LATER[name]), name)
-    if name in _old_names.MOVED:
-        return importlib.import_module(f"deltaprop.{name}")
-    if any(name == activation.__name__ for activation in core.ACTIVATIONS.values()):
-        return getattr(nn, name)  # of one that was registered at run time
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+if not TYPE_CHECKING:  # else a misspelt name would pass the type checker
+
+    def __getattr__(name: str) -> Any:
+        if name in _LATER:
+            return getattr(importlib.import_module(_LATER[name]), name)
+        if name in _old_names.MOVED:
+            return importlib.import_module(f"deltaprop.{name}")
+        if any(name == activation.__name__ for activation in core.ACTIVATIONS.values()):
+            return getattr(nn, name)  # an activation that was registered at run time
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -539,13 +539,15 @@ def _in_dtype(t: Tensor, dtype: torch.dtype | None) -> Tensor:
     return t if dtype is None or t.dtype == dtype else _cast(t, dtype)
 
 
-def __getattr__(name: str) -> Any:
-    """Find the function of a row that was added to ``ACTIVATIONS`` or ``LOSSES`` at run time."""
-    if name in ACTIVATIONS:
-        return primitive(ACTIVATIONS[name])
-    if name in LOSSES:
-        return _added_loss(name, LOSSES[name])
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+if not TYPE_CHECKING:  # else a misspelt name would pass the type checker
+
+    def __getattr__(name: str) -> Any:
+        """Return the function of a row that was added to ``ACTIVATIONS`` or ``LOSSES`` at run time."""
+        if name in ACTIVATIONS:
+            return primitive(ACTIVATIONS[name])
+        if name in LOSSES:
+            return _added_loss(name, LOSSES[name])
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 @functools.cache

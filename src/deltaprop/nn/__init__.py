@@ -3,7 +3,7 @@
 An MLP is an ``nn.Sequential``; its state dict is that of the same layers of ``torch.nn``.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from deltaprop.nn import modules
 from deltaprop.nn.init import INITS, initialize
@@ -55,5 +55,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    return getattr(modules, name)  # the module of an activation that was registered at run time
+if not TYPE_CHECKING:  # else a misspelt name would pass the type checker
+
+    def __getattr__(name: str) -> Any:
+        return getattr(modules, name)  # the module of an activation that was registered at run time

@@ -10,7 +10,7 @@ import inspect
 import operator
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -209,12 +209,14 @@ class LogSoftmax(Activation, row="log_softmax"):
         super().__init__(dim)
 
 
-def __getattr__(name: str) -> Any:
-    """Find the module of a new row in the table, which has no line above."""
-    for row, op in ACTIVATIONS.items():
-        if op.__name__ == name:
-            return activation_module(row)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+if not TYPE_CHECKING:  # else a misspelt name would pass the type checker
+
+    def __getattr__(name: str) -> Any:
+        """Return the module of an activation that was registered at run time."""
+        for row, op in ACTIVATIONS.items():
+            if op.__name__ == name:
+                return activation_module(row)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 ActivationLike = str | type[nn.Module] | nn.Module | Callable[..., Tensor]
