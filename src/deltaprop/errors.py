@@ -1,4 +1,4 @@
-"""The one exception that means: the user's input is at fault, and here is what would be right."""
+"""The exception for invalid input from the user, and how messages name settings."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 
 class UserError(ValueError):
-    """Bad input, told in one line: what is wrong, where, and what would be right.
+    """Invalid input, in one line: what is wrong, where, and what would be right.
 
     A setting is named as Python has it, in backticks: `` `lr` ``, or with a value, `` `task='regression'` ``
     (:func:`setting` writes it). The command line makes flags of these, prints the line without a traceback and exits
@@ -19,7 +19,7 @@ class UserError(ValueError):
 
 
 def setting(name: str, *values: Any) -> str:
-    """Return a setting as an error names it: alone, with a value, or with a tuple of several.
+    """Return a setting as errors name it: alone, with a value, or with a tuple of values.
 
     Example:
         >>> setting("lr"), setting("task", "regression"), setting("drop", "a", "b")
@@ -31,8 +31,8 @@ def setting(name: str, *values: Any) -> str:
     return f"`{name}={(plain[0] if len(plain) == 1 else plain)!r}`"
 
 
-# A setting as `setting` writes it: `lr`, `task='regression'`, `drop=('a', 'b')`; at the beginning of a word, where the
-# user's own text has a quotation mark before it.
+# A setting as `setting` writes it: `lr`, `task='regression'`, `drop=('a', 'b')`. It begins a word: the user's own text
+# in a message follows a quotation mark.
 SETTING = re.compile(r"""(?<![^\s(])`([a-z]\w*)(?:=((?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[^`'"])*))?`""")
 
 

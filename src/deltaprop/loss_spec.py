@@ -1,4 +1,4 @@
-"""What "a loss" may be, wherever one is given: one parser, and the loss it returns."""
+"""Parse a loss argument (a name, a function, a module of ``torch.nn``) into a :class:`LossSpec`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from deltaprop.errors import UserError, unknown_name
 
 LossLike = str | Callable[..., Tensor] | nn.Module
 
-# Of torch.nn: the loss it is here, and the options that it holds as attributes.
+# Modules of torch.nn: the name of the loss here, and the options stored as attributes.
 _TORCH_MODULES: dict[type[nn.Module], tuple[str, tuple[str, ...]]] = {
     nn.CrossEntropyLoss: ("cross_entropy", ("weight", "ignore_index", "reduction", "label_smoothing")),
     nn.BCEWithLogitsLoss: ("binary_cross_entropy_with_logits", ("weight", "pos_weight", "reduction")),
@@ -26,7 +26,7 @@ _TORCH_MODULES: dict[type[nn.Module], tuple[str, tuple[str, ...]]] = {
     nn.HuberLoss: ("huber_loss", ("reduction", "delta")),
 }
 
-# What the command line calls a loss, where it is not its name without "_loss".
+# Names on the command line that are not the name without "_loss".
 _SHORT_NAMES = {"binary_cross_entropy_per_sample": "binary-cross-entropy"}
 
 
@@ -40,7 +40,7 @@ class LossSpec:
     """A loss with its options.
 
     Attributes:
-        name: Of the function in :mod:`deltaprop.functional`, a row of ``LOSSES``.
+        name: Name of the function in :mod:`deltaprop.functional`, a row of ``LOSSES``.
         options: Its keyword arguments.
     """
 
@@ -59,21 +59,21 @@ class LossSpec:
 
     @functools.cached_property
     def arguments(self) -> tuple[Any, ...]:
-        """What follows outputs and targets in the definition's methods."""
+        """The arguments after outputs and targets in the definition's methods."""
         return tuple({**self.definition.options(), **self.options}.values())
 
     def __call__(self, a: Tensor, y: Tensor) -> Tensor:
-        """Return C, on the tape."""
+        """Return C, recorded by autograd."""
         loss: Tensor = getattr(F, self.name)(a, y, **self.options)
         return loss
 
     def forward(self, a: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Return C, off the tape, and what the gradient is computed from."""
+        """Return C without autograd, and the tensor that the gradient is computed from."""
         output = self.definition.forward(a, y, *self.arguments)
         return (output[0] if isinstance(output, tuple) else output), self.definition.saved(a, output)
 
     def targets(self, y: Tensor, like: Tensor) -> tuple[Tensor, ...]:
-        """Return targets as the gradient takes them, y first, a row a sample; ``like`` has the outputs' shape."""
+        """Return targets as the gradient takes them, y first, one row per sample; ``like`` has the outputs' shape."""
         return self.definition.targets(y, like, *self.arguments)
 
     def grad_input(self, saved: Tensor, targets: tuple[Tensor, ...]) -> Tensor:
@@ -81,7 +81,7 @@ class LossSpec:
         return self.definition.grad_input(1.0, saved, targets, *self.arguments)
 
     def on_targets(self, y: Tensor) -> LossSpec:
-        """Return the same loss for targets among which no label is ignored, if so: then nothing looks for one."""
+        """Return the loss without ``ignore_index`` where no target has that label: then it is not looked for."""
         if "ignore_index" not in self.definition.options() or y.is_floating_point():
             return self
         if bool((y == self.options.get("ignore_index", -100)).any()):
@@ -89,12 +89,12 @@ class LossSpec:
         return LossSpec(self.name, {**self.options, "ignore_index": None})
 
     def count(self, outputs: Tensor, targets: tuple[Tensor, ...]) -> Tensor | int:
-        """Return how much a batch counts in the mean loss of several: its samples, as C counts them.
+        """Return the weight of a batch in the mean loss over several batches: what C's mean divides by.
 
-        So each sample counts once, and one that is weighed or ignored in C is so in the mean as well.
+        So each sample counts once, and class weights and ignored labels count as they do in C.
 
         Args:
-            outputs: a^L, or whatever has its shape.
+            outputs: a^L, or a tensor of its shape.
             targets: As :meth:`targets` returns them.
         """
         denominator = self.definition.denominator(outputs, targets, *self.arguments) if self.reduction == "mean" else 0
@@ -105,12 +105,12 @@ def parse_loss(loss: LossLike) -> LossSpec:
     """Return a loss with its options.
 
     Args:
-        loss: A function of :mod:`deltaprop.functional` or its equal in ``torch.nn.functional``; its name, as Python or
-            the command line spells it (``"mse_loss"``, ``"mse"``); a ``functools.partial`` of a function with options
-            by keyword; or a loss module of ``torch.nn`` that has an equal here.
+        loss: A function of :mod:`deltaprop.functional` or its counterpart in ``torch.nn.functional``; its name in
+            Python or on the command line (``"mse_loss"``, ``"mse"``); a ``functools.partial`` of a function with
+            keyword options; or a loss module of ``torch.nn`` that has a counterpart here.
 
     Raises:
-        UserError: If it is none of these, or an option cannot be taken.
+        UserError: If it is not one of these, or an option is unknown or out of range.
     """
     if isinstance(loss, LossSpec):
         return loss
@@ -123,7 +123,7 @@ def parse_loss(loss: LossLike) -> LossSpec:
         name, attributes = _TORCH_MODULES.get(type(loss), ("", ()))
         options = {attribute: getattr(loss, attribute) for attribute in attributes}
         if any(module_hooks(loss)):
-            raise UserError(f"the loss {type(loss).__name__} has hooks, which nothing would call")
+            raise UserError(f"the loss {type(loss).__name__} has hooks, which would not be called")
     elif isinstance(loss, str):
         name = loss if loss in LOSSES else {short_name(row): row for row in LOSSES}.get(loss, "")
         if not name:

@@ -1,4 +1,4 @@
-"""The optimizer of gradient descent, θ ← θ − η ∂C/∂θ: it keeps the state; the update is :mod:`deltaprop.core.sgd`."""
+"""The optimizer of gradient descent, θ ← θ − η ∂C/∂θ: it holds the state; :mod:`deltaprop.core.sgd` the update."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class SGD(Optimizer):
         dampening: τ.
         weight_decay: λ ≥ 0, added as λ θ to every gradient of the group.
         nesterov: Nesterov's momentum; needs μ > 0 and τ = 0.
-        maximize: Ascend.
+        maximize: Ascend instead of descend.
 
     Raises:
         ValueError: If one of them is out of its range.
@@ -110,11 +110,11 @@ class SGD(Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters.
 
-        PyTorch wraps this to keep its compiler out, and the wrapper imports the compiler to do so: a second, for
-        nothing where nobody has imported it.
+        PyTorch wraps this method to exclude it from compilation, and the wrapper imports the compiler, which takes a
+        second. Where the compiler is not imported the wrapper is not needed.
 
         Args:
-            param_group: The parameters as ``"params"``, and options of their own.
+            param_group: The parameters as ``"params"``, and the group's own options.
         """
         if "torch._dynamo" in sys.modules:
             super().add_param_group(param_group)
@@ -122,10 +122,10 @@ class SGD(Optimizer):
             unwrap(Optimizer.add_param_group)(self, param_group)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Forget the gradients. PyTorch's does the same, with an entry for its profiler that takes longer than that.
+        """Reset the gradients, without the profiler entry of PyTorch's, which takes longer than the reset.
 
         Args:
-            set_to_none: Leave no gradients; with False, gradients of 0.
+            set_to_none: Set gradients to None; with False, to 0.
         """
         if not set_to_none:
             super().zero_grad(set_to_none)
@@ -139,7 +139,7 @@ class SGD(Optimizer):
         """Update every parameter that has a gradient.
 
         Args:
-            closure: Computes the loss and its gradients again; its loss is returned.
+            closure: Recomputes the loss and its gradients; its loss is returned.
         """
         loss = None
         if closure is not None:

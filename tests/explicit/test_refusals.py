@@ -204,7 +204,7 @@ class TestRefusals:
             trainer.epoch(X, Y.to(dtype), 8)
 
     def test_training_within_training(self, trainer: dp.ExplicitTrainer):
-        with pytest.raises(UserError, match="an epoch within an epoch"):
+        with pytest.raises(UserError, match="epoch was called within an epoch of the same trainer"):
             trainer.epoch(X, Y, 8, on_step=lambda step: trainer.epoch(X, Y, 8))
         trainer.epoch(X, Y, 8)  # and afterwards as before
 

@@ -1,7 +1,7 @@
 """The mathematics: every formula of the library once. Imports torch alone (and ``_torch_compat``).
 
-``ACTIVATIONS`` and ``LOSSES`` are the tables that everybody reads: a new one is one class and one row here. It then
-has a module or works by name in the drivers, in ``deltaprop train`` and in every test over the table.
+``ACTIVATIONS`` and ``LOSSES`` list the definitions by name. A new one is one class and one row here: its module, the
+drivers, ``deltaprop train`` and the tests over the table follow from the row.
 """
 
 from __future__ import annotations

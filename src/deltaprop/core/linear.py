@@ -1,4 +1,4 @@
-"""The linear layer: z = a_prev Wᵀ + b, and what δ = ∂C/∂z makes of it.
+"""The linear layer: z = a_prev Wᵀ + b, and its gradients from δ = ∂C/∂z.
 
 Shapes: a_prev [..., I], weight [O, I], bias [O], z and delta [..., O]; N is the product of the leading sizes.
 """
@@ -35,7 +35,7 @@ def linear_grad_weight(
 ) -> Tensor:
     """Return ∂C/∂W = δᵀ a_prev, [O, I]; or add it to a tensor in place: into ← β into + α δᵀ a_prev.
 
-    A product of matrices is added to what is there at no cost. δ already holds the loss's 1/N, so nothing here divides
+    ``addmm`` accumulates the product at no extra cost. δ already holds the loss's 1/N, so nothing here divides
     by N.
     """
     start = delta.new_zeros(()) if into is None else into
@@ -43,7 +43,7 @@ def linear_grad_weight(
 
 
 def add_scaled(gradient: Tensor, into: Tensor, beta: float, alpha: float) -> Tensor:
-    """Add a gradient to a tensor in place: into ← β into + α gradient; with β = 0 what was there does not count."""
+    """Add a gradient to a tensor in place: into ← β into + α gradient; with β = 0 the old value is ignored."""
     if beta == 0:
         into.copy_(gradient)
         return into if alpha == 1 else into.mul_(alpha)
@@ -85,7 +85,7 @@ class Linear(Function):
         matrix = weight
         if weight.dim() == 1:  # one neuron: W is [I], and z and δ have no last axis
             matrix, delta = weight.unsqueeze(0), delta.unsqueeze(-1)
-        if needs_a_prev:  # not for the first layer: nobody asks for ∂C/∂x
+        if needs_a_prev:  # not for the first layer: ∂C/∂x is not needed
             grad_a_prev = cast(linear_grad_input(delta, cast(matrix, dtype)), a_prev.dtype)
         if needs_weight:  # not for a frozen layer
             grad_weight = cast(linear_grad_weight(delta, cast(a_prev, dtype)), weight.dtype).reshape(weight.shape)
@@ -101,7 +101,7 @@ class Linear(Function):
 
 
 def _grad_broadcast_bias(delta: Tensor, shape: Size) -> Tensor:
-    """Return ∂C/∂b in b's own shape: PyTorch takes others than [O], and sums over what b was repeated along."""
+    """Return ∂C/∂b in b's own shape: PyTorch accepts any that broadcasts, and sums over the broadcast axes."""
     if shape == delta.shape[-1:]:
         return linear_grad_bias(delta)
     if len(shape) > delta.dim():  # a bias [1, O] for one sample [I]

@@ -27,9 +27,9 @@ class Loss(Function):
     """C from outputs and targets.
 
     Attributes:
-        contains: Output activations that the loss contains: in the model too, they would be applied twice.
+        contains: Output activations that the loss applies itself, so the model must not.
         takes_labels: Whether targets may be class labels.
-        takes_numbers: Whether it makes sense for targets that are any numbers.
+        takes_numbers: Whether targets may be arbitrary real numbers.
 
     A subclass has, besides what a Function has:
 
@@ -41,7 +41,7 @@ class Loss(Function):
       driver overwrites;
     - ``denominator(saved, targets, …)``: D, what a mean divides by.
 
-    The arguments that follow are those of :meth:`options`, in order, in all of them.
+    In all of them the arguments of :meth:`options` follow, in order.
     """
 
     contains: ClassVar[tuple[str, ...]] = ()
@@ -50,7 +50,7 @@ class Loss(Function):
 
     @classmethod
     def options(cls) -> dict[str, Any]:
-        """Return what may follow a and y, by name, with its default."""
+        """Return the arguments after a and y: names and defaults."""
         return _defaults(cls.forward)
 
     @classmethod
@@ -69,7 +69,7 @@ def _defaults(formula: Callable[..., Any]) -> dict[str, Any]:
 
 
 class ElementwiseLoss(Loss):
-    """C = Σ w c(a, y) / D: the mean, the sum or (``reduction="none"``) the table of the entries' losses.
+    """C = Σ w c(a, y) / D: the mean, the sum or (``reduction="none"``) the losses of all entries.
 
     A subclass gives the formulas, plain functions of tensors:
 
@@ -200,7 +200,7 @@ class ElementwiseLoss(Loss):
 
 
 def _of_one_shape(a: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Return outputs and targets repeated to one shape."""
+    """Return outputs and targets broadcast to one shape."""
     if a.shape == y.shape:
         return a, y
     a, y = torch.broadcast_tensors(a, y)

@@ -1,10 +1,10 @@
-"""Backpropagation as one loop: the page of the textbook that the whole library is about.
+"""Backpropagation as one loop over the layers.
 
 ==================  ==============================================  ===================================
  tag                 equation                                        formula
 ==================  ==============================================  ===================================
  FWD                 z^l = a^{l−1} (W^l)ᵀ + b^l,  a^l = σ(z^l)       ``linear.py``, ``activations.py``
- BP1, left factor    ∂C/∂a^L                                         ``losses.py``, given to the loop
+ BP1, left factor    ∂C/∂a^L                                         ``losses.py``, passed to the loop
  BP1, BP2            δ^l = ∂C/∂a^l ⊙ σ'(z^l)                         ``activations.py``
  BP2, left factor    ∂C/∂a^{l−1} = δ^l W^l                           ``linear.py``
  BP3                 ∂C/∂b^l = Σ_n δ^l_n                             ``linear.py``
@@ -34,25 +34,25 @@ UseGradient = Callable[[Tensor, Callable[..., Tensor]], object]
 
 @dataclass(eq=False)
 class Layer:
-    """One layer, and what a batch makes of it.
+    """One layer: its parameters, and what it computes for the current batch.
 
     Attributes:
         weight: W, [n, n_prev].
         bias: b, [n], or None.
-        activation: Its definition in ``ACTIVATIONS``; None where there is none, and a = z.
-        constants: Of the activation, in the order of its ``forward``.
-        learns: Whether W is learnt, and whether b is.
+        activation: Its definition, a row of ``ACTIVATIONS``; None for a = z.
+        constants: Constants of the activation, in the order of its ``forward``.
+        learns: Whether W is trained, and whether b is.
         a_prev: a^{l−1}, [N, n_prev].
         z: Pre-activation, [N, n]; where ``a_out`` is its memory, a has overwritten it.
         a: Activation, [N, n].
         delta: δ = ∂C/∂z, [N, n], with the loss's 1/N in it.
-        grad_weight: ∂C/∂W, [n, n_prev]; :func:`store_gradients` alone sets it.
+        grad_weight: ∂C/∂W, [n, n_prev]; set by :func:`store_gradients` alone.
         grad_bias: ∂C/∂b, [n], or None; likewise.
-        z_out: Memory for z, [N, n]; new memory at each pass where there is None.
+        z_out: Memory for z, [N, n]; None allocates it in each pass.
         a_out: Memory for a, [N, n], which may be that of z where σ' follows from a; likewise.
         grad_a_out: Memory for ∂C/∂a, [N, n], from the layer above; likewise.
-        rows_at_once: How many rows σ and δ are computed for at a time where there is ``a_out``, so that what they
-            allocate on the way stays small; δ then overwrites ∂C/∂a.
+        rows_at_once: With ``a_out``, σ and δ are computed for so many rows at a time, which keeps their temporaries
+            small; δ then overwrites ∂C/∂a.
     """
 
     weight: Tensor
@@ -94,11 +94,11 @@ class Layer:
 
     @property
     def saved(self) -> Tensor:
-        """What σ' is computed from: a, or z."""
+        """The tensor that σ' is computed from: a or z."""
         return self.a if self.activation is not None and self.activation.from_output else self.z
 
     def derivative(self) -> Tensor | None:
-        """Return σ'(z), [N, n], 1 where there is no activation; None where it is a matrix, as of softmax."""
+        """Return σ'(z), [N, n], 1 without an activation; None where it is a matrix, as for softmax."""
         if self.activation is None:
             return torch.ones_like(self.z)
         if not issubclass(self.activation, Elementwise):
@@ -117,12 +117,12 @@ def feed_forward(layers: Sequence[Layer], x: Tensor) -> Tensor:
 
 
 def back_propagate(layers: Sequence[Layer], grad_a: Tensor, use_gradient: UseGradient) -> None:
-    """Compute δ^l for l = L … 1, and hand over each gradient as soon as nothing else needs the weights of FWD.
+    """Compute δ^l for l = L … 1, and pass on each gradient as soon as FWD's weights are no longer needed.
 
     Args:
-        layers: From the lowest that learns to the last: below it nobody asks for δ.
+        layers: From the lowest trained layer to the last; no δ is computed below it.
         grad_a: ∂C/∂a^L, [N, n_L]: the left factor of BP1.
-        use_gradient: Is given each parameter that is learnt and its gradient, to store it or to update by it.
+        use_gradient: Called with each trained parameter and its gradient, to store it or to update the parameter.
     """
     for number in range(len(layers) - 1, -1, -1):
         layer = layers[number]
@@ -137,7 +137,7 @@ def back_propagate(layers: Sequence[Layer], grad_a: Tensor, use_gradient: UseGra
 
 
 def store_gradients(layers: Sequence[Layer], grad_a: Tensor) -> None:
-    """Compute δ^l and store each gradient in its layer; a parameter that is not learnt has 0."""
+    """Compute δ^l and store each gradient in its layer; a frozen parameter gets 0."""
     gradients: dict[Tensor, Tensor] = {}
     back_propagate(layers, grad_a, lambda param, gradient: gradients.update({param: gradient()}))
     for layer in layers:

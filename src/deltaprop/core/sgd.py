@@ -6,8 +6,8 @@
     v ← μ v + (1 − τ) g       v = g at the first step
     θ ← θ − η d               d = g without momentum, v with it, g + μ v by Nesterov
 
-The update asks for the gradient as ``add_gradient(into, beta, alpha)``, which does into ← β into + α ∂C/∂θ. So a caller
-who has ∂C/∂θ adds the stored gradient, and one who has its factors adds their product (BP4) and never stores it.
+The update asks for the gradient as ``add_gradient(into, beta, alpha)``, which does into ← β into + α ∂C/∂θ. So a
+caller with a stored ∂C/∂θ adds that, and a caller with its factors adds their product (BP4) without storing it.
 
 Source: Nielsen, Neural Networks and Deep Learning (2015), chapter 1, equations 20 and 21. Momentum: Sutskever et al.,
 ICML 2013, as PyTorch writes it: v is not multiplied by η.
@@ -36,7 +36,7 @@ class SGDOptions(NamedTuple):
 
     @classmethod
     def of(cls, group: Mapping[str, Any]) -> SGDOptions:
-        """Return the options of a parameter group; a learning rate that is a tensor as its number."""
+        """Return the options of a parameter group; a learning rate given as a tensor is converted to a number."""
         options = cls(*[group[name] for name in cls._fields])
         return options._replace(lr=options.lr.item()) if isinstance(options.lr, Tensor) else options
 
@@ -50,8 +50,8 @@ def sgd_step(
         param: θ, any shape.
         velocity: v, shape of θ; None without momentum.
         add_gradient: Adds a multiple of ∂C/∂θ to a tensor of θ's shape.
-        options: Of θ.
-        first_step: Whether v is still to be made, as v = g.
+        options: Options of θ's parameter group.
+        first_step: True on the first momentum step, where v = g.
     """
     lr, momentum, dampening, weight_decay, nesterov, maximize = options
     sign = -1.0 if maximize else 1.0

@@ -1,4 +1,4 @@
-"""Batches of an epoch, in the order of the rows that is asked for."""
+"""The batches of an epoch, in a given order of the rows."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from deltaprop.loss_spec import LossSpec
 
-TARGETS_AT_ONCE = 2**14  # numbers: targets are prepared for several batches at once, as many as stay in the cache
+TARGETS_AT_ONCE = 2**14  # numbers: targets are prepared for several batches at once, as many as fit in the cache
 
 
 def batches(
@@ -17,15 +17,15 @@ def batches(
 ) -> Iterator[tuple[Tensor, tuple[Tensor, ...]]]:
     """Yield inputs and targets of each batch.
 
-    Rows are gathered batch by batch, always to the same place: the rounding of a product depends on where in memory
-    its factors begin, and an epoch that was broken off must go on to the same bits.
+    Rows are gathered batch by batch, always into the same memory: the rounding of a product depends on the alignment of
+    its factors, and a resumed epoch must give the same bits.
 
     Args:
-        loss: Says what targets it takes.
+        loss: Determines the form of the targets.
         x: Inputs, [M, n_0].
         y: Targets, [M, …].
-        batch_size: Rows a batch; the last has what is left.
-        order: Indices of the rows, in order; None for rows as they come.
+        batch_size: Rows per batch; the last has the rest.
+        order: Row indices in order; None for the rows in order.
         start: The first batch, counted from 0.
         outputs: n_L.
     """

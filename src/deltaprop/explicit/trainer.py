@@ -1,7 +1,7 @@
 """The explicit driver: an MLP trained without a tape, in place on its Parameters.
 
-What it takes is checked here (``checks.py``), batches are brought to the layers, and the loss is added up. The step
-itself is :func:`~deltaprop.core.recursion.feed_forward` and :func:`~deltaprop.core.recursion.back_propagate`.
+This class checks its input (``checks.py``), feeds batches to the layers and sums the loss. The step itself is
+:func:`~deltaprop.core.recursion.feed_forward` and :func:`~deltaprop.core.recursion.back_propagate`.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ __all__ = ["ExplicitTrainer"]
 
 
 class ExplicitTrainer:
-    """Trains an MLP by the δ recursion, with no tape: the same steps as by autograd, only faster.
+    """Trains an MLP by the δ recursion, without autograd: the same steps, faster.
 
     It works in place on the model's own Parameters and on the optimizer's momentum buffers, and leaves ``.grad`` alone:
     with plain SGD no ∂C/∂W is ever stored. Parameters may be read, saved, and written to in place between two calls and
@@ -53,15 +53,14 @@ class ExplicitTrainer:
         model: An :class:`~deltaprop.MLP`, or an ``nn.Sequential`` of linear layers, each with one activation or none
             after it (ours or PyTorch's).
         loss: A function of :mod:`deltaprop.functional`, its name, a ``functools.partial`` of one with options, or a
-            loss module of ``torch.nn`` that has an equal here.
+            loss module of ``torch.nn`` that has a counterpart here.
         optimizer: An :class:`~deltaprop.SGD` or ``torch.optim.SGD`` over the model's parameters.
-        precision: Of the products of matrices: ``"float32"``, or ``"tf32"`` or ``"bf16"`` on a device that has them;
-            weights and all else stay float32 (``precision.py``).
+        precision: Precision of matrix products: ``"float32"``, or ``"tf32"`` or ``"bf16"`` on a device that has them;
+            everything else stays float32 (``precision.py``).
 
     Raises:
-        UserError: If one of them is what it cannot train: a module of another kind, hooks, weights that layers share,
-            an output activation that the loss already contains, another optimizer, a precision that the device does not
-            have. It says so at once.
+        UserError: If one of them is not supported: a module of another kind, hooks, shared weights, an output
+            activation that the loss already contains, another optimizer, a precision the device does not have.
 
     Example:
         >>> from deltaprop import MLP, SGD
@@ -77,47 +76,47 @@ class ExplicitTrainer:
         self._model, self._optimizer, self._precision = model, optimizer, precision
         self._loss = parse_loss(loss)
         refuse_entry_weights(self._loss)
-        self._begin()
+        self._set_up()
 
-    def _begin(self) -> None:
+    def _set_up(self) -> None:
         self._running = False  # within an epoch
         self._update = Updater(self._optimizer)
         self._read_model()
 
     @property
     def model(self) -> nn.Module:
-        """The model; for another make another trainer."""
+        """The model (read-only)."""
         return self._model
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
-        """The optimizer; for another make another trainer."""
+        """The optimizer (read-only)."""
         return self._optimizer
 
     @property
     def loss(self) -> LossSpec:
-        """The loss with its options; for another make another trainer."""
+        """The loss with its options (read-only)."""
         return self._loss
 
     @property
     def precision(self) -> str:
-        """Of the products of matrices; for another make another trainer."""
+        """Precision of matrix products (read-only)."""
         return self._precision
 
     def __repr__(self) -> str:
-        """Return what it trains, and how."""
+        """Return layer sizes, loss and precision."""
         layers = self._workspace.layers
         sizes = [layers[0].weight.shape[1], *[len(layer.weight) for layer in layers]]
         return f"ExplicitTrainer({'-'.join(map(str, sizes))}, {self.loss.name}, precision={self._precision!r})"
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what it was made of; its memory is made anew where it is needed."""
+        """Return the constructor's arguments; the workspace is rebuilt when it is unpickled."""
         return {name: vars(self)[name] for name in ("_model", "_loss", "_optimizer", "_precision")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Begin with what another was made of."""
+        """Rebuild a trainer from the constructor's arguments."""
         vars(self).update(state)
-        self._begin()
+        self._set_up()
 
     # --- what users call ---
 
@@ -134,9 +133,9 @@ class ExplicitTrainer:
         Raises:
             UserError: If x or y do not fit the model.
         """
-        self._enter()
-        y = self._checked(x, y)
-        loss = self.loss.on_targets(y) if y.device.type == "cpu" else self.loss  # elsewhere it would wait
+        self._refresh()
+        y = self._check_batch(x, y)
+        loss = self.loss.on_targets(y) if y.device.type == "cpu" else self.loss  # on a GPU it would wait for the device
         with torch.no_grad():
             self._workspace.fit(len(x))
             try:
@@ -162,20 +161,20 @@ class ExplicitTrainer:
         Args:
             x: Inputs, [M, n_0].
             y: Targets, [M, …].
-            batch_size: Rows a step; the last step takes what is left.
-            order: Indices of the rows, in order. With neither order nor generator, rows as they come.
-            generator: Draws an order.
-            start: The first batch, counted from 0: what is left of an epoch that was broken off after so many steps.
+            batch_size: Rows per step; the last step takes the rest.
+            order: Indices of the rows, in order. With neither order nor generator, the rows in order.
+            generator: Draws a random order.
+            start: The first batch, counted from 0: continues an epoch that was interrupted after so many steps.
             on_step: Called after each step with the number of steps done in this epoch, those before ``start``
-                included. It may look at the model, change it, and change the optimizer's options. If it returns True,
-                the epoch ends there.
+                included. It may read or change the model and the optimizer's options. If it returns True, the epoch
+                ends there.
 
         Returns:
             The mean of C over the steps taken, each sample counting once (by its class weight, where the loss has some;
             one whose label is ignored does not count), a scalar on the device; NaN if no step was taken.
 
         Raises:
-            UserError: If something does not fit; nothing has been changed then.
+            UserError: If an argument does not fit; nothing has been changed then.
         """
         check_inputs(x, y, self._workspace.layers[0].weight)
         state = EpochState(x.new_zeros(()), start)
@@ -190,7 +189,7 @@ class ExplicitTrainer:
         self._epoch(x, y, batch_size, order, state, on_step)
         return state.mean()
 
-    # --- the epoch, as the training loop has it too ---
+    # --- the epoch, shared with the training loop ---
 
     def _epoch(
         self,
@@ -201,14 +200,14 @@ class ExplicitTrainer:
         state: EpochState,
         on_step: Callable[[int], object] | None = None,
     ) -> None:
-        """Take a pass over the rows in order, or what is left of one, and keep ``state`` up to date."""
+        """Train on the rows in order, or on the rest of an interrupted epoch, and keep ``state`` up to date."""
         batch_size = whole_number(batch_size)
         if batch_size < 1:
             raise UserError(f"batch_size must be a whole number, at least 1, got {batch_size}")
         if self._running:
-            raise UserError("an epoch within an epoch of the same trainer would write over its batches")
-        self._enter()
-        y = self._checked(x, y)
+            raise UserError("epoch was called within an epoch of the same trainer: it would overwrite its batches")
+        self._refresh()
+        y = self._check_batch(x, y)
         check_labels(self.loss, y, self._outputs)
         loss = self.loss.on_targets(y)
         if order is not None:
@@ -227,7 +226,7 @@ class ExplicitTrainer:
                     if on_step is not None:
                         with torch.inference_mode(False), torch.set_grad_enabled(grad_mode):  # as it is for the caller
                             ended = on_step(state.done) is True
-                            self._enter()
+                            self._refresh()
                         if self._shape != shape:
                             raise UserError(
                                 "on_step has changed the inputs, outputs or dtype of the model: "
@@ -241,7 +240,7 @@ class ExplicitTrainer:
     def _take_steps(
         self, loss: LossSpec, x: Tensor, y: Tensor, batch_size: int, order: Tensor | None, start: int
     ) -> Iterator[tuple[Tensor, Tensor, tuple[Tensor, ...]]]:
-        """Take step after step; yield C, a^L and targets of each."""
+        """Take the steps one by one; yield C, a^L and targets of each."""
         for x_batch, targets in batches(loss, x, y, batch_size, order, start, self._outputs):
             self._workspace.fit(len(x_batch))
             yield *self._train(loss, x_batch, targets), targets
@@ -249,7 +248,7 @@ class ExplicitTrainer:
     def _replay_steps(
         self, loss: LossSpec, x: Tensor, y: Tensor, batch_size: int, order: Tensor | None, start: int
     ) -> Iterator[tuple[Tensor, Tensor, tuple[Tensor, ...]]]:
-        """Take step after step, most of them by replaying a captured one; yield C, a^L and targets of each."""
+        """Take the steps, most of them by replaying a captured one; yield C, a^L and targets of each."""
         order = torch.arange(len(x), device=x.device) if order is None else order
 
         def gather_and_train(rows: Tensor) -> tuple[Tensor, ...]:
@@ -274,10 +273,10 @@ class ExplicitTrainer:
             back_propagate(layers[self._lowest :], grad_a, self._update)  # BP1-BP4, SGD
         return c, a
 
-    # --- what is there before a step ---
+    # --- before a step ---
 
-    def _enter(self) -> None:
-        """Make sure that what was read still holds, and read the optimizer's options."""
+    def _refresh(self) -> None:
+        """Read the model again if it has changed, and the optimizer's options."""
         if self._watch.changed():
             self._read_model()
         self._update.refresh()
@@ -287,7 +286,7 @@ class ExplicitTrainer:
         """Read the model.
 
         Raises:
-            UserError: If it is not what the recursion takes, or nothing learns.
+            UserError: If the recursion does not support it, or no parameter is trained.
         """
         check_optimizer(self._optimizer)
         layers = read_layers(self._model)
@@ -296,9 +295,11 @@ class ExplicitTrainer:
         refuse_contained_activation(layers, self.loss.name, self.loss.definition.contains)
         device = params[0].device
         check_precision(self._precision, device, params[0].dtype)
-        given = {p for group in self._optimizer.param_groups for p in group["params"]}
+        in_optimizer = {p for group in self._optimizer.param_groups for p in group["params"]}
         for layer in layers:
-            layer.learns = tuple(p is not None and p.requires_grad and p in given for p in (layer.weight, layer.bias))  # type: ignore[assignment]
+            layer.learns = tuple(
+                p is not None and p.requires_grad and p in in_optimizer for p in (layer.weight, layer.bias)
+            )  # type: ignore[assignment]
         learning = [number for number, layer in enumerate(layers) if any(layer.learns)]
         if not learning:
             raise UserError("nothing to learn: no parameter both requires a gradient and is in the optimizer")
@@ -314,8 +315,8 @@ class ExplicitTrainer:
         weight = self._workspace.layers[0].weight
         return weight.shape[1], self._outputs, weight.dtype, weight.device
 
-    def _checked(self, x: Tensor, y: Tensor) -> Tensor:
-        """Return targets as the loss takes them, once x and y fit the model."""
+    def _check_batch(self, x: Tensor, y: Tensor) -> Tensor:
+        """Check x and y against the model; return targets as the loss takes them."""
         like = self._workspace.layers[0].weight
         rows = check_inputs(x, y, like)
         return check_targets(self.loss, y, rows, self._outputs, like.dtype)

@@ -1,4 +1,4 @@
-"""Each parameter's SGD update, by the options and the momentum buffers that the optimizer holds."""
+"""Each parameter's SGD update, with the options and momentum buffers of the optimizer."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from deltaprop.errors import UserError
 
 
 class Updater:
-    """Updates parameters as soon as :func:`~deltaprop.core.recursion.back_propagate` has their gradients.
+    """Updates each parameter as soon as :func:`~deltaprop.core.recursion.back_propagate` has its gradient.
 
-    Without Nesterov a gradient is not stored: its product (BP4) is added to θ, or to v.
+    Without Nesterov a gradient is not stored: its product (BP4) is added directly to θ or v.
 
     Args:
         optimizer: Its param_groups hold the options, its state the momentum buffers.
@@ -30,7 +30,7 @@ class Updater:
 
     @property
     def version(self) -> tuple[object, ...]:
-        """Equal where the update is the same: by the same options, on momentum buffers in the same memory."""
+        """Equal as long as the update is the same: same options, momentum buffers in the same memory."""
         if self._version is None:
             states = [self.optimizer.state.get(p, {}) for p in self._of]
             buffers = [state.get("momentum_buffer") for state in states]
@@ -38,7 +38,7 @@ class Updater:
         return self._version
 
     def refresh(self) -> None:
-        """Read the options as they are now.
+        """Read the current options.
 
         Raises:
             UserError: If they contradict each other.
@@ -62,7 +62,7 @@ class Updater:
         first_step = velocity is None
         if first_step:
             self._version = None
-            with torch.inference_mode(False):  # else nobody else could update it
+            with torch.inference_mode(False):  # else it could not be updated outside of inference mode
                 velocity = state["momentum_buffer"] = torch.zeros_like(param)
         if options.nesterov:  # which adds it twice
             gradient = partial(add_scaled, gradient())

@@ -1,4 +1,4 @@
-"""The memory of the explicit driver: made once for a batch size, and written over at each step."""
+"""The memory of the explicit driver: allocated once for a batch size, overwritten at each step."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from deltaprop.core.recursion import Layer
 from deltaprop.explicit.graph import CapturedStep
 from deltaprop.loss_spec import LossSpec
 
-# Bytes: of larger z, σ and σ' take so much at a time. As large as all of z, what they allocate on the way would break
-# up the heap, by 10 to 18 MiB at 1024-2048-2048-10.
+# Bytes: for a larger z, σ and σ' are computed in pieces of this size. Temporaries as large as z fragment the heap,
+# by 10 to 18 MiB at 1024-2048-2048-10.
 PIECE = 2**18
-MOST_CAPTURED = 8  # a full batch, a last one, and a few sizes more
+MOST_CAPTURED = 8  # a full batch, a last one, and a few more sizes
 
 
 class Workspace:
     """Layers, and memory for batches of up to the largest size seen.
 
     Args:
-        layers: From the first.
-        lowest: The lowest that learns: no ∂C/∂a is computed below it.
-        holdable: Whether a CUDA graph may hold a step.
+        layers: The layers, from the first.
+        lowest: The lowest trained layer: no ∂C/∂a is computed below it.
+        holdable: Whether a step may be captured in a CUDA graph.
     """
 
     def __init__(self, layers: list[Layer], lowest: int, *, holdable: bool) -> None:
@@ -35,12 +35,12 @@ class Workspace:
         self._captured: dict[int, tuple[Any, CapturedStep]] = {}  # by rows
 
     def fit(self, rows: int) -> None:
-        """Give every layer memory for batches of so many rows."""
+        """Set every layer's memory for batches of so many rows."""
         if rows == self._rows:
             return
         if rows > self._capacity:
             self._capacity = rows
-            with torch.inference_mode(False):  # else nothing outside of inference mode could write there
+            with torch.inference_mode(False):  # else it could not be written to outside of inference mode
                 self._memory = [self._new(number, rows) for number in range(len(self.layers))]
             self._captured.clear()
         self._rows = rows
@@ -48,12 +48,12 @@ class Workspace:
             layer.z_out, layer.a_out, layer.grad_a_out = z[:rows], _first(a, rows), _first(grad_a, rows)
 
     def _new(self, number: int, rows: int) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Return memory for z, a and ∂C/∂a of a layer, and say how its activation uses it.
+        """Return memory for z, a and ∂C/∂a of a layer, and set how its activation uses it.
 
-        None for a where z is small: σ makes it anew; for ∂C/∂a where the loss makes it, or nobody.
+        None for a where z is small: σ allocates it; None for ∂C/∂a where the loss computes it, or none is needed.
 
-        Each is allocated by itself, so that it is aligned whatever the rows: the rounding of a product depends on it,
-        and an epoch that was broken off must go on to the same bits.
+        Each is an allocation of its own, so that it is aligned for any number of rows: the rounding of a product
+        depends on that, and a resumed epoch must give the same bits.
         """
         layer = self.layers[number]
         new = partial(layer.weight.detach().new_empty, (rows, len(layer.weight)))
@@ -67,14 +67,14 @@ class Workspace:
     def captured(self, loss: LossSpec, x: Tensor, y: Tensor, step: Callable[..., tuple[Tensor, ...]]) -> CapturedStep:
         """Return the step on rows of x and y, to be captured in a graph."""
         reads = (
-            loss.options.get("ignore_index", -100),  # None where no label is: then nothing looks for one
+            loss.options.get("ignore_index", -100),  # None where no label is ignored
             *[(t.data_ptr(), t.dtype, t.shape, t.stride()) for t in (x, y)],
         )
         before, captured = self._captured.pop(self._rows, (None, None))
-        if captured is None or before != reads:  # of other data, which it would keep in memory
+        if captured is None or before != reads:  # a capture of other data would keep those in memory
             captured = CapturedStep(step, self._rows, x.device, self._holdable)
         if len(self._captured) >= MOST_CAPTURED:
-            del self._captured[next(iter(self._captured))]  # of the size that was not used for the longest time
+            del self._captured[next(iter(self._captured))]  # the least recently used size
         self._captured[self._rows] = reads, captured
         return captured
 

@@ -1,7 +1,6 @@
-"""The one way to read layers from a model: linear layers, each with one activation or none, and nothing else.
+"""Read the layers of a model: linear layers, each followed by one activation or none.
 
-Anything else is refused here, by name: a driver without a tape would not call it, and training would go wrong in
-silence.
+Any other module is refused by name: a driver without autograd would not call it, and training would silently go wrong.
 """
 
 from __future__ import annotations
@@ -25,34 +24,34 @@ def read_layers(model: nn.Module) -> list[Layer]:
     """Return the layers of a model, from the first, on its own Parameters.
 
     Args:
-        model: An ``nn.Sequential`` of linear layers and activations, ours or PyTorch's, nested as one likes.
+        model: An ``nn.Sequential`` of linear layers and activations, ours or PyTorch's, nested to any depth.
 
     Raises:
-        UserError: If there is anything else in it.
+        UserError: If it contains any other module.
     """
     if not isinstance(model, nn.Sequential):
         raise UserError(f"the explicit driver takes an nn.Sequential, got {type(model).__name__}: {ELSEWHERE}")
     if any(GLOBAL_MODULE_HOOKS):
-        raise UserError(f"there are hooks on all modules, which nothing would call: {ELSEWHERE}")
+        raise UserError(f"there are hooks on all modules, which would not be called: {ELSEWHERE}")
     found: list[Layer] = []
-    free = False  # whether the last layer may still get an activation
+    takes_activation = False  # whether the last layer may still get one
     for name, module in flat_modules(model):
         kind = f"module {name} ({type(module).__name__})"
         if any(hook_tables([module])) or "forward" in vars(module):
-            raise UserError(f"{kind} has hooks or a forward of its own, which nothing would call: {ELSEWHERE}")
+            raise UserError(f"{kind} has hooks or a forward of its own, which would not be called: {ELSEWHERE}")
         ours = from_torch(module)
         if type(ours) is Linear:
             weight, bias = ours.weight, ours.bias
             learns = weight.requires_grad, bias is not None and bias.requires_grad
             found.append(Layer(weight, bias, learns=learns))
-            free = True
+            takes_activation = True
         elif not isinstance(ours, Activation) or type(ours).forward is not Activation.forward:
             raise UserError(f"{kind} is neither a linear layer nor an activation that has a δ here: {ELSEWHERE}")
-        elif not free:
+        elif not takes_activation:
             raise UserError(f"{kind} does not follow a linear layer: {ELSEWHERE}")
         else:
             found[-1].activation, found[-1].constants = ours.op, ours.constant_values()
-            free = False
+            takes_activation = False
     if not found:
         raise UserError("the model has no linear layer")
     for below, above in pairwise(found):
@@ -66,11 +65,13 @@ def flat_modules(model: nn.Sequential, prefix: str = "") -> Iterator[tuple[str, 
     """Yield the modules of a Sequential and of those within it, in order, with their names.
 
     Raises:
-        UserError: If a Sequential does anything but call its modules in turn.
+        UserError: If a Sequential does more than call its modules in turn.
     """
     own = "forward" in vars(model) or type(model).forward not in (nn.Sequential.forward, MLP.forward)
     if own or any(hook_tables([model])):
-        raise UserError(f"{prefix or 'the model'} has a forward or hooks, which nothing would call: {ELSEWHERE}")
+        raise UserError(
+            f"{prefix or 'the model'} has a forward or hooks of its own, which would not be called: {ELSEWHERE}"
+        )
     for name, module in children(model).items():
         if isinstance(module, nn.Sequential):
             yield from flat_modules(module, f"{prefix}{name}.")
@@ -79,12 +80,12 @@ def flat_modules(model: nn.Sequential, prefix: str = "") -> Iterator[tuple[str, 
 
 
 def hook_tables(modules: Iterable[nn.Module]) -> list[dict[int, Any]]:
-    """Return the dictionaries of everything that a call of these modules would run besides their forward."""
+    """Return the hook dictionaries of these modules: what a call runs besides ``forward``."""
     return [hooks for module in modules for hooks in module_hooks(module)]
 
 
 def refuse_contained_activation(layers: list[Layer], loss_name: str, contains: tuple[str, ...]) -> None:
-    """Refuse an output activation that the loss already contains: applied twice, it would train wrongly.
+    """Refuse an output activation that the loss already contains: it would be applied twice.
 
     Raises:
         UserError: If the last layer has one.

@@ -1,6 +1,6 @@
-"""The modules: Linear, one module per activation, MLP, and the way from and to ``torch.nn``.
+"""The modules: Linear, one module per activation, MLP, and conversion from and to ``torch.nn``.
 
-They hold parameters and call :mod:`deltaprop.functional`; no formula stands here.
+They hold parameters and call :mod:`deltaprop.functional`; the formulas are in :mod:`deltaprop.core`.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Activation(nn.Module):
     """a = σ(z) as a module; one subclass for each row of ``deltaprop.core.ACTIVATIONS``.
 
     The constants of the formula (``negative_slope``, ``alpha``, …) are its arguments, in the order of its definition,
-    and its attributes. A new row needs no class here: :func:`activation_module` makes one.
+    and its attributes. A new row needs no class here: :func:`activation_module` creates one.
     """
 
     op: ClassVar[type[Definition]]
@@ -120,7 +120,7 @@ def activation_module(name: str) -> type[Activation]:
         raise unknown_name("activation", name, ACTIVATIONS)
     op = ACTIVATIONS[name]
     if name not in _MODULES or _MODULES[name].op is not op:
-        # `__module__`: pickle finds it here, by `__getattr__` below.
+        # `__module__`: pickle finds the class here, by `__getattr__` below.
         type(op.__name__, (Activation,), {"__doc__": op.__doc__, "__module__": __name__}, row=name)
     return _MODULES[name]
 
@@ -230,14 +230,14 @@ class MLP(nn.Sequential):
 
     Args:
         sizes: [n_0, n_1, …, n_L]: inputs, hidden layers, outputs; at least two.
-        activation: Of the hidden layers: a name in ``core.ACTIVATIONS``, a function of that name (``torch.relu``,
-            ``torch.nn.functional.relu`` or ours), a module class or instance (copied for each layer), or a list of
-            these, one per hidden layer. A ``torch.nn`` activation becomes ours where we have it.
-        output_activation: Of the last layer; None for none, which is right for a loss from logits.
+        activation: Activation of the hidden layers: a name in ``core.ACTIVATIONS``, a function of that name
+            (``torch.relu``, ``torch.nn.functional.relu`` or ours), a module class or instance (copied for each layer),
+            or a list of these, one per hidden layer. A ``torch.nn`` activation becomes ours where we have it.
+        output_activation: Activation of the last layer; None for none, as losses from logits need.
         bias: Whether layers have biases.
         init: A name for :func:`initialize`; None for PyTorch's own.
-        device: Of the parameters.
-        dtype: Of the parameters.
+        device: Device of the parameters.
+        dtype: Dtype of the parameters.
 
     Raises:
         UserError: If sizes are fewer than two or not positive, a list does not have one activation per hidden layer,
@@ -319,7 +319,7 @@ def from_torch(module: nn.Module) -> nn.Module:
 
     ``torch.nn.Linear`` and the activations that have a counterpart here are replaced, at any depth; every other module
     is copied as it is, sharing its parameters and buffers. The original is untouched. ``inplace`` is dropped: the
-    result is the same. Subclasses of ``torch.nn.Linear`` are left alone, for what they add is not known here.
+    result is the same. Subclasses of ``torch.nn.Linear`` are copied unchanged: what they add is unknown.
 
     Example:
         >>> twin = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
@@ -333,7 +333,7 @@ def from_torch(module: nn.Module) -> nn.Module:
 def to_torch(module: nn.Module) -> nn.Module:
     """Return the same model on plain ``torch.nn`` modules: a new module tree on the same Parameter objects.
 
-    An MLP becomes a ``torch.nn.Sequential``; what is saved of the result needs no deltaprop to load.
+    An MLP becomes a ``torch.nn.Sequential``; its saved form loads without deltaprop.
 
     Raises:
         UserError: If a module has no counterpart in PyTorch (Step, Perceptron).
@@ -344,7 +344,7 @@ def to_torch(module: nn.Module) -> nn.Module:
 def _convert(
     module: nn.Module, replacement: Callable[[nn.Module], nn.Module], done: dict[nn.Module, nn.Module]
 ) -> nn.Module:
-    """Rebuild a tree; a module that occurs twice does so in the copy too."""
+    """Rebuild a module tree; a module that occurs twice is shared in the copy too."""
     if module not in done:
         copied = replacement(module)
         done[module] = copied
@@ -369,7 +369,7 @@ def _to_ours(module: nn.Module) -> nn.Module:
         if type(module) is getattr(nn, op.__name__, None):
             if getattr(module, "dim", -1) is None:  # softmax over an axis that PyTorch guesses
                 break
-            return _shallow(module, activation_module(name))  # constants and hooks lie in its attributes
+            return _shallow(module, activation_module(name))  # constants and hooks are among its attributes
     return _shallow(module, type(module))
 
 
@@ -383,7 +383,7 @@ def _to_theirs(module: nn.Module) -> nn.Module:
         if twin is None:
             raise UserError(f"{type(module).__name__} has no counterpart in torch.nn")
         theirs = _shallow(module, twin)
-        theirs.__dict__.setdefault("inplace", False)  # some read it, and ours have none
+        theirs.__dict__.setdefault("inplace", False)  # some of PyTorch's read it, and ours have none
         return theirs
     if type(module).__module__.startswith("deltaprop."):  # a Perceptron, say
         raise UserError(f"{type(module).__name__} has no counterpart in torch.nn")

@@ -1,4 +1,4 @@
-"""Rosenblatt's neuron, which learns by its own rule and not by backpropagation."""
+"""Rosenblatt's perceptron, trained by its own rule instead of backpropagation."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["Perceptron", "PerceptronFit"]
 
 @dataclass(frozen=True)
 class PerceptronFit:
-    """How :meth:`Perceptron.fit` ended.
+    """Result of :meth:`Perceptron.fit`.
 
     Attributes:
         converged: Whether a whole epoch passed without a mistake.
@@ -26,7 +26,7 @@ class PerceptronFit:
     mistakes: list[int] = field(repr=False)
 
     def __str__(self) -> str:
-        """Return one line for people."""
+        """Return a one-line summary."""
         epochs = len(self.mistakes)
         if self.converged:
             return f"converged in epoch {epochs}: every sample on its side"
@@ -39,19 +39,19 @@ class PerceptronFit:
 class Perceptron(nn.Module):
     """Rosenblatt's neuron: a = 1 where w·x + b > 0, else 0.
 
-    Its learning rule is not backpropagation, for the step has no slope to propagate. It goes through the samples and
-    at each mistake moves w by the sample itself::
+    It is not trained by backpropagation, because the step's derivative is 0. The rule goes through the samples and
+    at each mistake adds the sample to w or subtracts it::
 
         w ← w + (y − a) x
         b ← b + (y − a)
 
     On linearly separable data it makes a finite number of mistakes (at most (R/γ)², R the largest norm of a sample with
-    the bias's 1 appended, γ the margin); on others it never rests.
+    the bias's 1 appended, γ the margin); on other data it never converges.
 
     Args:
         in_features: n, the length of a sample.
-        device: Of w and b.
-        dtype: Of w and b.
+        device: Device of w and b.
+        dtype: Dtype of w and b.
 
     Source:
         Rosenblatt, Psychological Review 65 (1958); the bound: Novikoff, On convergence proofs for perceptrons (1962).
@@ -86,7 +86,7 @@ class Perceptron(nn.Module):
 
     @torch.no_grad()
     def fit(self, x: Tensor, y: Tensor, max_epochs: int = 100) -> PerceptronFit:
-        """Learn, sample by sample and in their order, until an epoch passes without a mistake.
+        """Train on the samples one by one, in order, until an epoch passes without a mistake.
 
         Args:
             x: Samples, [N, n].
