@@ -409,12 +409,12 @@ def test_the_readme_is_two_screens():
     assert len(README.encode()) <= 12 * 1024
 
 
-GOING_ON = {line.partition("#")[0].strip() for line in re.findall(r"python train\.py (--resume [^`\n]*)", RELIABILITY)}
+RESUME_COMMANDS = {line.partition("#")[0].strip() for line in re.findall(r"python train\.py (--resume [^`\n]*)", RELIABILITY)}
 
 
-@pytest.mark.parametrize("line", sorted(GOING_ON))
-def test_the_commands_that_go_on_do(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """On a run of two epochs of moons, under the name that they have for it."""
+@pytest.mark.parametrize("line", sorted(RESUME_COMMANDS))
+def test_the_resume_commands_run(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """On a run of two epochs on moons, in the folder they name."""
     from deltaprop.cli import main
 
     monkeypatch.chdir(tmp_path)
