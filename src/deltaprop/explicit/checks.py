@@ -23,7 +23,7 @@ from deltaprop.optim import SGD
 
 
 def check_parameters(layers: Sequence[Layer]) -> list[Tensor]:
-    """Return the parameters of the layers, which must be distinct, contiguous, of one dtype and device, without hooks."""
+    """Return the parameters of the layers, distinct, contiguous, of one dtype and device, without hooks."""
     params = [p for layer in layers for p in (layer.weight, layer.bias) if p is not None]
     if len({p.data_ptr() or id(p) for p in params}) < len(params):  # by .data two may share memory
         raise UserError(f"layers share a parameter, whose gradients would have to be added up: {ELSEWHERE}")
@@ -86,16 +86,12 @@ class ChangeDetector:
                 (p.data_ptr(), p.dtype, p.shape, p.is_contiguous(), p.requires_grad, *tensor_hooks(p))
                 for p in self._params
             ],
-            [_comparable(getattr(module, name)) for module, name in self._constants],
+            # A tensor by its id: comparing two gives no single truth value.
+            [id(c) if isinstance(c := getattr(m, name), Tensor) else c for m, name in self._constants],
             any(self._hooks),
             ["forward" in vars(module) for module in self._modules],
             [list(map(id, group["params"])) for group in self._optimizer.param_groups],
         )
-
-
-def _comparable(constant: Any) -> Any:
-    """Return a constant, or the id of a tensor: comparing two gives no single truth value."""
-    return id(constant) if isinstance(constant, Tensor) else constant
 
 
 def check_inputs(x: Tensor, y: Tensor, like: Tensor) -> int:
@@ -117,10 +113,7 @@ def check_inputs(x: Tensor, y: Tensor, like: Tensor) -> int:
 
 
 def check_targets(loss: LossSpec, y: Tensor, rows: int, outputs: int, dtype: torch.dtype) -> Tensor:
-    """Return targets as the loss takes them, once they and the options of the loss fit outputs [N, n_L] of a dtype.
-
-    They may be the targets of a batch or of a whole data set.
-    """
+    """Return targets of a batch or data set as the loss takes them, if they and its options fit outputs [N, n_L]."""
     if loss.definition.takes_labels and not y.is_floating_point():
         if y.shape != (rows,):
             raise UserError(f"labels must be {[rows]}, one for each row, got {list(y.shape)}")
@@ -176,12 +169,10 @@ def refuse_entry_weights(loss: LossSpec) -> None:
 def whole_number(number: object, name: str = "batch_size") -> int:
     """Return a whole number of any type, such as NumPy's, as an int; True and False are refused."""
     try:
-        if not isinstance(number, bool):
-            return operator.index(number)  # type: ignore[arg-type]  # other objects raise the TypeError
+        return operator.index(None if isinstance(number, bool) else number)  # type: ignore[arg-type]  # raises
     except TypeError:
-        pass
-    expected = "a whole number, at least 1" if name == "batch_size" else "a step of the epoch, a whole number"
-    raise UserError(f"{name} must be {expected}, got {number!r}")
+        expected = "a whole number, at least 1" if name == "batch_size" else "a step of the epoch, a whole number"
+        raise UserError(f"{name} must be {expected}, got {number!r}") from None
 
 
 def check_order(order: Tensor, x: Tensor) -> None:

@@ -37,7 +37,7 @@ ROUNDED = {"cuda"}  # devices for whose bf16 products PyTorch has no setting
 _BITS = {"tf32": 11, "bf16": 8}  # bits of a factor, with the leading one
 
 
-class Switch(AbstractContextManager[None]):
+class MatmulPrecision(AbstractContextManager[None]):
     """Context manager that sets PyTorch's precision of products to tf32 or bf16; it can be entered again and again."""
 
     def __init__(self, precision: str, device_type: str) -> None:
@@ -95,7 +95,7 @@ def products_in(precision: str, device: torch.device) -> AbstractContextManager[
         return nullcontext()
     if precision == "bf16" and device.type in ROUNDED:
         return RoundedFactors()
-    return Switch(precision, device.type)
+    return MatmulPrecision(precision, device.type)
 
 
 def check_precision(precision: str, device: torch.device, dtype: torch.dtype) -> None:

@@ -1,1 +1,1 @@
-"""Checks of a backward pass: one file for each kind of check, and ``check.py`` runs them."""
+"""Checks of a backward pass: one file for each kind of check; ``check.py`` has the table of them and runs them."""

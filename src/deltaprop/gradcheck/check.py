@@ -9,28 +9,25 @@ from typing import Any
 import torch
 
 from deltaprop.errors import UserError, unknown_name
-from deltaprop.gradcheck import higher_order, layouts, modes
-from deltaprop.gradcheck import inputs as input_checks
-from deltaprop.gradcheck import outputs as output_checks
-from deltaprop.gradcheck import values as value_checks
+from deltaprop.gradcheck import first_order, higher_order, layouts, modes
 from deltaprop.gradcheck.context import CheckContext, Failed, Skipped, format_error
 from deltaprop.gradcheck.report import Check, GradientReport
 from deltaprop.gradcheck.target import CheckTarget
 
 CHECKS: dict[str, Callable[[CheckContext], None]] = {
-    "values": value_checks.check_values,
-    "kink": value_checks.check_kink,
-    "missing": value_checks.check_missing,
-    "shapes": output_checks.check_shapes,
-    "dtypes": output_checks.check_dtypes,
-    "grad_output": input_checks.check_grad_output,
-    "linear": input_checks.check_linear,
-    "outputs": input_checks.check_outputs,
-    "subsets": input_checks.check_subsets,
-    "calls": input_checks.check_calls,
-    "in_place": input_checks.check_in_place,
-    "deterministic": output_checks.check_deterministic,
-    "leak": output_checks.check_leak,
+    "values": first_order.check_values,
+    "kink": first_order.check_kink,
+    "missing": first_order.check_missing,
+    "shapes": first_order.check_shapes,
+    "dtypes": first_order.check_dtypes,
+    "grad_output": first_order.check_grad_output,
+    "linear": first_order.check_linear,
+    "outputs": first_order.check_outputs,
+    "subsets": first_order.check_subsets,
+    "calls": first_order.check_calls,
+    "in_place": first_order.check_in_place,
+    "deterministic": first_order.check_deterministic,
+    "leak": first_order.check_leak,
     "non_contiguous": layouts.check_non_contiguous,
     "expanded": layouts.check_expanded,
     "zero_size": layouts.check_zero_size,

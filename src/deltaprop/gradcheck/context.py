@@ -77,7 +77,7 @@ class CheckContext:
         self.generator = torch.Generator().manual_seed(self.seed)
         self.outputs = [t.detach() for t in self.target.run(self.target.leaves())]
         self.v = random_like(self.outputs, self.generator)
-        self.connected = bool(self.outputs)
+        self.connected, self.most = bool(self.outputs), 12 if self.fast else 400  # entries of an input to compare
         self.scale = 0.0
         try:
             self.scale = largest(self.gradient())
@@ -92,11 +92,6 @@ class CheckContext:
         other.seed = 1
         again = other.run(other.leaves())
         self.random = any(differs(a, b) for a, b in zip(again, self.outputs, strict=True))
-
-    @property
-    def most(self) -> int:
-        """How many entries of an input to compare with differences."""
-        return 12 if self.fast else 400
 
     def gradient(self, v: Sequence[Tensor] | None = None, target: CheckTarget | None = None) -> Gradients:
         """Return the gradients for v, by default the one that was drawn."""

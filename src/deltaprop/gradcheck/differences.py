@@ -22,31 +22,6 @@ Scalar = Callable[[Sequence[Tensor]], Tensor]
 
 
 @dataclass(frozen=True)
-class Slopes:
-    """Difference quotients of g along some entries of an input.
-
-    Attributes:
-        central: (g(x + h) − g(x − h)) / 2h of each entry.
-        left: (g(x) − g(x − h)) / h.
-        right: (g(x + h) − g(x)) / h.
-        noise: The largest error that rounding may have caused in them.
-    """
-
-    central: Tensor
-    left: Tensor
-    right: Tensor
-    noise: float
-
-    def __getitem__(self, which: Tensor) -> Slopes:
-        """Select entries by an index or a mask."""
-        return Slopes(self.central[which], self.left[which], self.right[which], self.noise)
-
-    def agree(self, gradient: Tensor, atol: float, rtol: float) -> Tensor:
-        """Return which entries of a gradient equal the central difference; not those where it is not finite."""
-        return (gradient - self.central).abs() <= atol + rtol * self.central.abs() + 30 * self.noise
-
-
-@dataclass(frozen=True)
 class EntryComparison:
     """Entries of a gradient beside the expected ones.
 
@@ -99,31 +74,36 @@ def check_by_differences(
     """
     entries = draw_entries(values[at], most, generator)
     got = gradient.detach().reshape(-1)[entries].double()
-    slopes = slopes_at(g, values, at, entries)
-    finite = slopes.central[slopes.central.isfinite()].abs()
+    slopes, noise = slopes_at(g, values, at, entries)
+    expected, kinks = slopes[0].clone(), []
+    finite = expected[expected.isfinite()].abs()
     largest = float(finite.max()) if len(finite) else 0.0
     atol *= largest
-    expected, kinks = slopes.central.clone(), []
-    open_ = torch.nonzero(~slopes.agree(got, atol, rtol)).flatten()
-    before = slopes[open_]
+    open_ = torch.nonzero(~_agree(got, expected, atol + 30 * noise, rtol)).flatten()
+    before = slopes[:, open_]
     for shrink in (0.1, 0.01):
         if not len(open_):
             break
-        mine, now = got[open_], slopes_at(g, values, at, entries[open_], shrink)
-        right = now.agree(mine, atol, rtol)
-        low, high = torch.minimum(now.left, now.right), torch.maximum(now.left, now.right)
-        slack = atol + 30 * now.noise
+        slopes, noise = slopes_at(g, values, at, entries[open_], shrink)
+        mine, central, (low, high) = got[open_], slopes[0], torch.aminmax(slopes[1:], dim=0)
+        slack = atol + 30 * noise
+        right = _agree(mine, central, slack, rtol)
         between = (mine >= low - slack) & (mine <= high + slack)
-        kink = (high - low > 0.5 * (before.right - before.left).abs()) & (high - low > 100 * slack) & between
-        jump = (now.central.abs() > 5 * before.central.abs()) & (now.central.abs() > 1e3 * largest * shrink)
+        kink = (high - low > 0.5 * (before[2] - before[1]).abs()) & (high - low > 100 * slack) & between
+        jump = (central.abs() > 5 * before[0].abs()) & (central.abs() > 1e3 * largest * shrink)
         for k in torch.nonzero((kink | jump) & ~right).flatten().tolist():
             kinks.append((int(entries[open_[k]]), float(mine[k]), float(low[k]), float(high[k])))
-        expected[open_] = now.central
-        undecided = ~(right | kink | jump) & now.central.isfinite()
-        before, open_ = now[undecided], open_[undecided]
+        expected[open_] = central
+        undecided = ~(right | kink | jump) & central.isfinite()
+        before, open_ = slopes[:, undecided], open_[undecided]
     wrong = torch.zeros(len(got), dtype=torch.bool)
     wrong[open_] = True
     return EntryComparison(entries, got, expected, wrong, kinks)
+
+
+def _agree(gradient: Tensor, central: Tensor, atol: float, rtol: float) -> Tensor:
+    """Return which entries equal the central difference; not those where it is not finite."""
+    return (gradient - central).abs() <= atol + rtol * central.abs()
 
 
 def draw_entries(x: Tensor, most: int, generator: torch.Generator) -> Tensor:
@@ -132,8 +112,13 @@ def draw_entries(x: Tensor, most: int, generator: torch.Generator) -> Tensor:
     return torch.arange(count) if count <= most else torch.randperm(count, generator=generator)[:most].sort()[0]
 
 
-def slopes_at(g: Scalar, values: Sequence[Tensor], at: int, entries: Tensor, shrink: float = 1.0) -> Slopes:
-    """Return the slopes of g along these entries of one of its inputs, by steps of ``shrink`` times h."""
+def slopes_at(
+    g: Scalar, values: Sequence[Tensor], at: int, entries: Tensor, shrink: float = 1.0
+) -> tuple[Tensor, float]:
+    """Return difference quotients of g along some entries of an input, and the error that rounding may cause in them.
+
+    They are [3, n]: central, left and right ones, by steps of ``shrink`` times h.
+    """
     x = values[at]
     eps = float(torch.finfo(x.dtype).eps)
 
@@ -144,16 +129,16 @@ def slopes_at(g: Scalar, values: Sequence[Tensor], at: int, entries: Tensor, shr
         return _value(g, [*values[:at], moved, *values[at + 1 :]]), float(moved.view(-1)[entry])
 
     here = _value(g, values)
-    central, left, right = (torch.zeros(len(entries), dtype=torch.float64) for _ in range(3))
+    slopes = torch.zeros(3, len(entries), dtype=torch.float64)
     largest, smallest = abs(here), float("inf")
     for k, entry in enumerate(entries.tolist()):
         start = float(x.reshape(-1)[entry])
         h = eps ** (1 / 3) * max(1.0, abs(start)) * shrink
         (above, up), (below, down) = evaluate(entry, start + h), evaluate(entry, start - h)
-        central[k] = (above - below) / (up - start + (start - down))
-        left[k], right[k] = (here - below) / (start - down), (above - here) / (up - start)
+        slopes[0, k] = (above - below) / (up - start + (start - down))
+        slopes[1, k], slopes[2, k] = (here - below) / (start - down), (above - here) / (up - start)
         largest, smallest = max(largest, abs(above), abs(below)), min(smallest, h)
-    return Slopes(central, left, right, noise=eps * largest / smallest)
+    return slopes, eps * largest / smallest
 
 
 def _value(g: Scalar, values: Sequence[Tensor]) -> float:

@@ -58,59 +58,46 @@ def _compare_with_contiguous(context: CheckContext, values: Sequence[Tensor], v:
 
 
 def check_zero_size(context: CheckContext) -> None:
-    """Without samples: gradients have the right shapes, and are finite."""
-
-    def check(context: CheckContext, target: CheckTarget, values: Sequence[Tensor]) -> None:
-        leaves, outputs = _forward(target, values)
-        if any(not t.isfinite().all() for t in outputs):
-            raise Skipped("f of no samples is not finite (a mean over an empty batch?)")
-        with on_error(Failed, "backward of no samples raises"):
-            got = gradients(outputs, leaves, [torch.ones_like(t) for t in outputs])
-        for name, gradient, x in zip(target.names, got, values, strict=True):
-            if gradient is not None and gradient.shape != x.shape:
-                raise Failed(f"∂C/∂{name} of no samples: expected shape {list(x.shape)}, got {list(gradient.shape)}")
-            if gradient is not None and not gradient.isfinite().all():
-                raise Failed(f"∂C/∂{name} of no samples is not finite, but f is")
-
-    _check_changed(context, lambda t: t[:0], check)
+    """No samples."""
+    _check_resized(context, lambda t: t[:0], _check_no_samples)
 
 
 def check_one_sample(context: CheckContext) -> None:
     """One row."""
     if (context.target.rows or 1) == 1:
         raise Skipped("the inputs are one sample already")
-    _check_changed(context, lambda t: t[:1], _compare_with_differences)
+    _check_resized(context, lambda t: t[:1], _compare_with_differences)
 
 
 def check_one_dimension(context: CheckContext) -> None:
     """One sample without the axis of samples."""
-    if not any(t.dim() >= 2 for t, b in zip(context.target.values, context.target.batched, strict=True) if b):
-        raise Skipped("the inputs have one dimension already")
-    _check_changed(context, lambda t: t[0], _compare_with_differences)
+    _check_resized(context, lambda t: t[0], _compare_with_differences, dims=range(2, 99))
 
 
 def check_three_dimensions(context: CheckContext) -> None:
     """Samples along two axes."""
-    if not any(t.dim() == 2 for t, b in zip(context.target.values, context.target.batched, strict=True) if b):
-        raise Skipped("the inputs do not have two dimensions")
-    _check_changed(context, lambda t: torch.stack([t, t.flip(0)]), _compare_with_differences)
+    _check_resized(context, lambda t: torch.stack([t, t.flip(0)]), _compare_with_differences, dims=range(2, 3))
 
 
-def _check_changed(
+def _check_resized(
     context: CheckContext,
     change: Callable[[Tensor], Tensor],
     check: Callable[[CheckContext, CheckTarget, Sequence[Tensor]], None],
+    dims: range = range(99),
 ) -> None:
     """Run a check on inputs of which those are changed that hold samples as rows, or are likely to.
 
-    Where several inputs have as many rows, as a square weight has, it may be the first alone: then a mistake with all
-    of them changed counts only if it is there with that one changed, too.
+    At least one of them must have a number of dimensions in ``dims``. Where several inputs have as many rows, as a
+    square weight has, it may be the first alone: then a mistake with all of them changed counts only if it is there
+    with that one changed, too.
     """
     target = context.target
     if not any(target.batched):
         raise Skipped("no input holds samples as rows")
     if not target.rows:
         raise Skipped("the inputs hold no samples")
+    if not any(t.dim() in dims for t, rows in zip(target.values, target.batched, strict=True) if rows):
+        raise Skipped("the inputs do not have two dimensions")
     first = target.batched.index(True)
     masks = [target.batched, [i == first for i in range(len(target.batched))]]
     outcomes: list[Skipped | Failed] = []
@@ -131,6 +118,20 @@ def _forward(target: CheckTarget, values: Sequence[Tensor]) -> tuple[list[Tensor
     if not outputs:
         raise Skipped("no output requires grad")
     return leaves, outputs
+
+
+def _check_no_samples(context: CheckContext, target: CheckTarget, values: Sequence[Tensor]) -> None:
+    """Gradients have the right shapes, and are finite."""
+    leaves, outputs = _forward(target, values)
+    if any(not t.isfinite().all() for t in outputs):
+        raise Skipped("f of no samples is not finite (a mean over an empty batch?)")
+    with on_error(Failed, "backward of no samples raises"):
+        got = gradients(outputs, leaves, [torch.ones_like(t) for t in outputs])
+    for name, gradient, x in zip(target.names, got, values, strict=True):
+        if gradient is not None and gradient.shape != x.shape:
+            raise Failed(f"∂C/∂{name} of no samples: expected shape {list(x.shape)}, got {list(gradient.shape)}")
+        if gradient is not None and not gradient.isfinite().all():
+            raise Failed(f"∂C/∂{name} of no samples is not finite, but f is")
 
 
 def _compare_with_differences(context: CheckContext, target: CheckTarget, values: Sequence[Tensor]) -> None:

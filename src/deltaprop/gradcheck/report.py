@@ -104,9 +104,9 @@ class GradientReport:
     def summary(self) -> str:
         """Return the counts of errors, warnings, passed and skipped checks in one line."""
         outcomes = Counter(check.outcome for check in self.checks)
-        counts = [
-            f"{len(found)} {noun}{'' if len(found) == 1 else 's'}"
-            for found, noun in ((self.errors, "error"), (self.warnings, "warning"))
-        ]
-        counts += [f"{outcomes[outcome]} {outcome}" for outcome in ("passed", "skipped")]
-        return f"{'ok' if self.ok else 'NOT OK'}: {', '.join(counts)}"
+        errors, warnings = len(self.errors), len(self.warnings)
+        return (
+            f"{'ok' if self.ok else 'NOT OK'}: {errors} error{'' if errors == 1 else 's'}, "
+            f"{warnings} warning{'' if warnings == 1 else 's'}, "
+            f"{outcomes['passed']} passed, {outcomes['skipped']} skipped"
+        )

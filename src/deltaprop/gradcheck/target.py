@@ -14,6 +14,7 @@ from torch.nn.parameter import is_lazy
 
 from deltaprop._torch_compat import PYTHON_FUNCTION, tree_flatten, tree_unflatten
 from deltaprop.errors import UserError
+from deltaprop.gradcheck.differences import Scalar
 
 Gradients = list[Tensor | None]
 
@@ -133,9 +134,7 @@ class CheckTarget:
         leaves = self.leaves() if leaves is None else leaves
         return gradients(self.run(leaves), leaves, v, **options)
 
-    def weighted_sum(
-        self, v: Sequence[Tensor], values: Sequence[Tensor] | None = None
-    ) -> Callable[[Sequence[Tensor]], Tensor]:
+    def weighted_sum(self, v: Sequence[Tensor], values: Sequence[Tensor] | None = None) -> Scalar:
         """Return C = ⟨v, f(x)⟩ as a function of x, of the outputs that require a gradient at these values."""
         outputs = self([t.clone() for t in self.leaves(values)])
         connected = [k for k, t in enumerate(outputs) if t.requires_grad]

@@ -6,6 +6,7 @@ Shapes: X [N, n_0], y [N] or [N, n_L]; ``coefs_[l − 1]`` is W^l as scikit-lear
 
 from __future__ import annotations
 
+import copy
 import math
 import threading
 import warnings
@@ -140,9 +141,7 @@ class MLPEstimator(Parameters, ABC):
                 test_size=self.validation_fraction, random_state=self._random,
             )  # fmt: skip
             if len(x_held) < 2:
-                raise UserError(
-                    f"validation_fraction={self.validation_fraction} leaves 1 row to validate on: increase it"
-                )
+                raise UserError(f"validation_fraction={self.validation_fraction} leaves 1 row to validate on: use more")
         if first:
             self._make_model(x, y)
         else:
@@ -155,7 +154,8 @@ class MLPEstimator(Parameters, ABC):
         batch_size = self._clipped_batch_size(len(x))
         self.validation_scores_ = None if held_out is None else self.validation_scores_ or []
         self.best_validation_score_, self.n_iter_ = None, 0
-        best, since, best_weights = math.inf, 0, _copied(self.model_)  # the lowest cost, and the epochs since then
+        best, since = math.inf, 0  # the lowest cost, and the epochs since then
+        best_weights = copy.deepcopy(self.model_.state_dict())
         try:
             with set_threads(self._threads(batch_size)):
                 for epoch in range(1, (max_iter or 1) + 1):
@@ -169,7 +169,7 @@ class MLPEstimator(Parameters, ABC):
                     if cost < best:
                         best = cost
                         if held_out is not None:
-                            best_weights, self.best_validation_score_ = _copied(self.model_), -cost
+                            best_weights, self.best_validation_score_ = copy.deepcopy(self.model_.state_dict()), -cost
                     if since > self.n_iter_no_change:
                         self._print(f"No improvement by more than tol={self.tol} for {since} epochs. Stopping.")
                         break
@@ -229,9 +229,7 @@ class MLPEstimator(Parameters, ABC):
         return int(self._random.randint(2**31))
 
     def _clipped_batch_size(self, rows: int) -> int:
-        if self.batch_size == "auto":
-            return min(200, rows)
-        batch_size = int(self.batch_size)
+        batch_size = min(200, rows) if self.batch_size == "auto" else int(self.batch_size)
         if batch_size > rows:
             warnings.warn(f"batch_size={batch_size} is clipped to the {rows} rows there are", stacklevel=4)
         return min(batch_size, rows)
@@ -274,7 +272,3 @@ class MLPEstimator(Parameters, ABC):
 def as_tensor(array: NDArray[Any]) -> Tensor:
     """Return an array as a tensor that is only read."""
     return torch.from_numpy(array if array.flags.writeable else array.copy())  # PyTorch warns of read-only arrays
-
-
-def _copied(model: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
