@@ -120,11 +120,11 @@ class TestMatmulPrecision:
 class TestRefusals:
     def test_a_device_without_such_products(self, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr(precision, "_has", lambda *_: False)
-        with pytest.raises(dp.UserError, match="precision bf16: the cpu here has no such products; take float32"):
+        with pytest.raises(dp.UserError, match="precision bf16: the cpu here does not support it; use float32"):
             trainer("bf16")
 
     def test_a_device_that_nobody_has_tried(self):
-        with pytest.raises(dp.UserError, match="precision tf32: the mps here has no such products"):
+        with pytest.raises(dp.UserError, match="precision tf32: the mps here does not support it"):
             check_precision("tf32", torch.device("mps"), torch.float32)
 
     def test_weights_of_float64(self):

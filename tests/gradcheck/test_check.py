@@ -48,7 +48,7 @@ def test_correct_code_raises_no_alarm(sound: Sound):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sound", SOUND, ids=name_of)
-def test_correct_code_raises_no_alarm_when_all_is_tried(sound: Sound):
+def test_correct_code_raises_no_alarm_with_all_checks(sound: Sound):
     report = check_gradients(sound.op, sound.inputs)
     assert {check.name for check in report.errors + report.warnings} == sound.alarms, str(report)
 
@@ -164,7 +164,7 @@ class TestOptions:
         assert check_gradients(Off, X, fast=True)["values"].outcome == "failed"
         assert check_gradients(Off, X, fast=True, rtol=1e-3)["values"].outcome == "passed"
 
-    def test_inputs_that_ask_for_a_gradient_are_tried_and_no_others(self):
+    def test_only_inputs_that_require_grad_are_differentiated(self):
         x, y = normal(4, 3).requires_grad_(), normal(4, 3)
         report = check_gradients(lambda x, y: x * y.detach(), (x, y), fast=True)
         assert report.ok
@@ -207,7 +207,7 @@ class TestOptions:
         assert check_gradients(SlopeOfZ, X, fast=True) == check_gradients(SlopeOfZ, X, fast=True)
 
 
-class TestWords:
+class TestReport:
     def test_the_worst_entry_and_the_likely_cause_are_named(self):
         (missing_mean,) = [bug for bug in BUGS if bug.op.__name__ == "MissingMean"]
         detail = check_gradients(missing_mean.op, missing_mean.inputs, fast=True)["values"].detail
@@ -257,7 +257,7 @@ class TestRefusals:
             (torch.sin, X, {"dtype": torch.float32}, "differences in torch.float32 are too inaccurate"),
         ],
     )
-    def test_they_are_told_in_one_line(self, fn: Any, inputs: Any, options: Any, said: str):
+    def test_errors_are_one_line(self, fn: Any, inputs: Any, options: Any, said: str):
         with pytest.raises(UserError, match=said) as error:
             check_gradients(fn, inputs, **options)
         assert "\n" not in str(error.value)

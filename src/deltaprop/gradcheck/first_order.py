@@ -34,19 +34,19 @@ def check_values(context: CheckContext) -> None:
         return
     problems = []
     c = target.weighted_sum(context.v)
-    for i, found in context.by_differences(c, target.values, gradients, context.most):
+    for i, comparison in context.by_differences(c, target.values, gradients, context.most):
         name, shape = target.names[i], target.values[i].shape
-        for entry, own, low, high in found.kinks:
+        for entry, own, low, high in comparison.kinks:
             context.kinks.append(f"{name}{format_index(entry, shape)}: {own:.6g} between {low:.6g} and {high:.6g}")
-        if found.wrong.any():
-            problems.append(f"∂C/∂{name}: {found.describe(shape)}{_likely_cause(found, context, i)}")
+        if comparison.wrong.any():
+            problems.append(f"∂C/∂{name}: {comparison.describe(shape)}{_likely_cause(comparison, context, i)}")
     if problems:
         raise Failed("; ".join(problems))
 
 
-def _likely_cause(found: EntryComparison, context: CheckContext, i: int) -> str:
+def _likely_cause(comparison: EntryComparison, context: CheckContext, i: int) -> str:
     """Return the likely cause of a wrong gradient, if its values show it."""
-    got, expected, rows = found.got, found.expected, context.target.rows or 1
+    got, expected, rows = comparison.got, comparison.expected, context.target.rows or 1
     norm, size = float(expected.norm()), context.target.values[i].numel()
     if not norm:
         return ": f does not depend on it"
@@ -239,12 +239,12 @@ def check_in_place(context: CheckContext) -> None:
     """Neither inputs nor v are modified, except by a Function that calls mark_dirty."""
     target = context.target
     leaves = target.leaves()
-    given = [t.clone() for t in leaves]
-    outputs = tuple(t for t in target(given) if t.requires_grad)
-    for name, t, before in zip(target.names, given, target.values, strict=True):
+    copies = [t.clone() for t in leaves]
+    outputs = tuple(t for t in target(copies) if t.requires_grad)
+    for name, t, before in zip(target.names, copies, target.values, strict=True):
         if differs(t, before) and not any(out is t for out in outputs):
             raise Failed(f"forward modifies {name} in place without mark_dirty")
-    received = [*[t.clone() for t in context.v], *given]
+    received = [*[t.clone() for t in context.v], *copies]
     before_backward = [t.detach().clone() for t in received]
     gradients(outputs, leaves, received[: len(context.v)])
     names = ["grad_output, which other functions may receive too,"] * len(context.v) + target.names

@@ -54,10 +54,10 @@ def check_second(context: CheckContext) -> None:
 
     names = [*target.names, *["grad_output"] * len(v)]
     most = 8 if context.fast else 60
-    for i, found in context.by_differences(weighted_gradient, values, list(filled(second, values)), most):
-        if found.wrong.any():
+    for i, comparison in context.by_differences(weighted_gradient, values, list(filled(second, values)), most):
+        if comparison.wrong.any():
             raise Failed(
-                f"the derivative of the gradient by {names[i]}: {found.describe(values[i].shape)}: "
+                f"the derivative of the gradient by {names[i]}: {comparison.describe(values[i].shape)}: "
                 "is a tensor saved that is neither an input nor an output?"
             )
 

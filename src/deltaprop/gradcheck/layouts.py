@@ -141,6 +141,6 @@ def _compare_with_differences(context: CheckContext, target: CheckTarget, values
     v = random_like(outputs, context.generator)
     with on_error(Failed, "forward accepts such inputs, but backward raises"):
         got = gradients(outputs, leaves, v)
-    for i, found in context.by_differences(target.weighted_sum(v, values), values, got, most=24):
-        if found.wrong.any():
-            raise Failed(f"∂C/∂{target.names[i]}: {found.describe(values[i].shape)}")
+    for i, comparison in context.by_differences(target.weighted_sum(v, values), values, got, most=24):
+        if comparison.wrong.any():
+            raise Failed(f"∂C/∂{target.names[i]}: {comparison.describe(values[i].shape)}")

@@ -82,7 +82,7 @@ class GradientReport:
 
         marks = {"passed": "[green]passed[/]", "skipped": "[dim]skipped[/]"}
         table = Table(title=Text(f"gradients of {self.subject}"), title_justify="left")
-        for column in ("check", "", "what was found"):
+        for column in ("check", "", "detail"):
             table.add_column(column, overflow="fold")
         for check in self.checks:
             failed = "[bold red]ERROR[/]" if check.severity == "error" else "[yellow]warning[/]"

@@ -49,23 +49,23 @@ class CheckTarget:
         self._call = fn.apply if isinstance(fn, type) and issubclass(fn, Function) else fn
         if isinstance(fn, nn.Module) and any(map(is_lazy, [*fn.parameters(), *fn.buffers()])):
             raise UserError(f"{type(fn).__name__} has lazy layers without a shape: call it once on an input before")
-        given = tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
+        arguments = tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
         self.module = copy.deepcopy(fn).to(dtype) if isinstance(fn, nn.Module) else None
         self.name = type(fn).__name__ if self.module is not None else getattr(fn, "__name__", type(fn).__name__)
-        self._flat, self._spec = tree_flatten(given)
+        self._flat, self._spec = tree_flatten(arguments)
         floating = [i for i, t in enumerate(self._flat) if isinstance(t, Tensor) and t.is_floating_point()]
-        # If no input requires a gradient, all that can have one are differentiated.
-        self._at = [i for i in floating if self._flat[i].requires_grad] or floating
+        # The differentiated arguments: if none requires a gradient, all that can have one.
+        self._indices = [i for i in floating if self._flat[i].requires_grad] or floating
         for i in floating:
             self._flat[i] = self._flat[i].detach().to(dtype)
         named = self.module.named_parameters() if self.module else ()
         parameters = {name: p.detach() for name, p in named if p.requires_grad}
         self._parameter_names = list(parameters)
-        self.names = [*self._argument_names(given), *parameters]
-        self.values = [*[self._flat[i] for i in self._at], *parameters.values()]
+        self.names = [*self._argument_names(arguments), *parameters]
+        self.values = [*[self._flat[i] for i in self._indices], *parameters.values()]
         if not self.values:
             raise UserError(f"{self.name} has no input to differentiate: pass a tensor of floating-point numbers")
-        self.is_argument = [i < len(self._at) for i in range(len(self.values))]
+        self.is_argument = [i < len(self._indices) for i in range(len(self.values))]
         first = next((t for t in self.values if t.dim()), self.values[0])
         self.rows = first.shape[0] if first.dim() else None
         self.batched = [
@@ -73,7 +73,7 @@ class CheckTarget:
             for t, own in zip(self.values, self.is_argument, strict=True)
         ]
 
-    def _argument_names(self, given: Sequence[Any]) -> list[str]:
+    def _argument_names(self, arguments: Sequence[Any]) -> list[str]:
         """Return the names of the differentiated arguments in the function's own signature."""
         is_function = isinstance(self.fn, type) and issubclass(self.fn, Function)
         try:
@@ -84,11 +84,11 @@ class CheckTarget:
         except (TypeError, ValueError):
             words = []
         names: list[str] = []
-        for i, argument in enumerate(given):
+        for i, argument in enumerate(arguments):
             count = len(tree_flatten(argument)[0])
             word = words[i] if i < len(words) else f"input {i}"
             names += [word] if count == 1 else [f"{word}[{j}]" for j in range(count)]
-        return [names[i] for i in self._at]
+        return [names[i] for i in self._indices]
 
     def leaves(self, values: Sequence[Tensor] | None = None, requires_grad: Sequence[bool] = ()) -> list[Tensor]:
         """Return fresh leaves with these values, by default the inputs; all require a gradient by default."""
@@ -107,9 +107,9 @@ class CheckTarget:
         """Return all tensors that the function returns; a complex one as pairs of real numbers."""
         # Copies, so that what f writes to its constants, or a module to its buffers, is gone after the call.
         flat = [t.clone() if isinstance(t, Tensor) else t for t in self._flat]
-        for i, t in zip(self._at, tensors, strict=False):
+        for i, t in zip(self._indices, tensors, strict=False):
             flat[i] = t
-        call = self._call if self.module is None else self._module_with(tensors[len(self._at) :])
+        call = self._call if self.module is None else self._module_with(tensors[len(self._indices) :])
         output = call(*tree_unflatten(flat, self._spec))
         tensors = [t for t in tree_flatten(output)[0] if isinstance(t, Tensor)]
         return [torch.view_as_real(t) if t.is_complex() else t for t in tensors]
@@ -149,7 +149,7 @@ class CheckTarget:
         """Return the same with those tensors changed that have a row for each sample but no gradient, as labels."""
         other = copy.copy(self)
         other._flat = [
-            change(t) if isinstance(t, Tensor) and i not in self._at and t.dim() and t.shape[0] == self.rows else t
+            change(t) if isinstance(t, Tensor) and i not in self._indices and t.dim() and t.shape[0] == self.rows else t
             for i, t in enumerate(self._flat)
         ]
         return other
@@ -193,6 +193,6 @@ def gradients(
 ) -> Gradients:
     """Return ∂Σ⟨output, cotangent⟩/∂leaf of each leaf; None where none is required, and where it is not used."""
     needed = [t for t in leaves if t.requires_grad]
-    found = torch.autograd.grad(list(outputs), needed, list(cotangents), allow_unused=True, **options)
-    dense = iter([t.to_dense() if t is not None and t.is_sparse else t for t in found])  # an embedding may be sparse
+    raw = torch.autograd.grad(list(outputs), needed, list(cotangents), allow_unused=True, **options)
+    dense = iter([t.to_dense() if t is not None and t.is_sparse else t for t in raw])  # an embedding may be sparse
     return [next(dense) if t.requires_grad else None for t in leaves]

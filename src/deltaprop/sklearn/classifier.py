@@ -140,16 +140,16 @@ class MLPClassifier(ClassifierMixin, MLPEstimator):
         x, y = validate_data(self, X, y, reset=first, multi_output=True, **DENSE)
         if y.ndim == 2 and y.shape[1] > 1:
             instead = "for several (multilabel) take sklearn.multioutput.MultiOutputClassifier"
-            raise UserError(f"y must hold one label a row, got {list(y.shape)}; {instead}")
+            raise UserError(f"y must hold one label per row, got {list(y.shape)}; {instead}")
         y = column_or_1d(y, warn=True)
         check_classification_targets(y)
-        given = np.unique(y if classes is None else classes)
+        labels = np.unique(y if classes is None else classes)
         if first:
-            if len(given) < 2:
-                raise UserError(f"y must hold two classes or more, got one class: {given.tolist()[0]!r}")
-            self.classes_ = given
-        elif classes is not None and not np.array_equal(given, self.classes_):
-            raise UserError(f"classes must stay {self.classes_.tolist()}, as first given, got {given.tolist()}")
+            if len(labels) < 2:
+                raise UserError(f"y must hold two classes or more, got one class: {labels.tolist()[0]!r}")
+            self.classes_ = labels
+        elif classes is not None and not np.array_equal(labels, self.classes_):
+            raise UserError(f"classes must be those of the first call, {self.classes_.tolist()}, got {labels.tolist()}")
         unknown = np.setdiff1d(y, self.classes_)
         if len(unknown):
             raise UserError(f"labels must be among the classes {self.classes_.tolist()}, got {unknown.tolist()}")

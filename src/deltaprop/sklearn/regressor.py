@@ -97,7 +97,7 @@ class MLPRegressor(RegressorMixin, MLPEstimator):
             y = column_or_1d(y, warn=True)
         y = np.ascontiguousarray(y, dtype=np.float64).reshape(len(x), -1)
         if not first and y.shape[1] != self.n_outputs_:
-            raise UserError(f"y must hold {self.n_outputs_} targets a row, as at first, got {y.shape[1]}")
+            raise UserError(f"y must hold {self.n_outputs_} targets per row, as in the first call, got {y.shape[1]}")
         return x, y
 
     def _fit_targets(self, y: NDArray[Any]) -> int:
