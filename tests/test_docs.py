@@ -409,7 +409,9 @@ def test_the_readme_is_two_screens():
     assert len(README.encode()) <= 12 * 1024
 
 
-RESUME_COMMANDS = {line.partition("#")[0].strip() for line in re.findall(r"python train\.py (--resume [^`\n]*)", RELIABILITY)}
+RESUME_COMMANDS = {
+    line.partition("#")[0].strip() for line in re.findall(r"python train\.py (--resume [^`\n]*)", RELIABILITY)
+}
 
 
 @pytest.mark.parametrize("line", sorted(RESUME_COMMANDS))

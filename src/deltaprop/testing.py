@@ -1,12 +1,4 @@
-"""For users' test suites: every promise of a backward pass in one line.
-
-::
-
-    from deltaprop.testing import assert_gradients
-
-    def test_my_function():
-        assert_gradients(MyFunction, (torch.randn(4, 3),))
-"""
+"""For users' test suites: check a backward pass in one line."""
 
 from __future__ import annotations
 
@@ -26,15 +18,15 @@ def assert_gradients(
     Args:
         fn: A Function class, a module, or any callable.
         inputs: Its positional arguments.
-        allow_warnings: Whether to let warnings pass.
+        allow_warnings: Whether warnings are allowed.
         warnings: The name of ``allow_warnings`` in version 0.1.
-        **options: Of ``check_gradients``: ``reference``, ``dtype``, ``skip``, ``atol``, ``rtol``, ``fast``, ``seed``.
+        **options: For ``check_gradients``: ``reference``, ``dtype``, ``skip``, ``atol``, ``rtol``, ``fast``, ``seed``.
 
     Returns:
         The report.
 
     Raises:
-        AssertionError: With the report, if an error was found, or a warning that is not let pass.
+        AssertionError: With the report, if there is an error, or a warning that is not allowed.
 
     Example:
         >>> import torch

@@ -14,7 +14,7 @@ import deltaprop as dp
 from deltaprop import functional as F
 from deltaprop.core.recursion import Layer
 from deltaprop.explicit import precision
-from deltaprop.explicit.precision import PRECISIONS, RoundedFactors, Switch, check_precision, products_in
+from deltaprop.explicit.precision import PRECISIONS, MatmulPrecision, RoundedFactors, check_precision, products_in
 from tests.explicit.compare import by_autograd
 
 CPU = torch.device("cpu")
@@ -38,7 +38,7 @@ def trainer(name: str) -> dp.ExplicitTrainer:
     return dp.ExplicitTrainer(model, "cross_entropy", dp.SGD(model.parameters(), lr=0.1), precision=name)
 
 
-class TestSwitch:
+class TestMatmulPrecision:
     def test_it_is_on_within_and_off_after(self):
         before = switch()
         products = products_in("bf16", CPU)
@@ -71,7 +71,7 @@ class TestSwitch:
 
     def test_bf16_on_cuda_has_none_and_the_factors_are_rounded(self):
         assert isinstance(products_in("bf16", torch.device("cuda")), RoundedFactors)
-        assert isinstance(products_in("tf32", torch.device("cuda")), Switch)
+        assert isinstance(products_in("tf32", torch.device("cuda")), MatmulPrecision)
 
     @pytest.mark.usefixtures("any_device")
     @pytest.mark.parametrize("name", ["tf32", "bf16"])
@@ -120,11 +120,11 @@ class TestSwitch:
 class TestRefusals:
     def test_a_device_without_such_products(self, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr(precision, "_has", lambda *_: False)
-        with pytest.raises(dp.UserError, match="precision bf16: the cpu here has no such products; take float32"):
+        with pytest.raises(dp.UserError, match="precision bf16: the cpu here does not support it; use float32"):
             trainer("bf16")
 
     def test_a_device_that_nobody_has_tried(self):
-        with pytest.raises(dp.UserError, match="precision tf32: the mps here has no such products"):
+        with pytest.raises(dp.UserError, match="precision tf32: the mps here does not support it"):
             check_precision("tf32", torch.device("mps"), torch.float32)
 
     def test_weights_of_float64(self):

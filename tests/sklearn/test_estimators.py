@@ -146,7 +146,7 @@ MOMENTA = [
 
 @pytest.mark.parametrize("momentum", MOMENTA)
 @pytest.mark.parametrize("activation", ["identity", "logistic", "tanh", "relu"])
-def test_classifier_goes_through_scikit_learns_weights(mixed: Data, momentum: dict[str, Any], activation: str):
+def test_classifier_has_scikit_learns_weights(mixed: Data, momentum: dict[str, Any], activation: str):
     """150 rows in batches of 40: the last has 30, and counts as that in the mean."""
     ours, theirs = twins(MLPClassifier, mixed, activation=activation, batch_size=40, **momentum)
     ours.fit(*mixed)
@@ -171,7 +171,7 @@ def test_two_thousand_steps_keep_to_scikit_learns_weights():
 
 @pytest.mark.parametrize("momentum", MOMENTA)
 @pytest.mark.parametrize("outputs", [1, 2])
-def test_regressor_goes_through_scikit_learns_weights(momentum: dict[str, Any], outputs: int):
+def test_regressor_has_scikit_learns_weights(momentum: dict[str, Any], outputs: int):
     """Both descend Σ‖a − y‖²/(2N); the loss that theirs tells is divided by the number of targets besides."""
     data = targets(outputs)
     ours, theirs = twins(MLPRegressor, data, learning_rate_init=0.02, **momentum)
@@ -213,7 +213,7 @@ def test_balanced_class_weight_is_the_dictionary_of_n_over_c_n_c(iris: Data):
 
 
 @pytest.mark.parametrize("kind", PAIR)
-def test_partial_fit_goes_through_scikit_learns_weights(mixed: Data, kind: type):
+def test_partial_fit_has_scikit_learns_weights(mixed: Data, kind: type):
     """Five calls on two halves in turn, with Nesterov's momentum: velocities are carried from call to call."""
     X, y = mixed if kind is MLPClassifier else targets(1)
     ours, theirs = twins(kind, (X, y), learning_rate_init=0.02)
@@ -278,7 +278,7 @@ def test_scaling_has_not_seen_the_rows_held_out(kind: type):
     assert not np.allclose(model.input_scaling_.mean, X.mean(axis=0))
 
 
-def test_targets_far_from_0_are_told_to_the_digit():
+def test_targets_far_from_0_are_predicted_to_the_digit():
     """Times in seconds since 1970, about 2e9, that vary by a second: a float32 there is 128 wide."""
     X, y = targets(1)
     near, far = (small(MLPRegressor, max_iter=20).fit(X, y + place).predict(X) - place for place in (0, 2e9))
@@ -346,7 +346,7 @@ def test_labels_may_be_words(iris: Data):
 
 
 @pytest.mark.parametrize("classes", [2, 3])
-def test_what_a_classifier_says_agrees(iris: Data, classes: int):
+def test_predictions_of_a_classifier_agree(iris: Data, classes: int):
     X, y = iris[0][: 50 * classes], iris[1][: 50 * classes]
     model = small(MLPClassifier, dtype="float64").fit(X, y)
     proba, decision = model.predict_proba(X), model.decision_function(X)
@@ -377,11 +377,11 @@ def test_verbose_says_what_scikit_learn_says(iris: Data, capsys: pytest.CaptureF
     assert capsys.readouterr().out == ""
 
 
-# --- going on ---
+# --- warm start, partial_fit, interruption ---
 
 
 @pytest.mark.parametrize("kind", PAIR)
-def test_warm_start_goes_on(kind: type):
+def test_warm_start_continues(kind: type):
     """Twice two epochs are four, without momentum, which a fit begins anew, and in the same order of rows."""
     X, y = data_for(kind)
     options = {"momentum": 0.0, "shuffle": False}
@@ -403,7 +403,7 @@ def test_partial_fit_keeps_the_scaling_of_the_first_call(iris: Data):
     assert_array_equal(model.classes_, [0, 1, 2])
 
 
-def test_partial_fit_takes_a_new_order_each_time_and_the_rate_of_now(iris: Data):
+def test_partial_fit_takes_a_new_order_each_time_and_the_present_rate(iris: Data):
     model = small(MLPClassifier, batch_size=10).partial_fit(*iris, classes=[0, 1, 2])
     before = model.coefs_[0].copy()
     model.set_params(learning_rate_init=1e-30, momentum=0.0).partial_fit(*iris)
@@ -414,7 +414,7 @@ def test_partial_fit_takes_a_new_order_each_time_and_the_rate_of_now(iris: Data)
 
 
 @pytest.mark.parametrize("kind", PAIR)
-def test_an_interrupted_fit_keeps_what_it_has(kind: type, monkeypatch: pytest.MonkeyPatch):
+def test_an_interrupted_fit_keeps_its_weights(kind: type, monkeypatch: pytest.MonkeyPatch):
     class Interrupted(base.ExplicitTrainer):
         epochs = 0
 
@@ -513,7 +513,7 @@ def test_a_saved_estimator_holds_its_weights_and_no_buffers(kind: type):
     assert weights < len(pickle.dumps(model)) < weights + 16_000
 
 
-def test_a_saved_estimator_goes_on_with_its_velocities(iris: Data):
+def test_a_saved_estimator_continues_with_its_momentum(iris: Data):
     model = small(MLPClassifier).partial_fit(*iris, classes=[0, 1, 2])
     loaded = pickle.loads(pickle.dumps(model))
     assert_array_equal(loaded.partial_fit(*iris).coefs_[0], model.partial_fit(*iris).coefs_[0])
@@ -581,7 +581,7 @@ def test_numbers_may_be_numpys(iris: Data, parameters: dict[str, Any]):
 
 def test_several_labels_a_row_are_refused():
     X, y = datasets.make_multilabel_classification(20, random_state=0)
-    with pytest.raises(UserError, match=r"one label a row, got \[20, 5\].*MultiOutputClassifier"):
+    with pytest.raises(UserError, match=r"one label per row, got \[20, 5\].*MultiOutputClassifier"):
         MLPClassifier().fit(X, y)
 
 
@@ -590,7 +590,7 @@ def test_one_class_is_refused(iris: Data):
         MLPClassifier().fit(iris[0][:50], iris[1][:50])
 
 
-def test_partial_fit_refuses_what_does_not_go_on(iris: Data):
+def test_partial_fit_refuses_other_targets_and_options(iris: Data):
     X, y = iris
     with pytest.raises(UserError, match="the first partial_fit needs classes"):
         MLPClassifier().partial_fit(X, y)
@@ -599,11 +599,11 @@ def test_partial_fit_refuses_what_does_not_go_on(iris: Data):
     with pytest.raises(UserError, match="class_weight='balanced' needs all rows at once"):
         MLPClassifier(class_weight="balanced").partial_fit(X, y, classes=[0, 1, 2])
     model = small(MLPClassifier).partial_fit(X[:100], y[:100], classes=[0, 1])
-    with pytest.raises(UserError, match=r"classes must stay \[0, 1\], as first given, got \[0, 1, 2\]"):
+    with pytest.raises(UserError, match=r"classes must be those of the first call, \[0, 1\], got \[0, 1, 2\]"):
         model.partial_fit(X, y, classes=[0, 1, 2])
     with pytest.raises(UserError, match=r"labels must be among the classes \[0, 1\], got \[2\]"):
         model.partial_fit(X, y)
-    with pytest.raises(UserError, match="y must hold 1 targets a row, as at first, got 2"):
+    with pytest.raises(UserError, match="y must hold 1 targets per row, as in the first call, got 2"):
         small(MLPRegressor).partial_fit(*targets(1)).partial_fit(*targets(2))
 
 
@@ -621,18 +621,18 @@ def test_a_warm_start_refuses_another_model(iris: Data, parameters: dict[str, An
         model.set_params(**parameters).fit(*iris)
 
 
-def test_a_class_that_counts_nothing_is_refused(iris: Data):
+def test_a_class_weight_of_0_is_refused(iris: Data):
     with pytest.raises(UserError, match=r"class_weight must be above 0 for each class, got \[0.0, 1.0, 1.0\]"):
         MLPClassifier(class_weight={0: 0, 1: 1, 2: 1}).fit(*iris)
 
 
-def test_a_single_row_to_judge_by_is_refused(iris: Data):
+def test_a_single_validation_row_is_refused(iris: Data):
     """A hundredth of 20 rows is one."""
     with pytest.raises(UserError, match="leaves 1 row to validate on"):
         MLPRegressor(early_stopping=True, validation_fraction=0.01).fit(iris[0][:20], iris[1][:20])
 
 
-def test_a_fit_that_diverges_says_so_before_it_is_judged():
+def test_a_fit_that_diverges_says_so_before_it_is_scored():
     """As below, with rows held out: scikit-learn's R² would only say that its input contains NaN."""
     X, y = targets(1)
     model = small(MLPRegressor, standardize=False, early_stopping=True, learning_rate_init=1e38, batch_size=135)
@@ -658,13 +658,13 @@ def test_a_fit_that_diverges_says_so_and_is_not_fitted(kind: type, parameters: d
         model.predict(X)
 
 
-def test_max_iter_reached_is_warned_of(iris: Data):
+def test_max_iter_reached_warns(iris: Data):
     with pytest.warns(ConvergenceWarning, match="max_iter=2 reached and training has not converged") as told:
         small(MLPClassifier, max_iter=2).fit(*iris)
     assert told[0].filename == __file__  # at the line that called fit
 
 
-def test_a_batch_larger_than_the_data_is_clipped_and_warned_of(iris: Data):
+def test_a_batch_larger_than_the_data_is_clipped_with_a_warning(iris: Data):
     with pytest.warns(UserWarning, match="batch_size=1000 is clipped to the 150 rows there are") as told:
         clipped = small(MLPClassifier, batch_size=1000).fit(*iris)
     assert [warning.filename for warning in told if "clipped" in str(warning.message)] == [__file__]

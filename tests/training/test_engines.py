@@ -81,7 +81,7 @@ def test_looking_changes_no_bit(run: Run):
 class TestPrecision:
     def test_what_the_device_lacks_is_refused_and_nothing_written(self, run: Run, tmp_path: Path, monkeypatch: Any):
         monkeypatch.setattr(precision, "_has", lambda *_: False)
-        with pytest.raises(UserError, match="precision bf16: the cpu here has no such products"):
+        with pytest.raises(UserError, match="precision bf16: the cpu here does not support it"):
             run(precision="bf16", run_dir=tmp_path / "run")
         assert list(tmp_path.iterdir()) == []
 

@@ -1,4 +1,7 @@
-"""What the explicit driver takes: every model, optimizer and batch that it cannot train rightly is refused here."""
+"""What the explicit driver refuses: models, optimizers and batches that it cannot train correctly.
+
+Each function raises a :class:`~deltaprop.errors.UserError` that names what it cannot accept.
+"""
 
 from __future__ import annotations
 
@@ -20,11 +23,7 @@ from deltaprop.optim import SGD
 
 
 def check_parameters(layers: Sequence[Layer]) -> list[Tensor]:
-    """Return the parameters of the layers, in order.
-
-    Raises:
-        UserError: If layers share one, or not all are contiguous, real, of one dtype, on one device, without hooks.
-    """
+    """Return the parameters of the layers, distinct, contiguous, of one dtype and device, without hooks."""
     params = [p for layer in layers for p in (layer.weight, layer.bias) if p is not None]
     if len({p.data_ptr() or id(p) for p in params}) < len(params):  # by .data two may share memory
         raise UserError(f"layers share a parameter, whose gradients would have to be added up: {ELSEWHERE}")
@@ -37,31 +36,21 @@ def check_parameters(layers: Sequence[Layer]) -> list[Tensor]:
         if not p.is_contiguous():
             raise UserError(f"parameters must be contiguous, got strides {p.stride()} for shape {list(p.shape)}")
         if any(tensor_hooks(p)):
-            raise UserError(f"a parameter of shape {list(p.shape)} has hooks, which nothing would call: {ELSEWHERE}")
+            raise UserError(f"a parameter of shape {list(p.shape)} has hooks, which would not be called: {ELSEWHERE}")
     return params
 
 
 def check_optimizer(optimizer: torch.optim.Optimizer) -> None:
-    """Refuse an optimizer whose step would do anything but SGD.
-
-    Raises:
-        UserError: If it is of another kind, or has hooks on its step.
-    """
+    """Refuse an optimizer other than SGD, and one with hooks on its step."""
     known = type(optimizer) in (SGD, torch.optim.SGD)
     hooks = known and any(optimizer_hooks(optimizer))
     if not known or hooks:
-        raise UserError(
-            f"the explicit driver fuses SGD itself into its products, got {type(optimizer).__name__}"
-            f"{' with step hooks' if hooks else ''}: {ELSEWHERE}"
-        )
+        got = f"{type(optimizer).__name__}{' with step hooks' if hooks else ''}"
+        raise UserError(f"the explicit driver fuses SGD itself into its products, got {got}: {ELSEWHERE}")
 
 
 def check_momentum(optimizer: torch.optim.Optimizer, params: Sequence[Tensor]) -> None:
-    """Refuse momentum buffers that are not as their parameters are, as after ``model.double()``.
-
-    Raises:
-        UserError: If there is one.
-    """
+    """Refuse momentum buffers with another dtype, device or shape than their parameter, as after ``model.double()``."""
     for p in params:
         buffer = optimizer.state.get(p, {}).get("momentum_buffer")
         if buffer is not None and (buffer.dtype, buffer.device, buffer.shape) != (p.dtype, p.device, p.shape):
@@ -71,32 +60,25 @@ def check_momentum(optimizer: torch.optim.Optimizer, params: Sequence[Tensor]) -
             )
 
 
-class Watch:
-    """Notices when a model or its optimizer has been changed since it was read.
-
-    Args:
-        model: The model.
-        params: Its parameters.
-        optimizer: Over them.
-    """
+class ChangeDetector:
+    """Detects changes of a model or its optimizer since it was made."""
 
     def __init__(self, model: nn.Module, params: Sequence[Tensor], optimizer: torch.optim.Optimizer) -> None:
-        modules = list(model.modules())
+        self._modules = list(model.modules())
         self._params, self._optimizer = params, optimizer
-        self._hooks = [*GLOBAL_MODULE_HOOKS, *hook_tables(modules), *optimizer_hooks(optimizer)]
-        self._watched = modules
-        self._children = [children(module) for module in modules if children(module)]
-        self._parameters = [parameters(module) for module in modules if parameters(module)]
-        single = [(module, from_torch(module)) for module in modules if not children(module)]
+        self._hooks = [*GLOBAL_MODULE_HOOKS, *hook_tables(self._modules), *optimizer_hooks(optimizer)]
+        self._children = [children(module) for module in self._modules if children(module)]
+        self._parameters = [parameters(module) for module in self._modules if parameters(module)]
+        single = [(module, from_torch(module)) for module in self._modules if not children(module)]
         self._constants = [(m, name) for m, ours in single if isinstance(ours, Activation) for name in ours.constants]
-        self._seen = self._look()
+        self._before = self._snapshot()
 
     def changed(self) -> bool:
-        """Return whether anything that the driver has read is another now."""
-        return self._look() != self._seen
+        """Return whether anything that the driver has read has changed."""
+        return self._snapshot() != self._before
 
-    def _look(self) -> tuple[Any, ...]:
-        """Return all that was read; this is done at every single step, and so in little Python."""
+    def _snapshot(self) -> tuple[Any, ...]:
+        """Return everything that was read; this runs at every single step, and so in little Python."""
         return (
             [tuple(named.values()) for named in self._children],
             [id(p) for named in self._parameters for p in named.values()],
@@ -104,34 +86,19 @@ class Watch:
                 (p.data_ptr(), p.dtype, p.shape, p.is_contiguous(), p.requires_grad, *tensor_hooks(p))
                 for p in self._params
             ],
-            [_comparable(getattr(module, name)) for module, name in self._constants],
+            # A tensor by its id: comparing two gives no single truth value.
+            [id(c) if isinstance(c := getattr(m, name), Tensor) else c for m, name in self._constants],
             any(self._hooks),
-            ["forward" in vars(module) for module in self._watched],
+            ["forward" in vars(module) for module in self._modules],
             [list(map(id, group["params"])) for group in self._optimizer.param_groups],
         )
 
 
-def _comparable(constant: Any) -> Any:
-    """Return a constant, or what tells a tensor from another: entries have no single truth."""
-    return id(constant) if isinstance(constant, Tensor) else constant
-
-
 def check_inputs(x: Tensor, y: Tensor, like: Tensor) -> int:
-    """Return N, once inputs and targets are tensors that go with the model.
-
-    Args:
-        x: Inputs.
-        y: Targets.
-        like: W of the first layer, [n_1, n_0].
-
-    Raises:
-        UserError: If they are not.
-    """
+    """Return N, once inputs and targets are tensors that fit W of the first layer, [n_1, n_0]."""
     if not isinstance(x, Tensor) or not isinstance(y, Tensor):
-        raise UserError(
-            f"inputs and targets must be tensors (torch.from_numpy makes one), "
-            f"got {type(x).__name__} and {type(y).__name__}"
-        )
+        got = f"{type(x).__name__} and {type(y).__name__}"
+        raise UserError(f"inputs and targets must be tensors (torch.from_numpy makes one), got {got}")
     if x.dim() != 2 or x.shape[1] != like.shape[1] or not len(x):
         raise UserError(f"inputs must be [N, {like.shape[1]}] with N at least 1, got {list(x.shape)}")
     if y.is_complex():
@@ -146,28 +113,17 @@ def check_inputs(x: Tensor, y: Tensor, like: Tensor) -> int:
 
 
 def check_targets(loss: LossSpec, y: Tensor, rows: int, outputs: int, dtype: torch.dtype) -> Tensor:
-    """Return targets as the loss takes them.
-
-    Args:
-        loss: The loss.
-        y: Targets, which may be those of all rows of a data set.
-        rows: N.
-        outputs: n_L.
-        dtype: Of the outputs.
-
-    Raises:
-        UserError: If they, or the options of the loss, do not fit outputs [N, n_L].
-    """
+    """Return targets of a batch or data set as the loss takes them, if they and its options fit outputs [N, n_L]."""
     if loss.definition.takes_labels and not y.is_floating_point():
         if y.shape != (rows,):
             raise UserError(f"labels must be {[rows]}, one for each row, got {list(y.shape)}")
-        if y.dtype not in (torch.int64, torch.uint8):  # as PyTorch has it, and so the other driver
+        if y.dtype not in (torch.int64, torch.uint8):  # as in PyTorch, and so in the other driver
             raise UserError(f"labels must be of int64 or uint8, got {y.dtype}")
-        y = y.long()  # −100 against uint8 would be 156
+        y = y.long()  # −100 compared with uint8 would be 156
     elif y.shape != (rows, outputs):
         if loss.definition.takes_labels:
-            what = f"targets of {y.dtype} are class probabilities, {[rows, outputs]}, got {list(y.shape)}"
-            raise UserError(f"{what}; labels are whole numbers, {[rows]} of int64")
+            got = f"targets of {y.dtype} are class probabilities, {[rows, outputs]}, got {list(y.shape)}"
+            raise UserError(f"{got}; labels are whole numbers, {[rows]} of int64")
         raise UserError(f"targets must be {[rows, outputs]}, as the outputs are, got {list(y.shape)}")
     else:
         y = y.to(dtype)
@@ -177,37 +133,25 @@ def check_targets(loss: LossSpec, y: Tensor, rows: int, outputs: int, dtype: tor
 
 
 def _check_options(loss: LossSpec, y: Tensor, outputs: int, dtype: torch.dtype) -> None:
-    options = loss.options
+    weight = loss.options.get("weight")
     if loss.name == "cross_entropy":
-        weight = options.get("weight")
-        if weight is not None and not _is_tensor_of(weight, [(outputs,)], dtype):
-            raise UserError(f"weight must hold one number a class, [{outputs}] of {dtype}, got {_shown(weight)}")
-        if y.is_floating_point() and options.get("ignore_index", -100) >= 0:
-            raise UserError("ignore_index is for labels: targets of class probabilities have none")
+        fits = isinstance(weight, Tensor) and weight.shape == (outputs,) and weight.dtype == dtype
+        if weight is not None and not fits:
+            got = f"{list(weight.shape)} of {weight.dtype}" if isinstance(weight, Tensor) else repr(weight)
+            raise UserError(f"weight must hold one number a class, [{outputs}] of {dtype}, got {got}")
+        if y.is_floating_point() and loss.options.get("ignore_index", -100) >= 0:
+            raise UserError("ignore_index is for labels, not for targets of class probabilities")
         return
-    for name in ("weight", "pos_weight"):
-        given = options.get(name)
-        if given is not None and not isinstance(given, Tensor):
-            raise UserError(f"{name} must be a tensor, [{outputs}], got {given!r}")
-        if given is not None and tuple(given.shape) not in ((), (1,), (outputs,), (1, 1), (1, outputs)):
-            what = f"{name} must be one number an output, [{outputs}], got {list(given.shape)}"
-            raise UserError(f"{what}; if it differs from sample to sample, {ELSEWHERE}")
-
-
-def _is_tensor_of(value: Any, shapes: Sequence[tuple[int, ...]], dtype: torch.dtype) -> bool:
-    return isinstance(value, Tensor) and tuple(value.shape) in shapes and value.dtype == dtype
-
-
-def _shown(value: Any) -> str:
-    return f"{list(value.shape)} of {value.dtype}" if isinstance(value, Tensor) else repr(value)
+    for name, value in (("weight", weight), ("pos_weight", loss.options.get("pos_weight"))):
+        if value is not None and not isinstance(value, Tensor):
+            raise UserError(f"{name} must be a tensor, [{outputs}], got {value!r}")
+        if value is not None and tuple(value.shape) not in ((), (1,), (outputs,), (1, 1), (1, outputs)):
+            got = f"{name} must be one number an output, [{outputs}], got {list(value.shape)}"
+            raise UserError(f"{got}; if it differs from sample to sample, {ELSEWHERE}")
 
 
 def check_labels(loss: LossSpec, y: Tensor, outputs: int) -> None:
-    """Refuse labels that are not a class; it waits for the device, so not at every step.
-
-    Raises:
-        UserError: If there is one.
-    """
+    """Refuse labels that are not a class; this synchronizes with the device, so it is not done at every step."""
     if y.is_floating_point():
         return
     wrong = y[((y < 0) | (y >= outputs)) & (y != loss.options.get("ignore_index", -100))]
@@ -216,37 +160,23 @@ def check_labels(loss: LossSpec, y: Tensor, outputs: int) -> None:
 
 
 def refuse_entry_weights(loss: LossSpec) -> None:
-    """Refuse weights of single entries: a weight for each row of a data set has no place in a batch.
-
-    Raises:
-        UserError: If a loss of a − y has some.
-    """
+    """Refuse weights of single entries in a loss of a − y: those of a whole data set do not fit a batch."""
     residual = issubclass(loss.definition, ElementwiseLoss) and not loss.definition.contains
     if "weight" in loss.options and residual:
-        raise UserError(f"{loss.name} with weights of the entries is not in the explicit driver: {ELSEWHERE}")
+        raise UserError(f"the explicit driver does not support weights of the entries in {loss.name}: {ELSEWHERE}")
 
 
 def whole_number(number: object, name: str = "batch_size") -> int:
-    """Return a whole number as Python's.
-
-    Raises:
-        UserError: If it is not one.
-    """
+    """Return a whole number of any type, such as NumPy's, as an int; True and False are refused."""
     try:
-        if not isinstance(number, bool):
-            return operator.index(number)  # type: ignore[arg-type]  # what has none is told
+        return operator.index(None if isinstance(number, bool) else number)  # type: ignore[arg-type]  # raises
     except TypeError:
-        pass
-    what = "a whole number, at least 1" if name == "batch_size" else "a step of the epoch, a whole number"
-    raise UserError(f"{name} must be {what}, got {number!r}")
+        expected = "a whole number, at least 1" if name == "batch_size" else "a step of the epoch, a whole number"
+        raise UserError(f"{name} must be {expected}, got {number!r}") from None
 
 
 def check_order(order: Tensor, x: Tensor) -> None:
-    """Refuse an order that does not consist of indices of rows.
-
-    Raises:
-        UserError: If it does not.
-    """
+    """Refuse an order that does not consist of indices of rows."""
     if not isinstance(order, Tensor):
         raise UserError(f"order must be a tensor of row indices, got {type(order).__name__}")
     if order.dim() != 1 or order.dtype not in (torch.int64, torch.int32):

@@ -1,21 +1,20 @@
-"""How exact the products of matrices are: float32, or less where the processor is then faster. Never by itself.
+"""The precision of matrix products: float32, or a lower one that is faster on some processors, if the user sets it.
 
 ===========  ========================================================  ==============================================
  precision    on a CPU                                                  on CUDA
 ===========  ========================================================  ==============================================
- float32      as PyTorch is set up                                      as PyTorch is set up
+ float32      PyTorch's own setting                                     PyTorch's own setting
  tf32         where oneDNN has it                                       factors rounded to 11 bits (Ampere and later)
  bf16         factors rounded to 8 bits, where oneDNN has it (AMX)      factors rounded to 8 bits (``RoundedFactors``)
 ===========  ========================================================  ==============================================
 
-Sums are float32 in all of them, and so are weights, δ, activations and updates: what is rounded are the factors of a
-product, as it is made. On a CPU and for tf32 it is a switch of PyTorch's, which is set for the products alone and set
-back after them.
+Only the factors of a product are rounded; sums, weights, δ, activations and updates are float32 in all of them. On a
+CPU and for tf32 a setting of PyTorch does it, which is changed for the products alone.
 
-On a CPU oneDNN leaves products smaller than about 16 × 16 × 16 in float32 all the same, and all of them where it knows
-no quicker way: with AVX-512 BF16 but no AMX it takes the switch and computes in float32 (oneDNN 3.12, an AMD EPYC).
+On a CPU oneDNN computes products smaller than about 16 × 16 × 16 in float32 all the same, and all products if it has no
+faster kernel: with AVX-512 BF16 but no AMX it accepts the setting and computes in float32 (oneDNN 3.12, an AMD EPYC).
 
-Whether a device does what the switch says is found out by a product that shows it: the switch itself takes any value.
+The setting accepts any value, so a test product shows whether a device follows it.
 """
 
 from __future__ import annotations
@@ -33,18 +32,13 @@ from deltaprop.errors import UserError, unknown_name
 
 PRECISIONS = ("float32", "tf32", "bf16")
 
-ROUNDED = {"cuda"}  # devices whose bf16 products PyTorch has no switch for
+ROUNDED = {"cuda"}  # devices for whose bf16 products PyTorch has no setting
 
-_BITS = {"tf32": 11, "bf16": 8}  # of a factor, the leading one counted
+_BITS = {"tf32": 11, "bf16": 8}  # bits of a factor, with the leading one
 
 
-class Switch(AbstractContextManager[None]):
-    """Sets PyTorch's switch within a ``with``, again and again.
-
-    Args:
-        precision: tf32 or bf16.
-        device_type: cpu or cuda.
-    """
+class MatmulPrecision(AbstractContextManager[None]):
+    """Context manager that sets PyTorch's precision of products to tf32 or bf16; it can be entered again and again."""
 
     def __init__(self, precision: str, device_type: str) -> None:
         self._precision = precision
@@ -52,29 +46,28 @@ class Switch(AbstractContextManager[None]):
         self._products = backends.cuda.matmul if device_type == "cuda" else backends.mkldnn.matmul
 
     def __enter__(self) -> None:
-        """Switch over."""
+        """Set the precision."""
         self._before = self._products.fp32_precision
         self._products.fp32_precision = self._precision
 
     def __exit__(self, *exception: object) -> None:
-        """Switch back, to follow the setting above it again if it did."""
+        """Restore the precision, inherited from the backend's if it was."""
         self._products.fp32_precision = "none"
         if self._products.fp32_precision != self._before:
             self._products.fp32_precision = self._before
 
 
 class RoundedFactors(TorchFunctionMode):
-    """Rounds the factors of each product to bf16, and sums it in float32: for CUDA, where PyTorch has no switch for it.
+    """Rounds the factors of each product to bf16, and sums in float32: for CUDA, where PyTorch has no setting for it.
 
-    The products are those of ``core/linear.py``, as they stand there. W itself, its velocity, z, a, δ and the update
-    stay float32 ("master weights"): a step of η ∂C/∂W is often too small for the 8 bits of a bf16 weight.
+    The products are those of ``core/linear.py``. W itself, its velocity, z, a, δ and the update stay float32 ("master
+    weights"): a step of η ∂C/∂W is often too small for the 8 bits of a bf16 weight.
 
-    On a CPU, where only tests go, the rounded factors are multiplied in float32: the same numbers but for the order of
-    sums.
+    On a CPU, for tests only, the rounded factors are multiplied in float32: the same except for the order of sums.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Call a function of PyTorch's; a product of matrices with rounded factors."""
+        """Call a function of PyTorch, a matrix product with rounded factors."""
         options = {name: value for name, value in (kwargs or {}).items() if value is not None}
         if func is torch.nn.functional.linear:
             a_prev, weight, bias = args
@@ -89,7 +82,6 @@ class RoundedFactors(TorchFunctionMode):
 
 
 def _rounded_product(product: Callable[..., Tensor], left: Tensor, right: Tensor, **options: Any) -> Tensor:
-    """Return a product with its factors rounded to bf16."""
     dtype = left.dtype
     left, right = left.to(torch.bfloat16), right.to(torch.bfloat16)
     if left.is_cuda:
@@ -98,20 +90,16 @@ def _rounded_product(product: Callable[..., Tensor], left: Tensor, right: Tensor
 
 
 def products_in(precision: str, device: torch.device) -> AbstractContextManager[None]:
-    """Return a context, for use as often as one likes, in which products of matrices are of a precision."""
+    """Return a reusable context manager in which matrix products have a precision."""
     if precision == "float32":
         return nullcontext()
     if precision == "bf16" and device.type in ROUNDED:
         return RoundedFactors()
-    return Switch(precision, device.type)
+    return MatmulPrecision(precision, device.type)
 
 
 def check_precision(precision: str, device: torch.device, dtype: torch.dtype) -> None:
-    """Refuse a precision that the device does not have, in which everything would be float32 without a word.
-
-    Raises:
-        UserError: If it does not have it, the name is unknown, or the model is not of float32.
-    """
+    """Raise a UserError for a precision that the device does not have, an unknown one, or weights not of float32."""
     if precision not in PRECISIONS:
         raise unknown_name("precision", precision, PRECISIONS)
     if precision == "float32":
@@ -119,11 +107,11 @@ def check_precision(precision: str, device: torch.device, dtype: torch.dtype) ->
     if dtype != torch.float32:
         raise UserError(f"precision {precision} is for weights of float32, got {dtype}")
     if device.type not in ("cpu", "cuda") or not _has(precision, device):
-        raise UserError(f"precision {precision}: the {device.type} here has no such products; take float32")
+        raise UserError(f"precision {precision}: the {device.type} here does not support it; use float32")
 
 
 def _has(precision: str, device: torch.device) -> bool:
-    """Return whether 1 + 2^−(b+2), too fine for b bits and not half-way, comes out of a product as 1."""
+    """Return whether a product rounds 1 + 2^−(b+2), which has too many bits and is not half-way, to 1."""
     if device.type == "cuda" and precision == "bf16":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     fine = torch.full((64, 64), 1 + 2.0 ** (-_BITS[precision] - 2), device=device)

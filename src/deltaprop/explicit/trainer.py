@@ -20,7 +20,7 @@ from deltaprop.epoch_state import EpochState
 from deltaprop.errors import UserError
 from deltaprop.explicit.batches import batches
 from deltaprop.explicit.checks import (
-    Watch,
+    ChangeDetector,
     check_inputs,
     check_labels,
     check_momentum,
@@ -277,7 +277,7 @@ class ExplicitTrainer:
 
     def _refresh(self) -> None:
         """Read the model again if it has changed, and the optimizer's options."""
-        if self._watch.changed():
+        if self._changes.changed():
             self._read_model()
         self._update.refresh()
         mark_step(self._optimizer)
@@ -307,7 +307,7 @@ class ExplicitTrainer:
         self._products = products_in(self._precision, device)
         ours = all(map(is_ours, [self.loss.definition, *[layer.activation for layer in layers]]))
         self._workspace = Workspace(layers, self._lowest, holdable=ours)
-        self._watch = Watch(self._model, params, self._optimizer)
+        self._changes = ChangeDetector(self._model, params, self._optimizer)
 
     @property
     def _shape(self) -> tuple[int, int, torch.dtype, torch.device]:

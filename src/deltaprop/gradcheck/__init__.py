@@ -1,1 +1,1 @@
-"""Checks of a backward pass: one file for each kind of question, ``check.py`` asks them all."""
+"""Checks of a backward pass: one file for each kind of check; ``check.py`` has the table of them and runs them."""

@@ -1,50 +1,46 @@
-"""``check_gradients``: every question about a backward pass, asked of any function."""
+"""``check_gradients``: every check of a backward pass, of any function."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Collection
-from contextlib import ExitStack
 from typing import Any
 
 import torch
 
 from deltaprop.errors import UserError, unknown_name
-from deltaprop.gradcheck import higher_order, layouts, modes
-from deltaprop.gradcheck import inputs as of_inputs
-from deltaprop.gradcheck import outputs as of_outputs
-from deltaprop.gradcheck import values as of_values
-from deltaprop.gradcheck.context import CheckContext, Found, Skipped, format_error
+from deltaprop.gradcheck import first_order, higher_order, layouts, modes
+from deltaprop.gradcheck.context import CheckContext, Failed, Skipped, format_error
 from deltaprop.gradcheck.report import Check, GradientReport
 from deltaprop.gradcheck.target import CheckTarget
 
-CHECKS: dict[str, Callable[[CheckContext], Found]] = {
-    "values": of_values.values,
-    "kink": of_values.kink,
-    "missing": of_values.missing,
-    "shapes": of_outputs.shapes,
-    "dtypes": of_outputs.dtypes,
-    "grad_output": of_inputs.grad_output,
-    "linear": of_inputs.linear,
-    "outputs": of_inputs.outputs,
-    "subsets": of_inputs.subsets,
-    "calls": of_inputs.calls,
-    "in_place": of_inputs.intact,
-    "deterministic": of_outputs.deterministic,
-    "leak": of_outputs.leak,
-    "non_contiguous": layouts.non_contiguous,
-    "expanded": layouts.expanded,
-    "zero_size": layouts.zero_size,
-    "one_sample": layouts.one_sample,
-    "one_dimension": layouts.one_dimension,
-    "three_dimensions": layouts.three_dimensions,
-    "graph": higher_order.graph,
-    "second": higher_order.second,
-    "jvp": higher_order.jvp,
-    "vmap": higher_order.vmap,
-    "cancellation": modes.cancellation,
-    "autocast": modes.autocast,
-    "compile": modes.compiled,
+CHECKS: dict[str, Callable[[CheckContext], None]] = {
+    "values": first_order.check_values,
+    "kink": first_order.check_kink,
+    "missing": first_order.check_missing,
+    "shapes": first_order.check_shapes,
+    "dtypes": first_order.check_dtypes,
+    "grad_output": first_order.check_grad_output,
+    "linear": first_order.check_linear,
+    "outputs": first_order.check_outputs,
+    "subsets": first_order.check_subsets,
+    "calls": first_order.check_calls,
+    "in_place": first_order.check_in_place,
+    "deterministic": first_order.check_deterministic,
+    "leak": first_order.check_leak,
+    "non_contiguous": layouts.check_non_contiguous,
+    "expanded": layouts.check_expanded,
+    "zero_size": layouts.check_zero_size,
+    "one_sample": layouts.check_one_sample,
+    "one_dimension": layouts.check_one_dimension,
+    "three_dimensions": layouts.check_three_dimensions,
+    "graph": higher_order.check_graph,
+    "second": higher_order.check_second,
+    "jvp": higher_order.check_jvp,
+    "vmap": higher_order.check_vmap,
+    "cancellation": modes.check_cancellation,
+    "autocast": modes.check_autocast,
+    "compile": modes.check_compile,
 }
 
 
@@ -60,33 +56,33 @@ def check_gradients(
     fast: bool = False,
     seed: int = 0,
 ) -> GradientReport:
-    """Check every promise of a backward pass, on these inputs, and say in words what is wrong.
+    """Check every property of a backward pass on these inputs, and describe what is wrong.
 
-    ∂C/∂x of C = ⟨v, f(x)⟩, for a random v, is compared with central differences in float64, entry by entry. Then come
-    the promises that differences do not see: ``CHECKS`` lists them all.
+    ∂C/∂x of C = ⟨v, f(x)⟩, for a random v, is compared with central differences in float64, entry by entry. Further
+    checks are about what differences do not show: ``CHECKS`` lists them all.
 
     Args:
         fn: A ``torch.autograd.Function`` class, an ``nn.Module`` (its parameters are inputs too), or any callable.
         inputs: Its positional arguments: a tuple of tensors, containers of tensors, and anything else. Of the floating
-            tensors those with ``requires_grad`` are differentiated; all of them where none has it. They should lie off
-            the kinks of f, and have more than one sample.
+            tensors those with ``requires_grad`` are differentiated; all of them if none has it. They should lie away
+            from the kinks of f, and have more than one sample.
         reference: A plain PyTorch function with the right gradients, to compare with instead of differences.
-        dtype: That floating inputs and parameters are tried in. Differences need float64.
-        skip: Names of checks not to make: a straight-through estimator is wrong on purpose in its ``"values"``.
-        atol: What an entry of a gradient may be off by, relative to the gradient's largest entry; 1e-9 for float64,
-            1e-3 for narrower dtypes.
-        rtol: The same, relative to the entry itself; 1e-5, or 1e-2.
-        fast: Try some entries of each input, and leave the compiler out.
-        seed: Of v, and of all else that is drawn. The caller's random state is left alone.
+        dtype: The dtype of floating inputs and parameters. Differences need float64.
+        skip: Names of checks to skip: a straight-through estimator is wrong on purpose in its ``"values"``.
+        atol: Allowed error of a gradient's entry, relative to the gradient's largest entry; 1e-9 for float64, 1e-3 for
+            narrower dtypes.
+        rtol: Allowed error, relative to the entry itself; 1e-5, or 1e-2.
+        fast: Compare some entries of each input, and skip the compiler.
+        seed: Seed of v, and of everything else drawn at random. The caller's random state does not change.
 
     Returns:
         A report: ``.ok``, ``.checks``, ``print(report)``.
 
     Raises:
-        UserError: If f raises on these inputs, or nothing about it can be differentiated.
+        UserError: If f raises on these inputs, or has no input to differentiate.
 
     Source:
-        Griewank and Walther, Evaluating Derivatives (2008), for differences; the further checks are errors met in
+        Griewank and Walther, Evaluating Derivatives (2008), for differences; the further checks are mistakes met in
         practice, many of which ``torch.autograd.gradcheck`` passes.
 
     Example:
@@ -98,20 +94,19 @@ def check_gradients(
     for name in skip:
         if name not in CHECKS:
             raise unknown_name("check", name, CHECKS)
-    if dtype != torch.float64 and reference is None and "values" not in skip:
-        raise UserError(f"differences in {dtype} show nothing: pass a reference=, or skip={{'values'}}")
     exact = dtype == torch.float64
+    if not exact and reference is None and "values" not in skip:
+        raise UserError(f"differences in {dtype} are too inaccurate: pass a reference=, or skip={{'values'}}")
     atol = (1e-9 if exact else 1e-3) if atol is None else atol
     rtol = (1e-5 if exact else 1e-2) if rtol is None else rtol
-    with ExitStack() as stack:
-        stack.enter_context(torch.random.fork_rng())
-        stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.enable_grad())
-        for device in ("cpu", "cuda"):  # whatever the caller has switched on
-            stack.enter_context(torch.autocast(device, enabled=False))
-        stack.enter_context(warnings.catch_warnings())
-        warnings.simplefilter("ignore")  # f is called a thousand times, and on inputs that it was not written for
-        name = getattr(fn, "__name__", type(fn).__name__)
+    with (  # whatever the caller has enabled
+        torch.random.fork_rng(),
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        torch.autocast("cpu", enabled=False),
+        torch.autocast("cuda", enabled=False),
+        warnings.catch_warnings(action="ignore"),  # f is called a thousand times, on inputs it was not written for
+    ):
         try:
             target = CheckTarget(fn, inputs, dtype)
             other = None if reference is None else CheckTarget(reference, inputs, dtype)
@@ -119,22 +114,22 @@ def check_gradients(
         except UserError:
             raise
         except Exception as error:
+            name = getattr(fn, "__name__", type(fn).__name__)
             raise UserError(f"{name} raises on these inputs in {dtype}: {format_error(error)}") from error
-        return GradientReport(target.name, tuple(_ask(name, context, skip) for name in CHECKS))
+        return GradientReport(target.name, tuple(_run_check(name, context) for name in CHECKS))
 
 
-def _ask(name: str, context: CheckContext, skip: Collection[str]) -> Check:
-    """Ask one question."""
-    if name in skip:
-        return Check(name, "skipped", detail="as asked")
-    if not context.connected and name not in ("values",):
-        return Check(name, "skipped", detail="no output has a graph")
+def _run_check(name: str, context: CheckContext) -> Check:
+    if name in context.skip:
+        return Check(name, "skipped", detail="as requested")
+    if not context.connected and name != "values":
+        return Check(name, "skipped", detail="no output requires grad")
     try:
-        found = CHECKS[name](context)
+        CHECKS[name](context)
     except Skipped as reason:
         return Check(name, "skipped", detail=str(reason))
+    except Failed as failure:
+        return Check(name, "failed", failure.severity, str(failure))
     except Exception as error:
         return Check(name, "failed", detail=f"it raises {format_error(error)}")
-    if found is None:
-        return Check(name, "passed")
-    return Check(name, "failed", found.severity, found.detail)
+    return Check(name, "passed")

@@ -1,16 +1,17 @@
-"""What all checks share: the trial (a function, its inputs, what has been drawn), and what a check may find.
+"""What all checks share: the function with its inputs, what was drawn at random, and how gradients are compared.
 
-A check takes the trial and returns what it found: None where all is well, or a :class:`Finding`. It raises
-:class:`Skipped` where it does not apply. ``gradients.py`` asks them in order.
+A check takes the :class:`CheckContext`. It raises :class:`Failed` or :class:`Warned` if it finds a mistake, and
+:class:`Skipped` if it does not apply. ``check.py`` runs them in order.
 
-Notation: f is the function, x its inputs, v = ∂C/∂f what comes from above (PyTorch's grad_output), and the gradient
-∂C/∂x of C = ⟨v, f(x)⟩ is what backward returns.
+Notation: f is the function, x its inputs, v = ∂C/∂f the gradient that backward receives (PyTorch's grad_output), and
+the gradient ∂C/∂x of C = ⟨v, f(x)⟩ is what backward returns.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -18,37 +19,48 @@ import torch
 from torch import Tensor
 
 from deltaprop.errors import UserError
-from deltaprop.gradcheck.target import CheckTarget, Gradients, dot, gradients, random_like
+from deltaprop.gradcheck.differences import EntryComparison, Scalar, check_by_differences
+from deltaprop.gradcheck.target import CheckTarget, Gradients, random_like
 
 
-class Skipped(Exception):  # noqa: N818  # not an error: the question does not arise
-    """The check does not apply, for this reason."""
+class Skipped(Exception):  # noqa: N818  # not an error
+    """The check does not apply; the message is the reason."""
 
 
-@dataclass(frozen=True)
-class Finding:
-    """What a check found to be wrong."""
+class Failed(Exception):  # noqa: N818  # the check failed, not the program
+    """The check found a mistake; the message describes it."""
 
-    detail: str
     severity: Literal["error", "warning"] = "error"
 
 
-Found = Finding | None
+class Warned(Failed):
+    """The check found something that may be intended, or is harmless."""
+
+    severity = "warning"
+
+
+@contextmanager
+def on_error(outcome: type[Skipped | Failed], text: str) -> Iterator[None]:
+    """Make an exception of the function under test an outcome of the check."""
+    try:
+        yield
+    except Exception as error:
+        raise outcome(f"{text} {format_error(error)}") from error
 
 
 @dataclass
 class CheckContext:
-    """A subject, and what all checks share.
+    """A function under test, and what its checks share.
 
     Attributes:
-        subject: The function and its inputs.
-        atol: What gradients may differ by.
-        rtol: The same, relative to the largest entry.
-        fast: Whether to try fewer entries.
-        seed: Of all that is drawn.
+        target: The function and its inputs.
+        atol: Allowed error of a gradient's entry, relative to the largest entry.
+        rtol: Allowed error, relative to the entry itself.
+        fast: Whether to compare fewer entries.
+        seed: Seed of everything drawn at random.
         reference: A plain function to compare with, instead of differences.
-        skip: Names of checks that are not made.
-        kinks: What ``values`` found at kinks.
+        skip: Names of checks that are not run.
+        kinks: Kinks that the check ``values`` has found.
     """
 
     target: CheckTarget
@@ -61,85 +73,98 @@ class CheckContext:
     kinks: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        """Draw v, and take the gradient that all others are compared with."""
+        """Draw v, and compute the gradient that all others are compared with."""
         self.generator = torch.Generator().manual_seed(self.seed)
-        leaves = self.target.leaves()
-        outputs = self.target.run(leaves)
-        self.outputs = [t.detach() for t in outputs]
+        self.outputs = [t.detach() for t in self.target.run(self.target.leaves())]
         self.v = random_like(self.outputs, self.generator)
-        self.connected = bool(outputs)
+        self.connected, self.most = bool(self.outputs), 12 if self.fast else 400  # entries of an input to compare
         self.scale = 0.0
         try:
             self.scale = largest(self.gradient())
-        except Exception as error:  # what backward raises is for `values` to tell
+        except Exception as error:  # other errors of backward are reported by `values`
             if "use_reentrant=True" in str(error):
                 name = self.target.name
                 raise UserError(
-                    f"{name} uses torch.utils.checkpoint(use_reentrant=True), whose backward gives no gradient of a "
-                    "chosen input: take use_reentrant=False"
+                    f"{name} uses torch.utils.checkpoint(use_reentrant=True), whose backward cannot compute the "
+                    "gradients of single inputs: take use_reentrant=False"
                 ) from error
         other = copy.copy(self.target)
         other.seed = 1
-        again = [t.detach() for t in other.run(other.leaves())]
-        self.random = any(difference(a, b) > 0 for a, b in zip(self.outputs, again, strict=True))
-
-    @property
-    def most(self) -> int:
-        """How many entries of an input are tried."""
-        return 12 if self.fast else 400
+        again = other.run(other.leaves())
+        self.random = any(differs(a, b) for a, b in zip(again, self.outputs, strict=True))
 
     def gradient(self, v: Sequence[Tensor] | None = None, target: CheckTarget | None = None) -> Gradients:
         """Return the gradients for v, by default the one that was drawn."""
-        target = target or self.target
-        leaves = target.leaves()
-        return gradients(target.run(leaves), leaves, self.v if v is None else v)
-
-    def close(self, a: Tensor, b: Tensor, slack: float = 1.0) -> bool:
-        """Return whether two gradients agree to rounding."""
-        return difference(a, b) <= slack * self.rounding(b)
+        return (target or self.target).gradients(self.v if v is None else v)
 
     def rounding(self, t: Tensor) -> float:
-        """Return what rounding may do to a gradient, generously: it is a sum of parts that may be larger than it is."""
+        """Return a generous bound of a gradient's rounding error: it is a sum whose terms may be larger than itself."""
         return 1e3 * float(torch.finfo(t.dtype).eps) * max(1e-30, largest([t]), 0.1 * self.scale)
+
+    def compare(
+        self,
+        got: Sequence[Tensor | None],
+        expected: Sequence[Tensor | None],
+        when: str,
+        hint: str = "",
+        tolerance: Callable[[Tensor], Tensor | float] | None = None,
+        outcome: type[Failed] = Failed,
+    ) -> None:
+        """Raise the outcome if gradients differ from the expected ones; those where None is expected may be anything.
+
+        Args:
+            got: The gradients of the inputs.
+            expected: What they should be.
+            when: Says how they were computed: what follows "∂C/∂x" in the message.
+            hint: The likely cause.
+            tolerance: Allowed error of a gradient; that of rounding by default.
+            outcome: What to raise.
+        """
+        problems = []
+        for name, one, right in zip(self.target.names, got, expected, strict=True):
+            problem = None if right is None else mismatch(one, right, (tolerance or self.rounding)(right))
+            if problem is not None:
+                problems.append(f"∂C/∂{name} {when}: {problem}")
+        if problems:
+            raise outcome("; ".join(problems) + (f": {hint}" if hint else ""))
+
+    def by_differences(
+        self, c: Scalar, values: Sequence[Tensor], gradients: Gradients, most: int
+    ) -> Iterator[tuple[int, EntryComparison]]:
+        """Compare each gradient of C that is there with central differences; yield the number of the input, and how."""
+        for i, gradient in enumerate(gradients):
+            if gradient is not None:
+                yield i, check_by_differences(c, values, i, gradient, most, self.generator, self.atol, self.rtol)
 
 
 def largest(gradients: Sequence[Tensor | None]) -> float:
-    """Return the largest entry of some gradients."""
+    """Return the largest absolute entry of some gradients."""
     return max((float(t.detach().abs().max()) for t in gradients if t is not None and t.numel()), default=0.0)
 
 
-def difference(a: Tensor, b: Tensor) -> float:
-    """Return the largest difference of two tensors; infinite where one is not finite and the other differs."""
-    if a.shape != b.shape:
-        return float("inf")
-    if not a.numel():
-        return 0.0
-    a, b = a.detach(), b.detach()
-    gap = (a.double() - b.double()).abs()
-    gap = torch.where((a == b) | (a.isnan() & b.isnan()), torch.zeros_like(gap), gap)
-    return float(gap.nan_to_num(float("inf")).max())
+def mismatch(got: Tensor | None, expected: Tensor, tolerance: Tensor | float) -> str | None:
+    """Return how a tensor differs from the expected one, None if by no more than the tolerance."""
+    if got is None:
+        return "got None"
+    if got.shape != expected.shape:
+        return f"expected shape {list(expected.shape)}, got {list(got.shape)}"
+    one, right = got.detach().double(), expected.detach().double()
+    errors = (one - right).abs().nan_to_num(float("inf"))  # infinite where one alone is not finite
+    wrong = ~((errors <= tolerance) | (one == right) | (one.isnan() & right.isnan())).flatten()
+    if not wrong.any():
+        return None
+    entries = torch.arange(len(wrong))
+    return EntryComparison(entries, one.flatten().cpu(), right.flatten().cpu(), wrong.cpu()).describe(expected.shape)
 
 
-def filled(gradient: Tensor | None, like: Tensor) -> Tensor:
-    """Return a gradient, 0 where there is none."""
-    return torch.zeros_like(like) if gradient is None else gradient
+def differs(a: Tensor, b: Tensor) -> bool:
+    """Return whether two tensors are not exactly equal; NaN equals NaN."""
+    return mismatch(a, b, 0.0) is not None
 
 
-def weighed(context: CheckContext) -> Callable[[Sequence[Tensor]], Tensor]:
-    """Return C = ⟨v, f(x)⟩ as a function of x."""
-    target, places = context.target, places_with_graph(context)
-
-    def c(tensors: Sequence[Tensor]) -> Tensor:
-        outputs = target(tensors)
-        return dot([outputs[k] for k in places], context.v).double()
-
-    return c
-
-
-def places_with_graph(context: CheckContext) -> list[int]:
-    """Return which outputs have a graph."""
-    leaves = context.target.leaves()
-    return [k for k, t in enumerate(context.target([t.clone() for t in leaves])) if t.requires_grad]
+def filled(gradients: Sequence[Tensor | None], like: Sequence[Tensor]) -> list[Tensor]:
+    """Return gradients, with zeros in the place of None."""
+    return [torch.zeros_like(x) if g is None else g for g, x in zip(gradients, like, strict=True)]
 
 
 def format_error(error: BaseException) -> str:

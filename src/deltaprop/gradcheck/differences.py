@@ -1,14 +1,18 @@
-"""Central differences: what a gradient should be, by the definition of the derivative.
+"""Compare a gradient with central differences, entry by entry.
 
     ∂g/∂x_i ≈ (g(x + h e_i) − g(x − h e_i)) / 2h
 
-with an error of about h² from the curve and ε |g| / h from rounding; h = ε^⅓ max(1, |x_i|) makes both about ε^⅔.
+The error is about h² from the curvature and ε |g| / h from rounding; h = ε^⅓ max(1, |x_i|) makes both about ε^⅔.
+
+If an entry disagrees, h may be too large: there is a kink near x, or g bends within h. So it is compared again with
+h/10 and h/100. At a kink of g the slopes on the two sides differ however small h is, and any number between them is
+accepted; where g itself jumps they grow as 1/h, and there is no derivative.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -18,88 +22,130 @@ Scalar = Callable[[Sequence[Tensor]], Tensor]
 
 
 @dataclass(frozen=True)
-class Slopes:
-    """What differences say of one input.
+class EntryComparison:
+    """Entries of a gradient beside the expected ones.
 
     Attributes:
-        entries: Which entries were tried, as indices into the flattened input.
-        central: Of each.
-        left: The difference on the left of x alone, (g(x) − g(x − h)) / h.
-        right: The one on the right.
-        noise: What rounding may have done to each.
+        entries: The entries that were compared, as indices into the flattened input.
+        got: Their values in the gradient.
+        expected: The values they should have.
+        wrong: A mask of the wrong ones.
+        kinks: (entry, got, left slope, right slope) where there is no derivative.
     """
 
     entries: Tensor
-    central: Tensor
-    left: Tensor
-    right: Tensor
-    noise: float
+    got: Tensor
+    expected: Tensor
+    wrong: Tensor
+    kinks: list[tuple[int, float, float, float]] = field(default_factory=list)
+
+    def describe(self, shape: Sequence[int]) -> str:
+        """Return the wrong entry with the largest error, in words."""
+        # torch.testing.assert_close names this place too, but not the two numbers.
+        errors = (self.got - self.expected).abs()
+        k = int(torch.where(self.wrong, errors.nan_to_num(float("inf")), -1.0).argmax())
+        return (
+            f"at {format_index(int(self.entries[k]), shape)} expected {self.expected[k]:.8g}, got {self.got[k]:.8g} "
+            f"(difference {errors[k]:.3g}; {int(self.wrong.sum())} of {len(self.got)} entries wrong)"
+        )
 
 
-def step_size(x: float, dtype: torch.dtype) -> float:
-    """Return h for an entry of this value."""
-    return float(torch.finfo(dtype).eps ** (1 / 3)) * max(1.0, abs(x))
-
-
-def slopes(
-    g: Scalar, values: Sequence[Tensor], at: int, most: int, generator: torch.Generator, shrink: float = 1.0
-) -> Slopes:
-    """Return the slopes of g along the entries of one of its inputs.
+def check_by_differences(
+    g: Scalar,
+    values: Sequence[Tensor],
+    at: int,
+    gradient: Tensor,
+    most: int,
+    generator: torch.Generator,
+    atol: float,
+    rtol: float,
+) -> EntryComparison:
+    """Compare the gradient of g by one of its inputs with central differences.
 
     Args:
-        g: Called with tensors of its own, without a graph.
-        values: Of all inputs.
-        at: Which input.
-        most: How many entries to try; where there are more, a random choice.
-        generator: Draws it.
-        shrink: h times this.
+        g: The function; it is called with copies of the inputs, without a graph.
+        values: All inputs.
+        at: The index of the input in question.
+        gradient: ∂g/∂x, of x's shape.
+        most: How many entries to compare.
+        generator: Draws which entries, if there are more.
+        atol: Allowed error of an entry, relative to the largest entry.
+        rtol: Allowed error, relative to the entry itself.
+    """
+    entries = draw_entries(values[at], most, generator)
+    got = gradient.detach().reshape(-1)[entries].double()
+    slopes, noise = slopes_at(g, values, at, entries)
+    expected, kinks = slopes[0].clone(), []
+    finite = expected[expected.isfinite()].abs()
+    largest = float(finite.max()) if len(finite) else 0.0
+    atol *= largest
+    open_ = torch.nonzero(~_agree(got, expected, atol + 30 * noise, rtol)).flatten()
+    before = slopes[:, open_]
+    for shrink in (0.1, 0.01):
+        if not len(open_):
+            break
+        slopes, noise = slopes_at(g, values, at, entries[open_], shrink)
+        mine, central, (low, high) = got[open_], slopes[0], torch.aminmax(slopes[1:], dim=0)
+        slack = atol + 30 * noise
+        right = _agree(mine, central, slack, rtol)
+        between = (mine >= low - slack) & (mine <= high + slack)
+        kink = (high - low > 0.5 * (before[2] - before[1]).abs()) & (high - low > 100 * slack) & between
+        jump = (central.abs() > 5 * before[0].abs()) & (central.abs() > 1e3 * largest * shrink)
+        for k in torch.nonzero((kink | jump) & ~right).flatten().tolist():
+            kinks.append((int(entries[open_[k]]), float(mine[k]), float(low[k]), float(high[k])))
+        expected[open_] = central
+        undecided = ~(right | kink | jump) & central.isfinite()
+        before, open_ = slopes[:, undecided], open_[undecided]
+    wrong = torch.zeros(len(got), dtype=torch.bool)
+    wrong[open_] = True
+    return EntryComparison(entries, got, expected, wrong, kinks)
+
+
+def _agree(gradient: Tensor, central: Tensor, atol: float, rtol: float) -> Tensor:
+    """Return which entries equal the central difference; not those where it is not finite."""
+    return (gradient - central).abs() <= atol + rtol * central.abs()
+
+
+def draw_entries(x: Tensor, most: int, generator: torch.Generator) -> Tensor:
+    """Return the indices of all entries of a flattened tensor, or of a random choice of so many."""
+    count = x.numel()
+    return torch.arange(count) if count <= most else torch.randperm(count, generator=generator)[:most].sort()[0]
+
+
+def slopes_at(
+    g: Scalar, values: Sequence[Tensor], at: int, entries: Tensor, shrink: float = 1.0
+) -> tuple[Tensor, float]:
+    """Return difference quotients of g along some entries of an input, and the error that rounding may cause in them.
+
+    They are [3, n]: central, left and right ones, by steps of ``shrink`` times h.
     """
     x = values[at]
-    count = x.numel()
-    entries = torch.arange(count) if count <= most else torch.randperm(count, generator=generator)[:most].sort()[0]
-    return slopes_at(g, values, at, entries, shrink)
+    eps = float(torch.finfo(x.dtype).eps)
 
+    def evaluate(entry: int, number: float) -> tuple[float, float]:
+        """Return g with one entry replaced, and the number that the entry then has, after rounding."""
+        moved = x.clone(memory_format=torch.contiguous_format)
+        moved.view(-1)[entry] = number
+        return _value(g, [*values[:at], moved, *values[at + 1 :]]), float(moved.view(-1)[entry])
 
-def slopes_at(g: Scalar, values: Sequence[Tensor], at: int, entries: Tensor, shrink: float = 1.0) -> Slopes:
-    """Return the slopes of g along these entries of one of its inputs."""
-    x = values[at]
-    here = value(g, values)
-    central, left, right = (torch.zeros(len(entries), dtype=torch.float64) for _ in range(3))
+    here = _value(g, values)
+    slopes = torch.zeros(3, len(entries), dtype=torch.float64)
     largest, smallest = abs(here), float("inf")
     for k, entry in enumerate(entries.tolist()):
         start = float(x.reshape(-1)[entry])
-        h = step_size(start, x.dtype) * shrink
-        up, down = (_moved(values, at, entry, start + sign * h) for sign in (1, -1))
-        above, below = value(g, up), value(g, down)
-        # What was really added, after rounding.
-        gone_up = float(up[at].reshape(-1)[entry]) - start
-        gone_down = start - float(down[at].reshape(-1)[entry])
-        central[k] = (above - below) / (gone_up + gone_down)
-        left[k], right[k] = (here - below) / gone_down, (above - here) / gone_up
+        h = eps ** (1 / 3) * max(1.0, abs(start)) * shrink
+        (above, up), (below, down) = evaluate(entry, start + h), evaluate(entry, start - h)
+        slopes[0, k] = (above - below) / (up - start + (start - down))
+        slopes[1, k], slopes[2, k] = (here - below) / (start - down), (above - here) / (up - start)
         largest, smallest = max(largest, abs(above), abs(below)), min(smallest, h)
-    noise = float(torch.finfo(x.dtype).eps) * largest / smallest
-    return Slopes(entries, central, left, right, noise)
+    return slopes, eps * largest / smallest
 
 
-def value(g: Scalar, values: Sequence[Tensor]) -> float:
-    """Return g without a graph."""
+def _value(g: Scalar, values: Sequence[Tensor]) -> float:
     with torch.no_grad():
         return float(g([t.detach().clone() for t in values]))
 
 
-def _moved(values: Sequence[Tensor], at: int, entry: int, to: float) -> list[Tensor]:
-    """Return the values with one entry of one of them moved."""
-    moved = list(values)
-    x = values[at].clone(memory_format=torch.contiguous_format)
-    x.view(-1)[entry] = to
-    moved[at] = x
-    return moved
-
-
-def place(entry: int, shape: Sequence[int]) -> str:
-    """Return where an entry of a flattened tensor stands, such as ``[2, 0]``."""
-    index = []
-    for size in reversed(shape):
-        index.append(entry % size)
-        entry //= size
-    return f"[{', '.join(map(str, reversed(index)))}]"
+def format_index(entry: int, shape: Sequence[int]) -> str:
+    """Return the index of an entry of a flattened tensor, such as ``[2, 0]``."""
+    return str([int(i) for i in torch.unravel_index(torch.tensor(entry), tuple(shape))])

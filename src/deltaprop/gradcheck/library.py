@@ -1,4 +1,4 @@
-"""The library's own ops, each with inputs to try it on: four samples, off the kinks."""
+"""The library's own operations, each with inputs to check it on: four samples, away from the kinks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from deltaprop.core import ACTIVATIONS, LOSSES, primitive
 
 
 def library_ops() -> Iterator[tuple[Callable[..., Tensor], tuple[Any, ...]]]:
-    """Yield every activation, the linear layer and every loss, each with its arguments."""
+    """Yield every activation, the linear layer and every loss, with their arguments."""
     generator = torch.Generator().manual_seed(0)
 
     def normal(*shape: int) -> Tensor:
@@ -30,5 +30,5 @@ def library_ops() -> Iterator[tuple[Callable[..., Tensor], tuple[Any, ...]]]:
 
 
 def cross_entropy_of_probabilities(input: Tensor, target: Tensor) -> Tensor:
-    """Return the loss for targets that are class probabilities, under a name of its own."""
+    """Return the cross-entropy for targets that are class probabilities, with a name of its own in the report."""
     return F.cross_entropy(input, target)

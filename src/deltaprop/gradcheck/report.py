@@ -1,8 +1,10 @@
-"""What a check of gradients found: a list of checks, each passed, failed or skipped, and told in plain words."""
+"""The report of the gradient checks: what passed, what failed and why, what was skipped."""
 
 from __future__ import annotations
 
+import dataclasses
 import io
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -10,13 +12,13 @@ from typing import Any, Literal
 
 @dataclass(frozen=True)
 class Check:
-    """One question about a backward pass, and its answer.
+    """The result of one check of a backward pass.
 
     Attributes:
-        name: Of the question, such as ``"values"``; what ``skip=`` takes.
-        outcome: What came of it.
-        severity: What it is where it failed: an ``"error"``, or a ``"warning"`` for what can be meant or harmless.
-        detail: What was expected, what came, where, and the likely cause; why it was skipped; what was tried.
+        name: The check, such as ``"values"``; what ``skip=`` takes.
+        outcome: ``"passed"``, ``"failed"`` or ``"skipped"``.
+        severity: Of a failed check ``"error"``, or ``"warning"`` for what may be intended or harmless.
+        detail: What was expected, what was computed, where, and the likely cause; why it was skipped.
     """
 
     name: str
@@ -26,21 +28,21 @@ class Check:
 
     @property
     def ok(self) -> bool:
-        """Whether it did not fail; a skipped check says nothing, so ask ``outcome`` for that."""
+        """Whether it did not fail; ``outcome`` tells a passed check from a skipped one."""
         return self.outcome != "failed"
 
     def to_json(self) -> dict[str, Any]:
-        """Return it as JSON has it."""
-        return {"name": self.name, "outcome": self.outcome, "severity": self.severity, "detail": self.detail}
+        """Return it as a dictionary for JSON."""
+        return dataclasses.asdict(self)
 
 
 @dataclass(frozen=True, repr=False)
 class GradientReport:
-    """All checks of one function.
+    """The checks of one function.
 
     Attributes:
-        subject: Its name.
-        checks: In the order in which they were made.
+        subject: Name of the function.
+        checks: The checks, in the order in which they ran.
     """
 
     subject: str
@@ -48,12 +50,12 @@ class GradientReport:
 
     @property
     def ok(self) -> bool:
-        """Whether no check failed but with a warning."""
+        """Whether there are no errors; warnings are allowed."""
         return not self.errors
 
     @property
     def errors(self) -> list[Check]:
-        """The checks that failed, warnings left out."""
+        """The checks that failed with an error."""
         return [check for check in self.checks if not check.ok and check.severity == "error"]
 
     @property
@@ -62,32 +64,25 @@ class GradientReport:
         return [check for check in self.checks if not check.ok and check.severity == "warning"]
 
     def __iter__(self) -> Iterator[Check]:
-        """Go through the checks."""
+        """Iterate over the checks."""
         return iter(self.checks)
 
     def __getitem__(self, name: str) -> Check:
-        """Return the check of a name.
-
-        Raises:
-            KeyError: If there is none.
-        """
-        for check in self.checks:
-            if check.name == name:
-                return check
-        raise KeyError(name)
+        """Return a check by its name; raise a KeyError if there is no such check."""
+        return {check.name: check for check in self.checks}[name]
 
     def to_json(self) -> dict[str, Any]:
-        """Return it as JSON has it."""
+        """Return it as a dictionary for JSON."""
         return {"subject": self.subject, "ok": self.ok, "checks": [check.to_json() for check in self.checks]}
 
     def rich(self) -> Any:
-        """Return it as a table for a rich console."""
+        """Return a table for a rich console."""
         from rich.table import Table
-        from rich.text import Text  # a report is printed far less often than the package is imported
+        from rich.text import Text  # imported here: the package should import fast
 
         marks = {"passed": "[green]passed[/]", "skipped": "[dim]skipped[/]"}
         table = Table(title=Text(f"gradients of {self.subject}"), title_justify="left")
-        for column in ("check", "", "what was found"):
+        for column in ("check", "", "detail"):
             table.add_column(column, overflow="fold")
         for check in self.checks:
             failed = "[bold red]ERROR[/]" if check.severity == "error" else "[yellow]warning[/]"
@@ -107,14 +102,11 @@ class GradientReport:
         return file.getvalue()
 
     def summary(self) -> str:
-        """Return the verdict in one line."""
-        counts = {outcome: sum(c.outcome == outcome for c in self.checks) for outcome in ("passed", "skipped")}
-        verdict = "ok" if self.ok else "NOT OK"
+        """Return the counts of errors, warnings, passed and skipped checks in one line."""
+        outcomes = Counter(check.outcome for check in self.checks)
+        errors, warnings = len(self.errors), len(self.warnings)
         return (
-            f"{verdict}: {_count(len(self.errors), 'error')}, {_count(len(self.warnings), 'warning')}, "
-            f"{counts['passed']} passed, {counts['skipped']} skipped"
+            f"{'ok' if self.ok else 'NOT OK'}: {errors} error{'' if errors == 1 else 's'}, "
+            f"{warnings} warning{'' if warnings == 1 else 's'}, "
+            f"{outcomes['passed']} passed, {outcomes['skipped']} skipped"
         )
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"

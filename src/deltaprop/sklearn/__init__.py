@@ -1,7 +1,7 @@
-"""scikit-learn's face: a classifier and a regressor that the explicit driver trains.
+"""A classifier and a regressor for scikit-learn, trained by the explicit driver.
 
-They take the names and meanings of ``sklearn.neural_network`` where they mean the same thing, and a name of their own
-where they do not. Inside is an :class:`~deltaprop.MLP`, ``model_``, to be looked into, saved and used like any.
+Parameters have the names of ``sklearn.neural_network`` if they have the same meaning, and other names if not. The
+fitted :class:`~deltaprop.MLP` is the attribute ``model_``; it can be saved and used like any other.
 """
 
 from deltaprop.sklearn.classifier import MLPClassifier

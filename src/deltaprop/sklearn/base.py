@@ -1,4 +1,4 @@
-"""What the classifier and the regressor have in common: a model, its training, and what a fitted estimator shows.
+"""What the classifier and the regressor share: the model, its training, and the attributes of a fitted estimator.
 
 Shapes: X [N, n_0], y [N] or [N, n_L]; ``coefs_[l − 1]`` is W^l as scikit-learn has it, [n_{l−1}, n_l].
 """
@@ -6,6 +6,7 @@ Shapes: X [N, n_0], y [N] or [N, n_L]; ``coefs_[l − 1]`` is W^l as scikit-lear
 
 from __future__ import annotations
 
+import copy
 import math
 import threading
 import warnings
@@ -16,6 +17,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
+from sklearn.base import is_classifier
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import train_test_split
 from sklearn.utils import check_random_state
@@ -30,42 +32,41 @@ from deltaprop.optim import SGD
 from deltaprop.sklearn.parameters import ALIASES, DTYPES, Parameters
 from deltaprop.training.devices import pick_threads, set_threads
 
-DENSE = {"dtype": [np.float64, np.float32], "order": "C"}  # X stays in one of these, and becomes the first else
+DENSE = {"dtype": [np.float64, np.float32], "order": "C"}  # X keeps one of these dtypes; others become float64
 _drawing = threading.Lock()  # initial weights come from PyTorch's one global generator, and fits may run in threads
 
 
 class MLPEstimator(Parameters, ABC):
-    """An MLP that is trained as scikit-learn's estimators are; a subclass says what its targets are."""
+    """An MLP that is trained as scikit-learn's estimators are; a subclass defines its targets."""
 
-    _output: ClassVar[str]  # what makes of z^L what is told, as ``out_activation_`` names it
+    _output: ClassVar[str]  # the value of ``out_activation_``
     _made_by: dict[str, Any]
     _optimizer: SGD | None
+    loss_curve_: list[float]
+    validation_scores_: list[float] | None
+    best_validation_score_: float | None
 
     @abstractmethod
     def _validated(self, X: Any, y: Any, first: bool, classes: Any) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Return inputs, and targets as :meth:`_targets` takes them."""
+        """Return validated inputs, and targets as :meth:`_targets` takes them."""
 
     @abstractmethod
-    def _begin_targets(self, y: NDArray[Any]) -> int:
-        """Fit what is fitted on targets; return n_L."""
+    def _fit_targets(self, y: NDArray[Any]) -> int:
+        """Fit the scaling of targets, if there is one; return n_L."""
 
     @abstractmethod
     def _targets(self, y: NDArray[Any]) -> Tensor:
-        """Return the targets that the loss takes, on the device."""
+        """Return targets for the loss, on the device."""
 
     @abstractmethod
     def _loss(self, y: NDArray[Any], all_rows: bool) -> str | Callable[..., Tensor]:
-        """Return the loss; ``all_rows`` says whether these targets are all that there will be."""
-
-    @abstractmethod
-    def _strata(self, y: NDArray[Any]) -> NDArray[Any] | None:
-        """Return the groups to hold rows out of in proportion."""
+        """Return the loss; ``all_rows`` is False if ``partial_fit`` may be called with further targets."""
 
     @abstractmethod
     def _score(self, outputs: Tensor, targets: Tensor) -> float:
-        """Return how good outputs are; the higher the better."""
+        """Return the score of outputs, accuracy or R²."""
 
-    # --- what a fitted estimator shows ---
+    # --- the attributes of a fitted estimator ---
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "model_")
@@ -86,17 +87,17 @@ class MLPEstimator(Parameters, ABC):
 
     @property
     def n_layers_(self) -> int:
-        """How many layers there are, the inputs counted as one."""
+        """The number of layers, the input layer included."""
         return len(self._layers) + 1
 
     @property
     def n_outputs_(self) -> int:
-        """n_L, how many numbers the net gives."""
+        """n_L, the number of outputs of the net."""
         return self._layers[-1].out_features
 
     @property
     def best_loss_(self) -> float | None:
-        """The smallest loss of an epoch; None with early stopping, which goes by ``best_validation_score_``."""
+        """The smallest loss of an epoch; None with early stopping, which uses ``best_validation_score_``."""
         return min(self.loss_curve_, default=math.inf) if self.validation_scores_ is None else None
 
     # --- training ---
@@ -106,161 +107,139 @@ class MLPEstimator(Parameters, ABC):
 
         Args:
             X: Inputs, [N, n_0], dense and finite.
-            y: Labels, [N]; of a regressor numbers, [N] or [N, n_L].
+            y: Labels, [N]; for a regressor numbers, [N] or [N, n_L].
 
         Returns:
             The estimator.
 
         Raises:
-            UserError: If a parameter or the data cannot be used, or the loss or a weight is no longer a finite number.
+            UserError: If a parameter or the data cannot be used, or the loss or a weight is no longer finite.
         """
         self._check_parameters()
-        first = not (self.warm_start and hasattr(self, "model_"))
-        self._random, self._optimizer = _random_state(self.random_state), None
-        inputs, targets = self._validated(X, y, first, None)
-        held_out: tuple[NDArray[Any], NDArray[Any]] | None = None
-        if self.early_stopping:
-            inputs, x_held, targets, y_held = train_test_split(
-                inputs, targets, stratify=self._strata(targets),
-                test_size=self.validation_fraction, random_state=self._random,
-            )  # fmt: skip
-            if len(x_held) < 2:
-                raise UserError(
-                    f"validation_fraction={self.validation_fraction} leaves 1 row to validate on: take more"
-                )
-            held_out = x_held, y_held
-        self._begin(inputs, targets, first)
-        self._train(inputs, targets, self.max_iter, held_out)
-        self._optimizer = None  # a finished fit keeps its weights, and no velocities
+        self._train(X, y, not (self.warm_start and hasattr(self, "model_")), None, self.max_iter)
+        self._optimizer = None  # a finished fit keeps its weights, and no momentum buffers
         return self
 
     def _partial_fit(self, X: ArrayLike, y: ArrayLike, classes: ArrayLike | None = None) -> Self:
-        """Take one epoch over these rows, with the scaling of the first call and the velocities of the last."""
+        """Train one epoch on these rows, with the scaling of the first call and the momentum of the last."""
         self._check_parameters()
         if self.early_stopping:
-            raise UserError("partial_fit does not support early_stopping=True: it takes one epoch, whatever its score")
-        first = not hasattr(self, "model_")
-        if first:
-            self._random, self._optimizer = _random_state(self.random_state), None
-        inputs, targets = self._validated(X, y, first, classes)
-        self._begin(inputs, targets, first)
-        self._train(inputs, targets, None, None)
+            raise UserError("partial_fit does not support early_stopping=True: it always trains one epoch")
+        self._train(X, y, not hasattr(self, "model_"), classes, None)
         return self
 
-    def _begin(self, x: NDArray[Any], y: NDArray[Any], first: bool) -> None:
-        """Fit the scaling and make a model; or see that those there are still fit.
-
-        Raises:
-            UserError: If they do not.
-        """
-        shaping = self._shaping()
-        if not first:
-            for name, was in self._made_by.items():
-                if shaping[name] != was:
-                    raise UserError(f"{name} of a trained model cannot change from {was!r} to {shaping[name]!r}")
-            return
-        sizes = [x.shape[1], *self._hidden(), self._begin_targets(y)]
-        device, activation = self._device(), ALIASES.get(self.activation, self.activation)
-        self.input_scaling_ = self._scaling(x)
-        with _drawing, torch.random.fork_rng(devices=[]):  # the caller's generator is not ours to move
-            torch.default_generator.manual_seed(self._draw_seed())
-            model = MLP(sizes, activation, init=self.init, dtype=DTYPES[self.dtype])
-        self.model_ = model.to(device)  # drawn on the CPU: the same seed gives the same weights on every device
-        self.out_activation_, self._made_by = self._output, shaping
-        self.loss_curve_: list[float] = []
-        self.validation_scores_: list[float] | None = None
-
-    def _train(
-        self,
-        x: NDArray[Any],
-        y: NDArray[Any],
-        max_iter: int | None,
-        held_out: tuple[NDArray[Any], NDArray[Any]] | None,
-    ) -> None:
-        """Take epochs until there is a reason to stop; without ``max_iter`` a single one."""
+    def _train(self, X: Any, y: Any, first: bool, classes: Any, max_iter: int | None) -> None:
+        """Train a new model or, if not ``first``, the present one, until it converges; one epoch if no ``max_iter``."""
+        if first or max_iter is not None:
+            # None draws from a generator of its own, where scikit-learn would use NumPy's global one.
+            own = np.random.RandomState() if self.random_state is None else self.random_state
+            self._random, self._optimizer = check_random_state(own), None
+        x, y = self._validated(X, y, first, classes)
+        if self.early_stopping:
+            x, x_held, y, y_held = train_test_split(
+                x, y, stratify=y if is_classifier(self) else None,
+                test_size=self.validation_fraction, random_state=self._random,
+            )  # fmt: skip
+            if len(x_held) < 2:
+                raise UserError(f"validation_fraction={self.validation_fraction} leaves 1 row to validate on: use more")
+        if first:
+            self._make_model(x, y)
+        else:
+            self._check_model_parameters()
         inputs, targets = self._inputs(x), self._targets(y)
-        held = None if held_out is None else (self._inputs(held_out[0]), self._targets(held_out[1]))
+        held_out = (self._inputs(x_held), self._targets(y_held)) if self.early_stopping else None
         loss_function = self._loss(y, all_rows=max_iter is not None)
-        trainer = ExplicitTrainer(self.model_, loss_function, self._tuned_optimizer())
+        trainer = ExplicitTrainer(self.model_, loss_function, self._make_optimizer())
         generator = torch.Generator().manual_seed(self._draw_seed()) if self.shuffle else None
-        batch = self._rows_a_step(len(x))
-        self.validation_scores_ = None if held is None else self.validation_scores_ or []
-        self.best_validation_score_: float | None = None
-        self.n_iter_ = 0
-        best, since, kept = math.inf, 0, _copied(self.model_)  # the least cost, epochs since it, the weights to keep
+        batch_size = self._clipped_batch_size(len(x))
+        self.validation_scores_ = None if held_out is None else self.validation_scores_ or []
+        self.best_validation_score_, self.n_iter_ = None, 0
+        best, since = math.inf, 0  # the lowest cost, and the epochs since then
+        best_weights = copy.deepcopy(self.model_.state_dict())
         try:
-            with set_threads(self._threads(batch)):
+            with set_threads(self._threads(batch_size)):
                 for epoch in range(1, (max_iter or 1) + 1):
-                    loss = trainer.epoch(inputs, targets, batch, generator=generator).item()
+                    loss = trainer.epoch(inputs, targets, batch_size, generator=generator).item()
                     self._check_finite(math.isfinite(loss), f"the loss of epoch {epoch}")
                     self.n_iter_, self.loss_ = epoch, loss
                     self.loss_curve_.append(loss)
-                    self._say(f"Iteration {epoch}, loss = {loss:.8f}")
-                    cost = loss if held is None else -self._judge(*held)
+                    self._print(f"Iteration {epoch}, loss = {loss:.8f}")
+                    cost = loss if held_out is None else -self._validation_score(*held_out)
                     since = since + 1 if cost > best - self.tol else 0
                     if cost < best:
                         best = cost
-                        if held is not None:
-                            kept, self.best_validation_score_ = _copied(self.model_), -cost
+                        if held_out is not None:
+                            best_weights, self.best_validation_score_ = copy.deepcopy(self.model_.state_dict()), -cost
                     if since > self.n_iter_no_change:
-                        self._say(f"No progress of tol={self.tol} in {since} epochs. Stopping.")
+                        self._print(f"No improvement by more than tol={self.tol} for {since} epochs. Stopping.")
                         break
                 else:
                     if max_iter is not None:
-                        message = f"max_iter={max_iter} reached and training has not converged: raise it, or tol"
+                        message = f"max_iter={max_iter} reached and training has not converged: increase it, or tol"
                         warnings.warn(message, ConvergenceWarning, stacklevel=3)
         except KeyboardInterrupt:
             warnings.warn("Training interrupted by user.", stacklevel=3)
-        if held is not None:
-            self.model_.load_state_dict(kept)
+        if held_out is not None:
+            self.model_.load_state_dict(best_weights)
         self._check_finite(all(bool(p.isfinite().all()) for p in self.model_.parameters()), "a weight")
 
-    def _judge(self, inputs: Tensor, targets: Tensor) -> float:
-        """Return the score on the rows held out, and note it."""
+    def _make_model(self, x: NDArray[Any], y: NDArray[Any]) -> None:
+        """Fit the scaling, and draw the initial weights."""
+        sizes = [x.shape[1], *self._hidden(), self._fit_targets(y)]
+        device, activation = self._device(), ALIASES.get(self.activation, self.activation)
+        self.input_scaling_ = self._scaling(x)
+        with _drawing, torch.random.fork_rng(devices=[]):  # leaves the caller's generator as it was
+            torch.default_generator.manual_seed(self._draw_seed())
+            model = MLP(sizes, activation, init=self.init, dtype=DTYPES[self.dtype])
+        self.model_ = model.to(device)  # drawn on the CPU: the same seed gives the same weights on every device
+        self.out_activation_, self._made_by = self._output, self._model_parameters()
+        self.loss_curve_, self.validation_scores_ = [], None
+
+    def _check_model_parameters(self) -> None:
+        now = self._model_parameters()
+        for name, before in self._made_by.items():
+            if now[name] != before:
+                raise UserError(f"{name} of a trained model cannot change from {before!r} to {now[name]!r}")
+
+    def _validation_score(self, inputs: Tensor, targets: Tensor) -> float:
+        """Return the score on the rows held out, and append it to ``validation_scores_``."""
         with torch.no_grad():
             outputs = self.model_(inputs)
         self._check_finite(bool(outputs.isfinite().all()), "an output")
         score = self._score(outputs, targets)
         self.validation_scores_ = [*(self.validation_scores_ or []), score]
-        self._say(f"Validation score: {score:.6f}")
+        self._print(f"Validation score: {score:.6f}")
         return score
 
-    def _check_finite(self, finite: bool, what: str) -> None:
-        """Give up a model that has diverged.
-
-        Raises:
-            UserError: If it has.
-        """
+    def _check_finite(self, finite: bool, name: str) -> None:
+        """Delete a model that has diverged, and raise a UserError."""
         if finite:
             return
-        del self.model_  # what predicts nothing but NaN is not fitted
-        calmer = f"lower learning_rate_init={self.learning_rate_init}" + ("" if self.standardize else " or standardize")
-        raise UserError(f"training has diverged: {what} is non-finite; {calmer}")
+        del self.model_  # a model that predicts NaN only is not fitted
+        remedy = f"lower learning_rate_init={self.learning_rate_init}" + ("" if self.standardize else " or standardize")
+        raise UserError(f"training has diverged: {name} is non-finite; {remedy}")
 
-    def _say(self, line: str) -> None:
+    def _print(self, line: str) -> None:
         if self.verbose:
             print(line)
 
-    # --- from parameters and arrays to what trains ---
+    # --- from parameters and arrays to tensors ---
 
     def _draw_seed(self) -> int:
         return int(self._random.randint(2**31))
 
-    def _rows_a_step(self, rows: int) -> int:
-        if self.batch_size == "auto":
-            return min(200, rows)
-        batch = int(self.batch_size)
-        if batch > rows:
-            warnings.warn(f"batch_size={batch} is clipped to the {rows} rows there are", stacklevel=4)
-        return min(batch, rows)
+    def _clipped_batch_size(self, rows: int) -> int:
+        batch_size = min(200, rows) if self.batch_size == "auto" else int(self.batch_size)
+        if batch_size > rows:
+            warnings.warn(f"batch_size={batch_size} is clipped to the {rows} rows there are", stacklevel=4)
+        return min(batch_size, rows)
 
     def _threads(self, rows: int) -> int:
-        return pick_threads(
-            "auto", [self._layers[0].in_features, *[layer.out_features for layer in self._layers]], rows
-        )
+        sizes = [self._layers[0].in_features, *[layer.out_features for layer in self._layers]]
+        return pick_threads("auto", sizes, rows)
 
-    def _tuned_optimizer(self) -> SGD:
-        """Return SGD by what the parameters now say, on weights, which decay, and biases, which do not."""
+    def _make_optimizer(self) -> SGD:
+        """Return SGD with the present parameters; weights decay, biases do not."""
         if self._optimizer is None:
             weights, biases = [layer.weight for layer in self._layers], [layer.bias for layer in self._layers]
             self._optimizer = SGD([{"params": weights}, {"params": biases}])
@@ -273,7 +252,7 @@ class MLPEstimator(Parameters, ABC):
         return Scaling.standard(as_tensor(columns)) if self.standardize else Scaling.identity(columns.shape[1])
 
     def _inputs(self, x: NDArray[Any], like: Tensor | None = None) -> Tensor:
-        """Return standardised inputs, of dtype and device of the model's weights or others."""
+        """Return standardised inputs, with dtype and device of the model's weights by default."""
         like = self._layers[0].weight if like is None else like
         return self.input_scaling_.apply(as_tensor(x)).to(like.device, like.dtype)
 
@@ -290,16 +269,6 @@ class MLPEstimator(Parameters, ABC):
         return outputs.cpu()
 
 
-def _random_state(given: int | np.random.RandomState | None) -> np.random.RandomState:
-    """Return a generator; for None one of its own, where scikit-learn would move NumPy's global one."""
-    random: np.random.RandomState = np.random.RandomState() if given is None else check_random_state(given)
-    return random
-
-
 def as_tensor(array: NDArray[Any]) -> Tensor:
     """Return an array as a tensor that is only read."""
-    return torch.from_numpy(array if array.flags.writeable else array.copy())  # PyTorch warns of those it may not write
-
-
-def _copied(model: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    return torch.from_numpy(array if array.flags.writeable else array.copy())  # PyTorch warns of read-only arrays

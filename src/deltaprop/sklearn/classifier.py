@@ -27,52 +27,53 @@ from deltaprop.sklearn.base import DENSE, MLPEstimator, as_tensor
 class MLPClassifier(ClassifierMixin, MLPEstimator):
     """A classifier for scikit-learn: an MLP with a logit for each class, trained by the explicit driver.
 
-    It minimises cross-entropy by stochastic gradient descent. Of three classes and more, with ``standardize=False`` and
-    the same initial weights and order of rows, it goes through the weights of ``sklearn.neural_network.MLPClassifier``
-    (``solver="sgd"``, ``alpha=0``) digit by digit, and stops where that stops.
+    It minimises cross-entropy by stochastic gradient descent. With three classes or more, ``standardize=False``, and
+    the same initial weights and order of rows, its weights equal those of ``sklearn.neural_network.MLPClassifier``
+    (``solver="sgd"``, ``alpha=0``) digit by digit after each step, and it stops at the same epoch.
 
     Args:
         hidden_layer_sizes: n_1 … n_{L−1}; a number for one hidden layer, () for none.
-        activation: Of the hidden layers: a name of ``core.ACTIVATIONS``, or scikit-learn's ``"logistic"`` for sigmoid.
-        batch_size: Rows a step; ``"auto"`` for min(200, N).
-        learning_rate_init: The learning rate η; it stays what it is.
-        max_iter: How many epochs at most.
-        shuffle: Whether each epoch takes the rows in a new order.
-        random_state: A seed for initial weights, order and held-out rows, or a NumPy ``RandomState`` to draw it from;
-            None for another one each time. NumPy's and PyTorch's global generators are neither read nor moved.
-        tol: An epoch is progress if it betters the best loss (with early stopping the best score) by at least that.
-        verbose: Whether to print each epoch.
-        warm_start: Whether ``fit`` goes on with the weights and the scaling there are.
+        activation: Activation of the hidden layers: a name of ``core.ACTIVATIONS``, or scikit-learn's ``"logistic"``
+            for sigmoid.
+        batch_size: Rows per step; ``"auto"`` for min(200, N).
+        learning_rate_init: The learning rate η; it is constant.
+        max_iter: The maximum number of epochs.
+        shuffle: Whether to shuffle the rows in each epoch.
+        random_state: Seed of initial weights, order and held-out rows, or a NumPy ``RandomState`` to draw it from;
+            None for another one each time. NumPy's and PyTorch's global generators are neither read nor changed.
+        tol: An epoch improves if it lowers the best loss (with early stopping raises the best score) by at least this.
+        verbose: Whether to print the loss of each epoch.
+        warm_start: Whether ``fit`` starts from the present weights and scaling.
         momentum: μ.
-        nesterovs_momentum: Whether the momentum, if there is any, is Nesterov's.
+        nesterovs_momentum: Whether to use Nesterov's momentum.
         early_stopping: Whether to hold rows out, score each epoch on them, and keep the best weights.
-        validation_fraction: The part of the rows to hold out then, of each class in proportion.
-        n_iter_no_change: Stop after more than so many epochs without progress.
+        validation_fraction: The fraction of the rows to hold out for early stopping, of each class in proportion.
+        n_iter_no_change: Stop after more than this number of epochs without improvement.
         weight_decay: λ: λ W is added to ∂C/∂W. (scikit-learn's ``alpha`` is first divided by the rows of the batch.)
-        init: Of the weights; a name for :func:`~deltaprop.initialize`.
-        dtype: ``"float32"`` or ``"float64"``, of the net and of what it gives.
-        device: ``"cpu"``, ``"cuda"``, ``"cuda:N"`` or ``"mps"``; ``"auto"`` for the best there is.
-        standardize: Whether to bring each column of X to mean 0 and deviation 1 first, by the rows that are trained on
-            (``partial_fit``: by those of the first call). scikit-learn's own does not, and needs a Pipeline with a
-            StandardScaler for it.
-        class_weight: What a row of each class counts: a dictionary, ``"balanced"`` for N / (C n_c), or None for all the
-            same. The loss of a batch is Σ w c / Σ w, as with scikit-learn's ``sample_weight``.
+        init: Initialization of the weights; a name for :func:`~deltaprop.initialize`.
+        dtype: ``"float32"`` or ``"float64"``, of the net and its outputs.
+        device: ``"cpu"``, ``"cuda"``, ``"cuda:N"`` or ``"mps"``; ``"auto"`` for the best available.
+        standardize: Whether to standardise each column of X to mean 0 and deviation 1, by the training rows
+            (``partial_fit``: by those of the first call). scikit-learn's own estimator does not, and needs a Pipeline
+            with a StandardScaler for it.
+        class_weight: Weight of the rows of each class: a dictionary, ``"balanced"`` for N / (C n_c), or None for equal
+            weights. The loss of a batch is Σ w c / Σ w, as with scikit-learn's ``sample_weight``.
         loss: ``"cross_entropy"``, in nats.
 
     Attributes:
         classes_: The labels, sorted, [C].
         model_: The :class:`~deltaprop.MLP`, from standardised inputs to logits.
-        input_scaling_: The :class:`~deltaprop.data.Scaling` of its inputs.
+        input_scaling_: The :class:`~deltaprop.data.Scaling` of the inputs.
         coefs_: W of each layer as scikit-learn has it, [n_in, n_out], of the net on standardised inputs.
         intercepts_: b of each layer, [n_out].
-        loss_: The mean loss of the last epoch, each row as it was when its batch came.
-        best_loss_: The smallest of all epochs; None with early stopping.
-        loss_curve_: That of each epoch; a warm start or a ``partial_fit`` adds to it.
-        validation_scores_: With early stopping the accuracy on the rows held out, after each epoch; else None.
-        best_validation_score_: That of the weights that were kept; None without early stopping.
-        n_iter_: The epochs of the last call.
+        loss_: The mean loss of the last epoch, of each batch before its step.
+        best_loss_: The smallest loss of an epoch; None with early stopping.
+        loss_curve_: The loss of each epoch; a warm start or a ``partial_fit`` appends to it.
+        validation_scores_: With early stopping the accuracy on the held-out rows after each epoch; else None.
+        best_validation_score_: The score of the weights that were kept; None without early stopping.
+        n_iter_: The number of epochs of the last call.
         n_layers_: The number of layers, inputs and outputs included.
-        n_outputs_: C; for two classes two, where scikit-learn has one.
+        n_outputs_: C; for two classes 2, where scikit-learn has 1.
         out_activation_: ``"softmax"``.
         n_features_in_: n_0.
         feature_names_in_: The names of X's columns, if all have one.
@@ -97,28 +98,28 @@ class MLPClassifier(ClassifierMixin, MLPEstimator):
         return tags
 
     def partial_fit(self, X: ArrayLike, y: ArrayLike, classes: ArrayLike | None = None) -> Self:
-        """Take one epoch over these rows.
+        """Train one epoch on these rows.
 
         Args:
             X: Inputs, [N, n_0].
             y: Labels, [N].
-            classes: All labels that any call will bring; the first call needs them.
+            classes: All labels of this and of later calls; the first call needs them.
 
         Returns:
             The estimator.
 
         Raises:
-            UserError: As ``fit``; if ``classes`` are missing or have changed, or early stopping or balanced weights are
-                asked for.
+            UserError: As ``fit``; if ``classes`` are missing or have changed, or with early stopping or balanced
+                weights.
         """
         if classes is None and not hasattr(self, "model_"):
-            raise UserError("the first partial_fit needs classes: all labels that any call will bring")
+            raise UserError("the first partial_fit needs classes: all labels of this and of later calls")
         return self._partial_fit(X, y, classes)
 
     def predict(self, X: ArrayLike) -> NDArray[Any]:
         """Return the class of the largest logit, [N]."""
-        chosen = self._outputs(X).argmax(dim=1).numpy()
-        labels: NDArray[Any] = self.classes_[chosen]
+        indices = self._outputs(X).argmax(dim=1).numpy()
+        labels: NDArray[Any] = self.classes_[indices]
         return labels
 
     def predict_proba(self, X: ArrayLike) -> NDArray[Any]:
@@ -130,35 +131,31 @@ class MLPClassifier(ClassifierMixin, MLPEstimator):
         return torch.log_softmax(self._outputs(X), dim=1).numpy()
 
     def decision_function(self, X: ArrayLike) -> NDArray[Any]:
-        """Return the logits, [N, C]; of two classes their difference, [N], which is above 0 for the second."""
+        """Return the logits, [N, C]; for two classes their difference, [N], positive for the second class."""
         z = self._outputs(X)
         return (z[:, 1] - z[:, 0] if z.shape[1] == 2 else z).numpy()
 
     def _validated(self, X: Any, y: Any, first: bool, classes: Any) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Return inputs, and labels as indices of ``classes_``.
-
-        Raises:
-            UserError: If labels are of more than one column, of one class, or of a class that is not known.
-        """
+        """Return inputs, and labels as indices of ``classes_``; raise a UserError for labels that do not fit."""
         x, y = validate_data(self, X, y, reset=first, multi_output=True, **DENSE)
         if y.ndim == 2 and y.shape[1] > 1:
             instead = "for several (multilabel) take sklearn.multioutput.MultiOutputClassifier"
-            raise UserError(f"y must hold one label a row, got {list(y.shape)}; {instead}")
+            raise UserError(f"y must hold one label per row, got {list(y.shape)}; {instead}")
         y = column_or_1d(y, warn=True)
         check_classification_targets(y)
-        given = np.unique(y if classes is None else classes)
+        labels = np.unique(y if classes is None else classes)
         if first:
-            if len(given) < 2:
-                raise UserError(f"y must hold two classes or more, got one class: {given.tolist()[0]!r}")
-            self.classes_ = given
-        elif classes is not None and not np.array_equal(given, self.classes_):
-            raise UserError(f"classes must stay {self.classes_.tolist()}, as first given, got {given.tolist()}")
+            if len(labels) < 2:
+                raise UserError(f"y must hold two classes or more, got one class: {labels.tolist()[0]!r}")
+            self.classes_ = labels
+        elif classes is not None and not np.array_equal(labels, self.classes_):
+            raise UserError(f"classes must be those of the first call, {self.classes_.tolist()}, got {labels.tolist()}")
         unknown = np.setdiff1d(y, self.classes_)
         if len(unknown):
             raise UserError(f"labels must be among the classes {self.classes_.tolist()}, got {unknown.tolist()}")
         return x, np.searchsorted(self.classes_, y)
 
-    def _begin_targets(self, y: NDArray[Any]) -> int:
+    def _fit_targets(self, y: NDArray[Any]) -> int:
         return len(self.classes_)
 
     def _targets(self, y: NDArray[Any]) -> Tensor:
@@ -174,9 +171,6 @@ class MLPClassifier(ClassifierMixin, MLPEstimator):
             raise UserError(f"class_weight must be above 0 for each class, got {weights.tolist()}")
         like = self._layers[0].weight
         return partial(F.cross_entropy, weight=torch.from_numpy(weights).to(like.device, like.dtype))
-
-    def _strata(self, y: NDArray[Any]) -> NDArray[Any]:
-        return y
 
     def _score(self, outputs: Tensor, targets: Tensor) -> float:
         return (outputs.argmax(dim=1) == targets).double().mean().item()

@@ -1,4 +1,4 @@
-"""The parameters that both estimators have, as scikit-learn wants them: stored as given, validated in fit."""
+"""The parameters of both estimators, as scikit-learn requires: stored as given, validated in fit."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ALIASES = {"logistic": "sigmoid"}  # scikit-learn's names of activations
 
 @dataclass(eq=False, repr=False)
 class Parameters(BaseEstimator):
-    """What each of them means is told in :class:`MLPClassifier`. A dataclass, as its fields are its parameters."""
+    """The constructor parameters, described in :class:`MLPClassifier`; a dataclass, whose fields they are."""
 
     hidden_layer_sizes: int | Sequence[int] = (100,)
     activation: str = "relu"
@@ -47,18 +47,14 @@ class Parameters(BaseEstimator):
     device: str = "cpu"
     standardize: bool = True
 
-    _losses: ClassVar[tuple[str, ...]]  # those that ``loss`` may name
+    _losses: ClassVar[tuple[str, ...]]  # the allowed values of ``loss``
 
     def _check_parameters(self) -> None:
-        """Refuse a parameter out of its range.
-
-        Raises:
-            UserError: If there is one.
-        """
-        for name, (fits, right) in _RULES.items():
+        """Raise a UserError if a parameter is out of its range."""
+        for name, (is_valid, expected) in _RULES.items():
             value = getattr(self, name)
-            if not fits(value):
-                raise UserError(f"{name} must be {right}, got {value!r}")
+            if not is_valid(value):
+                raise UserError(f"{name} must be {expected}, got {value!r}")
         if not all(_is_count(n) for n in self._hidden()):
             raise UserError(f"hidden_layer_sizes must be whole numbers > 0, got {self.hidden_layer_sizes!r}")
         for name, known in (("activation", [*core.ACTIVATIONS, *ALIASES]), ("init", INITS), ("loss", self._losses)):
@@ -66,21 +62,16 @@ class Parameters(BaseEstimator):
                 raise unknown_name(name, getattr(self, name), known)
 
     def _hidden(self) -> tuple[int, ...]:
-        """Return the sizes of the hidden layers."""
-        given: Any = self.hidden_layer_sizes
-        return tuple(given) if hasattr(given, "__iter__") else (given,)
+        sizes: Any = self.hidden_layer_sizes
+        return tuple(sizes) if hasattr(sizes, "__iter__") else (sizes,)
 
-    def _shaping(self) -> dict[str, Any]:
-        """Return what a model is made by, which cannot change while it is trained further."""
+    def _model_parameters(self) -> dict[str, Any]:
+        """Return the parameters that cannot change while a model is trained further."""
         names = ("activation", "init", "dtype", "device", "standardize")
         return {"hidden_layer_sizes": self._hidden(), **{name: getattr(self, name) for name in names}}
 
     def _device(self) -> torch.device:
-        """Return the device to train on.
-
-        Raises:
-            UserError: If this machine does not have it, or it does not have the dtype.
-        """
+        """Return the device to train on; raise a UserError if it is missing, or does not have the dtype."""
         device = pick_device(self.device)
         if device.type == "mps" and self.dtype == "float64":
             raise UserError("`dtype='float64'`: mps has no float64; take `device='cpu'`")

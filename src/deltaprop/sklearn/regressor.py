@@ -24,23 +24,23 @@ from deltaprop.sklearn.base import DENSE, MLPEstimator, as_tensor
 class MLPRegressor(RegressorMixin, MLPEstimator):
     """A regressor for scikit-learn: an MLP with an output for each target, trained by the explicit driver.
 
-    With ``loss="quadratic_loss"``, ``standardize=False`` and the same initial weights and order of rows it goes through
-    the weights of ``sklearn.neural_network.MLPRegressor`` (``solver="sgd"``, ``alpha=0``) digit by digit.
+    With ``loss="quadratic_loss"``, ``standardize=False`` and the same initial weights and order of rows, its weights
+    equal those of ``sklearn.neural_network.MLPRegressor`` (``solver="sgd"``, ``alpha=0``) digit by digit.
 
     Parameters and attributes are those of :class:`MLPClassifier`, except for classes and these:
 
     Args:
         loss: ``"mse_loss"``, Σ ‖a − y‖² / (N n_L); ``"quadratic_loss"``, Σ ‖a − y‖² / 2N, which is scikit-learn's;
-            ``"huber_loss"``, which goes straight on from |a − y| = 1; or ``"l1_loss"``.
-        learning_rate_init: The learning rate η, by default a smaller one: the slope of mse is 2 (a − y).
-        dtype: Of the net; what it predicts is float64.
-        standardize: Whether to bring each column of X and of the targets to mean 0 and deviation 1 first, by the rows
-            that are trained on; the loss is of targets in deviations then, and predictions are brought back.
-            scikit-learn's own does not, and needs a Pipeline and a TransformedTargetRegressor for it.
+            ``"huber_loss"``, which is linear from |a − y| = 1; or ``"l1_loss"``.
+        learning_rate_init: The learning rate η, by default a smaller one: the gradient of mse is 2 (a − y).
+        dtype: The dtype of the net; predictions are float64.
+        standardize: Whether to standardise each column of X and of the targets to mean 0 and deviation 1, by the
+            training rows; the loss is that of standardised targets then, and predictions are transformed back.
+            scikit-learn's own estimator does not, and needs a Pipeline and a TransformedTargetRegressor for it.
 
     Attributes:
         target_scaling_: The :class:`~deltaprop.data.Scaling` of the targets.
-        validation_scores_: As ``best_validation_score_``, of R².
+        validation_scores_: R² on the held-out rows, as ``best_validation_score_``.
         out_activation_: ``"identity"``.
 
     Example:
@@ -52,7 +52,7 @@ class MLPRegressor(RegressorMixin, MLPEstimator):
     """
 
     loss: str = "mse_loss"
-    learning_rate_init: float = 0.01  # where the slope is 2 (a − y)
+    learning_rate_init: float = 0.01  # the gradient of mse is 2 (a − y)
 
     _losses: ClassVar[tuple[str, ...]] = ("mse_loss", "quadratic_loss", "huber_loss", "l1_loss")
     _output: ClassVar[str] = "identity"
@@ -63,7 +63,7 @@ class MLPRegressor(RegressorMixin, MLPEstimator):
         return tags
 
     def partial_fit(self, X: ArrayLike, y: ArrayLike) -> Self:
-        """Take one epoch over these rows.
+        """Train one epoch on these rows.
 
         Args:
             X: Inputs, [N, n_0].
@@ -73,38 +73,34 @@ class MLPRegressor(RegressorMixin, MLPEstimator):
             The estimator.
 
         Raises:
-            UserError: As ``fit``; or if early stopping is asked for.
+            UserError: As ``fit``; or with early stopping.
         """
         return self._partial_fit(X, y)
 
     def predict(self, X: ArrayLike) -> NDArray[Any]:
-        """Return the targets, [N] or [N, n_L], in their own units; float64, and worked out in it."""
+        """Return the targets, [N] or [N, n_L], in their own units; computed in float64."""
         outputs = self._outputs(X)
         targets = self.target_scaling_.invert(outputs).numpy()
         return targets.ravel() if targets.shape[1] == 1 else targets
 
     def _net(self) -> MLP:
-        """Return the net in float64: float32 rounds a target by its distance from 0, however little it varies."""
+        """Return the net in float64: float32 rounds a target relative to its size, however little it varies."""
         if self._made_by["dtype"] == "float64":
             return self.model_
         net = copy.deepcopy(self.model_)
         return (net.cpu() if next(net.parameters()).device.type == "mps" else net).double()  # mps has no float64
 
     def _validated(self, X: Any, y: Any, first: bool, classes: Any) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Return inputs, and targets [N, n_L].
-
-        Raises:
-            UserError: If targets are not as many as those the model was made for.
-        """
+        """Return inputs, and targets [N, n_L]; raise a UserError if n_L is not that of the model."""
         x, y = validate_data(self, X, y, reset=first, multi_output=True, y_numeric=True, **DENSE)
         if y.ndim == 2 and y.shape[1] == 1:
             y = column_or_1d(y, warn=True)
         y = np.ascontiguousarray(y, dtype=np.float64).reshape(len(x), -1)
         if not first and y.shape[1] != self.n_outputs_:
-            raise UserError(f"y must hold {self.n_outputs_} targets a row, as at first, got {y.shape[1]}")
+            raise UserError(f"y must hold {self.n_outputs_} targets per row, as in the first call, got {y.shape[1]}")
         return x, y
 
-    def _begin_targets(self, y: NDArray[Any]) -> int:
+    def _fit_targets(self, y: NDArray[Any]) -> int:
         self.target_scaling_ = self._scaling(y)
         return int(y.shape[1])
 
@@ -115,8 +111,5 @@ class MLPRegressor(RegressorMixin, MLPEstimator):
     def _loss(self, y: NDArray[Any], all_rows: bool) -> str:
         return self.loss
 
-    def _strata(self, y: NDArray[Any]) -> None:
-        return None
-
     def _score(self, outputs: Tensor, targets: Tensor) -> float:
-        return float(r2_score(targets.cpu(), outputs.cpu()))  # the same in deviations as in units
+        return float(r2_score(targets.cpu(), outputs.cpu()))  # the same with and without standardisation

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from deltaprop import functional as F
 from deltaprop.errors import UserError
-from deltaprop.gradcheck.tolerance import check_by_differences
+from deltaprop.gradcheck.differences import check_by_differences
 from deltaprop.loss_spec import LossSpec
 from deltaprop.nn.layers import flat_modules
 from deltaprop.nn.modules import to_torch
@@ -146,7 +146,7 @@ def _beside_differences(trace: TraceRecord) -> Iterator[Comparison]:
             )
             at_kinks = {entry for entry, *_ in found.kinks}
             smooth = torch.tensor([int(entry) not in at_kinks for entry in found.entries])
-            gap = float((found.ours - found.expected)[smooth].abs().max()) if bool(smooth.any()) else 0.0
+            gap = float((found.got - found.expected)[smooth].abs().max()) if bool(smooth.any()) else 0.0
             largest, wrong = float(gradient.abs().max()), bool(found.wrong.any())
             resolved = NOISE * abs(trace.loss) <= 1e-3 * largest or wrong
             yield Comparison(at, quantity, "differences", gap / largest if largest else gap, not wrong, resolved)

@@ -1,0 +1,285 @@
+"""Checks of the gradient itself: its values, what backward returns, and what the gradient depends on."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import weakref
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deltaprop._torch_compat import output_metadata
+from deltaprop.gradcheck.context import CheckContext, Failed, Skipped, Warned, differs, filled, largest, on_error
+from deltaprop.gradcheck.differences import EntryComparison, draw_entries, format_index, slopes_at
+from deltaprop.gradcheck.target import gradients, python_nodes, random_like
+
+
+def check_values(context: CheckContext) -> None:
+    """∂C/∂x equals central differences, or the gradient of the reference."""
+    if not context.connected:
+        raise Failed("no output requires grad: expected a gradient for each input, got None (is forward detached?)")
+    target, gradients = context.target, context.gradient()
+    if context.reference is not None:
+        references = filled(context.gradient(target=context.reference), target.values)
+        context.compare(
+            gradients,
+            [None if g is None else r for g, r in zip(gradients, references, strict=True)],  # `missing` checks None
+            "compared with the reference",
+            tolerance=lambda r: context.atol * largest([r]) + context.rtol * r.abs(),
+        )
+        return
+    problems = []
+    c = target.weighted_sum(context.v)
+    for i, comparison in context.by_differences(c, target.values, gradients, context.most):
+        name, shape = target.names[i], target.values[i].shape
+        for entry, own, low, high in comparison.kinks:
+            context.kinks.append(f"{name}{format_index(entry, shape)}: {own:.6g} between {low:.6g} and {high:.6g}")
+        if comparison.wrong.any():
+            problems.append(f"∂C/∂{name}: {comparison.describe(shape)}{_likely_cause(comparison, context, i)}")
+    if problems:
+        raise Failed("; ".join(problems))
+
+
+def _likely_cause(comparison: EntryComparison, context: CheckContext, i: int) -> str:
+    """Return the likely cause of a wrong gradient, if its values show it."""
+    got, expected, rows = comparison.got, comparison.expected, context.target.rows or 1
+    norm, size = float(expected.norm()), context.target.values[i].numel()
+    if not norm:
+        return ": f does not depend on it"
+    if not float(got.norm()):
+        return ": all entries are 0 (detached, or a term left out?)"
+    factor = float((got @ expected) / norm**2)
+    if float((got - factor * expected).norm()) <= 1e-6 * norm:
+        causes = [(-1.0, "wrong sign"), (2.0, "a factor of 2"), (0.5, "a factor of ½")]
+        if rows > 1:
+            causes += [(float(rows), f"a missing 1/N, N = {rows}"), (1 / rows, f"a 1/N too many, N = {rows}")]
+        if size > 1 and size != rows:
+            causes += [(float(size), f"a missing 1/{size}, the number of entries"), (1 / size, f"a 1/{size} too many")]
+        likely = " or ".join(text for f, text in causes if abs(factor - f) <= 1e-6 * abs(f))
+        return f": {factor:.6g} times what it should be{f' ({likely})' if likely else ''}"
+    flat = context.gradient([torch.ones_like(t) for t in context.v])[i]
+    if flat is not None and len(got) > 1 and torch.allclose(flat.flatten()[: len(got)].double(), got, 0.0, 1e-12):
+        return ": grad_output seems not to be used"
+    return ""
+
+
+def check_kink(context: CheckContext) -> None:
+    """Where f has no derivative, the gradient lies between the slopes on the two sides."""
+    if context.reference is not None:
+        raise Skipped("a reference is given, so no differences were computed")
+    if "values" in context.skip:
+        raise Skipped('the check "values" is skipped')
+    if context.kinks:
+        more = f" and {len(context.kinks) - 3} more" if len(context.kinks) > 3 else ""
+        raise Warned(
+            "f is not differentiable there; any value between the left and the right slope is accepted: "
+            f"{', '.join(context.kinks[:3])}{more}"
+        )
+
+
+def check_missing(context: CheckContext) -> None:
+    """An input that C depends on gets a gradient."""
+    target, problems = context.target, []
+    c = target.weighted_sum(context.v)
+    for i, gradient in enumerate(context.gradient()):
+        if gradient is None:
+            entries = draw_entries(target.values[i], context.most, context.generator)
+            slopes, noise = slopes_at(c, target.values, i, entries)
+            steepest = largest([slopes[0]])
+            if steepest > 30 * noise:
+                problems.append(f"∂C/∂{target.names[i]}: got None, but C depends on it (slope up to {steepest:.6g})")
+    if problems:
+        raise Failed("; ".join(problems))
+
+
+# --- what backward returns ---
+
+
+def _raw_gradients(context: CheckContext) -> Iterator[tuple[str, Tensor, Any]]:
+    """Yield each gradient that the backward of a custom node returns, with shape, dtype and device of its input.
+
+    Autograd sums a gradient that is too large, and casts one of another dtype, before any hook sees it.
+    """
+    leaves = context.target.leaves()
+    outputs = context.target.run(leaves)
+    nodes = list(python_nodes(outputs))
+    if not nodes:
+        raise Skipped("it has no custom Function")
+    received: dict[int, tuple[Tensor | None, ...]] = {}
+    for at, node in enumerate(nodes):
+        node.register_prehook(partial(received.__setitem__, at))
+    gradients(outputs, leaves, context.v, retain_graph=True)
+    for at, node in enumerate(nodes):
+        if at not in received or any(t is None for t in received[at]):
+            continue  # it was not reached, or an output of it was not used
+        with on_error(Skipped, "its backward cannot be called a second time:"), torch.no_grad():
+            raw = node.apply(*received[at])
+        raw = raw if isinstance(raw, tuple) else (raw,)
+        edges = iter([edge for edge in node.next_functions if edge[0] is not None])
+        for number, (gradient, needed) in enumerate(zip(raw, node.needs_input_grad, strict=False)):
+            like = output_metadata(*next(edges)) if needed else None
+            if needed and gradient is not None:
+                yield f"{type(node).__name__.removesuffix('Backward')} input {number}", gradient, like
+
+
+def check_shapes(context: CheckContext) -> None:
+    """Each gradient has its input's shape; one that autograd has to sum was not reduced over the batch."""
+    for label, gradient, like in _raw_gradients(context):
+        if gradient.shape != torch.Size(like.shape):
+            raise Warned(
+                f"{label}: the gradient has shape {list(gradient.shape)}, the input {list(like.shape)}; autograd sums "
+                "it to that shape, but direct calls of backward do not (is a sum over the batch missing?)"
+            )
+
+
+def check_dtypes(context: CheckContext) -> None:
+    """Each gradient has its input's dtype and device; autograd would cast it silently."""
+    for label, gradient, like in _raw_gradients(context):
+        if gradient.dtype != like.dtype or gradient.device != like.device:
+            raise Failed(
+                f"{label}: the gradient is {gradient.dtype} on {gradient.device}, "
+                f"the input {like.dtype} on {like.device}; autograd casts it silently"
+            )
+
+
+def check_deterministic(context: CheckContext) -> None:
+    """The same inputs give the same gradients."""
+    runs = []
+    for number in range(2 if context.fast else 4):
+        leaves = context.target.leaves()
+        outputs = context.target.run(leaves)
+        torch.manual_seed(number)  # forward draws the same each time, backward does not
+        runs.append(gradients(outputs, leaves, context.v))
+    limits = ((Failed, "", context.rounding), (Warned, "by rounding only", lambda _: 0.0))
+    for (outcome, hint, tolerance), (expected, got) in itertools.product(limits, itertools.permutations(runs, 2)):
+        context.compare(got, expected, "differs from call to call", hint, tolerance, outcome)
+
+
+def check_leak(context: CheckContext) -> None:
+    """When the outputs go out of scope their memory is freed, without the garbage collector."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        outputs = context.target.run(context.target.leaves())
+        alive = [weakref.ref(node) for node in python_nodes(outputs)]
+        if not alive:
+            raise Skipped("it has no custom Function")
+        del outputs
+        if any(node() is not None for node in alive):
+            raise Failed(
+                "the graph outlives its outputs until the garbage collector runs: is an output stored on ctx instead "
+                "of by save_for_backward?"
+            )
+    finally:
+        if enabled:
+            gc.enable()
+
+
+# --- grad_output, the inputs that require grad, the outputs in use ---
+
+
+def check_grad_output(context: CheckContext) -> None:
+    """The gradient changes with v: backward uses it, and does not assume that it is 1."""
+    doubled = context.gradient([2 * t for t in context.v])
+    for name, once, twice in zip(context.target.names, context.gradient(), doubled, strict=True):
+        if once is not None and twice is not None and bool(once.any()) and not differs(once, twice):
+            raise Failed(f"∂C/∂{name} is the same for grad_output v and 2v: it is not used, or assumed to be 1")
+
+
+def check_linear(context: CheckContext) -> None:
+    """Backward is linear in v; a clip shows for large or small v only."""
+    u = random_like(context.outputs, context.generator)
+    cases = (
+        ("2v − 3u", 2.0, -3.0, 1.0, 10.0),
+        ("10⁴ v", 1e4, 0.0, 1e4, 10.0),
+        ("10⁻⁴ v", 1e-4, 0.0, 1e-4, 10.0),
+        ("0", 0.0, 0.0, 1.0, 0.0),
+    )
+    # All before the first backward, which may modify them.
+    combined = [[a * s + b * t for s, t in zip(context.v, u, strict=True)] for _, a, b, _, _ in cases]
+    of_v, of_u = context.gradient(), context.gradient(u)
+    for (label, a, b, scale, slack), v in zip(cases, combined, strict=True):
+        context.compare(
+            [None if g is None else g / scale for g in context.gradient(v)],
+            [None if g is None or h is None else (a * g + b * h) / scale for g, h in zip(of_v, of_u, strict=True)],
+            f"for grad_output {label}{'' if scale == 1 else f', divided by {scale:g}'}",
+            "backward is not linear in grad_output: is it clipped, or a constant added?",
+            tolerance=lambda t, slack=slack: slack * context.rounding(t),  # type: ignore[misc]  # the loop's slack
+        )
+
+
+def check_subsets(context: CheckContext) -> None:
+    """Each input gets the same gradient, whichever others require one."""
+    target, expected = context.target, context.gradient()
+    n = len(target.values)
+    if n < 2:
+        raise Skipped("there is one input")
+    alone = [tuple(i == k for i in range(n)) for k in range(n)]
+    for mask in dict.fromkeys([*alone, *[tuple(not needed for needed in mask) for mask in alone]]):
+        needed = ", ".join(name for name, one in zip(target.names, mask, strict=True) if one)
+        leaves = target.leaves(requires_grad=mask)
+        with on_error(Failed, f"if only {needed} requires grad, it raises"):
+            outputs = target.run(leaves)
+            if len(outputs) != len(context.v):
+                continue
+            got = gradients(outputs, leaves, context.v)
+        context.compare(
+            got,
+            [g if one else None for g, one in zip(expected, mask, strict=True)],
+            f"if only {needed} requires grad",
+            "is needs_input_grad mixed up?",
+        )
+
+
+def check_in_place(context: CheckContext) -> None:
+    """Neither inputs nor v are modified, except by a Function that calls mark_dirty."""
+    target = context.target
+    leaves = target.leaves()
+    copies = [t.clone() for t in leaves]
+    outputs = tuple(t for t in target(copies) if t.requires_grad)
+    for name, t, before in zip(target.names, copies, target.values, strict=True):
+        if differs(t, before) and not any(out is t for out in outputs):
+            raise Failed(f"forward modifies {name} in place without mark_dirty")
+    received = [*[t.clone() for t in context.v], *copies]
+    before_backward = [t.detach().clone() for t in received]
+    gradients(outputs, leaves, received[: len(context.v)])
+    names = ["grad_output, which other functions may receive too,"] * len(context.v) + target.names
+    for name, t, before in zip(names, received, before_backward, strict=True):
+        if differs(t, before):
+            raise Failed(f"backward modifies {name} in place")
+
+
+def check_outputs(context: CheckContext) -> None:
+    """Backward from one output alone gives what it gives with v = 0 for the others."""
+    target = context.target
+    if len(context.outputs) < 2:
+        raise Skipped("there is one output")
+    for k in range(len(context.outputs)):
+        v = [t if j == k else torch.zeros_like(t) for j, t in enumerate(context.v)]
+        leaves = target.leaves()
+        outputs = target.run(leaves)
+        with on_error(Failed, f"backward from output {k} alone (is grad_output None for the others?) raises"):
+            alone = gradients(outputs[k : k + 1], leaves, v[k : k + 1])
+        context.compare(
+            filled(alone, target.values),
+            filled(context.gradient(v), target.values),
+            f"from output {k} alone, compared with grad_output 0 for the others",
+        )
+
+
+def check_calls(context: CheckContext) -> None:
+    """Calls do not affect each other: two forwards before both backwards, and backward twice from one forward."""
+    target, expected = context.target, context.gradient()
+    leaves = target.leaves()
+    outputs = target.run(leaves)
+    with on_error(Skipped, "it does not accept other values of these shapes:"):
+        target.run([0.5 * t for t in target.leaves()])
+    with on_error(Failed, "a second backward with retain_graph=True raises"):
+        first, second = (gradients(outputs, leaves, context.v, retain_graph=True) for _ in range(2))
+    hint = "is something stored on the class, or overwritten?"
+    context.compare(first, expected, "if f is called again before backward", hint)
+    context.compare(second, expected, "of a second backward from the same forward", hint)
