@@ -73,7 +73,7 @@ def check_by_differences(
         rtol: Allowed error, relative to the entry itself.
     """
     entries = draw_entries(values[at], most, generator)
-    got = gradient.detach().reshape(-1)[entries].double()
+    got = gradient.detach().reshape(-1)[entries].cpu().double()
     slopes, noise = slopes_at(g, values, at, entries)
     expected, kinks = slopes[0].clone(), []
     finite = expected[expected.isfinite()].abs()

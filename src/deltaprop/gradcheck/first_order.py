@@ -62,7 +62,7 @@ def _likely_cause(comparison: EntryComparison, context: CheckContext, i: int) ->
         likely = " or ".join(text for f, text in causes if abs(factor - f) <= 1e-6 * abs(f))
         return f": {factor:.6g} times what it should be{f' ({likely})' if likely else ''}"
     flat = context.gradient([torch.ones_like(t) for t in context.v])[i]
-    if flat is not None and len(got) > 1 and torch.allclose(flat.flatten()[: len(got)].double(), got, 0.0, 1e-12):
+    if flat is not None and len(got) > 1 and torch.allclose(flat.flatten()[: len(got)].cpu().double(), got, 0.0, 1e-12):
         return ": grad_output seems not to be used"
     return ""
 
