@@ -130,11 +130,11 @@ REFUSED = [
     (["--data", "digit"], "unknown data set 'digit': did you mean 'digits'?"),
     (["--data", "mnist"], "mnist does not come with the package: give the folder that holds its four IDX files"),
     (["--data", "/nowhere/at/all"], "/nowhere/at/all"),
-    (["--dtype", "float8"], "--dtype must be float32 or float64, got 'float8'"),
+    (["--dtype", "float8"], "--dtype must be one of 'float32', 'float64', got 'float8'"),
     (["--epochs"], "--epochs needs a value"),
     (["--epochs", "three"], "--epochs must be a whole number, got 'three'"),
     (["--momentum", "x"], "--momentum must be a number, got 'x'"),
-    (["--missing", "median"], "--missing must be refuse, mean or drop, got 'median'"),
+    (["--missing", "median"], "--missing must be one of 'refuse', 'mean', 'drop', got 'median'"),
     (["--data"], "--data needs a value"),
     (["--hidden", "4", "b"], "--hidden cannot be '4', 'b'"),
     (["--config"], "--config needs a value"),
@@ -234,7 +234,7 @@ class TestTerminal:
         flags = ["--data", "moons", "--epochs", "100000", "--log-every", "0", "--run-dir", "run"]
         code, written = self.on_a_terminal(tmp_path, *flags, interrupt_on="      3 ")
         assert code == 130
-        assert "saved; go on with: deltaprop train --resume run" in written
+        assert "saved; resume with: deltaprop train --resume run" in written
         assert "Traceback" not in written
         assert (tmp_path / "run" / "best.safetensors").exists()
 
@@ -275,4 +275,4 @@ class TestConfigFile:
 
 
 def test_a_parser_that_says_nothing_still_gives_a_line():
-    assert one_line("") == "the flags cannot be read; see deltaprop train --help"
+    assert one_line("") == "the arguments cannot be parsed; see deltaprop COMMAND --help"
