@@ -27,6 +27,7 @@ def test_every_file_of_a_run_is_its_own(run: Path):
 
 
 def test_others_may_lie_beside_them(run: Path, tmp_path: Path):
+    (run / "mine").mkdir()
     for name in ("exported.onnx", "judged.json", "mine/config.json"):
         OutputFile("--json", run / name).check_apart(run)
     OutputFile("--json", tmp_path / "config.json").check_apart(run)

@@ -12,7 +12,8 @@ from deltaprop._version import __version__
 from deltaprop.cli.errors import guarded
 from deltaprop.errors import unknown_name
 
-# Each command is a module of this package with `main(words) -> exit code`, imported only when it is run.
+# Each command is a module of this package, imported only when it is run. Its function `main` takes the words after the
+# command and returns the exit code, or raises UserError.
 COMMANDS = {
     "train": "Train a multilayer perceptron with hand-written backpropagation.",
     "evaluate": "Evaluate a trained model on data.",
@@ -30,6 +31,8 @@ Backpropagation written by hand in PyTorch.
 
 commands:
 {"".join(f"  {name:<12} {summary}" + chr(10) for name, summary in COMMANDS.items())}
+exit codes: 0 done; 1 failure, or a check failed; 2 wrong input, and nothing is written; 130 interrupted
+
 deltaprop COMMAND --help lists the options of a command; deltaprop --version prints the version."""
 
 

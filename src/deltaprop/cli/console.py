@@ -29,7 +29,22 @@ def terminal(**options: Any) -> Console:
     return Console(highlight=False, markup=False, soft_wrap=True, **options)
 
 
-def print_table(console: Console, table: Table) -> None:
+Cell = str | Text
+
+
+def print_table(
+    console: Console, header: Iterable[Cell], rows: Iterable[Iterable[Cell]], no_wrap: bool = False
+) -> None:
+    """Print a table of numbers without lines; the first column, of names, is folded unless ``no_wrap``."""
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for at, name in enumerate(header):
+        table.add_column(name, justify="right" if at else "left", overflow="fold", no_wrap=no_wrap and at == 0)
+    for row in rows:
+        table.add_row(*row)
+    _print(console, table)
+
+
+def _print(console: Console, table: Table) -> None:
     """Print a table without trailing blanks."""
     with console.capture() as capture:
         console.print(table, soft_wrap=False)
@@ -37,7 +52,7 @@ def print_table(console: Console, table: Table) -> None:
     console.file.write(blanks.sub(lambda found: found[0].replace(" ", ""), capture.get()))
 
 
-def print_rows(console: Console, rows: Iterable[tuple[str, str | Text]], width: int = 0) -> None:
+def print_rows(console: Console, rows: Iterable[tuple[str, Cell]], width: int = 0) -> None:
     """Print (name, text) in two columns, the first at least ``width`` wide; a repeated name is printed once."""
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold", no_wrap=True, min_width=width)
@@ -46,7 +61,7 @@ def print_rows(console: Console, rows: Iterable[tuple[str, str | Text]], width: 
     for name, text in rows:
         table.add_row("" if name == last else name, text if isinstance(text, Text) else Text(text))
         last = name
-    print_table(console, table)
+    _print(console, table)
 
 
 class ProgressBar:
@@ -133,7 +148,7 @@ class ConsoleReporter(Reporter):
         self.console.print()
         last, best = result.metrics, result.best
         test = (_format_test(setup, last), "bold green")
-        rows: list[tuple[str, str | Text]] = [
+        rows: list[tuple[str, Cell]] = [
             ("test", Text.assemble(test, f" (final weights, epoch {last['epoch']})")),
         ]
         if best is not None:
@@ -169,7 +184,7 @@ class ConsoleReporter(Reporter):
         self._reading.close()
         self._training.close()
 
-    def _print_rows(self, rows: Iterable[tuple[str, str | Text]]) -> None:
+    def _print_rows(self, rows: Iterable[tuple[str, Cell]]) -> None:
         print_rows(self.console, rows, width=len("resume"))
 
 
@@ -225,11 +240,9 @@ def describe_config(
 
 
 def _describe_sgd(config: TrainConfig) -> str:
-    parts = [f"η {config.lr:g}", f"batch {config.batch_size}"]
-    if config.momentum:
-        parts.append(f"{'Nesterov ' if config.nesterov else ''}momentum {config.momentum:g}")
-    if config.weight_decay:
-        parts.append(f"weight decay {config.weight_decay:g}")
+    momentum = "Nesterov momentum" if config.nesterov else "momentum"
+    settings = {"η": config.lr, "batch": config.batch_size, momentum: config.momentum}
+    parts = [f"{name} {value:g}" for name, value in (settings | {"weight decay": config.weight_decay}).items() if value]
     if config.lr_schedule != "constant" or config.lr_warmup:
         parts.append(f"{config.lr_schedule} schedule")
     if config.lr_warmup:

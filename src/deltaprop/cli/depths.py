@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from tyro.conf import arg
-
 from deltaprop.cli.console import terminal
 from deltaprop.cli.files import PICTURES, OutputFile
 from deltaprop.cli.parsing import optional, read_arguments
@@ -19,24 +17,17 @@ from deltaprop.training.config import TrainConfig
 from deltaprop.training.depths import VARIANTS, DepthResult, Variant, configured, draw, watch
 
 
+ARMS = optional("ACTIVATION:INIT ...", " ".join(f"{variant.activation}:{variant.init}" for variant in VARIANTS))
+
+
 @dataclass(frozen=True)
 class Arguments:
-    """Trains nets of several depths and prints the norm of δ in each layer, before and after training.
-
-    Exit codes: 0 done, 2 wrong input.
-    """
+    """Trains nets of several depths and prints the norm of δ in each layer, before and after training."""
 
     data: str = "digits"  # Data set, as for deltaprop train.
     depths: tuple[int, ...] = (2, 3, 4)  # Number of hidden layers of each net.
     width: int = 30  # Neurons of each hidden layer.
-    #: Activations and initialisations of the nets, such as relu:kaiming.
-    arms: Annotated[
-        tuple[str, ...],
-        arg(
-            metavar="ACTIVATION:INIT",
-            help_behavior_hint=f"(default: {' '.join(f'{v.activation}:{v.init}' for v in VARIANTS)})",
-        ),
-    ] = ()
+    arms: Annotated[tuple[str, ...], ARMS] = ()  # Activations and initialisations of the nets, such as relu:kaiming.
     lr: float = 0.1  # Learning rate η.
     batch_size: int = 16  # Samples per step.
     epochs: int = 20  # Passes through the training data.
@@ -45,18 +36,13 @@ class Arguments:
 
 
 def main(words: Sequence[str]) -> int:
-    """Train each net, print its norms, and plot them if asked.
-
-    Raises:
-        UserError: If an argument is wrong, or does not fit the data.
-    """
+    """Train each net, print its norms, and plot them if asked."""
     arguments = read_arguments(Arguments, "depths", words)
     variants = [_read_variant(word) for word in arguments.arms] or list(VARIANTS)
     depths = arguments.depths
     if not depths or min(depths) < 1:
         raise UserError(f"--depths must be positive whole numbers, got {' '.join(map(str, depths)) or 'none'}")
     picture = OutputFile("--picture", arguments.picture, PICTURES)
-    picture.check()
     config = TrainConfig(
         data=arguments.data, lr=arguments.lr, batch_size=arguments.batch_size, epochs=arguments.epochs,
         seed=arguments.seed, momentum=0.0, log_every=0, device="cpu",

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Annotated
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
-from deltaprop.cli.console import ProgressBar, print_rows, print_table, terminal
+from deltaprop.cli.console import Cell, ProgressBar, print_rows, print_table, terminal
 from deltaprop.cli.errors import print_warning
 from deltaprop.cli.files import PICTURES, OutputFile, is_stream
 from deltaprop.cli.parsing import ModelArguments, optional, read_arguments, training_data
@@ -30,30 +29,21 @@ class Arguments(ModelArguments):
     """Classification: loss, accuracy, precision, recall and F1 of each class, confusion matrix; ROC AUC of two classes.
 
     Regression: loss, RMSE, MAE and R², in the units of the targets.
-
-    Exit codes: 0 done, 2 wrong input.
     """
 
     #: Table with the target column, arrays with y, or folder of IDX files.
     data: Annotated[Path | None, optional("PATH", "the test part of the run")] = None
-    #: Delimiter of a CSV.
-    delimiter: Annotated[str | None, optional("CHAR", "as for the training data")] = None
+    delimiter: Annotated[str | None, optional("CHAR", "as for the training data")] = None  # Delimiter of a CSV.
     json: Annotated[Path | None, optional("FILE.json", "")] = None  # Write the metrics to this file.
     picture: Annotated[Path | None, optional("FILE", "")] = None  # Write plots to this .png, .svg or .pdf file.
 
 
 def main(words: Sequence[str]) -> int:
-    """Print the metrics of a model, and write them to the files asked for.
-
-    Raises:
-        UserError: If the run, the data or an output file is wrong.
-    """
+    """Print the metrics of a model, and write them to the files asked for."""
     arguments = read_arguments(Arguments, "evaluate", words)
     run, weights, data = arguments.folder, arguments.weights, arguments.data
     figures = OutputFile("--json", arguments.json, () if arguments.json and is_stream(arguments.json) else (".json",))
     picture = OutputFile("--picture", arguments.picture, PICTURES)
-    for file in (figures, picture):
-        file.check()
     model = load(run, weights)
     for file in (figures, picture):
         file.check_apart(run, *([data] if data else []), *training_data(model.config))
@@ -98,14 +88,13 @@ def _print_report(console: Console, model: Model, report: EvaluationReport) -> N
         print_warning(line)
     dropped = f", {report.dropped} more dropped because of missing cells" if report.dropped else ""
     balanced = ", balanced" if model.config.class_weight == "balanced" else ""
-    rows: list[tuple[str, str | Text]] = [
+    rows: list[tuple[str, Cell]] = [
         ("rows", f"{report.rows}{dropped}"),
         ("loss", f"{report.loss:.4g} ({model.objective.name}{balanced})"),
     ]
     if report.confusion is None:
         # The units of several targets differ: only R² has none.
-        names = ("r2",) if report.by_class else tuple(report.figures)
-        rows += [(name, f"{report.figures[name]:.4g}") for name in names]
+        rows += [(name, f"{report.figures[name]:.4g}") for name in (["r2"] if report.by_class else report.figures)]
     else:
         right = int(report.confusion.trace())
         accuracy = (f"{100 * right / report.rows:.2f} %", "bold green")
@@ -117,37 +106,25 @@ def _print_report(console: Console, model: Model, report: EvaluationReport) -> N
     print_rows(console, rows, width=len("accuracy"))
     if report.by_class:
         console.print()
-        print_table(console, _by_class("target" if report.confusion is None else "class", report.by_class))
+        header = ["target" if report.confusion is None else "class", *next(iter(report.by_class.values()))]
+        cells = [[name, *map(_format, figures.values())] for name, figures in report.by_class.items()]
+        print_table(console, header, cells)
     if report.confusion is not None and len(model.class_names) <= MOST_CLASSES:
         console.print()
-        print_table(console, _confusion(model.class_names, report.confusion.tolist()))
+        names = [Text(name, no_wrap=True, overflow="ellipsis") for name in model.class_names]  # cut to fit the width
+        matrix: list[list[Cell]] = [
+            [name, *(_format_count(count, row == column) for column, count in enumerate(counts))]
+            for row, (name, counts) in enumerate(zip(model.class_names, report.confusion.tolist(), strict=True))
+        ]
+        print_table(console, ["true↓ predicted→", *names], matrix, no_wrap=True)
 
 
-def _by_class(kind: str, rows: dict[str, dict[str, float]]) -> Table:
-    """Return one row for each class or target."""
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    table.add_column(kind, overflow="fold")
-    for name in next(iter(rows.values())):
-        table.add_column(name, justify="right")
-    for name, figures in rows.items():
-        cells = [str(v) if isinstance(v, int) else "-" if math.isnan(v) else f"{v:.4g}" for v in figures.values()]
-        table.add_row(name, *cells)
-    return table
+def _format_count(count: int, is_right: bool) -> Text:
+    return Text(str(count), "green" if is_right else "red") if count else Text("·", "dim")
 
 
 MOST_CLASSES = 12  # in a confusion matrix on the terminal
 
 
-def _confusion(names: Sequence[str], counts: list[list[int]]) -> Table:
-    """Return the confusion matrix; names of columns are cut where it is wider than the terminal."""
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    table.add_column("true↓ predicted→", no_wrap=True)
-    for name in names:
-        table.add_column(Text(name, no_wrap=True, overflow="ellipsis"), justify="right")
-    for at, (name, row) in enumerate(zip(names, counts, strict=True)):
-        cells = [
-            Text(str(count), "green" if at == column else "red") if count else Text("·", "dim")
-            for column, count in enumerate(row)
-        ]
-        table.add_row(name, *cells)
-    return table
+def _format(value: float) -> str:
+    return str(value) if isinstance(value, int) else "-" if math.isnan(value) else f"{value:.4g}"

@@ -26,8 +26,6 @@ class Arguments(ModelArguments):
     """The preprocessing is exported with the model as far as the format allows.
 
     The predictions of the exported model are compared with the model's own, and the largest difference is printed.
-
-    Exit codes: 0 done, 2 wrong input, or predictions that differ by more than rounding (nothing is written then).
     """
 
     to: Annotated[str, TO] = "onnx"
@@ -35,20 +33,15 @@ class Arguments(ModelArguments):
 
 
 def main(words: Sequence[str]) -> int:
-    """Write the model, and print how far its predictions there differ.
-
-    Raises:
-        UserError: If the run or an argument is wrong, or the predictions differ by more than rounding.
-    """
+    """Write the model, and print how far its predictions there differ."""
     arguments = read_arguments(Arguments, "export", words)
     run, to = arguments.folder, arguments.to
     if to not in FORMATS:
         raise unknown_name("format", to, FORMATS)
     suffix = FORMATS[to].suffix
     out = arguments.out or run / f"exported{suffix}"
-    file = OutputFile("--out", out)
     model = load(run, arguments.weights)
-    file.check()
+    file = OutputFile("--out", out)
     if out.suffix != suffix:
         raise UserError(f"--out {out}: the name must end in {suffix} for --to {to}")
     file.check_apart(run, *training_data(model.config))

@@ -20,38 +20,35 @@ PICTURES = (".png", ".svg", ".pdf")
 
 @dataclass(frozen=True)
 class OutputFile:
-    """A file to write, named by a flag.
+    """A file to write, named by a flag; creating the object checks that the file can be written.
 
     Attributes:
         flag: Flag that names it, such as ``"--json"``.
-        path: The file; None if the flag was not given, and then the checks pass.
+        path: The file; None if the flag was not given.
         endings: Accepted endings of its name, such as :data:`PICTURES`; any by default.
+
+    Raises:
+        UserError: If it is a folder, is in a folder without write permission, or has another ending.
     """
 
     flag: str
     path: Path | None
     endings: tuple[str, ...] = ()
 
-    def check(self) -> None:
-        """Check that the file can be written.
-
-        Raises:
-            UserError: If it is a folder, is in a folder without write permission, or has another ending.
-        """
+    def __post_init__(self) -> None:
         if self.path is None:
             return
         try:
             folder = self.path.resolve().parent
-            if self.path.is_dir():
-                raise self._error("this is a folder; name a file")
-            if not folder.is_dir():
-                raise self._error(f"there is no folder {folder}")
-            if not os.access(folder, os.W_OK | os.X_OK):
-                raise self._error(f"no permission to write in {folder}")
-        except UserError:
-            raise
+            is_folder, is_in_folder = self.path.is_dir(), folder.is_dir()
         except (OSError, ValueError) as error:  # not a valid file name
             raise UserError(f"{self.flag} {str(self.path)!r}: {getattr(error, 'strerror', None) or error}") from error
+        if is_folder:
+            raise self._error("this is a folder; name a file")
+        if not is_in_folder:
+            raise self._error(f"there is no folder {folder}")
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise self._error(f"no permission to write in {folder}")
         if not self.path.name.lower().endswith(self.endings or ""):
             raise self._error(f"the name must end in {', '.join(self.endings)}")
 

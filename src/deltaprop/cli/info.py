@@ -20,20 +20,13 @@ MOST_INPUTS = 20  # columns that are listed
 
 @dataclass(frozen=True)
 class Arguments(RunArguments):
-    """The data of the run need not exist any more.
-
-    Exit codes: 0 done, 2 wrong input.
-    """
+    """The data of the run need not exist any more."""
 
     json: bool = False  # Print JSON.
 
 
 def main(words: Sequence[str]) -> int:
-    """Print a description of a run, as a table or as JSON.
-
-    Raises:
-        UserError: If the folder holds no run, or its files are damaged.
-    """
+    """Print a description of a run, as a table or as JSON."""
     arguments = read_arguments(Arguments, "info", words)
     run = arguments.folder
     try:

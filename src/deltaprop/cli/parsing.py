@@ -137,18 +137,16 @@ def one_line(box: str) -> str:
         ... ╰──────────────────────────────╯'''))
         unrecognized options: --lrr: perhaps you meant --lr
     """
-    box = re.sub(r"\x1b\[[0-9;]*m", "", box)  # colours of a terminal
-    _, *lines = [line.strip("╭╮│╰╯ ") for line in box.strip().splitlines()] or [""]  # the first is a title
-    # Rules separate the sections; a terminal without box-drawing characters gets rules of - and no frame.
-    sections = [part for part in re.split(r"^[─-]+$", "\n".join(lines), flags=re.MULTILINE) if part.strip()]
+    lines = [line.strip("╭╮│╰╯ ") for line in re.sub(r"\x1b\[[0-9;]*m", "", box).strip().splitlines()]
+    # The first line is the title. Rules separate the sections: of - where the terminal cannot show box drawings.
+    sections = [part for part in re.split(r"\s*[─-]{8,}\s*", " ".join(" ".join(lines[1:]).split())) if part]
     if not sections:
         return "the arguments cannot be parsed; see deltaprop COMMAND --help"
-    text = " ".join(sections[0].split()).removesuffix(".")
+    text = sections[0].removesuffix(".")
     for pattern, ours in MESSAGES:
         text = re.sub(pattern, ours, text, flags=re.IGNORECASE)
-    suggested = [re.search(r"--[\w-]+", section) for section in sections[1:] if "Perhaps you meant" in section]
-    hint = f": perhaps you meant {suggested[0][0]}" if suggested and suggested[0] else ""
+    suggested = re.search(r"Perhaps you meant.*?(--[\w-]+)", " ".join(sections[1:]))
     if text.lower().startswith("unrecognized options: "):
         words = text.split(": ", 1)[1].split(", ")
         text = f"unrecognized options: {', '.join([word for word in words if word.startswith('-')] or words)}"
-    return text[:1].lower() + text[1:] + hint
+    return text[:1].lower() + text[1:] + (f": perhaps you meant {suggested[1]}" if suggested else "")

@@ -29,8 +29,6 @@ class Arguments(ModelArguments):
 
     Columns are found by their names, the target column may be missing. Rows are read, predicted and written block by
     block. - is CSV on stdin or stdout.
-
-    Exit codes: 0 done, 2 wrong input (no file is written then).
     """
 
     #: Table (.csv, .tsv, these with .gz, .parquet, folder of .parquet parts), arrays (.npz with x, .npy) or -, stdin.
@@ -39,16 +37,11 @@ class Arguments(ModelArguments):
     #: Columns of the data to write before the predictions, such as an identifier; from a CSV to Parquet, numeric inputs
     #: as numbers and others as text.
     keep: tuple[str, ...] = ()
-    #: Delimiter of a CSV.
-    delimiter: Annotated[str | None, optional("CHAR", "as for the training data")] = None
+    delimiter: Annotated[str | None, optional("CHAR", "as for the training data")] = None  # Delimiter of a CSV.
 
 
 def main(words: Sequence[str]) -> int:
-    """Write the predictions.
-
-    Raises:
-        UserError: If the run, the data or the output file is wrong.
-    """
+    """Write the predictions."""
     arguments = read_arguments(Arguments, "predict", words)
     run, data, out = arguments.folder, arguments.data, arguments.out
     if data is None:
@@ -56,7 +49,6 @@ def main(words: Sequence[str]) -> int:
     if out is None:
         raise UserError("--out is needed: a file, or - for stdout")
     file = OutputFile("--out", None if out == STDOUT else Path(out), FORMATS)
-    file.check()
     model = load(run, arguments.weights)
     delimiter = arguments.delimiter or model.config.delimiter
     is_stdin = data == "-"

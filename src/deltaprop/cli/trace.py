@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Annotated
 
 import torch
-from torch import Tensor
 from tyro.conf import Positional
 
 from deltaprop.cli.console import PARTS, terminal
@@ -34,17 +33,13 @@ class Arguments:
     The net is a fresh one, the one of a run, or your own: FILE.py:NAME, with a function example_inputs() beside it that
     returns inputs and targets. A tiny net is a worked example, down to the update; of a larger one norms, saturation
     and errors are shown.
-
-    Exit codes: 0 all numbers agree, 1 they do not, 2 wrong input.
     """
 
     #: Run folder, or your own net: FILE.py:NAME or package.module:NAME.
     target: Annotated[Positional[str | None], optional("[TARGET]", "a fresh net")] = None
     sizes: Annotated[tuple[int, ...] | None, optional("INT", "2 3 1")] = None  # Fresh net: layer sizes, n_0 to n_L.
-    #: Fresh net: activation of the hidden layers.
-    activation: Annotated[str | None, optional("NAME", "sigmoid")] = None
-    #: Fresh net: activation of the last layer.
-    output_activation: Annotated[str | None, optional("NAME", "none")] = None
+    activation: Annotated[str | None, optional("NAME", "sigmoid")] = None  # Fresh net: activation of hidden layers.
+    output_activation: Annotated[str | None, optional("NAME", "none")] = None  # Fresh net: output activation.
     init: Annotated[str | None, optional("NAME", "torch")] = None  # Fresh net: initialisation of the weights.
     seed: Annotated[int | None, optional("INT", "0")] = None  # Fresh net: seed of the weights, inputs and targets.
     loss: Annotated[str | None, optional("NAME", "quadratic_loss")] = None  # Fresh or own net: loss.
@@ -55,8 +50,7 @@ class Arguments:
     lr: Annotated[float | None, optional("FLOAT", "0.5, run: its own")] = None  # Learning rate η of the update.
     html: Annotated[Path | None, optional("FILE.html", "")] = None  # Write a page to step through to this file.
     tensorboard: bool = False  # Write scalars, images and text for TensorBoard.
-    #: Folder for TensorBoard's files.
-    run_dir: Annotated[Path | None, optional("PATH", "runs/trace-<date>-<time>")] = None
+    run_dir: Annotated[Path | None, optional("PATH", "runs/trace-<date>-<time>")] = None  # Folder for TensorBoard.
 
 
 KINDS = {"fresh": "a fresh net", "run": "the folder of a run", "own": "a net of your own"}
@@ -70,15 +64,10 @@ KINDS_OF = {
 
 
 def main(words: Sequence[str]) -> int:
-    """Print the trace, and write it where asked; return 1 if autograd or differences disagree.
-
-    Raises:
-        UserError: If an argument is wrong, or the net does not accept the batch.
-    """
+    """Print the trace, and write it where asked; return 1 if autograd or differences disagree."""
     arguments = read_arguments(Arguments, "trace", words)
     page = OutputFile("--html", arguments.html, (".html", ".htm"))
     _check(arguments)
-    page.check()
     found, lr = make_trace(arguments)
     console = terminal()
     if is_tiny(found):
@@ -130,9 +119,9 @@ def _check(arguments: Arguments) -> None:
         raise UserError(f"--lr must be a number of at least 0, got {arguments.lr}")
     if arguments.seed is not None and not 0 <= arguments.seed < 2**63:
         raise UserError(f"--seed must be 0 to 2^63 − 1, got {arguments.seed}")
+    if arguments.run_dir is not None and not arguments.tensorboard:
+        raise UserError("--run-dir is for --tensorboard: give both")
     if arguments.run_dir is not None:
-        if not arguments.tensorboard:
-            raise UserError("--run-dir is for --tensorboard: give both")
         check_folder(arguments.run_dir)
 
 
@@ -182,17 +171,15 @@ def _trace_run(folder: Path, arguments: Arguments) -> tuple[Trace, float]:
 def _trace_fresh(arguments: Arguments, loss: str) -> Trace:
     """Return the trace of a fresh net on a random batch; the parameters of a tiny one have two decimals."""
     sizes = (2, 3, 1) if arguments.sizes is None else arguments.sizes
-    rows = arguments.rows or 1
+    rows, output = arguments.rows or 1, None if arguments.output_activation == "none" else arguments.output_activation
     if loss == "cross_entropy" and sizes and sizes[-1] == 1:
         raise UserError("--loss cross_entropy of one output is always 0: end --sizes with two or more")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(arguments.seed or 0)
-        output = None if arguments.output_activation in (None, "none") else arguments.output_activation
         model = MLP(sizes, arguments.activation or "sigmoid", output, init=arguments.init, dtype=torch.float64)
         x = torch.rand(rows, sizes[0], dtype=torch.float64) * 2 - 1
-        y: Tensor = torch.randint(sizes[-1], (rows,))
-        if loss != "cross_entropy":
-            y = torch.rand(rows, sizes[-1], dtype=torch.float64).round()
+        labels, y = torch.randint(sizes[-1], (rows,)), torch.rand(rows, sizes[-1], dtype=torch.float64).round()
+        y = labels if loss == "cross_entropy" else y
     found = trace(model, loss, x, y)
     if not is_tiny(found):
         return found

@@ -53,11 +53,7 @@ class Flags(TrainConfig):
 
 
 def main(words: Sequence[str]) -> int:
-    """Train.
-
-    Raises:
-        UserError: If the flags or the data are wrong.
-    """
+    """Train."""
     config, flags = parse_flags(words)
     resume = None if flags.resume in (None, "auto") else Path(str(flags.resume))
     with contextlib.closing(ConsoleReporter()) as reporter:
@@ -89,7 +85,7 @@ def parse_flags(words: Sequence[str]) -> tuple[TrainConfig, Flags]:
     is_help = any(word in ("-h", "--help") for word in rest)
     path = None if found.resume is None or is_help else run_to_resume(found.resume, found.run_dir)
     default = Flags(**{
-        **({} if path is None else _saved_settings(path)),
+        **({} if path is None else vars(_saved_config(path))),
         **(read_toml(found.config) if found.config else {}),
         **{name: value for name, value in vars(found).items() if value is not None},
     })  # fmt: skip
@@ -102,12 +98,11 @@ def parse_flags(words: Sequence[str]) -> tuple[TrainConfig, Flags]:
         folder, _ = locate(path)
         if config.run_dir is not None and config.run_dir.resolve() != folder.resolve():
             raise UserError(f"--run-dir {config.run_dir}: the run to resume is in {folder}")
-    try:
-        config.validate()
-    except UserError as error:
-        if found.config and _has_error(default, error):  # the file is wrong, not a flag
-            raise UserError(f"{setting('config', found.config)}: {as_keys(str(error))}") from None
-        raise
+    wrong = _error(config)
+    if wrong and found.config and wrong == _error(default):  # the file is wrong, not a flag
+        raise UserError(f"{setting('config', found.config)}: {as_keys(wrong)}")
+    if wrong:
+        raise UserError(wrong)
     return config, flags
 
 
@@ -128,26 +123,24 @@ def run_to_resume(name: str, run_dir: Path | None) -> Path | None:
     path = path.resolve() if path.is_file() else path
     if path.is_file() and path.parent.name == "checkpoints":
         return path
-    if not (path / "config.json").is_file() and not has_checkpoint(path):
+    if not has_checkpoint(path):
         hint = ": name the folder of a run, or give --run-dir" if name == HERE else ""
-        raise UserError(f"--resume {path}: there is no run here{hint}")
+        raise UserError(f"--resume {path}: there is no checkpoint of a run here{hint}")
     return path
 
 
-def _saved_settings(path: Path) -> dict[str, Any]:
-    """Return the settings of the run to resume, as its last valid checkpoint has them."""
+def _saved_config(path: Path) -> TrainConfig:
+    """Return the configuration of the run to resume, from its last valid checkpoint."""
     folder, only = locate(path)
     found = RunFolder.of(folder).sound_checkpoint(lambda text: None, only)  # training warns about damaged ones
-    if found is None:
-        raise UserError(f"--resume {folder}: it has no checkpoint to resume from")
-    config = saved_config(found[1], folder)
-    return {f.name: getattr(config, f.name) for f in dataclasses.fields(TrainConfig)}
+    assert found is not None  # run_to_resume has seen one
+    return saved_config(found[1], folder)
 
 
-def _has_error(config: TrainConfig, error: UserError) -> bool:
-    """Return whether a configuration alone has the same error."""
+def _error(config: TrainConfig) -> str:
+    """Return what is wrong with a configuration; nothing if it is valid."""
     try:
         config.validate()
-    except UserError as alone:
-        return str(alone) == str(error)
-    return False
+    except UserError as error:
+        return str(error)
+    return ""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from deltaprop.training.setup import Setup
 
 
-class Reporter(Protocol):
-    """Receives the progress of a run: ``ConsoleReporter`` prints it, ``Silent`` does not."""
+class Reporter:
+    """Receives the progress of a run; each method does nothing unless it is overridden."""
 
     def reading(self, description: str, done: int, total: int) -> None:
         """Called while a table is read, with a description, the bytes done and their total."""
