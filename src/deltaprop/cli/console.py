@@ -17,7 +17,7 @@ from rich.text import Text
 from torch import nn
 
 from deltaprop.cli.errors import print_warning
-from deltaprop.data import Dataset, Encoding
+from deltaprop.data import Dataset
 from deltaprop.training.config import TrainConfig
 from deltaprop.training.devices import describe_device
 from deltaprop.training.report.reporter import Reporter, Result
@@ -74,15 +74,9 @@ class ProgressBar:
     """
 
     def __init__(self, console: Console, amount: ProgressColumn | None = None, delay: float = 0.5) -> None:
-        self.progress = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=None),
-            amount or DownloadColumn(),
-            TimeRemainingColumn(compact=True),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
+        text, bar = TextColumn("{task.description}", markup=False), BarColumn(bar_width=None)
+        columns = (text, bar, amount or DownloadColumn(), TimeRemainingColumn(compact=True))
+        self.progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
         self._next = time.monotonic() + delay
 
     def __call__(self, description: str, done: int, total: int) -> None:
@@ -136,9 +130,10 @@ class ConsoleReporter(Reporter):
 
     def epoch(self, setup: Setup, metrics: dict[str, Any]) -> None:
         """Print the metrics of an epoch."""
-        metric = _percent(metrics["val_accuracy"]) if "val_accuracy" in metrics else _number(metrics["val_rmse"])
+        percent = "val_accuracy" in metrics
+        metric = _format(metrics["val_accuracy" if percent else "val_rmse"], percent)
         self.console.print(
-            f"{metrics['epoch']:>7} {metrics['train_loss']:>11.4g} {_number(metrics['val_loss']):>11} "
+            f"{metrics['epoch']:>7} {metrics['train_loss']:>11.4g} {_format(metrics['val_loss']):>11} "
             f"{metric:>13} {metrics['seconds']:>8.2f}"
         )
 
@@ -147,21 +142,16 @@ class ConsoleReporter(Reporter):
         self._training.close()
         self.console.print()
         last, best = result.metrics, result.best
-        test = (_format_test(setup, last), "bold green")
-        rows: list[tuple[str, Cell]] = [
-            ("test", Text.assemble(test, f" (final weights, epoch {last['epoch']})")),
-        ]
+        test = Text.assemble((_format_test(setup, last), "bold green"), f" (final weights, epoch {last['epoch']})")
+        rows: list[tuple[str, Cell]] = [("test", test)]
         if best is not None:
             rows.append(("best", f"{_format_test(setup, best)} (epoch {best['epoch']}, lowest validation loss)"))
         if result.stopped_early:
             rows.append(("", f"stopped early: no lower validation loss in {setup.config.patience} epochs"))
         # All runs of the default parent folder together; only this one if the user chose its folder.
         logdir = result.folder if setup.config.run_dir else result.folder.parent
-        rows += [
-            ("time", f"{result.seconds:.1f} s"),
-            ("run", str(result.folder)),
-            ("look", f"tensorboard --logdir {shlex.quote(str(logdir))}"),
-        ]
+        look = f"tensorboard --logdir {shlex.quote(str(logdir))}"
+        rows += [("time", f"{result.seconds:.1f} s"), ("run", str(result.folder)), ("look", look)]
         self._print_rows(rows)
 
     def resumed(self, path: Path, epoch: int, done: int) -> None:
@@ -190,21 +180,13 @@ class ConsoleReporter(Reporter):
 
 def describe(setup: Setup) -> list[tuple[str, str]]:
     """Return the data, model and settings of a run as rows of a name and a text."""
-    dataset, config = setup.dataset, setup.config
-    if dataset.table is not None:
-        data = _describe_columns(dataset.table.encoding)
-    else:
-        shape = dataset.image_shape
-        inputs = f"{shape[0]}×{shape[1]} pixels" if shape else _count(dataset.n_inputs, "input")
-        data = f"{inputs}, {_count(dataset.n_outputs, 'class' if dataset.task == 'classification' else 'number')}"
-    parts = {part: len(getattr(dataset, part)) for part in PARTS}
+    config = setup.config
     parameters = [sum(p.numel() for p in m.parameters()) for m in setup.model if isinstance(m, nn.Linear)]
     threads = f", {_count(setup.threads, 'thread')}" if setup.device.type == "cpu" else ""
     precision = "" if config.precision == "float32" else f", products in {config.precision}"
     rows = [
-        ("data", f"{dataset.name}: {data}"),
-        *(("data", line) for line in _describe_table(dataset)),
-        *describe_config(config, parts, setup.sizes, parameters, setup.objective.name),
+        *(("data", line) for line in _describe_data(setup.dataset)),
+        *describe_config(config, setup.to_json()["resolved"], parameters),
         ("device", f"{describe_device(setup.device)}{threads}, {config.dtype}{precision}"),
     ]
     if setup.tuned:
@@ -221,22 +203,20 @@ PARTS = {"train": "rows to train", "val": "to validate", "test": "to test"}
 
 
 def describe_config(
-    config: TrainConfig, parts: Mapping[str, int], sizes: Sequence[int], parameters: Sequence[int], loss: str
+    config: TrainConfig, resolved: Mapping[str, Any], parameters: Sequence[int]
 ) -> list[tuple[str, str]]:
-    """Return the rows that ``train`` and ``info`` have in common, from the numbers of rows, neurons and parameters."""
-    layers = zip(sizes, ["", *config.activations, config.output_activation], strict=True)
-    rows = [
-        ("data", ", ".join(f"{parts[part]} {text}" for part, text in PARTS.items() if part in parts)),
-        ("model", " → ".join(f"{size} {name}".removesuffix("none").strip() for size, name in layers)),
-        ("loss", f"{loss}, balanced class weights" if config.class_weight == "balanced" else loss),
-        ("sgd", _describe_sgd(config)),
-    ]
+    """Return the rows that ``train`` and ``info`` have in common; ``parameters`` are counted by layer, or in all."""
+    parts = resolved.get("rows") or {}
+    layers = zip(resolved["sizes"], ["", *config.activations, config.output_activation], strict=True)
+    balanced = ", balanced class weights" if config.class_weight == "balanced" else ""
+    rows = [("data", ", ".join(f"{parts[part]} {text}" for part, text in PARTS.items() if part in parts))]
+    if config.augment != "none":
+        rows.append(("data", f"training images deformed anew in every epoch: {config.augment}"))
+    rows.append(("model", " → ".join(f"{size} {name}".removesuffix("none").strip() for size, name in layers)))
     if parameters:
         each = f" ({' + '.join(map(str, parameters))})" if len(parameters) > 1 else ""
-        rows.insert(2, ("model", f"{sum(parameters)} parameters{each}"))
-    if config.augment != "none":
-        rows.insert(1, ("data", f"training images deformed anew in every epoch: {config.augment}"))
-    return rows
+        rows.append(("model", f"{sum(parameters)} parameters{each}"))
+    return [*rows, ("loss", f"{resolved['loss']}{balanced}"), ("sgd", _describe_sgd(config))]
 
 
 def _describe_sgd(config: TrainConfig) -> str:
@@ -250,21 +230,19 @@ def _describe_sgd(config: TrainConfig) -> str:
     return ", ".join(parts)
 
 
-def _describe_columns(encoding: Encoding) -> str:
-    """Return how many columns of each kind a table has."""
-    numbers, categories = len(encoding.numbers), len(encoding.categories)
-    parts = [_count(numbers, "column") + " of numbers"] if numbers else []
-    if categories:
-        names = _count(len(encoding) - numbers, "name")
-        parts.append(f"{_count(categories, 'column')} of categories ({names}, one-hot)")
-    return " and ".join(parts)
-
-
-def _describe_table(dataset: Dataset) -> list[str]:
-    """Return the target of a table, and the columns, rows and cells that were dropped or filled."""
-    table = dataset.table
+def _describe_data(dataset: Dataset) -> list[str]:
+    """Return the inputs and targets; of a table also the columns, rows and cells that were dropped or filled."""
+    table, shape = dataset.table, dataset.image_shape
     if table is None:
-        return []
+        inputs = f"{shape[0]}×{shape[1]} pixels" if shape else _count(dataset.n_inputs, "input")
+        outputs = _count(dataset.n_outputs, "class" if dataset.task == "classification" else "number")
+        return [f"{dataset.name}: {inputs}, {outputs}"]
+    numbers, categories = len(table.encoding.numbers), len(table.encoding.categories)
+    columns = [_count(numbers, "column") + " of numbers"] if numbers else []
+    if categories:
+        one_hot = _count(len(table.encoding) - numbers, "name")
+        columns.append(f"{_count(categories, 'column')} of categories ({one_hot}, one-hot)")
+    lines = [f"{dataset.name}: {' and '.join(columns)}"]
     names = [*map(quoted, table.encoding.targets)]
     if dataset.task == "classification":
         labels = torch.cat([part.y for part in (dataset.train, dataset.val, dataset.test)])
@@ -273,12 +251,12 @@ def _describe_table(dataset: Dataset) -> list[str]:
             f"{quoted(name)} {100 * count / len(labels):.3g} %"
             for name, count in zip(dataset.class_names, counts, strict=True)
         ]
-        lines = [f"target {', '.join(names)}: {_count(len(shares), 'class')}: {enumerate_names(shares)}"]
+        lines.append(f"target {', '.join(names)}: {_count(len(shares), 'class')}: {enumerate_names(shares)}")
     else:
         scaling = dataset.target_scaling
-        columns = zip(names, scaling.mean.tolist(), scaling.scale.tolist(), strict=True)
-        targets = [f"{name}: {mean:.4g} ± {scale:.4g}" for name, mean, scale in columns]
-        lines = [f"target {enumerate_names(targets)} (mean ± deviation)"]
+        statistics = zip(names, scaling.mean.tolist(), scaling.scale.tolist(), strict=True)
+        targets = [f"{name}: {mean:.4g} ± {scale:.4g}" for name, mean, scale in statistics]
+        lines.append(f"target {enumerate_names(targets)} (mean ± deviation)")
     if table.left_out:
         left_out = enumerate_names([*map(quoted, table.left_out)])
         lines.append(f"{_count(len(table.left_out), 'column')} left out: {left_out}")
@@ -302,12 +280,12 @@ def enumerate_names(names: Sequence[str], most: int = 6) -> str:
 
 
 def _format_test(setup: Setup, metrics: dict[str, Any]) -> str:
-    loss = f"loss {_number(metrics['test_loss'])}"
+    loss = f"loss {_format(metrics['test_loss'])}"
     if setup.objective.task == "regression":
-        return f"rmse {_number(metrics['test_rmse'])}, {loss}"
+        return f"rmse {_format(metrics['test_rmse'])}, {loss}"
     rows = len(setup.dataset.test)
     right = round(metrics["test_accuracy"] * rows)
-    return f"{_percent(metrics['test_accuracy'])} right ({right} of {rows}), {loss}"
+    return f"{_format(metrics['test_accuracy'], percent=True)} right ({right} of {rows}), {loss}"
 
 
 def _count(number: int, noun: str) -> str:
@@ -315,9 +293,5 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun if number == 1 else plural}"
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4g}"
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.2f} %"
+def _format(value: float | None, percent: bool = False) -> str:
+    return "-" if value is None else f"{100 * value:.2f} %" if percent else f"{value:.4g}"

@@ -16,7 +16,6 @@ from deltaprop.errors import UserError
 from deltaprop.training.config import TrainConfig
 from deltaprop.training.depths import VARIANTS, DepthResult, Variant, configured, draw, watch
 
-
 ARMS = optional("ACTIVATION:INIT ...", " ".join(f"{variant.activation}:{variant.init}" for variant in VARIANTS))
 
 

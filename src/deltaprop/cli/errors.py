@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import functools
 import os
+import re
 import shlex
 import signal
 import sys
@@ -87,17 +88,18 @@ def as_flags(text: str) -> str:
         >>> as_flags("lower `lr_gamma`, or `drop=('a', 'b c')`, or `one_logit=False`; column '`x=y`'")
         "lower --lr-gamma, or --drop a 'b c', or --no-one-logit; column '`x=y`'"
     """
-    return SETTING.sub(lambda found: _as_flag(found[1], found[2]) or found[0], text)
+    return SETTING.sub(_as_flag, text)
 
 
-def _as_flag(name: str, literal: str | None) -> str | None:
+def _as_flag(found: re.Match[str]) -> str:
+    name, literal = found[1], found[2]
     if name not in _flag_names():
-        return None
+        return found[0]
     flag = f"--{name.replace('_', '-')}"
     try:
         value = True if literal is None else ast.literal_eval(literal)
     except (SyntaxError, ValueError):  # the user's own text
-        return None
+        return found[0]
     if isinstance(value, bool):
         return flag if value else f"--no-{flag[2:]}"
     return " ".join([flag, *map(_shell_word, map(str, value if isinstance(value, tuple) else (value,)))])

@@ -22,7 +22,7 @@ from deltaprop.errors import UserError
 from deltaprop.gradcheck.check import CHECKS, check_gradients
 from deltaprop.gradcheck.context import format_error
 from deltaprop.gradcheck.library import library_ops
-from deltaprop.gradcheck.report import Check, GradientReport
+from deltaprop.gradcheck.report import GradientReport
 from deltaprop.training.devices import pick_device
 
 
@@ -62,19 +62,14 @@ def main(words: Sequence[str]) -> int:
     if arguments.target is None:
         reports = [check(op, inputs) for op, inputs in library_ops()]
         _print_overview(console, reports)
+        console.print(f"{sum(report.ok for report in reports)} of {len(reports)} ops ok on {device}")
     else:
         fn, examples = load(arguments.target)
         reports = [check(fn, _make_inputs(arguments, examples))]
         console.print(reports[0].rich(), reports[0].summary(), sep="\n")
     if file.path is not None:
         file.write(json.dumps([report.to_json() for report in reports], indent=1) + "\n")
-    failed = [report for report in reports if not report.ok]
-    if arguments.target is None:
-        for report in failed:
-            for error in report.errors:
-                console.print(f"{report.subject}: {error.name}: {error.detail}", markup=False)
-        console.print(f"{len(reports) - len(failed)} of {len(reports)} ops ok on {device}")
-    return 1 if failed else 0
+    return 0 if all(report.ok for report in reports) else 1
 
 
 def _make_inputs(arguments: Arguments, examples: Callable[[], tuple[Any, ...]] | None) -> tuple[Any, ...]:
@@ -101,8 +96,11 @@ def _shape(text: str) -> tuple[int, ...]:
     return tuple(int(size) for size in text.split("x"))
 
 
+MARKS = {"passed": "[green]✓[/]", "skipped": "[dim]·[/]", "error": "[bold red]✗[/]", "warning": "[yellow]![/]"}
+
+
 def _print_overview(console: Console, reports: Sequence[GradientReport]) -> None:
-    """Print tables of all checks by numbered ops, as many ops in each as fit the width, and the names of the ops."""
+    """Print tables of all checks by numbered ops, as many ops in each as fit the width, their names and the errors."""
     most = max(1, (console.width - 20) // 3)
     for first in range(0, len(reports), most):
         table = Table(title="gradients of every op", title_justify="left", box=None, padding=(0, 0, 0, 1))
@@ -111,12 +109,11 @@ def _print_overview(console: Console, reports: Sequence[GradientReport]) -> None
         for number in range(first + 1, first + len(shown) + 1):
             table.add_column(str(number), justify="right", no_wrap=True)
         for name in CHECKS:
-            table.add_row(name, *[_mark(report[name]) for report in shown])
+            checks = [report[name] for report in shown]
+            table.add_row(name, *[MARKS[c.severity if c.outcome == "failed" else c.outcome] for c in checks])
         console.print(table)
     names = ", ".join(f"{number} {report.subject}" for number, report in enumerate(reports, start=1))
     console.print(f"✓ passed   ✗ error   ! warning   · does not apply\n{names}", style="dim")
-
-
-def _mark(check: Check) -> str:
-    marks = {"passed": "[green]✓[/]", "skipped": "[dim]·[/]"}
-    return marks.get(check.outcome, "[bold red]✗[/]" if check.severity == "error" else "[yellow]![/]")
+    for report in reports:
+        for error in report.errors:
+            console.print(f"{report.subject}: {error.name}: {error.detail}", markup=False)

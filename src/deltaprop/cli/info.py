@@ -88,7 +88,7 @@ def _describe(facts: dict[str, Any], config: TrainConfig) -> list[tuple[str, str
     rows = [
         ("run", facts["run"]),
         ("data", f"{facts['data']} (sha256 {str(facts['data_sha256'])[:12]}…)"),
-        *describe_config(config, facts["rows"] or {}, facts["sizes"], parameters, str(facts["loss"])),
+        *describe_config(config, facts, parameters),
         ("seed", str(config.seed)),
     ]
     if facts["columns"]:
@@ -106,7 +106,7 @@ def _describe(facts: dict[str, Any], config: TrainConfig) -> list[tuple[str, str
             shown = ", ".join(f"{k.replace('_', ' ')} {v:.4g}" for k, v in metrics.items())
             rows.append((name, f"epoch {facts[name]['epoch']}: {shown}"))
     for record in facts["overrides"]:
-        epoch, setting, old, new = (record.get(key) for key in ("epoch", "setting", "from", "to"))
+        epoch, setting, old, new = map(record.get, ("epoch", "setting", "from", "to"))
         rows.append(("changed", f"epoch {epoch}: {setting} {old} → {new}"))
     rows += [("weights", f"{name}: {path}") for name, path in facts["weights"].items()]
     versions = (facts["versions"] or {}).items()

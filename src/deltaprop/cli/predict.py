@@ -59,7 +59,8 @@ def main(words: Sequence[str]) -> int:
         file.check_apart(run, *([] if is_stdin else [data]), *training_data(model.config))
         check_keep(blocks, arguments.keep)
         batches = answers(model, blocks, arguments.keep, as_csv=not out.lower().endswith(".parquet"))
-        with _exit_on_signals() if is_stdin else contextlib.nullcontext():
+        is_main = threading.current_thread() is threading.main_thread()
+        with _exit_on_signals() if is_stdin and is_main else contextlib.nullcontext():
             rows = write(_not_empty(batches, "stdin" if is_stdin else data), out)
     for line in blocks.warnings:
         print_warning(line)
@@ -71,9 +72,6 @@ def main(words: Sequence[str]) -> int:
 @contextlib.contextmanager
 def _exit_on_signals(patience: float = 1.0) -> Iterator[None]:
     """Exit on a signal while pyarrow waits for stdin, when Python cannot handle it within ``patience`` seconds."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)

@@ -54,10 +54,10 @@ class Flags(TrainConfig):
 
 def main(words: Sequence[str]) -> int:
     """Train."""
-    config, flags = parse_flags(words)
-    resume = None if flags.resume in (None, "auto") else Path(str(flags.resume))
+    config, flags, path = parse_flags(words)
+    restart = path is None and flags.resume == "auto"
     with contextlib.closing(ConsoleReporter()) as reporter:
-        train(config, reporter, resume=resume, restart=flags.resume == "auto", override=flags.override)
+        train(config, reporter, resume=path, restart=restart, override=flags.override)
     return 0
 
 
@@ -66,8 +66,8 @@ def parse(words: Sequence[str]) -> TrainConfig:
     return parse_flags(words)[0]
 
 
-def parse_flags(words: Sequence[str]) -> tuple[TrainConfig, Flags]:
-    """Return the configuration of the flags, and the flags themselves; ``resume`` is None for a new run.
+def parse_flags(words: Sequence[str]) -> tuple[TrainConfig, Flags, Path | None]:
+    """Return the configuration of the flags, the flags themselves, and the run to resume, if any.
 
     Flags win over the TOML file of ``--config``, the file over the settings of the run to resume or the defaults.
 
@@ -90,7 +90,6 @@ def parse_flags(words: Sequence[str]) -> tuple[TrainConfig, Flags]:
         **{name: value for name, value in vars(found).items() if value is not None},
     })  # fmt: skip
     flags = read_arguments(Flags, "train", rest, default)
-    flags = dataclasses.replace(flags, resume=flags.resume if path is None else str(path))
     if flags.override and path is None:
         raise UserError("--override is for --resume: a new run has nothing to override")
     config = TrainConfig(**{f.name: getattr(flags, f.name) for f in dataclasses.fields(TrainConfig)})
@@ -103,7 +102,7 @@ def parse_flags(words: Sequence[str]) -> tuple[TrainConfig, Flags]:
         raise UserError(f"{setting('config', found.config)}: {as_keys(wrong)}")
     if wrong:
         raise UserError(wrong)
-    return config, flags
+    return config, flags, path
 
 
 HERE = "."  # where --resume without a value looks, unless --run-dir is given

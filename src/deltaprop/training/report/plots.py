@@ -101,13 +101,13 @@ def worst_samples(setup: Setup, test: Evaluation) -> Picture:
     """Return the test samples whose true class has the lowest output relative to the highest other output."""
     y = setup.dataset.test.y
     scores = setup.objective.scores(test.outputs)
-    true = scores.gather(1, y.unsqueeze(1)).squeeze(1)
-    others = scores.scatter(1, y.unsqueeze(1), -torch.inf)
-    order = (true - others.amax(dim=1)).argsort()[:TILES]
+    others = scores.scatter(1, y.unsqueeze(1), -torch.inf).amax(dim=1)
+    margin = scores.gather(1, y.unsqueeze(1)).squeeze(1) - others
+    order = margin.argsort()[:TILES]
     names = setup.dataset.class_names
     predicted = scores[order].argmax(1)
     labels = [f"{shortened(names[t])} → {shortened(names[p])}" for t, p in zip(y[order], predicted, strict=True)]
-    wrong = int((true[order] < others.amax(dim=1)[order]).sum())
+    wrong = int((margin[order] < 0).sum())
     title = f"Worst-classified test samples: true → predicted, {wrong} of these {len(order)} wrong"
     x = _test_inputs(setup.dataset, order)
     shape = setup.dataset.image_shape

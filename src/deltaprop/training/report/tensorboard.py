@@ -66,7 +66,7 @@ class TensorBoardReporter:
         self._writer: SummaryWriter | None = None
         self.x = setup.dataset.train.inputs(slice(PROBE_ROWS))
         self.y = setup.objective.targets(setup.dataset.train.y[:PROBE_ROWS], self.x.dtype)
-        self.flush()
+        self._write("flush")  # creates the file
         if first == 0:
             self._write_texts()
 
