@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -202,9 +202,7 @@ def describe(setup: Setup) -> list[tuple[str, str]]:
 PARTS = {"train": "rows to train", "val": "to validate", "test": "to test"}
 
 
-def describe_config(
-    config: TrainConfig, resolved: Mapping[str, Any], parameters: Sequence[int]
-) -> list[tuple[str, str]]:
+def describe_config(config: TrainConfig, resolved: dict[str, Any], parameters: list[int]) -> list[tuple[str, str]]:
     """Return the rows that ``train`` and ``info`` have in common; ``parameters`` are counted by layer, or in all."""
     parts = resolved.get("rows") or {}
     layers = zip(resolved["sizes"], ["", *config.activations, config.output_activation], strict=True)

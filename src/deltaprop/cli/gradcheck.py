@@ -81,9 +81,8 @@ def _make_inputs(arguments: Arguments, examples: Callable[[], tuple[Any, ...]] |
         except RuntimeError as error:
             raise UserError(f"--shape {' '.join(arguments.shape)}: {format_error(error)}") from error
     if examples is None:
-        raise UserError(
-            f"{arguments.target}: inputs are needed: --shape 4x3 for each, or a function example_inputs() beside it"
-        )
+        hint = "--shape 4x3 for each, or a function example_inputs() beside it"
+        raise UserError(f"{arguments.target}: inputs are needed: {hint}")
     return examples()
 
 

@@ -51,15 +51,13 @@ def _collect(run: Path, config: TrainConfig, resolved: dict[str, Any]) -> dict[s
     validated = [line for line in metrics if line.get("val_loss") is not None]
     model = load(run, next(iter(weights))) if weights else None
     saved = json.loads((run / "config.json").read_text(encoding="utf-8"))
-    names = {"rows": "rows", "task": "task", "classes": "class_names", "columns": "columns", "sizes": "sizes"}
     return {
         "run": str(run),
         "data": config.data,
-        "data_sha256": resolved.get("data_sha256"),
-        **{name: resolved.get(key) for name, key in names.items()},
+        **{key: resolved.get(key) for key in ("data_sha256", "rows", "task", "columns", "sizes", "loss", "device")},
+        "classes": resolved.get("class_names"),
         "parameters": None if model is None else sum(p.numel() for p in model.net.parameters()),
         "activations": [*config.activations, config.output_activation],
-        "loss": resolved.get("loss"),
         "settings": {k: v for k, v in config.to_json().items() if k not in ("config", "run_dir")},
         "epochs_done": metrics[-1]["epoch"] if metrics else 0,
         "last": metrics[-1] if metrics else None,
@@ -67,7 +65,6 @@ def _collect(run: Path, config: TrainConfig, resolved: dict[str, Any]) -> dict[s
         "weights": weights,
         "overrides": saved.get("overrides", []),
         "versions": saved.get("versions"),
-        "device": resolved.get("device"),
         "command": saved.get("command"),
     }
 

@@ -21,6 +21,7 @@ from deltaprop.data import Dataset
 from deltaprop.training.evaluate import Evaluation
 from deltaprop.training.setup import Setup
 
+Array = NDArray[Any]
 Picture = NDArray[np.uint8]
 
 # Colours of Okabe and Ito, which are distinguishable with colour vision deficiency.
@@ -74,7 +75,7 @@ def confusion_matrix(setup: Setup, test: Evaluation) -> Picture:
     return render(figure)
 
 
-def draw_confusion(axes: Axes, counts: NDArray[Any], names: Sequence[str], title: str) -> None:
+def draw_confusion(axes: Axes, counts: Array, names: Sequence[str], title: str) -> None:
     """Draw a confusion matrix.
 
     Args:
@@ -130,13 +131,11 @@ def decision_boundary(setup: Setup) -> Picture:
     margin = 0.15 * (high - low)
     sides = [np.linspace(a, b, 200) for a, b in zip(low - margin, high + margin, strict=True)]
     grid = np.stack([axis.ravel() for axis in np.meshgrid(*sides)], axis=1)
-    outputs = torch.as_tensor(_predict(setup, grid))
+    best = _array(setup.objective.decide(_predict(setup, grid))).reshape(200, 200)
     classes = len(dataset.class_names)
     colours = [COLOURS[i % len(COLOURS)] for i in range(classes)]
     figure, (axes,) = new_figure(5.5, 5)
-    best = _array(setup.objective.decide(outputs)).reshape(200, 200)
-    levels = np.arange(classes + 1) - 0.5
-    axes.contourf(*sides, best, levels=levels, colors=colours, alpha=0.25)
+    axes.contourf(*sides, best, levels=np.arange(classes + 1) - 0.5, colors=colours, alpha=0.25)
     for index in range(classes):  # class by class: contours between non-adjacent levels would coincide
         axes.contour(*sides, best == index, levels=[0.5], colors="black", linewidths=0.6)
     markers = "osD^vP*X"
@@ -156,7 +155,7 @@ def fitted_curve(setup: Setup) -> Picture:
     x = _test_inputs(dataset)
     y = _array(dataset.target_scaling.invert(dataset.test.y[:MOST_POINTS]))
     grid = np.linspace(x.min(), x.max(), 400)[:, None]
-    fitted = _array(dataset.target_scaling.invert(torch.as_tensor(_predict(setup, grid), device=setup.device)))
+    fitted = _array(dataset.target_scaling.invert(_predict(setup, grid)))
     figure, (axes,) = new_figure(6, 4)
     axes.scatter(x, y, s=12, c=COLOURS[4], label="test samples")
     axes.plot(grid, fitted, c=COLOURS[5], lw=2, label="network")
@@ -178,7 +177,7 @@ def predicted_against_true(setup: Setup, test: Evaluation) -> Picture:
     return render(figure)
 
 
-def _test_inputs(dataset: Dataset, rows: slice | Tensor = slice(MOST_POINTS)) -> NDArray[Any]:
+def _test_inputs(dataset: Dataset, rows: slice | Tensor = slice(MOST_POINTS)) -> Array:
     """Return inputs of the test part in the units of the data."""
     return _array(dataset.input_scaling.invert(dataset.test.inputs(rows)))
 
@@ -189,12 +188,13 @@ def _input_names(dataset: Dataset) -> Sequence[str]:
     return ["x"] if dataset.n_inputs == 1 else [f"x{number}" for number in range(1, dataset.n_inputs + 1)]
 
 
-def _predict(setup: Setup, x: NDArray[np.float64]) -> NDArray[Any]:
+@torch.no_grad()
+def _predict(setup: Setup, x: Array) -> Tensor:
     """Return the outputs for inputs in the units of the data."""
     weight = next(setup.model.parameters())
-    with torch.no_grad():
-        raw = torch.as_tensor(x, dtype=weight.dtype, device=weight.device)
-        return _array(setup.model(setup.dataset.input_scaling.apply(raw)))
+    inputs = torch.as_tensor(x, dtype=weight.dtype, device=weight.device)
+    outputs: Tensor = setup.model(setup.dataset.input_scaling.apply(inputs))
+    return outputs
 
 
 def shortened(name: str, most: int = 16) -> str:
@@ -202,9 +202,7 @@ def shortened(name: str, most: int = 16) -> str:
     return name if len(name) <= most else f"{name[: most - 1]}…"
 
 
-def _tiles(
-    tiles: list[NDArray[Any]], labels: list[str], title: str, colours: dict[str, Any], marked: int = 0
-) -> Picture:
+def _tiles(tiles: list[Array], labels: list[str], title: str, colours: dict[str, Any], marked: int = 0) -> Picture:
     """Return tiles in a grid on one pair of axes (many axes are slow), their labels above, the first ones in colour."""
     columns = 9 if len(tiles) > 18 else 6
     rows = -(-len(tiles) // columns)
@@ -230,7 +228,7 @@ def new_figure(width: float, height: float, rows: int = 1, columns: int = 1) -> 
     return figure, [*figure.subplots(rows, columns, squeeze=False).flat]
 
 
-def color_scale(values: NDArray[Any]) -> dict[str, Any]:
+def color_scale(values: Array) -> dict[str, Any]:
     """Return the arguments of ``imshow`` that centre the colours on 0; from 0 upwards if no value is negative."""
     limit = float(np.abs(values).max()) or 1.0
     if (values >= 0).all():
@@ -245,5 +243,5 @@ def render(figure: Figure) -> Picture:
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
-def _array(tensor: Tensor) -> NDArray[Any]:
+def _array(tensor: Tensor) -> Array:
     return tensor.detach().cpu().numpy()

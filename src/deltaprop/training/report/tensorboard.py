@@ -57,9 +57,7 @@ class TensorBoardReporter:
         warn: Called once with a warning if the events cannot be written.
     """
 
-    def __init__(
-        self, setup: Setup, folder: Path, first: int = 0, warn: Callable[[str], None] = lambda text: None
-    ) -> None:
+    def __init__(self, setup: Setup, folder: Path, first: int, warn: Callable[[str], None]) -> None:
         self.setup, self.warn, self.failed = setup, warn, False
         self._excepthook, threading.excepthook = threading.excepthook, self._thread_excepthook
         self._open = functools.partial(SummaryWriter, str(folder), purge_step=first)
@@ -112,8 +110,7 @@ class TensorBoardReporter:
         if self.failed or not setup.config.log_every:
             return
         self._write_layers(epoch)
-        if test is None:
-            test = evaluate(setup.model, setup.objective, setup.dataset.test, setup.dataset.target_scaling)
+        test = test or evaluate(setup.model, setup.objective, setup.dataset.test, setup.dataset.target_scaling)
         if test is not None:
             from deltaprop.training.report import plots  # matplotlib takes half a second to import
 
