@@ -16,7 +16,7 @@ import pytest
 
 from deltaprop.cli import main, program
 from deltaprop.cli.parsing import one_line
-from deltaprop.cli.train import parse
+from deltaprop.cli.train import parse_flags
 
 ROOT = Path(__file__).parents[2]
 SMALL = ["--data", "moons", "--hidden", "8", "--epochs", "2", "--log-every", "0"]
@@ -111,7 +111,7 @@ class TestOutput:
         screen = StringIO()
         console = Console(file=screen, force_terminal=True, width=60, color_system=None, highlight=False)
         reporter = ConsoleReporter(console)
-        train(parse([*SMALL, "--run-dir", str(tmp_path / "run")]), reporter)
+        train(parse_flags([*SMALL, "--run-dir", str(tmp_path / "run")])[0], reporter)
         shown = [line for line in screen.getvalue().replace("\r", "\n").splitlines() if "\x1b" not in line]
         assert max(len(line.rstrip()) for line in shown) <= 60
         assert "2 → 8 relu → 2" in screen.getvalue()
@@ -245,7 +245,7 @@ class TestConfigFile:
     def test_flags_win_over_the_file_and_the_file_over_defaults(self, tmp_path: Path):
         file = tmp_path / "recipe.toml"
         file.write_text("lr = 0.5\nepochs = 7\nhidden = [30]\n")
-        config = parse(["--config", str(file), "--epochs", "9"])
+        config, _, _ = parse_flags(["--config", str(file), "--epochs", "9"])
         assert (config.lr, config.epochs, config.hidden, config.batch_size) == (0.5, 9, (30,), 16)
         assert config.config == file
 
@@ -265,7 +265,7 @@ class TestConfigFile:
         file = tmp_path / "recipe.toml"
         file.write_text('lr = 0\nnesterov = true\nmomentum = 0.0\nactivation = ["relu", "tanh", "relu"]\n')
         flags = ["--config", str(file), "--lr", "0.1", "--momentum", "0.9", "--hidden", "4", "4", "4"]
-        assert parse(flags).activations == ["relu", "tanh", "relu"]
+        assert parse_flags(flags)[0].activations == ["relu", "tanh", "relu"]
 
     def test_a_run_can_be_told_again_from_its_config_json(self, tmp_path: Path):
         """config.json holds every setting under its field's name."""

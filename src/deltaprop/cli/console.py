@@ -23,13 +23,13 @@ from deltaprop.training.devices import describe_device
 from deltaprop.training.report.reporter import Reporter, Result
 from deltaprop.training.setup import Setup
 
+Cell = str | Text
+PARTS = {"train": "rows to train", "val": "to validate", "test": "to test"}
+
 
 def terminal(**options: Any) -> Console:
     """Return a console that prints text as it is, without markup, highlighting or line breaks of its own."""
     return Console(highlight=False, markup=False, soft_wrap=True, **options)
-
-
-Cell = str | Text
 
 
 def print_table(
@@ -52,7 +52,7 @@ def _print(console: Console, table: Table) -> None:
     console.file.write(blanks.sub(lambda found: found[0].replace(" ", ""), capture.get()))
 
 
-def print_rows(console: Console, rows: Iterable[tuple[str, Cell]], width: int = 0) -> None:
+def print_rows(console: Console, rows: Iterable[tuple[str, Cell]], width: int = 6) -> None:
     """Print (name, text) in two columns, the first at least ``width`` wide; a repeated name is printed once."""
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold", no_wrap=True, min_width=width)
@@ -118,7 +118,7 @@ class ConsoleReporter(Reporter):
         self._reading.close()
         for line in setup.dataset.table.warnings if setup.dataset.table else ():
             self.warn(line)
-        self._print_rows(describe(setup))
+        print_rows(self.console, describe(setup))
         metric = "accuracy" if setup.objective.task == "classification" else "rmse"
         header = f"{'epoch':>7} {'train loss':>11} {'val loss':>11} {'val ' + metric:>13} {'seconds':>8}"
         self.console.print(f"\n{header}", style="bold")
@@ -152,12 +152,12 @@ class ConsoleReporter(Reporter):
         logdir = result.folder if setup.config.run_dir else result.folder.parent
         look = f"tensorboard --logdir {shlex.quote(str(logdir))}"
         rows += [("time", f"{result.seconds:.1f} s"), ("run", str(result.folder)), ("look", look)]
-        self._print_rows(rows)
+        print_rows(self.console, rows)
 
     def resumed(self, path: Path, epoch: int, done: int) -> None:
         """Print the checkpoint that the run resumes from."""
         steps = f", after {_count(done, 'step')} of it" if done else ""
-        self._print_rows([("resume", f"{path}: in epoch {epoch}{steps}")])
+        print_rows(self.console, [("resume", f"{path}: in epoch {epoch}{steps}")])
 
     def stopped(self, folder: Path) -> None:
         """Print the command that resumes an interrupted run."""
@@ -173,9 +173,6 @@ class ConsoleReporter(Reporter):
         """Remove the progress bars, also after an error."""
         self._reading.close()
         self._training.close()
-
-    def _print_rows(self, rows: Iterable[tuple[str, Cell]]) -> None:
-        print_rows(self.console, rows, width=len("resume"))
 
 
 def describe(setup: Setup) -> list[tuple[str, str]]:
@@ -197,9 +194,6 @@ def describe(setup: Setup) -> list[tuple[str, str]]:
     if "step" in (*config.activations, config.output_activation):
         rows.append(("note", "step has slope 0: the layers before it get no gradient and will not learn"))
     return rows
-
-
-PARTS = {"train": "rows to train", "val": "to validate", "test": "to test"}
 
 
 def describe_config(config: TrainConfig, resolved: dict[str, Any], parameters: list[int]) -> list[tuple[str, str]]:

@@ -23,6 +23,8 @@ from deltaprop.inference.model import Model, load
 from deltaprop.training.evaluate import evaluate
 from deltaprop.training.load_run import load_run
 
+MOST_CLASSES = 12  # in a confusion matrix on the terminal
+
 
 @dataclass(frozen=True)
 class Arguments(ModelArguments):
@@ -87,11 +89,8 @@ def _print_report(console: Console, model: Model, report: EvaluationReport) -> N
     for line in report.warnings:
         print_warning(line)
     dropped = f", {report.dropped} more dropped because of missing cells" if report.dropped else ""
-    balanced = ", balanced" if model.config.class_weight == "balanced" else ""
-    rows: list[tuple[str, Cell]] = [
-        ("rows", f"{report.rows}{dropped}"),
-        ("loss", f"{report.loss:.4g} ({model.objective.name}{balanced})"),
-    ]
+    name = model.objective.name + (", balanced" if model.config.class_weight == "balanced" else "")
+    rows: list[tuple[str, Cell]] = [("rows", f"{report.rows}{dropped}"), ("loss", f"{report.loss:.4g} ({name})")]
     if report.confusion is None:
         # The units of several targets differ: only R² has none.
         rows += [(name, f"{report.figures[name]:.4g}") for name in (["r2"] if report.by_class else report.figures)]
@@ -121,9 +120,6 @@ def _print_report(console: Console, model: Model, report: EvaluationReport) -> N
 
 def _format_count(count: int, is_right: bool) -> Text:
     return Text(str(count), "green" if is_right else "red") if count else Text("·", "dim")
-
-
-MOST_CLASSES = 12  # in a confusion matrix on the terminal
 
 
 def _format(value: float) -> str:

@@ -72,11 +72,7 @@ class OutputFile:
                 raise self._error("this is the data itself; name another file")
 
     def write(self, content: str | bytes) -> None:
-        """Write the file.
-
-        Raises:
-            UserError: If it cannot be written.
-        """
+        """Write the file; a UserError is raised if that fails."""
         assert self.path is not None
         content = content.encode() if isinstance(content, str) else content
         try:

@@ -25,6 +25,8 @@ from deltaprop.gradcheck.library import library_ops
 from deltaprop.gradcheck.report import GradientReport
 from deltaprop.training.devices import pick_device
 
+MARKS = {"passed": "[green]✓[/]", "skipped": "[dim]·[/]", "error": "[bold red]✗[/]", "warning": "[yellow]![/]"}
+
 
 @dataclass(frozen=True)
 class Arguments:
@@ -88,14 +90,9 @@ def _make_inputs(arguments: Arguments, examples: Callable[[], tuple[Any, ...]] |
 
 def _shape(text: str) -> tuple[int, ...]:
     """Return the shape of a word such as 4x3 or scalar."""
-    if text == "scalar":
-        return ()
-    if not re.fullmatch(r"\d+(x\d+)*", text):
+    if not re.fullmatch(r"scalar|\d+(x\d+)*", text):
         raise UserError(f"--shape must be sizes with x between them, such as 4x3, or scalar, got {text!r}")
-    return tuple(int(size) for size in text.split("x"))
-
-
-MARKS = {"passed": "[green]✓[/]", "skipped": "[dim]·[/]", "error": "[bold red]✗[/]", "warning": "[yellow]![/]"}
+    return tuple(map(int, re.findall(r"\d+", text)))
 
 
 def _print_overview(console: Console, reports: Sequence[GradientReport]) -> None:

@@ -37,11 +37,7 @@ class RunArguments:
 
     @property
     def folder(self) -> Path:
-        """The run folder.
-
-        Raises:
-            UserError: If none was given, or a file.
-        """
+        """The run folder; a UserError is raised if none was given, or a file."""
         run = self.run
         if run is None:
             raise UserError("which run? name its folder, such as runs/iris-20261125-093000")

@@ -26,10 +26,10 @@ def load(target: str) -> tuple[Any, Callable[[], tuple[Any, ...]] | None]:
     place, colon, name = target.rpartition(":")
     if not colon or not place or not name:
         raise UserError(f"a target is FILE.py:NAME or package.module:NAME, got {target!r}")
+    if place.endswith(".py") and not Path(place).is_file():
+        raise UserError(f"{place}: there is no such file")
     try:
-        module = _import_file(Path(place)) if place.endswith(".py") else _import_module(place)
-    except UserError:
-        raise
+        module = _import(place)
     except (Exception, SystemExit) as error:
         raise UserError(f"{place} cannot be imported: {format_error(error)}") from error
     if not hasattr(module, name):
@@ -42,21 +42,18 @@ def load(target: str) -> tuple[Any, Callable[[], tuple[Any, ...]] | None]:
     return loaded, None if examples is None else functools.partial(_call_examples, target, examples)
 
 
-def _import_file(path: Path) -> ModuleType:
-    if not path.is_file():
-        raise UserError(f"{path}: there is no such file")
+def _import(place: str) -> ModuleType:
+    if not place.endswith(".py"):
+        if "" not in sys.path:
+            sys.path.insert(0, "")  # the current folder, as `python -m` does
+        return importlib.import_module(place)
+    path = Path(place)
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]  # a .py file has a spec, and a loader
     sys.modules.setdefault(path.stem, module)  # dataclasses look up their module
     sys.path.insert(0, str(path.parent.resolve()))  # as `python FILE.py` does
     spec.loader.exec_module(module)  # type: ignore[union-attr]  # as above
     return module
-
-
-def _import_module(name: str) -> ModuleType:
-    if "" not in sys.path:
-        sys.path.insert(0, "")  # the current folder, as `python -m` does
-    return importlib.import_module(name)
 
 
 def _call_examples(target: str, examples: Callable[[], Any]) -> tuple[Any, ...]:

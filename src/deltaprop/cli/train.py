@@ -23,6 +23,8 @@ from deltaprop.training.objective import losses
 from deltaprop.training.resume import locate, saved_config
 from deltaprop.training.run_folder import RunFolder, has_checkpoint
 
+HERE = "."  # where --resume without a value looks, unless --run-dir is given
+
 
 def _one_of(names: Callable[[], Iterable[str]]) -> Any:
     """Return the annotation of a flag whose help lists the names of a table, those added at run time included."""
@@ -59,11 +61,6 @@ def main(words: Sequence[str]) -> int:
     with contextlib.closing(ConsoleReporter()) as reporter:
         train(config, reporter, resume=path, restart=restart, override=flags.override)
     return 0
-
-
-def parse(words: Sequence[str]) -> TrainConfig:
-    """Return the configuration of the flags; see :func:`parse_flags`."""
-    return parse_flags(words)[0]
 
 
 def parse_flags(words: Sequence[str]) -> tuple[TrainConfig, Flags, Path | None]:
@@ -103,9 +100,6 @@ def parse_flags(words: Sequence[str]) -> tuple[TrainConfig, Flags, Path | None]:
     if wrong:
         raise UserError(wrong)
     return config, flags, path
-
-
-HERE = "."  # where --resume without a value looks, unless --run-dir is given
 
 
 def run_to_resume(name: str, run_dir: Path | None) -> Path | None:

@@ -28,7 +28,7 @@ from deltaprop.inference.export.torch_export import to_torch_export
 from deltaprop.inference.export.verification import TOLERANCE, Exported
 from deltaprop.inference.model import Model
 
-__all__ = ["FORMATS", "TOLERANCE", "DeploymentModule", "ExportFormat", "Exported", "export"]
+__all__ = ["FORMATS", "SUFFIX", "TOLERANCE", "DeploymentModule", "ExportFormat", "Exported", "export"]
 
 
 class ExportFormat(NamedTuple):
@@ -44,6 +44,7 @@ FORMATS = {
     "torch-export": ExportFormat(to_torch_export, ".pt2", "the same for torch.export.load; categories by index"),
     "state-dict": ExportFormat(to_state_dict, ".safetensors", "weights of a plain nn.Sequential, scalings folded in"),
 }
+SUFFIX = {name: format_.suffix for name, format_ in FORMATS.items()}
 
 
 def export(model: Model, to: str) -> Exported:
