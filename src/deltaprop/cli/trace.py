@@ -37,7 +37,7 @@ class Arguments:
 
     #: Run folder, or your own net: FILE.py:NAME or package.module:NAME.
     target: Annotated[Positional[str | None], optional("[TARGET]", "a fresh net")] = None
-    sizes: Annotated[tuple[int, ...] | None, optional("INT", "2 3 1")] = None  # Fresh net: layer sizes, n_0 to n_L.
+    sizes: Annotated[tuple[int, ...] | None, optional("INT ...", "2 3 1")] = None  # Fresh net: layer sizes, n_0 to n_L.
     activation: Annotated[str | None, optional("NAME", "sigmoid")] = None  # Fresh net: activation of hidden layers.
     output_activation: Annotated[str | None, optional("NAME", "none")] = None  # Fresh net: output activation.
     init: Annotated[str | None, optional("NAME", "torch")] = None  # Fresh net: initialisation of the weights.
