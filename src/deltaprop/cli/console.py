@@ -49,7 +49,7 @@ def _print(console: Console, table: Table) -> None:
     with console.capture() as capture:
         console.print(table, soft_wrap=False)
     blanks = re.compile(r"(?:[ ]|\x1b\[[0-9;]*m)+$", re.MULTILINE)  # colour codes stay
-    console.file.write(blanks.sub(lambda found: found[0].replace(" ", ""), capture.get()))
+    console.file.write(blanks.sub(lambda match: match[0].replace(" ", ""), capture.get()))
 
 
 def print_rows(console: Console, rows: Iterable[tuple[str, Cell]], width: int = 6) -> None:

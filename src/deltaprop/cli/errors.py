@@ -91,15 +91,15 @@ def as_flags(text: str) -> str:
     return SETTING.sub(_as_flag, text)
 
 
-def _as_flag(found: re.Match[str]) -> str:
-    name, literal = found[1], found[2]
+def _as_flag(match: re.Match[str]) -> str:
+    name, literal = match[1], match[2]
     if name not in _flag_names():
-        return found[0]
+        return match[0]
     flag = f"--{name.replace('_', '-')}"
     try:
         value = True if literal is None else ast.literal_eval(literal)
     except (SyntaxError, ValueError):  # the user's own text
-        return found[0]
+        return match[0]
     if isinstance(value, bool):
         return flag if value else f"--no-{flag[2:]}"
     return " ".join([flag, *map(_shell_word, map(str, value if isinstance(value, tuple) else (value,)))])

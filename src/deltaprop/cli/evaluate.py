@@ -79,10 +79,10 @@ def _on_test_part(run: Path, weights: str, model: Model) -> EvaluationReport:
         config = setup.config
         table = None if config.test is None else open_table(Path(config.test), config.delimiter)
         dropped = None if table is None else sum(map(len, table.batches())) - len(test)
-    found = evaluate(setup.model, setup.objective, test, dataset.target_scaling)
-    assert found is not None  # the test part always has rows
+    evaluation = evaluate(setup.model, setup.objective, test, dataset.target_scaling)
+    assert evaluation is not None  # the test part always has rows
     y = test.y if model.class_names else dataset.target_scaling.invert(test.y.double())
-    return evaluation_report(model, found.outputs, y.numpy(), dropped=dropped)
+    return evaluation_report(model, evaluation.outputs, y.numpy(), dropped=dropped)
 
 
 def _print_report(console: Console, model: Model, report: EvaluationReport) -> None:

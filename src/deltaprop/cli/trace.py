@@ -68,34 +68,34 @@ def main(words: Sequence[str]) -> int:
     arguments = read_arguments(Arguments, "trace", words)
     page = OutputFile("--html", arguments.html, (".html", ".htm"))
     _check(arguments)
-    found, lr = make_trace(arguments)
+    traced, lr = make_trace(arguments)
     console = terminal()
-    if is_tiny(found):
+    if is_tiny(traced):
         note = "numbers are rounded to four digits, the sums are of the unrounded ones"
         console.print(note, style="dim", soft_wrap=False)
-        for line in as_text(steps(found, lr)):
+        for line in as_text(steps(traced, lr)):
             console.print(line, style="dim" if line.startswith("#") else None if line.startswith(" ") else "bold")
     else:
-        console.print(headline(found), style="bold")
-        console.print(*tables(found), sep="\n", soft_wrap=False)
-        after = found.loss_after(lr)
-        hint = ": the step is too long, try a smaller --lr" if after > found.loss else ""
-        summary = f"{found.loss_name}: C = {found.loss:.6g}, and {after:.6g} after a step of η = {lr:g}{hint}"
+        console.print(headline(traced), style="bold")
+        console.print(*tables(traced), sep="\n", soft_wrap=False)
+        after = traced.loss_after(lr)
+        hint = ": the step is too long, try a smaller --lr" if after > traced.loss else ""
+        summary = f"{traced.loss_name}: C = {traced.loss:.6g}, and {after:.6g} after a step of η = {lr:g}{hint}"
         console.print(summary, soft_wrap=False)
         console.print(f"{LEGEND} The sums of a net of this size: --html page.html.", style="dim", soft_wrap=False)
-    console.print(verdict(found))
+    console.print(verdict(traced))
     folder = RunFolder.make(arguments.run_dir, "trace").path if arguments.tensorboard else None
     if page.path is not None:
         from deltaprop.tracing.page import html_page
 
-        page.write(html_page(found, lr))
+        page.write(html_page(traced, lr))
         console.print(f"page {page.path}")
     if folder is not None:
         from deltaprop.training.report.tensorboard_trace import write_trace  # TensorBoard is slow to import
 
-        write_trace(found, lr, folder)
+        write_trace(traced, lr, folder)
         console.print(f"look tensorboard --logdir {folder.parent}")
-    return 0 if found.ok else 1
+    return 0 if traced.ok else 1
 
 
 def _kind(target: str | None) -> str:
@@ -160,12 +160,12 @@ def _trace_run(folder: Path, arguments: Arguments) -> tuple[Trace, float]:
         raise UserError(f"--part {part}: the run has no rows in it")
     rows = slice(arguments.rows or 16)
     x = split.inputs(rows)
-    found = trace(setup.model, setup.objective.call, x, setup.objective.targets(split.y[rows], x.dtype))
+    traced = trace(setup.model, setup.objective.call, x, setup.objective.targets(split.y[rows], x.dtype))
     about = f"{folder}: its {weights} weights, the first {len(x)} rows of its {part} part, scaled"
     extras = {"momentum": setup.config.momentum, "weight decay": setup.config.weight_decay}
     left_out = " and ".join(name for name, value in extras.items() if value)
     about += f"; the step is plain, without the run's {left_out}" if left_out else ""
-    return dataclasses.replace(found, about=about), setup.config.rate if arguments.lr is None else arguments.lr
+    return dataclasses.replace(traced, about=about), setup.config.rate if arguments.lr is None else arguments.lr
 
 
 def _trace_fresh(arguments: Arguments, loss: str) -> Trace:
@@ -180,9 +180,9 @@ def _trace_fresh(arguments: Arguments, loss: str) -> Trace:
         x = torch.rand(rows, sizes[0], dtype=torch.float64) * 2 - 1
         labels, y = torch.randint(sizes[-1], (rows,)), torch.rand(rows, sizes[-1], dtype=torch.float64).round()
         y = labels if loss == "cross_entropy" else y
-    found = trace(model, loss, x, y)
-    if not is_tiny(found):
-        return found
+    traced = trace(model, loss, x, y)
+    if not is_tiny(traced):
+        return traced
     with torch.no_grad():
         for p in model.parameters():
             p.copy_((100 * p).round() / 100)

@@ -76,15 +76,15 @@ def parse_flags(words: Sequence[str]) -> tuple[TrainConfig, Flags, Path | None]:
     first.add_argument("--resume", nargs="?", const=HERE)
     first.add_argument("--run-dir", "--run_dir", type=Path)
     try:
-        found, rest = first.parse_known_args(words)
+        given, rest = first.parse_known_args(words)
     except argparse.ArgumentError as error:
         raise UserError(f"{str(error.argument_name).split('/')[0]} needs a value") from error
     is_help = any(word in ("-h", "--help") for word in rest)
-    path = None if found.resume is None or is_help else run_to_resume(found.resume, found.run_dir)
+    path = None if given.resume is None or is_help else run_to_resume(given.resume, given.run_dir)
     default = Flags(**{
         **({} if path is None else vars(_saved_config(path))),
-        **(read_toml(found.config) if found.config else {}),
-        **{name: value for name, value in vars(found).items() if value is not None},
+        **(read_toml(given.config) if given.config else {}),
+        **{name: value for name, value in vars(given).items() if value is not None},
     })  # fmt: skip
     flags = read_arguments(Flags, "train", rest, default)
     if flags.override and path is None:
@@ -95,8 +95,8 @@ def parse_flags(words: Sequence[str]) -> tuple[TrainConfig, Flags, Path | None]:
         if config.run_dir is not None and config.run_dir.resolve() != folder.resolve():
             raise UserError(f"--run-dir {config.run_dir}: the run to resume is in {folder}")
     wrong = _error(config)
-    if wrong and found.config and wrong == _error(default):  # the file is wrong, not a flag
-        raise UserError(f"{setting('config', found.config)}: {as_keys(wrong)}")
+    if wrong and given.config and wrong == _error(default):  # the file is wrong, not a flag
+        raise UserError(f"{setting('config', given.config)}: {as_keys(wrong)}")
     if wrong:
         raise UserError(wrong)
     return config, flags, path
@@ -125,9 +125,9 @@ def run_to_resume(name: str, run_dir: Path | None) -> Path | None:
 def _saved_config(path: Path) -> TrainConfig:
     """Return the configuration of the run to resume, from its last valid checkpoint."""
     folder, only = locate(path)
-    found = RunFolder.of(folder).sound_checkpoint(lambda text: None, only)  # training warns about damaged ones
-    assert found is not None  # run_to_resume has seen one
-    return saved_config(found[1], folder)
+    newest = RunFolder.of(folder).sound_checkpoint(lambda text: None, only)  # training warns about damaged ones
+    assert newest is not None  # run_to_resume has seen one
+    return saved_config(newest[1], folder)
 
 
 def _error(config: TrainConfig) -> str:
