@@ -225,9 +225,9 @@ def test_the_commands_run(page: str, line: str, workplace: Path):
     ],
 )
 def test_the_commands_in_the_text_parse(line: str):
-    from deltaprop.cli.train import parse
+    from deltaprop.cli.train import parse_flags
 
-    parse(shlex.split(line))
+    parse_flags(shlex.split(line))
 
 
 def test_every_flag_is_listed_with_its_default():

@@ -9,7 +9,6 @@ import torch
 
 import deltaprop as dp
 from deltaprop.cli import main
-from deltaprop.inference import export
 from deltaprop.inference.export import DeploymentModule
 from tests.inference.conftest import Runs
 
@@ -42,7 +41,7 @@ def test_a_file_and_what_is_said_of_it(runs: Runs, capsys: pytest.CaptureFixture
     words = parity.split()
     assert words[:3] == ["parity:", "at", "most"]
     assert 0 <= float(words[3]) <= 1e-5
-    assert parity.endswith(f" from the model's own answers on 512 rows, by {by}")
+    assert parity.endswith(f" from the model's own predictions on 512 rows, by {by}")
     assert any("input" in line for line in notes)
     assert [path.name for path in Path().iterdir()] == [name]
 
@@ -122,7 +121,7 @@ def test_help_tells_where_the_file_lies(runs: Runs, capsys: pytest.CaptureFixtur
     with pytest.raises(SystemExit):
         main(["export", "--help"])
     assert new == "exported.pt2"
-    assert "by default exported.onnx, .pt2 or .safetensors" in " ".join(
+    assert "(default: exported.onnx, .pt2 or .safetensors in the run folder)" in " ".join(
         capsys.readouterr().out.replace("│", " ").split()
     )
 
@@ -159,7 +158,7 @@ def test_answers_that_differ_are_not_written(
     ("words", "said"),
     [
         (["RUN", "--to", "onxx"], "unknown format 'onxx': did you mean 'onnx'"),
-        (["RUN", "--to", "onnx", "--out", "m.pt2"], "--out m.pt2: a file of onnx ends in .onnx"),
+        (["RUN", "--to", "onnx", "--out", "m.pt2"], "--out m.pt2: the name must end in .onnx for --to onnx"),
         (["RUN", "--to", "state-dict", "--out", "none/m.safetensors"], "there is no folder"),
         (["RUN", "--weights", "last"], "unknown weights 'last'"),
         (["none"], "none: there is no such folder"),
@@ -176,7 +175,3 @@ def test_what_is_refused(runs: Runs, capsys: pytest.CaptureFixture[str], words: 
     assert err.count("\n") == 1
     assert said in err
     assert [*Path().iterdir()] == []
-
-
-def test_every_format_has_an_ending():
-    assert {*export.FORMATS} == {*export.SUFFIX}

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from deltaprop import UserError
-from deltaprop.cli.files import check_apart
+from deltaprop.cli.files import OutputFile
 from deltaprop.training import TrainConfig, train
 
 
@@ -23,14 +23,15 @@ def test_every_file_of_a_run_is_its_own(run: Path):
     assert len({path.suffix for path in files}) >= 4  # .json, .jsonl, .safetensors, and the events'
     for path in files:
         with pytest.raises(UserError, match=f"^--json {path}: this is a file of the run itself; name another file$"):
-            check_apart("--json", path, run)
+            OutputFile("--json", path).check_apart(run)
 
 
 def test_others_may_lie_beside_them(run: Path, tmp_path: Path):
+    (run / "mine").mkdir()
     for name in ("exported.onnx", "judged.json", "mine/config.json"):
-        check_apart("--json", run / name, run)
-    check_apart("--json", tmp_path / "config.json", run)
-    check_apart("--json", None, run)
+        OutputFile("--json", run / name).check_apart(run)
+    OutputFile("--json", tmp_path / "config.json").check_apart(run)
+    OutputFile("--json", None).check_apart(run)
 
 
 def test_data_and_their_folders_are_left_alone(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -41,6 +42,6 @@ def test_data_and_their_folders_are_left_alone(run: Path, tmp_path: Path, monkey
     Path("link.csv").symlink_to("t.csv")
     for name in ("t.csv", "link.csv", "parts/new.parquet", str(tmp_path / "t.csv")):
         with pytest.raises(UserError, match="this is the data itself; name another file"):
-            check_apart("--out", Path(name), run, "other.csv", "t.csv", "parts")
+            OutputFile("--out", Path(name)).check_apart(run, "other.csv", "t.csv", "parts")
     for name in ("u.csv", "parts/answers/new.parquet"):
-        check_apart("--out", Path(name), run, "t.csv", "parts")
+        OutputFile("--out", Path(name)).check_apart(run, "t.csv", "parts")

@@ -40,9 +40,9 @@ def test_what_is_told(runs: Runs, capsys: pytest.CaptureFixture[str], monkeypatc
     for line in (
         f"run {run.folder}",
         f"data {run.data} (sha256 {resolved['data_sha256'][:12]}…)",
-        "216 rows to train, 24 rows to validate, 60 rows to test",
+        "216 rows to train, 24 to validate, 60 to test",
         "city: 3 categories: Paris, Rome, São Paulo",
-        f"b: numbers, a missing one is {resolved['columns']['inputs'][2]['fill']:.4g}",
+        f"b: numbers, missing values become {resolved['columns']['inputs'][2]['fill']:.4g}",
         "target y",
         "classes hi, lo, mid",
         "model 5 → 8 relu → 3",

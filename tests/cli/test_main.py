@@ -16,7 +16,7 @@ import pytest
 
 from deltaprop.cli import main, program
 from deltaprop.cli.parsing import one_line
-from deltaprop.cli.train import parse
+from deltaprop.cli.train import parse_flags
 
 ROOT = Path(__file__).parents[2]
 SMALL = ["--data", "moons", "--hidden", "8", "--epochs", "2", "--log-every", "0"]
@@ -111,7 +111,7 @@ class TestOutput:
         screen = StringIO()
         console = Console(file=screen, force_terminal=True, width=60, color_system=None, highlight=False)
         reporter = ConsoleReporter(console)
-        train(parse([*SMALL, "--run-dir", str(tmp_path / "run")]), reporter)
+        train(parse_flags([*SMALL, "--run-dir", str(tmp_path / "run")])[0], reporter)
         shown = [line for line in screen.getvalue().replace("\r", "\n").splitlines() if "\x1b" not in line]
         assert max(len(line.rstrip()) for line in shown) <= 60
         assert "2 → 8 relu → 2" in screen.getvalue()
@@ -130,11 +130,11 @@ REFUSED = [
     (["--data", "digit"], "unknown data set 'digit': did you mean 'digits'?"),
     (["--data", "mnist"], "mnist does not come with the package: give the folder that holds its four IDX files"),
     (["--data", "/nowhere/at/all"], "/nowhere/at/all"),
-    (["--dtype", "float8"], "--dtype must be float32 or float64, got 'float8'"),
+    (["--dtype", "float8"], "--dtype must be one of 'float32', 'float64', got 'float8'"),
     (["--epochs"], "--epochs needs a value"),
     (["--epochs", "three"], "--epochs must be a whole number, got 'three'"),
     (["--momentum", "x"], "--momentum must be a number, got 'x'"),
-    (["--missing", "median"], "--missing must be refuse, mean or drop, got 'median'"),
+    (["--missing", "median"], "--missing must be one of 'refuse', 'mean', 'drop', got 'median'"),
     (["--data"], "--data needs a value"),
     (["--hidden", "4", "b"], "--hidden cannot be '4', 'b'"),
     (["--config"], "--config needs a value"),
@@ -234,7 +234,7 @@ class TestTerminal:
         flags = ["--data", "moons", "--epochs", "100000", "--log-every", "0", "--run-dir", "run"]
         code, written = self.on_a_terminal(tmp_path, *flags, interrupt_on="      3 ")
         assert code == 130
-        assert "saved; go on with: deltaprop train --resume run" in written
+        assert "saved; resume with: deltaprop train --resume run" in written
         assert "Traceback" not in written
         assert (tmp_path / "run" / "best.safetensors").exists()
 
@@ -245,7 +245,7 @@ class TestConfigFile:
     def test_flags_win_over_the_file_and_the_file_over_defaults(self, tmp_path: Path):
         file = tmp_path / "recipe.toml"
         file.write_text("lr = 0.5\nepochs = 7\nhidden = [30]\n")
-        config = parse(["--config", str(file), "--epochs", "9"])
+        config, _, _ = parse_flags(["--config", str(file), "--epochs", "9"])
         assert (config.lr, config.epochs, config.hidden, config.batch_size) == (0.5, 9, (30,), 16)
         assert config.config == file
 
@@ -265,7 +265,7 @@ class TestConfigFile:
         file = tmp_path / "recipe.toml"
         file.write_text('lr = 0\nnesterov = true\nmomentum = 0.0\nactivation = ["relu", "tanh", "relu"]\n')
         flags = ["--config", str(file), "--lr", "0.1", "--momentum", "0.9", "--hidden", "4", "4", "4"]
-        assert parse(flags).activations == ["relu", "tanh", "relu"]
+        assert parse_flags(flags)[0].activations == ["relu", "tanh", "relu"]
 
     def test_a_run_can_be_told_again_from_its_config_json(self, tmp_path: Path):
         """config.json holds every setting under its field's name."""
@@ -275,4 +275,4 @@ class TestConfigFile:
 
 
 def test_a_parser_that_says_nothing_still_gives_a_line():
-    assert one_line("") == "the flags cannot be read; see deltaprop train --help"
+    assert one_line("") == "the arguments cannot be parsed; see deltaprop COMMAND --help"

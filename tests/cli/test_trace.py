@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from deltaprop import core
 from deltaprop.cli import main
-from deltaprop.cli.trace import Arguments, make
+from deltaprop.cli.trace import Arguments, make_trace
 from deltaprop.training import TrainConfig, train
 from deltaprop.training.load_run import load_run
 
@@ -124,10 +124,10 @@ def test_weights_are_those_that_were_asked_for(tmp_path: Path, capsys: pytest.Ca
     shutil.rmtree(folder / "checkpoints")  # which would tell that the best weights are others now
     state = load_file(folder / "best.safetensors")
     save_file({name: 2 * value for name, value in state.items()}, folder / "best.safetensors")
-    found = [make(Arguments(target=str(folder), weights=weights))[0] for weights in (None, "final", "best")]
+    found = [make_trace(Arguments(target=str(folder), weights=weights))[0] for weights in (None, "final", "best")]
     assert torch.equal(found[0].layers[0].weight, found[1].layers[0].weight)
     assert torch.equal(found[2].layers[0].weight, 2 * state["0.weight"].double())
-    part = make(Arguments(target=str(folder), part="test", rows=5))[0]
+    part = make_trace(Arguments(target=str(folder), part="test", rows=5))[0]
     assert torch.equal(part.input, load_run(folder).dataset.test.x[:5].double())
     assert found[2].about.endswith("scaled; the step is plain, without the run's momentum")
     assert found[2].about.startswith(f"{folder}: its best weights, the first 16 rows of its train part")
@@ -145,8 +145,8 @@ def test_each_view_has_the_learning_rate(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_a_fresh_net_is_drawn_as_asked():
-    wide = make(Arguments(sizes=(50, 40, 2), rows=3, init="normal"))[0].layers[0].weight
-    narrow = make(Arguments(sizes=(50, 40, 2), rows=3))[0].layers[0].weight
+    wide = make_trace(Arguments(sizes=(50, 40, 2), rows=3, init="normal"))[0].layers[0].weight
+    narrow = make_trace(Arguments(sizes=(50, 40, 2), rows=3))[0].layers[0].weight
     assert float(wide.std()) == pytest.approx(1, rel=0.1)
     assert float(narrow.abs().max()) <= 50**-0.5
 
@@ -177,7 +177,7 @@ def test_the_same_seed_gives_the_same_page(capsys: pytest.CaptureFixture[str]):
             ["--sizes", "2", "3", "--loss", "cross_entropy", "--output-activation", "softmax"],
             "already contains Softmax",
         ),
-        (["--sizes", "2", "1", "--loss", "cross_entropy"], "--loss cross_entropy of one output is 0"),
+        (["--sizes", "2", "1", "--loss", "cross_entropy"], "--loss cross_entropy of one output is always 0"),
         (["OWN:net"], "quadratic_loss does not take outputs [2, 2] and targets [2]"),
         (["--activation", "sgmoid"], "unknown activation 'sgmoid': did you mean 'sigmoid'"),
         (["--init", "xaver"], "unknown initialisation 'xaver': did you mean 'xavier'"),
@@ -192,10 +192,10 @@ def test_the_same_seed_gives_the_same_page(capsys: pytest.CaptureFixture[str]):
         (["OWN:nat"], "own.py has no 'nat'; it has torch, net"),
         (["EXITS:net"], "example_inputs() beside it fails: SystemExit: 3"),
         (["OWN:number"], "trace takes an nn.Sequential, got int"),
-        (["OWN:net", "--rows", "3"], "--rows is not for a net of your own"),
+        (["OWN:net", "--rows", "3"], "--rows is for a fresh net or the folder of a run, and the target is"),
         (["math:sin"], "trace takes an nn.Sequential, got builtin_function_or_method"),
         (["RUN", "--sizes", "2", "3"], "--sizes is for a fresh net, and the target is"),
-        (["RUN", "--loss", "mse_loss"], "--loss is not for a run, which has its own"),
+        (["RUN", "--loss", "mse_loss"], "--loss is for a fresh net or a net of your own, and the target is"),
         (["RUN", "--part", "tset"], "unknown part 'tset': did you mean 'test'"),
         (["RUN", "--weights", "last"], "unknown weights 'last'"),
         (["RUN", "--data", "circles"], "are not those that the run learnt from"),

@@ -277,7 +277,7 @@ def test_the_summary_says_what_was_understood(tmp_path: Path, monkeypatch, capsy
         "data    t.csv: 1 column of numbers and 1 column of categories (3 names, one-hot)",
         "        target y: 2 classes: no 33.3 %, yes 66.7 %",
         "        1 column left out: id",
-        "        1 row left out for something missing in them",
+        "        1 row dropped because of missing cells",
         "        28 rows to train, 3 to validate, 8 to test",
         "model   4 → 4 relu → 2",
     ]

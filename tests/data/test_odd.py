@@ -69,7 +69,7 @@ CHOICES = [
     table("a number as a category", GOOD, ONE_AND.format(4), "--categorical", "b"),  # squares mod 7: 0, 1, 2, 4
     table("a number as classes", "a,y\n" + "1,0.5\n2,1.5\n" * 20, "2 classes: 0.5 50 %, 1.5 50 %",
           "--categorical", "y"),
-    table("a missing target dropped", GOOD + "1,2,\n", r"1 row left out for something missing", "--missing", "drop"),
+    table("a missing target dropped", GOOD + "1,2,\n", r"1 row dropped because of missing cells", "--missing", "drop"),
     table("a missing cell filled", GOOD + "1,,no\n", r"1 missing cell filled\n", "--missing", "mean"),
     table("an empty column dropped", GOOD.replace(ROWS, "1,,yes\n1,,no\n" * 20), "1 column left out: b", "--drop", "b"),
     table("several targets", GOOD, r"target a: .* ± .*, b: .* ± .* \(mean ± deviation\)", "--target", "a", "b"),
@@ -89,7 +89,7 @@ CHOICES = [
     table("a test with other names", NAMED, r"^warning: u\.csv: column 'b' has .*name.* 'green'.*\n",
           test="a,b,y\n1,green,no\n1,p,yes\n"),
     table("a test with a cell to fill", GOOD, r"1 missing cell filled\n", "--missing", "mean", test="a,b,y\n1,,no\n"),
-    table("a test with a row to drop", GOOD, r"1 row left out for something missing", "--missing", "drop",
+    table("a test with a row to drop", GOOD, r"1 row dropped because of missing cells", "--missing", "drop",
           test="a,b,y\n1,,no\n1,2,no\n"),
     table("classes with leading zeros, tested", "a,y\n" + "1,01\n2,02\n" * 20, "2 classes: 01 50 %, 02 50 %",
           "--categorical", "y", test="a,y\n1,01\n2,02\n"),

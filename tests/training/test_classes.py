@@ -195,7 +195,7 @@ def test_the_header_and_info_say_that_classes_count_alike(run: Run, uneven: str,
         header = dict(describe(load_run(result.folder)))["loss"]
         assert main(["info", str(result.folder)]) == 0
         for said in (header, capsys.readouterr().out):
-            assert ("every class counting alike" in said) == (weight == "balanced")
+            assert ("balanced class weights" in said) == (weight == "balanced")
 
 
 @pytest.mark.parametrize("loss", ["mse", "binary-cross-entropy"])

@@ -1,299 +1,283 @@
-"""What a run says on the terminal; line by line and without a bar where there is none."""
+"""Terminal output of all commands: tables, progress bars and the report of a training run."""
 
 from __future__ import annotations
 
 import re
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, DownloadColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 from torch import nn
 
 from deltaprop.cli.errors import print_warning
-from deltaprop.data import Dataset, Encoding
+from deltaprop.data import Dataset
+from deltaprop.training.config import TrainConfig
 from deltaprop.training.devices import describe_device
-from deltaprop.training.report.reporter import Result
+from deltaprop.training.report.reporter import Reporter, Result
 from deltaprop.training.setup import Setup
 
-
-def print_table(console: Console, table: Table) -> None:
-    """Print a table without blanks at the ends of its lines."""
-    with console.capture() as shown:
-        console.print(table)
-    for line in shown.get().splitlines():
-        ending = re.search(r"(?:[ ]|\x1b\[[0-9;]*m)*$", line)
-        assert ending is not None  # it matches nothing, if need be
-        console.file.write(f"{line[: ending.start()]}{ending[0].replace(' ', '')}\n")
+Cell = str | Text
+PARTS = {"train": "rows to train", "val": "to validate", "test": "to test"}
 
 
-def quoted(name: str) -> str:
-    """Return a name as it stands in a list: in quotes where it holds a comma."""
-    return repr(name) if "," in name else name
+def terminal(**options: Any) -> Console:
+    """Return a console that prints text as it is, without markup, highlighting or line breaks of its own."""
+    return Console(highlight=False, markup=False, soft_wrap=True, **options)
 
 
-class ReadingBar:
-    """Shows how far a long reading is, on a terminal; call it with what is read, the bytes done and of how many."""
+def print_table(
+    console: Console, header: Iterable[Cell], rows: Iterable[Iterable[Cell]], no_wrap: bool = False
+) -> None:
+    """Print a table of numbers without lines; the first column, of names, is folded unless ``no_wrap``."""
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for at, name in enumerate(header):
+        table.add_column(name, justify="right" if at else "left", overflow="fold", no_wrap=no_wrap and at == 0)
+    for row in rows:
+        table.add_row(*row)
+    _print(console, table)
 
-    PATIENCE = 0.5  # seconds, before which nothing is shown
 
-    def __init__(self, console: Console) -> None:
-        self.began = self.drawn = time.monotonic()
-        self.progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=None),
-            DownloadColumn(),
-            TimeRemainingColumn(compact=True),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
-        self.task: TaskID | None = None
+def _print(console: Console, table: Table) -> None:
+    """Print a table without trailing blanks."""
+    with console.capture() as capture:
+        console.print(table, soft_wrap=False)
+    blanks = re.compile(r"(?:[ ]|\x1b\[[0-9;]*m)+$", re.MULTILINE)  # colour codes stay
+    console.file.write(blanks.sub(lambda match: match[0].replace(" ", ""), capture.get()))
 
-    def __call__(self, what: str, done: int, total: int) -> None:
-        """Move the bar, ten times a second at most."""
+
+def print_rows(console: Console, rows: Iterable[tuple[str, Cell]], width: int = 6) -> None:
+    """Print (name, text) in two columns, the first at least ``width`` wide; a repeated name is printed once."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold", no_wrap=True, min_width=width)
+    table.add_column(overflow="fold")
+    last = ""
+    for name, text in rows:
+        table.add_row("" if name == last else name, text if isinstance(text, Text) else Text(text))
+        last = name
+    _print(console, table)
+
+
+class ProgressBar:
+    """Progress bar on a terminal; prints nothing elsewhere.
+
+    Args:
+        console: Console to draw on.
+        amount: Column that shows how much is done; bytes by default.
+        delay: Seconds before the bar appears.
+    """
+
+    def __init__(self, console: Console, amount: ProgressColumn | None = None, delay: float = 0.5) -> None:
+        text, bar = TextColumn("{task.description}", markup=False), BarColumn(bar_width=None)
+        columns = (text, bar, amount or DownloadColumn(), TimeRemainingColumn(compact=True))
+        self.progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self._next = time.monotonic() + delay
+
+    def __call__(self, description: str, done: int, total: int) -> None:
+        """Move the bar, at most ten times a second."""
         now = time.monotonic()
-        if self.progress.disable or now - self.began < self.PATIENCE or now - self.drawn < 0.1:
+        if self.progress.disable or now < self._next:
             return
-        self.drawn = now
-        if self.task is None:
-            self.task = self.progress.add_task(what, total=total)
+        self._next = now + 0.1
+        if not self.progress.tasks:
+            self.progress.add_task(description)
             self.progress.start()
-        self.progress.update(self.task, description=escape(what), completed=done, total=total)
+        self.progress.update(self.progress.task_ids[0], description=description, completed=done, total=total)
 
-    def stop(self) -> None:
-        """Take it away."""
+    def close(self) -> None:
+        """Remove the bar."""
         self.progress.stop()
 
 
-class ConsoleReporter:
-    """Tells a run on a terminal, or in lines to whatever stdout is.
+class ConsoleReporter(Reporter):
+    """Prints a run to a terminal, or line by line without progress bars elsewhere.
 
     Args:
-        console: Where to write; stdout by default.
+        console: Console to print to; stdout by default.
     """
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(highlight=False, soft_wrap=False)
-        self.progress = Progress(
-            TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}"),
-            BarColumn(bar_width=None),
-            TextColumn("{task.percentage:>3.0f} %"),
-            TimeRemainingColumn(compact=True),
-            console=self.console,
-            transient=True,
-            disable=not self.console.is_terminal,
-        )
-        self.bar = ReadingBar(self.console)
-        self.task: TaskID | None = None
-        self.drawn = 0.0
-        self.folder: Path | None = None
+        self.console = console or terminal()
+        if not self.console.is_terminal:
+            self.console.width = 100_000  # lines of a file are not folded
+        self._reading = ProgressBar(self.console)
+        self._training = ProgressBar(self.console, TextColumn("{task.percentage:>3.0f} %"), delay=0.0)
 
-    def reading(self, what: str, done: int, total: int) -> None:
-        """Show how far the reading of a table is, where it takes long."""
-        self.bar(what, done, total)
+    def reading(self, description: str, done: int, total: int) -> None:
+        """Show how far a table has been read."""
+        self._reading(description, done, total)
 
     def start(self, setup: Setup, folder: Path) -> None:
-        """Say what is trained, on what, where."""
-        self.folder = folder
-        self.bar.stop()
+        """Print the configuration and the header of the epochs."""
+        self._reading.close()
         for line in setup.dataset.table.warnings if setup.dataset.table else ():
             self.warn(line)
-        self._rows([(name, escape(text)) for name, text in describe(setup)])
-        self.console.print()
+        print_rows(self.console, describe(setup))
         metric = "accuracy" if setup.objective.task == "classification" else "rmse"
-        self.console.print(
-            f"[bold]{'epoch':>7} {'train loss':>11} {'val loss':>11} {'val ' + metric:>13} {'seconds':>8}[/bold]",
-        )
-        self.task = self.progress.add_task("", total=1, epoch=1, epochs=setup.config.epochs)
-        self.progress.start()
+        header = f"{'epoch':>7} {'train loss':>11} {'val loss':>11} {'val ' + metric:>13} {'seconds':>8}"
+        self.console.print(f"\n{header}", style="bold")
+        self._epochs = setup.config.epochs
 
     def step(self, epoch: int, steps: int, step: int) -> None:
-        """Move the bar, ten times a second at most."""
-        now = time.monotonic()
-        if self.task is not None and not self.progress.disable and now - self.drawn > 0.1:
-            self.drawn = now
-            epochs = self.progress.tasks[0].fields["epochs"]
-            self.progress.update(self.task, total=epochs * steps, completed=(epoch - 1) * steps + step, epoch=epoch)
+        """Move the progress bar."""
+        self._training(f"epoch {epoch}/{self._epochs}", (epoch - 1) * steps + step, self._epochs * steps)
 
     def epoch(self, setup: Setup, metrics: dict[str, Any]) -> None:
-        """Write the line of an epoch."""
-        metric = metrics.get("val_accuracy") if "val_accuracy" in metrics else metrics.get("val_rmse")
-        is_class = "val_accuracy" in metrics
+        """Print the metrics of an epoch."""
+        percent = "val_accuracy" in metrics
+        metric = _format(metrics["val_accuracy" if percent else "val_rmse"], percent)
         self.console.print(
-            f"{metrics['epoch']:>7} {metrics['train_loss']:>11.4g} {_number(metrics['val_loss']):>11} "
-            f"{_percent(metric) if is_class else _number(metric):>13} {metrics['seconds']:>8.2f}"
+            f"{metrics['epoch']:>7} {metrics['train_loss']:>11.4g} {_format(metrics['val_loss']):>11} "
+            f"{metric:>13} {metrics['seconds']:>8.2f}"
         )
 
     def end(self, setup: Setup, result: Result) -> None:
-        """Say how it ended, where the run is and how to look at it."""
-        self.progress.stop()
+        """Print the test metrics, the run folder and the command that shows it in TensorBoard."""
+        self._training.close()
         self.console.print()
         last, best = result.metrics, result.best
-        rows = [("test", f"[bold green]{_test(setup, last)}[/bold green] (final weights, epoch {last['epoch']})")]
+        test = Text.assemble((_format_test(setup, last), "bold green"), f" (final weights, epoch {last['epoch']})")
+        rows: list[tuple[str, Cell]] = [("test", test)]
         if best is not None:
-            rows.append(("best", f"{_test(setup, best)} (epoch {best['epoch']}, lowest validation loss)"))
+            rows.append(("best", f"{_format_test(setup, best)} (epoch {best['epoch']}, lowest validation loss)"))
         if result.stopped_early:
             rows.append(("", f"stopped early: no lower validation loss in {setup.config.patience} epochs"))
-        rows.append(("time", f"{result.seconds:.1f} s"))
-        rows.append(("run", escape(str(result.folder))))
-        # All runs of the default place side by side; one alone where the user chose its folder.
-        shown = result.folder if setup.config.run_dir else result.folder.parent
-        rows.append(("look", escape(f"tensorboard --logdir {shlex.quote(str(shown))}")))
-        self._rows(rows)
-
-    def _rows(self, rows: list[tuple[str, str]]) -> None:
-        """Print names and texts side by side; long texts are folded under themselves on a terminal, whole elsewhere."""
-        if not self.console.is_terminal:
-            for name, text in rows:
-                self.console.print(f"{name:<6}  {text}", soft_wrap=True)
-            return
-        table = Table.grid(padding=(0, 2))
-        table.add_column(style="bold")
-        table.add_column(overflow="fold")
-        for row in rows:
-            table.add_row(*row)
-        print_table(self.console, table)
+        # All runs of the default parent folder together; only this one if the user chose its folder.
+        logdir = result.folder if setup.config.run_dir else result.folder.parent
+        look = f"tensorboard --logdir {shlex.quote(str(logdir))}"
+        rows += [("time", f"{result.seconds:.1f} s"), ("run", str(result.folder)), ("look", look)]
+        print_rows(self.console, rows)
 
     def resumed(self, path: Path, epoch: int, done: int) -> None:
-        """Say where it goes on."""
-        within = f", after {_count(done, 'step')} of it" if done else ""
-        self._rows([("resume", escape(f"{path}: in epoch {epoch}{within}"))])
+        """Print the checkpoint that the run resumes from."""
+        steps = f", after {_count(done, 'step')} of it" if done else ""
+        print_rows(self.console, [("resume", f"{path}: in epoch {epoch}{steps}")])
 
     def stopped(self, folder: Path) -> None:
-        """Say what an interrupted run has left."""
-        self.progress.stop()
-        self.console.print(
-            f"\nsaved; go on with: deltaprop train --resume {escape(shlex.quote(str(folder)))}", soft_wrap=True
-        )
+        """Print the command that resumes an interrupted run."""
+        self._training.close()
+        command = f"deltaprop train --resume {shlex.quote(str(folder))}"
+        self.console.print(Text(f"\nsaved; resume with: {command}"), soft_wrap=True)
 
     def warn(self, text: str) -> None:
-        """Tell of something that is not as it should be, on stderr."""
+        """Print a warning to stderr."""
         print_warning(text)
 
     def close(self) -> None:
-        """Put the terminal back, whatever happened."""
-        self.bar.stop()
-        self.progress.stop()
+        """Remove the progress bars, also after an error."""
+        self._reading.close()
+        self._training.close()
 
 
 def describe(setup: Setup) -> list[tuple[str, str]]:
-    """Return what a run is, as rows of a name and a text."""
-    dataset, config = setup.dataset, setup.config
-    rows_columns = dataset.image_shape
-    inputs = f"{rows_columns[0]}×{rows_columns[1]} pixels" if rows_columns else _count(dataset.n_inputs, "input")
-    kind = _count(dataset.n_outputs, "class" if dataset.task == "classification" else "number")
-    if dataset.table is not None:
-        inputs, kind = _columns(dataset.table.encoding), ""
-    layers = [f"{setup.sizes[0]}"]
-    layers += [
-        f"{n} {name}" for n, name in zip(setup.sizes[1:], [*config.activations, config.output_activation], strict=True)
-    ]
-    layers[-1] = layers[-1].removesuffix(" none")
-    counts = [sum(p.numel() for p in m.parameters()) for m in setup.model if isinstance(m, nn.Linear)]
+    """Return the data, model and settings of a run as rows of a name and a text."""
+    config = setup.config
+    parameters = [sum(p.numel() for p in m.parameters()) for m in setup.model if isinstance(m, nn.Linear)]
     threads = f", {_count(setup.threads, 'thread')}" if setup.device.type == "cpu" else ""
-    products = "" if config.precision == "float32" else f", products in {config.precision}"
+    precision = "" if config.precision == "float32" else f", products in {config.precision}"
     rows = [
-        ("data", f"{dataset.name}: {inputs}" + (f", {kind}" if kind else "")),
-        *(("", line) for line in _understood(dataset)),
-        ("", f"{len(dataset.train)} rows to train, {len(dataset.val)} to validate, {len(dataset.test)} to test"),
-        *([("", f"to train on, deformed anew in every epoch: {config.augment}")] if setup.deformation else []),
-        ("model", " → ".join(layers)),
-        ("", f"{sum(counts)} parameters ({' + '.join(map(str, counts))})"),
-        ("loss", setup.objective.name + (", every class counting alike" if setup.objective.is_weighed else "")),
-        ("sgd", describe_sgd(setup)),
-        ("device", f"{describe_device(setup.device)}{threads}, {config.dtype}{products}"),
+        *(("data", line) for line in _describe_data(setup.dataset)),
+        *describe_config(config, setup.to_json()["resolved"], parameters),
+        ("device", f"{describe_device(setup.device)}{threads}, {config.dtype}{precision}"),
     ]
     if setup.tuned:
         tried = ", ".join(f"{count}: {1e6 * seconds:.0f}" for count, seconds in setup.tuned.items())
-        rows.append(("tuned", f"threads: µs a step at {tried}"))
+        rows.append(("tuned", f"threads: µs per step at {tried}"))
     if config.engine == "explicit":
-        rows.append(("engine", "explicit: the δ recursion as one loop, without a tape"))
+        rows.append(("engine", "explicit: the δ recursion as one loop, without autograd"))
     if "step" in (*config.activations, config.output_activation):
         rows.append(("note", "step has slope 0: the layers before it get no gradient and will not learn"))
     return rows
 
 
-def _columns(encoding: Encoding) -> str:
-    """Return which columns a table has, by kind."""
-    numbers, categories = len(encoding.numbers), len(encoding.categories)
-    parts = [_count(numbers, "column") + " of numbers"] if numbers else []
-    if categories:
-        names = len(encoding) - numbers
-        parts.append(f"{_count(categories, 'column')} of categories ({_count(names, 'name')}, one-hot)")
-    return " and ".join(parts)
+def describe_config(config: TrainConfig, resolved: dict[str, Any], parameters: list[int]) -> list[tuple[str, str]]:
+    """Return the rows that ``train`` and ``info`` have in common; ``parameters`` are counted by layer, or in all."""
+    parts = resolved.get("rows") or {}
+    layers = zip(resolved["sizes"], ["", *config.activations, config.output_activation], strict=True)
+    balanced = ", balanced class weights" if config.class_weight == "balanced" else ""
+    rows = [("data", ", ".join(f"{parts[part]} {text}" for part, text in PARTS.items() if part in parts))]
+    if config.augment != "none":
+        rows.append(("data", f"training images deformed anew in every epoch: {config.augment}"))
+    rows.append(("model", " → ".join(f"{size} {name}".removesuffix("none").strip() for size, name in layers)))
+    if parameters:
+        each = f" ({' + '.join(map(str, parameters))})" if len(parameters) > 1 else ""
+        rows.append(("model", f"{sum(parameters)} parameters{each}"))
+    return [*rows, ("loss", f"{resolved['loss']}{balanced}"), ("sgd", _describe_sgd(config))]
 
 
-MOST_SHOWN = 6  # names in one line
-
-
-def _understood(dataset: Dataset) -> list[str]:
-    """Return what was understood of a table: its target, and what was left out of it or filled."""
-    if dataset.table is None:
-        return []
-    facts = dataset.table
-    targets = ", ".join(map(quoted, facts.encoding.targets))
-    if dataset.task == "classification":
-        parts = [
-            torch.bincount(part.y, minlength=len(dataset.class_names))
-            for part in (dataset.train, dataset.val, dataset.test)
-        ]
-        counts = torch.stack(parts).sum(0)
-        shares = [
-            f"{quoted(name)} {100 * n / int(counts.sum()):.3g} %"
-            for name, n in zip(dataset.class_names, counts.tolist(), strict=True)
-        ]
-        lines = [f"target {targets}: {_count(len(shares), 'class')}: {_listed(shares)}"]
-    else:
-        mean, scale = dataset.target_scaling.mean.tolist(), dataset.target_scaling.scale.tolist()
-        of = [
-            f"{quoted(name)}: {m:.4g} ± {s:.4g}" for name, m, s in zip(facts.encoding.targets, mean, scale, strict=True)
-        ]
-        lines = [f"target {_listed(of)} (mean ± deviation)"]
-    if facts.left_out:
-        lines.append(f"{_count(len(facts.left_out), 'column')} left out: {_listed([*map(quoted, facts.left_out)])}")
-    if facts.dropped:
-        lines.append(f"{_count(facts.dropped, 'row')} left out for something missing in them")
-    if facts.gaps:
-        lines.append(f"{_count(facts.gaps, 'missing cell')} filled")
-    if dataset.is_streamed:
-        lines.append("too large for memory: read from a cache on disk, chunk by chunk")
-    return lines
-
-
-def _listed(names: Sequence[str]) -> str:
-    """Return names in a row, the rest of many by their number."""
-    more = f", … ({len(names)})" if len(names) > MOST_SHOWN else ""
-    return ", ".join(names[:MOST_SHOWN]) + more
-
-
-def describe_sgd(setup: Setup) -> str:
-    """Return the optimizer's settings in words."""
-    config = setup.config
-    parts = [f"η {config.rate:g}", f"batch {config.batch_size}"]
-    if config.momentum:
-        parts.append(f"{'Nesterov ' if config.nesterov else ''}momentum {config.momentum:g}")
-    if config.weight_decay:
-        parts.append(f"weight decay {config.weight_decay:g}")
+def _describe_sgd(config: TrainConfig) -> str:
+    momentum = "Nesterov momentum" if config.nesterov else "momentum"
+    settings = {"η": config.lr, "batch": config.batch_size, momentum: config.momentum}
+    parts = [f"{name} {value:g}" for name, value in (settings | {"weight decay": config.weight_decay}).items() if value]
     if config.lr_schedule != "constant" or config.lr_warmup:
-        parts.append(
-            f"{config.lr_schedule} schedule" + (f", {config.lr_warmup} epochs warm-up" if config.lr_warmup else "")
-        )
+        parts.append(f"{config.lr_schedule} schedule")
+    if config.lr_warmup:
+        parts.append(f"{_count(config.lr_warmup, 'epoch')} warm-up")
     return ", ".join(parts)
 
 
-def _test(setup: Setup, metrics: dict[str, Any]) -> str:
+def _describe_data(dataset: Dataset) -> list[str]:
+    """Return the inputs and targets; of a table also the columns, rows and cells that were dropped or filled."""
+    table, shape = dataset.table, dataset.image_shape
+    if table is None:
+        inputs = f"{shape[0]}×{shape[1]} pixels" if shape else _count(dataset.n_inputs, "input")
+        outputs = _count(dataset.n_outputs, "class" if dataset.task == "classification" else "number")
+        return [f"{dataset.name}: {inputs}, {outputs}"]
+    numbers, categories = len(table.encoding.numbers), len(table.encoding.categories)
+    columns = [_count(numbers, "column") + " of numbers"] if numbers else []
+    if categories:
+        one_hot = _count(len(table.encoding) - numbers, "name")
+        columns.append(f"{_count(categories, 'column')} of categories ({one_hot}, one-hot)")
+    lines = [f"{dataset.name}: {' and '.join(columns)}"]
+    names = [*map(quoted, table.encoding.targets)]
+    if dataset.task == "classification":
+        labels = torch.cat([part.y for part in (dataset.train, dataset.val, dataset.test)])
+        counts = torch.bincount(labels, minlength=len(dataset.class_names)).tolist()
+        shares = [
+            f"{quoted(name)} {100 * count / len(labels):.3g} %"
+            for name, count in zip(dataset.class_names, counts, strict=True)
+        ]
+        lines.append(f"target {', '.join(names)}: {_count(len(shares), 'class')}: {enumerate_names(shares)}")
+    else:
+        scaling = dataset.target_scaling
+        statistics = zip(names, scaling.mean.tolist(), scaling.scale.tolist(), strict=True)
+        targets = [f"{name}: {mean:.4g} ± {scale:.4g}" for name, mean, scale in statistics]
+        lines.append(f"target {enumerate_names(targets)} (mean ± deviation)")
+    if table.left_out:
+        left_out = enumerate_names([*map(quoted, table.left_out)])
+        lines.append(f"{_count(len(table.left_out), 'column')} left out: {left_out}")
+    if table.dropped:
+        lines.append(f"{_count(table.dropped, 'row')} dropped because of missing cells")
+    if table.gaps:
+        lines.append(f"{_count(table.gaps, 'missing cell')} filled")
+    if dataset.is_streamed:
+        lines.append("larger than --memory: read from a cache on disk, chunk by chunk")
+    return lines
+
+
+def quoted(name: str) -> str:
+    """Return a name for an enumeration, in quotes if it contains a comma."""
+    return repr(name) if "," in name else name
+
+
+def enumerate_names(names: Sequence[str], most: int = 6) -> str:
+    """Return the first names separated by commas, and the total if there are more."""
+    return ", ".join(names[:most]) + (f", … ({len(names)})" if len(names) > most else "")
+
+
+def _format_test(setup: Setup, metrics: dict[str, Any]) -> str:
+    loss = f"loss {_format(metrics['test_loss'])}"
     if setup.objective.task == "regression":
-        return f"rmse {_number(metrics['test_rmse'])}, loss {_number(metrics['test_loss'])}"
+        return f"rmse {_format(metrics['test_rmse'])}, {loss}"
     rows = len(setup.dataset.test)
     right = round(metrics["test_accuracy"] * rows)
-    return f"{_percent(metrics['test_accuracy'])} right ({right} of {rows}), loss {_number(metrics['test_loss'])}"
+    return f"{_format(metrics['test_accuracy'], percent=True)} right ({right} of {rows}), {loss}"
 
 
 def _count(number: int, noun: str) -> str:
@@ -301,9 +285,5 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun if number == 1 else plural}"
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4g}"
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.2f} %"
+def _format(value: float | None, percent: bool = False) -> str:
+    return "-" if value is None else f"{100 * value:.2f} %" if percent else f"{value:.4g}"

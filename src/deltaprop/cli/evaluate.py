@@ -1,191 +1,126 @@
-"""``deltaprop evaluate``: how good a trained model is on data that it has not seen."""
+"""``deltaprop evaluate``: metrics of a trained model on data."""
 
 from __future__ import annotations
 
-import io
+import contextlib
 import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
+from rich.text import Text
 
-from deltaprop.cli.console import ReadingBar, print_table
+from deltaprop.cli.console import Cell, ProgressBar, print_rows, print_table, terminal
 from deltaprop.cli.errors import print_warning
-from deltaprop.cli.files import check_apart, check_file, is_stream, write_file
-from deltaprop.cli.parsing import read_flags
-from deltaprop.cli.runs import RunArgument, learnt_from, named
+from deltaprop.cli.files import PICTURES, OutputFile, is_stream
+from deltaprop.cli.parsing import ModelArguments, optional, read_arguments, training_data
 from deltaprop.data.formats import open_table
-from deltaprop.errors import UserError
 from deltaprop.inference.evaluation import EvaluationReport, evaluate_file, evaluation_report
 from deltaprop.inference.model import Model, load
 from deltaprop.training.evaluate import evaluate
 from deltaprop.training.load_run import load_run
 
-DESCRIPTION = """Judge a trained model: loss, accuracy, precision, recall and F1 of each class and the confusion matrix,
-ROC AUC of two classes; RMSE, MAE and R² of numbers, in their own units.
-
-Without --data: on the run's own test part. Exit codes: 0 done, 2 wrong input."""
-
-FORMATS = (".png", ".svg", ".pdf")
-
-
-@dataclass(frozen=True)
-class Arguments:
-    """What to evaluate, and on what.
-
-    Attributes:
-        run: The folder of the run.
-        data: A table with the column of the target, arrays with y, or a folder with IDX files; by default the run's own
-            test part.
-        weights: final, or best for those of the lowest validation loss.
-        delimiter: Of a CSV; by default that of the training data.
-        json: A file for the figures: .json.
-        picture: A file for a picture of them: .png, .svg or .pdf.
-    """
-
-    run: RunArgument = None
-    data: Path | None = None
-    weights: str = "final"
-    delimiter: str | None = None
-    json: Path | None = None
-    picture: Path | None = None
-
-
-def main(words: Sequence[str]) -> int:
-    """Judge, tell, and return 0.
-
-    Raises:
-        UserError: If the run or the data are at fault.
-    """
-    arguments = read_flags(Arguments, "evaluate", words, DESCRIPTION)
-    run = named(arguments.run)
-    check_file("--json", arguments.json)
-    check_file("--picture", arguments.picture)
-    if arguments.picture is not None and arguments.picture.suffix.lower() not in FORMATS:
-        raise UserError(f"--picture {arguments.picture}: the name must end in {', '.join(FORMATS)}")
-    if arguments.json is not None and not is_stream(arguments.json) and arguments.json.suffix.lower() != ".json":
-        raise UserError(f"--json {arguments.json}: the name must end in .json")
-    console = Console(highlight=False)
-    model = load(run, arguments.weights)
-    data = [] if arguments.data is None else [arguments.data]
-    for flag, file in (("--json", arguments.json), ("--picture", arguments.picture)):
-        check_apart(flag, file, run, *data, *learnt_from(model.config))
-    bar = ReadingBar(console)
-    try:
-        if arguments.data is None:
-            found, of = _own_test_part(run, arguments.weights, model), "its own test part"
-        else:
-            found = evaluate_file(model, arguments.data, delimiter=arguments.delimiter, progress=bar)
-            of = str(arguments.data)
-    finally:
-        bar.stop()
-    tell(console, model, found, f"{run} ({arguments.weights} weights) on {of}")
-    if arguments.json is not None:
-        about = {"run": str(run), "weights": arguments.weights, "data": of}
-        write_file("--json", arguments.json, json.dumps({**about, **found.to_json()}, indent=2, allow_nan=False) + "\n")
-        console.print(f"json {arguments.json}", markup=False, soft_wrap=True)
-    if arguments.picture is not None:
-        from deltaprop.inference.plots import evaluation_figure  # matplotlib: slow to import
-
-        content = io.BytesIO()
-        evaluation_figure(model, found).savefig(content, format=arguments.picture.suffix[1:].lower())
-        write_file("--picture", arguments.picture, content.getvalue())
-        console.print(f"picture {arguments.picture}", markup=False, soft_wrap=True)
-    return 0
-
-
-def _own_test_part(run: Path, weights: str, model: Model) -> EvaluationReport:
-    """Return the judgement on the rows that the run has kept for it."""
-    setup = load_run(run, weights)
-    table, test = setup.dataset.table, setup.dataset.test
-    dropped: int | None = 0
-    if table is not None and table.dropped:  # of a table of its own it is known how many, else not of which part
-        in_all = None if setup.config.test is None else rows_of(Path(setup.config.test), setup.config.delimiter)
-        dropped = None if in_all is None else in_all - len(test)
-    found = evaluate(setup.model, setup.objective, setup.dataset.test, setup.dataset.target_scaling)
-    assert found is not None  # the test part always has rows
-    y = setup.dataset.test.y
-    true = y.numpy() if model.class_names else setup.dataset.target_scaling.invert(y.double()).numpy()
-    return evaluation_report(model, found.outputs, true, dropped=dropped)
-
-
-def rows_of(path: Path, delimiter: str) -> int:
-    """Return how many rows a table has."""
-    return sum(len(batch) for batch in open_table(path, delimiter).batches())
-
-
 MOST_CLASSES = 12  # in a confusion matrix on the terminal
 
 
-def tell(console: Console, model: Model, found: EvaluationReport, of: str) -> None:
-    """Print the figures."""
-    for line in found.warnings:
+@dataclass(frozen=True)
+class Arguments(ModelArguments):
+    """Classification: loss, accuracy, precision, recall and F1 of each class, confusion matrix; ROC AUC of two classes.
+
+    Regression: loss, RMSE, MAE and R², in the units of the targets.
+    """
+
+    #: Table with the target column, arrays with y, or folder of IDX files.
+    data: Annotated[Path | None, optional("PATH", "the test part of the run")] = None
+    delimiter: Annotated[str | None, optional("CHAR", "as for the training data")] = None  # Delimiter of a CSV.
+    json: Annotated[Path | None, optional("FILE.json", "")] = None  # Write the metrics to this file.
+    picture: Annotated[Path | None, optional("FILE", "")] = None  # Write plots to this .png, .svg or .pdf file.
+
+
+def main(words: Sequence[str]) -> int:
+    """Print the metrics of a model, and write them to the files asked for."""
+    arguments = read_arguments(Arguments, "evaluate", words)
+    run, weights, data = arguments.folder, arguments.weights, arguments.data
+    figures = OutputFile("--json", arguments.json, () if arguments.json and is_stream(arguments.json) else (".json",))
+    picture = OutputFile("--picture", arguments.picture, PICTURES)
+    model = load(run, weights)
+    for file in (figures, picture):
+        file.check_apart(run, *([data] if data else []), *training_data(model.config))
+    console = terminal()
+    with contextlib.closing(ProgressBar(console)) as bar:
+        if data is None:
+            report = _on_test_part(run, weights, model)
+        else:
+            report = evaluate_file(model, data, delimiter=arguments.delimiter, progress=bar)
+    source = str(data or "its own test part")
+    console.print(f"{run} ({weights} weights) on {source}", style="bold")
+    _print_report(console, model, report)
+    if figures.path is not None:
+        about = {"run": str(run), "weights": weights, "data": source, **report.to_json()}
+        figures.write(json.dumps(about, indent=2, allow_nan=False) + "\n")
+        console.print(f"json {figures.path}")
+    if picture.path is not None:
+        from deltaprop.inference.plots import evaluation_figure  # matplotlib is slow to import
+
+        picture.write_figure(evaluation_figure(model, report))
+        console.print(f"picture {picture.path}")
+    return 0
+
+
+def _on_test_part(run: Path, weights: str, model: Model) -> EvaluationReport:
+    """Return the metrics on the test part of the run's own data."""
+    setup = load_run(run, weights)
+    dataset, test = setup.dataset, setup.dataset.test
+    dropped: int | None = 0
+    if dataset.table is not None and dataset.table.dropped:  # known for a separate test table, not for a random part
+        config = setup.config
+        table = None if config.test is None else open_table(Path(config.test), config.delimiter)
+        dropped = None if table is None else sum(map(len, table.batches())) - len(test)
+    evaluation = evaluate(setup.model, setup.objective, test, dataset.target_scaling)
+    assert evaluation is not None  # the test part always has rows
+    y = test.y if model.class_names else dataset.target_scaling.invert(test.y.double())
+    return evaluation_report(model, evaluation.outputs, y.numpy(), dropped=dropped)
+
+
+def _print_report(console: Console, model: Model, report: EvaluationReport) -> None:
+    for line in report.warnings:
         print_warning(line)
-    console.print(f"[bold]{escape(of)}[/bold]", soft_wrap=True)
-    left_out = f", {found.dropped} more left out for something missing in them" if found.dropped else ""
-    console.print(f"rows      {found.rows}{left_out}", soft_wrap=True)
-    balanced = ", balanced" if model.config.class_weight == "balanced" else ""
-    console.print(f"loss      {found.loss:.4g} ({model.objective.name}{balanced})", soft_wrap=True)
-    if found.confusion is None:
-        # Of several targets, in units of their own, only what has no unit is told together.
-        names = ("r2",) if found.by_class else tuple(found.figures)
-        for name, value in ((name, found.figures[name]) for name in names):
-            console.print(f"{name:<9} {value:.4g}")
-        if found.by_class:
-            print_table(console, _table("target", found.by_class))
-        return
-    right = int(found.confusion.trace())
-    console.print(f"accuracy  [bold green]{100 * right / found.rows:.2f} %[/bold green] ({right} of {found.rows})")
-    for name, label in (("balanced_accuracy", "balanced"), ("macro_f1", "macro F1"), ("roc_auc", "ROC AUC")):
-        if name in found.figures:
-            value = found.figures[name]
-            percent = name == "balanced_accuracy"
-            shown = "-" if math.isnan(value) else f"{100 * value:.2f} %" if percent else f"{value:.4f}"
-            console.print(f"{label:<9} {shown}")
-    console.print()
-    print_table(console, _table("class", found.by_class))
-    if len(model.class_names) <= MOST_CLASSES:
+    dropped = f", {report.dropped} more dropped because of missing cells" if report.dropped else ""
+    name = model.objective.name + (", balanced" if model.config.class_weight == "balanced" else "")
+    rows: list[tuple[str, Cell]] = [("rows", f"{report.rows}{dropped}"), ("loss", f"{report.loss:.4g} ({name})")]
+    if report.confusion is None:
+        # The units of several targets differ: only R² has none.
+        rows += [(name, f"{report.figures[name]:.4g}") for name in (["r2"] if report.by_class else report.figures)]
+    else:
+        right = int(report.confusion.trace())
+        accuracy = (f"{100 * right / report.rows:.2f} %", "bold green")
+        rows.append(("accuracy", Text.assemble(accuracy, f" ({right} of {report.rows})")))
+        rows.append(("balanced", f"{100 * report.figures['balanced_accuracy']:.2f} %"))
+        for name, label in (("macro_f1", "macro F1"), ("roc_auc", "ROC AUC")):
+            value = report.figures.get(name)
+            rows += [] if value is None else [(label, "-" if math.isnan(value) else f"{value:.4f}")]
+    print_rows(console, rows, width=len("accuracy"))
+    if report.by_class:
         console.print()
-        print_table(console, _confusion(model, found, console.width))
-
-
-def _table(kind: str, rows: dict[str, dict[str, float]]) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    table.add_column(kind, overflow="fold")
-    for name in next(iter(rows.values())):
-        table.add_column(name, justify="right")
-    for name, figures in rows.items():
-        cells = [str(v) if isinstance(v, int) else "-" if math.isnan(v) else f"{v:.4g}" for v in figures.values()]
-        table.add_row(escape(name), *cells)
-    return table
-
-
-CORNER = "true↓ predicted→"
-
-
-def _confusion(model: Model, found: EvaluationReport, width: int) -> Table:
-    """Return the confusion matrix, a column for each class that was predicted, its name as whole as there is room."""
-    assert found.confusion is not None
-    names, counts = model.class_names, [max(map(len, map(str, column))) for column in found.confusion.T.tolist()]
-    first = max(len(CORNER), *map(len, names))
-
-    def needed(most: int) -> int:
-        return first + sum(2 + max(min(len(name), most), n) for name, n in zip(names, counts, strict=True))
-
-    longest = max(map(len, names))
-    most = next((most for most in range(longest, 8, -1) if needed(most) <= width - 2), min(longest, 8))
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    table.add_column(CORNER, no_wrap=True)
-    for name in names:
-        table.add_column(escape(name if len(name) <= most else f"{name[: most - 1]}…"), justify="right", no_wrap=True)
-    for at, (name, row) in enumerate(zip(model.class_names, found.confusion.tolist(), strict=True)):
-        cells = [
-            f"[green]{n}[/]" if at == column and n else f"[red]{n}[/]" if n else "[dim]·[/]"
-            for column, n in enumerate(row)
+        header = ["target" if report.confusion is None else "class", *next(iter(report.by_class.values()))]
+        cells = [[name, *map(_format, figures.values())] for name, figures in report.by_class.items()]
+        print_table(console, header, cells)
+    if report.confusion is not None and len(model.class_names) <= MOST_CLASSES:
+        console.print()
+        names = [Text(name, no_wrap=True, overflow="ellipsis") for name in model.class_names]  # cut to fit the width
+        matrix: list[list[Cell]] = [
+            [name, *(_format_count(count, row == column) for column, count in enumerate(counts))]
+            for row, (name, counts) in enumerate(zip(model.class_names, report.confusion.tolist(), strict=True))
         ]
-        table.add_row(escape(name), *cells)
-    return table
+        print_table(console, ["true↓ predicted→", *names], matrix, no_wrap=True)
+
+
+def _format_count(count: int, is_right: bool) -> Text:
+    return Text(str(count), "green" if is_right else "red") if count else Text("·", "dim")
+
+
+def _format(value: float) -> str:
+    return str(value) if isinstance(value, int) else "-" if math.isnan(value) else f"{value:.4g}"

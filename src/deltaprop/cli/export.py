@@ -1,73 +1,53 @@
-"""``deltaprop export``: a trained model for other programs."""
+"""``deltaprop export``: write a trained model for other programs."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from rich.console import Console
+from tyro.conf import arg
 
-from deltaprop.cli.files import check_apart, check_file, write_file
-from deltaprop.cli.parsing import read_flags
-from deltaprop.cli.runs import RunArgument, learnt_from, named
+from deltaprop.cli.console import terminal
+from deltaprop.cli.files import OutputFile
+from deltaprop.cli.parsing import ModelArguments, optional, read_arguments, training_data
 from deltaprop.errors import UserError, unknown_name
-from deltaprop.inference.export import FORMATS, SUFFIX, export
+from deltaprop.inference.export import FORMATS, export
 from deltaprop.inference.model import load
 
-DESCRIPTION = """Take a trained model elsewhere, its preprocessing with it as far as the format allows:
-
-onnx: a graph from a table's columns to classes and probabilities, or values (pip install 'deltaprop[onnx]')
-
-torch-export: the same as a program of PyTorch, for torch.export.load; categories and classes by their place
-
-state-dict: safetensors for a plain torch.nn.Sequential on raw numbers, the scalings folded into its weights
-
-The exported model's predictions are compared with the model's own, and the largest difference is printed. Exit codes:
-0 done, 2 wrong input, or predictions that differ by more than rounding (nothing is written then)."""
+TO = arg(help=f"Format. {'. '.join(f'{name}: {format_.help}' for name, format_ in FORMATS.items())}.")
+*FIRST, LAST = [format_.suffix for format_ in FORMATS.values()]
+OUT = optional("FILE", f"exported{', '.join(FIRST)} or {LAST} in the run folder")
 
 
 @dataclass(frozen=True)
-class Arguments:
-    """What to export, and whereto.
+class Arguments(ModelArguments):
+    """The preprocessing is exported with the model as far as the format allows.
 
-    Attributes:
-        run: The folder of the run.
-        to: onnx, torch-export or state-dict.
-        out: The file; by default exported.onnx, .pt2 or .safetensors in the folder of the run.
-        weights: final, or best for those of the lowest validation loss.
+    The predictions of the exported model are compared with the model's own, and the largest difference is printed.
     """
 
-    run: RunArgument = None
-    to: str = "onnx"
-    out: Path | None = None
-    weights: str = "final"
+    to: Annotated[str, TO] = "onnx"
+    out: Annotated[Path | None, OUT] = None  # File to write.
 
 
 def main(words: Sequence[str]) -> int:
-    """Export, tell, and return 0.
-
-    Raises:
-        UserError: If the run or the flags are at fault, or the export would not answer as the model does.
-    """
-    arguments = read_flags(Arguments, "export", words, DESCRIPTION)
-    run = named(arguments.run)
-    if arguments.to not in FORMATS:
-        raise unknown_name("format", arguments.to, FORMATS)
-    out = arguments.out or run / f"exported{SUFFIX[arguments.to]}"
+    """Write the model, and print how far its predictions there differ."""
+    arguments = read_arguments(Arguments, "export", words)
+    run, to = arguments.folder, arguments.to
+    if to not in FORMATS:
+        raise unknown_name("format", to, FORMATS)
+    suffix = FORMATS[to].suffix
+    out = arguments.out or run / f"exported{suffix}"
     model = load(run, arguments.weights)
-    check_file("--out", out)
-    if out.suffix != SUFFIX[arguments.to]:
-        raise UserError(f"--out {out}: a file of {arguments.to} ends in {SUFFIX[arguments.to]}")
-    check_apart("--out", out, run, *learnt_from(model.config))
-    found = export(model, arguments.to)
-    write_file("--out", out, found.content)
-    console = Console(highlight=False)
-    console.print(f"{out}: {len(found.content)} bytes", markup=False, soft_wrap=True)
-    console.print(
-        f"parity: at most {found.difference:.2g} from the model's own answers on {found.rows} rows, by {found.by}",
-        markup=False, soft_wrap=True,
-    )  # fmt: skip
-    for line in found.notes:
-        console.print(line, markup=False, soft_wrap=True)
+    file = OutputFile("--out", out)
+    if out.suffix != suffix:
+        raise UserError(f"--out {out}: the name must end in {suffix} for --to {to}")
+    file.check_apart(run, *training_data(model.config))
+    exported = export(model, to)
+    file.write(exported.content)
+    difference = f"at most {exported.difference:.2g} from the model's own predictions on {exported.rows} rows"
+    lines = [f"{out}: {len(exported.content)} bytes", f"parity: {difference}, by {exported.by}", *exported.notes]
+    terminal().print("\n".join(lines))
     return 0

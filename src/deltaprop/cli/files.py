@@ -1,83 +1,99 @@
-"""Files that a flag names: checked before any work is done, and written whole or not at all."""
+"""Files that commands write: checked before any work is done, and written whole or not at all."""
 
 from __future__ import annotations
 
+import io
 import os
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from deltaprop.errors import UserError
 from deltaprop.training.atomic_files import write_whole
 from deltaprop.training.run_folder import is_own
 
+if TYPE_CHECKING:  # matplotlib is slow to import
+    from matplotlib.figure import Figure
 
-def check_file(flag: str, path: Path | None) -> None:
-    """Refuse a file that cannot be written.
-
-    Args:
-        flag: That names it, such as ``"--json"``.
-        path: The file; None where the flag was not given.
-
-    Raises:
-        UserError: If it is a folder, or lies where nothing can be written.
-    """
-    if path is None:
-        return
-    try:
-        _check(flag, path)
-    except (OSError, ValueError) as error:  # a name that no file can have
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{flag} {str(path)!r}: {getattr(error, 'strerror', None) or error}") from error
+PICTURES = (".png", ".svg", ".pdf")
 
 
-def _check(flag: str, path: Path) -> None:
-    folder = path.resolve().parent
-    if path.is_dir():
-        raise UserError(f"{flag} {path}: this is a folder; name a file")
-    if not folder.is_dir():
-        raise UserError(f"{flag} {path}: there is no folder {folder}")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise UserError(f"{flag} {path}: no permission to write in {folder}")
+@dataclass(frozen=True)
+class OutputFile:
+    """A file to write, named by a flag; creating the object checks that the file can be written.
 
-
-def check_apart(flag: str, out: Path | None, run: Path, *data: str | Path) -> None:
-    """Refuse to write over data, into a folder of data, or over what a run has written.
-
-    Args:
-        flag: That names the file, such as ``"--json"``.
-        out: The file; None where the flag was not given.
-        run: The folder of the run; a file that others have put there, such as a former export, may be written over.
-        data: Files and folders of data; see also :func:`deltaprop.cli.runs.learnt_from`.
+    Attributes:
+        flag: Flag that names it, such as ``"--json"``.
+        path: The file; None if the flag was not given.
+        endings: Accepted endings of its name, such as :data:`PICTURES`; any by default.
 
     Raises:
-        UserError: If that is what would be done.
+        UserError: If it is a folder, is in a folder without write permission, or has another ending.
     """
-    if out is None:
-        return
-    there = out.resolve()
-    if is_own(run, there):
-        raise UserError(f"{flag} {out}: this is a file of the run itself; name another file")
-    for source in (Path(name).resolve() for name in data):
-        if there == source or (source.is_dir() and there.parent == source):
-            raise UserError(f"{flag} {out}: this is the data itself; name another file")
+
+    flag: str
+    path: Path | None
+    endings: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.path is None:
+            return
+        try:
+            folder = self.path.resolve().parent
+            is_folder, is_in_folder = self.path.is_dir(), folder.is_dir()
+        except (OSError, ValueError) as error:  # not a valid file name
+            raise UserError(f"{self.flag} {str(self.path)!r}: {getattr(error, 'strerror', None) or error}") from error
+        if is_folder:
+            raise self._error("this is a folder; name a file")
+        if not is_in_folder:
+            raise self._error(f"there is no folder {folder}")
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise self._error(f"no permission to write in {folder}")
+        if not self.path.name.lower().endswith(self.endings or ""):
+            raise self._error(f"the name must end in {', '.join(self.endings)}")
+
+    def check_apart(self, run: Path, *data: str | Path) -> None:
+        """Check that writing the file overwrites neither data nor a file of the run.
+
+        Args:
+            run: Run folder; files that the run has not written itself may be overwritten.
+            data: Files and folders of data.
+
+        Raises:
+            UserError: If it would.
+        """
+        if self.path is None:
+            return
+        path = self.path.resolve()
+        if is_own(run, path):
+            raise self._error("this is a file of the run itself; name another file")
+        for source in (Path(name).resolve() for name in data):
+            if path == source or (source.is_dir() and path.parent == source):
+                raise self._error("this is the data itself; name another file")
+
+    def write(self, content: str | bytes) -> None:
+        """Write the file; a UserError is raised if that fails."""
+        assert self.path is not None
+        content = content.encode() if isinstance(content, str) else content
+        try:
+            if is_stream(self.path):
+                self.path.write_bytes(content)
+            else:
+                write_whole(self.path.resolve(), content)
+        except OSError as error:
+            raise self._error(f"cannot be written: {error.strerror}") from error
+
+    def write_figure(self, figure: Figure) -> None:
+        """Write a figure, in the format of the file's ending; see :meth:`write`."""
+        assert self.path is not None
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format=self.path.suffix[1:].lower())
+        self.write(buffer.getvalue())
+
+    def _error(self, text: str) -> UserError:
+        return UserError(f"{self.flag} {self.path}: {text}")
 
 
 def is_stream(path: Path) -> bool:
-    """Return whether this is a pipe, or the terminal: to be written to, not replaced."""
+    """Return whether a path is a pipe or a terminal, which is written to, not replaced."""
     return path.exists() and not path.is_file()
-
-
-def write_file(flag: str, path: Path, content: str | bytes) -> None:
-    """Write a file.
-
-    Raises:
-        UserError: If it cannot be written.
-    """
-    content = content.encode() if isinstance(content, str) else content
-    try:
-        if is_stream(path):
-            path.write_bytes(content)
-        else:
-            write_whole(path.resolve(), content)
-    except OSError as error:
-        raise UserError(f"{flag} {path}: cannot be written: {error.strerror}") from error

@@ -1,51 +1,97 @@
-"""Flags into a dataclass, and what the parser says of wrong ones, in one line."""
+"""Command-line arguments: parsed into a dataclass by tyro, whose errors become one line."""
 
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 import re
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any, TextIO, TypeVar
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, TextIO, TypeVar
 
 import tyro
+from tyro.conf import Positional, arg
 
+from deltaprop.cli import COMMANDS
 from deltaprop.cli.errors import as_flags
+from deltaprop.data import BUILTIN
 from deltaprop.errors import UserError
+from deltaprop.training.config import TrainConfig
 
-Settings = TypeVar("Settings")
+Arguments = TypeVar("Arguments")
 
 
-def read_flags(
-    kind: type[Settings], command: str, words: Sequence[str], description: str, default: Settings | None = None
-) -> Settings:
-    """Return the settings that the words of a command stand for.
+def optional(metavar: str, default: str) -> Any:
+    """Return the annotation of an argument that is None unless given: its placeholder and default in the help."""
+    return arg(metavar=metavar, help_behavior_hint=f"(default: {default})" if default else "")
+
+
+@dataclass(frozen=True)
+class RunArguments:
+    """Arguments of the commands that read a run."""
+
+    run: Annotated[Positional[Path | None], optional("RUN", "")] = None  # Run folder.
+
+    @property
+    def folder(self) -> Path:
+        """The run folder; a UserError is raised if none was given, or a file."""
+        run = self.run
+        if run is None:
+            raise UserError("which run? name its folder, such as runs/iris-20261125-093000")
+        if run.is_file():
+            inside = run.parent.parent if run.parent.name == "checkpoints" else run.parent
+            hint = f": name its folder, {inside}" if (inside / "config.json").is_file() else ""
+            raise UserError(f"{run}: this is a file, not the folder of a run{hint}")
+        return run
+
+
+@dataclass(frozen=True)
+class ModelArguments(RunArguments):
+    """Arguments of the commands that load a trained model."""
+
+    weights: str = "final"  # Weights to load: final, or best (lowest validation loss).
+
+
+def training_data(config: TrainConfig) -> list[str]:
+    """Return the files and folders of data that a run was trained and tested on; none for a built-in data set."""
+    return [name for name in (config.data, config.test) if name is not None and name not in BUILTIN]
+
+
+def read_arguments(
+    kind: type[Arguments], command: str, words: Sequence[str], default: Arguments | None = None
+) -> Arguments:
+    """Parse the arguments of a command; ``--help`` prints the command's help and exits.
 
     Args:
-        kind: A dataclass, a flag for each field.
-        command: Its name, such as ``"train"``.
-        words: Behind the name.
-        description: For ``--help``, which prints and exits.
-        default: What is not said; the dataclass's own defaults by default.
+        kind: Dataclass with a flag for each field; its docstring follows the command's summary in the help.
+        command: Name of the command, such as ``"train"``.
+        words: Words after the command's name.
+        default: Values of the arguments that are not given; the dataclass's own defaults by default.
 
     Raises:
-        UserError: In one line, for anything that is wrong with them.
+        UserError: In one line, if the words cannot be parsed.
     """
-    said = io.StringIO()
-    own = [word for word in words if word != "--debug"]  # of the command line, not of the command
-    default = kind() if default is None else default
+    errors = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(_WithFlags(sys.stdout)):  # --help goes there
-            return tyro.cli(kind, prog=f"deltaprop {command}", args=own, description=description, default=default)
+        with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(_FlagStream(sys.stdout)):
+            return tyro.cli(
+                kind,
+                prog=f"deltaprop {command}",
+                args=[word for word in words if word != "--debug"],  # handled by main
+                description=f"{COMMANDS[command]}\n\n{inspect.getdoc(kind)}",
+                default=kind() if default is None else default,
+            )
     except SystemExit as exit_:
         if not exit_.code:  # --help
             raise
-        raise UserError(one_line(said.getvalue())) from None
+        raise UserError(one_line(errors.getvalue())) from None
 
 
-class _WithFlags:
-    """A stream that writes settings, as their docstrings name them, as flags."""
+class _FlagStream:
+    """Stream that writes settings in backticks, as docstrings name them, as flags."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -57,29 +103,24 @@ class _WithFlags:
         return getattr(self._stream, name)
 
 
-def _one_of(found: re.Match[str]) -> str:
-    *names, last = re.findall(r"'([^']*)'", found[3])
-    return f"{found[2]} must be {', '.join(names)} or {last}, got {found[1]!r}"
-
-
-# What the parser says, and how this project says it.
-SAID: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
+# tyro's messages, and ours.
+MESSAGES = (
+    (r"^Error parsing (\w+: )?", ""),
     (r"(--\S+): invalid literal for int\(\) with base 10: (.*)", r"\1 must be a whole number, got \2"),
     (r"(--\S+): could not convert string to float: (.*)", r"\1 must be a number, got \2"),
-    (r"(--\S+): no type matching FLOAT\|\{auto\} could be instantiated from \['(.*?)'\].*",
-     r"\1 must be auto or a number, got '\2'"),
+    (r"FLOAT\|\{auto\}", "auto or a number"),
     (r"(--\S+): no type matching (?:\{None\}\|)?(.*?) could be instantiated from \['(.*?)'\].*",
      r"\1 must be \2, got '\3'"),
     (r"(--\S+): Could not find valid parse for arguments: \[(.*)\]", r"\1 cannot be \2"),
-    (r"[Ii]nvalid choice '(.*?)' for argument '(--\S+?)'\. Expected one of \((.*)\)", _one_of),
-    (r"[Mm]issing value for argument '(--\S+?)'.*", r"\1 needs a value"),
+    (r"invalid choice '(.*?)' for argument '(--\S+?)'\. Expected one of \((.*)\)", r"\2 must be one of \3, got '\1'"),
+    (r"missing value for argument '(--\S+?)'.*", r"\1 needs a value"),
 )  # fmt: skip
 
 
 def one_line(box: str) -> str:
-    """Return what the parser said in a framed box of several lines, as one line.
+    """Return tyro's error, which is a framed box of several lines, as one line.
 
-    The first section says what is wrong; of the rest only a flag that may have been meant is kept.
+    The first section is the error; of the rest only the suggested flag is kept.
 
     Example:
         >>> print(one_line('''
@@ -91,25 +132,16 @@ def one_line(box: str) -> str:
         ... ╰──────────────────────────────╯'''))
         unrecognized options: --lrr: perhaps you meant --lr
     """
-    box = re.sub(r"\x1b\[[0-9;]*m", "", box)  # on a terminal it is coloured
-    _, *lines = [line.strip("╭╮│╰╯ ") for line in box.strip().splitlines()] or [""]  # the first is a title
-    # Rules part the sections; a terminal that knows no box drawing has them of -, and no frame.
-    sections = [part for part in re.split(r"^[─-]+$", "\n".join(lines), flags=re.MULTILINE) if part.strip()]
+    lines = [line.strip("╭╮│╰╯ ") for line in re.sub(r"\x1b\[[0-9;]*m", "", box).strip().splitlines()]
+    # The first line is the title. Rules separate the sections: of - where the terminal cannot show box drawings.
+    sections = [part for part in re.split(r"\s*[─-]{8,}\s*", " ".join(" ".join(lines[1:]).split())) if part]
     if not sections:
-        return "the flags cannot be read; see deltaprop train --help"
-    text = (
-        " ".join(sections[0].split())
-        .removeprefix("Error parsing Arguments: ")
-        .removeprefix("Error parsing TrainConfig: ")
-        .removesuffix(".")
-    )
-    text = text.removeprefix("Error parsing ")
-    for pattern, ours in SAID:
-        text = re.sub(pattern, ours, text)
-    near = [re.search(r"--[\w-]+", section) for section in sections[1:] if "Perhaps you meant" in section]
-    hint = f": perhaps you meant {near[0][0]}" if near and near[0] else ""
+        return "the arguments cannot be parsed; see deltaprop COMMAND --help"
+    text = sections[0].removesuffix(".")
+    for pattern, ours in MESSAGES:
+        text = re.sub(pattern, ours, text, flags=re.IGNORECASE)
+    suggested = re.search(r"Perhaps you meant.*?(--[\w-]+)", " ".join(sections[1:]))
     if text.lower().startswith("unrecognized options: "):
         words = text.split(": ", 1)[1].split(", ")
-        unknown = [word for word in words if word.startswith("-")] or words  # not what stands behind them
-        return f"unrecognized options: {', '.join(unknown)}{hint}"
-    return (text if text.startswith("-") else text[0].lower() + text[1:]) + hint
+        text = f"unrecognized options: {', '.join([word for word in words if word.startswith('-')] or words)}"
+    return text[:1].lower() + text[1:] + (f": perhaps you meant {suggested[1]}" if suggested else "")

@@ -1,7 +1,8 @@
-"""What a user's word stands for: FILE.py:NAME or package.module:NAME, imported as Python itself would."""
+"""Code of the user, named by FILE.py:NAME or package.module:NAME and imported as Python itself would."""
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import sys
@@ -16,61 +17,48 @@ from deltaprop.errors import UserError
 from deltaprop.gradcheck.context import format_error
 
 
-def load(target: str) -> tuple[Any, Callable[[], Any] | None]:
-    """Return what a target names, and the ``example_inputs`` beside it.
+def load(target: str) -> tuple[Any, Callable[[], tuple[Any, ...]] | None]:
+    """Return the object that a target names, and a function that calls ``example_inputs()`` of its module, if any.
 
     Raises:
-        UserError: If there is no such thing.
+        UserError: If there is no such object, or its module cannot be imported; from the function, if the call fails.
     """
-    where, colon, name = target.rpartition(":")
-    if not colon or not where or not name:
+    place, colon, name = target.rpartition(":")
+    if not colon or not place or not name:
         raise UserError(f"a target is FILE.py:NAME or package.module:NAME, got {target!r}")
+    if place.endswith(".py") and not Path(place).is_file():
+        raise UserError(f"{place}: there is no such file")
     try:
-        module = _import_file(Path(where)) if where.endswith(".py") else _import_module(where)
-    except UserError:
-        raise
+        module = _import(place)
     except (Exception, SystemExit) as error:
-        raise UserError(f"{where} cannot be imported: {format_error(error)}") from error
+        raise UserError(f"{place} cannot be imported: {format_error(error)}") from error
     if not hasattr(module, name):
         public = [word for word in vars(module) if not word.startswith("_")]
-        raise UserError(f"{where} has no {name!r}; it has {', '.join(public[:12])}{' …' if len(public) > 12 else ''}")
-    fn = getattr(module, name)
-    if isinstance(fn, type) and issubclass(fn, torch.nn.Module):
-        raise UserError(f"{target} is a class of modules: name an instance, such as one that is made in the file")
-    return fn, getattr(module, "example_inputs", None)
+        raise UserError(f"{place} has no {name!r}; it has {', '.join(public[:12])}{' …' if len(public) > 12 else ''}")
+    loaded = getattr(module, name)
+    if isinstance(loaded, type) and issubclass(loaded, torch.nn.Module):
+        raise UserError(f"{target} is a class of modules: name an instance, such as one created in the file")
+    examples = getattr(module, "example_inputs", None)
+    return loaded, None if examples is None else functools.partial(_call_examples, target, examples)
 
 
-def _import_file(path: Path) -> ModuleType:
-    """Return the module that a file of the user's makes.
-
-    Raises:
-        UserError: If there is no such file.
-    """
-    if not path.is_file():
-        raise UserError(f"{path}: there is no such file")
+def _import(place: str) -> ModuleType:
+    if not place.endswith(".py"):
+        if "" not in sys.path:
+            sys.path.insert(0, "")  # the current folder, as `python -m` does
+        return importlib.import_module(place)
+    path = Path(place)
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]  # a .py file has a spec, and a loader
-    sys.modules.setdefault(path.stem, module)  # dataclasses look their module up
-    sys.path.insert(0, str(path.parent.resolve()))  # as `python FILE.py` has it
+    sys.modules.setdefault(path.stem, module)  # dataclasses look up their module
+    sys.path.insert(0, str(path.parent.resolve()))  # as `python FILE.py` does
     spec.loader.exec_module(module)  # type: ignore[union-attr]  # as above
     return module
 
 
-def _import_module(name: str) -> ModuleType:
-    """Return a module by its dotted name; where the user stands counts, as with ``python -m``."""
-    if "" not in sys.path:
-        sys.path.insert(0, "")
-    return importlib.import_module(name)
-
-
-def call_examples(target: str, examples: Callable[[], Any]) -> tuple[Any, ...]:
-    """Return what ``example_inputs()`` beside a target returns, as a tuple.
-
-    Raises:
-        UserError: If it fails.
-    """
+def _call_examples(target: str, examples: Callable[[], Any]) -> tuple[Any, ...]:
     try:
-        made = examples()
+        inputs = examples()
     except (Exception, SystemExit) as error:
         raise UserError(f"{target}: example_inputs() beside it fails: {format_error(error)}") from error
-    return tuple(made) if isinstance(made, tuple | list) else (made,)
+    return tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)

@@ -1,8 +1,9 @@
-"""``deltaprop train``, which is also ``python train.py``."""
+"""``deltaprop train``, also ``python train.py``."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import Annotated, Any
 from tyro.conf import UseAppendAction, arg
 
 from deltaprop.cli.console import ConsoleReporter
-from deltaprop.cli.parsing import read_flags
+from deltaprop.cli.parsing import optional, read_arguments
 from deltaprop.core import ACTIVATIONS
 from deltaprop.errors import UserError, as_keys, setting
 from deltaprop.nn.init import INITS
@@ -22,149 +23,117 @@ from deltaprop.training.objective import losses
 from deltaprop.training.resume import locate, saved_config
 from deltaprop.training.run_folder import RunFolder, has_checkpoint
 
-DESCRIPTION = """Train a multilayer perceptron with hand-written backpropagation.
-
-Exit codes: 0 done, 1 failure, 2 wrong input (nothing is written then), 130 after Ctrl-C and 143 after SIGTERM (saved; a
-second Ctrl-C ends at once). --debug shows tracebacks."""
+HERE = "."  # where --resume without a value looks, unless --run-dir is given
 
 
-def _names_of(names: Callable[[], Iterable[str]]) -> Any:
-    """Return the annotation of a flag whose help lists the names in a table, those added at run time included."""
+def _one_of(names: Callable[[], Iterable[str]]) -> Any:
+    """Return the annotation of a flag whose help lists the names of a table, those added at run time included."""
     return arg(help_behavior_hint=lambda default: f"({', '.join(names())}; default: {default})")
 
 
-_ACTIVATIONS, _LOSSES, _INITS = _names_of(lambda: ACTIVATIONS), _names_of(losses), _names_of(lambda: INITS)
+_ACTIVATIONS, _LOSSES, _INITS = _one_of(lambda: ACTIVATIONS), _one_of(losses), _one_of(lambda: INITS)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Flags(TrainConfig):
-    """Train a multilayer perceptron with hand-written backpropagation."""
+    """Exit codes: 0 done, 1 failure, 2 wrong input (nothing is written then), 130 after Ctrl-C, 143 after SIGTERM.
+
+    An interrupted run is saved first; a second Ctrl-C exits at once. --debug shows tracebacks.
+    """
 
     activation: Annotated[tuple[str, ...], _ACTIVATIONS] = TrainConfig.activation
     loss: Annotated[str, _LOSSES] = TrainConfig.loss
     init: Annotated[str, _INITS] = TrainConfig.init
 
-    resume: str | None = None
-    """Go on with a run: its folder or a checkpoint of it; without a name the run in --run-dir or, if that is one, the
-    current folder; auto: the run in --run-dir if there is one, else a new one there."""
+    resume: Annotated[str | None, optional("RUN", "")] = None
+    """Resume a run: its folder or one of its checkpoints; without a value, the run in --run-dir or else in the current
+    folder; auto: the run in --run-dir if there is one, else start a new one there."""
 
     override: UseAppendAction[tuple[str, ...]] = ()
-    """On resume, a setting that may be changed though the run is then not the same any more, such as lr; recorded."""
+    """With --resume: allow changing this setting, such as lr, although the result is then not that of one run; the
+    change is recorded."""
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Parse the flags, train, and return 0.
-
-    Raises:
-        UserError: If the flags or the data are at fault.
-    """
-    config, flags = parse_flags(arguments)
-    resume = None if flags.resume in (None, "auto") else Path(str(flags.resume))
-    reporter = ConsoleReporter()
-    try:
-        train(config, reporter, resume=resume, restart=flags.resume == "auto", override=flags.override)
-    finally:
-        reporter.close()
+def main(words: Sequence[str]) -> int:
+    """Train."""
+    config, flags, path = parse_flags(words)
+    restart = path is None and flags.resume == "auto"
+    with contextlib.closing(ConsoleReporter()) as reporter:
+        train(config, reporter, resume=path, restart=restart, override=flags.override)
     return 0
 
 
-def parse(arguments: Sequence[str]) -> TrainConfig:
-    """Return the configuration of the flags; see :func:`parse_flags`."""
-    return parse_flags(arguments)[0]
+def parse_flags(words: Sequence[str]) -> tuple[TrainConfig, Flags, Path | None]:
+    """Return the configuration of the flags, the flags themselves, and the run to resume, if any.
 
-
-def parse_flags(arguments: Sequence[str]) -> tuple[TrainConfig, Flags]:
-    """Return the configuration of the flags, and the flags themselves, ``resume`` None where the run is a new one.
-
-    What is said nowhere has its default, or on resume is as the run had it; then comes the TOML file of ``--config``,
-    then the flags.
+    Flags win over the TOML file of ``--config``, the file over the settings of the run to resume or the defaults.
 
     Raises:
-        UserError: In one line, for anything that is wrong with them.
+        UserError: In one line, if a flag or the file is wrong.
     """
-    words = _spelt_out(arguments)
-    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    finder.add_argument("--config", type=Path)
-    finder.add_argument("--resume")
-    finder.add_argument("--run-dir", "--run_dir", type=Path)
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    first.add_argument("--config", type=Path)
+    first.add_argument("--resume", nargs="?", const=HERE)
+    first.add_argument("--run-dir", "--run_dir", type=Path)
     try:
-        found = finder.parse_known_args(words)[0]
+        given, rest = first.parse_known_args(words)
     except argparse.ArgumentError as error:
         raise UserError(f"{str(error.argument_name).split('/')[0]} needs a value") from error
-    file: Path | None = found.config
-    asks_for_help = any(word in ("-h", "--help") for word in words)
-    path = None if found.resume is None or asks_for_help else run_to_resume(found.resume, found.run_dir)
-    saved = {} if path is None else settings_of(path)
-    default = Flags(**{**saved, **(read_toml(file) if file else {})})
-    flags = read_flags(Flags, "train", words, DESCRIPTION, default)
-    flags = dataclasses.replace(flags, resume=str(path) if path is not None else flags.resume)
+    is_help = any(word in ("-h", "--help") for word in rest)
+    path = None if given.resume is None or is_help else run_to_resume(given.resume, given.run_dir)
+    default = Flags(**{
+        **({} if path is None else vars(_saved_config(path))),
+        **(read_toml(given.config) if given.config else {}),
+        **{name: value for name, value in vars(given).items() if value is not None},
+    })  # fmt: skip
+    flags = read_arguments(Flags, "train", rest, default)
     if flags.override and path is None:
-        raise UserError("--override is for --resume: a new run has nothing to go on from")
+        raise UserError("--override is for --resume: a new run has nothing to override")
     config = TrainConfig(**{f.name: getattr(flags, f.name) for f in dataclasses.fields(TrainConfig)})
     if path is not None:
         folder, _ = locate(path)
         if config.run_dir is not None and config.run_dir.resolve() != folder.resolve():
-            raise UserError(f"--run-dir {config.run_dir}: the run to go on with is in {folder}")
-    try:
-        config.validate()
-    except UserError as error:
-        if file and _is_the_files(default, error):
-            raise UserError(f"{setting('config', file)}: {as_keys(str(error))}") from None
-        raise
-    return config, flags
+            raise UserError(f"--run-dir {config.run_dir}: the run to resume is in {folder}")
+    wrong = _error(config)
+    if wrong and given.config and wrong == _error(default):  # the file is wrong, not a flag
+        raise UserError(f"{setting('config', given.config)}: {as_keys(wrong)}")
+    if wrong:
+        raise UserError(wrong)
+    return config, flags, path
 
 
-def _spelt_out(arguments: Sequence[str]) -> list[str]:
-    """Return the words, with ``--resume .`` for a ``--resume`` that names nothing."""
-    words: list[str] = []
-    for at, word in enumerate(arguments):
-        words.append(word)
-        if word == "--resume" and (at + 1 == len(arguments) or arguments[at + 1].startswith("-")):
-            words.append(HERE)
-    return words
-
-
-HERE = "."
-
-
-def run_to_resume(where: str, run_dir: Path | None) -> Path | None:
-    """Return the folder of the run to go on with; None where ``auto`` finds nothing to go on from.
+def run_to_resume(name: str, run_dir: Path | None) -> Path | None:
+    """Return the folder, or the checkpoint, of the run to resume; None where ``auto`` finds no checkpoint.
 
     Raises:
-        UserError: If it is not clear which, or there is none.
+        UserError: If there is no run, or ``auto`` is used without a run folder.
     """
-    if where == "auto":
+    if name == "auto":
         if run_dir is None:
-            raise UserError("--resume auto: say which run by --run-dir")
+            raise UserError("--resume auto: give the folder of the run with --run-dir")
         return run_dir if has_checkpoint(run_dir) else None
-    path = run_dir if where == HERE and run_dir is not None else Path(where)
+    path = run_dir if name == HERE and run_dir is not None else Path(name)
     path = path.resolve() if path.is_file() else path
     if path.is_file() and path.parent.name == "checkpoints":
         return path
-    if not (path / "config.json").is_file() and not has_checkpoint(path):
-        hint = ": name the folder of a run, or give --run-dir" if where == HERE else ""
-        raise UserError(f"--resume {path}: there is no run here{hint}")
+    if not has_checkpoint(path):
+        hint = ": name the folder of a run, or give --run-dir" if name == HERE else ""
+        raise UserError(f"--resume {path}: there is no checkpoint of a run here{hint}")
     return path
 
 
-def settings_of(path: Path) -> dict[str, Any]:
-    """Return the settings that a run goes on with if nothing else is said.
-
-    Raises:
-        UserError: If there is nothing sound to go on from.
-    """
+def _saved_config(path: Path) -> TrainConfig:
+    """Return the configuration of the run to resume, from its last valid checkpoint."""
     folder, only = locate(path)
-    found = RunFolder.of(folder).sound_checkpoint(lambda text: None, only)  # who trains tells of those that are damaged
-    if found is None:
-        raise UserError(f"--resume {folder}: there is no checkpoint in it to go on from")
-    config = saved_config(found[1], folder)
-    return {f.name: getattr(config, f.name) for f in dataclasses.fields(TrainConfig)}
+    newest = RunFolder.of(folder).sound_checkpoint(lambda text: None, only)  # training warns about damaged ones
+    assert newest is not None  # run_to_resume has seen one
+    return saved_config(newest[1], folder)
 
 
-def _is_the_files(default: TrainConfig, error: UserError) -> bool:
-    """Return whether the file alone has the same fault, so that no flag is to blame."""
+def _error(config: TrainConfig) -> str:
+    """Return what is wrong with a configuration; nothing if it is valid."""
     try:
-        default.validate()
-    except UserError as alone:
-        return str(alone) == str(error)
-    return False
+        config.validate()
+    except UserError as error:
+        return str(error)
+    return ""

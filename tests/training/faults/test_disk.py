@@ -110,7 +110,7 @@ def test_without_events_for_tensorboard_the_run_goes_on_and_says_so_once(
     train(small(tmp_path / "run"), reporter)
     assert left(tmp_path / "run") == left(tmp_path / "whole")
     (line,) = warned
-    assert line.startswith("events for TensorBoard cannot be written, the run goes on without: ")
+    assert line.startswith("events for TensorBoard cannot be written, the run continues without: ")
 
 
 def test_events_onto_a_device_that_is_always_full(tmp_path: Path, capfd: pytest.CaptureFixture[str]):

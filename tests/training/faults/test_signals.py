@@ -76,7 +76,7 @@ def test_in_training_it_saves_and_goes(number: int, code: int, engine: str, tmp_
     assert child.wait() == code
     assert time.monotonic() - began < WITHIN
     said = (tmp_path / "said").read_text()
-    assert f"saved; go on with: deltaprop train --resume {folder}" in said
+    assert f"saved; resume with: deltaprop train --resume {folder}" in said
     assert "Traceback" not in said
     assert load_checkpoint(folder / "checkpoints" / LAST).state["epoch"] > 1
 

@@ -20,8 +20,8 @@ from deltaprop.training.setup import Setup, prepare
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     """Every figure that was drawn, as matplotlib has it."""
     figures: list[Figure] = []
-    draw = plots.drawn
-    monkeypatch.setattr(plots, "drawn", lambda figure: figures.append(figure) or draw(figure))
+    draw = plots.render
+    monkeypatch.setattr(plots, "render", lambda figure: figures.append(figure) or draw(figure))
     return figures
 
 

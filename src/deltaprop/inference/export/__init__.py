@@ -18,6 +18,7 @@ import contextlib
 import logging
 import warnings
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 from deltaprop.errors import UserError, setting, unknown_name
 from deltaprop.inference.export.deployment import DeploymentModule
@@ -27,14 +28,23 @@ from deltaprop.inference.export.torch_export import to_torch_export
 from deltaprop.inference.export.verification import TOLERANCE, Exported
 from deltaprop.inference.model import Model
 
-__all__ = ["FORMATS", "SUFFIX", "TOLERANCE", "DeploymentModule", "Exported", "export"]
+__all__ = ["FORMATS", "SUFFIX", "TOLERANCE", "DeploymentModule", "ExportFormat", "Exported", "export"]
 
-FORMATS: dict[str, Callable[[Model], Exported]] = {
-    "onnx": to_onnx,
-    "torch-export": to_torch_export,
-    "state-dict": to_state_dict,
+
+class ExportFormat(NamedTuple):
+    """A format: the function that converts a model to it, the ending of its files, and one line of help."""
+
+    convert: Callable[[Model], Exported]
+    suffix: str
+    help: str
+
+
+FORMATS = {
+    "onnx": ExportFormat(to_onnx, ".onnx", "from columns to classes and probabilities; needs deltaprop[onnx]"),
+    "torch-export": ExportFormat(to_torch_export, ".pt2", "the same for torch.export.load; categories by index"),
+    "state-dict": ExportFormat(to_state_dict, ".safetensors", "weights of a plain nn.Sequential, scalings folded in"),
 }
-SUFFIX = {"onnx": ".onnx", "torch-export": ".pt2", "state-dict": ".safetensors"}
+SUFFIX = {name: format_.suffix for name, format_ in FORMATS.items()}
 
 
 def export(model: Model, to: str) -> Exported:
@@ -50,7 +60,7 @@ def export(model: Model, to: str) -> Exported:
     if to not in FORMATS:
         raise unknown_name("format", to, FORMATS)
     with _quiet():
-        found = FORMATS[to](model)
+        found = FORMATS[to].convert(model)
     if not found.difference <= TOLERANCE:
         far = "; a column far from 0 beside its spread, such as dates in seconds? onnx keeps its digits"
         hint = far if to == "state-dict" else ""

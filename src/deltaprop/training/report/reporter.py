@@ -4,65 +4,41 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from deltaprop.training.setup import Setup
 
 
-class Reporter(Protocol):
-    """What a run tells while it goes; the console is one, silence another."""
+class Reporter:
+    """Receives the progress of a run; each method does nothing unless it is overridden."""
 
-    def reading(self, what: str, done: int, total: int) -> None:
-        """Tell how many bytes of a table have been read, and of how many."""
-
-    def start(self, setup: Setup, folder: Path) -> None:
-        """Tell what will be trained, on what, where."""
-
-    def step(self, epoch: int, steps: int, step: int) -> None:
-        """Tell that a step of an epoch of so many steps is done, or that and those before it, taken together."""
-
-    def epoch(self, setup: Setup, metrics: dict[str, Any]) -> None:
-        """Tell the figures of an epoch."""
-
-    def end(self, setup: Setup, result: Result) -> None:
-        """Tell how it ended."""
-
-    def resumed(self, path: Path, epoch: int, done: int) -> None:
-        """Tell from which checkpoint it goes on, in which epoch, so many steps of which are done."""
-
-    def stopped(self, folder: Path) -> None:
-        """Tell that it was asked to stop, and has saved everything."""
-
-    def warn(self, text: str) -> None:
-        """Tell of something that is not as it should be, in one line."""
-
-
-class Silent:
-    """A reporter that says nothing."""
-
-    def reading(self, what: str, done: int, total: int) -> None:
-        """Say nothing."""
+    def reading(self, description: str, done: int, total: int) -> None:
+        """Called while a table is read, with a description, the bytes done and their total."""
 
     def start(self, setup: Setup, folder: Path) -> None:
-        """Say nothing."""
+        """Called before the first epoch."""
 
     def step(self, epoch: int, steps: int, step: int) -> None:
-        """Say nothing."""
+        """Called after one or more steps of an epoch: ``step`` of ``steps`` are done."""
 
     def epoch(self, setup: Setup, metrics: dict[str, Any]) -> None:
-        """Say nothing."""
+        """Called after each epoch with its metrics."""
 
     def end(self, setup: Setup, result: Result) -> None:
-        """Say nothing."""
+        """Called at the end of the run."""
 
     def resumed(self, path: Path, epoch: int, done: int) -> None:
-        """Say nothing."""
+        """Called when a run resumes from the checkpoint at ``path``, with ``done`` steps of ``epoch`` done."""
 
     def stopped(self, folder: Path) -> None:
-        """Say nothing."""
+        """Called when the run was interrupted, after it has saved a checkpoint."""
 
     def warn(self, text: str) -> None:
-        """Say nothing."""
+        """Called with a one-line warning."""
+
+
+class Silent(Reporter):
+    """Reporter that prints nothing."""
 
 
 @dataclass(frozen=True)
@@ -72,9 +48,9 @@ class Result:
     Attributes:
         metrics: The last epoch's line of metrics.jsonl.
         best: The line of the epoch with the lowest validation loss; None without validation.
-        stopped_early: Whether patience ran out.
-        seconds: Of training, evaluation and logging.
-        folder: Of the run.
+        stopped_early: Whether the run stopped because of `patience`.
+        seconds: Wall time of training, evaluation and logging.
+        folder: Run folder.
     """
 
     metrics: dict[str, Any]
