@@ -69,7 +69,7 @@ def of_another_shape(path: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
-        (lambda path: (path / "config.json").unlink(), r"no run: there is no config\.json in it"),
+        (lambda path: (path / "config.json").unlink(), r"this is not a run: it has no config\.json"),
         (lambda path: (path / "config.json").write_text("{"), r"config\.json: damaged: "),
         (lambda path: (path / "config.json").write_bytes(b"\xff\xfe"), r"config\.json: damaged: "),
         (lambda path: (path / "config.json").write_text("[]"), r"config\.json: damaged: it has no 'resolved'"),
@@ -77,19 +77,22 @@ def of_another_shape(path: Path) -> None:
         (lambda path: edited(path, lambda c: c.update(hidden="many")), r"hidden must be a list of whole numbers"),
         (lambda path: edited(path, lambda c: c.update(hidden=[-1])), r"hidden must be positive whole numbers"),
         (lambda path: edited(path, lambda c: c.update(activation=["mish"])), r"unknown activation 'mish'"),
-        (lambda path: edited(path, lambda c: c["resolved"].update(split_seed=7)), r"loss or split are another's"),
-        (lambda path: edited(path, lambda c: c.update(data="/gone")), r"its data: .*; `data` says where it lies now"),
+        (
+            lambda path: edited(path, lambda c: c["resolved"].update(split_seed=7)),
+            r"loss or split differ from the last checkpoint",
+        ),
+        (lambda path: edited(path, lambda c: c.update(data="/gone")), r"its data: .*; `data` says where they are now"),
         (lambda path: (path / "model.safetensors").unlink(), "there is no such file: take `weights='best'`"),
         (lambda path: (path / "model.safetensors").write_bytes(b""), "damaged: "),
         (lambda path: (path / "model.safetensors").write_bytes(b"x" * 1000), "damaged: "),
         (lambda path: edited(path, lambda c: c.update(hidden=[8, 8])), r"its sizes are \[2, 8, 2\]"),
         (flipped, "model.safetensors: damaged: the run's last checkpoint has other weights"),
-        (of_another_dtype, r"of torch\.int64, in the net of the run \[8, 2\] of torch\.float32"),
+        (of_another_dtype, r"of torch\.int64, in the run's model \[8, 2\] of torch\.float32"),
         (lambda path: edited(path, lambda c: c.update(lr=10**400)), "lr must be auto or a number"),
         (lambda path: (path / "config.json").write_text("[" * 100_000), "damaged: "),
         (
             lambda path: edited(path, lambda c: (c.update(hidden=[10**9]), c["resolved"].update(sizes=[2, 10**9, 2]))),
-            r"in the net of the run \[1000000000, 2\]",
+            r"in the run's model \[1000000000, 2\]",
         ),
         (
             lambda path: (
@@ -98,7 +101,7 @@ def of_another_shape(path: Path) -> None:
             ),
             "its split_seed is '7'",
         ),
-        (of_another_shape, r"0\.weight is \[8, 3\] of torch\.float32, in the net of the run \[8, 2\]"),
+        (of_another_shape, r"0\.weight is \[8, 3\] of torch\.float32, in the run's model \[8, 2\]"),
     ],
     ids=range(21),
 )

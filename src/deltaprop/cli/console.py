@@ -206,7 +206,7 @@ def describe(setup: Setup) -> list[tuple[str, str]]:
         *([("", f"to train on, deformed anew in every epoch: {config.augment}")] if setup.deformation else []),
         ("model", " → ".join(layers)),
         ("", f"{sum(counts)} parameters ({' + '.join(map(str, counts))})"),
-        ("loss", setup.objective.name + (", every class counting alike" if setup.objective.is_weighed else "")),
+        ("loss", setup.objective.name + (", every class counting alike" if setup.objective.is_weighted else "")),
         ("sgd", describe_sgd(setup)),
         ("device", f"{describe_device(setup.device)}{threads}, {config.dtype}{products}"),
     ]

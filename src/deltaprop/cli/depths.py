@@ -15,7 +15,7 @@ from deltaprop.cli.parsing import read_flags
 from deltaprop.data import check_source
 from deltaprop.errors import UserError
 from deltaprop.training.config import TrainConfig
-from deltaprop.training.depths import VARIANTS, DepthResult, Variant, configured, draw, watch
+from deltaprop.training.depths import VARIANTS, DepthResult, Variant, configured, draw, measure_depth
 
 DESCRIPTION = """Watch gradients vanish and explode: the norm of δ in each layer, before training and in its course, for
 nets of 2, 3 and 4 hidden layers: of sigmoid, of relu, of relu with an initialisation that keeps the norm, and of relu
@@ -82,7 +82,7 @@ def main(words: Sequence[str]) -> int:
     for arm in arms:
         console.print(str(arm))
         for depth in dict.fromkeys(arguments.depths):
-            found.append(watch(config, arm, depth, arguments.width))
+            found.append(measure_depth(config, arm, depth, arguments.width))
             for line in lines_of(found[-1]):
                 console.print(line, markup=False, soft_wrap=True)
     if arguments.picture is not None:

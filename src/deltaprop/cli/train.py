@@ -151,13 +151,11 @@ def settings_of(path: Path) -> dict[str, Any]:
     """Return the settings that a run goes on with if nothing else is said.
 
     Raises:
-        UserError: If there is nothing sound to go on from.
+        UserError: If it has no valid checkpoint.
     """
     folder, only = locate(path)
-    found = RunFolder.of(folder).sound_checkpoint(lambda text: None, only)  # who trains tells of those that are damaged
-    if found is None:
-        raise UserError(f"--resume {folder}: there is no checkpoint in it to go on from")
-    config = saved_config(found[1], folder)
+    _, checkpoint = RunFolder.of(folder).latest_checkpoint(lambda text: None, only)  # `train` warns of damaged ones
+    config = saved_config(checkpoint, folder)
     return {f.name: getattr(config, f.name) for f in dataclasses.fields(TrainConfig)}
 
 
