@@ -85,7 +85,7 @@ def of_another_shape(path: Path) -> None:
         (lambda path: (path / "model.safetensors").unlink(), "there is no such file: take `weights='best'`"),
         (lambda path: (path / "model.safetensors").write_bytes(b""), "damaged: "),
         (lambda path: (path / "model.safetensors").write_bytes(b"x" * 1000), "damaged: "),
-        (lambda path: edited(path, lambda c: c.update(hidden=[8, 8])), r"its sizes are \[2, 8, 2\]"),
+        (lambda path: edited(path, lambda c: c.update(hidden=[8, 8])), r"hidden layers \(8, 8\) cannot be \[2, 8, 2\]"),
         (flipped, "model.safetensors: damaged: the run's last checkpoint has other weights"),
         (of_another_dtype, r"of torch\.int64, in the run's model \[8, 2\] of torch\.float32"),
         (lambda path: edited(path, lambda c: c.update(lr=10**400)), "lr must be auto or a number"),

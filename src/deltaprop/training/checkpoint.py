@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from deltaprop.errors import UserError
-from deltaprop.training.config import TrainConfig, from_json, is_int, is_number
+from deltaprop.training.config import from_json, is_int, is_number
 
 FORMAT = 2  # format 1, of deltaprop 0.1, had momentum.<parameter> for optimizer.momentum_buffer.<parameter>
 MAX_HEADER = 2**22  # bytes; a model of a thousand layers needs a fifth of it
@@ -216,26 +216,14 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """
     checkpoint = load(path)
     try:
-        config = from_json("config", checkpoint.state["config"])
-        sizes = checkpoint.state["resolved"]["sizes"]
-        check_sizes(config, sizes)
         _check_state(checkpoint.state)
-        _check_run_tensors(checkpoint, config.build_model(sizes, device="meta").state_dict())
+        config = from_json("config", checkpoint.state["config"])
+        model = config.build_model(checkpoint.state["resolved"]["sizes"], device="meta")
+        _check_run_tensors(checkpoint, model.state_dict())
     except (UserError, KeyError, TypeError, ValueError, RuntimeError) as error:
         what = f"{error} is missing" if isinstance(error, KeyError) else error
         raise DamagedError(f"damaged: {what}") from error
     return checkpoint
-
-
-def check_sizes(config: TrainConfig, sizes: Any) -> None:
-    """Check the layer sizes that a file names, [n_0, …, n_L], against its configuration.
-
-    Raises:
-        ValueError: If they are not whole numbers, or the hidden layers are different.
-    """
-    fits = isinstance(sizes, list) and len(sizes) == len(config.hidden) + 2 and sizes[1:-1] == [*config.hidden]
-    if not fits or not all(is_int(size) and 1 <= size < 2**31 for size in sizes):
-        raise ValueError(f"its sizes are {sizes!r:.80}")
 
 
 def _whole(least: int, below: int = 2**62) -> Callable[[Any], bool]:
@@ -250,28 +238,20 @@ def _is_metrics(line: Any) -> bool:
     return named and all(value is None or isinstance(value, int | float) for value in line.values())
 
 
-VALID: dict[str, Callable[[Any], bool]] = {
-    "epoch": _whole(1),
-    "done": _whole(0),
-    "threads": _whole(1, 1025),
-    "split_seed": _whole(0, 2**32),
-    "block": _whole(1),
-    "chunk": _whole(1),
-    "seconds": is_number,
-    "data_sha256": lambda value: isinstance(value, str),
-    "model_sha256": lambda value: isinstance(value, str),
-    "device": lambda value: isinstance(value, str),
+_STATE: dict[str, Callable[[Any], bool]] = {
+    "epoch": _whole(1), "done": _whole(0), "threads": _whole(1, 1025), "split_seed": _whole(0, 2**32),
+    "block": _whole(1), "chunk": _whole(1), "seconds": is_number,
+    **dict.fromkeys(("data_sha256", "model_sha256", "device"), lambda value: isinstance(value, str)),
     "storage": lambda value: value in ("memory", "rows", "disk"),
     "versions": lambda value: isinstance(value, dict),
     "overrides": lambda value: isinstance(value, list) and all(isinstance(record, dict) for record in value),
-    "last": _is_metrics,
-    "best": _is_metrics,
-}
+    "last": _is_metrics, "best": _is_metrics,
+}  # fmt: skip
 
 
 def _check_state(state: Mapping[str, Any]) -> None:
     """Raise KeyError or ValueError for a state that no run can have."""
-    for name, is_valid in VALID.items():
+    for name, is_valid in _STATE.items():
         if not is_valid(state[name]):
             raise ValueError(f"{name} is {state[name]!r:.80}")
     done, last, best = state["epoch"] - 1, state["last"], state["best"]

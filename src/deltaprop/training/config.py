@@ -11,7 +11,7 @@ import math
 import re
 import tomllib
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -32,160 +32,121 @@ SCHEDULES = ("constant", "step", "cosine")
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """Train a multilayer perceptron with hand-written backpropagation."""
+    """Train a multilayer perceptron with hand-written backpropagation.
+
+    Attributes:
+        data: Data set: digits, moons, circles, spirals, xor, sine; your own table (.csv, .tsv, .txt, these with .gz,
+            .parquet, a folder of .parquet parts) or arrays (.npz with x and y, .npy); or a folder with IDX files (such
+            as MNIST).
+        target: Column of a table to predict, by default the last; several for several numbers. For x.npy: the file of
+            y.
+        drop: Columns of a table to leave out, such as identifiers.
+        categorical: Columns of a table to treat as categories although they hold numbers; columns of text always are.
+        task: Kind of the targets in a table or arrays: auto treats text, and whole numbers with at most 20 different
+            values, as classes.
+        missing: Missing cells of a table: refuse them, replace them by the mean of the training rows (in a column of
+            categories: by no category), or drop their rows.
+        delimiter: Delimiter of a CSV: one character, or tab; auto detects comma, semicolon, tab and bar in the header.
+        test: Separate table to test on, with the same columns; by default a part of the data (`test_fraction`).
+        cache: Folder for tables that do not fit in memory; by default ~/.cache/deltaprop.
+        memory: Most memory that a table may take, such as 500m or 4g; a larger one is written to `cache` once and
+            streamed from there. auto is an eighth of the machine's memory.
+        hidden: Neurons of each hidden layer; without a number there is no hidden layer: a linear model.
+        activation: Activation of the hidden layers: one name for all, or one per layer.
+        output_activation: Activation of the last layer: none, or a name as for `activation`; one that the loss already
+            contains is refused.
+        class_weight: Weight of each sample's loss by its class: balanced is N / (classes · samples of the class).
+        one_logit: For two classes: one output, whose sigmoid is the probability of the second class, instead of two.
+        loss: auto: cross-entropy for classes, mse for numbers. binary-cross-entropy is on one-hot targets, summed over
+            outputs and averaged over samples.
+        init: Initial weights.
+        lr: Learning rate η, above 0. auto: 0.05; for tables and arrays of your own, whose columns are standardised,
+            0.02 with classes and 0.001 with numbers as targets.
+        momentum: Momentum μ, in [0, 1).
+        nesterov: Nesterov's form of momentum.
+        weight_decay: L2 penalty λ: each step adds λ W to ∂C/∂W.
+        decay_biases: Apply weight decay to biases too.
+        lr_schedule: constant, step (η times `lr_gamma` every `lr_step` epochs) or cosine (from η towards 0 by ½ (1 +
+            cos)).
+        lr_step: Epochs between two steps of the step schedule.
+        lr_gamma: Factor of the step schedule, in (0, 1].
+        lr_warmup: Epochs in which η first rises linearly, before the schedule.
+        epochs: Passes through the training data, at most.
+        batch_size: Samples per step; 1 is the textbook's update per training instance.
+        val_fraction: Share of the training data kept for validation, in [0, 1).
+        val_split: Validation rows: random (the same share of each class), or the last rows.
+        test_fraction: Share of the data kept for the test where it has no official test set, in (0, 1).
+        scaling: Scaling of the inputs: pixel (divide by the full scale), standard (mean 0, standard deviation 1 on the
+            training rows), or none; auto is pixel for pictures and standard otherwise.
+        pixel_scale: Full scale of a pixel; by default 255 for byte images, 16 for digits.
+        augment: Augmentation of training pictures, drawn anew in every epoch: affine (rotation and scaling), elastic
+            (smooth random displacements) or affine-elastic.
+        patience: Stop when the validation loss has not improved for this many epochs; 0 for never.
+        seed: Seed of the split, the initial weights and the order of samples: the same seed gives the same bits.
+        engine: autograd (PyTorch's tape calls the hand-written backward of each operation) or explicit (the same
+            formulas as one loop, without a tape: several times faster for small nets, in steps that agree but for
+            rounding).
+        device: auto (CUDA, else mps, else cpu), cpu, cuda, cuda:N or mps.
+        dtype: Data type of weights and data.
+        precision: Precision of matrix products in training: tf32 and bf16 round their factors, which is faster on some
+            devices; weights and evaluation stay float32.
+        threads: CPU threads: a number; auto: 1 for small nets, the physical cores where a layer's product has at least
+            2^24 multiply-adds; or tune: time a few steps with 1, 2, 4, … threads and take the fastest. One more thread
+            prepares rows from disk and augmented pictures.
+        run_dir: Folder of this run; by default runs/<data>-<date>-<time>.
+        log_every: Epochs between two sets of histograms, δ norms and pictures in TensorBoard; 0 for none.
+        save_every: Interval of checkpoints: epochs (a number), or time such as 30s or 5m; one is also saved at the end
+            and when it is stopped.
+        keep: Numbered checkpoints to keep beside the last; the newest valid one is used if the last is damaged.
+        config: TOML file with any of these settings, the flag names as keys; flags override it.
+    """
 
     data: str = "digits"
-    """Data set: digits, moons, circles, spirals, xor, sine; your own table (.csv, .tsv, .txt, these with .gz,
-    .parquet, a folder of .parquet parts) or arrays (.npz with x and y, .npy); or a folder with IDX files (such as
-    MNIST)."""
-
     target: tuple[str, ...] = ()
-    """Column of a table to predict, by default the last; several for several numbers. For x.npy: the file of y."""
-
     drop: tuple[str, ...] = ()
-    """Columns of a table to leave out, such as identifiers."""
-
     categorical: tuple[str, ...] = ()
-    """Columns of a table to treat as categories although they hold numbers; columns of text always are."""
-
     task: Literal["auto", "classification", "regression"] = "auto"
-    """Kind of the targets in a table or arrays: auto treats text, and whole numbers with at most 20 different values,
-    as classes."""
-
     missing: Literal["refuse", "mean", "drop"] = "refuse"
-    """Missing cells of a table: refuse them, replace them by the mean of the training rows (in a column of categories:
-    by no category), or drop their rows."""
-
     delimiter: str = "auto"
-    """Delimiter of a CSV: one character, or tab; auto detects comma, semicolon, tab and bar in the header."""
-
     test: str | None = None
-    """Separate table to test on, with the same columns; by default a part of the data (`test_fraction`)."""
-
     cache: Path | None = None
-    """Folder for tables that do not fit in memory; by default ~/.cache/deltaprop."""
-
     memory: str = "auto"
-    """Most memory that a table may take, such as 500m or 4g; a larger one is written to `cache` once and streamed from
-    there. auto is an eighth of the machine's memory."""
-
     hidden: tuple[int, ...] = (128, 64)
-    """Neurons of each hidden layer; without a number there is no hidden layer: a linear model."""
-
     activation: tuple[str, ...] = ("relu",)
-    """Activation of the hidden layers: one name for all, or one per layer."""
-
     output_activation: str = "none"
-    """Activation of the last layer: none, or a name as for `activation`; one that the loss already contains is
-    refused."""
-
     class_weight: Literal["none", "balanced"] = "none"
-    """Weight of each sample's loss by its class: balanced is N / (classes · samples of the class)."""
-
     one_logit: bool = False
-    """For two classes: one output, whose sigmoid is the probability of the second class, instead of two."""
-
     loss: str = "auto"
-    """auto: cross-entropy for classes, mse for numbers. binary-cross-entropy is on one-hot targets, summed over outputs
-    and averaged over samples."""
-
     init: str = "torch"
-    """Initial weights."""
-
     lr: float | Literal["auto"] = "auto"
-    """Learning rate η, above 0. auto: 0.05; for tables and arrays of your own, whose columns are standardised, 0.02
-    with classes and 0.001 with numbers as targets."""
-
     momentum: float = 0.9
-    """Momentum μ, in [0, 1)."""
-
     nesterov: bool = False
-    """Nesterov's form of momentum."""
-
     weight_decay: float = 0.0
-    """L2 penalty λ: each step adds λ W to ∂C/∂W."""
-
     decay_biases: bool = False
-    """Apply weight decay to biases too."""
-
     lr_schedule: str = "constant"
-    """constant, step (η times `lr_gamma` every `lr_step` epochs) or cosine (from η towards 0 by ½ (1 + cos))."""
-
     lr_step: int = 10
-    """Epochs between two steps of the step schedule."""
-
     lr_gamma: float = 0.1
-    """Factor of the step schedule, in (0, 1]."""
-
     lr_warmup: int = 0
-    """Epochs in which η first rises linearly, before the schedule."""
-
     epochs: int = 30
-    """Passes through the training data, at most."""
-
     batch_size: int = 16
-    """Samples per step; 1 is the textbook's update per training instance."""
-
     val_fraction: float = 0.1
-    """Share of the training data kept for validation, in [0, 1)."""
-
     val_split: Literal["random", "tail"] = "random"
-    """Validation rows: random (the same share of each class), or the last rows."""
-
     test_fraction: float = 0.2
-    """Share of the data kept for the test where it has no official test set, in (0, 1)."""
-
     scaling: Literal["auto", "pixel", "standard", "none"] = "auto"
-    """Scaling of the inputs: pixel (divide by the full scale), standard (mean 0, standard deviation 1 on the training
-    rows), or none; auto is pixel for pictures and standard otherwise."""
-
     pixel_scale: float | None = None
-    """Full scale of a pixel; by default 255 for byte images, 16 for digits."""
-
     augment: Augment = "none"
-    """Augmentation of training pictures, drawn anew in every epoch: affine (rotation and scaling), elastic (smooth
-    random displacements) or affine-elastic."""
-
     patience: int = 0
-    """Stop when the validation loss has not improved for this many epochs; 0 for never."""
-
     seed: int = 42
-    """Seed of the split, the initial weights and the order of samples: the same seed gives the same bits."""
-
     engine: Literal["autograd", "explicit"] = "autograd"
-    """autograd (PyTorch's tape calls the hand-written backward of each operation) or explicit (the same formulas as one
-    loop, without a tape: several times faster for small nets, in steps that agree but for rounding)."""
-
     device: str = "auto"
-    """auto (CUDA, else mps, else cpu), cpu, cuda, cuda:N or mps."""
-
     dtype: Literal["float32", "float64"] = "float32"
-    """Data type of weights and data."""
-
     precision: Literal["float32", "tf32", "bf16"] = "float32"
-    """Precision of matrix products in training: tf32 and bf16 round their factors, which is faster on some devices;
-    weights and evaluation stay float32."""
-
     threads: str = "auto"
-    """CPU threads: a number; auto: 1 for small nets, the physical cores where a layer's product has at least 2^24
-    multiply-adds; or tune: time a few steps with 1, 2, 4, … threads and take the fastest. One more thread prepares rows
-    from disk and augmented pictures."""
-
     run_dir: Path | None = None
-    """Folder of this run; by default runs/<data>-<date>-<time>."""
-
     log_every: int = 5
-    """Epochs between two sets of histograms, δ norms and pictures in TensorBoard; 0 for none."""
-
     save_every: str = "1m"
-    """Interval of checkpoints: epochs (a number), or time such as 30s or 5m; one is also saved at the end and when it
-    is stopped."""
-
     keep: int = 1
-    """Numbered checkpoints to keep beside the last; the newest valid one is used if the last is damaged."""
-
     config: Path | None = None
-    """TOML file with any of these settings, the flag names as keys; flags override it."""
 
     def __post_init__(self) -> None:
         """Accept a list or a single name for a tuple, and text for a path; values are checked by `validate`."""
@@ -205,17 +166,12 @@ class TrainConfig:
             UserError: In one line, naming the setting.
         """
         for name, is_valid, right in _RULES:
-            value = getattr(self, name)
-            for item in value if isinstance(value, tuple) else (value,):
+            for item in self._items(name):
                 _require(is_valid(item), name, right, item)
-        options = {"output activation": ["none", *core.ACTIVATIONS], "loss": ["auto", *losses()]}
-        options |= {"lr schedule": SCHEDULES, "initialisation": INITS, "activation": core.ACTIVATIONS}
-        options |= {name.replace("_", " "): names for name, names in _literals().items()}
-        for label, names in options.items():
-            value = getattr(self, {"initialisation": "init"}.get(label, label.replace(" ", "_")))
-            for item in value if isinstance(value, tuple) else (value,):
+        for name, names in _options().items():
+            for item in self._items(name):
                 if item not in names:
-                    raise unknown_name(label, item, names)
+                    raise unknown_name("initialisation" if name == "init" else name.replace("_", " "), item, names)
         layers, named = len(self.hidden), " ".join(self.activation) or "none"
         _require(
             len(self.activation) in (1, layers), "activation", f"one name, or one per hidden layer ({layers})", named
@@ -223,6 +179,10 @@ class TrainConfig:
         _require(not self.nesterov or self.momentum > 0, "nesterov", "used with a `momentum` above 0", self.momentum)
         validates = self.patience == 0 or self.val_fraction > 0
         _require(validates, "patience", "used with a `val_fraction` above 0", self.patience)
+
+    def _items(self, name: str) -> tuple[Any, ...]:
+        value = getattr(self, name)
+        return value if isinstance(value, tuple) else (value,)
 
     @property
     def rate(self) -> float:
@@ -248,13 +208,18 @@ class TrainConfig:
         cache = CacheConfig(memory, self.cache or default_cache())
         return Source(data=self.data, choices=options, test=self.test, room=cache)
 
-    def build_model(self, sizes: Sequence[int], device: str | None = None) -> MLP:
-        """Return a model with layer sizes [n_0, …, n_L], initialised from PyTorch's global generator.
+    def build_model(self, sizes: Any, device: str | None = None) -> MLP:
+        """Return a model, initialised from PyTorch's global generator.
 
         Args:
-            sizes: Inputs, hidden layers and outputs.
-            device: Of the parameters; on ``"meta"`` they have names, shapes and dtypes, and take no memory.
+            sizes: Layer sizes [n_0, …, n_L], the hidden ones as in ``hidden``; also as read from a file.
+            device: Device of the parameters; on ``"meta"`` they have names, shapes and dtypes, and take no memory.
+
+        Raises:
+            UserError: If the sizes are not those of a model with these hidden layers.
         """
+        if not isinstance(sizes, list) or sizes[1:-1] != [*self.hidden]:
+            raise UserError(f"the sizes of a model with hidden layers {self.hidden} cannot be {sizes!r:.80}")
         output = None if self.output_activation == "none" else self.output_activation
         return MLP(sizes, self.activations, output, init=self.init, device=device, dtype=self.torch_dtype)
 
@@ -345,10 +310,12 @@ _RULES: list[tuple[str, Callable[[Any], bool], str]] = [
 ]  # fmt: skip
 
 
-def _literals() -> dict[str, tuple[str, ...]]:
-    """Return the values of each setting that has a fixed list of them."""
+def _options() -> dict[str, Collection[str]]:
+    """Return the allowed names of each setting that is a name."""
     kinds = typing.get_type_hints(TrainConfig)
-    return {name: typing.get_args(kind) for name, kind in kinds.items() if typing.get_origin(kind) is Literal}
+    options = {name: typing.get_args(kind) for name, kind in kinds.items() if typing.get_origin(kind) is Literal}
+    tables = {"activation": core.ACTIVATIONS, "output_activation": ["none", *core.ACTIVATIONS], "init": INITS}
+    return {**options, **tables, "loss": ["auto", *losses()], "lr_schedule": SCHEDULES}
 
 
 def read_toml(path: Path) -> dict[str, Any]:

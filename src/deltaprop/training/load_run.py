@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from deltaprop.errors import UserError, setting
-from deltaprop.training.checkpoint import DamagedError, check_sizes, check_tensors, load_checkpoint
+from deltaprop.training.checkpoint import DamagedError, check_tensors, load_checkpoint
 from deltaprop.training.config import TrainConfig, from_json, is_int
 from deltaprop.training.run_folder import BEST, FINAL, LAST
 from deltaprop.training.setup import Setup, model_digest, prepare
@@ -87,16 +87,13 @@ def read_run(folder: Path, weights: str = "final") -> tuple[TrainConfig, dict[st
         UserError: If the folder is not that of a run, or its files are damaged.
     """
     config, resolved = read_config(folder)
-    state, path, sizes = _read_weights(folder, weights), folder / WEIGHTS[weights], resolved.get("sizes")
+    state, path = _read_weights(folder, weights), folder / "config.json"
     try:
-        check_sizes(config, sizes)
-        expected = config.build_model(sizes, device="meta").state_dict()  # takes no memory
+        model = config.build_model(resolved.get("sizes"), device="meta")  # takes no memory
+        path = folder / WEIGHTS[weights]
+        check_tensors(state, model.state_dict())
     except (ValueError, RuntimeError) as error:
-        raise UserError(f"{folder / 'config.json'}: damaged: {error}") from error
-    try:
-        check_tensors(state, expected)
-    except ValueError as error:
-        raise UserError(f"{path}: {error}") from error
+        raise UserError(f"{path}: damaged: {error}") from error
     _check_against_checkpoint(state, config, resolved, folder, weights)
     return config, resolved, state
 

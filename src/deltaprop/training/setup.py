@@ -27,14 +27,7 @@ from deltaprop.nn.modules import MLP
 from deltaprop.optim import SGD
 from deltaprop.training.config import TrainConfig
 from deltaprop.training.data_loader import DataLoader
-from deltaprop.training.devices import (
-    describe_device,
-    fastest,
-    physical_cores,
-    pick_device,
-    pick_threads,
-    tune_threads,
-)
+from deltaprop.training.devices import describe_device, fastest, physical_cores, pick_device, pick_threads, tune_threads
 from deltaprop.training.engines import ENGINES
 from deltaprop.training.objective import Objective, balanced, check_output_activation, choose_objective
 

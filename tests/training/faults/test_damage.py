@@ -234,7 +234,7 @@ HUGE = {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}
         (with_header({"__metadata__": {**META, "state": "[" * 100_000}}), "its state is not JSON"),
         (with_header({"__metadata__": {**META, "state": '{"format": 3}'}}), "of format 3"),
         (with_header({"__metadata__": {**META, "state": '{"format": 1}'}}), "it has no SHA-256"),
-        (lambda _: encode(Checkpoint({}, {})), "damaged: 'config' is missing"),
+        (lambda _: encode(Checkpoint({}, {})), "damaged: 'epoch' is missing"),
     ],
     ids=range(19),
 )
