@@ -272,7 +272,7 @@ def _epochs(feed: Any, engine: str, hidden: list[int], setup: Any) -> Iterator[N
     trained = made(model, setup.objective, make_optimizer(model, setup.config))
     while True:
         for chunk in feed.shards(feed.draw(generator), 0):
-            trained.epoch(chunk.x, chunk.y, chunk.order, feed.batch_size, EpochState(torch.zeros(())))
+            trained(chunk.x, chunk.y, chunk.order, feed.batch_size, EpochState(torch.zeros(())))
         yield
 
 

@@ -62,7 +62,7 @@ def test_an_epoch_with_pauses_is_the_whole_epoch(engine: str, data: str):
         steps = -(-len(x) // 16)
         times = 0
         while progress.done < steps:
-            made.epoch(x, y, order, 16, progress)
+            made(x, y, order, 16, progress)
             times += 1
         assert (times > 1) == pauses
         buffers = [optimizer.state[p]["momentum_buffer"] for p in setup.model.parameters()]
@@ -119,7 +119,7 @@ class TestPrecision:
         engine = ENGINES["autograd"](model, objective, optimizer, "bf16")
         x, y, order = torch.rand(6, 4), torch.arange(6) % 3, torch.arange(6)
         state = EpochState(x.new_zeros(()), pause=lambda step: seen.append(matmul.fp32_precision))
-        engine.epoch(x, y, order, 3, state)
+        engine(x, y, order, 3, state)
         assert seen == [before] * 4
 
     @pytest.mark.cuda

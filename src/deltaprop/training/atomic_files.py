@@ -25,15 +25,12 @@ def write_whole(path: Path, content: bytes) -> None:
     """
     temporary = path.parent / f".{path.name}{TEMPORARY}{secrets.token_hex(4)}"
     with _naming(path):
-        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         try:
-            try:
+            with _opened(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as handle:
                 with contextlib.suppress(OSError):  # keep the permissions of the old file
                     os.chmod(temporary, os.stat(path).st_mode & 0o777)
                 _write(handle, content)
                 os.fsync(handle)
-            finally:
-                os.close(handle)
             os.replace(temporary, path)
         except BaseException:
             with contextlib.suppress(OSError):
@@ -48,37 +45,36 @@ def append(path: Path, content: bytes) -> None:
     Raises:
         OSError: If it cannot be written completely; the file is truncated to its old length.
     """
-    with _naming(path):
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    with _naming(path), _opened(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND) as handle:
+        before = os.fstat(handle).st_size
         try:
-            before = os.fstat(handle).st_size
-            try:
-                _write(handle, content)
-            except OSError:
-                with contextlib.suppress(OSError):
-                    os.ftruncate(handle, before)
-                raise
-        finally:
-            os.close(handle)
+            _write(handle, content)
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.ftruncate(handle, before)
+            raise
 
 
 def sync(path: Path) -> None:
     """Force the content of a file and its name to the disk, if it exists."""
     if path.exists():
-        _fsync(path)
+        with _opened(path, os.O_RDONLY) as handle:
+            os.fsync(handle)
         sync_folder(path.parent)
 
 
 def sync_folder(path: Path) -> None:
     """Force the names in a folder to the disk."""
     if os.name != "nt":  # Windows has no handles of folders
-        _fsync(path)
+        with _opened(path, os.O_RDONLY) as handle:
+            os.fsync(handle)
 
 
-def _fsync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
+@contextlib.contextmanager
+def _opened(path: Path, flags: int) -> Iterator[int]:
+    handle = os.open(path, flags, 0o666)
     try:
-        os.fsync(handle)
+        yield handle
     finally:
         os.close(handle)
 

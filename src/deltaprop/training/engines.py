@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -15,52 +13,40 @@ from deltaprop.explicit import ExplicitTrainer
 from deltaprop.explicit.precision import products_in
 from deltaprop.training.objective import Objective
 
+# Trains on rows x and y in an order, batch_size rows per step, from step state.done on, and updates the state.
+Engine = Callable[[Tensor, Tensor, Tensor, int, EpochState], None]
 
-@dataclass(frozen=True)
-class AutogradEngine:
-    """Trains by ``loss.backward()``: PyTorch records the hand-written Functions, and calls their backward.
 
-    Attributes:
-        pause_interval: The most steps between two calls of ``state.pause``.
-    """
+def autograd_engine(
+    model: nn.Sequential, objective: Objective, optimizer: torch.optim.Optimizer, precision: str = "float32"
+) -> Engine:
+    """Return an engine that trains by ``loss.backward()``, on PyTorch's tape of the hand-written Functions."""
 
-    model: nn.Sequential
-    objective: Objective
-    optimizer: torch.optim.Optimizer
-    precision: str = "float32"
-    pause_interval: ClassVar[int] = 1
-
-    def epoch(self, x: Tensor, y: Tensor, order: Tensor, batch_size: int, state: EpochState) -> None:
-        """Train on the rows in order, from step ``state.done`` on, and update ``state``."""
-        model: Callable[[Tensor], Tensor] = self.model
-        loss: Callable[[Tensor, Tensor], Tensor] = self.objective
-        products = products_in(self.precision, x.device)
-        if x.device.type == "cuda" and self.precision == "bf16":
+    def epoch(x: Tensor, y: Tensor, order: Tensor, batch_size: int, state: EpochState) -> None:
+        network: Callable[[Tensor], Tensor] = model
+        loss: Callable[[Tensor, Tensor], Tensor] = objective
+        products = products_in(precision, x.device)
+        if x.device.type == "cuda" and precision == "bf16":
             # Model and loss under autocast, backward not, as PyTorch recommends. Autocast rounds the result of a
             # product too, while the explicit engine rounds only its factors.
             rounded = torch.autocast("cuda", torch.bfloat16)
-            model, loss, products = rounded(model), rounded(loss), nullcontext()
-        train_epoch(model, loss, self.optimizer, x, y, order, batch_size, state=state, products=products)
+            network, loss, products = rounded(network), rounded(loss), nullcontext()
+        train_epoch(network, loss, optimizer, x, y, order, batch_size, state=state, products=products)
+
+    return epoch
 
 
-class ExplicitEngine:
-    """Trains by the δ recursion of ``core/recursion.py``, without a tape."""
-
-    pause_interval = 16  # calling pause after each step would take as long as an operation of a small net
-
-    def __init__(
-        self, model: nn.Module, objective: Objective, optimizer: torch.optim.Optimizer, precision: str = "float32"
-    ) -> None:
-        self.trainer = ExplicitTrainer(model, objective.call, optimizer, precision=precision)
-
-    def epoch(self, x: Tensor, y: Tensor, order: Tensor, batch_size: int, state: EpochState) -> None:
-        """Train on the rows in order, from step ``state.done`` on, and update ``state``."""
-        state.interval = self.pause_interval
-        self.trainer._epoch(x, y, batch_size, order, state)
+def explicit_engine(
+    model: nn.Sequential, objective: Objective, optimizer: torch.optim.Optimizer, precision: str = "float32"
+) -> Engine:
+    """Return an engine that trains by the δ recursion of ``core/recursion.py``, without a tape."""
+    trainer = ExplicitTrainer(model, objective.call, optimizer, precision=precision)
+    return lambda x, y, order, batch_size, state: trainer._epoch(x, y, batch_size, order, state)
 
 
-Engine = AutogradEngine | ExplicitEngine
-ENGINES: dict[str, Callable[..., Engine]] = {"autograd": AutogradEngine, "explicit": ExplicitEngine}
+ENGINES: dict[str, Callable[..., Engine]] = {"autograd": autograd_engine, "explicit": explicit_engine}
+# Steps between two calls of `state.pause`; the explicit engine would spend as long on one as on an operation.
+PAUSE_INTERVAL = {"autograd": 1, "explicit": 16}
 
 
 def train_epoch(

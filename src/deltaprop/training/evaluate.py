@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -78,23 +77,3 @@ def evaluate(
         return Evaluation(loss, correct / len(split), None, outputs)
     error = (outputs - split.y) * target_scaling.scale
     return Evaluation(loss, None, float(error.square().mean().sqrt()), outputs)
-
-
-def evaluate_parts(
-    model: nn.Module,
-    objective: Objective,
-    parts: Sequence[Part],
-    target_scaling: Scaling,
-    check: Callable[[], None] = lambda: None,
-    *,
-    at_once: int = 1,
-) -> list[Evaluation | None]:
-    """Return :func:`evaluate` of several parts, ``at_once`` of them in parallel threads; the bits are the same."""
-
-    def evaluate_part(part: Part) -> Evaluation | None:
-        return evaluate(model, objective, part, target_scaling, check)
-
-    if at_once == 1:
-        return [evaluate_part(part) for part in parts]
-    with ThreadPoolExecutor(at_once) as pool:
-        return list(pool.map(evaluate_part, parts))

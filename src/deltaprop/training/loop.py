@@ -6,6 +6,7 @@ import errno
 import math
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,14 +15,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from deltaprop.data import Part
 from deltaprop.epoch_state import EpochState
 from deltaprop.errors import UserError, setting
+from deltaprop.training import evaluate
 from deltaprop.training.checkpoint import Checkpoint, load_state_tensors, select, state_tensors
 from deltaprop.training.config import TrainConfig
 from deltaprop.training.data_loader import DataLoader, Shard
 from deltaprop.training.devices import set_threads
-from deltaprop.training.engines import ENGINES
-from deltaprop.training.evaluate import Evaluation, evaluate_parts, figures, in_own_units
+from deltaprop.training.engines import ENGINES, PAUSE_INTERVAL
+from deltaprop.training.evaluate import Evaluation, figures, in_own_units
 from deltaprop.training.finite_check import EVERY, all_finite, name_non_finite
 from deltaprop.training.report.reporter import Reporter, Result, Silent
 from deltaprop.training.resume import locate, plan_resume
@@ -165,6 +168,7 @@ class Run:
         config, objective, dataset = setup.config, setup.objective, setup.dataset
         self.optimizer = make_optimizer(setup.model, config)
         self.engine = ENGINES[config.engine](setup.model, objective, self.optimizer, config.precision)
+        self.pause_interval = PAUSE_INTERVAL[config.engine]
         # The loss is minimised on standardised targets, and reported in the units of the data.
         self.report = in_own_units(objective, dataset.target_scaling) if objective.task == "regression" else None
         self.loader = DataLoader(dataset.train, objective, config.batch_size, deform=setup.deformation)
@@ -246,24 +250,14 @@ class Run:
         self.tensorboard.flush()
         state, setup, description = self.state, self.setup, self.setup.to_json()
         saved = {
-            "epoch": state.epoch,
-            "done": state.progress.done,
-            "seconds": state.seconds,
-            "last": state.last,
-            "best": state.best,
-            "overrides": state.overrides,
-            "split_seed": setup.split_seed,
-            "threads": setup.threads,
-            "data_sha256": setup.dataset.digest,
-            "storage": setup.storage,
-            "block": self.loader.block,
-            "chunk": self.loader.chunk,
-            "device": str(setup.device),
+            "epoch": state.epoch, "done": state.progress.done, "seconds": state.seconds, "last": state.last,
+            "best": state.best, "overrides": state.overrides, "split_seed": setup.split_seed, "threads": setup.threads,
+            "data_sha256": setup.dataset.digest, "storage": setup.storage, "block": self.loader.block,
+            "chunk": self.loader.chunk, "device": str(setup.device),
             "config": {**setup.config.to_json(), "run_dir": None, "config": None},
-            "resolved": {"sizes": setup.sizes},
+            "resolved": {"sizes": setup.sizes}, "versions": description["versions"],
             "model_sha256": model_digest(setup.config, description["resolved"]),
-            "versions": description["versions"],
-        }
+        }  # fmt: skip
         tensors = state_tensors(setup.model, self.optimizer)
         tensors |= {"generator": state.generator, "total": state.progress.total}
         tensors |= {f"best.{name}": value for name, value in state.best_weights.items()}
@@ -319,7 +313,7 @@ class Run:
 
     def _epoch(self) -> None:
         """Train through the rest of an epoch, and evaluate."""
-        setup, state, dataset = self.setup, self.state, self.setup.dataset
+        setup, state = self.setup, self.state
         lr = setup.config.rate * setup.config.lr_factor(state.epoch - 1)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
@@ -329,25 +323,22 @@ class Run:
         for shard in self.loader.shards(order, state.progress.done):
             end = shard.first + math.ceil(len(shard.order) / setup.config.batch_size)
             while state.progress.done < end:
-                try:
-                    self._train_on(shard)
-                except torch.OutOfMemoryError as error:
-                    size = setup.config.batch_size
-                    smaller = f"try {setting('batch_size', max(1, size // 2))}"
-                    text = f"out of memory on {setup.device} with {setting('batch_size', size)}: {smaller}"
-                    raise TrainingError(text) from error
-                finally:
-                    state.seconds += time.perf_counter() - began
+                self._train_on(shard)
+                state.seconds += time.perf_counter() - began
                 self._check_finite()
                 self.stop.check()
                 if state.progress.done < end:
                     self.save()
                 began = time.perf_counter()
-        val, test = evaluate_parts(
-            setup.model, setup.objective, (dataset.val, dataset.test), dataset.target_scaling, self.stop.check,
-            at_once=setup.parts_at_once if len(dataset.val) else 1,
-        )  # fmt: skip
+        parts = setup.dataset.val, setup.dataset.test
+        with ThreadPoolExecutor(2) as pool:  # the bits are the same, one after the other or in parallel
+            val, test = (pool.map if setup.parts_at_once == 2 and len(parts[0]) else map)(self._evaluate, parts)
         self._end_epoch(lr, val, test)
+
+    def _evaluate(self, part: Part) -> Evaluation | None:
+        setup = self.setup
+        scaling = setup.dataset.target_scaling
+        return evaluate.evaluate(setup.model, setup.objective, part, scaling, self.stop.check)
 
     def _train_on(self, shard: Shard) -> None:
         """Take the steps of a shard that are left, up to a pause."""
@@ -358,17 +349,23 @@ class Run:
             self.reporter.step(self.state.epoch, self.steps, progress.done)
             return self._pauses()
 
-        within = EpochState(progress.total, progress.done - first, pause=pause, report=self.report)
+        within = EpochState(
+            progress.total, progress.done - first, pause=pause, interval=self.pause_interval, report=self.report
+        )
+        batch_size = self.setup.config.batch_size
         try:
-            self.engine.epoch(shard.x, shard.y, shard.order, self.setup.config.batch_size, within)
-        finally:
-            progress.total, progress.done = within.total, first + within.done
+            self.engine(shard.x, shard.y, shard.order, batch_size, within)
+        except torch.OutOfMemoryError as error:
+            smaller = f"try {setting('batch_size', max(1, batch_size // 2))}"
+            text = f"out of memory on {self.setup.device} with {setting('batch_size', batch_size)}: {smaller}"
+            raise TrainingError(text) from error
+        progress.done = first + within.done
         self.reporter.step(self.state.epoch, self.steps, progress.done)
 
     def _pauses(self) -> bool:
         """Return whether to pause an epoch: to save, to stop, or because a value is not finite."""
         unchecked = self.state.progress.done - self._checked
-        if unchecked + self.engine.pause_interval > EVERY and not self._is_finite():
+        if unchecked + self.pause_interval > EVERY and not self._is_finite():
             return True
         waited = time.monotonic() - self._saved_at
         return self.stop.received is not None or waited >= self.setup.config.save_seconds

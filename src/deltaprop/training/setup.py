@@ -242,7 +242,7 @@ def _tune(
     def take_steps() -> None:
         if check is not None:
             check()
-        engine.epoch(x, y, order, config.batch_size, EpochState(x.new_zeros(())))
+        engine(x, y, order, config.batch_size, EpochState(x.new_zeros(())))
 
     timed = tune_threads(take_steps, physical_cores())
     return {count: seconds / TUNING_STEPS for count, seconds in timed.items()}
