@@ -146,44 +146,22 @@ def load(path: Path) -> Checkpoint:
         DamagedError: If the file is damaged or not a checkpoint.
     """
     try:
-        if not path.is_file():  # opening a pipe would wait for it
-            raise DamagedError("is not a file" if path.exists() else "there is no such file")
-        _check_header_length(path)
+        _check_digest(path)
         with safetensors.safe_open(path, "pt") as file:
-            state = _decode_state(file.metadata())
-            _check_digest(path)
+            state = json.loads((file.metadata() or {})["state"], parse_constant=_refuse_constant)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
+        if state["format"] not in (1, FORMAT):
+            raise DamagedError(f"of format {state['format']!r:.20}, and this deltaprop reads formats 1 and {FORMAT}")
     except safetensors.SafetensorError as error:
         raise DamagedError(f"damaged: {error}") from error
     except OSError as error:
         raise DamagedError(f"cannot be read: {error.strerror or error}") from error
-    if state["format"] == 1:
-        tensors = {_rename_from_format_1(name): value for name, value in tensors.items()}
-    return Checkpoint(tensors, state)
-
-
-def _rename_from_format_1(name: str) -> str:
-    kind, _, parameter = name.partition(".")
-    return f"optimizer.momentum_buffer.{parameter}" if kind == "momentum" else name
-
-
-def _check_header_length(path: Path) -> None:
-    """Refuse a long header before safetensors parses it: safetensors allows 100 MB."""
-    with open(path, "rb") as file:
-        length, size = int.from_bytes(file.read(8), "little"), path.stat().st_size
-    if not 2 <= length <= min(size - 8, MAX_HEADER):
-        raise DamagedError(f"damaged or not a checkpoint: a header of {length} bytes in a file of {size}")
-
-
-def _decode_state(metadata: Mapping[str, str] | None) -> dict[str, Any]:
-    try:
-        state = json.loads((metadata or {})["state"], parse_constant=_refuse_constant)
-    except (KeyError, ValueError, RecursionError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise DamagedError(f"not a checkpoint: its state is not JSON ({type(error).__name__})") from error
-    found = state.get("format") if isinstance(state, dict) else None
-    if found not in (1, FORMAT):
-        raise DamagedError(f"of format {str(found)[:20]}, this version of deltaprop reads formats 1 and {FORMAT}")
-    return dict(state)
+    if state["format"] == 1:
+        momentum = {f"optimizer.momentum_buffer.{name}": value for name, value in select(tensors, "momentum").items()}
+        tensors = {name: value for name, value in tensors.items() if not name.startswith("momentum.")} | momentum
+    return Checkpoint(tensors, state)
 
 
 def _refuse_constant(name: str) -> float:
@@ -192,13 +170,17 @@ def _refuse_constant(name: str) -> float:
 
 def _check_digest(path: Path) -> None:
     """Refuse a file whose SHA-256 is not the one in its header; it is read piece by piece, in little memory."""
+    if not path.is_file():  # opening a pipe would wait for it
+        raise DamagedError("is not a file" if path.exists() else "there is no such file")
     with open(path, "rb") as file:
-        start = file.read(8)
-        header = start + file.read(int.from_bytes(start, "little"))
-        before, key, after = header.partition(DIGEST_KEY)
+        start, size = file.read(8), path.stat().st_size
+        length = int.from_bytes(start, "little")
+        if not 2 <= length <= min(size - 8, MAX_HEADER):  # safetensors would parse a header of 100 MB
+            raise DamagedError(f"damaged or not a checkpoint: a header of {length} bytes in a file of {size}")
+        before, key, after = file.read(length).partition(DIGEST_KEY)
         if not key or DIGEST_KEY in after:
-            raise DamagedError("damaged: it has no SHA-256")
-        digest = hashlib.sha256(before + key + BLANK + after[len(BLANK) :])
+            raise DamagedError("damaged or not a checkpoint: it has no SHA-256")
+        digest = hashlib.sha256(start + before + key + BLANK + after[len(BLANK) :])
         while piece := file.read(2**20):
             digest.update(piece)
     if digest.hexdigest().encode() != after[: len(BLANK)]:

@@ -120,7 +120,8 @@ class DataLoader:
         parts = order.rows.split(self.chunk)[begin:]
         if not parts:
             return
-        self._prefetch(parts[0])
+        if isinstance(self.part, StreamedSplit):
+            self.part.expect(parts[0])  # the operating system reads them
         with ThreadPoolExecutor(1) as reader:
             make = self._read if self.streams else partial(self._augment, order.seed)
 
@@ -134,12 +135,6 @@ class DataLoader:
                     pending = submit(number)
                 yield shard
 
-    def _prefetch(self, *parts: Tensor) -> None:
-        """Ask the operating system to read some rows."""
-        if isinstance(self.part, StreamedSplit):
-            for rows in parts:
-                self.part.expect(rows)
-
     def _augment(self, seed: int, first: int, rows: Tensor, *_: Tensor) -> Shard:
         """Return a shard of augmented pictures; its generator depends on the first step, so a resume repeats it."""
         assert self.deform is not None
@@ -150,8 +145,9 @@ class DataLoader:
 
     def _read(self, first: int, rows: Tensor, *following: Tensor) -> Shard:
         """Return a shard, its rows in the order of the file; ``following`` are the rows of the next shard."""
-        self._prefetch(*following)
         assert isinstance(self.part, StreamedSplit)
+        for next_rows in following:
+            self.part.expect(next_rows)
         ascending, permutation = rows.sort()
         order = torch.empty_like(permutation)
         order[permutation] = torch.arange(len(rows))  # the index of each row among the sorted ones

@@ -122,7 +122,9 @@ def _resume(
     if config.lr_schedule == "cosine" and config.epochs != saved["config"]["epochs"]:
         reporter.warn("the cosine schedule depends on the number of epochs: from here on η is that of the new number")
     stack.enter_context(set_threads(setup.threads))
-    run = Run(setup, folder, reporter, stop)
+    same_batches = all(record["setting"] != "batch_size" for record in overrides)
+    # The order of an epoch depends on the sizes of blocks and shards.
+    run = Run(setup, folder, reporter, stop, (saved["block"], saved["chunk"]) if same_batches else None)
     run.restore(checkpoint, overrides, is_last=path.name == LAST)
     reporter.resumed(path, run.state.epoch, run.state.progress.done)
     return run
@@ -161,9 +163,12 @@ class Run:
         folder: The run folder, locked.
         reporter: Receives progress and results.
         stop: Receives signals.
+        sizes: Rows per block and per shard; chosen by default.
     """
 
-    def __init__(self, setup: Setup, folder: RunFolder, reporter: Reporter, stop: Stop) -> None:
+    def __init__(
+        self, setup: Setup, folder: RunFolder, reporter: Reporter, stop: Stop, sizes: tuple[int, int] | None = None
+    ) -> None:
         self.setup, self.folder, self.reporter, self.stop = setup, folder, reporter, stop
         config, objective, dataset = setup.config, setup.objective, setup.dataset
         self.optimizer = make_optimizer(setup.model, config)
@@ -171,7 +176,7 @@ class Run:
         self.pause_interval = PAUSE_INTERVAL[config.engine]
         # The loss is minimised on standardised targets, and reported in the units of the data.
         self.report = in_own_units(objective, dataset.target_scaling) if objective.task == "regression" else None
-        self.loader = DataLoader(dataset.train, objective, config.batch_size, deform=setup.deformation)
+        self.loader = DataLoader(dataset.train, objective, config.batch_size, sizes, setup.deformation)
         self.steps = math.ceil(len(dataset.train) / config.batch_size)
         self.generator = torch.Generator().manual_seed(config.seed)
         self.state = TrainState(self._no_progress(), self.generator.get_state())
@@ -213,13 +218,9 @@ class Run:
         """
         saved, tensors, setup = checkpoint.state, checkpoint.tensors, self.setup
         changed = {record["setting"] for record in overrides}
-        if "batch_size" not in changed:
-            if saved["done"] > self.steps:
-                where = f"{saved['done']} of {self.steps} steps done"
-                raise UserError(f"{self.folder.path}: damaged: its checkpoint has {where}")
-            sizes = saved["block"], saved["chunk"]  # the order of an epoch depends on them
-            config, train = setup.config, setup.dataset.train
-            self.loader = DataLoader(train, setup.objective, config.batch_size, sizes, setup.deformation)
+        if saved["done"] > self.steps and "batch_size" not in changed:
+            done = f"{saved['done']} of {self.steps} steps done"
+            raise UserError(f"{self.folder.path}: damaged: its checkpoint has {done}")
         load_state_tensors(tensors, setup.model, self.optimizer)
         self.state = TrainState(
             EpochState(tensors["total"].to(setup.device), saved["done"]), tensors["generator"], saved["epoch"],

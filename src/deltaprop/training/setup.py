@@ -80,22 +80,9 @@ class Setup:
         shape, kind = self.dataset.image_shape, self.config.augment
         return None if kind == "none" or shape is None else Deformation(kind, shape)
 
-    @property
-    def preprocessing(self) -> dict[str, Any]:
-        """The encoding and scaling of inputs, targets and classes, as in config.json."""
-        dataset = self.dataset
-        return {
-            "class_names": list(dataset.class_names),
-            "class_weights": class_weights(self.config, dataset),
-            "image_shape": None if dataset.image_shape is None else list(dataset.image_shape),
-            "columns": None if dataset.table is None else dataset.table.encoding.to_json(),
-            # The model's inputs are (x − mean) / scale, predictions are outputs · scale + mean.
-            "input_scaling": _scaling_to_json(dataset.input_scaling),
-            "target_scaling": _scaling_to_json(dataset.target_scaling),
-        }
-
     def to_json(self) -> dict[str, Any]:
         """Return everything that defines the run, as in config.json."""
+        dataset = self.dataset
         return {
             **self.config.to_json(),
             "resolved": {
@@ -105,11 +92,17 @@ class Setup:
                 "device": describe_device(self.device),
                 "threads": self.threads,
                 "threads_tuned": self.tuned,
-                "data_sha256": self.dataset.digest,
-                **self.preprocessing,
+                "data_sha256": dataset.digest,
+                "class_names": list(dataset.class_names),
+                "class_weights": class_weights(self.config, dataset),
+                "image_shape": None if dataset.image_shape is None else list(dataset.image_shape),
+                "columns": None if dataset.table is None else dataset.table.encoding.to_json(),
+                # The model's inputs are (x − mean) / scale, predictions are outputs · scale + mean.
+                "input_scaling": _scaling_to_json(dataset.input_scaling),
+                "target_scaling": _scaling_to_json(dataset.target_scaling),
                 "storage": self.storage,
                 "split_seed": self.split_seed,
-                "rows": {part: len(getattr(self.dataset, part)) for part in ("train", "val", "test")},
+                "rows": {part: len(getattr(dataset, part)) for part in ("train", "val", "test")},
             },
             "versions": {
                 "deltaprop": __version__,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import pickle
@@ -200,8 +201,10 @@ def zip_bomb(_: Path) -> bytes:
 
 
 def with_header(header: Any, tail: bytes = b"") -> Callable[[Path], bytes]:
-    raw = header if isinstance(header, bytes) else json.dumps(header).encode()
-    return lambda _: len(raw).to_bytes(8, "little") + raw + tail
+    """Return a file with a header and a digest that is right."""
+    raw = header if isinstance(header, bytes) else json.dumps(header, separators=(",", ":")).encode()
+    content = len(raw).to_bytes(8, "little") + raw + tail
+    return lambda _: content.replace(DIGEST, b'"sha256":"' + hashlib.sha256(content).hexdigest().encode(), 1)
 
 
 def state_of(good: bytes) -> dict[str, Any]:
@@ -210,6 +213,7 @@ def state_of(good: bytes) -> dict[str, Any]:
 
 
 META = {"state": "{}", "sha256": "0" * 64}
+DIGEST = b'"sha256":"' + b"0" * 64
 HUGE = {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}
 
 
@@ -222,10 +226,11 @@ HUGE = {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}
         (lambda _: b"", "a header of 0 bytes in a file of 0"),
         (lambda _: (2**63).to_bytes(8, "little") + b"{}", "damaged or not a checkpoint"),
         (lambda _: (2**25).to_bytes(8, "little") + bytes(2**25), "damaged or not a checkpoint"),
-        (with_header(b"[" * 100_000), "invalid JSON in header"),
-        (with_header(b"\xff\xfe{}"), "invalid UTF-8 in header"),
-        (with_header([1, 2]), "invalid JSON in header"),
-        (with_header({}), "its state is not JSON"),
+        (with_header(b"[" * 100_000 + DIGEST), "invalid JSON in header"),
+        (with_header(b"\xff\xfe{}" + DIGEST), "invalid UTF-8 in header"),
+        (with_header([1, {"sha256": "0" * 64}]), "invalid JSON in header"),
+        (with_header({}), "it has no SHA-256"),
+        (with_header({"__metadata__": {"sha256": "0" * 64}}), "its state is not JSON"),
         (with_header({"__metadata__": META, "a": HUGE}), "file not fully covered"),
         (with_header({"__metadata__": META, "a": {**HUGE, "data_offsets": [0, 4]}}, b"1234"), "invalid shape"),
         (with_header({"__metadata__": META, "a": {**HUGE, "shape": [-1]}}), "invalid value"),
@@ -233,10 +238,11 @@ HUGE = {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}
         (with_header({"__metadata__": META, "a": 3}), "invalid type"),
         (with_header({"__metadata__": {**META, "state": "[" * 100_000}}), "its state is not JSON"),
         (with_header({"__metadata__": {**META, "state": '{"format": 3}'}}), "of format 3"),
-        (with_header({"__metadata__": {**META, "state": '{"format": 1}'}}), "it has no SHA-256"),
+        (with_header({"__metadata__": {**META, "state": "[1]"}}), "its state is not JSON"),
+        (with_header({"__metadata__": {**META, "state": '{"format": 1}'}}), "damaged: 'epoch' is missing"),
         (lambda _: encode(Checkpoint({}, {})), "damaged: 'epoch' is missing"),
     ],
-    ids=range(19),
+    ids=range(21),
 )
 def test_what_is_no_checkpoint_runs_nothing_and_is_told_in_one_line(
     make: Callable[[Path], bytes], said: str, tmp_path: Path
