@@ -87,29 +87,22 @@ def read_run(folder: Path, weights: str = "final") -> tuple[TrainConfig, dict[st
         UserError: If the folder is not that of a run, or its files are damaged.
     """
     config, resolved = read_config(folder)
-    state, path = _read_weights(folder, weights), folder / "config.json"
+    path = folder / "config.json"
     try:
         model = config.build_model(resolved.get("sizes"), device="meta")  # takes no memory
         path = folder / WEIGHTS[weights]
+        state = safetensors.torch.load_file(path)
         check_tensors(state, model.state_dict())
-    except (ValueError, RuntimeError) as error:
-        raise UserError(f"{path}: damaged: {error}") from error
-    _check_against_checkpoint(state, config, resolved, folder, weights)
-    return config, resolved, state
-
-
-def _read_weights(folder: Path, weights: str) -> dict[str, Tensor]:
-    path = folder / WEIGHTS[weights]
-    try:
-        return safetensors.torch.load_file(path)
     except FileNotFoundError as error:
         other = next((name for name, file in WEIGHTS.items() if (folder / file).exists()), None)
         hint = f"take {setting('weights', other)}" if other else "the run has not ended yet"
         raise UserError(f"{path}: there is no such file: {hint}") from error
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}") from error
-    except safetensors.SafetensorError as error:
+    except (ValueError, RuntimeError, safetensors.SafetensorError) as error:
         raise UserError(f"{path}: damaged: {error}") from error
+    _check_against_checkpoint(state, config, resolved, folder, weights)
+    return config, resolved, state
 
 
 def _check_against_checkpoint(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import time
@@ -21,14 +22,11 @@ BEST, FINAL, LAST = "best.safetensors", "model.safetensors", "last.safetensors"
 BEFORE_END = ("config.json", "metrics.jsonl", BEST, "checkpoints", ".lock")  # what a run writes before it has ended
 
 
-def default_folder(data: str, root: Path = Path("runs")) -> Path:
-    """Return a folder under ``root`` that does not exist yet: <data>-<date>-<time>, numbered where that is taken."""
-    name = f"{Path(data).name or 'data'}-{time.strftime('%Y%m%d-%H%M%S')}"
-    candidate, count = root / name, 1
-    while candidate.exists():
-        count += 1
-        candidate = root / f"{name}-{count}"
-    return candidate
+def default_folder(data: str) -> Path:
+    """Return a folder that does not exist yet: runs/<data>-<date>-<time>, numbered if that is taken."""
+    first = Path("runs") / f"{Path(data).name or 'data'}-{time.strftime('%Y%m%d-%H%M%S')}"
+    numbered = (first.with_name(f"{first.name}-{number}") for number in itertools.count(2))
+    return next(path for path in itertools.chain([first], numbered) if not path.exists())
 
 
 def check_folder(path: Path) -> None:
