@@ -382,7 +382,7 @@ class TestCommand:
         """It looked before that one had saved, and got the lock when that one had ended."""
         result = run()
         before = {path: path.read_bytes() for path in result.folder.rglob("*") if path.is_file()}
-        monkeypatch.setattr("deltaprop.training.loop.is_incomplete_run", lambda path: True)
+        monkeypatch.setattr("deltaprop.training.run_folder.is_incomplete_run", lambda path: True)
         with pytest.raises(UserError, match="another run has begun in this folder by now"):
             train(TrainConfig(**json_of(result)), restart=True)
         assert {path: path.read_bytes() for path in result.folder.rglob("*") if path.is_file()} == before

@@ -198,10 +198,7 @@ class TrainConfig:
     @property
     def source(self) -> Source:
         """Where the data come from, and how they are read."""
-        options = TableOptions(
-            target=self.target, drop=self.drop, categorical=self.categorical, task=self.task, missing=self.missing,
-            delimiter=self.delimiter,
-        )  # fmt: skip
+        options = TableOptions(**{field.name: getattr(self, field.name) for field in dataclasses.fields(TableOptions)})
         memory = default_memory()
         if self.memory != "auto":
             memory = int(self.memory[:-1]) * 2 ** {"k": 10, "m": 20, "g": 30}[self.memory[-1].lower()]

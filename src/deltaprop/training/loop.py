@@ -28,7 +28,7 @@ from deltaprop.training.evaluate import Evaluation, figures, in_own_units
 from deltaprop.training.finite_check import EVERY, all_finite, name_non_finite
 from deltaprop.training.report.reporter import Reporter, Result, Silent
 from deltaprop.training.resume import locate, plan_resume
-from deltaprop.training.run_folder import BEST, FINAL, LAST, RunFolder, check_folder, default_folder, is_incomplete_run
+from deltaprop.training.run_folder import BEST, FINAL, LAST, RunFolder, check_folder, default_folder
 from deltaprop.training.setup import Setup, make_optimizer, model_digest, prepare
 from deltaprop.training.signals import Stop, Stopped
 
@@ -91,11 +91,9 @@ def _as_user_error(error: OSError) -> Exception:
 def _begin(config: TrainConfig, restart: bool, reporter: Reporter, stop: Stop, stack: ExitStack) -> Run:
     """Return a new run, its folder locked and its threads set until the stack is closed."""
     config.validate()
-    leftover = config.run_dir if restart and config.run_dir and is_incomplete_run(config.run_dir) else None
-    if leftover is None:
-        check_folder(config.run_dir or default_folder(config.data))
+    check_folder(config.run_dir or default_folder(config.data), restart)
     setup = prepare(config, check=stop.check, progress=reporter.reading)
-    folder = RunFolder.of(leftover) if leftover else RunFolder.make(config.run_dir, config.data)
+    folder = RunFolder.make(config.run_dir, config.data, restart)
     stack.enter_context(folder.locked())
     stack.enter_context(set_threads(setup.threads))
     folder.begin()

@@ -29,14 +29,18 @@ def default_folder(data: str) -> Path:
     return next(path for path in itertools.chain([first], numbered) if not path.exists())
 
 
-def check_folder(path: Path) -> None:
+def check_folder(path: Path, restart: bool = False) -> None:
     """Check that a new run can have this folder, before anything is loaded or written.
+
+    Args:
+        path: The folder, which need not exist.
+        restart: Whether it may hold the files of a run that ended before its first checkpoint.
 
     Raises:
         UserError: If it is a file, is not empty, or cannot be made.
     """
     try:
-        problem = _folder_problem(path)
+        problem = None if restart and is_incomplete_run(path) else _folder_problem(path)
     except OSError as error:
         problem = error.strerror
     except ValueError as error:  # a name that no file can have
@@ -70,15 +74,17 @@ class RunFolder:
         self.path, self.checkpoints = path, path / "checkpoints"
 
     @classmethod
-    def make(cls, path: Path | None, data: str) -> RunFolder:
+    def make(cls, path: Path | None, data: str, restart: bool = False) -> RunFolder:
         """Make the folder, with its parents: the one named, or a new one with the default name.
+
+        See :func:`check_folder` for ``restart``.
 
         Raises:
             UserError: If it cannot be made, or is not empty.
         """
         while True:
             folder = path or default_folder(data)
-            check_folder(folder)
+            check_folder(folder, restart)
             try:
                 folder.mkdir(parents=True, exist_ok=path is not None)
             except FileExistsError:
