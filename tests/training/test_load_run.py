@@ -17,6 +17,7 @@ from deltaprop import UserError
 from deltaprop.training import Result
 from deltaprop.training.evaluate import evaluate
 from deltaprop.training.load_run import load_run
+from tests.training.conftest import starter
 
 Run = Callable[..., Result]
 
@@ -41,6 +42,18 @@ def test_the_best_weights_are_those_of_the_lowest_validation_loss(run: Run):
     judged = evaluate(setup.model, setup.objective, setup.dataset.val, setup.dataset.target_scaling)
     assert judged is not None
     assert_close(judged.loss, result.best["val_loss"])
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of one epoch."""
+    return starter(tmp_path_factory.mktemp("trained"))(epochs=1).folder
+
+
+@pytest.fixture
+def folder(trained: Path, tmp_path: Path) -> Path:
+    """A copy of it, to be damaged."""
+    return shutil.copytree(trained, tmp_path / "run")
 
 
 def edited(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
@@ -105,8 +118,7 @@ def of_another_shape(path: Path) -> None:
     ],
     ids=range(21),
 )
-def test_what_is_damaged_is_told_in_one_line(run: Run, damage: Callable[[Path], Any], said: str):
-    folder = run(epochs=1).folder
+def test_what_is_damaged_is_told_in_one_line(folder: Path, damage: Callable[[Path], Any], said: str):
     damage(folder)
     with pytest.raises(UserError, match=said) as error:
         load_run(folder)
@@ -119,15 +131,13 @@ def test_a_folder_that_is_not_there(tmp_path: Path):
         load_run(tmp_path / "none")
 
 
-def test_data_that_has_moved_is_found_where_it_is_said_to_lie(run: Run):
-    folder = run(epochs=1).folder
+def test_data_that_has_moved_is_found_where_it_is_said_to_lie(folder: Path):
     edited(folder, lambda config: config.update(data="/gone"))
     assert load_run(folder, data="moons").dataset.name == "moons"
 
 
-def test_nothing_is_unpickled(run: Run, tmp_path: Path):
+def test_nothing_is_unpickled(folder: Path, tmp_path: Path):
     """A pickle under the name of the weights is damaged, not run."""
-    folder = run(epochs=1).folder
 
     class Trap:
         def __reduce__(self) -> Any:

@@ -435,11 +435,11 @@ class TestCommand:
         load_checkpoint(path)
 
 
-def test_weights_load_without_deltaprop_and_checkpoints_without_pickle(run: Run):
+def test_weights_load_without_deltaprop_and_checkpoints_without_pickle(made: Result):
     """Plain safetensors all of them."""
     from safetensors import safe_open
 
-    for path in run().folder.rglob("*.safetensors"):
+    for path in made.folder.rglob("*.safetensors"):
         with safe_open(path, "pt") as file:
             assert file.keys()
 
