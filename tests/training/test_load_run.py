@@ -82,7 +82,7 @@ def of_another_shape(path: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
-        (lambda path: (path / "config.json").unlink(), r"this is not a run: it has no config\.json"),
+        (lambda path: (path / "config.json").unlink(), r"this is not a run: there is no config\.json in it"),
         (lambda path: (path / "config.json").write_text("{"), r"config\.json: damaged: "),
         (lambda path: (path / "config.json").write_bytes(b"\xff\xfe"), r"config\.json: damaged: "),
         (lambda path: (path / "config.json").write_text("[]"), r"config\.json: damaged: it has no 'resolved'"),

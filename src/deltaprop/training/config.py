@@ -215,7 +215,8 @@ class TrainConfig:
         Raises:
             UserError: If the sizes are not those of a model with these hidden layers.
         """
-        if not isinstance(sizes, list) or sizes[1:-1] != [*self.hidden]:
+        fits = isinstance(sizes, list) and all(is_int(size) and 1 <= size < 2**31 for size in sizes)
+        if not fits or sizes[1:-1] != [*self.hidden]:
             raise UserError(f"the sizes of a model with hidden layers {self.hidden} cannot be {sizes!r:.80}")
         output = None if self.output_activation == "none" else self.output_activation
         return MLP(sizes, self.activations, output, init=self.init, device=device, dtype=self.torch_dtype)

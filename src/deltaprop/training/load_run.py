@@ -34,7 +34,7 @@ def read_config(folder: Path) -> tuple[TrainConfig, dict[str, Any]]:
     try:
         saved = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        what = "this is not a run: it has no config.json" if folder.is_dir() else "there is no such folder"
+        what = "this is not a run: there is no config.json in it" if folder.is_dir() else "there is no such folder"
         raise UserError(f"{folder}: {what}") from error
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from error
