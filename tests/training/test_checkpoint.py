@@ -53,7 +53,11 @@ def test_any_model_and_optimizer_continue_exactly_from_a_checkpoint(make: Any, t
     optimizer = make(model)
     for seed in range(3):
         step(model, optimizer, seed)
-    (tmp_path / "c").write_bytes(encode(Checkpoint(state_tensors(model, optimizer), {})))
+    tensors = state_tensors(model, optimizer)
+    for name, parameter in model.named_parameters():  # each under the name of its parameter, whatever the groups
+        for key, value in optimizer.state[parameter].items():
+            assert value is None or torch.equal(tensors[f"optimizer.{key}.{name}"], value)
+    (tmp_path / "c").write_bytes(encode(Checkpoint(tensors, {})))
 
     restored = unusual()  # other initial weights
     other = make(restored)

@@ -173,9 +173,8 @@ class TrainConfig:
                 if item not in names:
                     raise unknown_name("initialisation" if name == "init" else name.replace("_", " "), item, names)
         layers, named = len(self.hidden), " ".join(self.activation) or "none"
-        _require(
-            len(self.activation) in (1, layers), "activation", f"one name, or one per hidden layer ({layers})", named
-        )
+        one_each = len(self.activation) in (1, layers)
+        _require(one_each, "activation", f"one name, or one per hidden layer ({layers})", named)
         _require(not self.nesterov or self.momentum > 0, "nesterov", "used with a `momentum` above 0", self.momentum)
         validates = self.patience == 0 or self.val_fraction > 0
         _require(validates, "patience", "used with a `val_fraction` above 0", self.patience)

@@ -24,13 +24,11 @@ def all_finite(tensors: Sequence[Tensor]) -> bool:
 
 def name_non_finite(model: nn.Module, tensors: Mapping[str, Tensor]) -> str:
     """Return which of a checkpoint's tensors are not finite, such as ``"layer 1 (bias, momentum_buffer)"``."""
+    names = [name.rpartition(".") for name, value in tensors.items() if not bool(value.isfinite().all())]
     places = []
     for number, layer in enumerate((n for n, m in model.named_modules() if isinstance(m, nn.Linear)), start=1):
-        kinds = set()
-        for name, value in tensors.items():
-            stem, _, parameter = name.rpartition(".")
-            if stem.endswith(f".{layer}") and not bool(value.isfinite().all()):
-                kinds.add(parameter if stem.startswith("model.") else stem.split(".")[1])
-        if kinds:
+        found = [(stem, parameter) for stem, _, parameter in names if stem.endswith(f".{layer}")]
+        if found:
+            kinds = {parameter if stem.startswith("model.") else stem.split(".")[1] for stem, parameter in found}
             places.append(f"layer {number} ({', '.join(sorted(kinds))})")
     return "; ".join(places)

@@ -225,7 +225,7 @@ HUGE = {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}
         (zip_bomb, "damaged or not a checkpoint"),
         (lambda _: b"", "a header of 0 bytes in a file of 0"),
         (lambda _: (2**63).to_bytes(8, "little") + b"{}", "damaged or not a checkpoint"),
-        (lambda _: (2**25).to_bytes(8, "little") + bytes(2**25), "damaged or not a checkpoint"),
+        (lambda _: (2**25).to_bytes(8, "little") + bytes(2**25), "a header of 33554432 bytes"),
         (with_header(b"[" * 100_000 + DIGEST), "invalid JSON in header"),
         (with_header(b"\xff\xfe{}" + DIGEST), "invalid UTF-8 in header"),
         (with_header([1, {"sha256": "0" * 64}]), "invalid JSON in header"),
