@@ -270,10 +270,6 @@ def is_number(value: object) -> bool:
     return abs(value) < 2**1024 if isinstance(value, int) else math.isfinite(value)
 
 
-def _matches(pattern: str) -> Callable[[Any], bool]:
-    return lambda value: re.fullmatch(pattern, str(value).lower()) is not None
-
-
 def _at_least(least: int) -> Callable[[Any], bool]:
     return lambda value: is_int(value) and value >= least
 
@@ -283,7 +279,7 @@ _LEAST = {
 }  # fmt: skip
 
 # A setting, whether a value is valid (for a tuple, each of its items), and what is valid in words.
-_RULES: list[tuple[str, Callable[[Any], bool], str]] = [
+_RULES: list[tuple[str, Callable[[Any], object], str]] = [
     ("hidden", _at_least(1), "positive whole numbers"),
     ("hidden", lambda v: v < 2**31, "below 2^31"),
     ("lr", lambda v: v == "auto" or (is_number(v) and v > 0), "auto or a number above 0"),
@@ -299,10 +295,10 @@ _RULES: list[tuple[str, Callable[[Any], bool], str]] = [
     ("test_fraction", lambda v: is_number(v) and 0 < v < 1, "in (0, 1)"),
     ("pixel_scale", lambda v: v is None or (is_number(v) and v > 0), "above 0"),
     ("delimiter", lambda v: v in ("auto", "tab") or (len(v) == 1 and v not in '"\r\n'), "auto, tab or one character"),
-    ("memory", _matches(r"auto|0*[1-9]\d{0,5}[kmg]"), "auto, or a size such as 500m or 4g"),
+    ("memory", lambda v: re.fullmatch(r"auto|0*[1-9]\d{0,5}[kmgKMG]", str(v)), "auto, or a size such as 500m or 4g"),
     ("threads", lambda v: v in ("auto", "tune") or (str(v).isdecimal() and 1 <= int(v) <= 1024),
      "auto, tune or a number from 1 to 1024"),
-    ("save_every", lambda v: re.fullmatch(r"0*[1-9]\d{0,8}[sm]?", str(v)) is not None,
+    ("save_every", lambda v: re.fullmatch(r"0*[1-9]\d{0,8}[sm]?", str(v)),
      "epochs (a number above 0), or time such as 30s or 5m"),
 ]  # fmt: skip
 
@@ -415,6 +411,6 @@ def _typed(where: str, key: str, value: Any, kind: str) -> Any:
     return float(value) if kind.startswith("float") and value != "auto" else value
 
 
-def _require(ok: bool, name: str, right: str, got: object) -> None:
+def _require(ok: object, name: str, right: str, got: object) -> None:
     if not ok:
         raise UserError(f"{setting(name)} must be {right}, got {repr(got) if name == 'delimiter' else got}")
