@@ -290,7 +290,7 @@ def speeds(recipe: str, data: str) -> list[list[float]]:
     found = []
     for seed in range(DRAWS):
         setup = prepare(TrainConfig(**settings, seed=seed))
-        batch = DataLoader(setup.dataset.train, setup.objective, setup.config.batch_size).first(IMAGES)
+        batch = DataLoader(setup.dataset.train, setup.objective, setup.config.batch_size).first_rows(IMAGES)
         hidden = capture_layers(setup.model, setup.objective.call, *batch)[:-1]
         found.append([float(layer.grad_bias.norm()) for layer in hidden if layer.grad_bias is not None])
     return found

@@ -235,7 +235,7 @@ def rates(words: list[str]) -> None:
     torch.set_num_threads(1)
     path, cache, rounds, *batch_sizes = words
     config = TrainConfig(data=path, cache=Path(cache), threads="1", lr=0.01)
-    setups = {storage: prepare(config, going_on=True, storage=storage) for storage in ("memory", "disk")}
+    setups = {storage: prepare(config, storage=storage) for storage in ("memory", "disk")}
     found: dict[str, list[list[float]]] = {}
     for batch_size in map(int, batch_sizes):
         for net, hidden in NETS.items():
@@ -261,19 +261,18 @@ def _epochs(feed: Any, engine: str, hidden: list[int], setup: Any) -> Iterator[N
     """Train an epoch, shuffled, each time that the next is asked for."""
     import torch
 
+    from deltaprop.epoch_state import EpochState
     from deltaprop.nn.modules import MLP
     from deltaprop.training.engines import ENGINES as MADE
-    from deltaprop.training.engines import Progress
     from deltaprop.training.setup import make_optimizer
 
     generator = torch.Generator().manual_seed(0)
     model = MLP([setup.sizes[0], *hidden, setup.sizes[-1]], ["relu"] * len(hidden))
     made: Callable[..., Any] = MADE[engine]
-    trained = made(model, setup.objective, make_optimizer(model, setup.config), setup.dataset.target_scaling)
+    trained = made(model, setup.objective, make_optimizer(model, setup.config))
     while True:
-        for chunk in feed.chunks(feed.draw(generator), 0):
-            within = Progress(torch.zeros(()))
-            trained.epoch(chunk.x, chunk.y, chunk.order, feed.batch_size, within, lambda step: None)
+        for chunk in feed.shards(feed.draw(generator), 0):
+            trained(chunk.x, chunk.y, chunk.order, feed.batch_size, EpochState(torch.zeros(())))
         yield
 
 

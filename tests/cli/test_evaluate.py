@@ -283,7 +283,7 @@ def test_data_that_is_gone_or_changed(runs: Runs, capsys: pytest.CaptureFixture[
     shutil.copy(path, "other.csv")
     path.write_text(path.read_text().replace("yes", "no", 1))
     assert main(["evaluate", str(run.folder)]) == 2
-    assert "are not those that the run learnt from" in capsys.readouterr().err
+    assert "are not those that the run was trained on" in capsys.readouterr().err
     path.unlink()
     assert main(["evaluate", str(run.folder)]) == 2
     assert "there is no such file" in capsys.readouterr().err

@@ -179,7 +179,7 @@ class TestRefusals:
         flags = ["--data", "sine", "--lr", "1e6", "--log-every", "0", "--run-dir", str(tmp_path / "run")]
         assert main(["train", *flags]) == 1
         said = capsys.readouterr().err
-        assert said.startswith("error: no finite numbers any more in layer 1 (")
+        assert said.startswith("error: not finite: layer 1 (")
         assert said.count("\n") == 1
 
     def test_an_interrupt_exits_130(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):

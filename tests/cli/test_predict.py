@@ -226,7 +226,7 @@ def test_a_list_cannot_be_kept_in_csv(runs: Runs, capsys: pytest.CaptureFixture[
     [
         ([], "which run? name its folder"),
         (["none"], "none: there is no such folder"),
-        (["."], "no run: there is no config.json in it"),
+        (["."], "this is not a run: there is no config.json in it"),
         (["RUN"], "--data is needed"),
         (["RUN", "--data", "t.csv"], "--out is needed"),
     ],

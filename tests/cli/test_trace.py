@@ -198,7 +198,7 @@ def test_the_same_seed_gives_the_same_page(capsys: pytest.CaptureFixture[str]):
         (["RUN", "--loss", "mse_loss"], "--loss is for a fresh net or a net of your own, and the target is"),
         (["RUN", "--part", "tset"], "unknown part 'tset': did you mean 'test'"),
         (["RUN", "--weights", "last"], "unknown weights 'last'"),
-        (["RUN", "--data", "circles"], "are not those that the run learnt from"),
+        (["RUN", "--data", "circles"], "are not those that the run was trained on"),
     ],
     ids=str,
 )

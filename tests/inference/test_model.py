@@ -578,7 +578,7 @@ def test_a_run_that_has_not_ended(runs: Runs, tmp_path: Path):
     copied = runs["numbers"].copy(tmp_path / "copy")
     for name in ("model", "best"):
         (copied / f"{name}.safetensors").unlink()
-    with pytest.raises(UserError, match="the run has not come to an end"):
+    with pytest.raises(UserError, match="the run has not ended yet"):
         dp.load(copied)
 
 

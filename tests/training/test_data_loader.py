@@ -60,7 +60,7 @@ def drawn(of: DataLoader, seed: int = 0) -> Order:
 def batches(of: DataLoader, order: Order, done: int = 0) -> list[tuple[int, torch.Tensor, torch.Tensor]]:
     """Return the steps that are left of an epoch: the number of each, and its x and y as an engine takes them."""
     found = []
-    for chunk in of.chunks(order, done):
+    for chunk in of.shards(order, done):
         for number, rows in enumerate(chunk.order.split(of.batch_size)):
             found.append((chunk.first + number, chunk.x[rows], chunk.y[rows]))
     return found
@@ -117,7 +117,7 @@ def test_one_chunk_is_read_ahead_and_no_more():
     read: list[int] = []
     plain = of._read
     of._read = lambda first, *rows: read.append(first) or plain(first, *rows)  # type: ignore[method-assign,func-returns-value]
-    for number, _ in enumerate(of.chunks(drawn(of), 0), start=1):
+    for number, _ in enumerate(of.shards(drawn(of), 0), start=1):
         time.sleep(0.01)
         assert len(read) <= number + 1
     assert read == [0, 25, 50, 75, 100, 125]
@@ -147,7 +147,7 @@ def test_two_pieces_of_memory_serve_all_chunks_of_all_epochs():
     of, places = feed(), []
     for _ in range(2):
         order = drawn(of)
-        for chunk, rows in zip(of.chunks(order, 0), order.rows.split(CHUNK), strict=True):
+        for chunk, rows in zip(of.shards(order, 0), order.rows.split(CHUNK), strict=True):
             time.sleep(0.01)
             torch.testing.assert_close(chunk.x[chunk.order, 0], rows.float(), rtol=0, atol=0)
             places.append(chunk.x.data_ptr())
@@ -171,7 +171,7 @@ def test_a_chunk_that_cannot_be_read_ends_the_epoch(monkeypatch: pytest.MonkeyPa
         return inputs(self, rows, out)
 
     monkeypatch.setattr(StreamedSplit, "inputs", gone)
-    left = of.chunks(drawn(of), 0)
+    left = of.shards(drawn(of), 0)
     assert [next(left).first for _ in range(5)] == [0, 25, 50, 75, 100]
     with pytest.raises(OSError, match="the disk is gone"):
         next(left)
@@ -348,7 +348,7 @@ def test_what_is_no_picture_is_not_deformed(tmp_path: Path):
 def test_pixels_scaled_one_by_one_are_not_deformed(tmp_path: Path):
     """Ink where there was none would be divided by that pixel's deviation, of nearly 0."""
     with pytest.raises(
-        UserError, match="`augment='affine'` is for pixels that are all scaled alike: take `scaling='pixel'`"
+        UserError, match="`augment='affine'` needs the same scaling for all pixels: take `scaling='pixel'`"
     ):
         train(TrainConfig(augment="affine", scaling="standard", run_dir=tmp_path / "run"))
     assert not (tmp_path / "run").exists()

@@ -12,12 +12,12 @@ import torch
 
 from deltaprop.tracing.capture import capture_layers, delta_norm
 from deltaprop.training import TrainConfig, train
-from deltaprop.training.depths import DepthResult, Variant, draw, watch
+from deltaprop.training.depths import DepthResult, Variant, draw, measure_depth
 from deltaprop.training.setup import prepare
 
 
-def watched(activation: str, init: str, depth: int = 3, **settings: object) -> DepthResult:
-    return watch(
+def measured(activation: str, init: str, depth: int = 3, **settings: object) -> DepthResult:
+    return measure_depth(
         TrainConfig(epochs=1, lr=0.1, momentum=0.0, device="cpu", **settings), Variant(activation, init), depth, 30
     )
 
@@ -33,12 +33,15 @@ def test_before_training_the_factor_of_a_layer_is_what_the_initialisation_says()
     """
     for activation, init, expected in (("relu", "normal", 3.87), ("relu", "kaiming", 1), ("relu", "torch", 0.41),
                                        ("sigmoid", "torch", 0.144)):  # fmt: skip
-        assert factor(watched(activation, init).norms[0]) == pytest.approx(expected, rel=0.2), (activation, init)
+        assert factor(measured(activation, init).norms[0]) == pytest.approx(expected, rel=0.2), (
+            activation,
+            init,
+        )
 
 
 def test_norms_are_those_of_the_net_before_and_after_each_epoch():
     config = TrainConfig(epochs=2, lr=0.1, momentum=0.0, hidden=(30, 30), activation=("tanh",), init="xavier")
-    found = watch(config, Variant("tanh", "xavier"), 2, 30)
+    found = measure_depth(config, Variant("tanh", "xavier"), 2, 30)
     assert [len(norms) for norms in found.norms] == [3, 3, 3]
     setup = prepare(config)
     train = setup.dataset.train
@@ -52,14 +55,14 @@ def test_it_trains_as_the_loop_does_and_is_judged_on_rows_it_has_not_seen():
     config = TrainConfig(epochs=2, lr=0.1, momentum=0.0, hidden=(30,), activation=("tanh",), init="xavier", log_every=0)
     with tempfile.TemporaryDirectory() as folder:
         result = train(dataclasses.replace(config, run_dir=Path(folder) / "run"))
-    found = watch(config, Variant("tanh", "xavier"), 1, 30)
+    found = measure_depth(config, Variant("tanh", "xavier"), 1, 30)
     assert found.accuracy == result.metrics["val_accuracy"]
     assert found.loss == pytest.approx(result.metrics["val_loss"], rel=1e-6)
 
 
-def test_targets_that_are_numbers_or_one_hot_are_watched_too():
-    assert watched("tanh", "xavier", data="sine").accuracy is None
-    assert watched("tanh", "xavier", loss="quadratic").accuracy is not None
+def test_targets_that_are_numbers_or_one_hot_are_measured_too():
+    assert measured("tanh", "xavier", data="sine").accuracy is None
+    assert measured("tanh", "xavier", loss="quadratic").accuracy is not None
 
 
 def test_the_picture_has_a_panel_for_each_net_and_a_line_for_each_layer(tmp_path: Path):
@@ -90,5 +93,5 @@ def test_the_picture_has_a_panel_for_each_net_and_a_line_for_each_layer(tmp_path
 def test_the_callers_random_state_stays():
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    watched("relu", "kaiming", 1)
+    measured("relu", "kaiming", 1)
     assert torch.equal(torch.get_rng_state(), before)

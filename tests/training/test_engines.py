@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from deltaprop import MLP, SGD, UserError
-from deltaprop.data import Scaling
 from deltaprop.epoch_state import EpochState
 from deltaprop.explicit import precision
 from deltaprop.training import Result, TrainConfig, evaluate
@@ -55,7 +54,7 @@ def test_an_epoch_with_pauses_is_the_whole_epoch(engine: str, data: str):
     def trained(pauses: bool) -> tuple[EpochState, list[torch.Tensor]]:
         setup = prepare(TrainConfig(data=data, hidden=(8,), batch_size=16))
         optimizer = make_optimizer(setup.model, setup.config)
-        made = ENGINES[engine](setup.model, setup.objective, optimizer, setup.dataset.target_scaling)
+        made = ENGINES[engine](setup.model, setup.objective, optimizer)
         x = setup.dataset.train.x
         y = setup.objective.targets(setup.dataset.train.y, x.dtype)
         order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
@@ -63,7 +62,7 @@ def test_an_epoch_with_pauses_is_the_whole_epoch(engine: str, data: str):
         steps = -(-len(x) // 16)
         times = 0
         while progress.done < steps:
-            made.epoch(x, y, order, 16, progress)
+            made(x, y, order, 16, progress)
             times += 1
         assert (times > 1) == pauses
         buffers = [optimizer.state[p]["momentum_buffer"] for p in setup.model.parameters()]
@@ -117,10 +116,10 @@ class TestPrecision:
         optimizer = SGD(model.parameters(), lr=0.1)
         optimizer.register_step_pre_hook(lambda *_: seen.append(matmul.fp32_precision))
         objective = choose_objective("cross-entropy", "classification", 3, "none")
-        engine = ENGINES["autograd"](model, objective, optimizer, Scaling(torch.zeros(3), torch.ones(3)), "bf16")
+        engine = ENGINES["autograd"](model, objective, optimizer, "bf16")
         x, y, order = torch.rand(6, 4), torch.arange(6) % 3, torch.arange(6)
         state = EpochState(x.new_zeros(()), pause=lambda step: seen.append(matmul.fp32_precision))
-        engine.epoch(x, y, order, 3, state)
+        engine(x, y, order, 3, state)
         assert seen == [before] * 4
 
     @pytest.mark.cuda

@@ -270,7 +270,7 @@ def test_a_table_that_has_changed_is_refused_on_resume(config: Config, table: Pa
     result = train(config("run"))
     table.write_text(table.read_text().replace(",Oslo,", ",Rome,", 1))
     assert main(["train", "--resume", str(result.folder), "--epochs", "4"]) == 2
-    assert "are not those that the run learnt from" in capsys.readouterr().err
+    assert "are not those that the run was trained on" in capsys.readouterr().err
 
 
 def interrupted(config: TrainConfig, number: int, moment: int) -> int:

@@ -17,6 +17,7 @@ from deltaprop import UserError
 from deltaprop.training import Result
 from deltaprop.training.evaluate import evaluate
 from deltaprop.training.load_run import load_run
+from tests.training.conftest import starter
 
 Run = Callable[..., Result]
 
@@ -41,6 +42,18 @@ def test_the_best_weights_are_those_of_the_lowest_validation_loss(run: Run):
     judged = evaluate(setup.model, setup.objective, setup.dataset.val, setup.dataset.target_scaling)
     assert judged is not None
     assert_close(judged.loss, result.best["val_loss"])
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of one epoch."""
+    return starter(tmp_path_factory.mktemp("trained"))(epochs=1).folder
+
+
+@pytest.fixture
+def folder(trained: Path, tmp_path: Path) -> Path:
+    """A copy of it, to be damaged."""
+    return shutil.copytree(trained, tmp_path / "run")
 
 
 def edited(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
@@ -69,7 +82,7 @@ def of_another_shape(path: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
-        (lambda path: (path / "config.json").unlink(), r"no run: there is no config\.json in it"),
+        (lambda path: (path / "config.json").unlink(), r"this is not a run: there is no config\.json in it"),
         (lambda path: (path / "config.json").write_text("{"), r"config\.json: damaged: "),
         (lambda path: (path / "config.json").write_bytes(b"\xff\xfe"), r"config\.json: damaged: "),
         (lambda path: (path / "config.json").write_text("[]"), r"config\.json: damaged: it has no 'resolved'"),
@@ -77,19 +90,22 @@ def of_another_shape(path: Path) -> None:
         (lambda path: edited(path, lambda c: c.update(hidden="many")), r"hidden must be a list of whole numbers"),
         (lambda path: edited(path, lambda c: c.update(hidden=[-1])), r"hidden must be positive whole numbers"),
         (lambda path: edited(path, lambda c: c.update(activation=["mish"])), r"unknown activation 'mish'"),
-        (lambda path: edited(path, lambda c: c["resolved"].update(split_seed=7)), r"loss or split are another's"),
-        (lambda path: edited(path, lambda c: c.update(data="/gone")), r"its data: .*; `data` says where it lies now"),
+        (
+            lambda path: edited(path, lambda c: c["resolved"].update(split_seed=7)),
+            r"loss or split differ from the last checkpoint",
+        ),
+        (lambda path: edited(path, lambda c: c.update(data="/gone")), r"its data: .*; `data` says where they are now"),
         (lambda path: (path / "model.safetensors").unlink(), "there is no such file: take `weights='best'`"),
         (lambda path: (path / "model.safetensors").write_bytes(b""), "damaged: "),
         (lambda path: (path / "model.safetensors").write_bytes(b"x" * 1000), "damaged: "),
-        (lambda path: edited(path, lambda c: c.update(hidden=[8, 8])), r"its sizes are \[2, 8, 2\]"),
+        (lambda path: edited(path, lambda c: c.update(hidden=[8, 8])), r"hidden layers \(8, 8\) cannot be \[2, 8, 2\]"),
         (flipped, "model.safetensors: damaged: the run's last checkpoint has other weights"),
-        (of_another_dtype, r"of torch\.int64, in the net of the run \[8, 2\] of torch\.float32"),
+        (of_another_dtype, r"of torch\.int64, in the run's model \[8, 2\] of torch\.float32"),
         (lambda path: edited(path, lambda c: c.update(lr=10**400)), "lr must be auto or a number"),
         (lambda path: (path / "config.json").write_text("[" * 100_000), "damaged: "),
         (
             lambda path: edited(path, lambda c: (c.update(hidden=[10**9]), c["resolved"].update(sizes=[2, 10**9, 2]))),
-            r"in the net of the run \[1000000000, 2\]",
+            r"in the run's model \[1000000000, 2\]",
         ),
         (
             lambda path: (
@@ -98,12 +114,11 @@ def of_another_shape(path: Path) -> None:
             ),
             "its split_seed is '7'",
         ),
-        (of_another_shape, r"0\.weight is \[8, 3\] of torch\.float32, in the net of the run \[8, 2\]"),
+        (of_another_shape, r"0\.weight is \[8, 3\] of torch\.float32, in the run's model \[8, 2\]"),
     ],
     ids=range(21),
 )
-def test_what_is_damaged_is_told_in_one_line(run: Run, damage: Callable[[Path], Any], said: str):
-    folder = run(epochs=1).folder
+def test_what_is_damaged_is_told_in_one_line(folder: Path, damage: Callable[[Path], Any], said: str):
     damage(folder)
     with pytest.raises(UserError, match=said) as error:
         load_run(folder)
@@ -116,15 +131,13 @@ def test_a_folder_that_is_not_there(tmp_path: Path):
         load_run(tmp_path / "none")
 
 
-def test_data_that_has_moved_is_found_where_it_is_said_to_lie(run: Run):
-    folder = run(epochs=1).folder
+def test_data_that_has_moved_is_found_where_it_is_said_to_lie(folder: Path):
     edited(folder, lambda config: config.update(data="/gone"))
     assert load_run(folder, data="moons").dataset.name == "moons"
 
 
-def test_nothing_is_unpickled(run: Run, tmp_path: Path):
+def test_nothing_is_unpickled(folder: Path, tmp_path: Path):
     """A pickle under the name of the weights is damaged, not run."""
-    folder = run(epochs=1).folder
 
     class Trap:
         def __reduce__(self) -> Any:

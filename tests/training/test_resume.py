@@ -157,7 +157,7 @@ def test_best_weights_are_those_of_the_checkpoint(run: Run):
 def test_a_cosine_schedule_of_more_epochs_is_told(run: Run, capsys: pytest.CaptureFixture[str]):
     result = run(lr_schedule="cosine", epochs=2)
     assert main(["train", "--resume", str(result.folder), "--epochs", "3"]) == 0
-    assert "warning: the cosine schedule goes by the number of epochs" in capsys.readouterr().err
+    assert "warning: the cosine schedule depends on the number of epochs" in capsys.readouterr().err
 
 
 def test_events_are_on_the_disk_before_a_checkpoint_counts_on_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -217,7 +217,9 @@ class TestMetrics:
         result = run(epochs=4, save_every="1", keep=9)
         config = TrainConfig(**json_of(result))
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("deltaprop.training.loop.Run.go", lambda self: (_ for _ in ()).throw(RuntimeError("killed")))
+            patch.setattr(
+                "deltaprop.training.loop.Run.train", lambda self: (_ for _ in ()).throw(RuntimeError("killed"))
+            )
             with pytest.raises(RuntimeError, match="killed"):
                 train(config, resume=RunFolder(result.folder).numbered()[2])
         assert load_checkpoint(result.folder / "checkpoints" / LAST).state["epoch"] == 3
@@ -270,14 +272,14 @@ class TestWhatMayChange:
     @pytest.mark.parametrize(
         ("words", "diff"),
         [
-            (["--lr", "0.2"], "lr 0.05 → 0.2; if it is meant so, --override lr"),
-            (["--batch-size", "32"], "batch_size 16 → 32; if it is meant so, --override batch_size"),
+            (["--lr", "0.2"], "lr 0.05 → 0.2; if you want that, --override lr"),
+            (["--batch-size", "32"], "batch_size 16 → 32; if you want that, --override batch_size"),
             (["--seed", "7"], "seed 0 → 7"),
             (["--engine", "explicit"], "engine autograd → explicit"),
             (["--threads", "2"], "threads 1 → 2"),
             (
                 ["--momentum", "0.5", "--lr", "0.2"],
-                "lr 0.05 → 0.2, momentum 0.9 → 0.5; if it is meant so, --override lr",
+                "lr 0.05 → 0.2, momentum 0.9 → 0.5; if you want that, --override lr",
             ),
             (["--data", "circles"], "data moons → circles"),
             (["--precision", "bf16"], "precision float32 → bf16"),
@@ -287,7 +289,7 @@ class TestWhatMayChange:
     )
     def test_what_breaks_exactness_is_refused_with_a_diff(self, words: list[str], diff: str, short: Result):
         line = self.refused(short, "--epochs", "3", *words)
-        assert f"error: {short.folder}: not the same run any more: " in line
+        assert f"error: {short.folder}: this would change the result: " in line
         assert diff in line
 
     @pytest.mark.parametrize(
@@ -307,13 +309,13 @@ class TestWhatMayChange:
     ):
         assert diff in self.refused(short, "--epochs", "3", *words)
         name = words[0].removeprefix("--")
-        assert f"--override {name.replace('-', '_')}: this is none of" in self.refused(
+        assert f"--override {name.replace('-', '_')}: must be one of" in self.refused(
             short, "--epochs", "3", *words, "--override", name
         )
 
     def test_other_data_under_the_same_name_is_refused(self, short: Result):
         line = self.refused(short, "--epochs", "3", "--data", "circles", "--override", "data")
-        assert "the data in circles are not those that the run learnt from" in line
+        assert "the data in circles are not those that the run was trained on" in line
 
     def test_fewer_epochs_than_are_done_are_refused(self, short: Result):
         assert "--epochs 1: the run has done 2 already" in self.refused(short, "--epochs", "1")
@@ -380,7 +382,7 @@ class TestCommand:
         """It looked before that one had saved, and got the lock when that one had ended."""
         result = run()
         before = {path: path.read_bytes() for path in result.folder.rglob("*") if path.is_file()}
-        monkeypatch.setattr("deltaprop.training.loop.is_incomplete_run", lambda path: True)
+        monkeypatch.setattr("deltaprop.training.run_folder.is_incomplete_run", lambda path: True)
         with pytest.raises(UserError, match="another run has begun in this folder by now"):
             train(TrainConfig(**json_of(result)), restart=True)
         assert {path: path.read_bytes() for path in result.folder.rglob("*") if path.is_file()} == before
@@ -433,11 +435,11 @@ class TestCommand:
         load_checkpoint(path)
 
 
-def test_weights_load_without_deltaprop_and_checkpoints_without_pickle(run: Run):
+def test_weights_load_without_deltaprop_and_checkpoints_without_pickle(made: Result):
     """Plain safetensors all of them."""
     from safetensors import safe_open
 
-    for path in run().folder.rglob("*.safetensors"):
+    for path in made.folder.rglob("*.safetensors"):
         with safe_open(path, "pt") as file:
             assert file.keys()
 

@@ -14,7 +14,7 @@ from deltaprop.cli.parsing import optional, read_arguments
 from deltaprop.data import check_source
 from deltaprop.errors import UserError
 from deltaprop.training.config import TrainConfig
-from deltaprop.training.depths import VARIANTS, DepthResult, Variant, configured, draw, watch
+from deltaprop.training.depths import VARIANTS, DepthResult, Variant, configured, draw, measure_depth
 
 ARMS = optional("ACTIVATION:INIT ...", " ".join(f"{variant.activation}:{variant.init}" for variant in VARIANTS))
 
@@ -57,7 +57,7 @@ def main(words: Sequence[str]) -> int:
     for variant in variants:
         console.print(str(variant))
         for depth in dict.fromkeys(depths):
-            results.append(watch(config, variant, depth, arguments.width))
+            results.append(measure_depth(config, variant, depth, arguments.width))
             console.print(_format_result(results[-1]))
     if picture.path is not None:
         settings = f"{arguments.data}, {arguments.width} wide, η {arguments.lr:g}"

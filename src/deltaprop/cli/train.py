@@ -125,9 +125,8 @@ def run_to_resume(name: str, run_dir: Path | None) -> Path | None:
 def _saved_config(path: Path) -> TrainConfig:
     """Return the configuration of the run to resume, from its last valid checkpoint."""
     folder, only = locate(path)
-    newest = RunFolder.of(folder).sound_checkpoint(lambda text: None, only)  # training warns about damaged ones
-    assert newest is not None  # run_to_resume has seen one
-    return saved_config(newest[1], folder)
+    _, checkpoint = RunFolder.of(folder).latest_checkpoint(lambda text: None, only)  # training warns about damaged ones
+    return saved_config(checkpoint, folder)
 
 
 def _error(config: TrainConfig) -> str:

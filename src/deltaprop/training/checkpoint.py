@@ -1,22 +1,21 @@
-"""Checkpoints: everything a run needs to go on, in one file that is sound or refused.
+"""Checkpoints: everything needed to resume a run, in one safetensors file that is verified before it is used.
 
-It is a safetensors file. Its tensors are weights, momentum buffers, the best weights so far, the generator's state and
-the sum of the epoch's losses; everything else is JSON in its metadata. Beside it there stands the SHA-256 of the whole
-file, the digest's own 64 characters taken as zeros: every bit counts, those of the header too. (Without it safetensors
-takes a flip among the numbers for numbers.)
+Tensors are stored by name: ``model.<name>`` for each entry of the model's state dict, ``optimizer.<key>.<parameter>``
+for each tensor of the optimizer's state dict, ``best.<name>`` for the best weights so far, the state of the random
+generator and the sum of the epoch's losses. Everything else is JSON in the metadata, together with the SHA-256 of the
+whole file, computed with the digest's own 64 characters set to zeros: it covers every bit, the header included.
+(safetensors alone accepts a flipped bit in a weight.)
 
-Nothing is unpickled. The header is checked before anything is allocated: its length against the file's, the tensors'
-bytes against the file's, their dtypes and shapes against what the run must have.
+Nothing is unpickled. safetensors checks that dtypes, shapes and offsets fit the file, so a damaged or hostile header
+never allocates more than the file holds.
 """
 
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
-import math
-import os
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,209 +23,238 @@ from typing import Any
 import safetensors
 import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
-from deltaprop.training.atomic_files import write_whole
+from deltaprop.errors import UserError
+from deltaprop.training.config import from_json, is_int, is_number
 
-FORMAT = 1
-MOST_HEADER = 2**22  # bytes; a header of a net of a thousand layers takes a fifth of it
+FORMAT = 2  # format 1, of deltaprop 0.1, had momentum.<parameter> for optimizer.momentum_buffer.<parameter>
+MAX_HEADER = 2**22  # bytes; a model of a thousand layers needs a fifth of it
 BLANK = b"0" * 64
-PLACE = b'"sha256":"'  # within a string of the JSON the quotes would be escaped
-WIDTHS = {"F64": 8, "F32": 4, "I64": 8, "U8": 1}
-DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.int64: "I64", torch.uint8: "U8"}
+DIGEST_KEY = b'"sha256":"'  # inside a JSON string the quotes would be escaped
 
 
 class DamagedError(Exception):
-    """A file that is no sound checkpoint, in one line."""
+    """A file is not a valid checkpoint; the message is one line."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What is kept of a run.
+    """The saved state of a run.
 
     Attributes:
-        tensors: By name.
-        state: All else, as JSON has it.
+        tensors: Tensors by name.
+        state: All other values, as JSON.
     """
 
     tensors: Mapping[str, Tensor]
     state: Mapping[str, Any]
 
 
+# --- the state of a model and an optimizer ---
+
+
+def state_tensors(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
+    """Return the tensors of both state dicts by name: ``model.<name>`` and ``optimizer.<key>.<parameter>``.
+
+    Hyperparameters in the optimizer's parameter groups are not included: they come from the configuration.
+
+    Raises:
+        TypeError: If the optimizer's state of a parameter has a value that is neither a tensor nor None.
+    """
+    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
+    names = _parameter_names(model, optimizer)
+    for index, entries in _method(optimizer, "state_dict")()["state"].items():
+        for key, value in entries.items():
+            if isinstance(value, Tensor):
+                tensors[f"optimizer.{key}.{names[index]}"] = value
+            elif value is not None:
+                raise TypeError(f"optimizer state {key!r} of {names[index]} must be a tensor, got {value!r:.80}")
+    return tensors
+
+
+def load_state_tensors(tensors: Mapping[str, Tensor], model: nn.Module, optimizer: Optimizer) -> None:
+    """Restore a model and an optimizer, in place, from what :func:`state_tensors` returned; other names are ignored.
+
+    Raises:
+        RuntimeError: If the model's names or shapes are different.
+        KeyError: If the optimizer's state has a parameter that the model does not have.
+    """
+    model.load_state_dict(select(tensors, "model"))
+    indices = {name: index for index, name in enumerate(_parameter_names(model, optimizer))}
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in select(tensors, "optimizer").items():
+        key, _, parameter = name.partition(".")
+        # In memory of its own: the address of a tensor within a file's memory would change how a product is rounded.
+        state.setdefault(indices[parameter], {})[key] = value.clone()
+    groups = _method(optimizer, "state_dict")()["param_groups"]
+    _method(optimizer, "load_state_dict")({"state": state, "param_groups": groups})
+
+
+def select(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Return the tensors whose names begin with ``<prefix>.``, by the rest of their names."""
+    return {name.removeprefix(f"{prefix}."): t for name, t in tensors.items() if name.startswith(f"{prefix}.")}
+
+
+def check_tensors(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Check names, shapes and dtypes of tensors against a state dict, which may be on the meta device.
+
+    Raises:
+        ValueError: If they are different.
+    """
+    if tensors.keys() != expected.keys():
+        raise ValueError(f"it has {', '.join(tensors)[:200] or 'nothing'}, the run's model {', '.join(expected)[:200]}")
+    for name, like in expected.items():
+        if tensors[name].shape != like.shape or tensors[name].dtype != like.dtype:
+            got, right = (f"{list(t.shape)} of {t.dtype}" for t in (tensors[name], like))
+            raise ValueError(f"{name} is {got}, in the run's model {right}")
+
+
+def _parameter_names(model: nn.Module, optimizer: Optimizer) -> list[str]:
+    """Return the name of each parameter by its index in the optimizer's state dict."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    return [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _method(optimizer: Optimizer, name: str) -> Callable[..., Any]:
+    """Return a method of an optimizer without PyTorch's wrapper, which imports the compiler: a second."""
+    function: Callable[..., Any] = inspect.unwrap(getattr(type(optimizer), name)).__get__(optimizer)
+    return function
+
+
+# --- the file ---
+
+
 def encode(checkpoint: Checkpoint) -> bytes:
-    """Return the bytes of a checkpoint, its digest within."""
-    tensors = {name: t.detach().cpu().contiguous() for name, t in checkpoint.tensors.items()}
+    """Return the content of a checkpoint file, with its SHA-256."""
     state = json.dumps({"format": FORMAT, **checkpoint.state}, allow_nan=False)
-    raw = safetensors.torch.save(tensors, {"state": state, "sha256": BLANK.decode()})
-    start = raw.index(PLACE + BLANK) + len(PLACE)
+    raw = encode_tensors(checkpoint.tensors, {"state": state, "sha256": BLANK.decode()})
+    start = raw.index(DIGEST_KEY + BLANK) + len(DIGEST_KEY)
     return raw[:start] + hashlib.sha256(raw).hexdigest().encode() + raw[start + len(BLANK) :]
 
 
-def save(path: Path, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint, whole or not at all.
+def encode_tensors(tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> bytes:
+    """Return tensors from any device as the content of a safetensors file."""
+    return safetensors.torch.save({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, metadata)
+
+
+def load(path: Path) -> Checkpoint:
+    """Return a checkpoint whose SHA-256 is correct, in the names of the current format.
 
     Raises:
-        OSError: If it cannot be written.
+        DamagedError: If the file is damaged or not a checkpoint.
     """
-    write_whole(path, encode(checkpoint))
-
-
-def read_state(path: Path) -> dict[str, Any]:
-    """Return the state of a checkpoint from its header alone; its digest is not looked at.
-
-    Raises:
-        DamagedError: If the file cannot be a checkpoint.
-    """
-    with _opened(path) as (handle, size):
-        header, _ = _header(handle, size)
-    return _state(header)
-
-
-def load(
-    path: Path,
-    expected: Mapping[str, tuple[torch.dtype, tuple[int, ...]]] | None = None,
-    is_complete: Callable[[Collection[str]], bool] = lambda names: True,
-) -> Checkpoint:
-    """Return a checkpoint whose digest is right.
-
-    Args:
-        path: The file.
-        expected: Dtype and shape of each tensor that it may hold, by name; nothing else is allocated.
-        is_complete: Whether tensors of these names are all that are needed.
-
-    Raises:
-        DamagedError: If it is damaged, or is none.
-    """
-    with _opened(path) as (handle, size):
-        header, raw_header = _header(handle, size)
-        if expected is not None:
-            _check_tensors(header, expected)
-        if not is_complete(_tensors(header)):
-            raise DamagedError("damaged: tensors are missing in it")
-        _check_digest(handle, size, raw_header)
-    state = _state(header)
     try:
-        tensors = safetensors.torch.load_file(path)
-    except (safetensors.SafetensorError, OSError) as error:
+        _check_digest(path)
+        with safetensors.safe_open(path, "pt") as file:
+            state = json.loads((file.metadata() or {})["state"], parse_constant=_refuse_constant)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
+        if state["format"] not in (1, FORMAT):
+            raise DamagedError(f"of format {state['format']!r:.20}, and this deltaprop reads formats 1 and {FORMAT}")
+    except safetensors.SafetensorError as error:
         raise DamagedError(f"damaged: {error}") from error
+    except OSError as error:
+        raise DamagedError(f"cannot be read: {error.strerror or error}") from error
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise DamagedError(f"not a checkpoint: its state is not JSON ({type(error).__name__})") from error
+    if state["format"] == 1:
+        momentum = {f"optimizer.momentum_buffer.{name}": value for name, value in select(tensors, "momentum").items()}
+        tensors = {name: value for name, value in tensors.items() if not name.startswith("momentum.")} | momentum
     return Checkpoint(tensors, state)
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[tuple[int, int]]:
-    """Give the handle of a file and its size, for as long as it is open."""
-    try:
-        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))  # a pipe is not waited for
-    except FileNotFoundError as error:
-        raise DamagedError("there is no such file") from error
-    except OSError as error:
-        raise DamagedError(f"cannot be read: {error.strerror}") from error
-    try:
-        if not path.is_file():
-            raise DamagedError("is no file")
-        yield handle, os.fstat(handle).st_size
-    finally:
-        os.close(handle)
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is not JSON")  # Python's parser accepts NaN and Infinity
 
 
-def _header(handle: int, size: int) -> tuple[dict[str, Any], bytes]:
-    """Return the header as JSON has it and as it stands, once it fits the file."""
-    length = int.from_bytes(_read(handle, 8), "little")
-    if size < 8 or not 2 <= length <= min(size - 8, MOST_HEADER):
-        raise DamagedError(f"damaged or no checkpoint: a header of {length} bytes in a file of {size}")
-    raw = _read(handle, length)
-    try:
-        header = json.loads(raw, parse_constant=_no_number)
-    except (ValueError, RecursionError) as error:
-        raise DamagedError(f"damaged: its header is no JSON ({type(error).__name__})") from error
-    if not isinstance(header, dict) or not isinstance(header.get("__metadata__"), dict):
-        raise DamagedError("no checkpoint: it has no metadata")
-    end = 0
-    for name, entry in sorted(_tensors(header).items(), key=lambda item: _span(item[0], item[1])):
-        begin, stop = _span(name, entry)
-        count = math.prod(entry["shape"])
-        if begin != end or stop - begin != count * WIDTHS[entry["dtype"]]:
-            raise DamagedError(f"damaged: tensor {name!r} does not fit its place")
-        end = stop
-    if end != size - 8 - length:
-        raise DamagedError(f"damaged: its tensors take {end} bytes, the file has {size - 8 - length} for them")
-    return header, raw
+def _check_digest(path: Path) -> None:
+    """Refuse a file whose SHA-256 is not the one in its header; it is read piece by piece, in little memory."""
+    if not path.is_file():  # opening a pipe would wait for it
+        raise DamagedError("is not a file" if path.exists() else "there is no such file")
+    with open(path, "rb") as file:
+        start, size = file.read(8), path.stat().st_size
+        length = int.from_bytes(start, "little")
+        if not 2 <= length <= min(size - 8, MAX_HEADER):  # safetensors would parse a header of 100 MB
+            raise DamagedError(f"damaged or not a checkpoint: a header of {length} bytes in a file of {size}")
+        before, key, after = file.read(length).partition(DIGEST_KEY)
+        if not key or DIGEST_KEY in after:
+            raise DamagedError("damaged or not a checkpoint: it has no SHA-256")
+        digest = hashlib.sha256(start + before + key + BLANK + after[len(BLANK) :])
+        while piece := file.read(2**20):
+            digest.update(piece)
+    if digest.hexdigest().encode() != after[: len(BLANK)]:
+        raise DamagedError("damaged: its SHA-256 is wrong")
 
 
-def _tensors(header: dict[str, Any]) -> dict[str, Any]:
-    return {name: entry for name, entry in header.items() if name != "__metadata__"}
+# --- the checkpoint of a run ---
 
 
-def _span(name: str, entry: Any) -> tuple[int, int]:
-    """Return where a tensor lies, once its entry is well formed."""
-    fits = isinstance(entry, dict) and entry.get("dtype") in WIDTHS
-    for key in ("shape", "data_offsets"):
-        numbers = entry.get(key) if fits else None
-        fits = fits and isinstance(numbers, list) and len(numbers) <= 2  # of matrices
-        fits = fits and all(type(number) is int and 0 <= number < 2**62 for number in numbers or [])
-    if not fits or len(entry["data_offsets"]) != 2:
-        raise DamagedError(f"damaged: the entry of tensor {name[:80]!r}")
-    return entry["data_offsets"][0], entry["data_offsets"][1]
-
-
-def _check_tensors(header: dict[str, Any], expected: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]) -> None:
-    """Refuse tensors that are not the run's."""
-    for name, entry in _tensors(header).items():
-        dtype, shape = expected.get(name, (None, ()))
-        if dtype is None or DTYPES[dtype] != entry["dtype"] or tuple(entry["shape"]) != shape:
-            raise DamagedError(f"not of this net: tensor {name[:80]!r} of {entry['dtype']} {entry['shape']}")
-
-
-def _check_digest(handle: int, size: int, raw_header: bytes) -> None:
-    """Refuse a file whose SHA-256 is not the one it names; in little memory."""
-    if raw_header.count(PLACE) != 1:
-        raise DamagedError("damaged: it names no SHA-256")
-    start = raw_header.index(PLACE) + len(PLACE)
-    named = raw_header[start : start + len(BLANK)]
-    digest = hashlib.sha256((len(raw_header)).to_bytes(8, "little"))
-    digest.update(raw_header[:start] + BLANK + raw_header[start + len(BLANK) :])
-    left = size - 8 - len(raw_header)
-    while left:
-        chunk = _piece(handle, min(left, 2**20))
-        if not chunk:
-            raise DamagedError("damaged: it ends too early")
-        digest.update(chunk)
-        left -= len(chunk)
-    if digest.hexdigest().encode() != named:
-        raise DamagedError("damaged: its SHA-256 is not the one it names")
-
-
-def _state(header: dict[str, Any]) -> dict[str, Any]:
-    try:
-        state = json.loads(header["__metadata__"]["state"], parse_constant=_no_number)
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise DamagedError(f"damaged: its state is no JSON ({type(error).__name__})") from error
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
-        made = state.get("format") if isinstance(state, dict) else None
-        raise DamagedError(f"of format {str(made)[:20]}, and this is deltaprop of format {FORMAT}")
-    return state
-
-
-def _read(handle: int, length: int) -> bytes:
-    """Return so many bytes, or what there is."""
-    found = b""
-    while len(found) < length and (chunk := _piece(handle, length - len(found))):
-        found += chunk
-    return found
-
-
-def _piece(handle: int, most: int) -> bytes:
-    """Return the next bytes of a file; a disk that cannot read them has a damaged one."""
-    try:
-        return os.read(handle, most)
-    except OSError as error:
-        raise DamagedError(f"cannot be read: {error.strerror}") from error
-
-
-def _no_number(name: str) -> float:
-    """Refuse what JSON does not have and Python reads all the same.
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Return the checkpoint of a run, its state and its tensors checked.
 
     Raises:
-        ValueError: Always.
+        DamagedError: If the file is damaged or not a checkpoint.
     """
-    raise ValueError(f"{name} is no number")
+    checkpoint = load(path)
+    try:
+        _check_state(checkpoint.state)
+        config = from_json("config", checkpoint.state["config"])
+        model = config.build_model(checkpoint.state["resolved"]["sizes"], device="meta")
+        _check_run_tensors(checkpoint, model.state_dict())
+    except (UserError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        what = f"{error} is missing" if isinstance(error, KeyError) else error
+        raise DamagedError(f"damaged: {what}") from error
+    return checkpoint
+
+
+def _whole(least: int, below: int = 2**62) -> Callable[[Any], bool]:
+    return lambda value: is_int(value) and least <= value < below
+
+
+def _is_metrics(line: Any) -> bool:
+    """Return whether this is None or a line of metrics.jsonl."""
+    if line is None:
+        return True
+    named = isinstance(line, dict) and {"epoch", "val_loss", "test_loss"} <= set(line)
+    return named and all(value is None or isinstance(value, int | float) for value in line.values())
+
+
+_STATE: dict[str, Callable[[Any], bool]] = {
+    "epoch": _whole(1), "done": _whole(0), "threads": _whole(1, 1025), "split_seed": _whole(0, 2**32),
+    "block": _whole(1), "chunk": _whole(1), "seconds": is_number,
+    **dict.fromkeys(("data_sha256", "model_sha256", "device"), lambda value: isinstance(value, str)),
+    "storage": lambda value: value in ("memory", "rows", "disk"),
+    "versions": lambda value: isinstance(value, dict),
+    "overrides": lambda value: isinstance(value, list) and all(isinstance(record, dict) for record in value),
+    "last": _is_metrics, "best": _is_metrics,
+}  # fmt: skip
+
+
+def _check_state(state: Mapping[str, Any]) -> None:
+    """Raise KeyError or ValueError for a state that no run can have."""
+    for name, is_valid in _STATE.items():
+        if not is_valid(state[name]):
+            raise ValueError(f"{name} is {state[name]!r:.80}")
+    done, last, best = state["epoch"] - 1, state["last"], state["best"]
+    if (last is None) != (done == 0) or (last is not None and last["epoch"] != done):
+        raise ValueError(f"the last metrics are not those of epoch {done}")
+    if best is not None and (best["val_loss"] is None or not 1 <= best["epoch"] <= done):
+        raise ValueError("the best metrics are not those of an earlier epoch")
+
+
+def _check_run_tensors(checkpoint: Checkpoint, weights: Mapping[str, Tensor]) -> None:
+    """Raise an error for tensors that do not belong to a model with these weights, or are not finite."""
+    tensors, expected = checkpoint.tensors, {f"model.{name}": like for name, like in weights.items()}
+    if checkpoint.state["best"] is not None:
+        expected |= {f"best.{name}": like for name, like in weights.items()}
+    optimizer = select(tensors, "optimizer")
+    for name, value in optimizer.items():  # shaped as its parameter, or one number, such as a count of steps
+        expected[f"optimizer.{name}"] = value if value.ndim == 0 else weights[name.partition(".")[2]]
+    if len(optimizer) != len({name.partition(".")[0] for name in optimizer}) * len(weights):
+        raise ValueError("the optimizer's state is incomplete")
+    expected |= {"generator": torch.Generator().get_state(), "total": next(iter(weights.values())).new_empty(())}
+    check_tensors(tensors, expected)
+    if not all(bool(t.isfinite().all()) for t in tensors.values()):
+        raise ValueError("it has values that are not finite")
+    torch.Generator().set_state(tensors["generator"])

@@ -1,12 +1,9 @@
-"""The rows of an epoch, in a random order: all of them where they are in memory, else chunk by chunk.
+"""The rows of an epoch in random order, shard by shard if they are streamed from disk or augmented.
 
-Rows on disk cannot be drawn one by one: each would cost a read of its own. So blocks of neighbours are drawn in random
-order, enough of them for a chunk are read together, and the rows of a chunk are shuffled. A chunk holds a whole number
-of batches, so that an epoch has the same steps as if it were of one piece. While the net learns from one chunk, the
-next is encoded, and the system reads the one after that.
-
-Pictures that are deformed (``data/augment.py``) come chunk by chunk too: while the net learns from some, others are
-deformed.
+Reading single rows from a disk in random order would be slow. So blocks of neighbouring rows are drawn in random order,
+enough blocks for one shard are read together, and the rows of the shard are shuffled. A shard holds a whole number of
+batches, so that an epoch has the same steps as in memory. During training on one shard the next is encoded, or
+augmented (``data/augment.py``), and the operating system reads the one after that.
 """
 
 from __future__ import annotations
@@ -22,17 +19,17 @@ from torch import Tensor
 from deltaprop.data import Deformation, Part, StreamedSplit
 from deltaprop.training.objective import Objective
 
-CHUNK_BYTES = 1 << 25  # of inputs: two of them are in memory, a third while pictures are deformed
-BLOCK_BYTES = 1 << 19  # of neighbours: that a disk reads at once
+CHUNK_BYTES = 1 << 25  # bytes of inputs per shard: two shards are in memory, three during augmentation
+BLOCK_BYTES = 1 << 19  # bytes of neighbouring rows that are read together
 
 
 @dataclass(frozen=True)
 class Order:
-    """What is drawn for an epoch.
+    """The random order of an epoch.
 
     Attributes:
-        rows: Their numbers, on the CPU.
-        seed: Of what deforms pictures.
+        rows: Row indices, on the CPU.
+        seed: Seed of the augmentation.
     """
 
     rows: Tensor
@@ -41,13 +38,13 @@ class Order:
 
 @dataclass(frozen=True)
 class Shard:
-    """What an engine is given at a time.
+    """Rows that an engine trains on.
 
     Attributes:
-        first: The step that it begins with, from 0.
-        x: Inputs; of rows on disk only until the next chunk is asked for, then their memory serves another.
+        first: Index of its first step in the epoch.
+        x: Inputs; streamed ones are overwritten when the shard after the next is read.
         y: Targets, as the loss takes them.
-        order: Of its rows.
+        order: Row indices in the order of training.
     """
 
     first: int
@@ -57,14 +54,14 @@ class Shard:
 
 
 class DataLoader:
-    """The training part of a run, epoch by epoch.
+    """The training rows of a run, epoch by epoch.
 
     Args:
-        part: Its rows.
-        objective: Makes targets of labels.
-        batch_size: Rows a step.
-        sizes: Of a block and of a chunk, in rows, where an epoch goes on that was begun by them; usual ones by default.
-        deform: What deforms pictures, each time that they are given; None for as they are.
+        part: The training rows.
+        objective: Converts labels to targets.
+        batch_size: Rows per step.
+        sizes: Rows per block and per shard, needed to resume an epoch that was begun with them; chosen by default.
+        deform: The augmentation of pictures; None for none.
     """
 
     def __init__(
@@ -78,15 +75,15 @@ class DataLoader:
         self.part, self.objective, self.batch_size, self.deform = part, objective, batch_size, deform
         self.streams = isinstance(part, StreamedSplit)
         width, dtype = (part.width, part.dtype) if isinstance(part, StreamedSplit) else (part.x.shape[1], part.x.dtype)
-        row = width * torch.finfo(dtype).bits // 8
-        usual = max(1, BLOCK_BYTES // row), max(1, CHUNK_BYTES // row // batch_size) * batch_size
+        row = width * dtype.itemsize
+        default = max(1, BLOCK_BYTES // row), max(1, CHUNK_BYTES // row // batch_size) * batch_size
         if not self.streams:
-            usual = len(part), len(part) if deform is None else usual[1]
-        self.block, self.chunk = usual if sizes is None else sizes
+            default = len(part), len(part) if deform is None else default[1]
+        self.block, self.chunk = default if sizes is None else sizes
         if isinstance(part, StreamedSplit):
-            # Made once: to be given new memory page by page takes as long as to read and encode the rows into it.
+            # Allocated once: new memory, page by page, would take as long as reading and encoding the rows.
             shape = min(self.chunk, len(part)), part.width
-            self._into, self._other = (torch.empty(shape, dtype=part.dtype) for _ in range(2))
+            self._buffers = [torch.empty(shape, dtype=part.dtype) for _ in range(2)]
         else:
             self.x, self.y = part.x, objective.targets(part.y, part.x.dtype)
 
@@ -94,37 +91,27 @@ class DataLoader:
         """Return N."""
         return len(self.part)
 
-    def first(self, rows: int) -> tuple[Tensor, Tensor]:
-        """Return x and y of the first rows, as they come."""
+    def first_rows(self, rows: int) -> tuple[Tensor, Tensor]:
+        """Return x and y of the first rows, in the order of the data."""
         x = self.part.inputs(slice(rows))
         return x, self.objective.targets(self.part.y[:rows], x.dtype)
 
     def draw(self, generator: torch.Generator) -> Order:
-        """Return the order of an epoch, the same on every device."""
+        """Return a random order for an epoch, the same on every device."""
         seed = 0 if self.deform is None else int(torch.randint(2**62, (), generator=generator))
-        return Order(self._rows(generator), seed)
-
-    def _rows(self, generator: torch.Generator) -> Tensor:
-        rows = len(self)
         if not self.streams:
-            return torch.randperm(rows, generator=generator)
-        order = torch.empty(rows, dtype=torch.int64)
-        at = 0
-        for block in torch.randperm(-(-rows // self.block), generator=generator).tolist():
-            first, end = block * self.block, min((block + 1) * self.block, rows)
-            torch.arange(first, end, out=order[at : at + end - first])
+            return Order(torch.randperm(len(self), generator=generator), seed)
+        rows, at = torch.empty(len(self), dtype=torch.int64), 0
+        for block in torch.randperm(-(-len(self) // self.block), generator=generator).tolist():
+            first, end = block * self.block, min((block + 1) * self.block, len(self))
+            torch.arange(first, end, out=rows[at : at + end - first])
             at += end - first
-        for chunk in order.split(self.chunk):
-            chunk.copy_(chunk[torch.randperm(len(chunk), generator=generator)])
-        return order
+        for shard in rows.split(self.chunk):
+            shard.copy_(shard[torch.randperm(len(shard), generator=generator)])
+        return Order(rows, seed)
 
-    def chunks(self, order: Order, done: int) -> Iterator[Shard]:
-        """Give the chunks of an epoch that are not done yet.
-
-        Args:
-            order: Of the epoch.
-            done: Steps of it that are.
-        """
+    def shards(self, order: Order, done: int) -> Iterator[Shard]:
+        """Yield the shards of an epoch, from the one that contains step ``done`` on."""
         if not self.streams and self.deform is None:
             yield Shard(0, self.x, self.y, order.rows.to(self.x.device))
             return
@@ -133,28 +120,23 @@ class DataLoader:
         parts = order.rows.split(self.chunk)[begin:]
         if not parts:
             return
-        self._expect(parts[0])
-        with ThreadPoolExecutor(1) as reader:
-            make = self._read if self.streams else partial(self._deformed, order.seed)
-            coming: Future[Shard] = reader.submit(make, begin * steps, *parts[:2])
-            for number in range(1, len(parts) + 1):
-                chunk = coming.result()
-                if number < len(parts):
-                    coming = reader.submit(make, (begin + number) * steps, *parts[number : number + 2])
-                yield chunk
-
-    def _expect(self, rows: Tensor) -> None:
         if isinstance(self.part, StreamedSplit):
-            self.part.expect(rows)
+            self.part.expect(parts[0])  # the operating system reads them
+        with ThreadPoolExecutor(1) as reader:
+            make = self._read if self.streams else partial(self._augment, order.seed)
 
-    def _deformed(self, seed: int, first: int, rows: Tensor, *_: Tensor) -> Shard:
-        """Return a chunk of deformed pictures, by a generator of its own: those of an epoch that goes on are the same.
+            def submit(number: int) -> Future[Shard]:
+                return reader.submit(make, (begin + number) * steps, *parts[number : number + 2])
 
-        Args:
-            seed: Of the epoch.
-            first: Its first step.
-            rows: Of the part.
-        """
+            pending = submit(0)
+            for number in range(1, len(parts) + 1):
+                shard = pending.result()
+                if number < len(parts):
+                    pending = submit(number)
+                yield shard
+
+    def _augment(self, seed: int, first: int, rows: Tensor, *_: Tensor) -> Shard:
+        """Return a shard of augmented pictures; its generator depends on the first step, so a resume repeats it."""
         assert self.deform is not None
         rows = rows.to(self.x.device)
         generator = torch.Generator(self.x.device).manual_seed(seed + first)
@@ -162,20 +144,14 @@ class DataLoader:
         return Shard(first, x, self.y.index_select(0, rows), torch.arange(len(rows), device=x.device))
 
     def _read(self, first: int, rows: Tensor, *following: Tensor) -> Shard:
-        """Return a chunk: its rows in the order of the file, and the order that they are taken in.
-
-        Args:
-            first: Its first step.
-            rows: Of the part.
-            following: Those of the next chunk, if there is one.
-        """
-        for expected in following:
-            self._expect(expected)
+        """Return a shard, its rows in the order of the file; ``following`` are the rows of the next shard."""
         assert isinstance(self.part, StreamedSplit)
-        ascending, where = rows.sort()
-        order = torch.empty_like(where)
-        order[where] = torch.arange(len(where))  # the place of each row in the sorted ones
-        self._into, self._other = self._other, self._into  # the net learns from what was read last
-        x = self.part.inputs(ascending, out=self._into)
+        for next_rows in following:
+            self.part.expect(next_rows)
+        ascending, permutation = rows.sort()
+        order = torch.empty_like(permutation)
+        order[permutation] = torch.arange(len(rows))  # the index of each row among the sorted ones
+        self._buffers.reverse()  # the other one is in use for training
+        x = self.part.inputs(ascending, out=self._buffers[0])
         y = self.objective.targets(self.part.y[ascending.to(self.part.y.device)], x.dtype)
         return Shard(first, x, y, order.to(x.device))

@@ -1,9 +1,8 @@
-"""Judge a model on one part of a data set."""
+"""Evaluate a model on one part of a data set."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -12,18 +11,18 @@ from torch import Tensor, nn
 from deltaprop.data import Part, Scaling
 from deltaprop.training.objective import Objective
 
-CHUNK = 8192  # rows at a time: bounds the memory that activations take
+CHUNK = 8192  # rows at a time: limits the memory of activations
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The figures of one part.
+    """The metrics of one part of a data set.
 
     Attributes:
-        loss: C, a mean over samples; for numbers, of outputs and targets in the target's own units.
-        accuracy: Share of samples classified right; None for numbers.
-        rmse: Root of the mean squared error over all entries, in the target's own units; None for classes.
-        outputs: What the model gave, [N, n_L].
+        loss: C, a mean over samples; in regression in the units of the data.
+        accuracy: Share of samples classified correctly; None in regression.
+        rmse: Root of the mean squared error over all entries, in the units of the data; None in classification.
+        outputs: The model's outputs, [N, n_L].
     """
 
     loss: float
@@ -31,14 +30,15 @@ class Evaluation:
     rmse: float | None
     outputs: Tensor
 
-    def figures(self, part: str) -> dict[str, float | None]:
-        """Return the figures under the names that metrics.jsonl gives them."""
-        figures = {f"{part}_rmse": self.rmse} if self.accuracy is None else {f"{part}_accuracy": self.accuracy}
-        return {f"{part}_loss": self.loss, **figures}
+
+def figures(part: str, evaluation: Evaluation | None, task: str) -> dict[str, float | None]:
+    """Return the metrics of a part under their names in metrics.jsonl; None for each if the part has no rows."""
+    names = ("loss", "accuracy" if task == "classification" else "rmse")
+    return {f"{part}_{name}": None if evaluation is None else getattr(evaluation, name) for name in names}
 
 
 def in_own_units(objective: Objective, target_scaling: Scaling) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return the loss as people read it: for numbers, of what the scaling makes of outputs and targets."""
+    """Return the loss to report: in regression, of outputs and targets in the units of the data."""
     if objective.task == "classification":
         return objective
     return lambda outputs, targets: objective(target_scaling.invert(outputs), target_scaling.invert(targets))
@@ -52,58 +52,28 @@ def evaluate(
     target_scaling: Scaling,
     check: Callable[[], None] = lambda: None,
 ) -> Evaluation | None:
-    """Return the figures of a part, or None where it has no rows.
+    """Return the metrics of a model on a part, or None if the part has no rows.
 
     Args:
-        model: To evaluate.
-        objective: By its loss, and accuracy or rmse.
+        model: The model.
+        objective: Its loss and its kind of targets.
         split: The part.
-        target_scaling: Of the targets.
-        check: Asked before each chunk of rows; breaks off by raising.
+        target_scaling: The scaling of the targets.
+        check: Called before each chunk of rows; may raise to stop.
     """
     if len(split) == 0:
         return None
     outputs: Tensor | None = None
     for start in range(0, len(split), CHUNK):
         check()
-        given = model(split.inputs(slice(start, start + CHUNK)))
-        if outputs is None:  # in one piece from the start: small pieces between large ones keep the memory of both
-            outputs = given.new_empty(len(split), *given.shape[1:])
-        outputs[start : start + CHUNK] = given
+        chunk = model(split.inputs(slice(start, start + CHUNK)))
+        if outputs is None:  # allocated once: small tensors between large ones would keep the memory of both
+            outputs = chunk.new_empty(len(split), *chunk.shape[1:])
+        outputs[start : start + CHUNK] = chunk
     assert outputs is not None
-    targets = objective.targets(split.y, outputs.dtype)
-    loss = float(in_own_units(objective, target_scaling)(outputs, targets))
+    loss = float(in_own_units(objective, target_scaling)(outputs, objective.targets(split.y, outputs.dtype)))
     if objective.task == "classification":
-        right = int((objective.decide(outputs) == split.y).sum())
-        return Evaluation(loss, right / len(split), None, outputs)
+        correct = int((objective.decide(outputs) == split.y).sum())
+        return Evaluation(loss, correct / len(split), None, outputs)
     error = (outputs - split.y) * target_scaling.scale
     return Evaluation(loss, None, float(error.square().mean().sqrt()), outputs)
-
-
-def evaluate_parts(
-    model: nn.Module,
-    objective: Objective,
-    parts: Sequence[Part],
-    target_scaling: Scaling,
-    check: Callable[[], None] = lambda: None,
-    *,
-    at_once: int = 1,
-) -> list[Evaluation | None]:
-    """Return the figures of several parts, to the same bits however many are evaluated at once.
-
-    Args:
-        model: To evaluate.
-        objective: By its loss, and accuracy or rmse.
-        parts: The parts.
-        target_scaling: Of the targets.
-        check: Asked before each chunk of rows; breaks off by raising.
-        at_once: In so many threads, each of which computes with as many as a run does.
-    """
-
-    def evaluated(part: Part) -> Evaluation | None:
-        return evaluate(model, objective, part, target_scaling, check)
-
-    if at_once == 1:
-        return [evaluated(part) for part in parts]
-    with ThreadPoolExecutor(at_once) as pool:
-        return list(pool.map(evaluated, parts))

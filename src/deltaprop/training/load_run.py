@@ -1,7 +1,6 @@
-"""A run that is on disk: its configuration, its data and its weights, as they were when it ended.
+"""Load a finished run from its folder: configuration, data and weights.
 
-Nothing is unpickled, and no code is loaded: config.json is parsed and checked setting by setting, weights are
-safetensors.
+Nothing is unpickled, and no code is loaded: config.json is parsed and every setting checked, weights are safetensors.
 """
 
 from __future__ import annotations
@@ -17,132 +16,108 @@ import torch
 from torch import Tensor
 
 from deltaprop.errors import UserError, setting
-from deltaprop.training.checkpoint import DamagedError
-from deltaprop.training.config import TrainConfig, from_json
-from deltaprop.training.run_folder import LAST, load_checkpoint, tensors_of
+from deltaprop.training.checkpoint import DamagedError, check_tensors, load_checkpoint
+from deltaprop.training.config import TrainConfig, from_json, is_int
+from deltaprop.training.run_folder import BEST, FINAL, LAST
 from deltaprop.training.setup import Setup, model_digest, prepare
 
-WEIGHTS = {"final": "model.safetensors", "best": "best.safetensors"}
+WEIGHTS = {"final": FINAL, "best": BEST}
 
 
 def read_config(folder: Path) -> tuple[TrainConfig, dict[str, Any]]:
-    """Return the configuration of a run, and what it was resolved to.
+    """Return the configuration of a run, and its resolved values.
 
     Raises:
-        UserError: If the folder holds no run, or its config.json is damaged.
+        UserError: If the folder is not that of a run, or its config.json is damaged.
     """
     path = folder / "config.json"
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        saved = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        what = "there is no such folder" if not folder.is_dir() else "no run: there is no config.json in it"
+        what = "this is not a run: there is no config.json in it" if folder.is_dir() else "there is no such folder"
         raise UserError(f"{folder}: {what}") from error
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:  # of JSON, or of UTF-8
+    except (ValueError, RecursionError) as error:  # invalid JSON or UTF-8
         raise UserError(f"{path}: damaged: {error}") from error
-    resolved = found.get("resolved") if isinstance(found, dict) else None
+    resolved = saved.get("resolved") if isinstance(saved, dict) else None
     if not isinstance(resolved, dict):
         raise UserError(f"{path}: damaged: it has no 'resolved'")
-    return from_json(str(path), found), resolved
+    return from_json(str(path), saved), resolved
 
 
 def load_run(folder: Path, weights: str = "final", data: str | None = None) -> Setup:
-    """Return a run as it ended: its data, split and scaled as it was, and its model with its weights, on the CPU.
+    """Return the setup of a run on the CPU: its data, split and scaled as in training, and its trained model.
 
     Args:
-        folder: Of the run.
+        folder: The folder of the run.
         weights: ``"final"``, or ``"best"`` for those of the lowest validation loss.
-        data: Where the data lies now; where it lay then by default.
+        data: Where the data are now; by default where they were in training.
 
     Raises:
-        UserError: If the folder holds no run, its files are damaged, or the data are not what they were.
+        UserError: If the folder is not that of a run, its files are damaged, or the data have changed.
     """
     config, resolved, state = read_run(folder, weights)
-    split_seed = resolved.get("split_seed", config.seed)  # another than the seed where that was overridden later
-    if type(split_seed) is not int or not 0 <= split_seed < 2**32:
+    split_seed = resolved.get("split_seed", config.seed)  # different if the seed was overridden on resume
+    if not is_int(split_seed) or not 0 <= split_seed < 2**32:
         raise UserError(f"{folder / 'config.json'}: damaged: its split_seed is {split_seed!r:.80}")
-    here = {"device": "cpu", "precision": "float32", "threads": "1", "run_dir": None, "data": data or config.data}
+    config = dataclasses.replace(
+        config, device="cpu", precision="float32", threads="1", run_dir=None, data=data or config.data
+    )
     try:
-        found = dataclasses.replace(config, **here)  # type: ignore[arg-type]  # of several kinds
-        setup = prepare(found, split_seed, storage=resolved.get("storage"))
+        setup = prepare(config, split_seed, storage=resolved.get("storage"))
     except UserError as error:
-        raise UserError(f"{folder}: its data: {error}" + ("" if data else "; `data` says where it lies now")) from error
+        raise UserError(
+            f"{folder}: its data: {error}" + ("" if data else "; `data` says where they are now")
+        ) from error
     if setup.dataset.digest != resolved.get("data_sha256"):
-        raise UserError(f"{folder}: the data in {data or config.data} are not those that the run learnt from")
+        raise UserError(f"{folder}: the data in {config.data} are not those that the run was trained on")
     setup.model.load_state_dict(state)
     return setup
 
 
 def read_run(folder: Path, weights: str = "final") -> tuple[TrainConfig, dict[str, Any], dict[str, Tensor]]:
-    """Return the configuration of a run, what it was resolved to, and its weights, once they fit each other.
+    """Return the configuration of a run, its resolved values, and its weights, checked against each other.
 
     Args:
-        folder: Of the run.
+        folder: The folder of the run.
         weights: ``"final"``, or ``"best"`` for those of the lowest validation loss.
 
     Raises:
-        UserError: If the folder holds no run, or its files are damaged.
+        UserError: If the folder is not that of a run, or its files are damaged.
     """
     config, resolved = read_config(folder)
-    state = _read_weights(folder, weights)
-    _check_weights(state, config, resolved, folder / WEIGHTS[weights])  # before a net of that size is made
-    _check_beside_checkpoint(state, config, resolved, folder, weights)
-    return config, resolved, state
-
-
-def _read_weights(folder: Path, weights: str) -> dict[str, Any]:
-    path = folder / WEIGHTS[weights]
+    path = folder / "config.json"
     try:
-        return safetensors.torch.load_file(path)
+        model = config.build_model(resolved.get("sizes"), device="meta")  # takes no memory
+        path = folder / WEIGHTS[weights]
+        state = safetensors.torch.load_file(path)
+        check_tensors(state, model.state_dict())
     except FileNotFoundError as error:
-        other = next((name for name, file in WEIGHTS.items() if name != weights and (folder / file).exists()), None)
-        hint = f"take {setting('weights', other)}" if other else "the run has not come to an end"
+        other = next((name for name, file in WEIGHTS.items() if (folder / file).exists()), None)
+        hint = f"take {setting('weights', other)}" if other else "the run has not ended yet"
         raise UserError(f"{path}: there is no such file: {hint}") from error
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}") from error
-    except safetensors.SafetensorError as error:
+    except (ValueError, RuntimeError, safetensors.SafetensorError) as error:
         raise UserError(f"{path}: damaged: {error}") from error
+    _check_against_checkpoint(state, config, resolved, folder, weights)
+    return config, resolved, state
 
 
-def _check_weights(state: dict[str, Any], config: TrainConfig, resolved: dict[str, Any], path: Path) -> None:
-    """Refuse weights that are not those of the run's net.
-
-    Raises:
-        UserError: If names, shapes or dtypes are others.
-    """
-    sizes, inner = resolved.get("sizes"), [*config.hidden]
-    if not isinstance(sizes, list) or sizes[1:-1] != inner or not all(type(size) is int for size in sizes):
-        raise UserError(f"{path.parent / 'config.json'}: damaged: its sizes are {sizes!r:.80}")
-    dtype = torch.float32 if config.dtype == "float32" else torch.float64
-    own = {name: shape for name, (_, shape) in tensors_of(sizes, dtype).items() if name.startswith("model.")}
-    own = {name.removeprefix("model."): shape for name, shape in own.items()}
-    if set(state) != set(own):
-        raise UserError(f"{path}: it has {', '.join(state) or 'nothing'}, the net of the run {', '.join(own)}")
-    for name, shape in own.items():
-        if tuple(state[name].shape) != shape or state[name].dtype != dtype:
-            found = f"{list(state[name].shape)} of {state[name].dtype}"
-            raise UserError(f"{path}: {name} is {found}, in the net of the run {list(shape)} of {dtype}")
-
-
-def _check_beside_checkpoint(
-    state: dict[str, Any], config: TrainConfig, resolved: dict[str, Any], folder: Path, weights: str
+def _check_against_checkpoint(
+    state: dict[str, Tensor], config: TrainConfig, resolved: dict[str, Any], folder: Path, weights: str
 ) -> None:
-    """Refuse weights, or preprocessing, if the last checkpoint of the run, which has a digest, has others.
-
-    Raises:
-        UserError: If it has.
-    """
+    """Raise a UserError if weights or preprocessing differ from the last checkpoint, which has a digest."""
     try:
         checkpoint = load_checkpoint(folder / "checkpoints" / LAST)
-    except DamagedError:  # there is none to compare with
+    except DamagedError:  # nothing to compare with
         return
     if model_digest(config, resolved) != checkpoint.state["model_sha256"]:
-        raise UserError(
-            f"{folder / 'config.json'}: damaged: columns, scalings, classes, activations, loss or split are another's"
-        )
+        what = "columns, scalings, classes, activations, loss or split differ from the last checkpoint"
+        raise UserError(f"{folder / 'config.json'}: damaged: {what}")
     ended = checkpoint.state["epoch"] > checkpoint.state["config"]["epochs"]
     kind = "model" if weights == "final" else "best"
-    theirs = {name: checkpoint.tensors.get(f"{kind}.{name}") for name in state}
-    if ended and any(t is not None and not torch.equal(t, state[name]) for name, t in theirs.items()):
+    saved = {name: checkpoint.tensors.get(f"{kind}.{name}", value) for name, value in state.items()}
+    if ended and not all(torch.equal(saved[name], value) for name, value in state.items()):
         raise UserError(f"{folder / WEIGHTS[weights]}: damaged: the run's last checkpoint has other weights")

@@ -1,4 +1,4 @@
-"""What a run minimises: a loss by name, on the targets it needs, and the metrics that are reported."""
+"""The objective of a run: a loss by name, the targets that it needs, and decisions and probabilities from outputs."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from deltaprop.loss_spec import short_name
 def losses() -> dict[str, str]:
     """Return the losses that a run can minimise: the row of ``core.LOSSES`` by the name on the command line.
 
-    One is left out: binary cross-entropy as a mean over outputs is the one per sample divided by their number.
+    Binary cross-entropy as a mean over outputs is left out: it is the one per sample divided by their number.
     """
     return {short_name(row): row for row in LOSSES if row != "binary_cross_entropy_with_logits"}
 
 
 @dataclass(frozen=True)
 class Objective:
-    """The loss of a run, bound to its kind of targets.
+    """The loss of a run, for its kind of targets.
 
     Attributes:
-        name: The loss's name.
-        loss: Its definition.
+        name: The name of the loss.
+        loss: The definition of the loss.
         task: Whether targets are classes or numbers.
-        call: C from outputs and targets: the loss, with the weights of classes where they have some.
-        classes: How many classes; 0 for numbers.
-        one_logit: Whether two classes have one output, the second where it is high.
-        output_activation: Of the net.
+        call: C from outputs and targets, class weights included.
+        classes: The number of classes; 0 in regression.
+        one_logit: Whether two classes share one output, which is high for the second.
+        output_activation: The activation of the output layer.
     """
 
     name: str
@@ -47,15 +47,15 @@ class Objective:
     output_activation: str = "none"
 
     def targets(self, y: Tensor, dtype: torch.dtype) -> Tensor:
-        """Return the targets that the loss takes: labels as they are, one-hot [N, C], or 0 and 1 [N, 1]; numbers."""
-        if self.task == "regression" or (self.loss.takes_labels and not self.is_weighed):
+        """Return the targets as the loss takes them: labels [N], one-hot [N, C], 0 and 1 [N, 1], or numbers."""
+        if self.task == "regression" or (self.loss.takes_labels and not self.is_weighted):
             return y
         if self.one_logit:
             return y.unsqueeze(1).to(dtype)
         return torch.nn.functional.one_hot(y, self.classes).to(dtype)
 
     def scores(self, outputs: Tensor) -> Tensor:
-        """Return a number for each class, [N, C]: the model says the class that has the largest."""
+        """Return a score for each class, [N, C]; the prediction is the class with the largest."""
         if not self.one_logit:
             return outputs
         is_logit = self.name == "binary-cross-entropy" or self.output_activation == "tanh"
@@ -63,20 +63,20 @@ class Objective:
         return torch.cat([-above, above], dim=1)
 
     def decide(self, outputs: Tensor) -> Tensor:
-        """Return the class that the model says, [N]."""
+        """Return the predicted class, [N]."""
         return self.scores(outputs).argmax(dim=1)
 
     @property
     def has_probabilities(self) -> bool:
-        """Whether outputs stand for probabilities, as those of mse do not."""
+        """Whether the model predicts probabilities: not in regression, nor with a loss such as mse."""
         if self.task == "regression":
             return False
         return self.name in ("cross-entropy", "binary-cross-entropy") or self.output_activation == "softmax"
 
     def probabilities(self, outputs: Tensor) -> Tensor:
-        """Return the probability of each class, [N, C], where there are some.
+        """Return the probability of each class, [N, C], if the model predicts some.
 
-        Cross-entropy: the softmax of the outputs. Binary cross-entropy: σ of each, of several in proportion.
+        Cross-entropy: the softmax of the outputs. Binary cross-entropy: σ, for several outputs σ_j / Σ σ.
         """
         if self.name == "cross-entropy":
             return torch.softmax(outputs, dim=1)
@@ -88,8 +88,8 @@ class Objective:
         return outputs
 
     @property
-    def is_weighed(self) -> bool:
-        """Whether samples count by their class."""
+    def is_weighted(self) -> bool:
+        """Whether the loss has class weights."""
         return isinstance(self.call, partial)
 
     def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -109,12 +109,12 @@ def choose_objective(
     """Return the objective for a task; ``auto`` takes cross-entropy for classes and mse for numbers.
 
     Args:
-        name: Of the loss, or ``"auto"``.
+        name: The name of the loss, or ``"auto"``.
         task: Whether targets are classes or numbers.
-        classes: How many classes; 0 for numbers.
-        output_activation: Of the net.
-        one_logit: Whether two classes have one output; ``auto`` then takes binary cross-entropy.
-        class_weights: What a sample of each class counts, [C]; all the same by default.
+        classes: The number of classes; 0 in regression.
+        output_activation: The activation of the output layer.
+        one_logit: Whether two classes share one output; ``auto`` is then binary cross-entropy.
+        class_weights: The weight of each class in the loss, [C]; by default all are equal.
 
     Raises:
         UserError: If the loss does not fit the task, or already contains the output activation.
@@ -136,20 +136,20 @@ def choose_objective(
         )
     call: Callable[[Tensor, Tensor], Tensor] = getattr(F, row)
     if class_weights is not None:
-        call = _weighed(name, one_logit, class_weights)
+        call = _weighted(name, one_logit, class_weights)
     return Objective(name, loss, task, call, classes, one_logit, output_activation)
 
 
-def _weighed(name: str, one_logit: bool, weights: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return a loss by which a sample of each class counts as much as its weight says: C = 1/N Σ_n w_{y_n} C_n.
+def _weighted(name: str, one_logit: bool, weights: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return a loss with class weights: C = 1/N Σ_n w_{y_n} C_n.
 
-    Cross-entropy is then of one-hot targets: of labels it would be divided by the weights in the batch, and a batch of
-    one would not be weighed at all.
+    Cross-entropy then takes one-hot targets: with labels it would be divided by the sum of the weights in the batch, so
+    that a batch of one would have no weight at all.
     """
     if name == "cross-entropy":
         return partial(F.cross_entropy, weight=weights)
     if name == "binary-cross-entropy" and one_logit:
-        # weight counts for both classes, pos_weight for the second beside it
+        # weight applies to both classes, pos_weight to the second in addition
         return partial(F.binary_cross_entropy_with_logits, weight=weights[:1], pos_weight=weights[1:] / weights[:1])
     raise UserError(
         "`class_weight='balanced'` is for `loss='cross-entropy'`, or binary-cross-entropy with `one_logit`, "
@@ -158,7 +158,7 @@ def _weighed(name: str, one_logit: bool, weights: Tensor) -> Callable[[Tensor, T
 
 
 def balanced(counts: Sequence[int]) -> list[float]:
-    """Return what a sample of each class counts so that all classes count alike: N / (C n_c).
+    """Return class weights that give all classes the same total weight: N / (C n_c).
 
     Source:
         G. King and L. Zeng, "Logistic Regression in Rare Events Data", Political Analysis 9, 2001; scikit-learn's
@@ -172,7 +172,7 @@ def balanced(counts: Sequence[int]) -> list[float]:
 
 
 def check_output_activation(name: str, output_activation: str) -> None:
-    """Refuse an output activation that the loss already contains: applied twice, it would train wrongly.
+    """Check that the loss does not already contain the output activation, which would then be applied twice.
 
     Raises:
         UserError: If it does.

@@ -1,4 +1,4 @@
-"""What a run is made of: its configuration brought together with its data, a model and a device; nothing is written."""
+"""The setup of a run: its configuration resolved, with data, model, objective and device; nothing is written."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from deltaprop._version import __version__
 from deltaprop.data import BUILTIN, Dataset, Deformation, Scaling, check_source, load
@@ -27,34 +27,26 @@ from deltaprop.nn.modules import MLP
 from deltaprop.optim import SGD
 from deltaprop.training.config import TrainConfig
 from deltaprop.training.data_loader import DataLoader
-from deltaprop.training.devices import (
-    describe_device,
-    fastest,
-    physical_cores,
-    pick_device,
-    pick_threads,
-    tune_threads,
-)
+from deltaprop.training.devices import describe_device, fastest, physical_cores, pick_device, pick_threads, tune_threads
 from deltaprop.training.engines import ENGINES
 from deltaprop.training.objective import Objective, balanced, check_output_activation, choose_objective
-from deltaprop.training.run_folder import check_folder, default_folder
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What a run is made of, once its configuration has met its data.
+    """The setup of a run.
 
     Attributes:
-        config: The configuration.
-        dataset: Split, scaled and on the device.
-        model: On the device, initialised.
+        config: The configuration, its η resolved.
+        dataset: The data, split, scaled and on the device.
+        model: The model, initialised and on the device.
         objective: The loss and the task.
-        device: Where it computes.
+        device: The device.
         threads: CPU threads.
-        tuned: What they were chosen by: the seconds of a step at each number tried; empty unless they were tuned.
-        sizes: [n_0, …, n_L].
-        split_seed: Of the split and the initial weights; that of the configuration, unless it was overridden since.
-        cores: The most CPU threads that it may take: the number given, else what PyTorch would take by itself.
+        tuned: Seconds per step for each number of threads tried; empty unless threads were tuned.
+        sizes: Layer sizes, [n_0, …, n_L].
+        split_seed: Seed of the split and the initial weights; the configuration's, unless that was overridden later.
+        cores: The most CPU threads that may be used: the number configured, else PyTorch's default.
     """
 
     config: TrainConfig
@@ -70,42 +62,27 @@ class Setup:
 
     @property
     def storage(self) -> Storage:
-        """How the rows are kept: always in memory where they are no table's."""
+        """How the rows are stored: in memory unless they are those of a large table."""
         return "memory" if self.dataset.table is None else self.dataset.table.storage
 
     @property
     def parts_at_once(self) -> int:
-        """How many parts to evaluate at a time: two where steps take few threads and leave cores over.
+        """The number of parts to evaluate in parallel: two if training leaves cores unused.
 
-        Of rows on the disk, one: the memory that they take is bounded, and they wait for the disk.
+        One for rows on disk, whose memory is limited, and which wait for the disk.
         """
         spare = self.cores // self.threads if self.device.type == "cpu" and self.storage == "memory" else 1
         return min(2, max(1, spare))
 
     @property
     def deformation(self) -> Deformation | None:
-        """What deforms the pictures that are trained on; None for as they are."""
-        shape = self.dataset.image_shape
-        if self.config.augment == "none" or shape is None:
-            return None
-        return Deformation(self.config.augment, shape)
-
-    @property
-    def preprocessing(self) -> dict[str, Any]:
-        """What takes raw data to the net's inputs and its outputs to what people read, as config.json has it."""
-        dataset = self.dataset
-        return {
-            "class_names": list(dataset.class_names),
-            "class_weights": class_weights(self.config, dataset),
-            "image_shape": None if dataset.image_shape is None else list(dataset.image_shape),
-            "columns": None if dataset.table is None else dataset.table.encoding.to_json(),
-            # Raw inputs become the network's by (x − mean) / scale, its outputs targets by · scale + mean.
-            "input_scaling": _scaling_to_json(dataset.input_scaling),
-            "target_scaling": _scaling_to_json(dataset.target_scaling),
-        }
+        """The augmentation of training pictures; None for none."""
+        shape, kind = self.dataset.image_shape, self.config.augment
+        return None if kind == "none" or shape is None else Deformation(kind, shape)
 
     def to_json(self) -> dict[str, Any]:
-        """Return everything that defines the run, as config.json has it."""
+        """Return everything that defines the run, as in config.json."""
+        dataset = self.dataset
         return {
             **self.config.to_json(),
             "resolved": {
@@ -115,11 +92,17 @@ class Setup:
                 "device": describe_device(self.device),
                 "threads": self.threads,
                 "threads_tuned": self.tuned,
-                "data_sha256": self.dataset.digest,
-                **self.preprocessing,
+                "data_sha256": dataset.digest,
+                "class_names": list(dataset.class_names),
+                "class_weights": class_weights(self.config, dataset),
+                "image_shape": None if dataset.image_shape is None else list(dataset.image_shape),
+                "columns": None if dataset.table is None else dataset.table.encoding.to_json(),
+                # The model's inputs are (x − mean) / scale, predictions are outputs · scale + mean.
+                "input_scaling": _scaling_to_json(dataset.input_scaling),
+                "target_scaling": _scaling_to_json(dataset.target_scaling),
                 "storage": self.storage,
                 "split_seed": self.split_seed,
-                "rows": {part: len(getattr(self.dataset, part)) for part in ("train", "val", "test")},
+                "rows": {part: len(getattr(dataset, part)) for part in ("train", "val", "test")},
             },
             "versions": {
                 "deltaprop": __version__,
@@ -137,7 +120,6 @@ def prepare(
     config: TrainConfig,
     split_seed: int | None = None,
     *,
-    going_on: bool = False,
     check: Callable[[], None] | None = None,
     progress: Progress = silent,
     storage: Storage | None = None,
@@ -146,29 +128,25 @@ def prepare(
 
     Args:
         config: The configuration.
-        split_seed: Of the split and the initial weights; the configuration's by default.
-        going_on: Whether the run folder is there already.
-        check: Asked now and then while threads are tuned; breaks off by raising.
-        progress: Told how far the reading of a table is.
-        storage: How the rows of a table are to be kept: as they were when the run began, for the same bits.
+        split_seed: Seed of the split and the initial weights; the configuration's by default.
+        check: Called now and then while threads are tuned; may raise to stop.
+        progress: Called with (description, bytes done, total) while a table is read.
+        storage: How to store the rows of a table; a resumed run needs its first storage for the same bits.
 
     Raises:
-        UserError: If the configuration does not fit the data or the machine. What can be checked without the data is
-            checked before it is loaded.
+        UserError: If the configuration does not fit the data or the machine. Everything that can be checked without the
+            data is checked before they are loaded.
     """
     config.validate()
     device = pick_device(config.device)
-    dtype = {"float32": torch.float32, "float64": torch.float64}[config.dtype]
+    dtype = config.torch_dtype
     if device.type == "mps" and dtype == torch.float64:
         raise UserError("`dtype='float64'`: mps has no float64; take `device='cpu'`")
     check_precision(config.precision, device, dtype)
     if config.loss != "auto":
         check_output_activation(config.loss, config.output_activation)
-    check_source(config.source)
-    if not going_on:
-        check_folder(config.run_dir or default_folder(config.data))
-    split_seed = config.seed if split_seed is None else split_seed
-    source = config.source
+    source, split_seed = config.source, config.seed if split_seed is None else split_seed
+    check_source(source)
     dataset = load(
         replace(source, room=replace(source.room, progress=progress), storage=storage),
         seed=split_seed,
@@ -179,30 +157,20 @@ def prepare(
         pixel_scale=config.pixel_scale,
         dtype=dtype,
     ).to(device)
-    if config.augment != "none" and dataset.image_shape is None:
-        raise UserError(
-            f"{setting('augment', config.augment)} is for pictures (IDX files, digits), and {dataset.name} has none"
-        )
-    if config.augment != "none" and not (dataset.input_scaling.is_uniform and not dataset.input_scaling.mean.any()):
-        # Ink would come where there was none in training, and be divided by that pixel's scale of nearly 0.
-        raise UserError(
-            f"{setting('augment', config.augment)} is for pixels that are all scaled alike: "
-            "take `scaling='pixel'` or none"
-        )
+    if config.augment != "none":
+        _check_augment(config, dataset)
     if config.lr == "auto":
         config = replace(config, lr=usual_lr(config.data, dataset))
-    counts = class_weights(config, dataset)
-    weights = None if counts is None else torch.tensor(counts, dtype=dtype, device=device)
+    weights = class_weights(config, dataset)
     objective = choose_objective(
-        config.loss, dataset.task, len(dataset.class_names), config.output_activation,
-        one_logit=config.one_logit, class_weights=weights,
+        config.loss, dataset.task, len(dataset.class_names), config.output_activation, one_logit=config.one_logit,
+        class_weights=None if weights is None else torch.tensor(weights, dtype=dtype, device=device),
     )  # fmt: skip
     sizes = [dataset.n_inputs, *config.hidden, 1 if config.one_logit else dataset.n_outputs]
-    output = None if config.output_activation == "none" else config.output_activation
-    with torch.random.fork_rng(devices=[]):  # the caller's generator is not ours to move
-        torch.default_generator.manual_seed(split_seed)  # torch.manual_seed would move the GPUs' generators too
+    with torch.random.fork_rng(devices=[]):  # leave the caller's generator as it is
+        torch.default_generator.manual_seed(split_seed)  # torch.manual_seed would seed the GPUs' generators too
         # Drawn on the CPU, so that the same seed gives the same initial weights on every device.
-        model = _make(sizes, config, output, dtype).to(device)
+        model = _build_model(config, sizes).to(device)
     tuned = _tune(config, dataset, model, objective, check) if config.threads == "tune" else {}
     threads = fastest(tuned) if tuned else pick_threads(config.threads, sizes, config.batch_size)
     cores = torch.get_num_threads() if config.threads in ("auto", "tune") else threads
@@ -210,15 +178,19 @@ def prepare(
 
 
 def model_digest(config: TrainConfig, resolved: Mapping[str, Any]) -> str:
-    """Return the SHA-256, as hex, of all that a model is besides its weights: the preprocessing, and the net's kind."""
+    """Return the SHA-256, as hex, of everything that defines a model besides its weights."""
     names = ("loss", "task", "sizes", "class_names", "class_weights", "image_shape", "columns", "split_seed")
-    of_config = [list(config.activations), config.output_activation, config.one_logit, config.missing]
-    parts = [*of_config, *(resolved.get(name) for name in (*names, "input_scaling", "target_scaling"))]
+    parts: list[Any] = [list(config.activations), config.output_activation, config.one_logit, config.missing]
+    parts += [resolved.get(name) for name in (*names, "input_scaling", "target_scaling")]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def class_weights(config: TrainConfig, dataset: Dataset) -> list[float] | None:
-    """Return what a sample of each class counts; None where all count alike."""
+    """Return the weight of each class in the loss; None if all are equal.
+
+    Raises:
+        UserError: If the targets are numbers.
+    """
     if config.class_weight == "none":
         return None
     if dataset.task == "regression":
@@ -226,20 +198,25 @@ def class_weights(config: TrainConfig, dataset: Dataset) -> list[float] | None:
     return balanced(torch.bincount(dataset.train.y, minlength=len(dataset.class_names)).tolist())
 
 
-def _make(sizes: list[int], config: TrainConfig, output: str | None, dtype: torch.dtype) -> MLP:
-    """Return the model.
+def _check_augment(config: TrainConfig, dataset: Dataset) -> None:
+    name = setting("augment", config.augment)
+    if dataset.image_shape is None:
+        raise UserError(f"{name} is for pictures (IDX files, digits), and {dataset.name} has none")
+    if not dataset.input_scaling.is_uniform or dataset.input_scaling.mean.any():
+        # Pixels that are always empty in training have a scale of nearly 0, and deformed pictures may fill them.
+        raise UserError(f"{name} needs the same scaling for all pixels: take `scaling='pixel'` or none")
 
-    Raises:
-        UserError: If there is no memory for its weights.
-    """
+
+def _build_model(config: TrainConfig, sizes: list[int]) -> MLP:
+    """Return the model, or raise a UserError if its weights do not fit in memory."""
     try:
-        return MLP(sizes, config.activations, output, init=config.init, dtype=dtype)
+        return config.build_model(sizes)
     except (RuntimeError, MemoryError) as error:
-        bytes_ = sum(above * below for below, above in pairwise(sizes)) * (4 if dtype == torch.float32 else 8)
         if isinstance(error, RuntimeError) and "allocate" not in str(error):
             raise
+        gigabytes = sum(n_in * n_out for n_in, n_out in pairwise(sizes)) * config.torch_dtype.itemsize / 1e9
         net = "-".join(map(str, sizes))
-        raise UserError(f"the weights of {net} take {bytes_ / 1e9:.3g} GB, more than there is memory") from error
+        raise UserError(f"the weights of {net} take {gigabytes:.3g} GB, more memory than there is") from error
 
 
 TUNING_STEPS = 8
@@ -248,28 +225,27 @@ TUNING_STEPS = 8
 def _tune(
     config: TrainConfig, dataset: Dataset, model: MLP, objective: Objective, check: Callable[[], None] | None
 ) -> dict[int, float]:
-    """Return the seconds of a step of this run at each number of threads; a copy of the model is trained."""
+    """Return the seconds per step for each number of threads, measured on a copy of the model."""
     trial = copy.deepcopy(model)
-    optimizer = make_optimizer(trial, config)
-    engine = ENGINES[config.engine](trial, objective, optimizer, dataset.target_scaling, config.precision)
-    x, y = DataLoader(dataset.train, objective, config.batch_size).first(TUNING_STEPS * config.batch_size)
-    order = torch.arange(TUNING_STEPS * config.batch_size, device=x.device) % len(x)
+    engine = ENGINES[config.engine](trial, objective, make_optimizer(trial, config), config.precision)
+    rows = TUNING_STEPS * config.batch_size
+    x, y = DataLoader(dataset.train, objective, config.batch_size).first_rows(rows)
+    order = torch.arange(rows, device=x.device) % len(x)
 
-    def few_steps() -> None:
+    def take_steps() -> None:
         if check is not None:
             check()
-        engine.epoch(x, y, order, config.batch_size, EpochState(x.new_zeros(())))
+        engine(x, y, order, config.batch_size, EpochState(x.new_zeros(())))
 
-    timed = tune_threads(few_steps, physical_cores())
+    timed = tune_threads(take_steps, physical_cores())
     return {count: seconds / TUNING_STEPS for count, seconds in timed.items()}
 
 
 def usual_lr(data: str, dataset: Dataset) -> float:
     """Return the η that ``lr="auto"`` stands for.
 
-    Measured (docs/benchmarks.md): with standardised columns, some of which are nearly always the same and far away when
-    they are not, momentum 0.9 takes 0.05 out of bounds; numbers as targets are learnt by heart long before 30 epochs
-    with an η that classes want.
+    Measured (docs/benchmarks.md): on standardised columns with rare outliers, 0.05 with momentum 0.9 diverges; in
+    regression an η that suits classification overfits long before 30 epochs.
     """
     if data in BUILTIN or dataset.image_shape is not None:
         return 0.05
@@ -277,21 +253,19 @@ def usual_lr(data: str, dataset: Dataset) -> float:
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> SGD:
-    """Return SGD with two groups: weights, which decay, and biases, which do so only if asked."""
-    named = list(model.named_parameters())
-    weights = [p for name, p in named if not name.endswith("bias")]
-    biases = [p for name, p in named if name.endswith("bias")]
-    groups = [
-        {"params": weights, "weight_decay": config.weight_decay},
-        {"params": biases, "weight_decay": config.weight_decay if config.decay_biases else 0.0},
-    ]
+    """Return SGD with two parameter groups: weights, which decay, and biases, which decay only if configured."""
+    groups: list[dict[str, Any]] = []
+    for is_bias, decay in ((False, config.weight_decay), (True, config.weight_decay if config.decay_biases else 0.0)):
+        params = [p for name, p in model.named_parameters() if name.endswith("bias") == is_bias]
+        groups.append({"params": params, "weight_decay": decay})
     return SGD(groups, lr=config.rate, momentum=config.momentum, nesterov=config.nesterov)
 
 
 def _scaling_to_json(scaling: Scaling) -> dict[str, float | list[float]]:
-    """Return mean and scale: a number where all columns have the same, else a list."""
+    """Return mean and scale: one number if all columns have the same, else a list."""
 
-    def compact(values: list[float]) -> float | list[float]:
-        return values[0] if len(set(values)) == 1 else values
+    def compact(values: Tensor) -> float | list[float]:
+        found: list[float] = values.tolist()
+        return found[0] if len(set(found)) == 1 else found
 
-    return {"mean": compact(scaling.mean.tolist()), "scale": compact(scaling.scale.tolist())}
+    return {"mean": compact(scaling.mean), "scale": compact(scaling.scale)}

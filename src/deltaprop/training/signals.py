@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and SIGHUP: the step in hand is finished and everything saved; a second Ctrl-C ends at once."""
+"""Ctrl-C, SIGTERM and SIGHUP: the current step is finished and everything saved; a second Ctrl-C ends at once."""
 
 from __future__ import annotations
 
@@ -11,59 +11,54 @@ from typing import Any
 
 
 class Terminated(SystemExit):
-    """SIGTERM came (the exit code is 143), or the terminal was closed (SIGHUP, 129)."""
+    """SIGTERM was received (the exit code is 143), or the terminal was closed (SIGHUP, 129)."""
 
     def __init__(self, number: int = signal.SIGTERM) -> None:
         super().__init__(128 + number)
 
 
 class Stopped(Exception):  # noqa: N818  # not an error
-    """The run has been asked to stop, where it can stop at once."""
+    """A signal was received, at a point where the run can stop."""
 
 
 class Stop:
-    """Listens for signals while it is entered; outside the main thread it hears nothing.
+    """Handles signals while it is entered; outside the main thread it receives none.
 
     Attributes:
-        heard: The signal that came, or None.
-        at_once: Whether there is nothing yet to finish and save, so that a signal breaks off whatever is done.
+        received: The first signal received, or None.
+        immediate: Whether a signal raises Stopped at once: there is nothing to finish and save yet.
     """
 
     def __init__(self) -> None:
-        self.heard: int | None = None
-        self.at_once = True
-        self._before: dict[int, Any] = {}
+        self.received: int | None = None
+        self.immediate = True
+        self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Stop:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
-                if number not in self._before:
-                    self._before[number] = signal.signal(number, self._hear)
+            for number in {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}:
+                self._previous[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-    def _hear(self, number: int, frame: FrameType | None) -> None:
-        if self.heard is not None and number == signal.SIGINT:
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None and number == signal.SIGINT:
             if sys.stdout.isatty():
-                sys.stdout.write("\x1b[?25h\n")  # the bar hides the cursor
+                sys.stdout.write("\x1b[?25h\n")  # the progress bar hides the cursor
                 sys.stdout.flush()
-            os._exit(128 + number)  # at once, whatever is being waited for
-        self.heard = self.heard or number
-        if self.at_once:
+            os._exit(128 + number)  # at once, whatever is running
+        self.received = self.received or number
+        if self.immediate:
             raise Stopped
 
     def check(self) -> None:
-        """Break off if a signal came.
-
-        Raises:
-            Stopped: If one did.
-        """
-        if self.heard is not None:
+        """Raise Stopped if a signal was received."""
+        if self.received is not None:
             raise Stopped
 
-    def exit(self) -> BaseException:
-        """Return the exception that ends the process as the signal that came would have."""
-        return KeyboardInterrupt() if self.heard in (None, signal.SIGINT) else Terminated(self.heard)
+    def exception(self) -> BaseException:
+        """Return the exception that ends the process as the signal would have."""
+        return KeyboardInterrupt() if self.received in (None, signal.SIGINT) else Terminated(self.received)

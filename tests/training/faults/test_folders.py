@@ -110,19 +110,19 @@ def test_a_folder_that_may_not_be_written_to(tmp_path: Path):
 
 def test_out_of_memory_says_what_to_try(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A device that has none left in the second epoch; the last checkpoint is as it was."""
-    from deltaprop.training.engines import AutogradEngine
+    from deltaprop.training import engines
 
     train(small(tmp_path / "whole"))
-    real, calls = AutogradEngine.epoch, []
+    real, calls = engines.train_epoch, []
 
-    def short(self: Any, *arguments: Any) -> None:
+    def short(*arguments: Any, **options: Any) -> None:
         calls.append(1)
         if len(calls) == 2:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
-        real(self, *arguments)
+        real(*arguments, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(AutogradEngine, "epoch", short)
+        patch.setattr(engines, "train_epoch", short)
         with pytest.raises(TrainingError, match="out of memory on cpu with `batch_size=256`: try `batch_size=128`"):
             train(small(tmp_path / "run"))
     train(small(tmp_path / "run"), resume=tmp_path / "run")

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from deltaprop.training import TrainingError, train
+from deltaprop.training.checkpoint import state_tensors
 from deltaprop.training.finite_check import all_finite
 from deltaprop.training.loop import Run
 from deltaprop.training.report.reporter import Silent
@@ -36,7 +37,7 @@ def test_a_run_that_blows_up_says_steps_layer_and_remedies(engine: str, tmp_path
     text = str(error.value)
     assert "\n" not in text
     for word in (
-        "no finite numbers any more in layer 1 (",
+        "not finite: layer 1 (",
         "epoch 1, steps 1 to ",
         "lower `lr` (it is 1e+30)",
         "`init`",
@@ -62,10 +63,12 @@ class Poison(Silent):
     def spoil(self) -> None:
         run = Poison.run
         if self.what == "loss":
-            run.where.progress.total += self.value
+            run.state.progress.total += self.value
             return
-        tensors = run._tensors()
-        name = {"weight": "model.0.weight", "bias": "model.2.bias", "momentum": "momentum.2.weight"}[self.what]
+        tensors = state_tensors(run.setup.model, run.optimizer)
+        name = {"weight": "model.0.weight", "bias": "model.2.bias", "momentum": "optimizer.momentum_buffer.2.weight"}[
+            self.what
+        ]
         tensors[name].view(-1)[0] = self.value
 
     run: Run
@@ -109,7 +112,7 @@ def test_the_question_is_asked_once_in_so_many_steps_not_at_each(tmp_path: Path,
 def test_a_validation_loss_that_is_no_number_is_never_the_best(tmp_path: Path):
     """Finite weights that give infinite outputs."""
     folder = tmp_path / "run"
-    with pytest.raises(TrainingError, match=r"the (validation|training) loss became|no finite"):
+    with pytest.raises(TrainingError, match=r"the (validation|training) loss became|not finite"):
         train(small(folder, lr=1e18, activation=("identity",), loss="quadratic", momentum=0.0))
     finite(folder)
 

@@ -205,13 +205,13 @@ def test_a_second_ctrl_c_ends_at_once(tmp_path: Path, monkeypatch: pytest.Monkey
     """Though the step in hand takes a minute."""
     folder, note = tmp_path / "run", tmp_path / "note"
 
-    def stuck(self: Any, *_: Any) -> None:
+    def stuck(*_: Any, **options: Any) -> None:
         note.touch()
         for _ in range(1200):
             time.sleep(0.05)
 
     with monkeypatch.context() as patch:
-        patch.setattr("deltaprop.training.engines.AutogradEngine.epoch", stuck)
+        patch.setattr("deltaprop.training.engines.train_epoch", stuck)
         child = Child(lambda: main(words(folder)), tmp_path / "said")
     child.until(note.exists)
     child.send(signal.SIGINT)
