@@ -43,7 +43,7 @@ def test_every_number_by_hand():
     assert_close(found.grad_a, (a2 - y) / 6)
     for layer, a_prev, a, delta in ((first, x, a1, delta1), (second, a1, a2, delta2)):
         assert_close(layer.a, a)
-        assert_close(layer.slope, a * (1 - a))
+        assert_close(layer.derivative, a * (1 - a))
         assert_close(layer.delta, delta)
         assert_close(layer.grad_weight, delta.T @ a_prev)  # BP4
         assert_close(layer.grad_bias, delta.sum(0))  # BP3
@@ -58,8 +58,8 @@ def test_autograd_and_differences_have_the_same_numbers(activation: str, loss: s
     found = trace(dp.MLP([5, 6, 4, 3], activation), loss, torch.randn(7, 5), target(loss, 7, 3))
     assert found.ok, [c for c in found.comparisons if not c.ok]
     assert {c.beside for c in found.comparisons} == {"autograd", "differences"}
-    assert (found.layers[0].slope is None) == ("softmax" in activation)
-    assert found.layers[-1].slope is not None  # no activation: σ' = 1
+    assert (found.layers[0].derivative is None) == ("softmax" in activation)
+    assert found.layers[-1].derivative is not None  # no activation: σ' = 1
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_what_passes_the_jacobian():
 ASKED = {
     "z": 1,
     "a": 1,
-    "slope": 1,
+    "derivative": 1,
     "delta": 2,
     "grad_weight": 2,
     "grad_bias": 2,
@@ -160,7 +160,7 @@ def test_autograd_sees_a_millionth_and_differences_a_thousandth(monkeypatch: pyt
     assert (1, "delta", "autograd") in off_by(monkeypatch, "delta", 1e-6)
     seen = off_by(monkeypatch, "delta", 1e-3)
     assert {(1, name, "differences") for name in ("delta", "grad_weight", "grad_bias")} <= seen
-    assert (1, "slope", "autograd") in off_by(monkeypatch, "derivative", 1e-6)
+    assert (1, "derivative", "autograd") in off_by(monkeypatch, "derivative", 1e-6)
     seen = off_by(monkeypatch, "forward", 1e-6)
     assert (1, "a", "autograd") in seen
     assert (2, "z", "autograd") in seen

@@ -175,7 +175,7 @@ def own_number(found: Trace, part_layer: int | None, text: str, row: int | None,
     assert layer == part_layer
     k = int(match[4]) - 1 if match[4] else None
     of = found.layers[layer - 1]
-    table = {"z": of.z, "a": of.a, "δ": of.delta, "σ'(z": of.slope, "∂C/∂a": found.grad_of_a(layer)}
+    table = {"z": of.z, "a": of.a, "δ": of.delta, "σ'(z": of.derivative, "∂C/∂a": found.grad_of_a(layer)}
     if name in table:
         assert row is not None
         return float(table[name][row, j])

@@ -59,10 +59,10 @@ def table(trace: Trace) -> str:
 
 
 def spread(layer: LayerRecord) -> dict[str, Tensor]:
-    """Return the quantities of a layer by name; without an activation there is neither a apart from z, nor a slope."""
+    """Return the quantities of a layer by name; a layer without an activation has neither a nor σ'(z) of its own."""
     found: dict[str, Tensor | None] = {"z": layer.z, "delta": layer.delta, "grad_weight": layer.grad_weight}
     if layer.activation:
-        found |= {"a": layer.a, "sigma_prime": layer.slope}
+        found |= {"a": layer.a, "sigma_prime": layer.derivative}
     found["grad_bias"] = layer.grad_bias
     return {name: tensor for name, tensor in found.items() if tensor is not None}
 
