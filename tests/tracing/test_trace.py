@@ -87,7 +87,7 @@ def test_options_of_the_loss():
     assert found.ok
 
 
-def test_a_wrong_slope_is_told(monkeypatch: pytest.MonkeyPatch):
+def test_a_wrong_derivative_is_reported(monkeypatch: pytest.MonkeyPatch):
     """Both autograd's twin and the differences part from a δ without its σ'."""
     monkeypatch.setattr(core.ACTIVATIONS["tanh"], "delta", staticmethod(lambda grad_a, saved: grad_a))
     found = trace(dp.MLP([3, 4, 2], "tanh"), "mse_loss", torch.randn(5, 3), torch.rand(5, 2))
@@ -220,7 +220,7 @@ def test_a_vanished_delta_is_held_to_its_own_size(monkeypatch: pytest.MonkeyPatc
     assert (1, "delta", "autograd") in wrong
 
 
-def test_the_loss_and_its_slope_are_compared(monkeypatch: pytest.MonkeyPatch):
+def test_the_loss_and_its_gradient_are_compared(monkeypatch: pytest.MonkeyPatch):
     """With PyTorch's loss: one that is 5 too large, though its gradient is right."""
     real = F.mse_loss
     monkeypatch.setattr(F, "mse_loss", lambda a, y: real(a, y) + 5)
@@ -385,4 +385,4 @@ def test_a_loss_that_is_a_class_and_a_row_is_traced_in_its_own_words(
     lines = [part.equation for step in steps(found, 0.1) for part in step.parts]
     cost, _, derivative = str(added.__doc__).rstrip(".").partition(";  ")
     assert f"{cost},  added_loss" in lines
-    assert f"{derivative}, the slope of the loss" in lines
+    assert f"{derivative}, the derivative of the loss" in lines

@@ -13,8 +13,8 @@ from torch import Tensor
 from deltaprop._version import __version__
 from deltaprop.tracing.format import number
 from deltaprop.tracing.record import TraceRecord
-from deltaprop.tracing.summary import described, quantities, verdict
-from deltaprop.tracing.worked_example import Shown, choose, steps
+from deltaprop.tracing.summary import architecture, quantities, verdict
+from deltaprop.tracing.worked_example import Selection, select, steps
 
 
 def html_page(trace: TraceRecord, lr: float = 0.5) -> str:
@@ -28,10 +28,10 @@ def html_page(trace: TraceRecord, lr: float = 0.5) -> str:
 
     template = resources.files("deltaprop.tracing").joinpath("page.html").read_text(encoding="utf-8")
     page = Environment(autoescape=True, trim_blocks=True).from_string(template)
-    shown = choose(trace)
+    shown = select(trace)
     example = steps(trace, lr, shown)
     return page.render(
-        title=described(trace),
+        title=architecture(trace),
         about=trace.about,
         verdict=verdict(trace),
         rows=len(trace.input),
@@ -50,7 +50,7 @@ def html_page(trace: TraceRecord, lr: float = 0.5) -> str:
     )
 
 
-def _layer(trace: TraceRecord, at: int, lr: float, shown: Shown) -> dict[str, Any]:
+def _layer(trace: TraceRecord, at: int, lr: float, shown: Selection) -> dict[str, Any]:
     """Return what the picture shows of layer ``at``, 0 being the input: its neurons, and the weights below them."""
     neurons, rows = list(shown.neurons[at]), list(shown.rows)
     found: dict[str, Any] = {"size": trace.sizes[at], "shown": neurons}
@@ -68,7 +68,7 @@ def _layer(trace: TraceRecord, at: int, lr: float, shown: Shown) -> dict[str, An
     return found
 
 
-def _target(trace: TraceRecord, shown: Shown) -> list[list[str]] | None:
+def _target(trace: TraceRecord, shown: Selection) -> list[list[str]] | None:
     """Return y for each output that is shown; a label as 1 there and 0 elsewhere."""
     neurons, y = list(shown.neurons[-1]), trace.target[list(shown.rows)]
     if trace.loss_name == "cross_entropy" and y.dim() == 1 and not y.is_floating_point():

@@ -74,13 +74,13 @@ def quantities(trace: TraceRecord) -> list[Quantity]:
     for at in range(1, len(trace.layers) + 1):
         for name, (symbol, equation, value) in layer_quantities(trace, at).items():
             compared = [comparisons.get((at, name, reference)) for reference in ("autograd", "differences")]
-            errors = ["" if c is None else power(c.error) if c.resolved else "too small" for c in compared]
+            errors = ["" if c is None else format_error(c.error) if c.resolved else "too small" for c in compared]
             rows.append(Quantity(symbol, equation, str(list(value.shape)), number(float(value.norm())), *errors))
     return rows
 
 
-def described(trace: TraceRecord) -> str:
-    """Return the network in one line, such as ``"2 → 3 sigmoid → 1"``."""
+def architecture(trace: TraceRecord) -> str:
+    """Return the layers of the network in one line, such as ``"2 → 3 sigmoid → 1"``."""
     layers = [f"{size} {layer.activation}".strip() for size, layer in zip(trace.sizes[1:], trace.layers, strict=True)]
     return " → ".join([str(trace.sizes[0]), *layers])
 
@@ -88,22 +88,23 @@ def described(trace: TraceRecord) -> str:
 def headline(trace: TraceRecord) -> str:
     """Return what was traced, in one line."""
     about = f" ({trace.about})" if trace.about else ""
-    return f"one batch of {len(trace.input)} through {described(trace)}{about}"
+    return f"one batch of {len(trace.input)} through {architecture(trace)}{about}"
 
 
 def verdict(trace: TraceRecord) -> str:
     """Return how closely autograd and central differences agree with the trace, in one line."""
     layers = range(len(trace.layers) + 1)
-    by_autograd, by_differences = (max(trace.error(n, who) for n in layers) for who in ("autograd", "differences"))
+    errors = {reference: max(trace.error(n, reference) for n in layers) for reference in ("autograd", "differences")}
+    autograd, differences = map(format_error, errors.values())
     if not trace.ok:
-        return f"NOT OK: autograd differs by {power(by_autograd)}, central differences by {power(by_differences)}"
+        return f"NOT OK: autograd differs by {autograd}, central differences by {differences}"
     if not any(c.quantity == "z" for c in trace.comparisons):
-        return f"ok: central differences have the same numbers to {power(by_differences)}; PyTorch has no such modules"
-    exactly = f"to {power(by_autograd)}" if by_autograd else "to the bit"
-    return f"ok: PyTorch's autograd has the same numbers {exactly}, central differences to {power(by_differences)}"
+        return f"ok: central differences have the same numbers to {differences}; PyTorch has no such modules"
+    exactly = f"to {autograd}" if errors["autograd"] else "to the bit"
+    return f"ok: PyTorch's autograd has the same numbers {exactly}, central differences to {differences}"
 
 
-def power(error: float) -> str:
+def format_error(error: float) -> str:
     """Return an error with one digit and its power of ten."""
     return f"{error:.0e}" if error else "0"
 

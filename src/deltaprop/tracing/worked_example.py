@@ -1,7 +1,7 @@
-"""A trace as the steps of the textbook's page: forward, loss, each δ, gradients, update, with the numbers put in.
+"""A trace as a worked example: forward, loss, each δ, gradients and update, each equation with its numbers.
 
-The terminal prints them, the HTML page walks through them, TensorBoard keeps them as text: one place for the words.
-Of a layer with many neurons some are shown, and what the others add to a sum is one number: the sums stay right.
+The terminal prints the steps, the HTML page walks through them, TensorBoard stores them as text. Of a large layer only
+some neurons are written out; the contribution of the others to a sum is one number, so that every sum is right.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from deltaprop.tracing.loss_lines import gradient_terms, loss_formulas, loss_lin
 from deltaprop.tracing.record import LayerRecord, TraceRecord
 from deltaprop.tracing.summary import layer_quantities
 
-FEW_NUMBERS = 40  # parameters, above which nobody would take a pencil
-MOST_ROWS = 4  # samples whose numbers are written out
-MOST_NEURONS = 8  # of a layer; outputs more, for each is a class that people know
-MOST_OUTPUTS = 12
+MAX_PARAMETERS = 40  # of a network that is small enough for pencil and paper
+MAX_ROWS = 4  # samples whose numbers are written out
+MAX_NEURONS = 8  # neurons of the input or a hidden layer that are written out
+MAX_OUTPUTS = 12  # more, as each may be a class
 
 
 @dataclass(frozen=True)
 class Part:
-    """An equation, and its numbers.
+    """An equation with its numbers.
 
     Attributes:
-        tag: FWD, C, BP1 to BP4 or SGD.
-        equation: In symbols.
-        layer: It tells of, from 1; 0 for the input; None for the whole net.
+        tag: INPUT, FWD, C, BP1 to BP4 or SGD.
+        equation: The equation in symbols.
+        layer: Number of the layer, from 1; 0 for the input; None for the whole network.
         lines: The numbers.
     """
 
@@ -42,14 +42,14 @@ class Part:
 
 @dataclass(frozen=True)
 class ExampleStep:
-    """A step of the page.
+    """A step of the worked example.
 
     Attributes:
         kind: ``"input"``, ``"forward"``, ``"loss"``, ``"delta"``, ``"gradients"`` or ``"update"``.
-        layer: Of ``"forward"`` and ``"delta"``, from 1.
-        name: Short, for a button.
-        words: What happens, in plain words.
-        parts: Equations with their numbers.
+        layer: Number of the layer, from 1, for ``"forward"`` and ``"delta"``; else None.
+        name: Short name, for a button.
+        words: What happens, as a sentence.
+        parts: The equations with their numbers.
     """
 
     kind: str
@@ -60,12 +60,12 @@ class ExampleStep:
 
 
 @dataclass(frozen=True)
-class Shown:
-    """Which of a trace is written out.
+class Selection:
+    """The samples and neurons of a trace that are written out.
 
     Attributes:
-        rows: Samples.
-        neurons: Of layer 0 (the input) to L, in order.
+        rows: Indices of the samples.
+        neurons: Indices of the neurons of layer 0 (the input) to L, in order.
     """
 
     rows: tuple[int, ...]
@@ -73,44 +73,44 @@ class Shown:
 
 
 def is_tiny(trace: TraceRecord) -> bool:
-    """Return whether a trace is small enough to be followed number by number with pencil and paper."""
+    """Return whether a trace is small enough for every number to be written out."""
     parameters = sum(layer.weight.numel() + (0 if layer.bias is None else layer.bias.numel()) for layer in trace.layers)
-    return parameters <= FEW_NUMBERS and len(trace.input) <= 2
+    return parameters <= MAX_PARAMETERS and len(trace.input) <= 2
 
 
-def choose(trace: TraceRecord) -> Shown:
+def select(trace: TraceRecord) -> Selection:
     """Return what to write out: all of a small layer; of a larger one what matters most on this batch.
 
     That is the inputs with the largest mean |a⁰|, the neurons with the largest mean |δ|, and the samples with the
-    largest ‖δ^L‖, the largest first: of a net that has learnt, most samples have nothing to teach.
+    largest ‖δ^L‖, the largest first: in a trained network δ of most samples is close to 0.
     """
     weights = [trace.input.abs(), *[layer.delta.abs() for layer in trace.layers]]
     neurons = []
-    for number_, weight in enumerate(weights):
-        most = MOST_OUTPUTS if number_ == len(trace.layers) else MOST_NEURONS
-        best = weight.mean(dim=0).argsort(descending=True, stable=True)[:most]
-        neurons.append(tuple(sorted(best.tolist())))
+    for at, weight in enumerate(weights):
+        most = MAX_OUTPUTS if at == len(trace.layers) else MAX_NEURONS
+        largest = weight.mean(dim=0).argsort(descending=True, stable=True)[:most]
+        neurons.append(tuple(sorted(largest.tolist())))
     rows = range(len(trace.input))
-    if len(rows) > MOST_ROWS:
-        rows = trace.layers[-1].delta.norm(dim=1).argsort(descending=True, stable=True)[:MOST_ROWS].tolist()
-    return Shown(tuple(rows), tuple(neurons))
+    if len(rows) > MAX_ROWS:
+        rows = trace.layers[-1].delta.norm(dim=1).argsort(descending=True, stable=True)[:MAX_ROWS].tolist()
+    return Selection(tuple(rows), tuple(neurons))
 
 
-def steps(trace: TraceRecord, lr: float, shown: Shown | None = None) -> tuple[ExampleStep, ...]:
+def steps(trace: TraceRecord, lr: float, shown: Selection | None = None) -> tuple[ExampleStep, ...]:
     """Return the steps: input, forward layer by layer, the loss, δ^L down to δ¹, the gradients, the update.
 
     Args:
-        trace: Of a batch.
+        trace: The trace of a batch.
         lr: The learning rate η of the update.
-        shown: What to write out; :func:`choose` by default.
+        shown: The samples and neurons to write out; those of :func:`select` by default.
     """
-    return tuple(_Writer(trace, lr, choose(trace) if shown is None else shown).steps())
+    return tuple(_Writer(trace, lr, select(trace) if shown is None else shown).steps())
 
 
 class _Writer:
     """Writes the steps of one trace."""
 
-    def __init__(self, trace: TraceRecord, lr: float, shown: Shown) -> None:
+    def __init__(self, trace: TraceRecord, lr: float, shown: Selection) -> None:
         self.trace, self.lr, self.shown = trace, lr, shown
         self.depth = len(trace.layers)
 
@@ -137,15 +137,14 @@ class _Writer:
         lines = tuple(
             Line(f"a⁰ = {self.some(self.trace.input[n], 0)}    y = {self.target(n)}", row=n) for n in self.shown.rows
         )
-        words = "A sample goes in, and y is what should come out."
+        words = "The input x of each sample enters the network; y is its target."
         return ExampleStep("input", None, "input", words, (Part("INPUT", "a⁰ = x", 0, lines),))
 
     def forward(self, at: int) -> ExampleStep:
         layer, (z, a, *_) = self.trace.layers[at - 1], layer_quantities(self.trace, at).values()
-        words = "Each neuron weighs what the layer below gives it"
-        words += ", adds its bias" if layer.bias is not None else ""
+        words = f"Each neuron computes a weighted sum of its inputs{'' if layer.bias is None else ' plus a bias'}"
         value, _ = value_and_derivative(layer.formula)
-        words += f", and bends the sum: {value}." if layer.activation else ". Nothing bends the sum."
+        words += f" and applies {layer.activation}: {value}." if layer.activation else ", without an activation."
         words += f" {layer.constants}." if layer.constants else ""
         equation = f"{z.symbol} = {z.equation},  {a.symbol} = {a.equation}"
         part = Part("FWD", equation, at, self.per_sample(self.forward_lines, at))
@@ -166,7 +165,7 @@ class _Writer:
             yield from self.per_neuron(a.symbol, at, n, a.value, lambda j: _activation(layer, n, j))
 
     def loss(self) -> ExampleStep:
-        words = "One number says how wrong the outputs are; a is the output, y the target."
+        words = "The loss C measures how far the outputs a are from the targets y."
         options = "".join(f", {name}={_option(value)}" for name, value in self.trace.options.items())
         cost, _ = loss_formulas(self.trace)
         equation = f"{cost}{',  ' if cost else ''}{self.trace.loss_name}{options}"
@@ -176,17 +175,16 @@ class _Writer:
     def delta(self, at: int) -> ExampleStep:
         layer, delta = self.trace.layers[at - 1], layer_quantities(self.trace, at)["delta"]
         top, parts, equation = at == self.depth, [], delta.equation
-        words = "The error goes back through the weights it came by"
+        words = "δ of the layer above is propagated back through its weights"
         if top:
-            words = "How much C reacts to each output's z: the slope of the loss"
+            words = "δ of the output layer, ∂C/∂z, is the derivative of the loss with respect to a"
             formula = loss_formulas(self.trace)[1] or f"∂C/∂a{up(at)}"
-            parts = [Part("BP1", f"{formula}, the slope of the loss", at, self.per_sample(self.grad_a_lines, at))]
+            parts = [Part("BP1", f"{formula}, the derivative of the loss", at, self.per_sample(self.grad_a_lines, at))]
         if layer.derivative is None:
             equation = JACOBIANS.get(layer.activation, JACOBIANS["log_softmax"]).format(up(at))
-            through = "softmax" if layer.activation == "softmax" else layer.activation
-            words += f", and through {through}, whose derivative is a matrix, as each a depends on every z"
+            words += f", passed through {layer.activation}, whose derivative is a matrix, as each a depends on every z"
         elif layer.activation:
-            words += f", times the slope of {layer.activation}, {value_and_derivative(layer.formula)[1]}"
+            words += f", times the derivative of {layer.activation}, {value_and_derivative(layer.formula)[1]}"
         tag = "BP1" if top else "BP2"
         parts.append(Part(tag, f"{delta.symbol} = {equation}", at, self.per_sample(self.delta_lines, at)))
         return ExampleStep("delta", at, delta.symbol, f"{words}.", tuple(parts))
@@ -250,8 +248,8 @@ class _Writer:
                 if name in q:
                     parts.append(Part(tag, f"{q[name].symbol} = {q[name].equation}", at, tuple(lines)))
         words = (
-            "A weight's gradient is the δ above it times the activation below it; a bias has its neuron's δ. "
-            "Both are summed over the samples."
+            "The gradient of a weight is the δ of its neuron times the activation of its input; "
+            "the gradient of a bias is the δ of its neuron. Both are summed over the samples."
         )
         return ExampleStep("gradients", None, "gradients", words, tuple(parts))
 
@@ -266,12 +264,12 @@ class _Writer:
                 if layer.bias is not None and layer.grad_bias is not None and layer.learns[1]:
                     bias, gradient = layer.bias[j].item(), layer.grad_bias[j].item()
                     lines.append(Line(self.step(f"b{up(at)}{place(j)}", bias, gradient), j))
-            frozen = "" if any(layer.learns) else ", which is frozen and stays"
+            frozen = "" if any(layer.learns) else ", which is frozen and not updated"
             parts.append(Part("SGD", f"θ ← θ − η ∂C/∂θ, η = {lr}, layer {at}{frozen}", at, tuple(lines)))
-        far = ": the step was too long, a smaller η goes down" if after > loss else ""
+        far = ": the step was too large, a smaller η reduces C" if after > loss else ""
         line = Line(f"C was {number(loss)}, and is {number(after)} after the step{far}")
-        parts.append(Part("C", "the same batch again", None, (line,)))
-        words = "One step downhill: each parameter less η times its gradient."
+        parts.append(Part("C", "the same batch after the update", None, (line,)))
+        words = "One step of gradient descent: each parameter minus η times its gradient."
         return ExampleStep("update", None, "update", words, tuple(parts))
 
     def step(self, name: str, value: float, gradient: float) -> str:
@@ -317,7 +315,7 @@ def _derivative(layer: LayerRecord, n: int, j: int) -> str:
         terms = f"{number(1 - abs(a))}·{number(1 + abs(a))}" if flat else f"1 − {bracketed(a)}²"
         return f"{terms} = {derivative}"
     if layer.activation == "step":
-        return "0, as a step is flat"
+        return "0, as step is constant on both sides of 0"
     if layer.activation in ("relu", "leaky_relu"):
         return f"{derivative}, as z = {number(z)} {'>' if z > 0 else '≤'} 0"
     return derivative

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from deltaprop.tracing.record import LayerRecord
-from deltaprop.tracing.summary import described, quantities, verdict
+from deltaprop.tracing.summary import architecture, quantities, verdict
 from deltaprop.tracing.trace import Trace
 from deltaprop.tracing.worked_example import as_text, steps
 from deltaprop.training.report.plots import DIVERGING, Picture, drawn
@@ -31,7 +31,7 @@ def write_trace(trace: Trace, lr: float, folder: Path) -> None:
     """
     with SummaryWriter(str(folder), purge_step=0) as writer:
         text = "\n".join(f"    {line}" for line in as_text(steps(trace, lr)))  # as it stands: a block of code
-        writer.add_text("trace/steps", f"{described(trace)}\n\n{text}", 0)
+        writer.add_text("trace/steps", f"{architecture(trace)}\n\n{text}", 0)
         writer.add_text("trace/quantities", table(trace), 0)
         for at, layer in enumerate(trace.layers, start=1):
             figures = {
