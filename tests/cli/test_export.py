@@ -42,7 +42,7 @@ def test_a_file_and_what_is_said_of_it(runs: Runs, capsys: pytest.CaptureFixture
     words = parity.split()
     assert words[:3] == ["parity:", "at", "most"]
     assert 0 <= float(words[3]) <= 1e-5
-    assert parity.endswith(f" from the model's own answers on 512 rows, by {by}")
+    assert parity.endswith(f" from the model's own predictions on 512 rows, by {by}")
     assert any("input" in line for line in notes)
     assert [path.name for path in Path().iterdir()] == [name]
 
@@ -150,7 +150,7 @@ def test_answers_that_differ_are_not_written(
     assert main(["export", str(runs["numbers"].folder), "--to", "torch-export", "--out", "m.pt2"]) == 2
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.startswith("error: --to torch-export: answers differ by ")
+    assert err.startswith("error: --to torch-export: predictions differ by ")
     assert err.count("\n") == 1
     assert Path("m.pt2").read_text() == "the old one"
 
@@ -178,5 +178,9 @@ def test_what_is_refused(runs: Runs, capsys: pytest.CaptureFixture[str], words: 
     assert [*Path().iterdir()] == []
 
 
-def test_every_format_has_an_ending():
-    assert {*export.FORMATS} == {*export.SUFFIX}
+def test_help_lists_every_format(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit):
+        main(["export", "--help"])
+    shown = "".join(capsys.readouterr().out.replace("│", " ").split())
+    for name, found in export.FORMATS.items():
+        assert f"{name}:{found.help}".replace(" ", "") in shown

@@ -8,6 +8,7 @@ import importlib
 import io
 import json
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -209,7 +210,7 @@ def test_others_predict_as_the_model_does(
     """On the rows of the data, one row alone, and a thousand; where the export says what it was held to."""
     model, given = dp.load(runs[kind].folder), inputs_of(kind)
     if (kind, to) == ("dates", "state-dict"):
-        with pytest.raises(UserError, match="a column far from 0 beside its spread"):
+        with pytest.raises(UserError, match="a column far from 0 compared with its spread"):
             export.export(model, to)
         return
     exported = exported_once(kind, to)
@@ -260,7 +261,7 @@ def test_other_nets(runs: Runs, request: pytest.FixtureRequest, kind: str, setti
 
 def test_an_output_activation_before_the_units_cannot_be_plain_weights(runs: Runs):
     model = dp.load(runs.train("tanh out", runs["value"].data, output_activation="tanh").folder)
-    with pytest.raises(UserError, match="the output activation tanh stands before the units of the target"):
+    with pytest.raises(UserError, match="the output activation tanh comes before the units of the target"):
         export.export(model, "state-dict")
     check(export.export(model, "torch-export"), "torch-export", model, inputs_of("value"))
 
@@ -435,7 +436,7 @@ def test_wrong_preprocessing_is_caught(runs: Runs, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(DeploymentModule, "__init__", wrong)
     with pytest.raises(
-        UserError, match=rf"`to='{to}'`: answers differ by .* more than rounding \(1e-05\): not written"
+        UserError, match=rf"`to='{to}'`: predictions differ by .* more than rounding \(1e-05\): not written"
     ):
         export.export(dp.load(run.folder), to)
 
@@ -443,46 +444,37 @@ def test_wrong_preprocessing_is_caught(runs: Runs, monkeypatch: pytest.MonkeyPat
 def test_wrong_plain_weights_are_caught(runs: Runs, monkeypatch: pytest.MonkeyPatch):
     right = state_dict.folded
     monkeypatch.setattr(state_dict, "folded", lambda model: {k: t * 1.001 for k, t in right(model).items()})
-    with pytest.raises(UserError, match="`to='state-dict'`: answers differ"):
+    with pytest.raises(UserError, match="`to='state-dict'`: predictions differ"):
         export.export(dp.load(runs["numbers"].folder), "state-dict")
 
 
 def test_classes_in_another_order_are_caught(runs: Runs, monkeypatch: pytest.MonkeyPatch):
-    make = onnx_graph._names_graph
+    make = onnx_graph._add_class_names
 
-    def wrong(model: dp.Model, like: Any) -> Any:
-        return make(dataclasses.replace(model, class_names=model.class_names[::-1]), like)
+    def wrong(graph: Any, model: dp.Model) -> Any:
+        return make(graph, dataclasses.replace(model, class_names=model.class_names[::-1]))
 
-    monkeypatch.setattr(onnx_graph, "_names_graph", wrong)
-    with pytest.raises(UserError, match="`to='onnx'`: answers differ by inf"):
+    monkeypatch.setattr(onnx_graph, "_add_class_names", wrong)
+    with pytest.raises(UserError, match="`to='onnx'`: predictions differ by inf"):
         export.export(dp.load(runs["numbers"].folder), "onnx")
 
 
 def test_categories_in_another_order_are_caught(runs: Runs, monkeypatch: pytest.MonkeyPatch):
-    make = onnx_graph._columns_graph
+    make = onnx_graph._add_columns
 
-    def wrong(model: dp.Model, dtype: str, like: Any) -> Any:
+    def wrong(proto: Any, model: dp.Model, x: str) -> Any:
         assert model.encoding is not None
         inputs = tuple(dataclasses.replace(c, categories=c.categories[::-1]) for c in model.encoding.inputs)
-        return make(
-            dataclasses.replace(model, encoding=dataclasses.replace(model.encoding, inputs=inputs)), dtype, like
-        )
+        return make(proto, dataclasses.replace(model, encoding=dataclasses.replace(model.encoding, inputs=inputs)), x)
 
-    monkeypatch.setattr(onnx_graph, "_columns_graph", wrong)
-    with pytest.raises(UserError, match="`to='onnx'`: answers differ"):
+    monkeypatch.setattr(onnx_graph, "_add_columns", wrong)
+    with pytest.raises(UserError, match="`to='onnx'`: predictions differ"):
         export.export(dp.load(runs["mixed"].folder), "onnx")
 
 
 @pytest.mark.parametrize("package", ["onnx", "onnxruntime", "onnxscript"])
 def test_a_package_that_is_missing_is_told(runs: Runs, monkeypatch: pytest.MonkeyPatch, package: str):
-    find = importlib.import_module
-
-    def without_it(name: str, *rest: Any) -> Any:
-        if name.partition(".")[0] == package:
-            raise ImportError(name)
-        return find(name, *rest)
-
-    monkeypatch.setattr(importlib, "import_module", without_it)
+    monkeypatch.setitem(sys.modules, package, None)  # as if it were not installed
     with pytest.raises(UserError, match=rf"`to='onnx'` needs the package {package}: pip install 'deltaprop\[onnx\]'"):
         export.export(dp.load(runs["numbers"].folder), "onnx")
 

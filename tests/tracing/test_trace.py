@@ -281,7 +281,7 @@ def test_a_notebook_shows_its_page():
             "mse_loss",
             torch.rand(3, 2),
             torch.rand(3, 2),
-            "stands in the net twice",
+            "is in the network twice",
         ),
         (dp.MLP([2, 2]), "mse_los", torch.rand(3, 2), torch.rand(3, 2), "unknown loss 'mse_los': did you mean"),
         (dp.MLP([2, 2]), nn.functional.nll_loss, torch.rand(3, 2), torch.rand(3, 2), "no δ for the loss nll_loss"),

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -15,36 +15,36 @@ if TYPE_CHECKING:  # a trace is printed far less often than the package is impor
     from rich.table import Table
 
 
-class LayerQuantity(NamedTuple):
-    """One quantity of a layer: its symbol, the right-hand side of its equation, and its values."""
-
-    symbol: str
-    equation: str
-    value: Tensor
-
-
 @dataclass(frozen=True)
 class Quantity:
-    """A row of the table.
+    """One quantity of a layer, a row of the table.
 
     Attributes:
         symbol: Such as ``"δ¹"``.
         equation: The right-hand side of its equation.
-        shape: Shape, as text.
-        norm: Norm of all entries, ‖·‖₂, as text.
+        value: Its values.
         autograd: The largest difference from autograd, relative to the largest entry; empty if not compared.
         differences: The same for central differences.
     """
 
     symbol: str
     equation: str
-    shape: str
-    norm: str
-    autograd: str
-    differences: str
+    value: Tensor
+    autograd: str = ""
+    differences: str = ""
+
+    @property
+    def shape(self) -> str:
+        """The shape, as text."""
+        return str(list(self.value.shape))
+
+    @property
+    def norm(self) -> str:
+        """The norm of all entries, ‖·‖₂, as text."""
+        return number(float(self.value.norm()))
 
 
-def layer_quantities(trace: TraceRecord, at: int) -> dict[str, LayerQuantity]:
+def layer_quantities(trace: TraceRecord, at: int) -> dict[str, Quantity]:
     """Return z, a, σ'(z), δ, ∂C/∂W and ∂C/∂b of a layer (from 1), those that it has, by attribute name."""
     layer, this, below, above = trace.layers[at - 1], up(at), up(at - 1), up(at + 1)
     sigma, derivative = layer.activation, layer.derivative
@@ -54,16 +54,16 @@ def layer_quantities(trace: TraceRecord, at: int) -> dict[str, LayerQuantity]:
         delta = f"{left.strip('()')}, through the Jacobian of {sigma}"
     bias = "" if layer.bias is None else f" + b{this}"
     rows = {
-        "z": LayerQuantity(f"z{this}", f"a{below} (W{this})ᵀ{bias}", layer.z),
-        "a": LayerQuantity(f"a{this}", f"{sigma}(z{this})" if sigma else f"z{this}", layer.a),
+        "z": Quantity(f"z{this}", f"a{below} (W{this})ᵀ{bias}", layer.z),
+        "a": Quantity(f"a{this}", f"{sigma}(z{this})" if sigma else f"z{this}", layer.a),
     }
     if sigma and derivative is not None:
         equation = value_and_derivative(layer.formula)[1].removeprefix("σ'(z) = ")
-        rows["derivative"] = LayerQuantity(f"σ'(z{this})", equation, derivative)
-    rows["delta"] = LayerQuantity(f"δ{this}", delta, layer.delta)
-    rows["grad_weight"] = LayerQuantity(f"∂C/∂W{this}", f"(δ{this})ᵀ a{below}", layer.grad_weight)
+        rows["derivative"] = Quantity(f"σ'(z{this})", equation, derivative)
+    rows["delta"] = Quantity(f"δ{this}", delta, layer.delta)
+    rows["grad_weight"] = Quantity(f"∂C/∂W{this}", f"(δ{this})ᵀ a{below}", layer.grad_weight)
     if layer.grad_bias is not None:
-        rows["grad_bias"] = LayerQuantity(f"∂C/∂b{this}", f"Σₙ δ{this}", layer.grad_bias)
+        rows["grad_bias"] = Quantity(f"∂C/∂b{this}", f"Σₙ δ{this}", layer.grad_bias)
     return rows
 
 
@@ -72,10 +72,10 @@ def quantities(trace: TraceRecord) -> list[Quantity]:
     comparisons = {(c.layer, c.quantity, c.beside): c for c in trace.comparisons}
     rows = []
     for at in range(1, len(trace.layers) + 1):
-        for name, (symbol, equation, value) in layer_quantities(trace, at).items():
+        for name, quantity in layer_quantities(trace, at).items():
             compared = [comparisons.get((at, name, reference)) for reference in ("autograd", "differences")]
             errors = ["" if c is None else format_error(c.error) if c.resolved else "too small" for c in compared]
-            rows.append(Quantity(symbol, equation, str(list(value.shape)), number(float(value.norm())), *errors))
+            rows.append(replace(quantity, autograd=errors[0], differences=errors[1]))
     return rows
 
 

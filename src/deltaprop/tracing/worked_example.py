@@ -6,7 +6,8 @@ some neurons are written out; the contribution of the others to a sum is one num
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -15,7 +16,7 @@ from deltaprop.tracing.capture import value_and_derivative
 from deltaprop.tracing.format import Line, bracketed, computed, number, place, up, vector
 from deltaprop.tracing.loss_lines import gradient_terms, loss_formulas, loss_lines
 from deltaprop.tracing.record import LayerRecord, TraceRecord
-from deltaprop.tracing.summary import layer_quantities
+from deltaprop.tracing.summary import Quantity, layer_quantities
 
 MAX_PARAMETERS = 40  # of a network that is small enough for pencil and paper
 MAX_ROWS = 4  # samples whose numbers are written out
@@ -124,15 +125,6 @@ class _Writer:
         yield self.gradients()
         yield self.update()
 
-    def per_sample(self, lines: Callable[[int, int], Iterator[Line]], at: int) -> tuple[Line, ...]:
-        """Return the lines of a layer for each sample that is shown."""
-        return tuple(line for n in self.shown.rows for line in lines(at, n))
-
-    def per_neuron(self, symbol: str, at: int, n: int, values: Tensor, terms: Callable[[int], str]) -> Iterator[Line]:
-        """Yield the computation of a quantity [N, n_l] for each neuron of a layer that is shown."""
-        for j in self.shown.neurons[at]:
-            yield computed(f"{symbol}{place(j)}", terms(j), values[n, j].item(), j, n)
-
     def input(self) -> ExampleStep:
         lines = tuple(
             Line(f"a⁰ = {self.some(self.trace.input[n], 0)}    y = {self.target(n)}", row=n) for n in self.shown.rows
@@ -147,22 +139,8 @@ class _Writer:
         words += f" and applies {layer.activation}: {value}." if layer.activation else ", without an activation."
         words += f" {layer.constants}." if layer.constants else ""
         equation = f"{z.symbol} = {z.equation},  {a.symbol} = {a.equation}"
-        part = Part("FWD", equation, at, self.per_sample(self.forward_lines, at))
+        part = Part("FWD", equation, at, self.per_sample(at, "z", "a" if layer.activation else ""))
         return ExampleStep("forward", at, f"forward {at}", words, (part,))
-
-    def forward_lines(self, at: int, n: int) -> Iterator[Line]:
-        layer, (z, a, *_) = self.trace.layers[at - 1], layer_quantities(self.trace, at).values()
-        a_prev = self.trace.a_prev(at)[n]
-
-        def weighted_sum(j: int) -> str:
-            terms = _products(layer.weight[j], a_prev, self.shown.neurons[at - 1])
-            return terms if layer.bias is None else f"{terms} + {bracketed(layer.bias[j].item())}"
-
-        yield from self.per_neuron(z.symbol, at, n, z.value, weighted_sum)
-        if layer.activation and layer.derivative is None:
-            yield Line(f"{a.symbol} = {a.equation} = {self.some(layer.a[n], at)}", row=n)
-        elif layer.activation:
-            yield from self.per_neuron(a.symbol, at, n, a.value, lambda j: _activation(layer, n, j))
 
     def loss(self) -> ExampleStep:
         words = "The loss C measures how far the outputs a are from the targets y."
@@ -179,46 +157,100 @@ class _Writer:
         if top:
             words = "δ of the output layer, ∂C/∂z, is the derivative of the loss with respect to a"
             formula = loss_formulas(self.trace)[1] or f"∂C/∂a{up(at)}"
-            parts = [Part("BP1", f"{formula}, the derivative of the loss", at, self.per_sample(self.grad_a_lines, at))]
+            parts = [Part("BP1", f"{formula}, the derivative of the loss", at, self.per_sample(at, "grad_a"))]
         if layer.derivative is None:
             equation = JACOBIANS.get(layer.activation, JACOBIANS["log_softmax"]).format(up(at))
             words += f", passed through {layer.activation}, whose derivative is a matrix, as each a depends on every z"
         elif layer.activation:
             words += f", times the derivative of {layer.activation}, {value_and_derivative(layer.formula)[1]}"
-        tag = "BP1" if top else "BP2"
-        parts.append(Part(tag, f"{delta.symbol} = {equation}", at, self.per_sample(self.delta_lines, at)))
+        before = "derivative" if layer.derivative is not None else "" if top else "grad_a"
+        lines = self.per_sample(at, before if layer.activation else "", "delta")
+        parts.append(Part("BP1" if top else "BP2", f"{delta.symbol} = {equation}", at, lines))
         return ExampleStep("delta", at, delta.symbol, f"{words}.", tuple(parts))
 
-    def grad_a_lines(self, at: int, n: int) -> Iterator[Line]:
-        def terms(j: int) -> str:
-            return gradient_terms(self.trace, n, j) if at == self.depth else self.grad_a(at, n, j)
+    def gradients(self) -> ExampleStep:
+        parts = []
+        for at in range(self.depth, 0, -1):
+            quantities = layer_quantities(self.trace, at)
+            for tag, name in (("BP3", "grad_bias"), ("BP4", "grad_weight")):
+                if name in quantities:
+                    equation = f"{quantities[name].symbol} = {quantities[name].equation}"
+                    parts.append(Part(tag, equation, at, tuple(self.computations(at, name))))
+        words = (
+            "The gradient of a weight is the δ of its neuron times the activation of its input; "
+            "the gradient of a bias is the δ of its neuron. Both are summed over the samples."
+        )
+        return ExampleStep("gradients", None, "gradients", words, tuple(parts))
 
-        yield from self.per_neuron(f"∂C/∂a{up(at)}", at, n, self.trace.grad_of_a(at), terms)
+    def update(self) -> ExampleStep:
+        parts, lr, loss, after = [], number(self.lr), self.trace.loss, self.trace.loss_after(self.lr)
+        for at, layer in enumerate(self.trace.layers, start=1):
+            lines = []
+            pairs = ("W", layer.weight, layer.grad_weight), ("b", layer.bias, layer.grad_bias)
+            for (name, value, gradient), new, learns in zip(pairs, layer.updated(self.lr), layer.learns, strict=True):
+                if learns and value is not None and gradient is not None and new is not None:
+                    for index in self.indices(at, value.dim()):
+                        step = f"{number(value[index].item())} − {lr}·{bracketed(gradient[index].item())}"
+                        text = f"{name}{up(at)}{place(*index)} ← {step} = {number(new[index].item())}"
+                        lines.append(Line(text, index[0]))
+            frozen = "" if any(layer.learns) else ", which is frozen and not updated"
+            by_neuron = tuple(sorted(lines, key=lambda line: line.neuron or 0))  # its weights, then its bias
+            parts.append(Part("SGD", f"θ ← θ − η ∂C/∂θ, η = {lr}, layer {at}{frozen}", at, by_neuron))
+        far = ": the step was too large, a smaller η reduces C" if after > loss else ""
+        line = Line(f"C was {number(loss)}, and is {number(after)} after the step{far}")
+        parts.append(Part("C", "the same batch after the update", None, (line,)))
+        words = "One step of gradient descent: each parameter minus η times its gradient."
+        return ExampleStep("update", None, "update", words, tuple(parts))
 
-    def delta_lines(self, at: int, n: int) -> Iterator[Line]:
-        layer, quantities = self.trace.layers[at - 1], layer_quantities(self.trace, at)
-        if layer.derivative is None and at < self.depth:
-            yield from self.grad_a_lines(at, n)
-        if "derivative" in quantities:
-            for j in self.shown.neurons[at]:
-                yield Line(f"{quantities['derivative'].symbol}{place(j)} = {_derivative(layer, n, j)}", j, n)
+    def indices(self, at: int, dims: int) -> list[tuple[int, ...]]:
+        """Return the indices that are shown of the neurons of a layer, or of its weights."""
+        return [*itertools.product(*[self.shown.neurons[layer] for layer in (at, at - 1)[:dims]])]
 
-        def terms(j: int) -> str:
-            left = self.grad_a(at, n, j)
-            if layer.derivative is None:
-                return self.through_jacobian(at, n, j)
-            if not layer.activation:
-                return left
-            return f"{f'({left})' if ' + ' in left else left} · {bracketed(layer.derivative[n, j].item())}"
+    def per_sample(self, at: int, *names: str) -> tuple[Line, ...]:
+        """Return the computations of some quantities of a layer, those of the first sample first."""
+        return tuple(line for n in self.shown.rows for name in names if name for line in self.computations(at, name, n))
 
-        yield from self.per_neuron(f"δ{up(at)}", at, n, layer.delta, terms)
+    def computations(self, at: int, name: str, n: int | None = None) -> Iterator[Line]:
+        """Yield the computation of a quantity of a layer for each entry that is shown, for a sample or for all."""
+        layer, grad_a = self.trace.layers[at - 1], Quantity(f"∂C/∂a{up(at)}", "", self.trace.grad_of_a(at))
+        quantity = {**layer_quantities(self.trace, at), "grad_a": grad_a}[name]
+        values = quantity.value if n is None else quantity.value[n]
+        if name == "a" and layer.derivative is None:
+            yield Line(f"{quantity.symbol} = {quantity.equation} = {self.some(values, at)}", row=n)
+            return
+        for index in self.indices(at, values.dim()):
+            symbol = f"{quantity.symbol}{place(*index)}"
+            if n is None:
+                yield computed(symbol, self.gradient_terms(at, *index), values[index].item(), index[0])
+            elif name == "derivative":
+                yield Line(f"{symbol} = {_derivative(layer, n, *index)}", index[0], n)
+            else:
+                yield computed(symbol, self.terms(name, at, n, *index), values[index].item(), index[0], n)
 
-    def grad_a(self, at: int, n: int, j: int) -> str:
-        """Return ∂C/∂a of one neuron: a number for the output layer, else the sum over the layer above."""
+    def gradient_terms(self, at: int, j: int, k: int | None = None) -> str:
+        """Return the sum over samples that is the gradient of a weight, or of a bias."""
+        a_prev = None if k is None else self.trace.a_prev(at)[:, k]
+        return _products(self.trace.layers[at - 1].delta[:, j], a_prev, self.shown.rows)
+
+    def terms(self, name: str, at: int, n: int, j: int) -> str:
+        """Return the computation of z, a, ∂C/∂a or δ of one neuron for one sample."""
+        layer, neurons = self.trace.layers[at - 1], self.shown.neurons
+        if name == "z":
+            terms = _products(layer.weight[j], self.trace.a_prev(at)[n], neurons[at - 1])
+            return terms if layer.bias is None else f"{terms} + {bracketed(layer.bias[j].item())}"
+        if name == "a":
+            z = layer.z[n, j].item()
+            texts = {"sigmoid": f"1/(1 + exp({number(-z)}))", "relu": f"max(0, {number(z)})", "identity": number(z)}
+            return texts.get(layer.activation, f"{layer.activation}({number(z)})")
+        if name == "delta" and layer.derivative is None:
+            return self.through_jacobian(at, n, j)
         if at == self.depth:
-            return number(self.trace.grad_a[n, j].item())
-        above = self.trace.layers[at]
-        return _products(above.delta[n], above.weight[:, j], self.shown.neurons[at + 1])
+            left = number(self.trace.grad_a[n, j].item()) if name == "delta" else gradient_terms(self.trace, n, j)
+        else:
+            left = _products(self.trace.layers[at].delta[n], self.trace.layers[at].weight[:, j], neurons[at + 1])
+        if name == "grad_a" or not layer.activation or layer.derivative is None:
+            return left
+        return f"{f'({left})' if ' + ' in left else left} · {bracketed(layer.derivative[n, j].item())}"
 
     def through_jacobian(self, at: int, n: int, j: int) -> str:
         """Return δ of softmax or log-softmax in numbers: ∂C/∂a times a matrix."""
@@ -231,50 +263,6 @@ class _Writer:
         if abs(total) <= 1e-12 * float(grad_a.abs().max()):
             total = 0.0  # the gradient of the loss sums to 0, except for rounding
         return f"{number(grad_a[j].item())} − {number(a[j].exp().item())}·{bracketed(total)}"
-
-    def gradients(self) -> ExampleStep:
-        parts, rows = [], self.shown.rows
-        for at in range(self.depth, 0, -1):
-            layer, q, a_prev = self.trace.layers[at - 1], layer_quantities(self.trace, at), self.trace.a_prev(at)
-            weights, biases = [], []
-            for j in self.shown.neurons[at]:
-                if layer.grad_bias is not None:
-                    terms = _products(layer.delta[:, j], None, rows)
-                    biases.append(computed(f"{q['grad_bias'].symbol}{place(j)}", terms, layer.grad_bias[j].item(), j))
-                for k in self.shown.neurons[at - 1]:
-                    terms, gradient = _products(layer.delta[:, j], a_prev[:, k], rows), layer.grad_weight[j, k].item()
-                    weights.append(computed(f"{q['grad_weight'].symbol}{place(j, k)}", terms, gradient, j))
-            for tag, name, lines in (("BP3", "grad_bias", biases), ("BP4", "grad_weight", weights)):
-                if name in q:
-                    parts.append(Part(tag, f"{q[name].symbol} = {q[name].equation}", at, tuple(lines)))
-        words = (
-            "The gradient of a weight is the δ of its neuron times the activation of its input; "
-            "the gradient of a bias is the δ of its neuron. Both are summed over the samples."
-        )
-        return ExampleStep("gradients", None, "gradients", words, tuple(parts))
-
-    def update(self) -> ExampleStep:
-        parts, lr, loss, after = [], number(self.lr), self.trace.loss, self.trace.loss_after(self.lr)
-        for at, layer in enumerate(self.trace.layers, start=1):
-            lines = []
-            for j in self.shown.neurons[at]:
-                for k in self.shown.neurons[at - 1] if layer.learns[0] else ():
-                    weight, gradient = layer.weight[j, k].item(), layer.grad_weight[j, k].item()
-                    lines.append(Line(self.step(f"W{up(at)}{place(j, k)}", weight, gradient), j))
-                if layer.bias is not None and layer.grad_bias is not None and layer.learns[1]:
-                    bias, gradient = layer.bias[j].item(), layer.grad_bias[j].item()
-                    lines.append(Line(self.step(f"b{up(at)}{place(j)}", bias, gradient), j))
-            frozen = "" if any(layer.learns) else ", which is frozen and not updated"
-            parts.append(Part("SGD", f"θ ← θ − η ∂C/∂θ, η = {lr}, layer {at}{frozen}", at, tuple(lines)))
-        far = ": the step was too large, a smaller η reduces C" if after > loss else ""
-        line = Line(f"C was {number(loss)}, and is {number(after)} after the step{far}")
-        parts.append(Part("C", "the same batch after the update", None, (line,)))
-        words = "One step of gradient descent: each parameter minus η times its gradient."
-        return ExampleStep("update", None, "update", words, tuple(parts))
-
-    def step(self, name: str, value: float, gradient: float) -> str:
-        new = number(value - self.lr * gradient)
-        return f"{name} ← {number(value)} − {number(self.lr)}·{bracketed(gradient)} = {new}"
 
     def target(self, n: int) -> str:
         """Return y of a sample; for a label, which counts from 0, also the neuron."""
@@ -295,13 +283,6 @@ JACOBIANS = {  # δ^l, where the derivative of the activation is a matrix
     "softmax": "a{0} ⊙ (∂C/∂a{0} − ⟨∂C/∂a{0}, a{0}⟩)",
     "log_softmax": "∂C/∂a{0} − exp(a{0}) Σ ∂C/∂a{0}",
 }
-
-
-def _activation(layer: LayerRecord, n: int, j: int) -> str:
-    """Return σ(z) of one entry in numbers."""
-    z = layer.z[n, j].item()
-    templates = {"sigmoid": f"1/(1 + exp({number(-z)}))", "relu": f"max(0, {number(z)})", "identity": number(z)}
-    return templates.get(layer.activation, f"{layer.activation}({number(z)})")
 
 
 def _derivative(layer: LayerRecord, n: int, j: int) -> str:

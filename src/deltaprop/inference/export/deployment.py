@@ -1,4 +1,4 @@
-"""The model as one module, from rows as people have them to answers, and what is said about it in each file."""
+"""The model as one module, from raw rows to predictions, and the description of it that each file contains."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from torch import Tensor, nn
 
 from deltaprop._version import __version__
 from deltaprop.inference.model import Model
+from deltaprop.training.objective import Objective
 
 LARGEST_ROUNDING = 1e-5  # of an input in float32, in deviations of its column; beyond it inputs are float64
 
 
 class DeploymentModule(nn.Module):
-    """A net with its preprocessing: raw inputs to what people read.
+    """A network with its preprocessing, from raw inputs to predictions.
 
     Args:
         model: The model.
-        encodes: Whether inputs are columns of the table, categories by their place; else they are encoded already.
+        encodes: Whether inputs are columns of the table, categories by their index; else they are encoded already.
     """
 
     mean: Tensor
@@ -31,11 +32,11 @@ class DeploymentModule(nn.Module):
         super().__init__()
         self.net, self.objective = model.net, model.objective
         self.encoding = model.encoding if encodes else None
-        numbers = [] if model.encoding is None else [model.encoding.inputs[at].fill for at in model.encoding.numbers]
-        self.fills = any(fill is not None for fill in numbers)
+        self.fills = fills(model)
         fill = torch.zeros(len(model.input_scaling.mean), dtype=torch.float64)
-        known = [0.0 if number is None else number for number in numbers]
-        fill[: len(numbers)] = torch.tensor(known, dtype=torch.float64)
+        if model.encoding is not None:
+            for at, number in enumerate(model.encoding.numbers):
+                fill[at] = model.encoding.inputs[number].fill or 0.0
         for name, tensor in {
             "mean": model.input_scaling.mean, "scale": model.input_scaling.scale, "fill": fill,
             "out_mean": model.target_scaling.mean, "out_scale": model.target_scaling.scale,
@@ -43,7 +44,7 @@ class DeploymentModule(nn.Module):
             self.register_buffer(name, tensor.detach().cpu().double())
 
     def forward(self, x: Tensor) -> Any:
-        """Return (place of the class, probabilities or scores), or values."""
+        """Return (index of the class, probabilities or scores), or values."""
         x = x.double()
         if self.encoding is not None and self.encoding.categories:
             parts = [x[:, self.encoding.numbers]]
@@ -57,21 +58,40 @@ class DeploymentModule(nn.Module):
         outputs = self.net(((x - self.mean) / self.scale).to(weight.dtype))
         if self.objective.task == "regression":
             return (outputs.double() * self.out_scale + self.out_mean).to(weight.dtype)
-        if not self.objective.has_probabilities:
-            return self.objective.decide(outputs), self.objective.scores(outputs)
-        return self.objective.decide(outputs), self.objective.probabilities(outputs)
+        return class_outputs(self.objective, outputs)
+
+
+def class_outputs(objective: Objective, outputs: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the index of the predicted class, and the probabilities, or the scores of a loss that has none."""
+    second = objective.probabilities if objective.has_probabilities else objective.scores
+    return objective.decide(outputs), second(outputs)
+
+
+def second_output(model: Model) -> str:
+    """Return the name of the output beside the class."""
+    return "probabilities" if model.objective.has_probabilities else "scores"
+
+
+def fills(model: Model) -> bool:
+    """Return whether missing numbers are filled in."""
+    return model.encoding is not None and any(column.fill is not None for column in model.encoding.inputs)
 
 
 def input_dtype(model: Model) -> str:
-    """Return float32, or float64 where a column would lose digits that count: one of dates in seconds, say."""
-    weight = next(model.net.parameters())
+    """Return float32, or float64 where a column needs more digits, such as one of dates in seconds."""
     far = model.input_scaling.mean.abs() + 4 * model.input_scaling.scale
     rounding = float((far * 2.0**-24 / model.input_scaling.scale).max())
-    return "float64" if weight.dtype == torch.float64 or rounding > LARGEST_ROUNDING else "float32"
+    return "float64" if model.dtype == torch.float64 or rounding > LARGEST_ROUNDING else "float32"
+
+
+def example_input(model: Model, width: int) -> dict[str, Any]:
+    """Return the arguments of PyTorch's exporters that describe the input: zeros, and any number of rows."""
+    zeros = torch.zeros(3, width, dtype=getattr(torch, input_dtype(model)))
+    return {"args": (zeros,), "dynamic_shapes": ({0: torch.export.Dim("rows")},)}
 
 
 def about(model: Model) -> dict[str, Any]:
-    """Return what goes with an export: columns, classes, the net."""
+    """Return the description that a file contains: columns, classes, the network."""
     return {
         "format": 1,
         "deltaprop": __version__,
@@ -79,12 +99,7 @@ def about(model: Model) -> dict[str, Any]:
         "classes": [*model.class_names],
         "columns": None if model.encoding is None else model.encoding.to_json(),
         "targets": [*model.target_names],
-        "sizes": [model.net[0].in_features, *[m.out_features for m in model.net if isinstance(m, nn.Linear)]],
+        "sizes": model.sizes,
         "activations": [*model.config.activations, model.config.output_activation],
         "loss": model.objective.name,
     }
-
-
-def second(model: Model) -> str:
-    """Return what comes beside a class."""
-    return "probabilities" if model.objective.has_probabilities else "scores"
