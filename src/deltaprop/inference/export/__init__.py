@@ -7,19 +7,34 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import warnings
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
 
 from deltaprop.errors import UserError, setting, unknown_name
-from deltaprop.inference.export.deployment import DeploymentModule
+from deltaprop.inference.export.deployment import (
+    DeploymentModule,
+    Exported,
+    class_outputs,
+    fills,
+    second_output,
+    to_torch_export,
+)
 from deltaprop.inference.export.onnx_graph import to_onnx
 from deltaprop.inference.export.state_dict import to_state_dict
-from deltaprop.inference.export.torch_export import to_torch_export
-from deltaprop.inference.export.verification import TOLERANCE, Exported, verified
 from deltaprop.inference.model import Model
 
 __all__ = ["FORMATS", "TOLERANCE", "DeploymentModule", "Exported", "Format", "export"]
+
+
+TOLERANCE = 1e-5  # of probabilities, and of values in deviations of the target: rounding of float32 is a tenth of it
+PROBES = 512  # rows that are compared
 
 
 class Format(NamedTuple):
@@ -67,7 +82,7 @@ def export(model: Model, to: str) -> Exported:
         raise unknown_name("format", to, FORMATS)
     try:
         with _quiet():
-            exported = verified(model, FORMATS[to].build(model))
+            exported = _verified(model, FORMATS[to].build(model))
     except ModuleNotFoundError as error:
         install = f"pip install 'deltaprop[{FORMATS[to].extra}]'"
         raise UserError(f"{setting('to', to)} needs the package {error.name}: {install}") from error
@@ -78,6 +93,45 @@ def export(model: Model, to: str) -> Exported:
             f"rounding ({TOLERANCE:g}): not written{far if to == 'state-dict' else ''}"
         )
     return exported
+
+
+def _verified(model: Model, exported: Exported) -> Exported:
+    """Return an export with the largest difference between its predictions and the model's; ∞ for another class.
+
+    The class may differ where rounding decides between two.
+    """
+    raw = _probes(model, exported.dtype)
+    encoded = raw if model.encoding is None else model.encoding.encode(raw)
+    outputs = model.feed(model.input_scaling.apply(torch.from_numpy(encoded)).to(model.dtype)).cpu()
+    theirs = exported.predict(raw)
+    if model.task == "regression":
+        units = model.target_scaling.scale.cpu().numpy()
+        difference = np.abs((theirs["values"] - model.in_units(outputs).numpy()) / units).max()
+    else:
+        own_class, own = (t.numpy() for t in class_outputs(model.objective, outputs))
+        difference = np.abs(theirs[second_output(model)] - own).max() / max(1.0, np.abs(own).max())
+        scores = np.sort(model.objective.scores(outputs).numpy(), axis=1)
+        clear = scores[:, -1] - scores[:, -2] > 2 * TOLERANCE * np.abs(scores).max()
+        if (theirs["label"] != model.classes[own_class])[clear].any():
+            difference = math.inf
+    return replace(exported, difference=float(difference), rows=len(raw))
+
+
+def _probes(model: Model, dtype: str) -> NDArray[Any]:
+    """Return rows as they are read, [N, p], drawn around the mean of each column, some far away, some missing."""
+    rng = np.random.default_rng(0)
+    mean, scale = model.input_scaling.mean.cpu().numpy(), model.input_scaling.scale.cpu().numpy()
+    spread = rng.standard_normal((PROBES, len(mean))) * np.where(rng.random((PROBES, 1)) < 0.1, 10.0, 1.0)
+    raw = mean + scale * spread
+    if model.encoding is not None:
+        numbers = raw
+        raw = np.empty((PROBES, len(model.encoding.inputs)))
+        raw[:, model.encoding.numbers] = numbers[:, : len(model.encoding.numbers)]
+        if fills(model):
+            raw[rng.random(raw.shape) < 0.05] = np.nan
+        for at in model.encoding.categories:
+            raw[:, at] = rng.integers(-1, len(model.encoding.inputs[at].categories), PROBES)
+    return raw.astype(dtype).astype(np.float64)
 
 
 @contextlib.contextmanager

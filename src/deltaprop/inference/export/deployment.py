@@ -1,17 +1,49 @@
-"""The model as one module, from raw rows to predictions, and the description of it that each file contains."""
+"""The model as one module, from raw rows to predictions, its export as a program of PyTorch, and what exports share."""
 
 from __future__ import annotations
 
+import io
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from deltaprop._version import __version__
 from deltaprop.inference.model import Model
 from deltaprop.training.objective import Objective
 
+Array = NDArray[Any]
+
 LARGEST_ROUNDING = 1e-5  # of an input in float32, in deviations of its column; beyond it inputs are float64
+
+
+@dataclass(frozen=True)
+class Exported:
+    """An exported model.
+
+    Attributes:
+        content: The content of the file.
+        predict: Returns its predictions by output name, for rows as they are read, categories by their index.
+        dtype: The dtype of its inputs.
+        by: What computes its predictions.
+        notes: What its users need to know, a line each.
+        difference: The largest difference between its predictions and the model's: of probabilities, or of values in
+            deviations of the target; NaN before they are compared.
+        rows: The number of rows that were compared.
+    """
+
+    content: bytes
+    predict: Callable[[Array], dict[str, Array]] = field(repr=False)
+    dtype: str
+    by: str
+    notes: tuple[str, ...]
+    difference: float = math.nan
+    rows: int = 0
 
 
 class DeploymentModule(nn.Module):
@@ -59,6 +91,35 @@ class DeploymentModule(nn.Module):
         if self.objective.task == "regression":
             return (outputs.double() * self.out_scale + self.out_mean).to(weight.dtype)
         return class_outputs(self.objective, outputs)
+
+
+def to_torch_export(model: Model) -> Exported:
+    """Export a model as a program of PyTorch."""
+    dtype = input_dtype(model)
+    width = len(model.input_scaling.mean) if model.encoding is None else len(model.encoding.inputs)
+    program = torch.export.export(DeploymentModule(model, encodes=True).eval(), **example_input(model, width))
+    file = io.BytesIO()
+    torch.export.save(program, file, extra_files={"deltaprop.json": json.dumps(about(model))})
+    loaded = torch.export.load(io.BytesIO(file.getvalue())).module()
+    categories = ", categories by their index" if model.encoding is not None and model.encoding.categories else ""
+    notes = (
+        f"input: x, [N, {width}] of {dtype}, columns in the order of the table{categories}",
+        f"outputs: {f'index of the class, {second_output(model)}' if model.class_names else 'values'}",
+        "names and their order: extra file deltaprop.json",
+    )
+
+    def predict(raw: Array) -> dict[str, Array]:
+        return by_name(model, loaded(torch.from_numpy(raw.astype(dtype))))
+
+    return Exported(file.getvalue(), predict, dtype, "torch.export", notes)
+
+
+def by_name(model: Model, outputs: Any) -> dict[str, Array]:
+    """Return the outputs of a `DeploymentModule` by their names, a class by its own."""
+    if model.task == "regression":
+        return {"values": outputs.detach().numpy()}
+    index, second = outputs
+    return {"label": model.classes[index.numpy()], second_output(model): second.detach().numpy()}
 
 
 def class_outputs(objective: Objective, outputs: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from deltaprop._version import __version__
 from deltaprop.inference.export.deployment import (
     DeploymentModule,
+    Exported,
     about,
     example_input,
     fills,
     input_dtype,
     second_output,
 )
-from deltaprop.inference.export.verification import Exported
 from deltaprop.inference.model import Model
 
 Array = NDArray[Any]

@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from deltaprop.errors import UserError
-from deltaprop.inference.export.deployment import about, class_outputs
-from deltaprop.inference.export.verification import Exported, by_name
+from deltaprop.inference.export.deployment import Exported, about, by_name, class_outputs
 from deltaprop.inference.model import Model
 from deltaprop.nn import to_torch
 
