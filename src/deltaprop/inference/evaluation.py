@@ -61,10 +61,10 @@ class EvaluationReport:
         """Return the metrics as JSON; an undefined one, such as the recall of a class without rows, is null."""
         overall = {"rows": self.rows, "rows_left_out": self.dropped, "loss": self.loss, **self.figures}
         by_class = {name: _finite(row) for name, row in self.by_class.items()}
-        if self.confusion is None:
-            return {**_finite(overall), "targets": by_class, "warnings": [*self.warnings]}
-        confusion = self.confusion.tolist()
-        return {**_finite(overall), "classes": by_class, "confusion": confusion, "warnings": [*self.warnings]}
+        details = {"targets": by_class}
+        if self.confusion is not None:
+            details = {"classes": by_class, "confusion": self.confusion.tolist()}
+        return {**_finite(overall), **details, "warnings": [*self.warnings]}
 
 
 def _finite(figures: Mapping[str, float | None]) -> dict[str, float | None]:

@@ -191,15 +191,11 @@ class Model:
         Raises:
             UserError: If the model has no probabilities: it predicts numbers, or its loss is not one of probabilities.
         """
-        self.check_has_probabilities()
-        probabilities: Array = self.objective.probabilities(self.outputs(data)).cpu().numpy()
-        return probabilities
-
-    def check_has_probabilities(self) -> None:
-        """Raise a UserError if the model has no probabilities."""
         if not self.objective.has_probabilities:
             what = "numbers" if self.task == "regression" else f"by the loss {self.objective.name}"
             raise UserError(f"the model was trained on {what}: it has no probabilities")
+        probabilities: Array = self.objective.probabilities(self.outputs(data)).cpu().numpy()
+        return probabilities
 
     def outputs(self, data: Any) -> Tensor:
         """Return a^L of each row, [N, n_L], as the loss takes it."""

@@ -41,7 +41,9 @@ def bracketed(value: float) -> str:
 
 
 def vector(values: Tensor) -> str:
-    """Return a vector in square brackets, or a single number."""
+    """Return a vector in square brackets, or a single number; of a matrix the shape."""
+    if values.dim() > 1:
+        return f"a tensor {list(values.shape)}"
     return f"[{', '.join(map(number, values.tolist()))}]" if values.dim() else number(values.item())
 
 

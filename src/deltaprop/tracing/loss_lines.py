@@ -23,19 +23,19 @@ TEMPLATES = {
 }
 HUBER_LINEAR = ("|{d}| − 0.5", "{g}")  # where |a − y| > 1
 OF_PROBABILITIES = ("cross_entropy", "binary_cross_entropy_with_logits", "binary_cross_entropy_per_sample")
+WRITTEN_OUT = (*TEMPLATES, *OF_PROBABILITIES)
 
 
 def loss_formulas(trace: TraceRecord) -> tuple[str, str]:
     """Return the formulas of C and ∂C/∂a in the docstring of the loss; empty where the options change them."""
-    known = trace.loss_name in (*TEMPLATES, *OF_PROBABILITIES)
-    if trace.options or (known and not is_plain(trace)):
+    if trace.options or (trace.loss_name in WRITTEN_OUT and not is_plain(trace)):
         return "", ""
     return value_and_derivative(formula(LossSpec(trace.loss_name, {}).definition))
 
 
 def is_plain(trace: TraceRecord) -> bool:
     """Return whether a loss can be written out: no options, and a target for each output or a label per sample."""
-    if trace.options or trace.loss_name not in (*TEMPLATES, *OF_PROBABILITIES):
+    if trace.options or trace.loss_name not in WRITTEN_OUT:
         return False
     if trace.loss_name == "cross_entropy":
         return trace.target.dim() == 1 and bool((trace.target >= 0).all())

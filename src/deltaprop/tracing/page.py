@@ -31,10 +31,9 @@ def html_page(trace: TraceRecord, lr: float = 0.5) -> str:
     shown = select(trace)
     example = steps(trace, lr, shown)
     return page.render(
+        trace=trace,
         title=architecture(trace),
-        about=trace.about,
         verdict=verdict(trace),
-        rows=len(trace.input),
         samples=shown.rows,
         steps=example,
         partly=any(len(neurons) < size for neurons, size in zip(shown.neurons, trace.sizes, strict=True)),

@@ -75,8 +75,7 @@ class Selection:
 
 def is_tiny(trace: TraceRecord) -> bool:
     """Return whether a trace is small enough for every number to be written out."""
-    parameters = sum(layer.weight.numel() + (0 if layer.bias is None else layer.bias.numel()) for layer in trace.layers)
-    return parameters <= MAX_PARAMETERS and len(trace.input) <= 2
+    return sum(p.numel() for p in trace.model.parameters()) <= MAX_PARAMETERS and len(trace.input) <= 2
 
 
 def select(trace: TraceRecord) -> Selection:
@@ -105,7 +104,9 @@ def steps(trace: TraceRecord, lr: float, shown: Selection | None = None) -> tupl
         lr: The learning rate η of the update.
         shown: The samples and neurons to write out; those of :func:`select` by default.
     """
-    return tuple(_Writer(trace, lr, select(trace) if shown is None else shown).steps())
+    writer, layers = _Writer(trace, lr, select(trace) if shown is None else shown), range(1, len(trace.layers) + 1)
+    forward, backward = map(writer.forward, layers), map(writer.delta, reversed(layers))
+    return (writer.input(), *forward, writer.loss(), *backward, writer.gradients(), writer.update())
 
 
 class _Writer:
@@ -114,16 +115,6 @@ class _Writer:
     def __init__(self, trace: TraceRecord, lr: float, shown: Selection) -> None:
         self.trace, self.lr, self.shown = trace, lr, shown
         self.depth = len(trace.layers)
-
-    def steps(self) -> Iterator[ExampleStep]:
-        yield self.input()
-        for at in range(1, self.depth + 1):
-            yield self.forward(at)
-        yield self.loss()
-        for at in range(self.depth, 0, -1):
-            yield self.delta(at)
-        yield self.gradients()
-        yield self.update()
 
     def input(self) -> ExampleStep:
         lines = tuple(
@@ -144,7 +135,8 @@ class _Writer:
 
     def loss(self) -> ExampleStep:
         words = "The loss C measures how far the outputs a are from the targets y."
-        options = "".join(f", {name}={_option(value)}" for name, value in self.trace.options.items())
+        texts = {k: vector(v) if isinstance(v, Tensor) else str(v) for k, v in self.trace.options.items()}
+        options = "".join(f", {name}={text}" for name, text in texts.items())
         cost, _ = loss_formulas(self.trace)
         equation = f"{cost}{',  ' if cost else ''}{self.trace.loss_name}{options}"
         part = Part("C", equation, None, tuple(loss_lines(self.trace, self.shown.rows)))
@@ -220,17 +212,14 @@ class _Writer:
             return
         for index in self.indices(at, values.dim()):
             symbol = f"{quantity.symbol}{place(*index)}"
-            if n is None:
-                yield computed(symbol, self.gradient_terms(at, *index), values[index].item(), index[0])
+            if n is None:  # a gradient, the sum over the samples
+                a_prev = self.trace.a_prev(at)[:, index[1]] if name == "grad_weight" else None
+                terms = _products(layer.delta[:, index[0]], a_prev, self.shown.rows)
+                yield computed(symbol, terms, values[index].item(), index[0])
             elif name == "derivative":
                 yield Line(f"{symbol} = {_derivative(layer, n, *index)}", index[0], n)
             else:
                 yield computed(symbol, self.terms(name, at, n, *index), values[index].item(), index[0], n)
-
-    def gradient_terms(self, at: int, j: int, k: int | None = None) -> str:
-        """Return the sum over samples that is the gradient of a weight, or of a bias."""
-        a_prev = None if k is None else self.trace.a_prev(at)[:, k]
-        return _products(self.trace.layers[at - 1].delta[:, j], a_prev, self.shown.rows)
 
     def terms(self, name: str, at: int, n: int, j: int) -> str:
         """Return the computation of z, a, ∂C/∂a or δ of one neuron for one sample."""
@@ -255,11 +244,10 @@ class _Writer:
     def through_jacobian(self, at: int, n: int, j: int) -> str:
         """Return δ of softmax or log-softmax in numbers: ∂C/∂a times a matrix."""
         layer, grad_a = self.trace.layers[at - 1], self.trace.grad_of_a(at)[n]
-        a = layer.a[n]
+        a, total = layer.a[n], grad_a.sum().item()
         if layer.activation == "softmax":
             inner = _products(grad_a, a, self.shown.neurons[at])
             return f"{number(a[j].item())}·({bracketed(grad_a[j].item())} − ({inner}))"
-        total = grad_a.sum().item()
         if abs(total) <= 1e-12 * float(grad_a.abs().max()):
             total = 0.0  # the gradient of the loss sums to 0, except for rounding
         return f"{number(grad_a[j].item())} − {number(a[j].exp().item())}·{bracketed(total)}"
@@ -312,12 +300,6 @@ def _products(first: Tensor, second: Tensor | None, shown: Sequence[int]) -> str
         others[list(shown)] = 0
         terms.append(f"({len(first) - len(shown)} more: {number(others.sum().item())})")
     return " + ".join(terms)
-
-
-def _option(value: object) -> str:
-    if isinstance(value, Tensor):
-        return vector(value) if value.dim() <= 1 else f"a tensor {list(value.shape)}"
-    return str(value)
 
 
 def as_text(steps: Sequence[ExampleStep]) -> Iterator[str]:

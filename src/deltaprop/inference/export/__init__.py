@@ -21,6 +21,7 @@ from deltaprop.errors import UserError, setting, unknown_name
 from deltaprop.inference.export.deployment import (
     DeploymentModule,
     Exported,
+    by_name,
     class_outputs,
     fills,
     second_output,
@@ -103,16 +104,15 @@ def _verified(model: Model, exported: Exported) -> Exported:
     raw = _probes(model, exported.dtype)
     encoded = raw if model.encoding is None else model.encoding.encode(raw)
     outputs = model.feed(model.input_scaling.apply(torch.from_numpy(encoded)).to(model.dtype)).cpu()
-    theirs = exported.predict(raw)
-    if model.task == "regression":
-        units = model.target_scaling.scale.cpu().numpy()
-        difference = np.abs((theirs["values"] - model.in_units(outputs).numpy()) / units).max()
-    else:
-        own_class, own = (t.numpy() for t in class_outputs(model.objective, outputs))
-        difference = np.abs(theirs[second_output(model)] - own).max() / max(1.0, np.abs(own).max())
+    regression = model.task == "regression"
+    own = by_name(model, model.in_units(outputs) if regression else class_outputs(model.objective, outputs))
+    theirs, name = exported.predict(raw), "values" if regression else second_output(model)
+    unit = model.target_scaling.scale.cpu().numpy() if regression else max(1.0, np.abs(own[name]).max())
+    difference = (np.abs(theirs[name] - own[name]) / unit).max()
+    if not regression:
         scores = np.sort(model.objective.scores(outputs).numpy(), axis=1)
         clear = scores[:, -1] - scores[:, -2] > 2 * TOLERANCE * np.abs(scores).max()
-        if (theirs["label"] != model.classes[own_class])[clear].any():
+        if (theirs["label"] != own["label"])[clear].any():
             difference = math.inf
     return replace(exported, difference=float(difference), rows=len(raw))
 

@@ -54,12 +54,6 @@ class DeploymentModule(nn.Module):
         encodes: Whether inputs are columns of the table, categories by their index; else they are encoded already.
     """
 
-    mean: Tensor
-    scale: Tensor
-    fill: Tensor
-    out_mean: Tensor
-    out_scale: Tensor
-
     def __init__(self, model: Model, encodes: bool) -> None:
         super().__init__()
         self.net, self.objective = model.net, model.objective
@@ -69,11 +63,8 @@ class DeploymentModule(nn.Module):
         if model.encoding is not None:
             for at, number in enumerate(model.encoding.numbers):
                 fill[at] = model.encoding.inputs[number].fill or 0.0
-        for name, tensor in {
-            "mean": model.input_scaling.mean, "scale": model.input_scaling.scale, "fill": fill,
-            "out_mean": model.target_scaling.mean, "out_scale": model.target_scaling.scale,
-        }.items():  # fmt: skip
-            self.register_buffer(name, tensor.detach().cpu().double())
+        scalings = [t.cpu().double() for s in (model.input_scaling, model.target_scaling) for t in (s.mean, s.scale)]
+        self.mean, self.scale, self.out_mean, self.out_scale, self.fill = map(nn.Buffer, (*scalings, fill))
 
     def forward(self, x: Tensor) -> Any:
         """Return (index of the class, probabilities or scores), or values."""

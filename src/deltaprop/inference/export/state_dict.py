@@ -61,8 +61,7 @@ def folded(model: Model) -> dict[str, Tensor]:
     """
     state = {name: t.detach().cpu().double() for name, t in model.net.state_dict().items()}
     linears = sorted({int(name.partition(".")[0]) for name in state})
-    first, last = (f"{linears[0]}.weight", f"{linears[0]}.bias"), (f"{linears[-1]}.weight", f"{linears[-1]}.bias")
-    weight, bias = first
+    weight, bias = f"{linears[0]}.weight", f"{linears[0]}.bias"
     state[weight] = state[weight] / model.input_scaling.scale.cpu()
     state[bias] = state[bias] - state[weight] @ model.input_scaling.mean.cpu()
     if model.task == "regression":
@@ -71,7 +70,7 @@ def folded(model: Model) -> dict[str, Tensor]:
                 f"`to='state-dict'`: the output activation {model.config.output_activation} comes before the units of "
                 "the target, which plain weights cannot hold: take onnx or torch-export"
             )
-        weight, bias = last
+        weight, bias = f"{linears[-1]}.weight", f"{linears[-1]}.bias"
         mean, scale = model.target_scaling.mean.cpu(), model.target_scaling.scale.cpu()
         state[weight] = state[weight] * scale[:, None]
         state[bias] = state[bias] * scale + mean
