@@ -141,8 +141,8 @@ def test_answers_that_differ_are_not_written(
     """A scaling by twice the deviation, in the graph alone; the old file stays."""
     make = DeploymentModule.__init__
 
-    def wrong(self: DeploymentModule, model: dp.Model, encodes: bool) -> None:
-        make(self, model, encodes)
+    def wrong(self: DeploymentModule, model: dp.Model) -> None:
+        make(self, model)
         self.scale = 2 * self.scale
 
     monkeypatch.setattr(DeploymentModule, "__init__", wrong)

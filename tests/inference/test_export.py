@@ -321,12 +321,12 @@ ODD_NAMES = {
         ("label", "probabilities", "label_"),
         ("x", "encoded", "net/x"),
         ("place", "net/place", "names/all"),
-        ("columns/1", "columns/0/hot", "columns/0/cast"),
+        ("columns/1", "columns/0/index", "columns/0/cast"),
         ("values", "scores", "scores_"),
     ],
     "ours": [
-        ("deltaprop.columns/0/hot", "deltaprop.net/x", "deltaprop.net/index"),
-        ("deltaprop.index", "deltaprop.names", "deltaprop.columns/0/flat"),
+        ("deltaprop.columns/0/index", "deltaprop.net/x", "deltaprop.net/index"),
+        ("deltaprop.index", "deltaprop.names", "deltaprop.columns/0/cast"),
         ("deltaprop", "deltaprop_.net/x", "deltaprop_.names"),
     ],
 }
@@ -449,7 +449,7 @@ def test_a_file_tells_what_it_is(
 def test_wrong_preprocessing_is_caught(runs: Runs, monkeypatch: pytest.MonkeyPatch, name: str):
     """A hundredth more in the module: the rows that are compared show it. tests/cli/test_export.py saves one so."""
     model = dp.load(runs["value" if name.startswith("out") else "filled"].folder)
-    module = DeploymentModule(model, encodes=True).eval()
+    module = DeploymentModule(model).eval()
     setattr(module, name, getattr(module, name) * 1.01 + 0.01)
 
     def build(model: dp.Model) -> Exported:

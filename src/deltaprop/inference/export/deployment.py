@@ -47,17 +47,11 @@ class Exported:
 
 
 class DeploymentModule(nn.Module):
-    """A network with its preprocessing, from raw inputs to predictions.
+    """A network with its preprocessing, from the columns of a table, categories by their index, to predictions."""
 
-    Args:
-        model: The model.
-        encodes: Whether inputs are columns of the table, categories by their index; else they are encoded already.
-    """
-
-    def __init__(self, model: Model, encodes: bool) -> None:
+    def __init__(self, model: Model) -> None:
         super().__init__()
-        self.net, self.objective = model.net, model.objective
-        self.encoding = model.encoding if encodes else None
+        self.net, self.objective, self.encoding = model.net, model.objective, model.encoding
         self.fills = fills(model)
         fill = torch.zeros(len(model.input_scaling.mean), dtype=torch.float64)
         if model.encoding is not None:
@@ -87,14 +81,13 @@ class DeploymentModule(nn.Module):
 def to_torch_export(model: Model) -> Exported:
     """Export a model as a program of PyTorch."""
     dtype = input_dtype(model)
-    width = len(model.input_scaling.mean) if model.encoding is None else len(model.encoding.inputs)
-    program = torch.export.export(DeploymentModule(model, encodes=True).eval(), **example_input(model, width))
+    program = torch.export.export(DeploymentModule(model).eval(), **example_input(model))
     file = io.BytesIO()
     torch.export.save(program, file, extra_files={"deltaprop.json": json.dumps(about(model))})
     loaded = torch.export.load(io.BytesIO(file.getvalue())).module()
     categories = ", categories by their index" if model.encoding is not None and model.encoding.categories else ""
     notes = (
-        f"input: x, [N, {width}] of {dtype}, columns in the order of the table{categories}",
+        f"input: x, [N, {width(model)}] of {dtype}, columns in the order of the table{categories}",
         f"outputs: {f'index of the class, {second_output(model)}' if model.class_names else 'values'}",
         "names and their order: extra file deltaprop.json",
     )
@@ -136,9 +129,14 @@ def input_dtype(model: Model) -> str:
     return "float64" if model.dtype == torch.float64 or rounding > LARGEST_ROUNDING else "float32"
 
 
-def example_input(model: Model, width: int) -> dict[str, Any]:
+def width(model: Model) -> int:
+    """Return the number of columns that are inputs."""
+    return len(model.input_scaling.mean) if model.encoding is None else len(model.encoding.inputs)
+
+
+def example_input(model: Model) -> dict[str, Any]:
     """Return the arguments of PyTorch's exporters that describe the input: zeros, and any number of rows."""
-    zeros = torch.zeros(3, width, dtype=getattr(torch, input_dtype(model)))
+    zeros = torch.zeros(3, width(model), dtype=getattr(torch, input_dtype(model)))
     return {"args": (zeros,), "dynamic_shapes": ({0: torch.export.Dim("rows")},)}
 
 

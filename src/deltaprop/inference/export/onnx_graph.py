@@ -68,17 +68,17 @@ def _prefix(model: Model) -> str:
 
 
 def _network_graph(model: Model, x: str) -> Any:
-    """Return the graph from encoded inputs x to the outputs of a `DeploymentModule`."""
+    """Return the graph of a `DeploymentModule`, from its input x to its outputs."""
     from onnx import compose
 
     prefix = f"{_prefix(model)}.net/"
     program = torch.onnx.export(
-        DeploymentModule(model, encodes=False).eval(),
-        **example_input(model, len(model.input_scaling.mean)),
+        DeploymentModule(model).eval(),
+        **example_input(model),
         dynamo=True,
         verbose=False,
         input_names=[x],
-        output_names=[f"{prefix}index", second_output(model)] if model.class_names else ["values"],
+        output_names=[f"{_prefix(model)}.index", second_output(model)] if model.class_names else ["values"],
     )
     assert program is not None
     return compose.add_prefix(program.model_proto, prefix, rename_inputs=False, rename_outputs=False)
@@ -98,31 +98,31 @@ def input_names(model: Model) -> list[str]:
 
 
 def _add_columns(proto: Any, model: Model, x: str) -> None:
-    """Replace the input x by one input per column, [N, 1]: numbers as they are, names of categories one-hot."""
+    """Replace the input x by one input per column, [N, 1]: numbers as they are, names of categories by their index."""
     from onnx import TensorProto, helper
 
-    encoding, graph = model.encoding, proto.graph
-    assert encoding is not None
+    assert model.encoding is not None
     kind = TensorProto.DOUBLE if input_dtype(model) == "float64" else TensorProto.FLOAT
-    names, nodes = input_names(model), []
-    parts = [names[at] for at in encoding.numbers]
-    for at in encoding.categories:
-        categories, own = [*encoding.inputs[at].categories], f"{_prefix(model)}.columns/{at}"
-        nodes += [
-            helper.make_node(
-                "OneHotEncoder", [names[at]], [f"{own}/hot"], domain="ai.onnx.ml", cats_strings=categories, zeros=1
-            ),
-            helper.make_node("Reshape", [f"{own}/hot", f"{own}/shape"], [f"{own}/flat"]),
-            helper.make_node("Cast", [f"{own}/flat"], [f"{own}/cast"], to=kind),
-        ]
-        graph.initializer.append(helper.make_tensor(f"{own}/shape", TensorProto.INT64, [2], [-1, len(categories)]))
-        parts.append(f"{own}/cast")
-    nodes += [helper.make_node("Concat", parts, [x], axis=1), *graph.node]
-    del graph.input[:], graph.node[:]
-    graph.node.extend(nodes)
-    for name, column in zip(names, encoding.inputs, strict=True):
-        of = kind if column.kind == "numbers" else TensorProto.STRING
-        graph.input.append(helper.make_tensor_value_info(name, of, ["rows", 1]))
+    nodes, inputs, parts = [], [], []
+    for at, (name, column) in enumerate(zip(input_names(model), model.encoding.inputs, strict=True)):
+        is_text, own = column.kind != "numbers", f"{_prefix(model)}.columns/{at}"
+        inputs.append(helper.make_tensor_value_info(name, TensorProto.STRING if is_text else kind, ["rows", 1]))
+        parts.append(f"{own}/cast" if is_text else name)
+        if is_text:
+            index = {
+                "keys_strings": [*column.categories],
+                "values_floats": [*map(float, range(len(column.categories)))],
+            }
+            nodes += [
+                helper.make_node(
+                    "LabelEncoder", [name], [f"{own}/index"], domain="ai.onnx.ml", default_float=-1.0, **index
+                ),
+                helper.make_node("Cast", [f"{own}/index"], [f"{own}/cast"], to=kind),
+            ]
+    nodes += [helper.make_node("Concat", parts, [x], axis=1), *proto.graph.node]
+    del proto.graph.input[:], proto.graph.node[:]
+    proto.graph.input.extend(inputs)
+    proto.graph.node.extend(nodes)
     proto.opset_import.append(helper.make_opsetid("ai.onnx.ml", OPSET_ML))
 
 
