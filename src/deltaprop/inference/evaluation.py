@@ -138,9 +138,17 @@ def evaluation_report(
         dropped: Number of rows that were left out; None if unknown.
         warnings: Warnings to include in the report.
     """
-    metrics = _classification_metrics if model.class_names else _regression_metrics
+    metrics, targets = _classification_metrics, torch.from_numpy(y.astype(np.int64))
+    if not model.class_names:
+        metrics, targets = _regression_metrics, model.target_scaling.apply(torch.from_numpy(y)).to(outputs.dtype)
+    loss = in_own_units(model.objective, model.target_scaling)
     return EvaluationReport(
-        rows=len(y), true=y, dropped=dropped, warnings=tuple(warnings), **metrics(model, outputs, y)
+        rows=len(y),
+        loss=float(loss(outputs, model.objective.targets(targets, outputs.dtype))),
+        true=y,
+        dropped=dropped,
+        warnings=tuple(warnings),
+        **metrics(model, outputs, y),
     )
 
 
@@ -164,9 +172,7 @@ def _classification_metrics(model: Model, outputs: Tensor, y: Array) -> dict[str
     if len(every) == 2 and objective.has_probabilities:
         probability = objective.probabilities(outputs.double())[:, 1].numpy()
         figures["roc_auc"] = float(metrics.roc_auc_score(y, probability)) if 0 < y.sum() < len(y) else math.nan
-    labels = torch.from_numpy(y.astype(np.int64))
     return {
-        "loss": float(objective(outputs, objective.targets(labels, outputs.dtype))),
         "figures": figures,
         "by_class": by_class,
         "confusion": metrics.confusion_matrix(y, predicted, labels=every),
@@ -179,7 +185,6 @@ def _regression_metrics(model: Model, outputs: Tensor, y: Array) -> dict[str, An
     from sklearn import metrics
 
     predicted = model.in_units(outputs).numpy()
-    scaled = model.target_scaling.apply(torch.from_numpy(y)).to(outputs.dtype)
 
     def figures(true: Array, predicted: Array) -> dict[str, float]:
         return {
@@ -190,7 +195,6 @@ def _regression_metrics(model: Model, outputs: Tensor, y: Array) -> dict[str, An
 
     columns = {name: figures(y[:, at], predicted[:, at]) for at, name in enumerate(model.target_names)}
     return {
-        "loss": float(in_own_units(model.objective, model.target_scaling)(outputs, scaled)),
         "figures": figures(y, predicted),
         "by_class": columns if len(columns) > 1 else {},
         "predicted": predicted,

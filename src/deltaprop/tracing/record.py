@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 import warnings
 from collections.abc import Mapping
@@ -155,13 +154,10 @@ class TraceRecord:
     @torch.no_grad()
     def loss_after(self, lr: float) -> float:
         """Return C of the same batch after one step of SGD with learning rate η."""
-        model = copy.deepcopy(self.model)
-        linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
-        for linear, layer in zip(linears, self.layers, strict=True):
-            linear.weight.data, bias = layer.updated(lr)
-            if bias is not None:
-                linear.bias.data = bias
-        return float(LossSpec(self.loss_name, dict(self.options))(model(self.input), self.target))
+        values = [value for layer in self.layers for value in layer.updated(lr) if value is not None]
+        updated = dict(zip([name for name, _ in self.model.named_parameters()], values, strict=True))
+        outputs = torch.func.functional_call(self.model, updated, (self.input,))
+        return float(LossSpec(self.loss_name, dict(self.options))(outputs, self.target))
 
     def a_prev(self, layer: int) -> Tensor:
         """Return a^{l−1}, the input of layer l (counted from 1)."""
