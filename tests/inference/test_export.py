@@ -69,7 +69,7 @@ def exported_once(runs: Runs) -> Callable[[str, str], Exported]:
     return functools.cache(lambda kind, to: export.export(dp.load(runs[kind].folder), to))
 
 
-# --- what others make of the files ---
+# --- predictions of the exported files ---
 
 
 def columns_of(model: dp.Model, given: Any) -> Any:
@@ -180,7 +180,7 @@ def about_of(to: str, exported: Exported) -> dict[str, Any]:
     return json.loads(json.loads(exported.content[8 : 8 + head])["__metadata__"]["deltaprop"])
 
 
-ASKED: dict[str, Callable[[Exported, dp.Model, Any], dict[str, Array]]] = {
+RUNTIMES: dict[str, Callable[[Exported, dp.Model, Any], dict[str, Array]]] = {
     "onnx": by_onnxruntime,
     "torch-export": by_torch_export,
     "state-dict": by_torch_nn,
@@ -189,7 +189,7 @@ ASKED: dict[str, Callable[[Exported, dp.Model, Any], dict[str, Array]]] = {
 
 def check(exported: Exported, to: str, model: dp.Model, given: Any) -> None:
     """Compare what others give with the model's own predictions, on the same rows."""
-    found, given = ASKED[to](exported, model, given), columns_of(model, given)
+    found, given = RUNTIMES[to](exported, model, given), columns_of(model, given)
     own = model.predict(given)
     if model.task == "regression":
         scale = model.target_scaling.scale.numpy()
@@ -222,15 +222,13 @@ RARER = {"onnx": ("binary", "single", "logit", "mse", "value", "digits", "intege
 CASES = [
     pytest.param(kind, to, marks=[pytest.mark.slow] if kind in RARER.get(to, ()) else [])
     for kind in KINDS
-    for to in ASKED
+    for to in RUNTIMES
     if kind != "filled"
 ]
 
 
 @pytest.mark.parametrize(("kind", "to"), CASES)
-def test_others_predict_as_the_model_does(
-    runs: Runs, exported_once: Callable[[str, str], Exported], kind: str, to: str
-):
+def test_predictions_are_the_models_own(runs: Runs, exported_once: Callable[[str, str], Exported], kind: str, to: str):
     """On the rows of the data, one row alone, and a thousand; where the export says what it was held to."""
     model, given = dp.load(runs[kind].folder), inputs_of(kind)
     if (kind, to) == ("dates", "state-dict"):
@@ -260,7 +258,7 @@ def of_some(runs: Runs) -> Callable[[int], dp.Model]:
     return functools.cache(made)
 
 
-@pytest.mark.parametrize("to", ASKED)
+@pytest.mark.parametrize("to", RUNTIMES)
 @pytest.mark.parametrize("at", range(0, len(NAMES), AT_ONCE))
 def test_every_activation(of_some: Callable[[int], dp.Model], at: int, to: str):
     check(export.export(of_some(at), to), to, of_some(at), inputs_of("mixed"))
@@ -280,7 +278,9 @@ def of_other_nets(name: str, to: str) -> Any:
     return pytest.param(*OTHER_NETS[name], to, id=f"{name}-{to}", marks=[] if quick else pytest.mark.slow)
 
 
-@pytest.mark.parametrize(("kind", "settings", "to"), [of_other_nets(name, to) for name in OTHER_NETS for to in ASKED])
+@pytest.mark.parametrize(
+    ("kind", "settings", "to"), [of_other_nets(name, to) for name in OTHER_NETS for to in RUNTIMES]
+)
 def test_other_nets(runs: Runs, request: pytest.FixtureRequest, kind: str, settings: dict[str, Any], to: str):
     """Without a hidden layer both scalings are in the same weights."""
     model = dp.load(runs.train(request.node.name, runs[kind].data, **settings).folder)
@@ -418,13 +418,13 @@ def test_digits_that_count_are_kept(runs: Runs, exported_once: Callable[[str, st
     for to in ("onnx", "torch-export"):
         exported = exported_once(kind, to)
         assert "float64" in exported.notes[0]
-        found = ASKED[to](exported, model, given)["probabilities"]
+        found = RUNTIMES[to](exported, model, given)["probabilities"]
         assert_allclose(found, model.predict_proba(given), rtol=0, atol=1e-6 if kind == "dates" else 1e-13)
 
 
-@pytest.mark.parametrize("to", ASKED)
+@pytest.mark.parametrize("to", RUNTIMES)
 @pytest.mark.parametrize("kind", ["mixed", "two", "images"])
-def test_a_file_tells_what_it_is(
+def test_a_file_describes_its_model(
     runs: Runs, exported_once: Callable[[str, str], Exported], tmp_path: Path, kind: str, to: str
 ):
     resolved = runs[kind].saved["resolved"]
@@ -442,7 +442,7 @@ def test_a_file_tells_what_it_is(
             assert [*file.keys()] == ["0.bias", "0.weight", "2.bias", "2.weight"]
 
 
-# --- what would not answer as the model ---
+# --- exports whose predictions differ ---
 
 
 @pytest.mark.parametrize("name", ["mean", "scale", "fill", "out_mean", "out_scale"])
@@ -494,7 +494,7 @@ def test_categories_in_another_order_are_caught(runs: Runs, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("package", ["onnx", "onnxruntime", "onnxscript"])
-def test_a_package_that_is_missing_is_told(runs: Runs, monkeypatch: pytest.MonkeyPatch, package: str):
+def test_a_missing_package_is_named(runs: Runs, monkeypatch: pytest.MonkeyPatch, package: str):
     monkeypatch.setitem(sys.modules, package, None)  # as if it were not installed
     with pytest.raises(UserError, match=rf"`to='onnx'` needs the package {package}: pip install 'deltaprop\[onnx\]'"):
         export.export(dp.load(runs["numbers"].folder), "onnx")

@@ -1,4 +1,4 @@
-"""A trace has the textbook's numbers, on paper and beside autograd and differences; and it tells when they part."""
+"""A trace has the textbook's numbers, on paper and compared with autograd and differences; it reports deviations."""
 
 from __future__ import annotations
 
@@ -88,13 +88,19 @@ def test_options_of_the_loss():
 
 
 def test_a_wrong_derivative_is_reported(monkeypatch: pytest.MonkeyPatch):
-    """Both autograd's twin and the differences part from a δ without its σ'."""
+    """Neither autograd nor the differences agree with a δ without its σ'."""
     monkeypatch.setattr(core.ACTIVATIONS["tanh"], "delta", staticmethod(lambda grad_a, saved: grad_a))
     found = trace(dp.MLP([3, 4, 2], "tanh"), "mse_loss", torch.randn(5, 3), torch.rand(5, 2))
     wrong = {(c.layer, c.quantity, c.beside) for c in found.comparisons if not c.ok}
     assert (1, "delta", "autograd") in wrong
     assert (1, "grad_weight", "differences") in wrong
     assert not found.ok
+
+
+def test_the_old_name_of_the_derivative():
+    found = trace(dp.MLP([2, 1]), "mse_loss", torch.rand(1, 2), torch.rand(1, 1))
+    with pytest.warns(DeprecationWarning, match="LayerRecord.slope is LayerRecord.derivative now"):
+        assert found.layers[0].slope is found.layers[0].derivative
 
 
 def test_a_saturated_share():
@@ -156,7 +162,7 @@ def off_by(monkeypatch: pytest.MonkeyPatch, method: str, share: float) -> set[tu
     return {(c.layer, c.quantity, c.beside) for c in found.comparisons if not c.ok}
 
 
-def test_autograd_sees_a_millionth_and_differences_a_thousandth(monkeypatch: pytest.MonkeyPatch):
+def test_autograd_detects_a_millionth_and_differences_a_thousandth(monkeypatch: pytest.MonkeyPatch):
     assert (1, "delta", "autograd") in off_by(monkeypatch, "delta", 1e-6)
     seen = off_by(monkeypatch, "delta", 1e-3)
     assert {(1, name, "differences") for name in ("delta", "grad_weight", "grad_bias")} <= seen
@@ -231,7 +237,7 @@ def test_the_loss_and_its_gradient_are_compared(monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize("seed", [0, *[pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2)]])
 @pytest.mark.parametrize("activation", ["relu", "leaky_relu"])
-def test_wide_nets_with_many_kinks_are_no_alarm(activation: str, seed: int):
+def test_wide_networks_with_many_kinks_are_ok(activation: str, seed: int):
     """128 rows through 200 units: some kink lies within h of every weight."""
     torch.manual_seed(seed)
     x, y = torch.randn(128, 64), torch.randint(10, (128,))
@@ -319,7 +325,7 @@ def test_a_notebook_shows_its_page():
         ),
     ],
 )
-def test_what_cannot_be_traced_is_told_in_one_line(model: Any, loss: Any, x: Tensor, y: Tensor, said: str):
+def test_what_cannot_be_traced_is_refused_in_one_line(model: Any, loss: Any, x: Tensor, y: Tensor, said: str):
     with pytest.raises(UserError, match=said) as error:
         trace(model, loss, x, y)
     assert "\n" not in str(error.value)

@@ -116,7 +116,7 @@ def _blocks_of_arrays(model: Model, path: Path) -> FromArrays:
         raw = load_idx_folder(str(path))
         x, labels = (raw.x, raw.y) if raw.x_test is None or raw.y_test is None else (raw.x_test, raw.y_test)
         if model.class_names != raw.class_names:
-            raise UserError(f"{path}: its classes are {', '.join(raw.class_names)}, the model has others")
+            raise UserError(f"{path}: its classes are {', '.join(raw.class_names)}, not those of the model")
         y = labels.astype(np.float64)[:, None]
     if y.shape[1] != len(model.target_names):
         raise UserError(f"{path}: y has {y.shape[1]} columns, the model predicts {len(model.target_names)}")

@@ -180,8 +180,8 @@ class Model:
         """
         outputs = self.outputs(data)
         if self.task == "classification":
-            found: Array = self.classes[self.objective.decide(outputs).cpu().numpy()]
-            return found
+            labels: Array = self.classes[self.objective.decide(outputs).cpu().numpy()]
+            return labels
         values: Array = self.in_units(outputs).cpu().numpy()
         return values[:, 0] if values.shape[1] == 1 else values
 

@@ -111,10 +111,10 @@ def _with_differences(trace: TraceRecord, at: int, generator: torch.Generator) -
         gradient: Tensor | None = getattr(layer, quantity)
         if value is None or gradient is None:
             continue
-        found = check_by_differences(function, [value], 0, gradient, most, generator, BY_DIFFERENCES, BY_DIFFERENCES)
-        kinks = {entry for entry, *_ in found.kinks}
-        smooth = torch.tensor([int(entry) not in kinks for entry in found.entries])
-        gap = float((found.ours - found.expected)[smooth].abs().max()) if bool(smooth.any()) else 0.0
-        largest, wrong = float(gradient.abs().max()), bool(found.wrong.any())
+        check = check_by_differences(function, [value], 0, gradient, most, generator, BY_DIFFERENCES, BY_DIFFERENCES)
+        kinks = {entry for entry, *_ in check.kinks}
+        smooth = torch.tensor([int(entry) not in kinks for entry in check.entries])
+        gap = float((check.ours - check.expected)[smooth].abs().max()) if bool(smooth.any()) else 0.0
+        largest, wrong = float(gradient.abs().max()), bool(check.wrong.any())
         resolved = NOISE * abs(trace.loss) <= 1e-3 * largest or wrong
         yield Comparison(at, quantity, "differences", gap / largest if largest else gap, not wrong, resolved)

@@ -52,19 +52,19 @@ def html_page(trace: TraceRecord, lr: float = 0.5) -> str:
 def _layer(trace: TraceRecord, at: int, lr: float, shown: Selection) -> dict[str, Any]:
     """Return what the picture shows of layer ``at``, 0 being the input: its neurons, and the weights below them."""
     neurons, rows = list(shown.neurons[at]), list(shown.rows)
-    found: dict[str, Any] = {"size": trace.sizes[at], "shown": neurons}
+    content: dict[str, Any] = {"size": trace.sizes[at], "shown": neurons}
     if at == 0:
-        return found | {"activation": "", "a": _short(trace.input[rows][:, neurons])}
+        return content | {"activation": "", "a": _short(trace.input[rows][:, neurons])}
     layer, below = trace.layers[at - 1], list(shown.neurons[at - 1])
     new_weight, new_bias = layer.updated(lr)
-    found["activation"] = layer.activation
-    found |= {name: _short(getattr(layer, name)[rows][:, neurons]) for name in ("z", "a", "delta")}
+    content["activation"] = layer.activation
+    content |= {name: _short(getattr(layer, name)[rows][:, neurons]) for name in ("z", "a", "delta")}
     weight, gradient, new_weight = (t[neurons][:, below] for t in (layer.weight, layer.grad_weight, new_weight))
-    found |= {"weight": _short(weight), "size_of_weight": _sizes(weight), "size_of_gradient": _sizes(gradient)}
-    found |= {"grad_weight": _short(gradient), "new_weight": _short(new_weight)}
+    content |= {"weight": _short(weight), "size_of_weight": _sizes(weight), "size_of_gradient": _sizes(gradient)}
+    content |= {"grad_weight": _short(gradient), "new_weight": _short(new_weight)}
     if new_bias is not None and layer.grad_bias is not None:
-        found |= {"grad_bias": _short(layer.grad_bias[neurons]), "new_bias": _short(new_bias[neurons])}
-    return found
+        content |= {"grad_bias": _short(layer.grad_bias[neurons]), "new_bias": _short(new_bias[neurons])}
+    return content
 
 
 def _target(trace: TraceRecord, shown: Selection) -> list[list[str]] | None:

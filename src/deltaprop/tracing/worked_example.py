@@ -188,8 +188,8 @@ class _Writer:
             frozen = "" if any(layer.learns) else ", which is frozen and not updated"
             by_neuron = tuple(sorted(lines, key=lambda line: line.neuron or 0))  # its weights, then its bias
             parts.append(Part("SGD", f"θ ← θ − η ∂C/∂θ, η = {lr}, layer {at}{frozen}", at, by_neuron))
-        far = ": the step was too large, a smaller η reduces C" if after > loss else ""
-        line = Line(f"C was {number(loss)}, and is {number(after)} after the step{far}")
+        hint = ": the step was too large, a smaller η reduces C" if after > loss else ""
+        line = Line(f"C was {number(loss)}, and is {number(after)} after the step{hint}")
         parts.append(Part("C", "the same batch after the update", None, (line,)))
         words = "One step of gradient descent: each parameter minus η times its gradient."
         return ExampleStep("update", None, "update", words, tuple(parts))
@@ -261,10 +261,10 @@ class _Writer:
 
     def some(self, values: Tensor, at: int) -> str:
         """Return the entries of the neurons that are shown, in brackets."""
-        kept = self.shown.neurons[at]
-        if not values.dim() or len(kept) == len(values):
+        neurons = self.shown.neurons[at]
+        if not values.dim() or len(neurons) == len(values):
             return vector(values)
-        return f"{vector(values[list(kept)])}, neurons {', '.join(str(k + 1) for k in kept)} of {len(values)}"
+        return f"{vector(values[list(neurons)])}, neurons {', '.join(str(k + 1) for k in neurons)} of {len(values)}"
 
 
 JACOBIANS = {  # δ^l, where the derivative of the activation is a matrix
