@@ -19,7 +19,7 @@ from deltaprop.data.formats.arrays import is_array, load_labelled
 from deltaprop.data.from_table import Targets
 from deltaprop.data.store import Progress, silent
 from deltaprop.errors import UserError
-from deltaprop.inference.inputs import FromArrays
+from deltaprop.inference.inputs import FromArrays, FromTable
 from deltaprop.inference.model import Model
 from deltaprop.training.evaluate import in_own_units
 
@@ -96,15 +96,14 @@ def evaluate_file(
     for block in blocks.blocks():
         outputs.append(model.feed(block.x).cpu())
         targets.append(block.targets)
-    y = np.concatenate(targets) if targets else np.empty((0, 1))
+    y: Array = np.concatenate(targets) if targets else np.empty((0, 1))
     if not len(y):
         raise UserError(f"{path}: there are no rows to evaluate on")
-    dropped = 0 if isinstance(blocks, FromArrays) else blocks.reader.dropped
-    if model.class_names and isinstance(blocks, FromArrays):
-        y = y[:, 0].astype(np.int64)
+    dropped = blocks.reader.dropped if isinstance(blocks, FromTable) else 0
+    if model.class_names and isinstance(blocks, FromTable):
+        y = kinds.labels(blocks.reader.targets[0], y[:, 0], str(path), None if dropped else 1)
     elif model.class_names:
-        (column,) = blocks.reader.targets
-        y = kinds.labels(column, y[:, 0], str(path), None if dropped else 1)
+        y = y[:, 0].astype(np.int64)
     return evaluation_report(model, torch.cat(outputs), y, dropped=dropped, warnings=blocks.warnings)
 
 

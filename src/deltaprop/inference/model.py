@@ -147,7 +147,8 @@ class Model:
     @property
     def sizes(self) -> list[int]:
         """[n_0, …, n_L]."""
-        return [self.net[0].in_features, *[m.out_features for m in self.net if isinstance(m, nn.Linear)]]
+        linears = [module for module in self.net if isinstance(module, nn.Linear)]
+        return [linears[0].in_features, *[linear.out_features for linear in linears]]
 
     @property
     def dtype(self) -> torch.dtype:

@@ -83,6 +83,8 @@ def trace(model: nn.Module, loss: LossLike, x: Tensor, y: Tensor) -> Trace:
         (True, [4, 3])
     """
     spec = parse_loss(loss)
+    if not isinstance(model, nn.Sequential):
+        raise UserError(f"trace takes an nn.Sequential of linear layers and activations, got {type(model).__name__}")
     _check_tensors(model, x, y)
     own = copy.deepcopy(model).to("cpu", torch.float64)
     try:
@@ -111,8 +113,6 @@ def trace(model: nn.Module, loss: LossLike, x: Tensor, y: Tensor) -> Trace:
 
 
 def _check_tensors(model: nn.Module, x: Any, y: Any) -> None:
-    if not isinstance(model, nn.Sequential):
-        raise UserError(f"trace takes an nn.Sequential of linear layers and activations, got {type(model).__name__}")
     if not isinstance(x, Tensor) or not isinstance(y, Tensor):
         raise UserError(f"inputs and targets must be tensors, got {type(x).__name__} and {type(y).__name__}")
     if not bool(x.isfinite().all()):

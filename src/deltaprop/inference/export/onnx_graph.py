@@ -109,7 +109,7 @@ def _add_columns(proto: Any, model: Model, x: str) -> None:
         inputs.append(helper.make_tensor_value_info(name, TensorProto.STRING if is_text else kind, ["rows", 1]))
         parts.append(f"{own}/cast" if is_text else name)
         if is_text:
-            index = {
+            index: dict[str, Any] = {
                 "keys_strings": [*column.categories],
                 "values_floats": [*map(float, range(len(column.categories)))],
             }
