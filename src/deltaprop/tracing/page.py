@@ -60,8 +60,9 @@ def _layer(trace: TraceRecord, at: int, lr: float, shown: Selection) -> dict[str
     content["activation"] = layer.activation
     content |= {name: _short(getattr(layer, name)[rows][:, neurons]) for name in ("z", "a", "delta")}
     weight, gradient, new_weight = (t[neurons][:, below] for t in (layer.weight, layer.grad_weight, new_weight))
-    content |= {"weight": _short(weight), "size_of_weight": _sizes(weight), "size_of_gradient": _sizes(gradient)}
-    content |= {"grad_weight": _short(gradient), "new_weight": _short(new_weight)}
+    content |= {"weight": _short(weight), "grad_weight": _short(gradient), "new_weight": _short(new_weight)}
+    for name, values in (("size_of_weight", weight.abs()), ("size_of_gradient", gradient.abs())):
+        content[name] = (values / max(float(values.max()), 1e-30)).tolist()  # relative to the largest
     if new_bias is not None and layer.grad_bias is not None:
         content |= {"grad_bias": _short(layer.grad_bias[neurons]), "new_bias": _short(new_bias[neurons])}
     return content
@@ -75,11 +76,6 @@ def _target(trace: TraceRecord, shown: Selection) -> list[list[str]] | None:
     if y.dim() == 2 and y.shape[1] == trace.sizes[-1]:
         return _short(y[:, neurons])  # type: ignore[no-any-return]
     return None
-
-
-def _sizes(values: Tensor) -> Any:
-    """Return |entry| relative to the largest."""
-    return (values.abs() / max(float(values.abs().max()), 1e-30)).tolist()
 
 
 def _short(values: Any) -> Any:

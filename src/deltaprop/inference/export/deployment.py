@@ -52,13 +52,19 @@ class DeploymentModule(nn.Module):
     def __init__(self, model: Model) -> None:
         super().__init__()
         self.net, self.objective, self.encoding = model.net, model.objective, model.encoding
-        self.fills = fills(model)
+        self.fills, self.dtype = fills(model), getattr(torch, input_dtype(model))
+        self.width = len(model.input_scaling.mean) if model.encoding is None else len(model.encoding.inputs)
         fill = torch.zeros(len(model.input_scaling.mean), dtype=torch.float64)
         if model.encoding is not None:
             for at, number in enumerate(model.encoding.numbers):
                 fill[at] = model.encoding.inputs[number].fill or 0.0
         scalings = [t.cpu().double() for s in (model.input_scaling, model.target_scaling) for t in (s.mean, s.scale)]
         self.mean, self.scale, self.out_mean, self.out_scale, self.fill = map(nn.Buffer, (*scalings, fill))
+
+    def exporter_arguments(self) -> dict[str, Any]:
+        """Return what PyTorch's exporters need to know of the input: an example, and that it has any number of rows."""
+        zeros = torch.zeros(3, self.width, dtype=self.dtype)
+        return {"args": (zeros,), "dynamic_shapes": ({0: torch.export.Dim("rows")},)}
 
     def forward(self, x: Tensor) -> Any:
         """Return (index of the class, probabilities or scores), or values."""
@@ -80,14 +86,14 @@ class DeploymentModule(nn.Module):
 
 def to_torch_export(model: Model) -> Exported:
     """Export a model as a program of PyTorch."""
-    dtype = input_dtype(model)
-    program = torch.export.export(DeploymentModule(model).eval(), **example_input(model))
+    dtype, module = input_dtype(model), DeploymentModule(model).eval()
+    program = torch.export.export(module, **module.exporter_arguments())
     file = io.BytesIO()
     torch.export.save(program, file, extra_files={"deltaprop.json": json.dumps(about(model))})
     loaded = torch.export.load(io.BytesIO(file.getvalue())).module()
     categories = ", categories by their index" if model.encoding is not None and model.encoding.categories else ""
     notes = (
-        f"input: x, [N, {width(model)}] of {dtype}, columns in the order of the table{categories}",
+        f"input: x, [N, {module.width}] of {dtype}, columns in the order of the table{categories}",
         f"outputs: {f'index of the class, {second_output(model)}' if model.class_names else 'values'}",
         "names and their order: extra file deltaprop.json",
     )
@@ -127,17 +133,6 @@ def input_dtype(model: Model) -> str:
     far = model.input_scaling.mean.abs() + 4 * model.input_scaling.scale
     rounding = float((far * 2.0**-24 / model.input_scaling.scale).max())
     return "float64" if model.dtype == torch.float64 or rounding > LARGEST_ROUNDING else "float32"
-
-
-def width(model: Model) -> int:
-    """Return the number of columns that are inputs."""
-    return len(model.input_scaling.mean) if model.encoding is None else len(model.encoding.inputs)
-
-
-def example_input(model: Model) -> dict[str, Any]:
-    """Return the arguments of PyTorch's exporters that describe the input: zeros, and any number of rows."""
-    zeros = torch.zeros(3, width(model), dtype=getattr(torch, input_dtype(model)))
-    return {"args": (zeros,), "dynamic_shapes": ({0: torch.export.Dim("rows")},)}
 
 
 def about(model: Model) -> dict[str, Any]:

@@ -10,15 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from deltaprop._version import __version__
-from deltaprop.inference.export.deployment import (
-    DeploymentModule,
-    Exported,
-    about,
-    example_input,
-    fills,
-    input_dtype,
-    second_output,
-)
+from deltaprop.inference.export.deployment import DeploymentModule, Exported, about, fills, input_dtype, second_output
 from deltaprop.inference.model import Model
 
 Array = NDArray[Any]
@@ -72,9 +64,10 @@ def _network_graph(model: Model, x: str) -> Any:
     from onnx import compose
 
     prefix = f"{_prefix(model)}.net/"
+    module = DeploymentModule(model).eval()
     program = torch.onnx.export(
-        DeploymentModule(model).eval(),
-        **example_input(model),
+        module,
+        **module.exporter_arguments(),
         dynamo=True,
         verbose=False,
         input_names=[x],
