@@ -140,15 +140,10 @@ def evaluation_report(
     metrics, targets = _classification_metrics, torch.from_numpy(y.astype(np.int64))
     if not model.class_names:
         metrics, targets = _regression_metrics, model.target_scaling.apply(torch.from_numpy(y)).to(outputs.dtype)
-    loss = in_own_units(model.objective, model.target_scaling)
-    return EvaluationReport(
-        rows=len(y),
-        loss=float(loss(outputs, model.objective.targets(targets, outputs.dtype))),
-        true=y,
-        dropped=dropped,
-        warnings=tuple(warnings),
-        **metrics(model, outputs, y),
-    )
+    targets = model.objective.targets(targets, outputs.dtype)
+    loss = float(in_own_units(model.objective, model.target_scaling)(outputs, targets))
+    about = {"rows": len(y), "loss": loss, "true": y, "dropped": dropped, "warnings": tuple(warnings)}
+    return EvaluationReport(**about, **metrics(model, outputs, y))
 
 
 def _classification_metrics(model: Model, outputs: Tensor, y: Array) -> dict[str, Any]:
@@ -156,28 +151,24 @@ def _classification_metrics(model: Model, outputs: Tensor, y: Array) -> dict[str
 
     objective, every = model.objective, range(len(model.class_names))
     predicted = objective.decide(outputs).numpy()
-    report = metrics.classification_report(y, predicted, labels=every, zero_division=np.nan, output_dict=True)
+    by_index = metrics.classification_report(y, predicted, labels=every, zero_division=np.nan, output_dict=True)
     by_class = {
-        name: {**{figure: float(report[str(at)][key]) for figure, key in PER_CLASS.items()},
-               "rows": int(report[str(at)]["support"])}
+        name: {**{figure: float(by_index[str(at)][key]) for figure, key in PER_CLASS.items()},
+               "rows": int(by_index[str(at)]["support"])}
         for at, name in enumerate(model.class_names)
     }  # fmt: skip
     figures = {
         "accuracy": float((predicted == y).mean()),
-        "macro_f1": float(report["macro avg"]["f1-score"]),
-        "balanced_accuracy": float(report["macro avg"]["recall"]),
+        "macro_f1": float(by_index["macro avg"]["f1-score"]),
+        "balanced_accuracy": float(by_index["macro avg"]["recall"]),
     }
     probability = None
     if len(every) == 2 and objective.has_probabilities:
         probability = objective.probabilities(outputs.double())[:, 1].numpy()
         figures["roc_auc"] = float(metrics.roc_auc_score(y, probability)) if 0 < y.sum() < len(y) else math.nan
-    return {
-        "figures": figures,
-        "by_class": by_class,
-        "confusion": metrics.confusion_matrix(y, predicted, labels=every),
-        "predicted": predicted,
-        "probability": probability,
-    }
+    confusion = metrics.confusion_matrix(y, predicted, labels=every)
+    report = {"predicted": predicted, "probability": probability, "confusion": confusion}
+    return {"figures": figures, "by_class": by_class, **report}
 
 
 def _regression_metrics(model: Model, outputs: Tensor, y: Array) -> dict[str, Any]:
@@ -193,8 +184,5 @@ def _regression_metrics(model: Model, outputs: Tensor, y: Array) -> dict[str, An
         }
 
     columns = {name: figures(y[:, at], predicted[:, at]) for at, name in enumerate(model.target_names)}
-    return {
-        "figures": figures(y, predicted),
-        "by_class": columns if len(columns) > 1 else {},
-        "predicted": predicted,
-    }
+    by_column = columns if len(columns) > 1 else {}
+    return {"figures": figures(y, predicted), "by_class": by_column, "predicted": predicted}
