@@ -142,7 +142,7 @@ def evaluation_report(
         metrics, targets = _regression_metrics, model.target_scaling.apply(torch.from_numpy(y)).to(outputs.dtype)
     targets = model.objective.targets(targets, outputs.dtype)
     loss = float(in_own_units(model.objective, model.target_scaling)(outputs, targets))
-    about = {"rows": len(y), "loss": loss, "true": y, "dropped": dropped, "warnings": tuple(warnings)}
+    about: dict[str, Any] = {"rows": len(y), "loss": loss, "true": y, "dropped": dropped, "warnings": tuple(warnings)}
     return EvaluationReport(**about, **metrics(model, outputs, y))
 
 
