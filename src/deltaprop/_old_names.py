@@ -46,7 +46,7 @@ MOVED = {
     "estimators.parameters": "sklearn.parameters",
     "estimators.regressor": "sklearn.regressor",
     "export": "inference.export",
-    "export.parity": "inference.export.verification",
+    "export.parity": "inference.export",
     "export.whole": "inference.export.deployment",
 }
 

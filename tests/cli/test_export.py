@@ -9,7 +9,7 @@ import torch
 
 import deltaprop as dp
 from deltaprop.cli import main
-from deltaprop.inference.export import DeploymentModule
+from deltaprop.inference.export import FORMATS, DeploymentModule
 from tests.inference.conftest import Runs
 
 
@@ -140,8 +140,8 @@ def test_answers_that_differ_are_not_written(
     """A scaling by twice the deviation, in the graph alone; the old file stays."""
     make = DeploymentModule.__init__
 
-    def wrong(self: DeploymentModule, model: dp.Model, encodes: bool) -> None:
-        make(self, model, encodes)
+    def wrong(self: DeploymentModule, model: dp.Model) -> None:
+        make(self, model)
         self.scale = 2 * self.scale
 
     monkeypatch.setattr(DeploymentModule, "__init__", wrong)
@@ -149,7 +149,7 @@ def test_answers_that_differ_are_not_written(
     assert main(["export", str(runs["numbers"].folder), "--to", "torch-export", "--out", "m.pt2"]) == 2
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.startswith("error: --to torch-export: answers differ by ")
+    assert err.startswith("error: --to torch-export: predictions differ by ")
     assert err.count("\n") == 1
     assert Path("m.pt2").read_text() == "the old one"
 
@@ -175,3 +175,11 @@ def test_what_is_refused(runs: Runs, capsys: pytest.CaptureFixture[str], words: 
     assert err.count("\n") == 1
     assert said in err
     assert [*Path().iterdir()] == []
+
+
+def test_help_lists_every_format(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit):
+        main(["export", "--help"])
+    shown = "".join(capsys.readouterr().out.replace("│", " ").split())
+    for name, format_ in FORMATS.items():
+        assert f"{name}:{format_.help}".replace(" ", "") in shown

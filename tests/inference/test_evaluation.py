@@ -1,4 +1,4 @@
-"""How good a model is: figures by hand on a few rows, by scikit-learn on many, and data that cannot judge."""
+"""Evaluation: metrics by hand on a few rows, by scikit-learn on many, and data that is refused."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ def test_numbers_of_the_training_file(runs: Runs, kind: str):
 
 @pytest.mark.parametrize("form", [form for form in FORMS if form.startswith(("csv", "tsv", "par", "semi"))])
 @pytest.mark.parametrize("kind", ["mixed", "two", "integers"])
-def test_every_form_of_a_table_judges_alike(runs: Runs, tmp_path: Path, kind: str, form: str):
+def test_every_form_of_a_table_gives_the_same_metrics(runs: Runs, tmp_path: Path, kind: str, form: str):
     model = dp.load(runs[kind].folder)
     columns = dict(reversed(inputs_of(kind).items()))  # in another order
     found, expected = evaluate_file(model, FORMS[form](tmp_path, columns)), evaluate_file(model, runs[kind].data)
@@ -169,7 +169,7 @@ def test_every_form_of_a_table_judges_alike(runs: Runs, tmp_path: Path, kind: st
     assert found.true.tolist() == expected.true.tolist()
 
 
-def test_arrays_judge_by_their_y(runs: Runs, tmp_path: Path):
+def test_arrays_are_evaluated_by_their_y(runs: Runs, tmp_path: Path):
     """Of images.npz; and of x_test beside x_train it is x_test."""
     model, run = dp.load(runs["images"].folder), runs["images"]
     x, y = inputs_of("images"), np.array(dict(np.load(run.data))["y"])
@@ -184,7 +184,7 @@ def test_arrays_judge_by_their_y(runs: Runs, tmp_path: Path):
     assert evaluate_file(model, path).figures == pytest.approx(found.figures)
 
 
-def test_a_folder_of_idx_files_judges_by_its_test_part(runs: Runs, tmp_path: Path):
+def test_a_folder_of_idx_files_is_evaluated_on_its_test_part(runs: Runs, tmp_path: Path):
     rng = np.random.default_rng(0)
     for part, rows in (("train", 60), ("t10k", 20)):
         images, labels = rng.integers(0, 256, (rows, 3, 3), dtype=np.uint8), (np.arange(rows) % 3).astype(np.uint8)
@@ -208,7 +208,7 @@ def test_rows_with_something_missing_are_left_out_as_in_training(runs: Runs, tmp
     assert found.figures == evaluate_file(dp.load(run.folder), write_csv(tmp_path / "whole.csv", whole)).figures
 
 
-def test_what_training_has_not_seen_is_told(runs: Runs, tmp_path: Path):
+def test_a_category_unseen_in_training_is_a_warning(runs: Runs, tmp_path: Path):
     columns = first(inputs_of("mixed"), 5)
     columns["city"][2] = "Bonn"
     found = evaluate_file(dp.load(runs["mixed"].folder), write_csv(tmp_path / "t.csv", columns))
@@ -226,7 +226,7 @@ def test_classes_keep_the_names_they_were_trained_under(runs: Runs, tmp_path: Pa
     assert evaluate_file(dp.load(run.folder), only).by_class[names[0]]["rows"] == N
 
 
-def test_blocks_judge_as_the_whole(runs: Runs, monkeypatch: pytest.MonkeyPatch):
+def test_blocks_give_the_metrics_of_the_whole(runs: Runs, monkeypatch: pytest.MonkeyPatch):
     model, data = dp.load(runs["mixed"].folder), runs["mixed"].data
     expected = evaluate_file(model, data)
     monkeypatch.setattr("deltaprop.inference.inputs.ROWS_AT_ONCE", 7)
@@ -236,7 +236,7 @@ def test_blocks_judge_as_the_whole(runs: Runs, monkeypatch: pytest.MonkeyPatch):
     assert_allclose(found.loss, expected.loss, rtol=1e-5)
 
 
-# --- data that cannot judge ---
+# --- data that is refused ---
 
 
 def _table(**columns: Any) -> Mapping[str, Any]:

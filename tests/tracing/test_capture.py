@@ -64,7 +64,7 @@ def test_saturated_and_dead_shares():
     assert saturated_share(last) is dead_share(last) is None  # no activation
 
 
-def test_a_sigmoid_is_saturated_where_its_slope_is_below_a_twentieth_of_a_quarter():
+def test_a_sigmoid_is_saturated_where_its_derivative_is_below_a_twentieth_of_a_quarter():
     """σ'(z) = 0.0125 at z = ln 78.99 = ±4.37: 4.3 is not saturated, 4.5 is."""
     model = MLP([2, 2], output_activation="sigmoid", bias=False)
     with torch.no_grad():

@@ -16,7 +16,7 @@ import torch
 import deltaprop as dp
 from deltaprop.tracing.page import html_page
 from deltaprop.tracing.trace import Trace
-from deltaprop.tracing.worked_example import choose, steps
+from deltaprop.tracing.worked_example import select, steps
 
 NAMED = os.environ.get("DELTAPROP_BROWSER")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
@@ -94,7 +94,7 @@ def test_every_step_stands_in_the_page_without_scripts(chromium: Any, tmp_path: 
     context = chromium.new_context(java_script_enabled=False)
     page = context.new_page()
     page.goto(path.as_uri())
-    text = page.locator("#told").inner_text()
+    text = page.locator("#explanation").inner_text()
     for step in steps(found, 0.5):
         for part in step.parts:
             assert part.equation in text
@@ -110,7 +110,7 @@ def test_the_buttons_are_the_steps_and_show_one_at_a_time(shown: Any):
     assert page.locator("#steps button").all_inner_texts() == names
     for name in names:
         go(page, name)
-        assert page.locator("#told section:visible h2").all_inner_texts() == [name]
+        assert page.locator("#explanation section:visible h2").all_inner_texts() == [name]
         assert page.locator('#steps button[aria-current="step"]').inner_text() == name
 
 
@@ -174,9 +174,9 @@ def test_keys_and_arrows_walk_through(shown: Any):
     assert page.locator("#back").is_disabled()
     page.keyboard.press("ArrowRight")
     page.locator("#next").click()
-    assert page.locator("#told section:visible h2").inner_text() == "forward 2"
+    assert page.locator("#explanation section:visible h2").inner_text() == "forward 2"
     page.keyboard.press("ArrowLeft")
-    assert page.locator("#told section:visible h2").inner_text() == "forward 1"
+    assert page.locator("#explanation section:visible h2").inner_text() == "forward 1"
 
 
 def test_play_walks_by_itself_and_stops_at_the_end(shown: Any):
@@ -184,9 +184,9 @@ def test_play_walks_by_itself_and_stops_at_the_end(shown: Any):
     page.clock.install()
     page.locator("#play").click()
     page.clock.run_for(2600)
-    assert page.locator("#told section:visible h2").inner_text() == "forward 1"
+    assert page.locator("#explanation section:visible h2").inner_text() == "forward 1"
     page.clock.run_for(30_000)
-    assert page.locator("#told section:visible h2").inner_text() == "update"
+    assert page.locator("#explanation section:visible h2").inner_text() == "update"
     assert page.locator("#play").inner_text() == "play"
 
 
@@ -210,7 +210,7 @@ def test_each_sample_has_its_own_numbers(shown: Any):
         page.locator("#sample").select_option(index=row)
         value = f"{found.layers[1].a[row, 0]:.3g}"
         assert f", a {value}" in node(page, 2, 0)
-        assert page.locator("#told li:visible").count() == 2  # z and a of this sample alone
+        assert page.locator("#explanation li:visible").count() == 2  # z and a of this sample alone
 
 
 def test_gradients_and_the_update_stand_on_the_edges(shown: Any):
@@ -254,9 +254,9 @@ def test_a_large_net_is_shown_in_part_and_what_matters_is_in_view(shown: Any):
     assert figure["x"] <= ring["x"] < figure["x"] + figure["width"]
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
     go(page, "gradients")
-    few = page.locator("#told li:visible").count()
+    few = page.locator("#explanation li:visible").count()
     page.locator("#all").check()
-    assert page.locator("#told li:visible").count() > few > 0
+    assert page.locator("#explanation li:visible").count() > few > 0
 
 
 def test_what_others_have_for_the_numbers_is_a_table(shown: Any):
@@ -279,7 +279,7 @@ def test_the_picture_has_the_numbers_of_the_trace(large: bool):
     found = dp.trace(dp.MLP(sizes, "tanh"), "mse_loss", torch.randn(rows, sizes[0]), torch.rand(rows, sizes[-1]))
     page = html_page(found, 0.3)
     data = json.loads(re.search(r'id="data">(.*?)</script>', page, re.DOTALL)[1])  # type: ignore[index]
-    shown = choose(found)
+    shown = select(found)
     n = list(shown.rows)
 
     def texts(values: torch.Tensor) -> Any:
@@ -321,7 +321,7 @@ def test_each_step_lights_up_its_own_edges_and_rings(shown: Any):
         assert page.locator("#net .node.now").count() == rings[name], name
         layers = page.eval_on_selector_all("#net .node.now[data-node]", "all => all.map(n => n.dataset.node[0])")
         assert set(layers) <= {of[name]} if name in of else True
-    assert page.locator("#way").inner_text() == "One step downhill."
+    assert page.locator("#way").inner_text() == "One step of gradient descent."
 
 
 def test_edges_join_the_neurons_they_belong_to(shown: Any):
@@ -379,7 +379,7 @@ def test_the_thicker_a_line_the_larger_its_weight(shown: Any):
 
 
 def test_text_cannot_become_markup(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("deltaprop.tracing.page.described", lambda trace: "</title><b>&")
+    monkeypatch.setattr("deltaprop.tracing.page.architecture", lambda trace: "</title><b>&")
     page = html_page(tiny())
     assert "<b>" not in page
     assert "&lt;/title&gt;&lt;b&gt;&amp;" in page

@@ -1,4 +1,4 @@
-"""A trace has the textbook's numbers, on paper and beside autograd and differences; and it tells when they part."""
+"""A trace has the textbook's numbers, on paper and compared with autograd and differences; it reports deviations."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_every_number_by_hand():
     assert_close(found.grad_a, (a2 - y) / 6)
     for layer, a_prev, a, delta in ((first, x, a1, delta1), (second, a1, a2, delta2)):
         assert_close(layer.a, a)
-        assert_close(layer.slope, a * (1 - a))
+        assert_close(layer.derivative, a * (1 - a))
         assert_close(layer.delta, delta)
         assert_close(layer.grad_weight, delta.T @ a_prev)  # BP4
         assert_close(layer.grad_bias, delta.sum(0))  # BP3
@@ -58,8 +58,8 @@ def test_autograd_and_differences_have_the_same_numbers(activation: str, loss: s
     found = trace(dp.MLP([5, 6, 4, 3], activation), loss, torch.randn(7, 5), target(loss, 7, 3))
     assert found.ok, [c for c in found.comparisons if not c.ok]
     assert {c.beside for c in found.comparisons} == {"autograd", "differences"}
-    assert (found.layers[0].slope is None) == ("softmax" in activation)
-    assert found.layers[-1].slope is not None  # no activation: σ' = 1
+    assert (found.layers[0].derivative is None) == ("softmax" in activation)
+    assert found.layers[-1].derivative is not None  # no activation: σ' = 1
 
 
 @pytest.mark.parametrize(
@@ -87,14 +87,20 @@ def test_options_of_the_loss():
     assert found.ok
 
 
-def test_a_wrong_slope_is_told(monkeypatch: pytest.MonkeyPatch):
-    """Both autograd's twin and the differences part from a δ without its σ'."""
+def test_a_wrong_derivative_is_reported(monkeypatch: pytest.MonkeyPatch):
+    """Neither autograd nor the differences agree with a δ without its σ'."""
     monkeypatch.setattr(core.ACTIVATIONS["tanh"], "delta", staticmethod(lambda grad_a, saved: grad_a))
     found = trace(dp.MLP([3, 4, 2], "tanh"), "mse_loss", torch.randn(5, 3), torch.rand(5, 2))
     wrong = {(c.layer, c.quantity, c.beside) for c in found.comparisons if not c.ok}
     assert (1, "delta", "autograd") in wrong
     assert (1, "grad_weight", "differences") in wrong
     assert not found.ok
+
+
+def test_the_old_name_of_the_derivative():
+    found = trace(dp.MLP([2, 1]), "mse_loss", torch.rand(1, 2), torch.rand(1, 1))
+    with pytest.warns(DeprecationWarning, match="LayerRecord.slope is LayerRecord.derivative now"):
+        assert found.layers[0].slope is found.layers[0].derivative
 
 
 def test_a_saturated_share():
@@ -129,7 +135,7 @@ def test_what_passes_the_jacobian():
 ASKED = {
     "z": 1,
     "a": 1,
-    "slope": 1,
+    "derivative": 1,
     "delta": 2,
     "grad_weight": 2,
     "grad_bias": 2,
@@ -156,11 +162,11 @@ def off_by(monkeypatch: pytest.MonkeyPatch, method: str, share: float) -> set[tu
     return {(c.layer, c.quantity, c.beside) for c in found.comparisons if not c.ok}
 
 
-def test_autograd_sees_a_millionth_and_differences_a_thousandth(monkeypatch: pytest.MonkeyPatch):
+def test_autograd_detects_a_millionth_and_differences_a_thousandth(monkeypatch: pytest.MonkeyPatch):
     assert (1, "delta", "autograd") in off_by(monkeypatch, "delta", 1e-6)
     seen = off_by(monkeypatch, "delta", 1e-3)
     assert {(1, name, "differences") for name in ("delta", "grad_weight", "grad_bias")} <= seen
-    assert (1, "slope", "autograd") in off_by(monkeypatch, "derivative", 1e-6)
+    assert (1, "derivative", "autograd") in off_by(monkeypatch, "derivative", 1e-6)
     seen = off_by(monkeypatch, "forward", 1e-6)
     assert (1, "a", "autograd") in seen
     assert (2, "z", "autograd") in seen
@@ -220,7 +226,7 @@ def test_a_vanished_delta_is_held_to_its_own_size(monkeypatch: pytest.MonkeyPatc
     assert (1, "delta", "autograd") in wrong
 
 
-def test_the_loss_and_its_slope_are_compared(monkeypatch: pytest.MonkeyPatch):
+def test_the_loss_and_its_gradient_are_compared(monkeypatch: pytest.MonkeyPatch):
     """With PyTorch's loss: one that is 5 too large, though its gradient is right."""
     real = F.mse_loss
     monkeypatch.setattr(F, "mse_loss", lambda a, y: real(a, y) + 5)
@@ -231,7 +237,7 @@ def test_the_loss_and_its_slope_are_compared(monkeypatch: pytest.MonkeyPatch):
 
 @pytest.mark.parametrize("seed", [0, *[pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2)]])
 @pytest.mark.parametrize("activation", ["relu", "leaky_relu"])
-def test_wide_nets_with_many_kinks_are_no_alarm(activation: str, seed: int):
+def test_wide_networks_with_many_kinks_are_ok(activation: str, seed: int):
     """128 rows through 200 units: some kink lies within h of every weight."""
     torch.manual_seed(seed)
     x, y = torch.randn(128, 64), torch.randint(10, (128,))
@@ -281,7 +287,7 @@ def test_a_notebook_shows_its_page():
             "mse_loss",
             torch.rand(3, 2),
             torch.rand(3, 2),
-            "stands in the net twice",
+            "is in the network twice",
         ),
         (dp.MLP([2, 2]), "mse_los", torch.rand(3, 2), torch.rand(3, 2), "unknown loss 'mse_los': did you mean"),
         (dp.MLP([2, 2]), nn.functional.nll_loss, torch.rand(3, 2), torch.rand(3, 2), "no δ for the loss nll_loss"),
@@ -319,7 +325,7 @@ def test_a_notebook_shows_its_page():
         ),
     ],
 )
-def test_what_cannot_be_traced_is_told_in_one_line(model: Any, loss: Any, x: Tensor, y: Tensor, said: str):
+def test_what_cannot_be_traced_is_refused_in_one_line(model: Any, loss: Any, x: Tensor, y: Tensor, said: str):
     with pytest.raises(UserError, match=said) as error:
         trace(model, loss, x, y)
     assert "\n" not in str(error.value)
@@ -385,4 +391,4 @@ def test_a_loss_that_is_a_class_and_a_row_is_traced_in_its_own_words(
     lines = [part.equation for step in steps(found, 0.1) for part in step.parts]
     cost, _, derivative = str(added.__doc__).rstrip(".").partition(";  ")
     assert f"{cost},  added_loss" in lines
-    assert f"{derivative}, the slope of the loss" in lines
+    assert f"{derivative}, the derivative of the loss" in lines

@@ -14,7 +14,7 @@ import deltaprop as dp
 from deltaprop import core, trace
 from deltaprop import functional as F
 from deltaprop.tracing.trace import Trace
-from deltaprop.tracing.worked_example import ExampleStep, as_text, choose, is_tiny, steps
+from deltaprop.tracing.worked_example import ExampleStep, as_text, is_tiny, select, steps
 
 F64 = torch.float64
 
@@ -54,7 +54,7 @@ def check(found: Trace, lr: float = 0.5) -> int:
 
 @pytest.mark.parametrize("loss", core.LOSSES)
 def test_every_sum_is_right(loss: str):
-    """To the digits it is written with: z, a, the loss, its slope, σ', δ, gradients and the update."""
+    """To the digits it is written with: z, a, the loss, its derivative, σ', δ, gradients and the update."""
     found = trace(dp.MLP([2, 3, 2], "sigmoid"), loss, torch.rand(2, 2), target(loss, 2, 2))
     # z 2·5, a 2·3, σ' 2·3, δ 2·3, BP4 12, BP3 5, SGD 17, and those of the loss
     assert check(found) >= 10 + 6 + 6 + 6 + 12 + 5 + 17 + 4
@@ -69,7 +69,7 @@ def test_every_activation_has_its_sums(activation: str):
 def test_a_large_net_is_written_out_in_part_and_its_sums_stay_right():
     found = trace(dp.MLP([50, 40, 30], "tanh"), "cross_entropy", torch.rand(20, 50), torch.randint(30, (20,)))
     assert check(found) >= 200
-    shown = choose(found)
+    shown = select(found)
     worst = found.layers[-1].delta.norm(dim=1).argsort(descending=True)[:4]
     assert shown.rows == tuple(worst.tolist())
     assert [len(neurons) for neurons in shown.neurons] == [8, 8, 12]
@@ -175,7 +175,7 @@ def own_number(found: Trace, part_layer: int | None, text: str, row: int | None,
     assert layer == part_layer
     k = int(match[4]) - 1 if match[4] else None
     of = found.layers[layer - 1]
-    table = {"z": of.z, "a": of.a, "δ": of.delta, "σ'(z": of.slope, "∂C/∂a": found.grad_of_a(layer)}
+    table = {"z": of.z, "a": of.a, "δ": of.delta, "σ'(z": of.derivative, "∂C/∂a": found.grad_of_a(layer)}
     if name in table:
         assert row is not None
         return float(table[name][row, j])
@@ -226,20 +226,20 @@ def test_losses_are_those_of_their_sample():
 
 
 EQUATIONS = {
-    "quadratic_loss": ("C = ½ Σ (a − y)²/N,  quadratic_loss", "∂C/∂a = (a − y)/N, the slope of the loss"),
-    "mse_loss": ("C = Σ (a − y)²/M over all M entries,  mse_loss", "∂C/∂a = 2 (a − y)/M, the slope of the loss"),
+    "quadratic_loss": ("C = ½ Σ (a − y)²/N,  quadratic_loss", "∂C/∂a = (a − y)/N, the derivative of the loss"),
+    "mse_loss": ("C = Σ (a − y)²/M over all M entries,  mse_loss", "∂C/∂a = 2 (a − y)/M, the derivative of the loss"),
     "l1_loss": ("C = Σ |a − y|/M over all M entries,  l1_loss",
-                "∂C/∂a = sign(a − y)/M, the slope of the loss"),
+                "∂C/∂a = sign(a − y)/M, the derivative of the loss"),
     "huber_loss": ("C = Σ h(a − y)/M, h(r) = ½ r² up to |r| = d and then d (|r| − ½ d),  huber_loss",
-                   "∂C/∂a = (a − y)/M, a − y clipped to ±d, the slope of the loss"),
+                   "∂C/∂a = (a − y)/M, a − y clipped to ±d, the derivative of the loss"),
     "cross_entropy": ("C = −Σ log p_y/N, p = exp(a)/Σ exp(a),  cross_entropy",
-                      "∂C/∂a = (p − y)/N, y one-hot, the slope of the loss"),
+                      "∂C/∂a = (p − y)/N, y one-hot, the derivative of the loss"),
     "binary_cross_entropy_with_logits": (
         "C = −Σ [y log s + (1 − y) log(1 − s)]/M, s = 1/(1 + e^−a),  binary_cross_entropy_with_logits",
-        "∂C/∂a = (s − y)/M, the slope of the loss"),
+        "∂C/∂a = (s − y)/M, the derivative of the loss"),
     "binary_cross_entropy_per_sample": (
         "C = −Σ [y log s + (1 − y) log(1 − s)]/N, s = 1/(1 + e^−a),  binary_cross_entropy_per_sample",
-        "∂C/∂a = (s − y)/N, the slope of the loss"),
+        "∂C/∂a = (s − y)/N, the derivative of the loss"),
 }  # fmt: skip
 
 
@@ -256,7 +256,7 @@ def test_equations_of_the_page():
     assert [part.equation for step in found for part in step.parts if step.kind not in ("loss", "input")] == [
         "z¹ = a⁰ (W¹)ᵀ + b¹,  a¹ = tanh(z¹)",
         "z² = a¹ (W²)ᵀ + b²,  a² = z²",
-        "∂C/∂a = 2 (a − y)/M, the slope of the loss",
+        "∂C/∂a = 2 (a − y)/M, the derivative of the loss",
         "δ² = ∂C/∂a²",
         "δ¹ = (δ² W²) ⊙ σ'(z¹)",
         "∂C/∂b² = Σₙ δ²",
@@ -265,12 +265,14 @@ def test_equations_of_the_page():
         "∂C/∂W¹ = (δ¹)ᵀ a⁰",
         "θ ← θ − η ∂C/∂θ, η = 0.25, layer 1",
         "θ ← θ − η ∂C/∂θ, η = 0.25, layer 2",
-        "the same batch again",
+        "the same batch after the update",
     ]
     words = [step.words for step in found]
-    assert words[1] == "Each neuron weighs what the layer below gives it, adds its bias, and bends the sum: a = tanh z."
-    assert words[4] == "How much C reacts to each output's z: the slope of the loss."
-    assert words[5].startswith("The error goes back through the weights it came by, times the slope of tanh, σ'(z) = ")
+    assert words[1] == "Each neuron computes a weighted sum of its inputs plus a bias and applies tanh: a = tanh z."
+    assert words[4] == "δ of the output layer, ∂C/∂z, is the derivative of the loss with respect to a."
+    assert words[5] == (
+        "δ of the layer above is propagated back through its weights, times the derivative of tanh, σ'(z) = 1 − a²."
+    )
     assert words[6].endswith("Both are summed over the samples.")
 
 
@@ -279,7 +281,7 @@ def test_what_matters_is_what_is_chosen():
     x = torch.full((6, 20), 0.01)
     x[:, [3, 7, 11, 12, 15, 16, 17, 19]] = 2.0
     found = trace(dp.MLP([20, 4, 3]), "cross_entropy", x, torch.randint(3, (6,)))
-    assert choose(found).neurons[0] == (3, 7, 11, 12, 15, 16, 17, 19)
+    assert select(found).neurons[0] == (3, 7, 11, 12, 15, 16, 17, 19)
 
 
 @pytest.mark.parametrize("scale", [1.0, 8.0, 40.0, 800.0])
@@ -315,8 +317,8 @@ def test_shares_of_classes_have_no_formula_of_labels():
     assert "p − 1" not in found[3].parts[0].equation
 
 
-def test_a_step_that_is_too_long_says_so():
+def test_a_step_that_is_too_large_is_reported():
     found = trace(dp.MLP([2, 1]), "quadratic_loss", torch.rand(1, 2), torch.rand(1, 1))
     last = [list(as_text(steps(found, lr)))[-1] for lr in (0.1, 50.0)]
-    assert "too long" not in last[0]
-    assert last[1].endswith(": the step was too long, a smaller η goes down")
+    assert "too large" not in last[0]
+    assert last[1].endswith(": the step was too large, a smaller η reduces C")

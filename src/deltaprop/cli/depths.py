@@ -16,7 +16,9 @@ from deltaprop.errors import UserError
 from deltaprop.training.config import TrainConfig
 from deltaprop.training.depths import VARIANTS, DepthResult, Variant, configured, draw, measure_depth
 
-VARIANTS_FLAG = optional("ACTIVATION:INIT ...", " ".join(f"{variant.activation}:{variant.init}" for variant in VARIANTS))
+VARIANTS_FLAG = optional(
+    "ACTIVATION:INIT ...", " ".join(f"{variant.activation}:{variant.init}" for variant in VARIANTS)
+)
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,9 @@ class Arguments:
     data: str = "digits"  # Data set, as for deltaprop train.
     depths: tuple[int, ...] = (2, 3, 4)  # Number of hidden layers of each net.
     width: int = 30  # Neurons of each hidden layer.
-    arms: Annotated[tuple[str, ...], VARIANTS_FLAG] = ()  # Activations and initialisations of the nets, such as relu:kaiming.
+    arms: Annotated[
+        tuple[str, ...], VARIANTS_FLAG
+    ] = ()  # Activations and initialisations of the nets, such as relu:kaiming.
     lr: float = 0.1  # Learning rate η.
     batch_size: int = 16  # Samples per step.
     epochs: int = 20  # Passes through the training data.

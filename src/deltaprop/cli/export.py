@@ -16,7 +16,7 @@ from deltaprop.errors import UserError, unknown_name
 from deltaprop.inference.export import FORMATS, export
 from deltaprop.inference.model import load
 
-TO = arg(help=f"Format. {'. '.join(f'{name}: {format_.help}' for name, format_ in FORMATS.items())}.")
+TO = arg(help="Format. " + " ".join(f"{name}: {format_.describe()}." for name, format_ in FORMATS.items()))
 *FIRST, LAST = [format_.suffix for format_ in FORMATS.values()]
 OUT = optional("FILE", f"exported{', '.join(FIRST)} or {LAST} in the run folder")
 

@@ -1,9 +1,9 @@
-"""How good a model is on data that it has not seen: scikit-learn's metrics."""
+"""Evaluate a trained model on data with targets, by scikit-learn's metrics."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,183 +19,170 @@ from deltaprop.data.formats.arrays import is_array, load_labelled
 from deltaprop.data.from_table import Targets
 from deltaprop.data.store import Progress, silent
 from deltaprop.errors import UserError
-from deltaprop.inference.inputs import FromArrays
+from deltaprop.inference.inputs import FromArrays, FromTable
 from deltaprop.inference.model import Model
 from deltaprop.training.evaluate import in_own_units
 
 Array = NDArray[Any]
 
 
-@dataclass(frozen=True, eq=False)
+PER_CLASS = {"precision": "precision", "recall": "recall", "f1": "f1-score"}  # and scikit-learn's name
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
 class EvaluationReport:
-    """The figures of a model on some rows.
+    """The metrics of a model on some rows.
 
     Attributes:
-        rows: How many.
+        rows: The number of rows.
         loss: C, a mean over the rows; for numbers in the target's own units.
-        figures: The figures of all rows, by name: accuracy, roc_auc, rmse, mae, r2, ….
+        figures: The metrics of all rows, by name: accuracy, roc_auc, rmse, mae, r2, ….
         by_class: precision, recall, f1 and rows of each class, or rmse, mae and r2 of each of several targets.
-        confusion: Rows of each class [true, predicted]; None for numbers.
         true: Labels [N], or numbers [N, k].
-        predicted: The same.
-        probability: Of the second of two classes, [N]; None where there is none.
-        dropped: Rows left out because something was missing in them; None where that is not known.
-        warnings: What the user should know.
+        predicted: The predictions, of the same shape.
+        confusion: Counts [true, predicted] of each class; None for numbers.
+        probability: Probability of the second of two classes, [N]; None if there is none.
+        dropped: Number of rows left out because of missing cells; None if unknown.
+        warnings: Warnings for the user.
     """
 
     rows: int
     loss: float
     figures: dict[str, float]
     by_class: dict[str, dict[str, float]]
-    confusion: Array | None
     true: Array
     predicted: Array
-    probability: Array | None
+    confusion: Array | None = None
+    probability: Array | None = None
     dropped: int | None = 0
     warnings: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Return the figures as JSON has them; what is undefined, as recall without a row, is null."""
+        """Return the metrics as JSON; an undefined one, such as the recall of a class without rows, is null."""
+        overall = {"rows": self.rows, "rows_left_out": self.dropped, "loss": self.loss, **self.figures}
+        by_class = {name: _finite(row) for name, row in self.by_class.items()}
+        details = {"targets": by_class}
+        if self.confusion is not None:
+            details = {"classes": by_class, "confusion": self.confusion.tolist()}
+        return {**_finite(overall), **details, "warnings": [*self.warnings]}
 
-        def plain(value: float) -> float | int | None:
-            return value if isinstance(value, int) or math.isfinite(value) else None
 
-        return {
-            "rows": self.rows,
-            "rows_left_out": self.dropped,
-            "loss": plain(self.loss),
-            **{name: plain(value) for name, value in self.figures.items()},
-            "classes" if self.confusion is not None else "targets": {
-                name: {figure: plain(value) for figure, value in row.items()} for name, row in self.by_class.items()
-            },
-            **({} if self.confusion is None else {"confusion": self.confusion.tolist()}),
-            "warnings": [*self.warnings],
-        }
+def _finite(figures: Mapping[str, float | None]) -> dict[str, float | None]:
+    return {name: value if value is not None and math.isfinite(value) else None for name, value in figures.items()}
 
 
 def evaluate_file(
     model: Model, data: str | Path, *, delimiter: str | None = None, progress: Progress = silent
 ) -> EvaluationReport:
-    """Return how good a model is on data with targets.
+    """Evaluate a model on data with targets.
 
     Args:
-        model: To evaluate.
-        data: A table with the column of the target, arrays with y, or a folder with IDX files (of which its test part).
-        delimiter: Of a CSV; by default that of the training data.
-        progress: Told how far the reading is.
+        model: The model.
+        data: A table with the target column, arrays with y, or a folder of IDX files (of which the test part is used).
+        delimiter: Delimiter of a CSV; by default that of the training data.
+        progress: Called with (description, bytes done, total).
 
     Raises:
-        UserError: If the data have no target, or a class that training has not seen.
+        UserError: If the data has no targets, or a class that is not in the training data.
     """
     path = Path(data)
     kinds = Targets(model.objective.task, model.class_names)
-    how = {} if delimiter is None else {"delimiter": delimiter}
+    options = {} if delimiter is None else {"delimiter": delimiter}
     if is_table(path):
-        blocks = model.blocks(path, kinds=kinds, n_targets=len(model.target_names), progress=progress, **how)
+        blocks = model.blocks(path, kinds=kinds, n_targets=len(model.target_names), progress=progress, **options)
     else:
-        blocks = _of_arrays(model, path)
+        blocks = _blocks_of_arrays(model, path)
     outputs, targets = [], []
     for block in blocks.blocks():
         outputs.append(model.feed(block.x).cpu())
         targets.append(block.targets)
-    y = np.concatenate(targets) if targets else np.empty((0, 1))
+    y: Array = np.concatenate(targets) if targets else np.empty((0, 1))
     if not len(y):
         raise UserError(f"{path}: there are no rows to evaluate on")
-    dropped, warnings = 0, [*blocks.warnings]
-    if isinstance(blocks, FromArrays):
-        labels = y[:, 0].astype(np.int64) if model.class_names else y
-    else:
-        dropped = blocks.reader.dropped
-        labels = y
-        if model.class_names:
-            (column,) = blocks.reader.targets
-            labels = kinds.labels(column, y[:, 0], str(path), None if dropped else 1)
-    return evaluation_report(model, torch.cat(outputs), labels, dropped=dropped, warnings=warnings)
+    dropped = blocks.reader.dropped if isinstance(blocks, FromTable) else 0
+    if model.class_names and isinstance(blocks, FromTable):
+        y = kinds.labels(blocks.reader.targets[0], y[:, 0], str(path), None if dropped else 1)
+    elif model.class_names:
+        y = y[:, 0].astype(np.int64)
+    return evaluation_report(model, torch.cat(outputs), y, dropped=dropped, warnings=blocks.warnings)
 
 
-def _of_arrays(model: Model, path: Path) -> FromArrays:
-    """Return the rows of arrays or of a folder with IDX files, labels by the model's classes."""
+def _blocks_of_arrays(model: Model, path: Path) -> FromArrays:
+    """Return the rows of arrays or of a folder of IDX files, with labels by the model's classes."""
     if is_array(path):
         x, y = load_labelled(path, model.class_names)
     else:
         raw = load_idx_folder(str(path))
         x, labels = (raw.x, raw.y) if raw.x_test is None or raw.y_test is None else (raw.x_test, raw.y_test)
         if model.class_names != raw.class_names:
-            raise UserError(f"{path}: its classes are {', '.join(raw.class_names)}, the model's others")
+            raise UserError(f"{path}: its classes are {', '.join(raw.class_names)}, not those of the model")
         y = labels.astype(np.float64)[:, None]
     if y.shape[1] != len(model.target_names):
         raise UserError(f"{path}: y has {y.shape[1]} columns, the model predicts {len(model.target_names)}")
-    found = model.blocks(x)
-    assert isinstance(found, FromArrays)
-    found.y = y
-    return found
+    blocks = model.blocks(x)
+    assert isinstance(blocks, FromArrays)
+    blocks.y = y
+    return blocks
 
 
 def evaluation_report(
     model: Model, outputs: Tensor, y: Array, *, dropped: int | None = 0, warnings: Sequence[str] = ()
 ) -> EvaluationReport:
-    """Return the figures of outputs beside what is true.
+    """Compare the outputs of a model with the true targets.
 
     Args:
-        model: That gave them.
+        model: The model that computed the outputs.
         outputs: [N, n_L].
         y: Labels [N], or numbers [N, k] in their own units.
-        dropped: Rows that were left out; None where that is not known.
-        warnings: To go with it.
+        dropped: Number of rows that were left out; None if unknown.
+        warnings: Warnings to include in the report.
     """
-    if model.class_names:
-        return _classes(model, outputs, y, dropped, tuple(warnings))
-    return _numbers(model, outputs, y, dropped, tuple(warnings))
+    metrics, targets = _classification_metrics, torch.from_numpy(y.astype(np.int64))
+    if not model.class_names:
+        metrics, targets = _regression_metrics, model.target_scaling.apply(torch.from_numpy(y)).to(outputs.dtype)
+    targets = model.objective.targets(targets, outputs.dtype)
+    loss = float(in_own_units(model.objective, model.target_scaling)(outputs, targets))
+    about: dict[str, Any] = {"rows": len(y), "loss": loss, "true": y, "dropped": dropped, "warnings": tuple(warnings)}
+    return EvaluationReport(**about, **metrics(model, outputs, y))
 
 
-def _classes(
-    model: Model, outputs: Tensor, y: Array, dropped: int | None, warnings: tuple[str, ...]
-) -> EvaluationReport:
+def _classification_metrics(model: Model, outputs: Tensor, y: Array) -> dict[str, Any]:
     from sklearn import metrics
 
-    objective, names = model.objective, model.class_names
-    labels = torch.from_numpy(y.astype(np.int64))
+    objective, every = model.objective, range(len(model.class_names))
     predicted = objective.decide(outputs).numpy()
-    loss = float(objective(outputs, objective.targets(labels, outputs.dtype)))
-    every = np.arange(len(names))
-    precision, recall, f1, support = metrics.precision_recall_fscore_support(
-        y, predicted, labels=every, zero_division=np.nan
-    )
+    by_index = metrics.classification_report(y, predicted, labels=every, zero_division=np.nan, output_dict=True)
+    by_class = {
+        name: {**{figure: float(by_index[str(at)][key]) for figure, key in PER_CLASS.items()},
+               "rows": int(by_index[str(at)]["support"])}
+        for at, name in enumerate(model.class_names)
+    }  # fmt: skip
     figures = {
         "accuracy": float((predicted == y).mean()),
-        "macro_f1": float(np.nanmean(f1)),
-        "balanced_accuracy": float(np.nanmean(recall)),
+        "macro_f1": float(by_index["macro avg"]["f1-score"]),
+        "balanced_accuracy": float(by_index["macro avg"]["recall"]),
     }
     probability = None
-    if len(names) == 2 and objective.has_probabilities:
+    if len(every) == 2 and objective.has_probabilities:
         probability = objective.probabilities(outputs.double())[:, 1].numpy()
         figures["roc_auc"] = float(metrics.roc_auc_score(y, probability)) if 0 < y.sum() < len(y) else math.nan
-    by_class = {
-        name: {"precision": float(p), "recall": float(r), "f1": float(f), "rows": int(s)}
-        for name, p, r, f, s in zip(names, precision, recall, f1, support, strict=True)
-    }
     confusion = metrics.confusion_matrix(y, predicted, labels=every)
-    return EvaluationReport(len(y), loss, figures, by_class, confusion, y, predicted, probability, dropped, warnings)
+    report = {"predicted": predicted, "probability": probability, "confusion": confusion}
+    return {"figures": figures, "by_class": by_class, **report}
 
 
-def _numbers(
-    model: Model, outputs: Tensor, y: Array, dropped: int | None, warnings: tuple[str, ...]
-) -> EvaluationReport:
+def _regression_metrics(model: Model, outputs: Tensor, y: Array) -> dict[str, Any]:
     from sklearn import metrics
 
     predicted = model.in_units(outputs).numpy()
-    scaled = model.target_scaling.apply(torch.from_numpy(y)).to(outputs.dtype)
-    loss = float(in_own_units(model.objective, model.target_scaling)(outputs, scaled))
 
-    def of(true: Array, found: Array) -> dict[str, float]:
-        r2 = metrics.r2_score(true, found) if len(true) > 1 else math.nan
+    def figures(true: Array, predicted: Array) -> dict[str, float]:
         return {
-            "rmse": float(np.sqrt(np.square(true - found).mean())),
-            "mae": float(np.abs(true - found).mean()),
-            "r2": float(r2),
+            "rmse": float(np.sqrt(np.square(true - predicted).mean())),  # over all entries, whatever their units
+            "mae": float(np.abs(true - predicted).mean()),
+            "r2": float(metrics.r2_score(true, predicted)) if len(true) > 1 else math.nan,
         }
 
-    columns = {name: of(y[:, at], predicted[:, at]) for at, name in enumerate(model.target_names)}
-    return EvaluationReport(
-        len(y), loss, of(y, predicted), columns if len(columns) > 1 else {}, None, y, predicted, None, dropped, warnings
-    )
+    columns = {name: figures(y[:, at], predicted[:, at]) for at, name in enumerate(model.target_names)}
+    by_column = columns if len(columns) > 1 else {}
+    return {"figures": figures(y, predicted), "by_class": by_column, "predicted": predicted}

@@ -1,15 +1,38 @@
-"""How a trace writes numbers: four digits that count, a real minus, and superscripts for layers."""
+"""How a trace formats numbers and lines: four significant digits, a true minus sign, superscripts for layers."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from torch import Tensor
 
-UP = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
+SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
-def number(value: float) -> str:
-    """Return a number with four digits that count, and a real minus."""
-    return f"{value:.4g}".replace("-", "−") if value else "0"  # not −0
+@dataclass(frozen=True)
+class Line:
+    """One computation with its numbers.
+
+    Attributes:
+        text: Such as ``"z¹[1] = 0.66·0.3 + (−0.45) = −0.252"``.
+        neuron: Index of the neuron in its layer, from 0; None for a line about all of them.
+        row: Index of the sample, from 0; None for a line about all of them.
+    """
+
+    text: str
+    neuron: int | None = None
+    row: int | None = None
+
+
+def computed(name: str, terms: str, value: float, neuron: int | None = None, row: int | None = None) -> Line:
+    """Return ``name = terms = value``; ``name = value`` where the terms are a single number."""
+    text = number(value)
+    return Line(f"{name} = {text}" if terms.strip("()") == text else f"{name} = {terms} = {text}", neuron, row)
+
+
+def number(value: float, digits: int = 4) -> str:
+    """Return a number with so many significant digits and a true minus sign."""
+    return f"{value:.{digits}g}".replace("-", "−") if value else "0"  # not −0
 
 
 def bracketed(value: float) -> str:
@@ -17,16 +40,18 @@ def bracketed(value: float) -> str:
     return f"({number(value)})" if value < 0 else number(value)
 
 
-def row(values: Tensor) -> str:
-    """Return a vector, or a number."""
+def vector(values: Tensor) -> str:
+    """Return a vector in square brackets, or a single number; of a matrix the shape."""
+    if values.dim() > 1:
+        return f"a tensor {list(values.shape)}"
     return f"[{', '.join(map(number, values.tolist()))}]" if values.dim() else number(values.item())
 
 
 def up(layer: int) -> str:
-    """Return a layer's number as a superscript."""
-    return str(layer).translate(UP)
+    """Return the number of a layer as a superscript."""
+    return str(layer).translate(SUPERSCRIPTS)
 
 
 def place(*indices: int) -> str:
-    """Return indices as people count them, from 1, in brackets."""
+    """Return indices, counted from 1, in square brackets."""
     return f"[{','.join(str(i + 1) for i in indices)}]"

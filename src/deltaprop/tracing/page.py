@@ -1,6 +1,6 @@
-"""A trace as one HTML page: the network as a graph, and the steps of the textbook's page to walk through.
+"""A trace as one HTML page: the network as a graph, and the steps of the worked example to walk through.
 
-The page stands alone: no network, no library, one file. Without JavaScript every step is there to read.
+The page is one file that needs no network connection and no library. Without JavaScript it still shows every step.
 """
 
 from __future__ import annotations
@@ -11,37 +11,37 @@ from typing import Any
 from torch import Tensor
 
 from deltaprop._version import __version__
-from deltaprop.tracing.record import LayerRecord, TraceRecord
-from deltaprop.tracing.summary import described, quantities, verdict
-from deltaprop.tracing.worked_example import Shown, choose, steps
+from deltaprop.tracing.format import number
+from deltaprop.tracing.record import TraceRecord
+from deltaprop.tracing.summary import architecture, quantities, verdict
+from deltaprop.tracing.worked_example import Selection, select, steps
 
 
 def html_page(trace: TraceRecord, lr: float = 0.5) -> str:
     """Return the page.
 
     Args:
-        trace: Of a batch through a net.
+        trace: The trace of a batch.
         lr: The learning rate η of the update.
     """
-    from jinja2 import Environment  # of no use to `import deltaprop`
+    from jinja2 import Environment  # slow to import, and needed by nothing else here
 
     template = resources.files("deltaprop.tracing").joinpath("page.html").read_text(encoding="utf-8")
     page = Environment(autoescape=True, trim_blocks=True).from_string(template)
-    shown = choose(trace)
-    found = steps(trace, lr, shown)
+    shown = select(trace)
+    example = steps(trace, lr, shown)
     return page.render(
-        title=described(trace),
-        about=trace.about,
+        trace=trace,
+        title=architecture(trace),
         verdict=verdict(trace),
-        rows=len(trace.input),
         samples=shown.rows,
-        steps=found,
-        partly=any(len(kept) < size for kept, size in zip(shown.neurons, trace.sizes, strict=True)),
+        steps=example,
+        partly=any(len(neurons) < size for neurons, size in zip(shown.neurons, trace.sizes, strict=True)),
         quantities=quantities(trace),
         version=__version__,
         data={
-            "steps": [{"kind": step.kind, "layer": step.layer} for step in found],
-            "layers": [_input(trace, shown), *[_layer(trace, at, lr, shown) for at in range(1, len(trace.layers) + 1)]],
+            "steps": [{"kind": step.kind, "layer": step.layer} for step in example],
+            "layers": [_layer(trace, at, lr, shown) for at in range(len(trace.layers) + 1)],
             "target": _target(trace, shown),
             "loss": _short(trace.loss),
             "loss_after": _short(trace.loss_after(lr)),
@@ -49,61 +49,37 @@ def html_page(trace: TraceRecord, lr: float = 0.5) -> str:
     )
 
 
-def _input(trace: TraceRecord, shown: Shown) -> dict[str, Any]:
-    kept = list(shown.neurons[0])
-    return {
-        "size": trace.sizes[0],
-        "shown": kept,
-        "activation": "",
-        "a": _numbers(trace.input[list(shown.rows)][:, kept]),
-    }
+def _layer(trace: TraceRecord, at: int, lr: float, shown: Selection) -> dict[str, Any]:
+    """Return what the picture shows of layer ``at``, 0 being the input: its neurons, and the weights below them."""
+    neurons, rows = list(shown.neurons[at]), list(shown.rows)
+    content: dict[str, Any] = {"size": trace.sizes[at], "shown": neurons}
+    if at == 0:
+        return content | {"activation": "", "a": _short(trace.input[rows][:, neurons])}
+    layer, below = trace.layers[at - 1], list(shown.neurons[at - 1])
+    new_weight, new_bias = layer.updated(lr)
+    content["activation"] = layer.activation
+    content |= {name: _short(getattr(layer, name)[rows][:, neurons]) for name in ("z", "a", "delta")}
+    weight, gradient, new_weight = (t[neurons][:, below] for t in (layer.weight, layer.grad_weight, new_weight))
+    content |= {"weight": _short(weight), "grad_weight": _short(gradient), "new_weight": _short(new_weight)}
+    for name, values in (("size_of_weight", weight.abs()), ("size_of_gradient", gradient.abs())):
+        content[name] = (values / max(float(values.max()), 1e-30)).tolist()  # relative to the largest
+    if new_bias is not None and layer.grad_bias is not None:
+        content |= {"grad_bias": _short(layer.grad_bias[neurons]), "new_bias": _short(new_bias[neurons])}
+    return content
 
 
-def _layer(trace: TraceRecord, at: int, lr: float, shown: Shown) -> dict[str, Any]:
-    """Return what the picture shows of a layer: the neurons that are kept, and the weights between them."""
-    layer: LayerRecord = trace.layers[at - 1]
-    kept, below, rows = list(shown.neurons[at]), list(shown.neurons[at - 1]), list(shown.rows)
-    weight, gradient = layer.weight[kept][:, below], layer.grad_weight[kept][:, below]
-    found = {
-        "size": trace.sizes[at],
-        "shown": kept,
-        "activation": layer.activation,
-        "z": _numbers(layer.z[rows][:, kept]),
-        "a": _numbers(layer.a[rows][:, kept]),
-        "delta": _numbers(layer.delta[rows][:, kept]),
-        "weight": _numbers(weight),
-        "size_of_weight": _sizes(weight),
-        "size_of_gradient": _sizes(gradient),
-        "grad_weight": _numbers(gradient),
-        "new_weight": _numbers(layer.updated(lr)[0][kept][:, below]),
-    }
-    updated = layer.updated(lr)[1]
-    if updated is not None and layer.grad_bias is not None:
-        found["grad_bias"] = [_short(value) for value in layer.grad_bias[kept].tolist()]
-        found["new_bias"] = [_short(value) for value in updated[kept].tolist()]
-    return found
-
-
-def _target(trace: TraceRecord, shown: Shown) -> list[list[str]] | None:
+def _target(trace: TraceRecord, shown: Selection) -> list[list[str]] | None:
     """Return y for each output that is shown; a label as 1 there and 0 elsewhere."""
-    kept, y = list(shown.neurons[-1]), trace.target[list(shown.rows)]
+    neurons, y = list(shown.neurons[-1]), trace.target[list(shown.rows)]
     if trace.loss_name == "cross_entropy" and y.dim() == 1 and not y.is_floating_point():
-        return [["1" if j == int(label) else "0" for j in kept] for label in y]
+        return [["1" if j == int(label) else "0" for j in neurons] for label in y]
     if y.dim() == 2 and y.shape[1] == trace.sizes[-1]:
-        return _numbers(y[:, kept])
+        return _short(y[:, neurons])  # type: ignore[no-any-return]
     return None
 
 
-def _sizes(values: Tensor) -> list[list[float]]:
-    """Return |entry| relative to the largest."""
-    found: list[list[float]] = (values.abs() / max(float(values.abs().max()), 1e-30)).tolist()
-    return found
-
-
-def _numbers(values: Any) -> list[list[str]]:
-    return [[_short(value) for value in row] for row in values.tolist()]
-
-
-def _short(value: float) -> str:
-    """Return a number that fits into a neuron: three digits that count."""
-    return f"{value:.3g}".replace("-", "−").replace("e−0", "e−") if value else "0"
+def _short(values: Any) -> Any:
+    """Return numbers short enough for a neuron: three significant digits; of a tensor as nested lists."""
+    if isinstance(values, Tensor):
+        values = values.tolist()
+    return [_short(v) for v in values] if isinstance(values, list) else number(values, 3).replace("e−0", "e−")

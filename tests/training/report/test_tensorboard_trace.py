@@ -73,7 +73,7 @@ def test_each_figure_is_what_it_is_called(events: EventAccumulator, found: dp.Tr
 
 def test_each_histogram_is_of_its_quantity(events: EventAccumulator, found: dp.Trace):
     layer = found.layers[0]
-    for name, tensor in {"z": layer.z, "a": layer.a, "sigma_prime": layer.slope, "delta": layer.delta,
+    for name, tensor in {"z": layer.z, "a": layer.a, "sigma_prime": layer.derivative, "delta": layer.delta,
                          "grad_weight": layer.grad_weight, "grad_bias": layer.grad_bias}.items():  # fmt: skip
         (event,) = events.Histograms(f"{name}/layer1")
         value = event.histogram_value

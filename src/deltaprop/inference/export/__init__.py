@@ -1,86 +1,152 @@
-"""Export a trained model: ONNX, torch.export, plain weights; each is compared with the model's own predictions.
+"""Export a trained model with its preprocessing: ONNX, torch.export, plain weights; ``FORMATS`` lists what each holds.
 
-Preprocessing goes with it as far as a format allows:
-
-==============  =====================================================================================================
- onnx            all of it: numbers as they are in the table, names of categories as text, missing numbers as NaN; out
-                 come the class by its name and the probabilities, or the values in their own units
- torch-export    all but the names: a category is given by its place in the list that stands in the file, a class is
-                 given by its index
- state-dict      the scalings, folded into the weights of the first layer and, for numbers, of the last:
-                 W' = W / s, b' = b − W m / s;  the one-hot inputs and the softmax are left to whoever loads it
-==============  =====================================================================================================
+Each export is compared with the model's own predictions before it is returned.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import warnings
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
 
 from deltaprop.errors import UserError, setting, unknown_name
-from deltaprop.inference.export.deployment import DeploymentModule
+from deltaprop.inference.export.deployment import (
+    DeploymentModule,
+    Exported,
+    by_name,
+    class_outputs,
+    fills,
+    second_output,
+    to_torch_export,
+)
 from deltaprop.inference.export.onnx_graph import to_onnx
 from deltaprop.inference.export.state_dict import to_state_dict
-from deltaprop.inference.export.torch_export import to_torch_export
-from deltaprop.inference.export.verification import TOLERANCE, Exported
 from deltaprop.inference.model import Model
 
-__all__ = ["FORMATS", "SUFFIX", "TOLERANCE", "DeploymentModule", "ExportFormat", "Exported", "export"]
+__all__ = ["FORMATS", "TOLERANCE", "DeploymentModule", "Exported", "Format", "export"]
 
 
-class ExportFormat(NamedTuple):
-    """A format: the function that converts a model to it, the ending of its files, and one line of help."""
+TOLERANCE = 1e-5  # of probabilities, and of values in deviations of the target: rounding of float32 is a tenth of it
+PROBES = 512  # rows that are compared
 
-    convert: Callable[[Model], Exported]
+
+class Format(NamedTuple):
+    """A file format for trained models.
+
+    Attributes:
+        build: Exports a model, without comparing its predictions.
+        suffix: The file ending.
+        help: What the file contains, in one line.
+        extra: The optional dependencies of deltaprop that it needs; empty if none.
+    """
+
+    build: Callable[[Model], Exported]
     suffix: str
     help: str
+    extra: str = ""
+
+    def describe(self) -> str:
+        """Return what the file contains, and how to install what it needs."""
+        return self.help + (f" (pip install 'deltaprop[{self.extra}]')" if self.extra else "")
 
 
 FORMATS = {
-    "onnx": ExportFormat(to_onnx, ".onnx", "from columns to classes and probabilities; needs deltaprop[onnx]"),
-    "torch-export": ExportFormat(to_torch_export, ".pt2", "the same for torch.export.load; categories by index"),
-    "state-dict": ExportFormat(to_state_dict, ".safetensors", "weights of a plain nn.Sequential, scalings folded in"),
+    "onnx": Format(to_onnx, ".onnx", "a graph from a table's columns to classes and probabilities, or values", "onnx"),
+    "torch-export": Format(
+        to_torch_export,
+        ".pt2",
+        "the same as a program of PyTorch, for torch.export.load; categories and classes by their index",
+    ),
+    "state-dict": Format(
+        to_state_dict,
+        ".safetensors",
+        "safetensors for a plain torch.nn.Sequential on raw numbers, the scalings folded into its weights",
+    ),
 }
-SUFFIX = {name: format_.suffix for name, format_ in FORMATS.items()}
 
 
 def export(model: Model, to: str) -> Exported:
-    """Return a model in another format, once its answers there are ours.
+    """Return a model in another format, after comparing its predictions there with the model's own.
 
     Args:
-        model: To export.
+        model: The model to export.
         to: ``"onnx"``, ``"torch-export"`` or ``"state-dict"``.
 
     Raises:
-        UserError: If there is no such format, a package is missing, or the answers differ by more than rounding.
+        UserError: If there is no such format, a package is missing, or predictions differ by more than rounding.
     """
     if to not in FORMATS:
         raise unknown_name("format", to, FORMATS)
-    with _quiet():
-        found = FORMATS[to].convert(model)
-    if not found.difference <= TOLERANCE:
-        far = "; a column far from 0 beside its spread, such as dates in seconds? onnx keeps its digits"
-        hint = far if to == "state-dict" else ""
+    try:
+        with _quiet():
+            exported = _verified(model, FORMATS[to].build(model))
+    except ModuleNotFoundError as error:
+        install = f"pip install 'deltaprop[{FORMATS[to].extra}]'"
+        raise UserError(f"{setting('to', to)} needs the package {error.name}: {install}") from error
+    if not exported.difference <= TOLERANCE:
+        far = "; a column far from 0 compared with its spread, such as dates in seconds? onnx keeps its digits"
         raise UserError(
-            f"{setting('to', to)}: answers differ by {found.difference:.3g} from the model's own, more than rounding "
-            f"({TOLERANCE:g}): not written{hint}"
+            f"{setting('to', to)}: predictions differ by {exported.difference:.3g} from the model's own, more than "
+            f"rounding ({TOLERANCE:g}): not written{far if to == 'state-dict' else ''}"
         )
-    return found
+    return exported
+
+
+def _verified(model: Model, exported: Exported) -> Exported:
+    """Return an export with the largest difference between its predictions and the model's; ∞ for another class.
+
+    The class may differ where rounding decides between two.
+    """
+    raw = _probes(model, exported.dtype)
+    encoded = raw if model.encoding is None else model.encoding.encode(raw)
+    outputs = model.feed(model.input_scaling.apply(torch.from_numpy(encoded)).to(model.dtype)).cpu()
+    regression = model.task == "regression"
+    own = by_name(model, model.in_units(outputs) if regression else class_outputs(model.objective, outputs))
+    theirs, name = exported.predict(raw), "values" if regression else second_output(model)
+    unit = model.target_scaling.scale.cpu().numpy() if regression else max(1.0, np.abs(own[name]).max())
+    difference = (np.abs(theirs[name] - own[name]) / unit).max()
+    if not regression:
+        scores = np.sort(model.objective.scores(outputs).numpy(), axis=1)
+        clear = scores[:, -1] - scores[:, -2] > 2 * TOLERANCE * np.abs(scores).max()
+        if (theirs["label"] != own["label"])[clear].any():
+            difference = math.inf
+    return replace(exported, difference=float(difference), rows=len(raw))
+
+
+def _probes(model: Model, dtype: str) -> NDArray[Any]:
+    """Return rows as they are read, [N, p], drawn around the mean of each column, some far away, some missing."""
+    rng = np.random.default_rng(0)
+    mean, scale = model.input_scaling.mean.cpu().numpy(), model.input_scaling.scale.cpu().numpy()
+    spread = rng.standard_normal((PROBES, len(mean))) * np.where(rng.random((PROBES, 1)) < 0.1, 10.0, 1.0)
+    raw = mean + scale * spread
+    if model.encoding is not None:
+        numbers = raw
+        raw = np.empty((PROBES, len(model.encoding.inputs)))
+        raw[:, model.encoding.numbers] = numbers[:, : len(model.encoding.numbers)]
+        if fills(model):
+            raw[rng.random(raw.shape) < 0.05] = np.nan
+        for at in model.encoding.categories:
+            raw[:, at] = rng.integers(-1, len(model.encoding.inputs[at].categories), PROBES)
+    return raw.astype(dtype).astype(np.float64)
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Leave out what PyTorch's exporters say of packages that are not there and of their own innards."""
+    """Silence what PyTorch's exporters log about missing packages and their own deprecations."""
     logger = logging.getLogger("torch.onnx")
-    before = logger.level
+    level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
+        with warnings.catch_warnings(action="ignore", category=FutureWarning):
             warnings.simplefilter("ignore", DeprecationWarning)
             yield
     finally:
-        logger.setLevel(before)
+        logger.setLevel(level)

@@ -1,49 +1,73 @@
-"""The model as one module, from rows as people have them to answers, and what is said about it in each file."""
+"""The model as one module, from raw rows to predictions, its export as a program of PyTorch, and what exports share."""
 
 from __future__ import annotations
 
+import io
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from deltaprop._version import __version__
 from deltaprop.inference.model import Model
+from deltaprop.training.objective import Objective
+
+Array = NDArray[Any]
 
 LARGEST_ROUNDING = 1e-5  # of an input in float32, in deviations of its column; beyond it inputs are float64
 
 
-class DeploymentModule(nn.Module):
-    """A net with its preprocessing: raw inputs to what people read.
+@dataclass(frozen=True)
+class Exported:
+    """An exported model.
 
-    Args:
-        model: The model.
-        encodes: Whether inputs are columns of the table, categories by their place; else they are encoded already.
+    Attributes:
+        content: The content of the file.
+        predict: Returns its predictions by output name, for rows as they are read, categories by their index.
+        dtype: The dtype of its inputs.
+        by: What computes its predictions.
+        notes: What its users need to know, a line each.
+        difference: The largest difference between its predictions and the model's: of probabilities, or of values in
+            deviations of the target; NaN before they are compared.
+        rows: The number of rows that were compared.
     """
 
-    mean: Tensor
-    scale: Tensor
-    fill: Tensor
-    out_mean: Tensor
-    out_scale: Tensor
+    content: bytes
+    predict: Callable[[Array], dict[str, Array]] = field(repr=False)
+    dtype: str
+    by: str
+    notes: tuple[str, ...]
+    difference: float = math.nan
+    rows: int = 0
 
-    def __init__(self, model: Model, encodes: bool) -> None:
+
+class DeploymentModule(nn.Module):
+    """A network with its preprocessing, from the columns of a table, categories by their index, to predictions."""
+
+    def __init__(self, model: Model) -> None:
         super().__init__()
-        self.net, self.objective = model.net, model.objective
-        self.encoding = model.encoding if encodes else None
-        numbers = [] if model.encoding is None else [model.encoding.inputs[at].fill for at in model.encoding.numbers]
-        self.fills = any(fill is not None for fill in numbers)
+        self.net, self.objective, self.encoding = model.net, model.objective, model.encoding
+        self.fills, self.dtype = fills(model), getattr(torch, input_dtype(model))
+        self.width = len(model.input_scaling.mean) if model.encoding is None else len(model.encoding.inputs)
         fill = torch.zeros(len(model.input_scaling.mean), dtype=torch.float64)
-        known = [0.0 if number is None else number for number in numbers]
-        fill[: len(numbers)] = torch.tensor(known, dtype=torch.float64)
-        for name, tensor in {
-            "mean": model.input_scaling.mean, "scale": model.input_scaling.scale, "fill": fill,
-            "out_mean": model.target_scaling.mean, "out_scale": model.target_scaling.scale,
-        }.items():  # fmt: skip
-            self.register_buffer(name, tensor.detach().cpu().double())
+        if model.encoding is not None:
+            for at, number in enumerate(model.encoding.numbers):
+                fill[at] = model.encoding.inputs[number].fill or 0.0
+        scalings = [t.cpu().double() for s in (model.input_scaling, model.target_scaling) for t in (s.mean, s.scale)]
+        self.mean, self.scale, self.out_mean, self.out_scale, self.fill = map(nn.Buffer, (*scalings, fill))
+
+    def exporter_arguments(self) -> dict[str, Any]:
+        """Return what PyTorch's exporters need to know of the input: an example, and that it has any number of rows."""
+        zeros = torch.zeros(3, self.width, dtype=self.dtype)
+        return {"args": (zeros,), "dynamic_shapes": ({0: torch.export.Dim("rows")},)}
 
     def forward(self, x: Tensor) -> Any:
-        """Return (place of the class, probabilities or scores), or values."""
+        """Return (index of the class, probabilities or scores), or values."""
         x = x.double()
         if self.encoding is not None and self.encoding.categories:
             parts = [x[:, self.encoding.numbers]]
@@ -57,21 +81,62 @@ class DeploymentModule(nn.Module):
         outputs = self.net(((x - self.mean) / self.scale).to(weight.dtype))
         if self.objective.task == "regression":
             return (outputs.double() * self.out_scale + self.out_mean).to(weight.dtype)
-        if not self.objective.has_probabilities:
-            return self.objective.decide(outputs), self.objective.scores(outputs)
-        return self.objective.decide(outputs), self.objective.probabilities(outputs)
+        return class_outputs(self.objective, outputs)
+
+
+def to_torch_export(model: Model) -> Exported:
+    """Export a model as a program of PyTorch."""
+    dtype, module = input_dtype(model), DeploymentModule(model).eval()
+    program = torch.export.export(module, **module.exporter_arguments())
+    file = io.BytesIO()
+    torch.export.save(program, file, extra_files={"deltaprop.json": json.dumps(about(model))})
+    loaded = torch.export.load(io.BytesIO(file.getvalue())).module()
+    categories = ", categories by their index" if model.encoding is not None and model.encoding.categories else ""
+    notes = (
+        f"input: x, [N, {module.width}] of {dtype}, columns in the order of the table{categories}",
+        f"outputs: {f'index of the class, {second_output(model)}' if model.class_names else 'values'}",
+        "names and their order: extra file deltaprop.json",
+    )
+
+    def predict(raw: Array) -> dict[str, Array]:
+        return by_name(model, loaded(torch.from_numpy(raw.astype(dtype))))
+
+    return Exported(file.getvalue(), predict, dtype, "torch.export", notes)
+
+
+def by_name(model: Model, outputs: Any) -> dict[str, Array]:
+    """Return the outputs of a `DeploymentModule` by their names, a class by its own."""
+    if model.task == "regression":
+        return {"values": outputs.detach().numpy()}
+    index, second = outputs
+    return {"label": model.classes[index.numpy()], second_output(model): second.detach().numpy()}
+
+
+def class_outputs(objective: Objective, outputs: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the index of the predicted class, and the probabilities, or the scores of a loss that has none."""
+    second = objective.probabilities if objective.has_probabilities else objective.scores
+    return objective.decide(outputs), second(outputs)
+
+
+def second_output(model: Model) -> str:
+    """Return the name of the output beside the class."""
+    return "probabilities" if model.objective.has_probabilities else "scores"
+
+
+def fills(model: Model) -> bool:
+    """Return whether missing numbers are filled in."""
+    return model.encoding is not None and any(column.fill is not None for column in model.encoding.inputs)
 
 
 def input_dtype(model: Model) -> str:
-    """Return float32, or float64 where a column would lose digits that count: one of dates in seconds, say."""
-    weight = next(model.net.parameters())
+    """Return float32, or float64 where a column needs more digits, such as one of dates in seconds."""
     far = model.input_scaling.mean.abs() + 4 * model.input_scaling.scale
     rounding = float((far * 2.0**-24 / model.input_scaling.scale).max())
-    return "float64" if weight.dtype == torch.float64 or rounding > LARGEST_ROUNDING else "float32"
+    return "float64" if model.dtype == torch.float64 or rounding > LARGEST_ROUNDING else "float32"
 
 
 def about(model: Model) -> dict[str, Any]:
-    """Return what goes with an export: columns, classes, the net."""
+    """Return the description that a file contains: columns, classes, the network."""
     return {
         "format": 1,
         "deltaprop": __version__,
@@ -79,12 +144,7 @@ def about(model: Model) -> dict[str, Any]:
         "classes": [*model.class_names],
         "columns": None if model.encoding is None else model.encoding.to_json(),
         "targets": [*model.target_names],
-        "sizes": [model.net[0].in_features, *[m.out_features for m in model.net if isinstance(m, nn.Linear)]],
+        "sizes": model.sizes,
         "activations": [*model.config.activations, model.config.output_activation],
         "loss": model.objective.name,
     }
-
-
-def second(model: Model) -> str:
-    """Return what comes beside a class."""
-    return "probabilities" if model.objective.has_probabilities else "scores"

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from deltaprop.tracing.record import LayerRecord
-from deltaprop.tracing.summary import described, quantities, verdict
+from deltaprop.tracing.summary import architecture, quantities, verdict
 from deltaprop.tracing.trace import Trace
 from deltaprop.tracing.worked_example import as_text, steps
 from deltaprop.training.report.plots import Picture, color_scale, new_figure, render
@@ -28,7 +28,7 @@ def write_trace(trace: Trace, lr: float, folder: Path) -> None:
     """
     with SummaryWriter(str(folder), purge_step=0) as writer:
         text = "\n".join(f"    {line}" for line in as_text(steps(trace, lr)))  # indented: a code block in Markdown
-        writer.add_text("trace/steps", f"{described(trace)}\n\n{text}", 0)
+        writer.add_text("trace/steps", f"{architecture(trace)}\n\n{text}", 0)
         rows = [f"| {q.symbol} | {q.equation} | {q.shape} | {q.norm} | {q.autograd} | {q.differences} |"
                 for q in quantities(trace)]  # fmt: skip
         head = ["| | equation | shape | norm | autograd differs by | differences by |", "| --- " * 6 + "|"]
@@ -54,7 +54,7 @@ def _tensors(layer: LayerRecord) -> dict[str, Tensor]:
     """Return the quantities of a layer by name; a and σ'(z) only if it has an activation."""
     tensors = {"z": layer.z, "delta": layer.delta, "grad_weight": layer.grad_weight, "grad_bias": layer.grad_bias}
     if layer.activation:
-        tensors |= {"a": layer.a, "sigma_prime": layer.slope}
+        tensors |= {"a": layer.a, "sigma_prime": layer.derivative}
     return {name: tensor for name, tensor in tensors.items() if tensor is not None}
 
 
