@@ -118,7 +118,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], tuple[str, ...], str]] = {
         lambda: Path("t.csv").write_text("a,b\n1,2\n1,x\n,3\n"), (), "t.csv: row 2, column 'b': 'x' is text"
     ),
     "a gap at the last row": (_bad_last_row("b", None), (), "t.csv: row 300, column 'b': the cell is empty"),
-    "infinite": (_bad_last_row("b", "inf"), (), "t.csv: row 300, column 'b': inf is no finite number"),
+    "infinite": (_bad_last_row("b", "inf"), (), "t.csv: row 300, column 'b': inf is not a finite number"),
     "too large": (_bad_last_row("b", "1e300"), (), "1e+300"),
     "a cell too few": (lambda: Path("t.csv").write_text("a,b\n1,2\n1\n"), (), "t.csv: row 2: 1 cell, too few"),
     "no column": (lambda: write_csv(Path("t.csv"), {"a": [1], "bb": [2]}), (), "needs: did you mean 'bb'?"),

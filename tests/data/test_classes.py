@@ -8,10 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deltaprop import UserError
-from deltaprop.data import classes, from_table
-from deltaprop.data.classes import are_classes, check_classes, tally
+from deltaprop.data import classes
+from deltaprop.data.classes import Targets, are_classes, check_classes, tally
 from deltaprop.data.columns import Column
-from deltaprop.data.from_table import Targets
 
 
 @given(st.lists(st.sampled_from([0.0, -0.0, 1.0, 2.5, -3.0, 1e300, 7.0]), max_size=40), st.integers(1, 9))
@@ -44,15 +43,15 @@ def test_of_quantities_a_block_is_looked_at_and_no_more(monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("is_text", [False, True])
 def test_labels_are_numbered_block_by_block(is_text: bool, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(from_table, "AT_ONCE", 3)
-    values = np.array([2.0, 0.0, 1.0, 1.0, 2.0, 0.0, 0.0, 1.0])
+    monkeypatch.setattr(classes, "AT_ONCE", 3)
+    values = np.array([2.0, 0.0, 1.0, 1.0, 2.0, 0.0, 0.0, 1.0])[:, None]
     column = Column("y", "categories", names={"c": 0, "a": 1, "b": 2}) if is_text else Column("y", "numbers")
     targets = Targets("classification", ("a", "b", "c") if is_text else ("0", "1", "2"))
     expected = [1, 2, 0, 0, 1, 2, 2, 0] if is_text else [2, 0, 1, 1, 2, 0, 0, 1]
-    assert targets.labels(column, values, "t.csv").tolist() == expected
+    assert targets.encode([column], values, "t.csv").tolist() == expected
     few = Targets("classification", ("a", "c") if is_text else ("0", "1"))
     with pytest.raises(UserError, match=r"t\.csv: row 1, column 'y': class '[b2]' is in no training row"):
-        few.labels(column, values, "t.csv")
+        few.encode([column], values, "t.csv")
 
 
 def test_a_class_that_is_in_no_training_row_is_named():

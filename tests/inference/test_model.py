@@ -364,9 +364,9 @@ def test_no_rows_are_no_answers(runs: Runs, data: Any):
         ("numbers", [[1.0, 2.0], [3.0]], r"the data must be"),
         ("numbers", np.array([["1", "2"]]), "the data must be numbers, got an array of <U1"),
         ("numbers", np.array([[1 + 2j, 2]]), "the data must be numbers, got an array of complex128"),
-        ("numbers", np.array([[1.0, 2.0], [1.0, np.nan]]), "row 2, column 2: nan is no finite number"),
-        ("numbers", np.array([[np.inf, 2.0]]), "row 1, column 1: inf is no finite number"),
-        ("numbers", {"a": [1.0], "b": [np.inf]}, "row 1, column 'b': inf is no finite number"),
+        ("numbers", np.array([[1.0, 2.0], [1.0, np.nan]]), "row 2, column 2: nan is not a finite number"),
+        ("numbers", np.array([[np.inf, 2.0]]), "row 1, column 1: inf is not a finite number"),
+        ("numbers", {"a": [1.0], "b": [np.inf]}, "row 1, column 'b': inf is not a finite number"),
         (
             "numbers",
             {"a": [1.0], "bb": [1.0]},

@@ -23,7 +23,7 @@ from deltaprop.cli.runs import RunArgument, learnt_from, named
 from deltaprop.data.formats.csv import CsvTable
 from deltaprop.errors import UserError
 from deltaprop.inference.model import load
-from deltaprop.inference.predictions import FORMATS, STDOUT, answers, check_keep, unfinished, write
+from deltaprop.inference.predictions import FORMATS, STDOUT, check_keep, prediction_batches, unfinished, write
 
 DESCRIPTION = """Predict the class and the probability of each class, or the values, row by row, in order.
 
@@ -80,7 +80,7 @@ def main(words: Sequence[str]) -> int:
     if out != STDOUT:
         check_apart("--out", Path(out), run, *([] if data == "-" else [data]), *learnt_from(model.config))
     check_keep(blocks, arguments.keep)
-    found = answers(model, blocks, arguments.keep, as_csv=not out.lower().endswith(".parquet"))
+    found = prediction_batches(model, blocks, arguments.keep, as_csv=not out.lower().endswith(".parquet"))
     try:
         with ended_by_signals() if data == "-" else contextlib.nullcontext():
             rows = write(at_least_one(found, "stdin" if data == "-" else data), out)

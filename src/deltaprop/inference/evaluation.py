@@ -13,13 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from deltaprop.data import load_idx_folder
-from deltaprop.data.formats import is_table
-from deltaprop.data.formats.arrays import is_array, load_labelled
-from deltaprop.data.from_table import Targets
-from deltaprop.data.store import Progress, silent
+from deltaprop.data.classes import Targets
+from deltaprop.data.columns import Progress, silent
+from deltaprop.data.formats import find_format, unknown_format
 from deltaprop.errors import UserError
-from deltaprop.inference.inputs import FromArrays
 from deltaprop.inference.model import Model
 from deltaprop.training.evaluate import in_own_units
 
@@ -88,12 +85,11 @@ def evaluate_file(
         UserError: If the data have no target, or a class that training has not seen.
     """
     path = Path(data)
+    if find_format(path) is None:  # predict reads it as CSV
+        raise unknown_format(path)
     kinds = Targets(model.objective.task, model.class_names)
     how = {} if delimiter is None else {"delimiter": delimiter}
-    if is_table(path):
-        blocks = model.blocks(path, kinds=kinds, n_targets=len(model.target_names), progress=progress, **how)
-    else:
-        blocks = _of_arrays(model, path)
+    blocks = model.blocks(path, targets=kinds, n_targets=len(model.target_names), progress=progress, **how)
     outputs, targets = [], []
     for block in blocks.blocks():
         outputs.append(model.feed(block.x).cpu())
@@ -101,34 +97,8 @@ def evaluate_file(
     y = np.concatenate(targets) if targets else np.empty((0, 1))
     if not len(y):
         raise UserError(f"{path}: there are no rows to evaluate on")
-    dropped, warnings = 0, [*blocks.warnings]
-    if isinstance(blocks, FromArrays):
-        labels = y[:, 0].astype(np.int64) if model.class_names else y
-    else:
-        dropped = blocks.reader.dropped
-        labels = y
-        if model.class_names:
-            (column,) = blocks.reader.targets
-            labels = kinds.labels(column, y[:, 0], str(path), None if dropped else 1)
-    return evaluation_report(model, torch.cat(outputs), labels, dropped=dropped, warnings=warnings)
-
-
-def _of_arrays(model: Model, path: Path) -> FromArrays:
-    """Return the rows of arrays or of a folder with IDX files, labels by the model's classes."""
-    if is_array(path):
-        x, y = load_labelled(path, model.class_names)
-    else:
-        raw = load_idx_folder(str(path))
-        x, labels = (raw.x, raw.y) if raw.x_test is None or raw.y_test is None else (raw.x_test, raw.y_test)
-        if model.class_names != raw.class_names:
-            raise UserError(f"{path}: its classes are {', '.join(raw.class_names)}, the model's others")
-        y = labels.astype(np.float64)[:, None]
-    if y.shape[1] != len(model.target_names):
-        raise UserError(f"{path}: y has {y.shape[1]} columns, the model predicts {len(model.target_names)}")
-    found = model.blocks(x)
-    assert isinstance(found, FromArrays)
-    found.y = y
-    return found
+    labels = kinds.encode(blocks.target_columns, y, str(path), numbered=not blocks.dropped)
+    return evaluation_report(model, torch.cat(outputs), labels, dropped=blocks.dropped, warnings=blocks.warnings)
 
 
 def evaluation_report(

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from deltaprop.data import Encoding, Scaling
+from deltaprop.data.columns import Missing
 from deltaprop.errors import UserError, unknown_name
-from deltaprop.inference.inputs import FromArrays, FromTable, blocks_of
+from deltaprop.inference.inputs import InputBlocks, blocks_of
 from deltaprop.nn.modules import MLP
 from deltaprop.training.config import TrainConfig
 from deltaprop.training.devices import pick_device
@@ -131,7 +132,7 @@ class Model:
     image_shape: tuple[int, int] | None
     input_scaling: Scaling
     target_scaling: Scaling
-    missing: str
+    missing: Missing
     config: TrainConfig
 
     def __repr__(self) -> str:
@@ -223,7 +224,7 @@ class Model:
         """Return outputs that stand for numbers in the units of the training data, float64."""
         return self.target_scaling.invert(outputs.double().cpu())
 
-    def blocks(self, data: Any, **how: Any) -> FromTable | FromArrays:
+    def blocks(self, data: Any, **how: Any) -> InputBlocks:
         """Return the rows of data, block by block, as the net takes them."""
         weight = self.net[0].weight
         assert isinstance(weight, Tensor)

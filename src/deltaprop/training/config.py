@@ -288,7 +288,7 @@ class TrainConfig:
             target=self.target, drop=self.drop, categorical=self.categorical, task=self.task, missing=self.missing,
             delimiter=self.delimiter,
         )  # fmt: skip
-        return Source(data=self.data, choices=choices, test=self.test, room=self.room)
+        return Source(data=self.data, options=choices, test=self.test, cache=self.room)
 
     @property
     def room(self) -> CacheConfig:

@@ -19,7 +19,8 @@ from torch import nn
 
 from deltaprop._version import __version__
 from deltaprop.data import BUILTIN, Dataset, Deformation, Scaling, check_source, load
-from deltaprop.data.store import Progress, Storage, silent
+from deltaprop.data.columns import Progress, silent
+from deltaprop.data.store import Storage
 from deltaprop.epoch_state import EpochState
 from deltaprop.errors import UserError, setting
 from deltaprop.explicit.precision import check_precision
@@ -170,7 +171,7 @@ def prepare(
     split_seed = config.seed if split_seed is None else split_seed
     source = config.source
     dataset = load(
-        replace(source, room=replace(source.room, progress=progress), storage=storage),
+        replace(source, cache=replace(source.cache, progress=progress), storage=storage),
         seed=split_seed,
         test_fraction=config.test_fraction,
         val_fraction=config.val_fraction,
