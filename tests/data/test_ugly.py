@@ -195,13 +195,13 @@ TESTS = [
 ZIPPED = gzip.compress(GOOD.encode())
 FILES = [
     Case("a spreadsheet called .csv", b"PK\x03\x04" + bytes(range(256)), r"t\.csv: .*a spreadsheet.*: save it as CSV"),
-    Case("Parquet called .csv", columns(a=range(N)), r"t\.csv: this is no CSV but Parquet: name it \.parquet"),
+    Case("Parquet called .csv", columns(a=range(N)), r"t\.csv: this is Parquet, not CSV: name it \.parquet"),
     Case("gzip called .csv", ZIPPED, r"t\.csv: .*"),
     Case("CSV called .gz", GOOD, r"t\.csv\.gz: this is not compressed by gzip: name it without \.gz", file="t.csv.gz"),
     Case("nothing called .gz", b"", r"t\.csv\.gz: .*empty.*", file="t.csv.gz"),
     Case("gzip of nothing", gzip.compress(b""), r"t\.csv\.gz: .*empty.*", file="t.csv.gz"),
     Case("gzip cut short", ZIPPED[:-20], r"t\.csv\.gz: .*ended before.*", file="t.csv.gz"),
-    Case("gzip cut short far below", gzip.compress(f"a,b,y\n{BIG}".encode())[:-99999], r"t\.csv\.gz: .*[Tt]runcated.*",
+    Case("gzip cut short far below", gzip.compress(f"a,b,y\n{BIG}".encode())[:-99999], r"t\.csv\.gz: .*ended before.*",
          file="t.csv.gz"),
     Case("gzip with a wrong sum", ZIPPED[:-8] + bytes(4) + ZIPPED[-4:], r"t\.csv\.gz: .*CRC.*", file="t.csv.gz"),
     Case("a bomb of one row", gzip.compress(b"a,b,y\n1,2," + bytes(50 << 20)), r"t\.csv\.gz: .*", file="t.csv.gz"),
