@@ -1,4 +1,4 @@
-"""Classes: counted as numpy.unique counts, block by block."""
+"""Classes: recognised, numbered and checked block by block."""
 
 from __future__ import annotations
 
@@ -9,18 +9,8 @@ from hypothesis import strategies as st
 
 from deltaprop import UserError
 from deltaprop.data import classes
-from deltaprop.data.classes import Targets, are_classes, check_classes, tally
+from deltaprop.data.classes import Targets, are_classes, check_classes
 from deltaprop.data.columns import Column
-
-
-@given(st.lists(st.sampled_from([0.0, -0.0, 1.0, 2.5, -3.0, 1e300, 7.0]), max_size=40), st.integers(1, 9))
-def test_a_tally_is_what_unique_returns_however_it_is_cut(values: list[float], at_once: int):
-    expected = np.unique(np.array(values), return_index=True, return_counts=True)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(classes, "AT_ONCE", at_once)
-        found = tally(np.array(values))
-    for one, other in zip(found, expected, strict=True):
-        np.testing.assert_array_equal(one, other)
 
 
 @given(st.lists(st.integers(-30, 30).map(float) | st.sampled_from([0.5, 1e18]), max_size=40), st.integers(1, 9))

@@ -223,7 +223,7 @@ FILES = [
     Case("parts with text among numbers", parts(p1=columns(a=["1"] * N), p2=columns(a=["1"] * 39 + ["oops"])),
          r"d(/p2\.parquet)?: row (80|40), column 'a': 'oops' is text.*", file="d"),
     Case("Parquet with a name twice", lambda path: parquet.write_table(pa.table([[1], [2]], names=["a", "a"]), path),
-         r"t\.parquet: two columns are called 'a': rename one", file="t.parquet"),
+         r"t\.parquet: columns 1 and 2 are both called 'a': rename one", file="t.parquet"),
     Case("Parquet of one column", columns(y=CLASSES), r"t\.parquet: .*need two", file="t.parquet"),
     Case("Parquet without a row", columns(a=[], y=pa.array([], pa.string())), r"t\.parquet: .*no row.*",
          file="t.parquet"),

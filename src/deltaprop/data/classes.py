@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from deltaprop.data.columns import ABSENT, Column, Numbers, TaskChoice, plain
 from deltaprop.data.raw import Task
-from deltaprop.data.splits import Array, Rows
+from deltaprop.data.splits import Array
 from deltaprop.errors import UserError
 
 AT_ONCE = 1 << 20  # rows that are processed together, which bounds the working memory
@@ -62,7 +62,7 @@ class Targets:
                     f"{where}: the target {columns[at].name!r} is {values[0, at]:g} in every row: nothing to learn"
                 )
             return cls("regression", ())
-        uniques, firsts, counts = tally(values[:, 0])
+        uniques, counts = np.unique(values[:, 0], return_counts=True)
         names = [plain(value) for value in uniques]
         if texts:
             by_number = {number: name for name, number in column.names.items()}
@@ -71,7 +71,7 @@ class Targets:
             raise UserError(f"{where}: the target {column.name!r} is {names[0]!r} in every row: one class only")
         once = np.flatnonzero(counts < 2)
         if len(once):
-            row = f" (row {firsts[once[0]] + 1})" if numbered else ""
+            row = f" (row {int((values[:, 0] == uniques[once[0]]).argmax()) + 1})" if numbered else ""
             others = f" (and {len(once) - 1} more)" if len(once) > 1 else ""
             hint = "" if texts else "; if these are quantities, `task='regression'`"
             raise UserError(
@@ -161,26 +161,6 @@ def are_classes(values: Array) -> bool:
         if len(uniques) > MOST_CLASSES or bool((uniques % 1 != 0).any()):
             return False
     return True
-
-
-def tally(values: Array) -> tuple[Array, Rows, Rows]:
-    """Return the different values in rising order, the first row of each, and the number of its rows.
-
-    The same as ``numpy.unique``, which makes six copies of all rows; this takes memory for a block of them.
-
-    Example:
-        >>> tally(np.array([3.0, 1.0, 3.0]))
-        (array([1., 3.]), array([1, 0]), array([1, 2]))
-    """
-    blocks = [
-        np.unique(values[start : start + AT_ONCE], return_index=True, return_counts=True)
-        for start in range(0, max(1, len(values)), AT_ONCE)
-    ]
-    firsts = np.concatenate([first + number * AT_ONCE for number, (_, first, _) in enumerate(blocks)])
-    uniques, index, which = np.unique(np.concatenate([u for u, _, _ in blocks]), return_index=True, return_inverse=True)
-    counts = np.zeros(len(uniques), dtype=np.intp)
-    np.add.at(counts, which, np.concatenate([count for _, _, count in blocks]))
-    return uniques, firsts[index], counts  # blocks are in order: the first that has a value has its first row
 
 
 def check_classes(train: Array, others: dict[str, Array], class_names: Sequence[str] = ()) -> None:

@@ -18,16 +18,7 @@ from deltaprop.data.formats.table import Table
 from deltaprop.data.raw import Task
 from deltaprop.data.scaling import Scaling
 from deltaprop.data.splits import Array, Rows
-from deltaprop.data.store import (
-    ROWS_AT_ONCE,
-    UNLIMITED,
-    CacheConfig,
-    InMemory,
-    LoadedTable,
-    OnDisk,
-    Storage,
-    load_rows,
-)
+from deltaprop.data.store import ROWS_AT_ONCE, UNLIMITED, CacheConfig, InMemory, LoadedTable, OnDisk, Storage, load_rows
 from deltaprop.errors import UserError, setting
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from deltaprop.data.builtin import BUILTIN
 from deltaprop.data.classes import Targets, array_targets, check_classes
-from deltaprop.data.columns import TableOptions, TaskChoice, select_columns
+from deltaprop.data.columns import TableOptions, select_columns
 from deltaprop.data.dataset import Dataset, EncodedRows, FittedData, Part, Split, StreamedSplit
 from deltaprop.data.formats import find_format, is_table, open_table, unknown_format
 from deltaprop.data.formats.arrays import ArrayFile
@@ -186,20 +186,19 @@ def load(
     asked = Source(data=source) if isinstance(source, str) else source
     source, options = asked.data, asked.options
     test = None if asked.test is None else Path(asked.test)
+    raw: RawData | RawTable
     if source in BUILTIN:
-        return _prepare(_check_task(BUILTIN[source](int(seed)), source, options.task), how)
-    if is_table(source):
+        raw = BUILTIN[source](int(seed))
+    elif is_table(source):
         how.check_pictures(source)
-        return _prepare(read_table(Path(source), options, asked.cache, test, asked.storage), how)
-    if find_format(source) is ArrayFile:
-        return _prepare(_read_arrays(Path(source), options, test), how)
-    return _prepare(_check_task(load_idx_folder(source), source, options.task), how)
-
-
-def _check_task(raw: RawData, source: str, task: TaskChoice) -> RawData:
-    if task not in ("auto", raw.task):
-        raise UserError(f"{setting('task', task)}: {source} is for {raw.task}")
-    return raw
+        raw = read_table(Path(source), options, asked.cache, test, asked.storage)
+    elif find_format(source) is ArrayFile:
+        raw = _read_arrays(Path(source), options, test)
+    else:
+        raw = load_idx_folder(source)
+    if options.task not in ("auto", raw.task):
+        raise UserError(f"{setting('task', options.task)}: {source} is for {raw.task}")
+    return _prepare(raw, how)
 
 
 def _read_arrays(path: Path, options: TableOptions, test: Path | None) -> RawData:

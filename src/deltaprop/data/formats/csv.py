@@ -6,6 +6,7 @@ are counted from 1, the first below the header.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import gzip
 import io
@@ -14,9 +15,9 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeAlias
 
-from deltaprop.data.formats.table import NUMBER, Batch, counted
+from deltaprop.data.formats.table import NUMBER, Batch, check_names, counted
 from deltaprop.errors import UserError
 
 HEAD_BYTES = 1 << 16  # bytes of a file, from which its delimiter and its header are read
@@ -24,6 +25,7 @@ BLOCK_BYTES = 1 << 22  # bytes read at a time; a row, quoted line breaks include
 BOM = b"\xef\xbb\xbf"
 DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
 CSV_NAMES = (".csv", ".tsv", ".tab", ".txt", ".csv.gz", ".tsv.gz", ".tab.gz", ".txt.gz")
+Opener: TypeAlias = Callable[[], BinaryIO | io.RawIOBase]
 OTHER_FORMATS = {
     b"\xff\xfe": "UTF-16, not UTF-8: save it as UTF-8",
     b"\xfe\xff": "UTF-16, not UTF-8: save it as UTF-8",
@@ -40,6 +42,7 @@ class CsvTable:
     Attributes:
         path: The file, or a name for a pipe.
         names: The names of the columns.
+        files: The file.
         delimiter: Between cells.
         source: Opens the file at its beginning.
         head: The bytes before the first row.
@@ -48,43 +51,31 @@ class CsvTable:
 
     path: Path
     names: list[str]
+    files: tuple[Path, ...]
     delimiter: str
-    source: Callable[[], BinaryIO | io.RawIOBase]
+    source: Opener
     head: bytes
     blanks: bool = False
-
-    @property
-    def files(self) -> list[Path]:
-        """The one file."""
-        return [self.path]
 
     def place(self, row: int) -> str:
         """Return the file and the number of a row."""
         return f"{self.path}: row {row}"
 
     @classmethod
-    def open(
-        cls,
-        path: Path,
-        delimiter: str,
-        source: Callable[[], BinaryIO | io.RawIOBase] | None = None,
-        *,
-        least: int = 2,
-    ) -> CsvTable:
+    def open(cls, path: Path, delimiter: str, source: Opener | None = None, *, least: int = 2) -> CsvTable:
         """Return the table of a file, or of what ``source`` opens; see :func:`open_table`."""
         if delimiter not in ("auto", "tab") and (len(delimiter) != 1 or delimiter in '"\r\n'):
             raise UserError(f"`delimiter` must be auto, tab or one character, got {delimiter!r}")
-        source = source or (lambda: _open(path))
-        with source() as raw:
-            begin = _read(path, _unpacked(path, raw), HEAD_BYTES)
-        line, head = _header(path, begin)
+        source = source or (lambda: path.open("rb"))
+        with _read_errors(path), source() as raw:
+            line, head = _header(path, _unpacked(path, raw).read(HEAD_BYTES))
         # The delimiter that occurs most often outside quotes; csv.Sniffer would also take a letter or a blank.
         most = max(DELIMITERS, key=re.sub(r'"[^"]*"', "", line).count)
         delimiter = {"tab": "\t", "auto": most}.get(delimiter, delimiter)
         names = [name.strip() for name in next(csv.reader([line], delimiter=delimiter))]
         _check_header(path, names, delimiter, least)
         begins_blank = head.removeprefix(BOM).startswith((b"\r", b"\n"))
-        return cls(path, names, delimiter, source, head, blanks=len(names) == 1 and not begins_blank)
+        return cls(path, names, (path,), delimiter, source, head, blanks=len(names) == 1 and not begins_blank)
 
     @classmethod
     def of_stream(cls, name: Path, stream: BinaryIO, delimiter: str) -> CsvTable:
@@ -145,10 +136,10 @@ class CsvTable:
         row = rb'(?:[^"\r\n]++|(?<![^%s\r\n])"[^"]*+(?:""[^"]*+)*+"|(?<=[^%s\r\n])")*+' % (delimiter, delimiter)
         rows = re.compile(rb"(?:%s(?:\r\n|\n|\r(?!\Z)))*+" % row)  # a final \r may be half of a line break
         rest = b""
-        with self.source() as raw:
+        with _read_errors(self.path), self.source() as raw:
             stream = _unpacked(self.path, raw)
-            _read(self.path, stream, len(self.head))
-            while piece := _read(self.path, stream, BLOCK_BYTES):
+            stream.read(len(self.head))
+            while piece := stream.read(BLOCK_BYTES):
                 on_bytes(raw.tell() if raw.seekable() else 0)
                 rest += piece
                 end = _end(rows, rest)
@@ -208,27 +199,20 @@ def _end(pattern: re.Pattern[bytes], text: bytes, start: int = 0) -> int:
     return start if match is None else match.end()
 
 
-def _open(path: Path) -> BinaryIO:
-    try:
-        return path.open("rb")
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: there is no such file") from error
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from error
-
-
 def _unpacked(path: Path, raw: Any) -> Any:
     """Return the stream of a file's text."""
     return gzip.GzipFile(fileobj=raw) if path.name.lower().endswith(".gz") else raw
 
 
-def _read(path: Path, stream: Any, size: int) -> bytes:
-    """Return the next bytes of a stream."""
+@contextlib.contextmanager
+def _read_errors(path: Path) -> Iterator[None]:
+    """Turn an error of the system or of gzip into a UserError."""
     try:
-        data: bytes = stream.read(size)
-        return data
+        yield
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: there is no such file") from error
     except (OSError, EOFError, zlib.error) as error:
-        if "Not a gzipped file" in str(error) and stream.tell() == 0:
+        if "Not a gzipped file" in str(error):
             raise UserError(f"{path}: this is not compressed by gzip: name it without .gz") from error
         raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
@@ -272,16 +256,7 @@ def _check_header(path: Path, names: Sequence[str], delimiter: str, least: int) 
                 f"{path}: no header: the first line has numbers where names should be ({numbers[0]}, …): "
                 "put a line with a name for each column above it"
             )
-    for at, name in enumerate(names):
-        if not name:
-            raise UserError(
-                f"{path}: column {at + 1} has no name in the header (an index, as pandas writes one?): "
-                "name it, or write the file without it"
-            )
-        if name in names[:at]:
-            raise UserError(
-                f"{path}: columns {names.index(name) + 1} and {at + 1} are both called {name!r}: rename one"
-            )
+    check_names(path, names)
     if len(names) < least:
         others = ", ".join(DELIMITERS.values())
         raise UserError(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deltaprop.data.formats.table import ROWS_AT_ONCE, Batch, counted, type_family
+from deltaprop.data.formats.table import ROWS_AT_ONCE, Batch, check_names, counted, type_family
 from deltaprop.errors import UserError
 
 PARQUET_NAMES = (".parquet", ".pq")
@@ -106,12 +106,6 @@ def _columns_of(path: Path) -> dict[str, str]:
     except (pyarrow.ArrowException, OSError) as error:
         what = getattr(error, "strerror", None) or f"not a sound Parquet file: {' '.join(str(error).split())[:200]}"
         raise UserError(f"{path}: {what}") from error
-    columns: dict[str, str] = {}
-    for at in _column_indices(schema):
-        name = schema.names[at].strip()
-        if not name:
-            raise UserError(f"{path}: column {at + 1} has no name: name it")
-        if name in columns:
-            raise UserError(f"{path}: two columns are called {name!r}: rename one")
-        columns[name] = type_family(schema.field(at).type)
-    return columns
+    indices = _column_indices(schema)
+    check_names(path, [schema.names[at].strip() for at in indices])
+    return {schema.names[at].strip(): type_family(schema.field(at).type) for at in indices}

@@ -90,11 +90,21 @@ def as_table(data: Any) -> ArrowTable:
         raise UserError(
             f"the data must be a file, an array or a table with columns, got {type(data).__name__}: {message}"
         ) from error
-    names = table.column_names
-    if len({*names}) < len(names):
-        twice = next(name for at, name in enumerate(names) if name in names[:at])
-        raise UserError(f"the table: two columns are called {twice!r}: rename one")
+    check_names("the table", table.column_names)
     return ArrowTable(table)
+
+
+def check_names(where: Path | str, names: Sequence[str]) -> None:
+    """Refuse a column without a name, and two of the same name."""
+    for at, name in enumerate(names):
+        if not name:
+            raise UserError(
+                f"{where}: column {at + 1} has no name (an index, as pandas writes one?): name it, or leave it out"
+            )
+        if name in names[:at]:
+            raise UserError(
+                f"{where}: columns {names.index(name) + 1} and {at + 1} are both called {name!r}: rename one"
+            )
 
 
 def type_family(arrow_type: Any) -> str:
