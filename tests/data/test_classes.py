@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from deltaprop import UserError
 from deltaprop.data import classes
-from deltaprop.data.classes import Targets, are_classes, check_classes
+from deltaprop.data.classes import Targets, TargetValues, are_classes, check_classes
 from deltaprop.data.columns import Column
 
 
@@ -38,10 +38,10 @@ def test_labels_are_numbered_block_by_block(is_text: bool, monkeypatch: pytest.M
     column = Column("y", "categories", names={"c": 0, "a": 1, "b": 2}) if is_text else Column("y", "numbers")
     targets = Targets("classification", ("a", "b", "c") if is_text else ("0", "1", "2"))
     expected = [1, 2, 0, 0, 1, 2, 2, 0] if is_text else [2, 0, 1, 1, 2, 0, 0, 1]
-    assert targets.encode([column], values, "t.csv").tolist() == expected
+    assert targets.encode(TargetValues([column], values, "t.csv")).tolist() == expected
     few = Targets("classification", ("a", "c") if is_text else ("0", "1"))
     with pytest.raises(UserError, match=r"t\.csv: row 1, column 'y': class '[b2]' is in no training row"):
-        few.encode([column], values, "t.csv")
+        few.encode(TargetValues([column], values, "t.csv"))
 
 
 def test_a_class_that_is_in_no_training_row_is_named():

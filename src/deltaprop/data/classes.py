@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +17,22 @@ from deltaprop.errors import UserError
 
 AT_ONCE = 1 << 20  # rows that are processed together, which bounds the working memory
 MOST_CLASSES = 20  # whole numbers of at most this many different values are taken for classes
+
+
+class TargetValues(NamedTuple):
+    """Targets as they were read.
+
+    Attributes:
+        columns: Their columns, after all rows were read.
+        values: What was read of them, [N, k].
+        where: The file.
+        numbered: Whether rows are as in the file, so that messages can give their numbers.
+    """
+
+    columns: Sequence[Column]
+    values: Numbers
+    where: str
+    numbered: bool = True
 
 
 @dataclass(frozen=True)
@@ -30,21 +48,17 @@ class Targets:
     class_names: tuple[str, ...]
 
     @classmethod
-    def infer(
-        cls, columns: Sequence[Column], values: Numbers, where: str, task: TaskChoice, *, numbered: bool = True
-    ) -> Targets:
+    def infer(cls, read: TargetValues, task: TaskChoice) -> Targets:
         """Return whether targets are classes or numbers, and the names of the classes.
 
         Args:
-            columns: The columns of the targets, after all rows were read.
-            values: What was read of them, [N, k].
-            where: The file.
+            read: The targets.
             task: The user's choice; ``"auto"`` takes text and few different whole numbers for classes.
-            numbered: Whether rows are as in the file, so that messages can give their numbers.
 
         Raises:
             UserError: If they cannot be what the user chose, or all rows have the same target, or a class has one row.
         """
+        columns, values, where, numbered = read
         texts = [column for column in columns if column.kind == "categories"]
         column = columns[0]
         if len(columns) > 1 and (texts or task == "classification"):
@@ -80,21 +94,13 @@ class Targets:
             )
         return cls("classification", tuple(sorted(names) if texts else names))
 
-    def encode(
-        self, columns: Sequence[Column], values: Numbers, where: str, *, numbered: bool = True
-    ) -> Numbers | NDArray[np.int64]:
+    def encode(self, read: TargetValues) -> Numbers | NDArray[np.int64]:
         """Return the index of each row's class, [N], or the numbers as they are, [N, k].
-
-        Args:
-            columns: The columns of the targets, after all rows were read.
-            values: What was read of them, [N, k].
-            where: The file.
-            numbered: As for :meth:`infer`.
 
         Raises:
             UserError: If a row has a class that is not in ``class_names``, or text instead of a number.
         """
-        column = columns[0]
+        (column, *_), values, where, numbered = read
         if not self.class_names:
             if column.kind == "categories":
                 raise UserError(f"{where}: {_has_text(column)}: numbers are needed")
@@ -131,21 +137,23 @@ class Targets:
         return [Column(name, "categories", forced=True, verbatim=verbatim) for name in names]
 
 
-def array_targets(name: str, y: Array, *, as_numbers: bool) -> tuple[list[Column], Numbers]:
-    """Return an array of targets, [N] or [N, k], as the columns of a table and what would be read of them, [N, k].
+def array_targets(path: Path | str, name: str, y: Array, *, as_numbers: bool) -> TargetValues:
+    """Return an array of targets, [N] or [N, k], as what would be read of the columns of a table.
 
     Args:
-        name: Of the array; several columns are called name1, name2, ….
+        path: The file.
+        name: The name of the array; several columns are called name1, name2, ….
         y: Numbers, or text [N].
         as_numbers: Whether True and False are 1 and 0 rather than classes.
     """
     if y.dtype.kind in "US" or (y.dtype.kind == "b" and y.ndim == 1 and not as_numbers):
         values, which = np.unique(y, return_inverse=True)
         names = [value.decode(errors="replace") if isinstance(value, bytes) else str(value) for value in values]
-        return [Column(name, "categories", names={n: at for at, n in enumerate(names)})], which[:, None].astype(float)
+        column = Column(name, "categories", names={n: at for at, n in enumerate(names)})
+        return TargetValues([column], which[:, None].astype(np.float64), str(path))
     y = y.astype(np.float64).reshape(len(y), -1)
     names = [name] if y.shape[1] == 1 else [f"{name}{at + 1}" for at in range(y.shape[1])]
-    return [Column(name, "numbers", forced=True) for name in names], y
+    return TargetValues([Column(name, "numbers", forced=True) for name in names], y, str(path))
 
 
 def are_classes(values: Array) -> bool:

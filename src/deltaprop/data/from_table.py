@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from deltaprop.data.classes import Targets
+from deltaprop.data.classes import Targets, TargetValues
 from deltaprop.data.columns import Reader, TableOptions, check_columns, select_columns
 from deltaprop.data.dataset import EncodedRows, FittedData, TableFacts
 from deltaprop.data.encoder import Encoder
@@ -27,40 +27,29 @@ class RawTable:
     """A table that was read, before it is split.
 
     Attributes:
+        name: The name of the file or folder.
+        task: ``"classification"`` or ``"regression"``.
+        class_names: One name per class, empty for regression.
+        y: Labels [N], or numbers [N, k].
         table: The table.
         test: A table of test rows; None to take a part of these.
         options: The user's choices.
         cache: Where rows may be stored.
         storage: Where the rows must be stored, as when the run began; None for where they fit.
         loaded: What was read of ``table``, without the targets.
-        targets: Whether the targets are classes or numbers.
-        y: Labels [N], or numbers [N, k].
     """
 
+    name: str
+    task: Task
+    class_names: tuple[str, ...]
+    y: Array
     table: Table
     test: Table | None
     options: TableOptions
     cache: CacheConfig
     storage: Storage | None
     loaded: LoadedTable
-    targets: Targets
-    y: Array
     image_shape: None = None
-
-    @property
-    def name(self) -> str:
-        """The name of the file or folder."""
-        return self.table.path.name
-
-    @property
-    def task(self) -> Task:
-        """``"classification"`` or ``"regression"``."""
-        return self.targets.task
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """One name per class, empty for regression."""
-        return self.targets.class_names
 
     def fit(self, train_rows: Rows, dtype: torch.dtype, *, standardise: bool) -> FittedData:
         """Fit the encoding on the training rows, and read the test table by it.
@@ -93,13 +82,14 @@ class RawTable:
         warnings, of_test, test = _warnings(encoding, len(train_rows)), None, None
         if self.test is not None:
             cache = replace(self.cache, memory=0) if storage == "disk" else self.cache
-            targets = self.targets.columns(encoding.targets)
-            of_test = load_rows(Reader(self.test, encoding.columns(), targets, options.missing), options, cache)
-            _check_rows(self.test.path, of_test)
+            targets = Targets(self.task, self.class_names)
+            columns = encoding.columns(), targets.columns(encoding.targets)
+            of_test = load_rows(Reader(self.test, *columns, options.missing), options, cache)
+            y_test = _targets_of(of_test, self.test.path)
             if storage != "disk" and isinstance(of_test.store, OnDisk):  # `storage` is one for both: read again to disk
                 again = read_table(path, options, self.cache, self.test.path, "disk")
                 return again.fit(train_rows, dtype, standardise=standardise)
-            test = encoded(of_test, _encode_targets(self.targets, of_test, self.test.path))
+            test = encoded(of_test, targets.encode(y_test))
             warnings += unseen_categories(encoding, of_test.inputs, str(self.test.path))
         return FittedData(
             scaling=scaling,
@@ -138,35 +128,32 @@ def read_table(
     test_table = None if test is None else open_table(test, options.delimiter)
     inputs, targets = select_columns(table, options, [] if test_table is None else test_table.names)
     if test_table is not None:
-        names = [column.name for column in (*inputs, *targets)]
-        check_columns(test_table, names, f"{path} has")
+        used = [column.name for column in (*inputs, *targets)]
+        check_columns(test_table, used, f"{path} has")
         for name in test_table.names:
-            if name not in names and name not in options.drop:
+            if name not in used and name not in options.drop:
                 raise UserError(
                     f"{test_table.path}: unlike {path}: it has a column {name!r} more; {setting('drop', name)} "
                     "leaves it out"
                 )
 
     def infer(loaded: LoadedTable) -> Targets:
-        _check_rows(path, loaded)
-        numbered = not loaded.dropped
-        return Targets.infer(loaded.target_columns, loaded.targets, str(path), options.task, numbered=numbered)
+        return Targets.infer(_targets_of(loaded, path), options.task)
 
     loaded = load_rows(Reader(table, inputs, targets, options.missing), options, cache, infer)
     inferred = infer(loaded)
-    y = _encode_targets(inferred, loaded, path)
+    y = inferred.encode(_targets_of(loaded, path))
     loaded = replace(loaded, targets=np.empty((0, len(targets))))  # y holds them now, and they may be many
-    return RawTable(table, test_table, options, cache, storage, loaded, inferred, y)
+    task, names = inferred.task, inferred.class_names
+    return RawTable(path.name, task, names, y, table, test_table, options, cache, storage, loaded)
 
 
-def _encode_targets(targets: Targets, loaded: LoadedTable, path: Path) -> Array:
-    return targets.encode(loaded.target_columns, loaded.targets, str(path), numbered=not loaded.dropped)
-
-
-def _check_rows(path: Path, loaded: LoadedTable) -> None:
+def _targets_of(loaded: LoadedTable, path: Path) -> TargetValues:
+    """Return the targets of a table, which must have rows."""
     if not len(loaded.targets):
         what = "every row has a missing cell" if loaded.dropped else "there is a header, and no row below it"
         raise UserError(f"{path}: {what}")
+    return TargetValues(loaded.target_columns, loaded.targets, str(path), not loaded.dropped)
 
 
 def _warnings(encoding: Encoding, rows: int) -> list[str]:

@@ -204,15 +204,14 @@ def load(
 def _read_arrays(path: Path, options: TableOptions, test: Path | None) -> RawData:
     """Return the data set of a file of arrays."""
     x, y, x_test, y_test = ArrayFile(path).read(options.target, test)
-    columns, values = array_targets("y", y, as_numbers=options.task == "regression")
-    targets = Targets.infer(columns, values, str(path), options.task)
+    read = array_targets(path, "y", y, as_numbers=options.task == "regression")
+    targets = Targets.infer(read, options.task)
     if y_test is not None:
         name = "y_test" if test is None else "y"
-        test_targets = array_targets(name, y_test, as_numbers=targets.task == "regression")
-        y_test = targets.encode(*test_targets, str(test or path))
+        y_test = targets.encode(array_targets(test or path, name, y_test, as_numbers=targets.task == "regression"))
     pictures = x.ndim == 3 and x.dtype == np.uint8
     return RawData(
-        name=path.name, task=targets.task, x=x, y=targets.encode(columns, values, str(path)), x_test=x_test,
+        name=path.name, task=targets.task, x=x, y=targets.encode(read), x_test=x_test,
         y_test=y_test, class_names=targets.class_names, pictures=pictures, full_scale=255.0 if pictures else None,
     )  # fmt: skip
 
@@ -246,7 +245,7 @@ def _prepare(raw: RawData | RawTable, how: _LoadOptions) -> Dataset:
 
     def part(of: EncodedRows, rows: Rows) -> Part:
         if labels is not None:
-            y = torch.from_numpy(of.y[rows].astype(np.int64))
+            y = torch.from_numpy(of.y[rows].astype(np.int64, copy=False))
         else:
             y = target_scaling.apply(torch.from_numpy(of.y[rows]).double()).to(how.dtype)
             _check_finite(y)

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from deltaprop.data.classes import Targets
+from deltaprop.data.classes import Targets, TargetValues
 from deltaprop.data.columns import Progress, silent
 from deltaprop.data.formats import find_format, unknown_format
 from deltaprop.errors import UserError
@@ -97,7 +97,7 @@ def evaluate_file(
     y = np.concatenate(targets) if targets else np.empty((0, 1))
     if not len(y):
         raise UserError(f"{path}: there are no rows to evaluate on")
-    labels = kinds.encode(blocks.target_columns, y, str(path), numbered=not blocks.dropped)
+    labels = kinds.encode(TargetValues(blocks.target_columns, y, str(path), not blocks.dropped))
     return evaluation_report(model, torch.cat(outputs), labels, dropped=blocks.dropped, warnings=blocks.warnings)
 
 

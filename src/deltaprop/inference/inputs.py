@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from deltaprop.data import Encoding, Scaling
-from deltaprop.data.classes import Targets, array_targets
+from deltaprop.data.classes import Targets, TargetValues, array_targets
 from deltaprop.data.columns import Column, Missing, Numbers, Progress, Reader, check_columns, silent
 from deltaprop.data.encoder import Encoder
 from deltaprop.data.encoding import Input, unseen_categories
@@ -136,8 +136,7 @@ def blocks_of(
         UserError: If a column does not exist, or the shape does not fit.
     """
     table: Table | None = data if isinstance(data, CsvTable) else None
-    columns: list[Column] = []
-    values: Numbers | None = None
+    read: TargetValues | None = None
     if isinstance(data, str | Path):
         opened = open_source(Path(data), delimiter, least=1)
         if not isinstance(opened, ArrayFile | IdxFolder):
@@ -145,14 +144,16 @@ def blocks_of(
         elif targets is None:
             data = opened.inputs()
         else:
-            path, (data, y) = data, opened.evaluation_part()
-            columns, values = array_targets("y", y, as_numbers=targets.task == "regression")
-            if len(columns) != n_targets:
-                raise UserError(f"{path}: y has {len(columns)} columns, the model predicts {n_targets}")
+            data, y = opened.evaluation_part()
+            read = array_targets(opened.path, "y", y, as_numbers=targets.task == "regression")
+            if len(read.columns) != n_targets:
+                raise UserError(f"{opened.path}: y has {len(read.columns)} columns, the model predicts {n_targets}")
     if table is None and isinstance(data, np.ndarray | Tensor | list | tuple):
         x = _as_rows(data, encoding, n_inputs)
         if encoding is None:
             encoding = Encoding(tuple(Input(str(at + 1), "numbers") for at in range(n_inputs)), ())
+        values = np.empty((len(x), 0)) if read is None else read.values
+        columns = [] if read is None else [*read.columns]
         return InputBlocks(encoding, scaling, dtype, _array_blocks(x, values), columns)
     if table is None:
         table = as_table(data)
@@ -166,16 +167,12 @@ def blocks_of(
     return InputBlocks(encoding, scaling, dtype, reader.blocks(progress), columns, reader)
 
 
-def _array_blocks(x: Any, values: Numbers | None) -> Iterator[tuple[Numbers, Rows, None]]:
+def _array_blocks(x: Any, targets: Numbers) -> Iterator[tuple[Numbers, Rows, None]]:
     """Yield blocks of an array [N, p] and its targets, as `InputBlocks.raw`."""
     for start in range(0, len(x), ROWS_AT_ONCE):
         some = slice(start, start + ROWS_AT_ONCE)
-        raw = np.asarray(x[some], dtype=np.float64)
-        yield (
-            raw if values is None else np.concatenate([raw, values[some]], axis=1),
-            np.arange(len(raw)) + start + 1,
-            None,
-        )
+        raw = np.concatenate([np.asarray(x[some], dtype=np.float64), targets[some]], axis=1)
+        yield raw, np.arange(len(raw)) + start + 1, None
 
 
 def _as_rows(data: Any, encoding: Encoding | None, n_inputs: int) -> Any:
