@@ -13,8 +13,7 @@ from torch.testing import assert_close
 
 from deltaprop.data import CacheConfig, Encoding, Scaling, TableOptions
 from deltaprop.data.columns import Column, Reader
-from deltaprop.data.encoder import Encoder
-from deltaprop.data.encoding import fit_encoding
+from deltaprop.data.encoding import Encoder, fit_encoding
 from deltaprop.data.formats import open_table
 from deltaprop.data.store import InMemory, LoadedTable, load_rows
 from deltaprop.errors import UserError

@@ -16,8 +16,7 @@ from deltaprop import UserError
 from deltaprop.cli import main
 from deltaprop.data import CacheConfig, Dataset, Encoding, Scaling, Source, TableOptions, load
 from deltaprop.data.columns import Column
-from deltaprop.data.encoder import Encoder
-from deltaprop.data.encoding import Input, fit_encoding
+from deltaprop.data.encoding import Encoder, Input, fit_encoding
 from deltaprop.data.store import InMemory
 from deltaprop.training.evaluate import evaluate
 from deltaprop.training.objective import choose_objective

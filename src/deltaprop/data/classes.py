@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deltaprop.data.columns import ABSENT, Column, Numbers, TaskChoice, plain
-from deltaprop.data.raw import Task
+from deltaprop.data.dataset import Task
 from deltaprop.data.splits import Array
 from deltaprop.errors import UserError
 

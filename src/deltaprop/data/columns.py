@@ -15,8 +15,8 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from deltaprop.data.formats.table import NUMBER, Batch, Table, type_family, unlisted
 from deltaprop.data.splits import Rows
+from deltaprop.data.table import NUMBER, Batch, Table, type_family, unlisted
 from deltaprop.errors import UserError, setting
 
 Numbers: TypeAlias = NDArray[np.float64]

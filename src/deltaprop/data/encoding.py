@@ -1,25 +1,29 @@
 """From the columns of a table to the inputs of a network: fitted on the training rows and saved with the model.
 
-Numbers come first, in the order of the table, each standardised by the data set's `Scaling`; then, for each column of
-categories, one input per category: 1 where the cell has it, else 0. A category that no training row has, and a missing
-one, is 0 everywhere. A missing number is the mean of the training rows. ``encoder.py`` applies it.
+Numbers come first, in the order of the table, each standardised by the data set's `Scaling`, a missing one being the
+mean of the training rows; then, for each column of categories, one input per category: 1 where the cell has it, else 0
+(scikit-learn's ``OneHotEncoder``, which is slower: a network that trains from the disk waits for this). A category that
+no training row has, and a missing one, is 0 everywhere.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from deltaprop.data.columns import ABSENT, Column, Kind, Numbers
 from deltaprop.data.scaling import Scaling
 from deltaprop.data.splits import Rows
-from deltaprop.errors import UserError
+from deltaprop.data.store import InMemory, OnDisk, Store
+from deltaprop.errors import UserError, setting
 
 UNKNOWN = -1  # the index of a category that no training row has
 
@@ -85,6 +89,18 @@ class Encoding:
         known = {name: index for index, name in enumerate(self.inputs[at].categories)}
         return np.array([*(known.get(name, UNKNOWN) for name in names), UNKNOWN], dtype=np.intp)
 
+    def encode(self, raw: Numbers) -> Numbers:
+        """Return the inputs, [N, n], before scaling.
+
+        Args:
+            raw: [N, p], a category by its index, `UNKNOWN` for another one, NaN for a missing cell.
+        """
+        columns = [Column(c.name, names={name: at for at, name in enumerate(c.categories)}) for c in self.inputs]
+        x = torch.empty(len(raw), len(self), dtype=torch.float64)
+        encode = Encoder(self, columns, Scaling.identity(len(self)), x.dtype, "the rows")
+        encode(InMemory(raw), np.arange(len(raw)), x)
+        return x.numpy()
+
     def to_json(self) -> dict[str, Any]:
         """Return the encoding as config.json has it."""
         inputs = [
@@ -123,6 +139,98 @@ def _input(entry: Mapping[str, Any]) -> Input:
     if fill is not None and not (isinstance(fill, int | float) and math.isfinite(fill)):
         raise ValueError(f"the fill of {name!r:.40}")
     return Input(name, kind, tuple(names), None if fill is None else float(fill))
+
+
+class Encoder:
+    """Writes inputs of a network from rows of a store, when it trains and when it predicts.
+
+    For a column of numbers x = (raw − m)/d. Rows on disk are float32 less a shift s and in a unit u per column, so that
+    x = (s + u r − m)/d is one product and one sum in float32: x = r (u/d) + (s − m)/d, the factors in float64.
+
+    Args:
+        encoding: The inputs that the columns become.
+        columns: The columns as they were read from this table: their categories may have other indices.
+        scaling: The scaling of the encoded inputs, which is the identity for one-hot ones.
+        dtype: The dtype of the inputs.
+        place: Returns the file and number of a row for error messages; or the name of the table, where rows of the
+            store have no numbers.
+    """
+
+    def __init__(
+        self,
+        encoding: Encoding,
+        columns: list[Column],
+        scaling: Scaling,
+        dtype: torch.dtype,
+        place: str | Callable[[int], str],
+    ) -> None:
+        self.encoding, self.scaling, self.dtype, self.place = encoding, scaling, dtype, place
+        numbers = encoding.numbers
+        side_by_side = bool(numbers) and numbers == list(range(numbers[0], numbers[-1] + 1))
+        # A slice costs no copy.
+        self._numbers: slice | list[int] = slice(numbers[0], numbers[-1] + 1) if side_by_side else numbers
+        self._mean, self._scale = (values[: len(numbers)] for values in (scaling.mean, scaling.scale))
+        self._indices = {at: encoding.indices(at, columns[at].names) for at in encoding.categories}
+        self._lines: tuple[OnDisk, Tensor, Tensor] | None = None
+
+    def __call__(self, store: Store, rows: Rows, x: Tensor) -> None:
+        """Write the inputs of some rows, in the order given, into x, [M, n].
+
+        Raises:
+            UserError: If a value is too large for the dtype.
+        """
+        count = len(self.encoding.numbers)
+        numbers, one_hot = x[:, :count], x[:, count:]
+        raw: NDArray[Any]
+        shift: Numbers | None = None
+        if isinstance(store, OnDisk) and self.dtype == torch.float32:
+            raw, shift, unit = store.take_stored(rows), store.shift, store.unit
+            factor, offset = self._line(store)
+            torch.mul(torch.from_numpy(raw)[:, self._numbers], factor, out=numbers)
+            numbers += offset
+        else:
+            raw = store.take(rows)
+            numbers.copy_((torch.from_numpy(raw)[:, self._numbers] - self._mean) / self._scale)
+        if self._fills is not None:
+            torch.where(numbers.isnan(), self._fills.to(self.dtype), numbers, out=numbers)
+        if not numbers.sum().isfinite() and not numbers.isfinite().all():  # the sum is quick, and nearly always enough
+            raise self._too_large(numbers, store, rows)
+        one_hot.zero_()
+        first = 0
+        for at, indices in self._indices.items():
+            cells = raw[:, at] if shift is None else raw[:, at] * np.float64(unit[at]) + float(shift[at])
+            missing = len(indices) - 1
+            category = indices[np.nan_to_num(cells, nan=missing).astype(np.intp)]
+            known = np.flatnonzero(category >= 0)
+            one_hot[torch.from_numpy(known), torch.from_numpy(category[known] + first)] = 1.0
+            first += len(self.encoding.inputs[at].categories)
+
+    def _line(self, store: OnDisk) -> tuple[Tensor, Tensor]:
+        """Return u/d and (s − m)/d of the columns of numbers, computed in float64."""
+        if self._lines is None or self._lines[0] is not store:
+            of = self.encoding.numbers
+            factor = torch.from_numpy(store.unit[of]) / self._scale
+            offset = (torch.from_numpy(store.shift[of]) - self._mean) / self._scale
+            self._lines = store, factor.float(), offset.float()
+        return self._lines[1:]
+
+    @cached_property
+    def _fills(self) -> Tensor | None:
+        """The scaled values of missing numbers; None if none may be missing."""
+        fills = [self.encoding.inputs[at].fill for at in self.encoding.numbers]
+        if all(fill is None for fill in fills):
+            return None
+        return (torch.tensor(fills, dtype=torch.float64) - self._mean) / self._scale
+
+    def _too_large(self, x: Tensor, store: Store, rows: Rows) -> UserError:
+        """Return the error for the first value that is not finite after scaling."""
+        at, column = (int(index) for index in (~x.isfinite()).nonzero()[0])
+        value = store.take(rows[at : at + 1])[0, self.encoding.numbers[column]]
+        name = self.encoding.names[column]
+        problem = f"column {name!r}: {value:g} does not fit in {self.dtype} after scaling"
+        if isinstance(self.place, str):
+            return UserError(f"{self.place}: {problem}: correct it, or {setting('drop', name)}")
+        return UserError(f"{self.place(int(rows[at]))}, {problem}")
 
 
 def fit_encoding(

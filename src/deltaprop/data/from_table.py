@@ -10,15 +10,13 @@ import torch
 
 from deltaprop.data.classes import Targets, TargetValues
 from deltaprop.data.columns import Reader, TableOptions, check_columns, select_columns
-from deltaprop.data.dataset import EncodedRows, FittedData, TableFacts
-from deltaprop.data.encoder import Encoder
-from deltaprop.data.encoding import Encoding, fit_encoding, unseen_categories
+from deltaprop.data.dataset import EncodedRows, FittedData, TableFacts, Task
+from deltaprop.data.encoding import Encoder, Encoding, fit_encoding, unseen_categories
 from deltaprop.data.formats import open_table
-from deltaprop.data.formats.table import Table
-from deltaprop.data.raw import Task
 from deltaprop.data.scaling import Scaling
 from deltaprop.data.splits import Array, Rows
 from deltaprop.data.store import ROWS_AT_ONCE, UNLIMITED, CacheConfig, InMemory, LoadedTable, OnDisk, Storage, load_rows
+from deltaprop.data.table import Table
 from deltaprop.errors import UserError, setting
 
 

@@ -17,12 +17,11 @@ from torch import Tensor
 from deltaprop.data.builtin import BUILTIN
 from deltaprop.data.classes import Targets, array_targets, check_classes
 from deltaprop.data.columns import TableOptions, select_columns
-from deltaprop.data.dataset import Dataset, EncodedRows, FittedData, Part, Split, StreamedSplit
+from deltaprop.data.dataset import Dataset, EncodedRows, FittedData, Part, RawData, Split, StreamedSplit
 from deltaprop.data.formats import find_format, is_table, open_table, unknown_format
 from deltaprop.data.formats.arrays import ArrayFile
 from deltaprop.data.formats.idx import IdxFolder, find_idx_files, load_idx_folder
 from deltaprop.data.from_table import RawTable, read_table
-from deltaprop.data.raw import RawData
 from deltaprop.data.scaling import Scaling
 from deltaprop.data.splits import Rows, SplitHow, split_indices
 from deltaprop.data.store import CacheConfig, InMemory, Storage, Store, default_cache, default_memory

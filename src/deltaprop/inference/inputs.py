@@ -15,15 +15,14 @@ from torch import Tensor
 from deltaprop.data import Encoding, Scaling
 from deltaprop.data.classes import Targets, TargetValues, array_targets
 from deltaprop.data.columns import Column, Missing, Numbers, Progress, Reader, check_columns, silent
-from deltaprop.data.encoder import Encoder
-from deltaprop.data.encoding import Input, unseen_categories
+from deltaprop.data.encoding import Encoder, Input, unseen_categories
 from deltaprop.data.formats import open_source
 from deltaprop.data.formats.arrays import ArrayFile
 from deltaprop.data.formats.csv import CsvTable
 from deltaprop.data.formats.idx import IdxFolder
-from deltaprop.data.formats.table import Batch, Table, as_table
 from deltaprop.data.splits import Rows
 from deltaprop.data.store import ROWS_AT_ONCE, InMemory
+from deltaprop.data.table import Batch, Table, as_table
 from deltaprop.errors import UserError
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from deltaprop.data.columns import Column, RowRange
-from deltaprop.data.formats.table import Batch, unlisted
+from deltaprop.data.table import Batch, unlisted
 from deltaprop.errors import UserError, setting
 from deltaprop.inference.inputs import InputBlocks
 from deltaprop.inference.model import Model

@@ -11,7 +11,7 @@ from deltaprop.data.formats.arrays import ARRAY_NAMES, ArrayFile
 from deltaprop.data.formats.csv import CSV_NAMES, CsvTable
 from deltaprop.data.formats.idx import IdxFolder
 from deltaprop.data.formats.parquet import PARQUET_NAMES, ParquetTable, parts_of
-from deltaprop.data.formats.table import Table
+from deltaprop.data.table import Table
 from deltaprop.errors import UserError
 
 # By the ending of a file's name: what opens a table, called with the path, the delimiter (``"auto"``; a format may

@@ -15,8 +15,8 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from deltaprop.data.formats.table import unlisted
 from deltaprop.data.splits import Array
+from deltaprop.data.table import unlisted
 from deltaprop.errors import UserError, setting
 
 ARRAY_NAMES = (".npz", ".npy")

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
-from deltaprop.data.formats.table import NUMBER, Batch, check_names, counted
+from deltaprop.data.table import NUMBER, Batch, check_names, counted
 from deltaprop.errors import UserError
 
 HEAD_BYTES = 1 << 16  # bytes of a file, from which its delimiter and its header are read

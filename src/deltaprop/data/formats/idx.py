@@ -23,7 +23,7 @@ from typing import IO
 
 import numpy as np
 
-from deltaprop.data.raw import RawData
+from deltaprop.data.dataset import RawData
 from deltaprop.data.splits import Array
 from deltaprop.errors import UserError
 

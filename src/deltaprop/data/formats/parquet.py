@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deltaprop.data.formats.table import ROWS_AT_ONCE, Batch, check_names, counted, type_family
+from deltaprop.data.table import ROWS_AT_ONCE, Batch, check_names, counted, type_family
 from deltaprop.errors import UserError
 
 PARQUET_NAMES = (".parquet", ".pq")

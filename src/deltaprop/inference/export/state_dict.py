@@ -11,7 +11,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from deltaprop.data.encoder import encode_unscaled
 from deltaprop.errors import UserError
 from deltaprop.inference.export.deployment import about
 from deltaprop.inference.export.verification import Exported, largest_difference, named, probes
@@ -33,7 +32,7 @@ def to_state_dict(model: Model) -> Exported:
     plain = safetensors.torch.load(content)
 
     def answer(raw: Array) -> dict[str, Array]:
-        x = torch.from_numpy(encode_unscaled(model.encoding, raw) if model.encoding is not None else raw)
+        x = torch.from_numpy(model.encoding.encode(raw) if model.encoding is not None else raw)
         outputs = torch.func.functional_call(twin, plain, (x.to(next(iter(plain.values())).dtype),))
         if model.task == "regression":
             return {"values": outputs.detach().numpy()}

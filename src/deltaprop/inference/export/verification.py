@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from deltaprop.data.encoder import encode_unscaled
 from deltaprop.inference.model import Model
 
 Array = NDArray[Any]
@@ -66,7 +65,7 @@ def largest_difference(model: Model, raw: Array, answer: Callable[[Array], dict[
 
     A class may be another where two are equally likely but for rounding.
     """
-    encoded = raw if model.encoding is None else encode_unscaled(model.encoding, raw)
+    encoded = raw if model.encoding is None else model.encoding.encode(raw)
     weight = next(model.net.parameters())
     outputs = model.feed(model.input_scaling.apply(torch.from_numpy(encoded)).to(weight.dtype)).cpu()
     theirs = answer(raw)
