@@ -174,17 +174,8 @@ class EncodedRows(NamedTuple):
     y: Array
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class FittedData:
-    """A data set whose encoding was fitted on the training rows.
-
-    Args:
-        scaling: The scaling of the inputs.
-        rows: All rows that are split.
-        test: The rows of a test set of its own; None where a part of ``rows`` is the test set.
-        digest: As in `Dataset`.
-        table: As in `Dataset`.
-    """
+class FittedData(NamedTuple):
+    """All rows and those of a test set of its own, with a scaling fitted on the training rows; else as in `Dataset`."""
 
     scaling: Scaling
     rows: EncodedRows
