@@ -160,18 +160,16 @@ class Column:
         is_text = present & ~is_number
         if self.kind == "numbers" or (self.kind is None and is_number.any()):
             # A cell is text, or a number too large to be cast, such as 1e400.
-            at = int((is_text if is_text.any() else present).argmax())
-            raise self._mixed(rows, at, cells[at].as_py(), "text, and other rows have numbers")
-        if is_number.any():
-            at = int(is_number.argmax())
-            raise self._mixed(rows, at, cells[at].as_py(), "a number, and the rows before it have text")
-        if not present.any():
-            return np.full(len(cells), np.nan)
-        if (_matches(cells, DECIMAL_COMMA) | ~present).all():
-            at = int(present.argmax())
-            raise self._mixed(rows, at, cells[at].as_py(), "text")
-        self.kind = "categories"
-        return self._indices(present_cells)
+            wrong, what = is_text if is_text.any() else present, "text, and other rows have numbers"
+        elif is_number.any():
+            wrong, what = is_number, "a number, and the rows before it have text"
+        elif present.any() and (_matches(cells, DECIMAL_COMMA) | ~present).all():
+            wrong, what = present, "text"
+        else:
+            self.kind = "categories" if present.any() else self.kind
+            return self._indices(present_cells)
+        at = int(wrong.argmax())
+        raise self._mixed(rows, at, cells[at].as_py(), what)
 
     def _finite(self, values: Numbers, rows: RowRange) -> Numbers:
         """Return the numbers of a block, which make this a column of numbers, after refusing infinity."""

@@ -171,6 +171,10 @@ class Encoder:
         self._numbers: slice | list[int] = slice(numbers[0], numbers[-1] + 1) if side_by_side else numbers
         self._mean, self._scale = (values[: len(numbers)] for values in (scaling.mean, scaling.scale))
         self._indices = {at: encoding.indices(at, columns[at].names) for at in encoding.categories}
+        fills = [encoding.inputs[at].fill for at in numbers]
+        self._fills: Tensor | None = None  # the scaled values of missing numbers
+        if any(fill is not None for fill in fills):
+            self._fills = (torch.tensor(fills, dtype=torch.float64) - self._mean) / self._scale
         self._lines: tuple[OnDisk, Tensor, Tensor] | None = None
 
     def __call__(self, store: Store, rows: Rows, x: Tensor) -> None:
@@ -213,14 +217,6 @@ class Encoder:
             offset = (torch.from_numpy(store.shift[of]) - self._mean) / self._scale
             self._lines = store, factor.float(), offset.float()
         return self._lines[1:]
-
-    @cached_property
-    def _fills(self) -> Tensor | None:
-        """The scaled values of missing numbers; None if none may be missing."""
-        fills = [self.encoding.inputs[at].fill for at in self.encoding.numbers]
-        if all(fill is None for fill in fills):
-            return None
-        return (torch.tensor(fills, dtype=torch.float64) - self._mean) / self._scale
 
     def _too_large(self, x: Tensor, store: Store, rows: Rows) -> UserError:
         """Return the error for the first value that is not finite after scaling."""

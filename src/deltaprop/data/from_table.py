@@ -89,20 +89,16 @@ class RawTable:
                 return again.fit(train_rows, dtype, standardise=standardise)
             test = encoded(of_test, targets.encode(y_test))
             warnings += unseen_categories(encoding, of_test.inputs, str(self.test.path))
-        return FittedData(
-            scaling=scaling,
-            rows=encoded(loaded, self.y),
-            test=test,
-            digest=loaded.digest if of_test is None else f"{loaded.digest}+{of_test.digest}",
-            table=TableFacts(
-                encoding=encoding,
-                left_out=tuple(name for name in self.table.names if name in options.drop),
-                dropped=loaded.dropped + (0 if of_test is None else of_test.dropped),
-                gaps=loaded.gaps + (0 if of_test is None else of_test.gaps),
-                storage=storage,
-                warnings=tuple(warnings),
-            ),
+        both = [loaded] if of_test is None else [loaded, of_test]
+        facts = TableFacts(
+            encoding=encoding,
+            left_out=tuple(name for name in self.table.names if name in options.drop),
+            dropped=sum(part.dropped for part in both),
+            gaps=sum(part.gaps for part in both),
+            storage=storage,
+            warnings=tuple(warnings),
         )
+        return FittedData(scaling, encoded(loaded, self.y), test, "+".join(part.digest for part in both), facts)
 
 
 def read_table(

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 import torch
@@ -68,7 +68,7 @@ class _LoadOptions:
     dtype: torch.dtype
 
     def __post_init__(self) -> None:
-        seed, pixel_scale, scaling = self.seed, self.pixel_scale, self.scaling
+        seed, pixel_scale = self.seed, self.pixel_scale
         # 2³² is the limit of the generator that scikit-learn seeds.
         if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= seed < 2**32:
             raise UserError(f"seed must be an integer from 0 to {2**32 - 1}, got {seed!r}")
@@ -76,15 +76,16 @@ class _LoadOptions:
             raise UserError(f"test_fraction must lie between 0 and 1, both excluded, got {self.test_fraction!r}")
         if not _is_number(self.val_fraction) or not 0 <= self.val_fraction < 1:
             raise UserError(f"val_fraction must be 0 or lie between 0 and 1, 1 excluded, got {self.val_fraction!r}")
-        if self.val_split not in ("random", "tail"):
-            raise unknown_name("val_split", self.val_split, ("random", "tail"))
-        if scaling not in ("auto", "pixel", "standard", "none"):
-            raise unknown_name("scaling", scaling, ("auto", "pixel", "standard", "none"))
+        for name, known in (("val_split", get_args(SplitHow)), ("scaling", get_args(ScalingHow))):
+            if getattr(self, name) not in known:
+                raise unknown_name(name, getattr(self, name), known)
         if pixel_scale is not None:
             if not _is_number(pixel_scale) or not 0 < pixel_scale <= sys.float_info.max:
                 raise UserError(f"pixel_scale must be a finite number above 0, got {pixel_scale!r}")
-            if scaling not in ("auto", "pixel"):
-                raise UserError(f"pixel_scale={pixel_scale} has no use with scaling={scaling!r}: leave one of them out")
+            if self.scaling not in ("auto", "pixel"):
+                raise UserError(
+                    f"pixel_scale={pixel_scale} has no use with scaling={self.scaling!r}: leave one of them out"
+                )
         if self.dtype not in _DTYPES:
             raise UserError(f"dtype must be one of {', '.join(str(known) for known in _DTYPES)}, got {self.dtype!r}")
 
@@ -280,12 +281,10 @@ def _fit_arrays(raw: RawData, train_rows: Rows, how: _LoadOptions) -> FittedData
         scaling = Scaling.identity(x.shape[1])
     else:
         scaling = Scaling.standard(torch.from_numpy(x[train_rows]))
-    encode = _scaler(scaling, how.dtype)
-    test = None
+    encode, test = _scaler(scaling, how.dtype), None
     if raw.x_test is not None and raw.y_test is not None:
         test = EncodedRows(InMemory(raw.x_test.reshape(len(raw.x_test), -1)), encode, raw.y_test)
-    rows = EncodedRows(InMemory(x), encode, raw.y)
-    return FittedData(scaling=scaling, rows=rows, test=test, digest=raw.digest())
+    return FittedData(scaling, EncodedRows(InMemory(x), encode, raw.y), test, raw.digest())
 
 
 def _scaler(scaling: Scaling, dtype: torch.dtype) -> Callable[[Store, Rows, Tensor], None]:

@@ -111,15 +111,14 @@ class ArrayFile:
 
 def _checked(path: Path, x: Array, y: Array, tail: str = "") -> tuple[Array, Array]:
     """Return x and y, [N, 1] as [N], after checking their shapes and values; ``tail`` ends their names in messages."""
-    names = f"x{tail} and y{tail}"
+    names = f"{path}: x{tail} and y{tail}"
     if x.ndim < 2 or y.ndim < 1:
         raise UserError(f"{path}: x must be [N, …], got {list(x.shape)}, and y [N], got {list(y.shape)}")
     if len(x) != len(y):
-        raise UserError(f"{path}: {names} have {len(x)} and {len(y)} rows: a target for each row is needed")
-    if not len(x):
-        raise UserError(f"{path}: {names} have no rows")
+        raise UserError(f"{names} have {len(x)} and {len(y)} rows: a target for each row is needed")
     if not x.size or not y.size:
-        raise UserError(f"{path}: {names} are {list(x.shape)} and {list(y.shape)}: they hold no values")
+        what = f"are {list(x.shape)} and {list(y.shape)}: they hold no values" if len(x) else "have no rows"
+        raise UserError(f"{names} {what}")
     _check_numbers(path, f"x{tail}", x)
     y = y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y
     is_text = y.dtype.kind in "US"
@@ -159,10 +158,8 @@ class _Npz:
     @contextlib.contextmanager
     def _open(self) -> Iterator[zipfile.ZipFile]:
         try:
-            with zipfile.ZipFile(self.path) as archive:
+            with _system_errors(self.path), zipfile.ZipFile(self.path) as archive:
                 yield archive
-        except OSError as error:
-            raise UserError(f"{self.path}: {error.strerror or error}") from error
         except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
             raise UserError(f"{self.path}: not a sound .npz: {error}") from error
 
@@ -175,9 +172,14 @@ def read_npy(path: Path) -> Array:
     """
     if path.suffix.lower() != ".npy":
         raise UserError(f"{path}: a .npy file is needed here")
+    with _system_errors(path), path.open("rb") as file:
+        return _read_array(str(path), file, path.stat().st_size)
+
+
+@contextlib.contextmanager
+def _system_errors(path: Path) -> Iterator[None]:
     try:
-        with path.open("rb") as file:
-            return _read_array(str(path), file, path.stat().st_size)
+        yield
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}") from error
 
