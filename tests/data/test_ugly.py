@@ -112,10 +112,10 @@ CELLS = [
     table("a column with a line break in its name", 'a,"b\nc",y\n' + ROWS + "1,oops,no\n", r".*row 41, .*'oops'.*"),
     table("an empty cell", GOOD + "1,,no\n", AT_B + "the cell is empty" + FILLS),
     table("a cell of blanks", GOOD + "1,  ,no\n", AT_B + ".*" + FILLS),
-    *(table(f"{word} for nothing", GOOD + f"1,{word},no\n", AT_B + rf"'{word}' stands for a missing value" + FILLS)
+    *(table(f"{word} for nothing", GOOD + f"1,{word},no\n", AT_B + rf"'{word}' means a missing value" + FILLS)
       for word in ("nan", "NaN", "NA", "N/A", "null", "None")),
-    table("NA among names", GOOD.replace(ROWS, NAMES) + "1,NA,no\n", AT_B + "'NA' stands for .*--categorical b"),
-    table("? for nothing", GOOD + "1,?,no\n", AT_B + r"'\?' stands for a missing value" + FILLS),
+    table("NA among names", GOOD.replace(ROWS, NAMES) + "1,NA,no\n", AT_B + "'NA' means .*--categorical b"),
+    table("? for nothing", GOOD + "1,?,no\n", AT_B + r"'\?' means a missing value" + FILLS),
     *(table(f"{word} as a number", GOOD + f"1,{word},no\n", AT_B + "-?inf is not a finite number.*--drop b")
       for word in ("inf", "-inf", "Infinity", "1e400", "9" * 400)),
     table("a column that is empty", "a,b,y\n" + "1,,yes\n1,,no\n" * 20, r"t\.csv: row 1, column 'b': the cell is .*"),

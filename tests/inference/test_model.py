@@ -290,7 +290,7 @@ def test_a_missing_number_in_an_array_is_filled_as_in_a_table(runs: Runs):
 
 
 @pytest.mark.parametrize("missing", ["refuse", "drop"])
-@pytest.mark.parametrize(("cell", "shown"), [("", "the cell is empty"), ("NA", "'NA' stands for a missing value")])
+@pytest.mark.parametrize(("cell", "shown"), [("", "the cell is empty"), ("NA", "'NA' means a missing value")])
 def test_a_missing_cell_is_refused_by_its_row(runs: Runs, tmp_path: Path, missing: str, cell: str, shown: str):
     """Where training left such rows out, too: each row is to be answered."""
     run = runs["numbers"]

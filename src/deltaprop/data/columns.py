@@ -277,7 +277,7 @@ class Reader:
     def _missing_cell(self, column: Column, batch: Batch, at: int, rows: RowRange) -> UserError:
         """Return the error for a missing cell."""
         cell, name = batch.column(column.name)[at].as_py(), column.name
-        problem = "the cell is empty" if cell is None or cell == "" else f"{_quoted(cell)} stands for a missing value"
+        problem = "the cell is empty" if cell is None or cell == "" else f"{_quoted(cell)} means a missing value"
         if not self.training:
             untrained = "" if self.missing == "mean" else ", and the model was not trained to fill such cells"
             return rows.error(at, name, f"{problem}{untrained}", "")

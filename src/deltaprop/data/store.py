@@ -20,7 +20,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, Protocol, TypeAlias
+from typing import Any, BinaryIO, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,18 +43,9 @@ Storage: TypeAlias = Literal["memory", "rows", "disk"]
 """As inputs in memory; or as rows in memory or on disk, encoded while the network trains."""
 
 
-class Store(Protocol):
-    """Rows [N, p] as they were read."""
-
-    def __len__(self) -> int: ...
-
-    def take(self, rows: Rows) -> Array:
-        """Return some rows, in the order given."""
-
-
 @dataclass(frozen=True, eq=False)
 class InMemory:
-    """Rows in memory."""
+    """Rows [N, p] in memory, as they were read."""
 
     rows: Array
 
@@ -69,7 +60,7 @@ class InMemory:
 
 @dataclass(frozen=True, eq=False)
 class OnDisk:
-    """Rows in a file, float32: each column less its shift, in a unit of its own, a power of 2.
+    """Rows [N, p] in a file, float32: each column less its shift, in a unit of its own, a power of 2.
 
     The file is mapped for each call and unmapped after it: pages that stay mapped count as the process's own.
 
@@ -118,6 +109,9 @@ class OnDisk:
         with contextlib.suppress(OSError), self.path.open("rb") as file:
             for block in np.flatnonzero(wanted).tolist():
                 os.posix_fadvise(file.fileno(), block * AHEAD, AHEAD + width, os.POSIX_FADV_WILLNEED)
+
+
+Store: TypeAlias = InMemory | OnDisk
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -41,22 +41,36 @@ class Block:
     batch: Batch = None
 
 
+class Preprocessing(NamedTuple):
+    """The steps from raw data to the inputs of a network, as in training.
+
+    Attributes:
+        encoding: The inputs that columns of a table become; None for a model that was trained on arrays.
+        scaling: The scaling of the encoded inputs.
+        dtype: The dtype of the network.
+        missing: What is done about missing cells.
+    """
+
+    encoding: Encoding | None
+    scaling: Scaling
+    dtype: torch.dtype
+    missing: Missing
+
+
 @dataclass
 class InputBlocks:
     """Rows of data as a model takes them; they can be iterated over once.
 
     Attributes:
         encoding: The inputs that the columns become.
-        scaling: The scaling of the inputs.
-        dtype: The dtype of the inputs.
+        steps: The preprocessing.
         raw: Blocks [N, p + k] of inputs and targets, the row numbers from 1, and what was read of a table.
         target_columns: The columns of targets.
         reader: The reader of a table; None for arrays.
     """
 
     encoding: Encoding
-    scaling: Scaling
-    dtype: torch.dtype
+    steps: Preprocessing
     raw: Iterator[tuple[Numbers, Rows, Batch]]
     target_columns: list[Column]
     reader: Reader | None = None
@@ -88,10 +102,10 @@ class InputBlocks:
         for raw, numbers, batch in self.raw:
             columns = self.encoding.columns() if self.reader is None else [*self.reader.inputs]
             place = partial(self._place, numbers)
-            encode = Encoder(self.encoding, columns, self.scaling, self.dtype, place)
+            encode = Encoder(self.encoding, columns, self.steps.scaling, self.steps.dtype, place)
             for start in range(0, len(raw), ROWS_AT_ONCE):
                 rows = np.arange(start, min(start + ROWS_AT_ONCE, len(raw)))
-                x = torch.empty(len(rows), len(self.encoding), dtype=self.dtype)
+                x = torch.empty(len(rows), len(self.encoding), dtype=self.steps.dtype)
                 encode(InMemory(raw), rows, x)
                 some = slice(start, start + ROWS_AT_ONCE)
                 yield Block(x, raw[some, width:], None if batch is None else batch[some])
@@ -106,12 +120,8 @@ class InputBlocks:
 
 def blocks_of(
     data: Any,
+    steps: Preprocessing,
     *,
-    encoding: Encoding | None,
-    n_inputs: int,
-    scaling: Scaling,
-    dtype: torch.dtype,
-    missing: Missing,
     targets: Targets | None = None,
     n_targets: int = 1,
     delimiter: str = "auto",
@@ -121,11 +131,7 @@ def blocks_of(
 
     Args:
         data: A file, a table in memory, an array or a tensor.
-        encoding: The inputs that columns of a table become; None for a model that was trained on arrays.
-        n_inputs: The number of inputs of the network.
-        scaling: The scaling of the encoded inputs.
-        dtype: The dtype of the network.
-        missing: What was done about missing cells in training.
+        steps: The preprocessing of the model.
         targets: Whether targets are classes or numbers; None if they are not to be read.
         n_targets: The number of columns of targets.
         delimiter: The delimiter of a CSV.
@@ -134,6 +140,7 @@ def blocks_of(
     Raises:
         UserError: If a column does not exist, or the shape does not fit.
     """
+    encoding, n_inputs, missing = steps.encoding, len(steps.scaling.mean), steps.missing
     table: Table | None = data if isinstance(data, CsvTable) else None
     read: TargetValues | None = None
     if isinstance(data, str | Path):
@@ -153,7 +160,7 @@ def blocks_of(
             encoding = Encoding(tuple(Input(str(at + 1), "numbers") for at in range(n_inputs)), ())
         values = np.empty((len(x), 0)) if read is None else read.values
         columns = [] if read is None else [*read.columns]
-        return InputBlocks(encoding, scaling, dtype, _array_blocks(x, values), columns)
+        return InputBlocks(encoding, steps, _array_blocks(x, values), columns)
     if table is None:
         table = as_table(data)
     if encoding is None:
@@ -163,7 +170,7 @@ def blocks_of(
     # A row cannot be dropped where each gets a prediction; in an evaluation they are, as in training.
     policy: Missing = "refuse" if targets is None and missing == "drop" else missing
     reader = Reader(table, inputs, columns, policy, training=False)
-    return InputBlocks(encoding, scaling, dtype, reader.blocks(progress), columns, reader)
+    return InputBlocks(encoding, steps, reader.blocks(progress), columns, reader)
 
 
 def _array_blocks(x: Any, targets: Numbers) -> Iterator[tuple[Numbers, Rows, None]]:

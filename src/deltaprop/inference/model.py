@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from deltaprop.data import Encoding, Scaling
 from deltaprop.data.columns import Missing
 from deltaprop.errors import UserError, unknown_name
-from deltaprop.inference.inputs import InputBlocks, blocks_of
+from deltaprop.inference.inputs import InputBlocks, Preprocessing, blocks_of
 from deltaprop.nn.modules import MLP
 from deltaprop.training.config import TrainConfig
 from deltaprop.training.devices import pick_device
@@ -228,7 +228,5 @@ class Model:
         """Return the rows of data, block by block, as the net takes them."""
         weight = self.net[0].weight
         assert isinstance(weight, Tensor)
-        return blocks_of(
-            data, encoding=self.encoding, n_inputs=len(self.input_scaling.mean), scaling=self.input_scaling,
-            dtype=weight.dtype, missing=self.missing, **{"delimiter": self.config.delimiter, **how},
-        )  # fmt: skip
+        steps = Preprocessing(self.encoding, self.input_scaling, weight.dtype, self.missing)
+        return blocks_of(data, steps, **{"delimiter": self.config.delimiter, **how})
