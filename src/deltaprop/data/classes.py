@@ -148,9 +148,10 @@ def array_targets(path: Path | str, name: str, y: Array, *, as_numbers: bool) ->
     """
     if y.dtype.kind in "US" or (y.dtype.kind == "b" and y.ndim == 1 and not as_numbers):
         values, which = np.unique(y, return_inverse=True)
-        names = [value.decode(errors="replace") if isinstance(value, bytes) else str(value) for value in values]
-        column = Column(name, "categories", names={n: at for at, n in enumerate(names)})
-        return TargetValues([column], which[:, None].astype(np.float64), str(path))
+        texts = [value.decode(errors="replace") if isinstance(value, bytes) else str(value) for value in values]
+        column = Column(name, "categories")
+        codes = np.array([column.names.setdefault(text, len(column.names)) for text in texts], dtype=np.float64)
+        return TargetValues([column], codes[which][:, None], str(path))
     y = y.astype(np.float64).reshape(len(y), -1)
     names = [name] if y.shape[1] == 1 else [f"{name}{at + 1}" for at in range(y.shape[1])]
     return TargetValues([Column(name, "numbers", forced=True) for name in names], y, str(path))

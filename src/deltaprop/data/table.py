@@ -90,7 +90,7 @@ def as_table(data: Any) -> ArrowTable:
         raise UserError(
             f"the data must be a file, an array or a table with columns, got {type(data).__name__}: {message}"
         ) from error
-    check_names("the table", table.column_names)
+    check_names("the table", [name for name in table.column_names if name])  # one without a name is not used
     return ArrowTable(table)
 
 
