@@ -51,9 +51,7 @@ class Targets:
     def infer(cls, read: TargetValues, task: TaskChoice) -> Targets:
         """Return whether targets are classes or numbers, and the names of the classes.
 
-        Args:
-            read: The targets.
-            task: The user's choice; ``"auto"`` takes text and few different whole numbers for classes.
+        The task ``"auto"`` takes text and few different whole numbers for classes.
 
         Raises:
             UserError: If they cannot be what the user chose, or all rows have the same target, or a class has one row.
@@ -95,11 +93,7 @@ class Targets:
         return cls("classification", tuple(sorted(names) if texts else names))
 
     def encode(self, read: TargetValues) -> Numbers | NDArray[np.int64]:
-        """Return the index of each row's class, [N], or the numbers as they are, [N, k].
-
-        Raises:
-            UserError: If a row has a class that is not in ``class_names``, or text instead of a number.
-        """
+        """Return the index of each row's class, [N], or the numbers as they are, [N, k]; refuse an unknown class."""
         (column, *_), values, where, numbered = read
         if not self.class_names:
             if column.kind == "categories":
@@ -140,11 +134,7 @@ class Targets:
 def array_targets(path: Path | str, name: str, y: Array, *, as_numbers: bool) -> TargetValues:
     """Return an array of targets, [N] or [N, k], as what would be read of the columns of a table.
 
-    Args:
-        path: The file.
-        name: The name of the array; several columns are called name1, name2, ….
-        y: Numbers, or text [N].
-        as_numbers: Whether True and False are 1 and 0 rather than classes.
+    Several columns are called name1, name2, …; ``as_numbers`` makes 1 and 0 of True and False, rather than classes.
     """
     if y.dtype.kind in "US" or (y.dtype.kind == "b" and y.ndim == 1 and not as_numbers):
         values, which = np.unique(y, return_inverse=True)
@@ -173,15 +163,9 @@ def are_classes(values: Array) -> bool:
 
 
 def check_classes(train: Array, others: dict[str, Array], class_names: Sequence[str] = ()) -> None:
-    """Refuse a class that is only in the rows to evaluate on.
+    """Refuse a class that only ``others`` have, the labels of parts to evaluate on, by name.
 
-    Args:
-        train: The labels to train on.
-        others: The labels of the other parts, by name.
-        class_names: The names in messages; the labels by default.
-
-    Raises:
-        UserError: If there is one.
+    Messages have the names of classes, by default their labels.
     """
     seen = np.flatnonzero(np.bincount(train))
     for part, labels in others.items():

@@ -98,15 +98,7 @@ class Column:
     names: dict[str, int] = field(default_factory=dict)
 
     def parse(self, cells: Any, rows: RowRange) -> Numbers:
-        """Return the cells of a block as numbers, NaN where they are missing.
-
-        Args:
-            cells: A pyarrow array.
-            rows: The rows that they are from, for error messages.
-
-        Raises:
-            UserError: If a cell does not fit.
-        """
+        """Return the cells of a block, a pyarrow array, as numbers, NaN where missing; refuse one that does not fit."""
         from pyarrow import types
 
         if types.is_dictionary(cells.type):
@@ -278,27 +270,24 @@ class Reader:
         """Return the error for a missing cell."""
         cell, name = batch.column(column.name)[at].as_py(), column.name
         problem = "the cell is empty" if cell is None or cell == "" else f"{_quoted(cell)} means a missing value"
-        if not self.training:
-            untrained = "" if self.missing == "mean" else ", and the model was not trained to fill such cells"
-            return rows.error(at, name, f"{problem}{untrained}", "")
-        may_be_name = cell and column.kind != "numbers" and not column.verbatim
-        name_advice = f", or, if it is a name, {setting('categorical', name)}" if may_be_name else ""
+        if not self.training and self.missing != "mean":
+            problem += ", and the model was not trained to fill such cells"
+        advice = ", fill such cells by `missing='mean'`, leave out their rows by `missing='drop'`, or the column by "
+        advice += setting("drop", name)
         if column in self.targets:
-            problem = f"{problem}, and it is the target"
-            return rows.error(at, name, problem, f", or leave out such rows by `missing='drop'`{name_advice}")
-        advice = f"leave out their rows by `missing='drop'`, or the column by {setting('drop', name)}{name_advice}"
-        return rows.error(at, name, problem, f", fill such cells by `missing='mean'`, {advice}")
+            problem += ", and it is the target" if self.training else ""
+            advice = ", or leave out such rows by `missing='drop'`"
+        if cell and column.kind != "numbers" and not column.verbatim:
+            advice += f", or, if it is a name, {setting('categorical', name)}"
+        return rows.error(at, name, problem, advice)
 
 
 def select_columns(
     table: Table, options: TableOptions, others: Collection[str] = ()
 ) -> tuple[list[Column], list[Column]]:
-    """Return the columns of inputs and of targets, in the order of the table.
+    """Return the columns of inputs and of targets, in the order of the table to train on.
 
-    Args:
-        table: The table to train on.
-        options: The user's choices.
-        others: Columns of the table to test on, which may be dropped too.
+    ``others`` are columns of the table to test on, which may be dropped too.
 
     Raises:
         UserError: If a chosen column does not exist, or no input is left.

@@ -178,11 +178,7 @@ class Encoder:
         self._lines: tuple[OnDisk, Tensor, Tensor] | None = None
 
     def __call__(self, store: Store, rows: Rows, x: Tensor) -> None:
-        """Write the inputs of some rows, in the order given, into x, [M, n].
-
-        Raises:
-            UserError: If a value is too large for the dtype.
-        """
+        """Write the inputs of some rows, in the order given, into x, [M, n]; refuse a value too large for its dtype."""
         count = len(self.encoding.numbers)
         numbers, one_hot = x[:, :count], x[:, count:]
         raw: NDArray[Any]
@@ -235,14 +231,7 @@ def fit_encoding(
     """Return the encoding of the training rows, and the scaling of the encoded inputs to mean 0 and deviation 1.
 
     The mean and the deviation are those of the present numbers (scikit-learn's ``StandardScaler``, block by block).
-    One-hot inputs are not scaled.
-
-    Args:
-        columns: The columns of inputs, after all rows were read.
-        targets: The names of what is predicted.
-        blocks: The training rows [N, p], as they were read.
-        fills: Whether numbers may be missing.
-        where: The table, in messages.
+    One-hot inputs are not scaled. ``fills`` tells whether numbers may be missing; ``where`` names the table.
 
     Raises:
         UserError: If a column has no value in any training row, or its deviation is not finite.
@@ -285,13 +274,7 @@ def fit_encoding(
 
 
 def unseen_categories(encoding: Encoding, columns: Sequence[Column], where: str) -> list[str]:
-    """Return a warning for each column with categories that no training row has.
-
-    Args:
-        encoding: Fitted on the training rows.
-        columns: As they were read from other rows.
-        where: The table of those rows.
-    """
+    """Return a warning for each column of the table ``where`` with categories that no training row has."""
     lines = []
     for own, column in zip(encoding.inputs, columns, strict=True):
         unseen = [name for name in column.names if name not in own.categories] if own.kind == "categories" else []

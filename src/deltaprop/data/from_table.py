@@ -50,16 +50,7 @@ class RawTable:
     image_shape: None = None
 
     def fit(self, train_rows: Rows, dtype: torch.dtype, *, standardise: bool) -> FittedData:
-        """Fit the encoding on the training rows, and read the test table by it.
-
-        Args:
-            train_rows: The indices of the training rows.
-            dtype: The dtype of the inputs.
-            standardise: Whether numbers are standardised.
-
-        Raises:
-            UserError: If a column of the training rows, or the test table, is damaged or does not fit.
-        """
+        """Fit the encoding on the training rows, and read the test table by it."""
         loaded, options, path = self.loaded, self.options, self.table.path
         starts = range(0, len(train_rows), ROWS_AT_ONCE)
         encoding, scaling = fit_encoding(
@@ -104,18 +95,7 @@ class RawTable:
 def read_table(
     path: Path, options: TableOptions, cache: CacheConfig, test: Path | None, storage: Storage | None = None
 ) -> RawTable:
-    """Read a table to train on.
-
-    Args:
-        path: The table.
-        options: The user's choices.
-        cache: Where rows may be stored.
-        test: A table of test rows; None to take a part of these.
-        storage: Where the rows must be stored, as when the run began; None for where they fit.
-
-    Raises:
-        UserError: If a table is damaged, or an option or the target does not fit it.
-    """
+    """Read a table to train on; the arguments are those of `RawTable`."""
     if storage is not None:
         cache = replace(cache, memory=0 if storage == "disk" else UNLIMITED)
     table = open_table(path, options.delimiter)

@@ -88,11 +88,7 @@ class OnDisk:
         return taken
 
     def take_stored(self, rows: Rows) -> NDArray[np.float32]:
-        """Return a copy of some rows as they are in the file: (row − shift) / unit.
-
-        Raises:
-            UserError: If the file has changed.
-        """
+        """Return a copy of some rows as they are in the file: (row − shift) / unit."""
         try:  # read-only: a writable mapping counts as memory of the process, and a large one is refused
             mapped = np.memmap(self.path, np.float32, "r", shape=(self.count, len(self.shift)))
         except (OSError, ValueError) as error:
@@ -175,12 +171,8 @@ def load_rows(
 ) -> LoadedTable:
     """Return the rows of a table: from its cache if there is one, else read, into memory as long as they fit.
 
-    Args:
-        reader: The reader of the selected columns.
-        options: The user's choices: part of the cache's key.
-        cache: Where rows may be stored.
-        check: Refuses targets that nothing can be learned from, before a cache is kept; called with a table whose store
-            may be empty.
+    The cache's key depends on the user's options. ``check`` is called before a cache is kept, with a table whose store
+    may be empty, and refuses targets that nothing can be learned from.
 
     Raises:
         UserError: If the table is damaged or refused, or the cache cannot be written.

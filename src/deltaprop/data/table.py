@@ -44,13 +44,7 @@ class Table(Protocol):
 
 @dataclass(frozen=True)
 class ArrowTable:
-    """A table in memory.
-
-    Attributes:
-        table: A pyarrow.Table.
-        path: Its name in error messages.
-        files: Always empty.
-    """
+    """A pyarrow.Table in memory; its path is its name in messages."""
 
     table: Any
     path: Path = Path("the table")
@@ -71,11 +65,7 @@ class ArrowTable:
 
 
 def as_table(data: Any) -> ArrowTable:
-    """Return a dict of columns, or an object that supports Arrow (pyarrow, polars, pandas), as a table.
-
-    Raises:
-        UserError: If it is neither, or its columns do not fit each other.
-    """
+    """Return a dict of columns, or an object that supports Arrow (pyarrow, polars, pandas), as a table."""
     import pyarrow
 
     if isinstance(data, Mapping):

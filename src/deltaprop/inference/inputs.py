@@ -93,11 +93,7 @@ class InputBlocks:
         return unseen_categories(self.encoding, [*self.reader.inputs], str(self.reader.table.path))
 
     def blocks(self) -> Iterator[Block]:
-        """Yield the rows, block by block.
-
-        Raises:
-            UserError: If a cell does not fit.
-        """
+        """Yield the rows, block by block; refuse a cell that does not fit."""
         width = len(self.encoding.inputs)
         for raw, numbers, batch in self.raw:
             columns = self.encoding.columns() if self.reader is None else [*self.reader.inputs]

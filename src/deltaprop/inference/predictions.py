@@ -92,11 +92,7 @@ def _numeric_columns(model: Model) -> dict[str, Any]:
 
 
 def check_keep(data: InputBlocks, keep: Sequence[str]) -> None:
-    """Refuse columns to keep that do not exist.
-
-    Raises:
-        UserError: If one does not.
-    """
+    """Refuse columns to keep that do not exist, or whose name a prediction has."""
     for at, name in enumerate(keep):
         if name == "prediction" or name.startswith(("prediction_", "probability_")):
             raise UserError(f"{setting('keep', name)}: this is the name of a prediction; rename the column")

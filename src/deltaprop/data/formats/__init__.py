@@ -48,10 +48,8 @@ def unknown_format(source: str | Path) -> UserError:
 def open_source(path: Path, delimiter: str = "auto", *, least: int = 2) -> Table | ArrayFile | IdxFolder:
     """Return the table, file of arrays or IDX folder of a path; of a table its header is checked, and no row read.
 
-    Args:
-        path: A file whose name ends as one of ``FORMATS`` (another is read as CSV), or a folder.
-        delimiter: Of a CSV: ``"auto"``, ``"tab"`` or one character.
-        least: The fewest columns of a table: two to train on, an input and a target.
+    A file whose name has none of the endings of ``FORMATS`` is read as CSV. Its delimiter may be ``"auto"``, ``"tab"``
+    or one character. A table to train on has at ``least`` two columns, an input and a target.
 
     Raises:
         UserError: If a table does not exist, cannot be read, or its header is damaged.

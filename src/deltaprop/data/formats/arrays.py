@@ -75,22 +75,14 @@ class ArrayFile:
         return Arrays(x, y, x_test, y_test)
 
     def inputs(self) -> Array:
-        """Return x [N, …]; y need not exist.
-
-        Raises:
-            UserError: If there is no x, or it is damaged.
-        """
+        """Return x [N, …]; y need not exist."""
         is_npy = self.path.suffix.lower() == ".npy"
         x = read_npy(self.path) if is_npy else _Npz(self.path).first("x", "x_test", "x_train")
         _check_numbers(self.path, "x", x)
         return x
 
     def evaluation_part(self) -> tuple[Array, Array]:
-        """Return x_test and y_test if the file has them, else x and y.
-
-        Raises:
-            UserError: As for :meth:`read`.
-        """
+        """Return x_test and y_test if the file has them, else x and y."""
         x, y, x_test, y_test = self._arrays()
         return _checked(self.path, x, y) if x_test is None or y_test is None else _checked(self.path, x_test, y_test)
 
@@ -165,11 +157,7 @@ class _Npz:
 
 
 def read_npy(path: Path) -> Array:
-    """Return the array of a ``.npy`` file.
-
-    Raises:
-        UserError: If it is damaged, or holds objects.
-    """
+    """Return the array of a ``.npy`` file; refuse one that is damaged or holds objects."""
     if path.suffix.lower() != ".npy":
         raise UserError(f"{path}: a .npy file is needed here")
     with _system_errors(path), path.open("rb") as file:

@@ -79,13 +79,7 @@ class CsvTable:
 
     @classmethod
     def of_stream(cls, name: Path, stream: BinaryIO, delimiter: str) -> CsvTable:
-        """Return the table of a pipe, whose rows can be read once.
-
-        Args:
-            name: Its name in messages.
-            stream: The pipe.
-            delimiter: As for :func:`open_table`.
-        """
+        """Return the table of a pipe, whose rows can be read once; ``name`` is its name in messages."""
         read, head = getattr(stream, "read1", stream.read), b""  # read1 returns what there is, without waiting for more
         while len(head) < HEAD_BYTES and b"\n" not in head and (piece := read(HEAD_BYTES)):
             head += piece
