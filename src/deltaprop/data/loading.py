@@ -293,6 +293,7 @@ def _scaler(scaling: Scaling, dtype: torch.dtype) -> Callable[[Store, Rows, Tens
     if scaling.is_uniform:  # each of the 256 values of a byte is scaled once
         column = Scaling(scaling.mean[:1], scaling.scale[:1])
         of_bytes = column.apply(torch.arange(256, dtype=torch.float64).unsqueeze(1)).to(dtype).squeeze(1)
+    bytes_fit = of_bytes is not None and bool(of_bytes.isfinite().all())
 
     def encode(store: Store, rows: Rows, x: Tensor) -> None:
         step = max(1, _VALUES_AT_ONCE // x.shape[1])
@@ -301,6 +302,8 @@ def _scaler(scaling: Scaling, dtype: torch.dtype) -> Callable[[Store, Rows, Tens
             out = x[start : start + step]
             if raw.dtype == torch.uint8 and of_bytes is not None:
                 torch.index_select(of_bytes, 0, raw.reshape(-1).int(), out=out.view(-1))
+                if bytes_fit:
+                    continue
             else:
                 out.copy_(scaling.apply(raw.double()))
             _check_finite(out)
