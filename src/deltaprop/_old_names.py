@@ -15,6 +15,8 @@ from types import ModuleType
 from typing import Any
 
 MOVED = {
+    "data.formats.table": "data.table",
+    "data.streaming": "data.encoding",
     "modules": "nn",
     "initialization": "nn.init",
     "perceptron": "nn.perceptron",
@@ -55,11 +57,14 @@ RENAMED = {
     "LayerView": "Layer",
     "ResidualLoss": "ElementwiseLoss",
     "Choices": "TableOptions",
+    "FromArrays": "InputBlocks",
+    "FromTable": "InputBlocks",
     "Room": "CacheConfig",
     "Subject": "CheckTarget",
     "TracedLayer": "LayerRecord",
     "Trial": "CheckContext",
     "Whole": "DeploymentModule",
+    "answers": "prediction_batches",
     "observe": "capture_layers",
 }
 

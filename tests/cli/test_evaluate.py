@@ -230,7 +230,7 @@ def test_a_picture_of_one_row(runs: Runs):
         (["--json", "o.csv"], "--json o.csv: the name must end in .json"),
         (["--json", "."], "--json .: this is a folder"),
         (["--data", "none.csv"], "none.csv: there is no such file"),
-        (["--data", "digits"], "digits: no such folder"),
+        (["--data", "digits"], "digits: there is no such file or folder"),
         (["--weights", "last"], "unknown weights 'last'"),
         (["--delimiter", ";;", "--data", "t.csv"], "--delimiter"),
         (["--daat", "t.csv"], "--daat"),

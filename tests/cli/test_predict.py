@@ -22,7 +22,6 @@ from pyarrow import parquet
 import deltaprop as dp
 from deltaprop.cli import main
 from deltaprop.data.formats.csv import CsvTable
-from deltaprop.data.streams import wait_until
 from tests.inference.conftest import TABLES, Runs, first, inputs_of, without, write_csv
 
 
@@ -118,7 +117,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], tuple[str, ...], str]] = {
         lambda: Path("t.csv").write_text("a,b\n1,2\n1,x\n,3\n"), (), "t.csv: row 2, column 'b': 'x' is text"
     ),
     "a gap at the last row": (_bad_last_row("b", None), (), "t.csv: row 300, column 'b': the cell is empty"),
-    "infinite": (_bad_last_row("b", "inf"), (), "t.csv: row 300, column 'b': inf is no finite number"),
+    "infinite": (_bad_last_row("b", "inf"), (), "t.csv: row 300, column 'b': inf is not a finite number"),
     "too large": (_bad_last_row("b", "1e300"), (), "1e+300"),
     "a cell too few": (lambda: Path("t.csv").write_text("a,b\n1,2\n1\n"), (), "t.csv: row 2: 1 cell, too few"),
     "no column": (lambda: write_csv(Path("t.csv"), {"a": [1], "bb": [2]}), (), "needs: did you mean 'bb'?"),
@@ -337,7 +336,7 @@ def test_a_byte_that_is_no_utf8_is_told_by_its_line(runs: Runs):
     model = dp.load(runs["numbers"].folder)
     stream = io.BufferedReader(io.BytesIO(b"a,b\n" + b"\n".join(rows)))  # type: ignore[arg-type]
     table = CsvTable.of_stream(Path("stdin"), stream, "auto")
-    with pytest.raises(dp.UserError, match=r"stdin: (line 90002|it) is no UTF-8"):
+    with pytest.raises(dp.UserError, match=r"stdin: line 90002 is not UTF-8"):
         [*model.blocks(table).inputs()]
 
 
@@ -365,21 +364,6 @@ def test_an_error_while_the_pipe_is_still_open(runs: Runs):
         error = process.stderr.read()
     assert error.startswith(b"error: stdin: row 2, column 'b': the cell is empty")
     assert (process.returncode, error.count(b"\n")) == (2, 1)
-
-
-@pytest.mark.parametrize("content", [b"a,b\n", b"a,b", b"a,b\n1,2\n", b"a,b\n1,2\n1\n"], ids=repr)
-def test_the_thread_that_reads_has_let_go_before_the_end(monkeypatch: pytest.MonkeyPatch, content: bytes):
-    """It may do so a moment after the last row; while Python ends it would abort the process."""
-    held: list[bool] = []
-
-    def waited(done: Callable[[], bool]) -> None:
-        wait_until(done)
-        held.append(not done())
-
-    monkeypatch.setattr("deltaprop.data.formats.csv.wait_until", waited)
-    with contextlib.suppress(dp.UserError):
-        [*CsvTable.of_stream(Path("stdin"), io.BytesIO(content), "auto").batches()]
-    assert held == [False]
 
 
 @pytest.mark.parametrize("stalled", [True, False], ids=["stalled", "busy"])

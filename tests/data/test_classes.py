@@ -1,4 +1,4 @@
-"""Classes: counted as numpy.unique counts, block by block."""
+"""Classes: recognised, numbered and checked block by block."""
 
 from __future__ import annotations
 
@@ -8,20 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deltaprop import UserError
-from deltaprop.data import classes, from_table
-from deltaprop.data.classes import are_classes, check_classes, tally
+from deltaprop.data import classes
+from deltaprop.data.classes import Targets, TargetValues, are_classes, check_classes
 from deltaprop.data.columns import Column
-from deltaprop.data.from_table import Targets
-
-
-@given(st.lists(st.sampled_from([0.0, -0.0, 1.0, 2.5, -3.0, 1e300, 7.0]), max_size=40), st.integers(1, 9))
-def test_a_tally_is_what_unique_returns_however_it_is_cut(values: list[float], at_once: int):
-    expected = np.unique(np.array(values), return_index=True, return_counts=True)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(classes, "AT_ONCE", at_once)
-        found = tally(np.array(values))
-    for one, other in zip(found, expected, strict=True):
-        np.testing.assert_array_equal(one, other)
 
 
 @given(st.lists(st.integers(-30, 30).map(float) | st.sampled_from([0.5, 1e18]), max_size=40), st.integers(1, 9))
@@ -44,15 +33,15 @@ def test_of_quantities_a_block_is_looked_at_and_no_more(monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("is_text", [False, True])
 def test_labels_are_numbered_block_by_block(is_text: bool, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(from_table, "AT_ONCE", 3)
-    values = np.array([2.0, 0.0, 1.0, 1.0, 2.0, 0.0, 0.0, 1.0])
+    monkeypatch.setattr(classes, "AT_ONCE", 3)
+    values = np.array([2.0, 0.0, 1.0, 1.0, 2.0, 0.0, 0.0, 1.0])[:, None]
     column = Column("y", "categories", names={"c": 0, "a": 1, "b": 2}) if is_text else Column("y", "numbers")
     targets = Targets("classification", ("a", "b", "c") if is_text else ("0", "1", "2"))
     expected = [1, 2, 0, 0, 1, 2, 2, 0] if is_text else [2, 0, 1, 1, 2, 0, 0, 1]
-    assert targets.labels(column, values, "t.csv").tolist() == expected
+    assert targets.encode(TargetValues([column], values, "t.csv")).tolist() == expected
     few = Targets("classification", ("a", "c") if is_text else ("0", "1"))
     with pytest.raises(UserError, match=r"t\.csv: row 1, column 'y': class '[b2]' is in no training row"):
-        few.labels(column, values, "t.csv")
+        few.encode(TargetValues([column], values, "t.csv"))
 
 
 def test_a_class_that_is_in_no_training_row_is_named():

@@ -14,9 +14,10 @@ from torch.testing import assert_close
 
 from deltaprop import UserError
 from deltaprop.cli import main
-from deltaprop.data import CacheConfig, Dataset, Encoding, Source, TableOptions, load
+from deltaprop.data import CacheConfig, Dataset, Encoding, Scaling, Source, TableOptions, load
 from deltaprop.data.columns import Column
-from deltaprop.data.encoding import Input, fitted, recoded
+from deltaprop.data.encoding import Encoder, Input, fit_encoding
+from deltaprop.data.store import InMemory
 from deltaprop.training.evaluate import evaluate
 from deltaprop.training.objective import choose_objective
 
@@ -29,7 +30,7 @@ def read(tmp_path: Path):
         (tmp_path / "t.csv").write_text(text)
         (tmp_path / "u.csv").write_text(test or "")
         source = Source(
-            data=str(tmp_path / "t.csv"), choices=TableOptions(**said), room=CacheConfig(1 << 40, tmp_path / "cache"),
+            data=str(tmp_path / "t.csv"), options=TableOptions(**said), cache=CacheConfig(1 << 40, tmp_path / "cache"),
             test=None if test is None else str(tmp_path / "u.csv"),
         )  # fmt: skip
         return load(source, scaling=scaling, dtype=torch.float64, val_fraction=0.0)
@@ -158,7 +159,7 @@ def test_blocks_fit_as_the_whole_does():
     raw = np.random.default_rng(0).normal(5, 3, size=(700, 2))
     raw[::9, 1] = np.nan
     columns = [Column("a", "numbers"), Column("b", "numbers")]
-    encoding, scaling = fitted(columns, ["y"], np.split(raw, 7), fills=True)
+    encoding, scaling = fit_encoding(columns, ["y"], np.split(raw, 7), fills=True, where="t.csv")
     assert scaling.mean.numpy() == pytest.approx(np.nanmean(raw, axis=0), rel=1e-12)
     assert scaling.scale.numpy() == pytest.approx(np.nanstd(raw, axis=0), rel=1e-12)
     assert [c.fill for c in encoding.inputs] == pytest.approx(np.nanmean(raw, axis=0).tolist(), rel=1e-12)
@@ -218,10 +219,12 @@ def test_a_damaged_encoding_is_refused(change: dict[str, Any]):
 def test_categories_are_numbered_anew():
     """Read as v=0, u=1; known as u=0, v=1: 0 → 1, 1 → 0; what is missing stays so."""
     encoding = Encoding((Input("c", "categories", ("u", "v")),), ("y",))
-    codes = encoding.recode([Column("c", "categories", names={"v": 0, "u": 1, "strange": 2})])
-    found = recoded(np.array([[0.0], [1.0], [2.0], [np.nan]]), codes)
-    assert np.array_equal(found, [[1.0], [0.0], [-1.0], [np.nan]], equal_nan=True)
-    assert encoding.encode(found).tolist() == [[0, 1], [1, 0], [0, 0], [0, 0]]
+    read = {"v": 0, "u": 1, "strange": 2}
+    assert encoding.indices(0, read).tolist() == [1, 0, -1, -1]  # the last is of a missing cell
+    encode = Encoder(encoding, [Column("c", "categories", names=read)], Scaling.identity(2), torch.float64, "t.csv")
+    x = torch.empty(4, 2, dtype=torch.float64)
+    encode(InMemory(np.array([[0.0], [1.0], [2.0], [np.nan]])), np.arange(4), x)
+    assert x.tolist() == [[0, 1], [1, 0], [0, 0], [0, 0]]
 
 
 # Classes or numbers -------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ import torch
 
 from deltaprop import UserError
 from deltaprop.data import CacheConfig, Source, TableOptions, from_table, load, store
-from deltaprop.data.columns import Reader, chosen
+from deltaprop.data.columns import Reader, select_columns
 from deltaprop.data.formats import open_table
 from deltaprop.data.store import ABOUT, ROWS, TARGETS, InMemory, LoadedTable, OnDisk
 from tests.training.faults.shim import forked
@@ -62,7 +62,9 @@ def read(
     """Read a table as training does."""
     said = TableOptions(**{"missing": "mean", **choices})
     opened = open_table(path)
-    return store.read(Reader(opened, *chosen(opened, said), said.missing), said, CacheConfig(memory, cache, progress))
+    return store.load_rows(
+        Reader(opened, *select_columns(opened, said), said.missing), said, CacheConfig(memory, cache, progress)
+    )
 
 
 def taken(found: LoadedTable) -> np.ndarray:
@@ -180,7 +182,7 @@ def test_a_cache_larger_than_the_machines_memory_can_be_read(tmp_path: Path):
 def test_labels_are_not_kept_twice(memory: int, table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """What was read of them is let go before the training rows are gone through: 8 bytes of each row."""
     kept: list[Any] = []
-    plain, fitted = from_table.read, from_table.fitted
+    plain, fit = from_table.load_rows, from_table.fit_encoding
 
     def watched(*args: Any) -> LoadedTable:
         found = plain(*args)
@@ -188,10 +190,10 @@ def test_labels_are_not_kept_twice(memory: int, table: Path, tmp_path: Path, mon
         kept.append(weakref.ref(y if y.base is None else y.base))
         return found
 
-    monkeypatch.setattr(from_table, "read", watched)
-    monkeypatch.setattr(from_table, "fitted", lambda *args, **how: kept.append(kept[0]()) or fitted(*args, **how))
+    monkeypatch.setattr(from_table, "load_rows", watched)
+    monkeypatch.setattr(from_table, "fit_encoding", lambda *args, **how: kept.append(kept[0]()) or fit(*args, **how))
     choices = TableOptions(missing="mean", target=("city",))
-    load(Source(data=str(table), choices=choices, room=CacheConfig(memory, tmp_path / "cache")))
+    load(Source(data=str(table), options=choices, cache=CacheConfig(memory, tmp_path / "cache")))
     assert len(kept) == 2
     assert kept[1] is None
 
@@ -242,7 +244,7 @@ def test_a_data_set_is_the_same_however_it_is_kept(storage: Any, target: str, ta
     choices = TableOptions(target=(target,), missing="mean")
     room = CacheConfig(PLENTY, tmp_path / "cache")
     memory, other = (
-        load(Source(data=str(table), choices=choices, room=room, storage=kept), seed=3) for kept in ("memory", storage)
+        load(Source(data=str(table), options=choices, cache=room, storage=kept), seed=3) for kept in ("memory", storage)
     )
     assert (other.digest, other.class_names, other.task) == (memory.digest, memory.class_names, memory.task)
     assert memory.table is not None
@@ -480,9 +482,9 @@ def die(*_: Any, **__: Any) -> None:
 
 
 MOMENTS = {
-    "the folder is made": ("_Spill.add", 1),
-    "some rows are written": ("_Spill.add", 4),
-    "all rows are written": ("_Spill.end", 1),
+    "the folder is made": ("_CacheWriter.add", 1),
+    "some rows are written": ("_CacheWriter.add", 4),
+    "all rows are written": ("_CacheWriter.finish", 1),
     "all is written": ("Path.rename", 1),
 }
 

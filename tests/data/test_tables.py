@@ -46,9 +46,9 @@ def read(path: Path, tmp_path: Path, *, scaling: str = "none", test: Path | None
     """Return a table in float64, no row to validate on, split as seed 0 does."""
     source = Source(
         data=str(path),
-        choices=TableOptions(**said),
+        options=TableOptions(**said),
         test=test and str(test),
-        room=CacheConfig(1 << 40, tmp_path / "cache"),
+        cache=CacheConfig(1 << 40, tmp_path / "cache"),
     )
     return load(source, scaling=scaling, dtype=torch.float64, val_fraction=0.0)
 

@@ -112,11 +112,11 @@ CELLS = [
     table("a column with a line break in its name", 'a,"b\nc",y\n' + ROWS + "1,oops,no\n", r".*row 41, .*'oops'.*"),
     table("an empty cell", GOOD + "1,,no\n", AT_B + "the cell is empty" + FILLS),
     table("a cell of blanks", GOOD + "1,  ,no\n", AT_B + ".*" + FILLS),
-    *(table(f"{word} for nothing", GOOD + f"1,{word},no\n", AT_B + rf"'{word}' stands for a missing value" + FILLS)
+    *(table(f"{word} for nothing", GOOD + f"1,{word},no\n", AT_B + rf"'{word}' means a missing value" + FILLS)
       for word in ("nan", "NaN", "NA", "N/A", "null", "None")),
-    table("NA among names", GOOD.replace(ROWS, NAMES) + "1,NA,no\n", AT_B + "'NA' stands for .*--categorical b"),
-    table("? for nothing", GOOD + "1,?,no\n", AT_B + r"'\?' stands for a missing value" + FILLS),
-    *(table(f"{word} as a number", GOOD + f"1,{word},no\n", AT_B + "-?inf is no finite number.*--drop b")
+    table("NA among names", GOOD.replace(ROWS, NAMES) + "1,NA,no\n", AT_B + "'NA' means .*--categorical b"),
+    table("? for nothing", GOOD + "1,?,no\n", AT_B + r"'\?' means a missing value" + FILLS),
+    *(table(f"{word} as a number", GOOD + f"1,{word},no\n", AT_B + "-?inf is not a finite number.*--drop b")
       for word in ("inf", "-inf", "Infinity", "1e400", "9" * 400)),
     table("a column that is empty", "a,b,y\n" + "1,,yes\n1,,no\n" * 20, r"t\.csv: row 1, column 'b': the cell is .*"),
     table("a column that is empty, filled", "a,b,y\n" + "1,,yes\n1,,no\n" * 20, r"t\.csv: .*'b'.*--drop.*",
@@ -187,7 +187,7 @@ TESTS = [
     table("a test with a row too short", GOOD, r"u\.csv: row 2: 2 " + FEW, test="a,b,y\n1,2,no\n1,2\n"),
     table("an empty test", GOOD, r"u\.csv: the file is empty.*", test=""),
     table("a test of a header", GOOD, r"u\.csv: there is a header, and no row below it", test="a,b,y\n"),
-    table("a test with no whole row", GOOD, r"u\.csv: every row has something missing", "--missing", "drop",
+    table("a test with no whole row", GOOD, r"u\.csv: every row has a missing cell", "--missing", "drop",
           test="a,b,y\n1,,no\n1,,yes\n"),
     Case("a test that is not there", GOOD, r"u\.csv: there is no such file", ("--test", "u.csv")),
 ]  # fmt: skip
@@ -195,20 +195,20 @@ TESTS = [
 ZIPPED = gzip.compress(GOOD.encode())
 FILES = [
     Case("a spreadsheet called .csv", b"PK\x03\x04" + bytes(range(256)), r"t\.csv: .*a spreadsheet.*: save it as CSV"),
-    Case("Parquet called .csv", columns(a=range(N)), r"t\.csv: this is no CSV but Parquet: name it \.parquet"),
+    Case("Parquet called .csv", columns(a=range(N)), r"t\.csv: this is Parquet, not CSV: name it \.parquet"),
     Case("gzip called .csv", ZIPPED, r"t\.csv: .*"),
     Case("CSV called .gz", GOOD, r"t\.csv\.gz: this is not compressed by gzip: name it without \.gz", file="t.csv.gz"),
     Case("nothing called .gz", b"", r"t\.csv\.gz: .*empty.*", file="t.csv.gz"),
     Case("gzip of nothing", gzip.compress(b""), r"t\.csv\.gz: .*empty.*", file="t.csv.gz"),
     Case("gzip cut short", ZIPPED[:-20], r"t\.csv\.gz: .*ended before.*", file="t.csv.gz"),
-    Case("gzip cut short far below", gzip.compress(f"a,b,y\n{BIG}".encode())[:-99999], r"t\.csv\.gz: .*[Tt]runcated.*",
+    Case("gzip cut short far below", gzip.compress(f"a,b,y\n{BIG}".encode())[:-99999], r"t\.csv\.gz: .*ended before.*",
          file="t.csv.gz"),
     Case("gzip with a wrong sum", ZIPPED[:-8] + bytes(4) + ZIPPED[-4:], r"t\.csv\.gz: .*CRC.*", file="t.csv.gz"),
     Case("a bomb of one row", gzip.compress(b"a,b,y\n1,2," + bytes(50 << 20)), r"t\.csv\.gz: .*", file="t.csv.gz"),
-    Case("CSV called .parquet", GOOD, r"t\.parquet: no sound Parquet file.*", file="t.parquet"),
-    Case("nothing called .parquet", b"", r"t\.parquet: no sound Parquet file.*", file="t.parquet"),
-    Case("Parquet cut short", cut(columns(a=range(N))), r"t\.parquet: no sound Parquet file.*", file="t.parquet"),
-    Case("a name that tells nothing", GOOD, r"t\.xlsx: not known by its name: .*\.csv.*\.parquet.*", file="t.xlsx"),
+    Case("CSV called .parquet", GOOD, r"t\.parquet: not a sound Parquet file.*", file="t.parquet"),
+    Case("nothing called .parquet", b"", r"t\.parquet: not a sound Parquet file.*", file="t.parquet"),
+    Case("Parquet cut short", cut(columns(a=range(N))), r"t\.parquet: not a sound Parquet file.*", file="t.parquet"),
+    Case("a name that tells nothing", GOOD, r"t\.xlsx: unknown ending: .*\.csv.*\.parquet.*", file="t.xlsx"),
     Case("an empty folder", parts(), r"d: .*\.parquet.*", file="d"),
     Case("parts with other columns", parts(p1=columns(a=range(N)), p2=columns(b=range(N))),
          r"d/p2\.parquet: its columns are not those of p1\.parquet: column '[ab]' .*", file="d"),
@@ -223,7 +223,7 @@ FILES = [
     Case("parts with text among numbers", parts(p1=columns(a=["1"] * N), p2=columns(a=["1"] * 39 + ["oops"])),
          r"d(/p2\.parquet)?: row (80|40), column 'a': 'oops' is text.*", file="d"),
     Case("Parquet with a name twice", lambda path: parquet.write_table(pa.table([[1], [2]], names=["a", "a"]), path),
-         r"t\.parquet: two columns are called 'a': rename one", file="t.parquet"),
+         r"t\.parquet: columns 1 and 2 are both called 'a': rename one", file="t.parquet"),
     Case("Parquet of one column", columns(y=CLASSES), r"t\.parquet: .*need two", file="t.parquet"),
     Case("Parquet without a row", columns(a=[], y=pa.array([], pa.string())), r"t\.parquet: .*no row.*",
          file="t.parquet"),
@@ -254,7 +254,9 @@ TYPES = [
     typed("numbers with NaN", [1.0, float("nan")] * 20, GAP),
     typed("numbers with NaN as categories", [1.0, float("nan")] * 20, GAP, "--categorical", "c"),
     typed(
-        "numbers with infinity", [1.0, float("inf")] * 20, r"t\.parquet: row 2, column 'c': inf is no finite number.*"
+        "numbers with infinity",
+        [1.0, float("inf")] * 20,
+        r"t\.parquet: row 2, column 'c': inf is not a finite number.*",
     ),
     typed("truth with nulls", [True, None] * 20, GAP),
     typed("a dictionary with nulls", pa.array(["u", None] * 20).dictionary_encode(), GAP),

@@ -277,8 +277,12 @@ def test_a_table_without_the_right_targets(
 @pytest.mark.parametrize(
     ("kind", "arrays", "said"),
     [
-        ("numbers", {"x": np.zeros((4, 2)), "y": np.arange(4)}, r"row 1: class '0' is in no training row"),
-        ("numbers", {"x": np.zeros((4, 2)), "y": np.array(["no", "no", "hm", "yes"])}, r"row 3: class 'hm' is in no"),
+        ("numbers", {"x": np.zeros((4, 2)), "y": np.arange(4)}, r"row 1, column 'y': class '0' is in no training row"),
+        (
+            "numbers",
+            {"x": np.zeros((4, 2)), "y": np.array(["no", "no", "hm", "yes"])},
+            r"row 3, column 'y': class 'hm' is in no",
+        ),
         ("numbers", {"x": np.zeros((4, 3)), "y": np.array(["no"] * 4)}, r"the data must be \[N, 2\], got \[4, 3\]"),
         ("numbers", {"x": np.zeros((4, 2))}, "there is no array 'y'"),
         ("images", {"x": np.zeros((4, 4, 3)), "y": np.zeros((4, 2))}, "y"),
@@ -286,7 +290,11 @@ def test_a_table_without_the_right_targets(
         ("value", {"x": np.zeros((4, 2)), "y": np.arange(12.0).reshape(4, 3)}, r"y .*3"),
         ("two", {"x": np.zeros((4, 2)), "y": np.arange(4.0)}, r"y .*1"),
         ("value", {"x": np.zeros((2, 2)), "y": np.array([1.0, np.nan])}, "y has nan in row 2"),
-        ("value", {"x": np.zeros((2, 2)), "y": np.array(["a", "b"])}, "y is of <U1: numbers are needed"),
+        (
+            "value",
+            {"x": np.zeros((2, 2)), "y": np.array(["a", "b"])},
+            r"'y' has text such as 'a': numbers are needed",
+        ),
     ],
     ids=range(10),
 )

@@ -290,7 +290,7 @@ def test_a_missing_number_in_an_array_is_filled_as_in_a_table(runs: Runs):
 
 
 @pytest.mark.parametrize("missing", ["refuse", "drop"])
-@pytest.mark.parametrize(("cell", "shown"), [("", "the cell is empty"), ("NA", "'NA' stands for a missing value")])
+@pytest.mark.parametrize(("cell", "shown"), [("", "the cell is empty"), ("NA", "'NA' means a missing value")])
 def test_a_missing_cell_is_refused_by_its_row(runs: Runs, tmp_path: Path, missing: str, cell: str, shown: str):
     """Where training left such rows out, too: each row is to be answered."""
     run = runs["numbers"]
@@ -364,9 +364,9 @@ def test_no_rows_are_no_answers(runs: Runs, data: Any):
         ("numbers", [[1.0, 2.0], [3.0]], r"the data must be"),
         ("numbers", np.array([["1", "2"]]), "the data must be numbers, got an array of <U1"),
         ("numbers", np.array([[1 + 2j, 2]]), "the data must be numbers, got an array of complex128"),
-        ("numbers", np.array([[1.0, 2.0], [1.0, np.nan]]), "row 2, column 2: nan is no finite number"),
-        ("numbers", np.array([[np.inf, 2.0]]), "row 1, column 1: inf is no finite number"),
-        ("numbers", {"a": [1.0], "b": [np.inf]}, "row 1, column 'b': inf is no finite number"),
+        ("numbers", np.array([[1.0, 2.0], [1.0, np.nan]]), "row 2, column 2: nan is not a finite number"),
+        ("numbers", np.array([[np.inf, 2.0]]), "row 1, column 1: inf is not a finite number"),
+        ("numbers", {"a": [1.0], "b": [np.inf]}, "row 1, column 'b': inf is not a finite number"),
         (
             "numbers",
             {"a": [1.0], "bb": [1.0]},

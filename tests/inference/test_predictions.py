@@ -16,13 +16,13 @@ from pyarrow import parquet
 
 import deltaprop as dp
 from deltaprop import UserError
-from deltaprop.inference.predictions import answers, check_keep, write
+from deltaprop.inference.predictions import check_keep, prediction_batches, write
 from tests.inference.conftest import Runs, first, inputs_of, write_csv
 
 
 def answered(model: dp.Model, data: Any, keep: tuple[str, ...] = (), **how: Any) -> dict[str, list[Any]]:
     """Return the answers as columns."""
-    return pa.Table.from_batches([*answers(model, model.blocks(data), keep, **how)]).to_pydict()
+    return pa.Table.from_batches([*prediction_batches(model, model.blocks(data), keep, **how)]).to_pydict()
 
 
 def test_classes_have_a_column_and_one_for_each_probability(runs: Runs):
@@ -72,7 +72,7 @@ def test_kept_columns_keep_their_rows_over_many_blocks(runs: Runs, monkeypatch: 
     monkeypatch.setattr("deltaprop.data.formats.csv.BLOCK_BYTES", 512)
     columns = {"id": [str(at) for at in range(300)], **inputs_of("mixed")}
     model = dp.load(runs["mixed"].folder)
-    batches = [*answers(model, model.blocks(write_csv(tmp_path / "t.csv", columns)), ("id",))]
+    batches = [*prediction_batches(model, model.blocks(write_csv(tmp_path / "t.csv", columns)), ("id",))]
     assert len(batches) > 30
     assert pa.Table.from_batches(batches).column("id").to_pylist() == columns["id"]
 
@@ -101,7 +101,7 @@ def read_back(path: Path) -> dict[str, list[Any]]:
 @pytest.mark.parametrize("name", ["o.csv", "o.csv.gz", "o.parquet", "O.PARQUET", "O.CSV.GZ"])
 def test_a_file_is_what_its_name_says(runs: Runs, tmp_path: Path, name: str):
     model, columns = dp.load(runs["mixed"].folder), inputs_of("mixed")
-    assert write(answers(model, model.blocks(columns)), str(tmp_path / name)) == 300
+    assert write(prediction_batches(model, model.blocks(columns)), str(tmp_path / name)) == 300
     found = read_back(tmp_path / name)
     assert found["prediction"] == model.predict(columns).tolist()
     assert_allclose([float(p) for p in found["probability_lo"]], model.predict_proba(columns)[:, 1], atol=1e-6)
@@ -162,5 +162,5 @@ def test_parts_with_numbers_of_other_widths_can_be_kept(runs: Runs, tmp_path: Pa
         columns = {"id": pa.array([at, at + 10], kind), "a": [0.1, 0.2], "b": [5.0, 6.0]}
         parquet.write_table(pa.table(columns), folder / f"p{at}.parquet")
     model = dp.load(runs["numbers"].folder)
-    assert write(answers(model, model.blocks(folder), ("id",)), str(tmp_path / name)) == 4
+    assert write(prediction_batches(model, model.blocks(folder), ("id",)), str(tmp_path / name)) == 4
     assert [int(cell) for cell in read_back(tmp_path / name)["id"]] == [0, 10, 1, 11]

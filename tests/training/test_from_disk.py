@@ -179,7 +179,7 @@ def test_from_disk_and_from_rows_in_memory_it_ends_with_the_same_bits_of_float64
     """Of numbers that float32 has: eighths from 0 to 8. 30 names, so that inputs take more than the rows they are of.
 
     A row: 3 columns of 8 bytes, 24; 31 inputs of 8 bytes, 248; of 600 rows 14 kB and 149. In float32 the rows on disk
-    are scaled in float32 (data/streaming.py), and those in memory in float64.
+    are scaled in float32 (`Encoder` in data/encoding.py), and those in memory in float64.
     """
     rng = np.random.default_rng(2)
     rows = [f"{rng.integers(64) / 8},n{rng.integers(30)},{'ab'[rng.integers(2)]}" for _ in range(600)]

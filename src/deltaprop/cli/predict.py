@@ -20,7 +20,7 @@ from deltaprop.cli.parsing import ModelArguments, optional, read_arguments, trai
 from deltaprop.data.formats.csv import CsvTable
 from deltaprop.errors import UserError
 from deltaprop.inference.model import load
-from deltaprop.inference.predictions import FORMATS, STDOUT, answers, check_keep, unfinished, write
+from deltaprop.inference.predictions import FORMATS, STDOUT, check_keep, prediction_batches, unfinished, write
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def main(words: Sequence[str]) -> int:
         blocks = model.blocks(source, delimiter=delimiter, progress=bar)
         file.check_apart(run, *([] if is_stdin else [data]), *training_data(model.config))
         check_keep(blocks, arguments.keep)
-        batches = answers(model, blocks, arguments.keep, as_csv=not out.lower().endswith(".parquet"))
+        batches = prediction_batches(model, blocks, arguments.keep, as_csv=not out.lower().endswith(".parquet"))
         is_main = threading.current_thread() is threading.main_thread()
         with _exit_on_signals() if is_stdin and is_main else contextlib.nullcontext():
             rows = write(_not_empty(batches, "stdin" if is_stdin else data), out)

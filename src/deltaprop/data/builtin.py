@@ -1,4 +1,4 @@
-"""The sets that need no file: scikit-learn's digits, and clouds of points drawn from a seed.
+"""The built-in data sets: scikit-learn's digits, and points that are generated from a seed.
 
 A new set is one function from a seed to `RawData` and one row in `BUILTIN`.
 """
@@ -15,7 +15,7 @@ from deltaprop.data.dataset import RawData
 
 
 def digits(seed: int = 0) -> RawData:
-    """Return 1797 handwritten digits of 8×8 pixels with values from 0 to 16; the seed changes nothing.
+    """Return 1797 handwritten digits of 8×8 pixels with values from 0 to 16; the seed has no effect.
 
     Source:
         E. Alpaydin and C. Kaynak, "Optical Recognition of Handwritten Digits" (test part), UCI Machine Learning
@@ -25,18 +25,13 @@ def digits(seed: int = 0) -> RawData:
 
     bunch = load_digits()
     return RawData(
-        name="digits",
-        task="classification",
-        x=bunch.images.astype(np.uint8),
-        y=bunch.target.astype(np.uint8),
-        class_names=tuple(str(digit) for digit in range(10)),
-        pictures=True,
-        full_scale=16.0,
-    )
+        name="digits", task="classification", x=bunch.images.astype(np.uint8), y=bunch.target.astype(np.uint8),
+        class_names=tuple("0123456789"), pictures=True, full_scale=16.0,
+    )  # fmt: skip
 
 
 def moons(seed: int = 0, n_samples: int = 1000) -> RawData:
-    """Return two half circles that reach into each other, with Gaussian noise of deviation 0.1.
+    """Return two interleaving half circles, with Gaussian noise of deviation 0.1.
 
     Source:
         ``make_moons`` of scikit-learn.
@@ -62,7 +57,7 @@ def circles(seed: int = 0, n_samples: int = 1000) -> RawData:
 def spirals(seed: int = 0, n_samples: int = 1000) -> RawData:
     """Return three interleaved spiral arms: r = t, φ = 2π(arm/3 + t), t uniform in [0.05, 1], noise of deviation 0.02.
 
-    Each arm winds round the centre once; the middle is left free, where the arms would lie on each other.
+    Each arm winds round the centre once; the middle, where arms would overlap, is empty.
 
     Source:
         K. Lang and M. Witbrock, "Learning to tell two spirals apart", Connectionist Models Summer School, 1988; with
@@ -73,13 +68,8 @@ def spirals(seed: int = 0, n_samples: int = 1000) -> RawData:
     t = rng.uniform(0.05, 1.0, n_samples)
     angle = 2 * np.pi * (arm / 3 + t)
     points = t[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1)
-    return RawData(
-        name="spirals",
-        task="classification",
-        x=points + rng.normal(0.0, 0.02, points.shape),
-        y=arm,
-        class_names=("arm 0", "arm 1", "arm 2"),
-    )
+    x = points + rng.normal(0.0, 0.02, points.shape)
+    return RawData(name="spirals", task="classification", x=x, y=arm, class_names=("arm 0", "arm 1", "arm 2"))
 
 
 def xor(seed: int = 0, n_samples: int = 1000) -> RawData:
@@ -92,17 +82,12 @@ def xor(seed: int = 0, n_samples: int = 1000) -> RawData:
     quadrant = rng.permutation(np.arange(n_samples) % 4)
     right, top = quadrant % 2, quadrant // 2
     centre = 2.0 * np.stack([right, top], axis=1) - 1.0
-    return RawData(
-        name="xor",
-        task="classification",
-        x=centre + rng.normal(0.0, 0.25, centre.shape),
-        y=right ^ top,
-        class_names=("same sign", "opposite sign"),
-    )
+    x = centre + rng.normal(0.0, 0.25, centre.shape)
+    return RawData(name="xor", task="classification", x=x, y=right ^ top, class_names=("same sign", "opposite sign"))
 
 
 def sine(seed: int = 0, n_samples: int = 1000) -> RawData:
-    """Return y = sin x for x uniform in [−2π, 2π], with Gaussian noise of deviation 0.05 on y: a function to learn."""
+    """Return y = sin x for x uniform in [−2π, 2π], with Gaussian noise of deviation 0.05 on y."""
     rng = np.random.default_rng(seed)
     x = rng.uniform(-2 * np.pi, 2 * np.pi, (n_samples, 1))
     return RawData(name="sine", task="regression", x=x, y=np.sin(x) + rng.normal(0.0, 0.05, x.shape))

@@ -1,4 +1,4 @@
-"""What a data set is: as it was read (`RawData`) and as a network trains on it (`Dataset`, made of `Split`)."""
+"""A data set as it was read (`RawData`), and as a network trains on it (`Dataset`, made of `Split`)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -18,6 +18,53 @@ from deltaprop.data.splits import Array, Rows
 from deltaprop.data.store import ROWS_AT_ONCE, OnDisk, Storage, Store
 
 Task: TypeAlias = Literal["classification", "regression"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RawData:
+    """A data set as it was read or generated: not yet split, scaled or flattened.
+
+    Args:
+        name: The name of the data set.
+        task: ``"classification"`` or ``"regression"``.
+        x: Inputs, shape ``[N, ...]``; a sample's axes are flattened later.
+        y: Labels, shape ``[N]``, integers from 0; or targets, shape ``[N, k]``.
+        x_test: Inputs of the official test set, shape ``[M, ...]``, or None without one.
+        y_test: Its labels or targets, or None.
+        class_names: One name per class, empty for regression.
+        pictures: Whether x holds pixels.
+        full_scale: The largest value of a pixel, or None if it is unknown.
+    """
+
+    name: str
+    task: Task
+    x: Array
+    y: Array
+    x_test: Array | None = None
+    y_test: Array | None = None
+    class_names: tuple[str, ...] = ()
+    pictures: bool = False
+    full_scale: float | None = None
+
+    @property
+    def image_shape(self) -> tuple[int, int] | None:
+        """(rows, columns) of a picture; None for other data and for pictures of another rank."""
+        return (self.x.shape[1], self.x.shape[2]) if self.pictures and self.x.ndim == 3 else None
+
+    def digest(self) -> str:
+        """Return the SHA-256, as hex, of the dtype, shape and bytes of each array.
+
+        The bytes are taken in row order and little-endian, so the same data gives the same digest on every machine,
+        whether the files were compressed or not.
+        """
+        sha = hashlib.sha256()
+        for array in (self.x, self.y, self.x_test, self.y_test):
+            if array is None:
+                sha.update(b"none;")
+                continue
+            sha.update(f"{array.dtype.name} {array.shape};".encode())
+            sha.update(np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<")).data)
+        return sha.hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -46,15 +93,15 @@ class Split:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class StreamedSplit:
-    """One part of a data set whose inputs are brought to memory when they are asked for, a few rows at a time.
+    """One part of a data set whose inputs are encoded when they are needed, a few rows at a time.
 
     Args:
-        store: The rows of the table, as they were read.
-        rows: Which of them are this part, in rising order.
-        encode: Writes some rows of the store into inputs, ``[M, n]``.
+        store: The rows as they were read.
+        rows: The indices of this part's rows in the store, in rising order.
+        encode: Writes the inputs of some rows of the store, ``[M, n]``.
         width: n.
-        y: As of `Split`, in memory.
-        dtype: Of the inputs.
+        y: As in `Split`, in memory.
+        dtype: The dtype of the inputs.
     """
 
     store: Store
@@ -71,24 +118,28 @@ class StreamedSplit:
         """Return x of some rows, on the device of y.
 
         Args:
-            rows: Their numbers in this part.
-            out: Memory to write them to, ``[≥ M, n]`` on the CPU; memory of their own by default.
+            rows: Their indices in this part.
+            out: Memory to write them to, ``[≥ M, n]`` on the CPU; allocated by default.
         """
-        which: Rows = self.rows[rows if isinstance(rows, slice) else rows.cpu().numpy()]
-        x = torch.empty(len(which), self.width, dtype=self.dtype) if out is None else out[: len(which)]
-        for start in range(0, len(which), ROWS_AT_ONCE):
-            block = which[start : start + ROWS_AT_ONCE]
+        indices = self._indices(rows)
+        x = torch.empty(len(indices), self.width, dtype=self.dtype) if out is None else out[: len(indices)]
+        for start in range(0, len(indices), ROWS_AT_ONCE):
+            block = indices[start : start + ROWS_AT_ONCE]
             self.encode(self.store, block, x[start : start + len(block)])
         return x.to(self.y.device)
 
     def expect(self, rows: slice | Tensor) -> None:
-        """Have some rows brought nearer, where they are on disk: they will be asked for next."""
+        """Prefetch some rows that are on disk: they will be needed next."""
         if isinstance(self.store, OnDisk):
-            self.store.expect(self.rows[rows if isinstance(rows, slice) else rows.cpu().numpy()])
+            self.store.expect(self._indices(rows))
 
     def to(self, device: torch.device | str) -> StreamedSplit:
-        """Return the same rows, which will be given on ``device``."""
+        """Return the same rows, with inputs and y on ``device``."""
         return dataclasses.replace(self, y=self.y.to(device))
+
+    def _indices(self, rows: slice | Tensor) -> Rows:
+        indices: Rows = self.rows[rows if isinstance(rows, slice) else rows.cpu().numpy()]
+        return indices
 
 
 Part: TypeAlias = Split | StreamedSplit
@@ -96,15 +147,15 @@ Part: TypeAlias = Split | StreamedSplit
 
 @dataclass(frozen=True, kw_only=True)
 class TableFacts:
-    """What was understood of a table.
+    """How a table was read.
 
     Args:
-        encoding: What its columns become.
+        encoding: The inputs that its columns become.
         left_out: Columns that were dropped.
-        dropped: Rows that were left out because something was missing in them.
-        gaps: Missing cells that are filled.
-        storage: How its rows are kept.
-        warnings: What the user should know.
+        dropped: The number of rows that were left out because of a missing cell.
+        gaps: The number of missing cells that are filled.
+        storage: Where its rows are.
+        warnings: Warnings for the user.
     """
 
     encoding: Encoding
@@ -115,22 +166,40 @@ class TableFacts:
     warnings: tuple[str, ...] = ()
 
 
+class EncodedRows(NamedTuple):
+    """Rows as they were read, what writes their inputs, and their labels or targets."""
+
+    store: Store
+    encode: Callable[[Store, Rows, Tensor], None]
+    y: Array
+
+
+class FittedData(NamedTuple):
+    """All rows and those of a test set of its own, with a scaling fitted on the training rows; else as in `Dataset`."""
+
+    scaling: Scaling
+    rows: EncodedRows
+    test: EncodedRows | None
+    digest: str
+    table: TableFacts | None = None
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Dataset:
     """A data set split in three and scaled.
 
     Args:
-        name: The built-in name, or the name of the folder that was read.
+        name: The built-in name, or the name of the file or folder that was read.
         task: ``"classification"`` or ``"regression"``.
-        train: The rows to train on.
-        val: The rows to watch while training; none if ``val_fraction`` was 0.
+        train: The training rows.
+        val: The validation rows; none if ``val_fraction`` was 0.
         test: The rows for the final evaluation.
         class_names: One name per class, empty for regression.
         image_shape: (rows, columns) where each sample is one picture, else None.
-        input_scaling: What took the raw inputs to ``x``, fitted on the training rows.
-        target_scaling: What took the raw targets to ``y``, fitted on the training rows; identity for classes.
+        input_scaling: The scaling of the raw inputs to ``x``, fitted on the training rows.
+        target_scaling: The scaling of the raw targets to ``y``, fitted on the training rows; identity for classes.
         digest: SHA-256 of the raw data before any split, as hex (see `RawData.digest`).
-        table: What was understood of a table; None where the data came otherwise.
+        table: How a table was read; None for other data.
     """
 
     name: str
@@ -152,7 +221,7 @@ class Dataset:
 
     @property
     def is_streamed(self) -> bool:
-        """Whether inputs are read from the disk, or encoded, while the net trains."""
+        """Whether inputs are encoded, perhaps from the disk, while the network trains."""
         return isinstance(self.train, StreamedSplit)
 
     @property
@@ -162,58 +231,5 @@ class Dataset:
 
     def to(self, device: torch.device | str) -> Dataset:
         """Return the same data set, scalings included, on ``device``."""
-        return dataclasses.replace(
-            self,
-            train=self.train.to(device),
-            val=self.val.to(device),
-            test=self.test.to(device),
-            input_scaling=self.input_scaling.to(device),
-            target_scaling=self.target_scaling.to(device),
-        )
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class RawData:
-    """A data set as it was read or drawn: not yet split, scaled or flattened.
-
-    Args:
-        name: What to call it.
-        task: ``"classification"`` or ``"regression"``.
-        x: Inputs, shape ``[N, ...]``; a sample's axes are flattened later.
-        y: Labels, shape ``[N]``, integers from 0; or targets, shape ``[N, k]``.
-        x_test: Inputs of the official test set, shape ``[M, ...]``, or None where there is none.
-        y_test: Its labels or targets, or None.
-        class_names: One name per class, empty for regression.
-        pictures: Whether x holds pixels.
-        full_scale: The largest value that a pixel can take, or None where that is not known.
-    """
-
-    name: str
-    task: Task
-    x: Array
-    y: Array
-    x_test: Array | None = None
-    y_test: Array | None = None
-    class_names: tuple[str, ...] = ()
-    pictures: bool = False
-    full_scale: float | None = None
-
-    @property
-    def image_shape(self) -> tuple[int, int] | None:
-        """(rows, columns) of a picture, or None for what is no picture or one of another rank."""
-        return (self.x.shape[1], self.x.shape[2]) if self.pictures and self.x.ndim == 3 else None
-
-    def digest(self) -> str:
-        """Return the SHA-256, as hex, of the dtype, shape and bytes of each array.
-
-        The bytes are taken in row order and little-endian, so the same data gives the same digest on every machine,
-        whether it lay compressed or not.
-        """
-        sha = hashlib.sha256()
-        for array in (self.x, self.y, self.x_test, self.y_test):
-            if array is None:
-                sha.update(b"none;")
-                continue
-            sha.update(f"{array.dtype.name} {array.shape};".encode())
-            sha.update(np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<")).data)
-        return sha.hexdigest()
+        names = ("train", "val", "test", "input_scaling", "target_scaling")
+        return dataclasses.replace(self, **{name: getattr(self, name).to(device) for name in names})

@@ -1,28 +1,31 @@
-"""From the numbers of a table to the inputs of a net, fitted on the training rows and kept with the model.
+"""From the columns of a table to the inputs of a network: fitted on the training rows and saved with the model.
 
-Numbers come first, in the order of the table, each standardised by the data set's `Scaling`; then, for each column of
-categories, one input per name: 1 where the cell has it, else 0 (scikit-learn's ``OneHotEncoder``). A name that no
-training row has, and a missing one, is 0 everywhere. A missing number is the mean of the training rows.
-
-Shapes: raw [N, p], a column of the table each; encoded [N, n].
+Numbers come first, in the order of the table, each standardised by the data set's `Scaling`, a missing one being the
+mean of the training rows; then, for each column of categories, one input per category: 1 where the cell has it, else 0
+(scikit-learn's ``OneHotEncoder``, which is slower: a network that trains from the disk waits for this). A category that
+no training row has, and a missing one, is 0 everywhere.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
-from deltaprop.data.columns import Column, Kind, Numbers
+from deltaprop.data.columns import ABSENT, Column, Kind, Numbers
 from deltaprop.data.scaling import Scaling
-from deltaprop.errors import UserError
+from deltaprop.data.splits import Rows
+from deltaprop.data.store import InMemory, OnDisk, Store
+from deltaprop.errors import UserError, setting
 
-UNKNOWN = -1.0  # the number of a category that training has not seen
+UNKNOWN = -1  # the index of a category that no training row has
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ class Input:
         name: In the header.
         kind: ``"numbers"`` or ``"categories"``.
         categories: Their names, sorted.
-        fill: What stands for a missing number; None where none may be missing.
+        fill: The value of a missing number; None if none may be missing.
     """
 
     name: str
@@ -44,7 +47,7 @@ class Input:
 
 @dataclass(frozen=True)
 class Encoding:
-    """What the columns of a table become.
+    """The inputs that the columns of a table become.
 
     Attributes:
         inputs: The columns, in the order of the table.
@@ -56,63 +59,50 @@ class Encoding:
 
     @cached_property
     def numbers(self) -> list[int]:
-        """Which columns are of numbers."""
+        """The indices of the columns of numbers."""
         return [at for at, column in enumerate(self.inputs) if column.kind == "numbers"]
 
     @cached_property
     def categories(self) -> list[int]:
-        """Which columns are of categories."""
+        """The indices of the columns of categories."""
         return [at for at, column in enumerate(self.inputs) if column.kind == "categories"]
 
     @property
     def names(self) -> list[str]:
         """The names of the encoded inputs, such as ``["age", "city=Paris", "city=Rome"]``."""
-        found = [self.inputs[at].name for at in self.numbers]
-        return found + [
-            f"{self.inputs[at].name}={name}" for at in self.categories for name in self.inputs[at].categories
-        ]
+        one_hot = [f"{self.inputs[at].name}={name}" for at in self.categories for name in self.inputs[at].categories]
+        return [self.inputs[at].name for at in self.numbers] + one_hot
 
     def __len__(self) -> int:
         """Return n, the number of encoded inputs."""
         return len(self.numbers) + sum(len(self.inputs[at].categories) for at in self.categories)
 
-    @cached_property
-    def _one_hot(self) -> Any:
-        from sklearn.preprocessing import OneHotEncoder
+    def columns(self) -> list[Column]:
+        """Return the columns of inputs, to be read from another table."""
+        return [
+            Column(c.name, c.kind, forced=True, verbatim=any(name.lower() in ABSENT for name in c.categories))
+            for c in self.inputs
+        ]
 
-        known = [np.arange(len(self.inputs[at].categories), dtype=np.float64) for at in self.categories]
-        encoder = OneHotEncoder(categories=known, handle_unknown="ignore", sparse_output=False, dtype=np.float64)
-        return encoder.fit(np.zeros((1, len(known))))
+    def indices(self, at: int, names: Iterable[str]) -> Rows:
+        """Return the index of each of these names among the categories of a column, and `UNKNOWN` for a missing one."""
+        known = {name: index for index, name in enumerate(self.inputs[at].categories)}
+        return np.array([*(known.get(name, UNKNOWN) for name in names), UNKNOWN], dtype=np.intp)
 
     def encode(self, raw: Numbers) -> Numbers:
-        """Return the inputs, [N, n], not yet scaled; ``streaming.py`` does the same faster, while a net trains.
+        """Return the inputs, [N, n], before scaling.
 
         Args:
-            raw: [N, p], categories by their number in ``categories``, NaN where missing.
+            raw: [N, p], a category by its index, `UNKNOWN` for another one, NaN for a missing cell.
         """
-        numbers = raw[:, self.numbers]
-        gaps = np.isnan(numbers)
-        if gaps.any():
-            fills = np.array([self.inputs[at].fill for at in self.numbers], dtype=np.float64)
-            numbers = np.where(gaps, fills, numbers)
-        if not self.categories:
-            return numbers
-        codes = np.nan_to_num(raw[:, self.categories], nan=UNKNOWN)
-        return np.concatenate([numbers, self._one_hot.transform(codes)], axis=1)
-
-    def recode(self, columns: Sequence[Column]) -> list[Numbers | None]:
-        """Return, for each column that was read, the number here of each of its names; None for numbers."""
-        found: list[Numbers | None] = []
-        for column, own in zip(columns, self.inputs, strict=True):
-            if own.kind == "numbers":
-                found.append(None)
-                continue
-            numbers = {name: float(at) for at, name in enumerate(own.categories)}
-            found.append(np.array([numbers.get(name, UNKNOWN) for name in column.names], dtype=np.float64))
-        return found
+        columns = [Column(c.name, names={name: at for at, name in enumerate(c.categories)}) for c in self.inputs]
+        x = torch.empty(len(raw), len(self), dtype=torch.float64)
+        encode = Encoder(self, columns, Scaling.identity(len(self)), x.dtype, "the rows")
+        encode(InMemory(raw), np.arange(len(raw)), x)
+        return x.numpy()
 
     def to_json(self) -> dict[str, Any]:
-        """Return it as JSON has it."""
+        """Return the encoding as config.json has it."""
         inputs = [
             {"name": c.name, "kind": c.kind, **({"categories": [*c.categories]} if c.kind == "categories" else {}),
              **({"fill": c.fill} if c.fill is not None else {})}
@@ -122,10 +112,10 @@ class Encoding:
 
     @classmethod
     def from_json(cls, found: Any) -> Encoding:
-        """Return what :meth:`to_json` was of.
+        """Return the encoding that :meth:`to_json` gave.
 
         Raises:
-            UserError: If it cannot have been.
+            UserError: If it is damaged.
         """
         try:
             inputs = tuple(_input(entry) for entry in found["inputs"])
@@ -134,54 +124,114 @@ class Encoding:
             raise UserError(f"damaged: its columns ({type(error).__name__}: {error})") from error
         names = [c.name for c in inputs]
         if len({*names, *targets}) != len(names) + len(targets) or not all(isinstance(t, str) for t in targets):
-            raise UserError("damaged: a column stands twice in it")
+            raise UserError("damaged: a column occurs twice in it")
         return cls(inputs, targets)
 
 
 def _input(entry: Mapping[str, Any]) -> Input:
+    """Return a column from its JSON, after checking it."""
     name, kind, fill, names = entry["name"], entry["kind"], entry.get("fill"), entry.get("categories", [])
     if not isinstance(name, str) or kind not in ("numbers", "categories"):
         raise ValueError(f"{name!r:.40} of {kind!r:.40}")
-    if not isinstance(names, list) or not all(isinstance(n, str) for n in names) or len({*names}) != len(names):
-        raise ValueError(f"the categories of {name!r:.40}")
-    if kind == "categories" and not names:
+    are_names = isinstance(names, list) and all(isinstance(n, str) for n in names) and len({*names}) == len(names)
+    if not are_names or (kind == "categories" and not names):
         raise ValueError(f"the categories of {name!r:.40}")
     if fill is not None and not (isinstance(fill, int | float) and math.isfinite(fill)):
         raise ValueError(f"the fill of {name!r:.40}")
     return Input(name, kind, tuple(names), None if fill is None else float(fill))
 
 
-def recoded(raw: Numbers, recodes: Sequence[Numbers | None]) -> Numbers:
-    """Return a block [N, p] as it was read with its categories numbered anew."""
-    if all(recode is None for recode in recodes):
-        return raw
-    raw = raw.copy()
-    for at, recode in enumerate(recodes):
-        if recode is not None:
-            known = ~np.isnan(raw[:, at])
-            raw[known, at] = recode[raw[known, at].astype(np.intp)]
-    return raw
+class Encoder:
+    """Writes inputs of a network from rows of a store, when it trains and when it predicts.
+
+    For a column of numbers x = (raw − m)/d. Rows on disk are float32 less a shift s and in a unit u per column, so that
+    x = (s + u r − m)/d is one product and one sum in float32: x = r (u/d) + (s − m)/d, the factors in float64.
+
+    Args:
+        encoding: The inputs that the columns become.
+        columns: The columns as they were read from this table: their categories may have other indices.
+        scaling: The scaling of the encoded inputs, which is the identity for one-hot ones.
+        dtype: The dtype of the inputs.
+        place: Returns the file and number of a row for error messages; or the name of the table, where rows of the
+            store have no numbers.
+    """
+
+    def __init__(
+        self,
+        encoding: Encoding,
+        columns: list[Column],
+        scaling: Scaling,
+        dtype: torch.dtype,
+        place: str | Callable[[int], str],
+    ) -> None:
+        self.encoding, self.scaling, self.dtype, self.place = encoding, scaling, dtype, place
+        numbers = encoding.numbers
+        side_by_side = bool(numbers) and numbers == list(range(numbers[0], numbers[-1] + 1))
+        # A slice costs no copy.
+        self._numbers: slice | list[int] = slice(numbers[0], numbers[-1] + 1) if side_by_side else numbers
+        self._mean, self._scale = (values[: len(numbers)] for values in (scaling.mean, scaling.scale))
+        self._indices = {at: encoding.indices(at, columns[at].names) for at in encoding.categories}
+        fills = [encoding.inputs[at].fill for at in numbers]
+        self._fills: Tensor | None = None  # the scaled values of missing numbers
+        if any(fill is not None for fill in fills):
+            self._fills = (torch.tensor(fills, dtype=torch.float64) - self._mean) / self._scale
+        self._lines: tuple[OnDisk, Tensor, Tensor] | None = None
+
+    def __call__(self, store: Store, rows: Rows, x: Tensor) -> None:
+        """Write the inputs of some rows, in the order given, into x, [M, n]; refuse a value too large for its dtype."""
+        count = len(self.encoding.numbers)
+        numbers, one_hot = x[:, :count], x[:, count:]
+        raw: NDArray[Any]
+        shift: Numbers | None = None
+        if isinstance(store, OnDisk) and self.dtype == torch.float32:
+            raw, shift, unit = store.take_stored(rows), store.shift, store.unit
+            factor, offset = self._line(store)
+            torch.mul(torch.from_numpy(raw)[:, self._numbers], factor, out=numbers)
+            numbers += offset
+        else:
+            raw = store.take(rows)
+            numbers.copy_((torch.from_numpy(raw)[:, self._numbers] - self._mean) / self._scale)
+        if self._fills is not None:
+            torch.where(numbers.isnan(), self._fills.to(self.dtype), numbers, out=numbers)
+        if not numbers.sum().isfinite() and not numbers.isfinite().all():  # the sum is quick, and nearly always enough
+            raise self._too_large(numbers, store, rows)
+        one_hot.zero_()
+        first = 0
+        for at, indices in self._indices.items():
+            cells = raw[:, at] if shift is None else raw[:, at] * np.float64(unit[at]) + float(shift[at])
+            missing = len(indices) - 1
+            category = indices[np.nan_to_num(cells, nan=missing).astype(np.intp)]
+            known = np.flatnonzero(category >= 0)
+            one_hot[torch.from_numpy(known), torch.from_numpy(category[known] + first)] = 1.0
+            first += len(self.encoding.inputs[at].categories)
+
+    def _line(self, store: OnDisk) -> tuple[Tensor, Tensor]:
+        """Return u/d and (s − m)/d of the columns of numbers, computed in float64."""
+        if self._lines is None or self._lines[0] is not store:
+            of = self.encoding.numbers
+            factor = torch.from_numpy(store.unit[of]) / self._scale
+            offset = (torch.from_numpy(store.shift[of]) - self._mean) / self._scale
+            self._lines = store, factor.float(), offset.float()
+        return self._lines[1:]
+
+    def _too_large(self, x: Tensor, store: Store, rows: Rows) -> UserError:
+        """Return the error for the first value that is not finite after scaling."""
+        at, column = (int(index) for index in (~x.isfinite()).nonzero()[0])
+        value = store.take(rows[at : at + 1])[0, self.encoding.numbers[column]]
+        name = self.encoding.names[column]
+        problem = f"column {name!r}: {value:g} does not fit in {self.dtype} after scaling"
+        if isinstance(self.place, str):
+            return UserError(f"{self.place}: {problem}: correct it, or {setting('drop', name)}")
+        return UserError(f"{self.place(int(rows[at]))}, {problem}")
 
 
-def fitted(
-    columns: Sequence[Column],
-    targets: Sequence[str],
-    blocks: Iterable[Numbers],
-    *,
-    fills: bool,
-    where: str = "the table",
+def fit_encoding(
+    columns: Sequence[Column], targets: Sequence[str], blocks: Iterable[Numbers], *, fills: bool, where: str
 ) -> tuple[Encoding, Scaling]:
     """Return the encoding of the training rows, and the scaling of the encoded inputs to mean 0 and deviation 1.
 
-    The mean and the deviation are those of the numbers that are there (scikit-learn's ``StandardScaler``, which takes
-    them block by block). One-hot inputs keep scale 1: what they mean is 0 and 1.
-
-    Args:
-        columns: As they were read.
-        targets: The names of what is predicted.
-        blocks: The training rows [N, p], as they were read.
-        fills: Whether numbers may be missing.
-        where: What messages call the table.
+    The mean and the deviation are those of the present numbers (scikit-learn's ``StandardScaler``, block by block).
+    One-hot inputs are not scaled. ``fills`` tells whether numbers may be missing; ``where`` names the table.
 
     Raises:
         UserError: If a column has no value in any training row, or its deviation is not finite.
@@ -191,27 +241,25 @@ def fitted(
     numbers = [at for at, column in enumerate(columns) if column.kind != "categories"]
     scaler = StandardScaler()
     seen: list[set[float]] = [set() for _ in columns]
-    present = np.zeros(len(numbers), dtype=np.int64)
+    present = np.zeros(len(columns), dtype=np.int64)
     for block in blocks:
+        present += (~np.isnan(block)).sum(axis=0)
         if numbers:
-            present += (~np.isnan(block[:, numbers])).sum(axis=0)
-            with np.errstate(over="ignore", invalid="ignore"):  # told below, with the column's name
+            with np.errstate(over="ignore", invalid="ignore"):  # reported below, with the column's name
                 scaler.partial_fit(block[:, numbers])
         for at, column in enumerate(columns):
             if column.kind == "categories":
                 seen[at].update(np.unique(block[:, at]).tolist())
+    mean, scale = (scaler.mean_, scaler.scale_) if numbers else (np.empty(0), np.empty(0))
     inputs: list[Input] = []
     for at, column in enumerate(columns):
+        if not present[at]:
+            raise UserError(f"{where}: column {column.name!r} has no value in any training row: leave it out by `drop`")
         if column.kind == "categories":
             names = sorted(name for name, number in column.names.items() if number in seen[at])
-            if not names:
-                raise _nothing(where, column)
             inputs.append(Input(column.name, "categories", tuple(names)))
             continue
-        place = numbers.index(at)
-        if not present[place]:
-            raise _nothing(where, column)
-        middle, spread = float(scaler.mean_[place]), float(scaler.scale_[place])
+        middle, spread = (float(values[numbers.index(at)]) for values in (mean, scale))
         if not math.isfinite(middle) or not math.isfinite(spread):
             raise UserError(
                 f"{where}: column {column.name!r} cannot be standardised: its mean is {middle} and its deviation "
@@ -219,30 +267,18 @@ def fitted(
             )
         inputs.append(Input(column.name, "numbers", fill=middle if fills else None))
     encoding = Encoding(tuple(inputs), tuple(targets))
-    mean = torch.zeros(len(encoding), dtype=torch.float64)
-    scale = torch.ones(len(encoding), dtype=torch.float64)
-    if numbers:
-        mean[: len(numbers)] = torch.from_numpy(scaler.mean_)
-        scale[: len(numbers)] = torch.from_numpy(scaler.scale_)
-    return encoding, Scaling(mean, scale)
-
-
-def _nothing(where: str, column: Column) -> UserError:
-    return UserError(f"{where}: column {column.name!r} has no value in any training row: leave it out by `drop`")
+    scaling = Scaling.identity(len(encoding))
+    scaling.mean[: len(numbers)] = torch.from_numpy(mean)
+    scaling.scale[: len(numbers)] = torch.from_numpy(scale)
+    return encoding, scaling
 
 
 def unseen_categories(encoding: Encoding, columns: Sequence[Column], where: str) -> list[str]:
-    """Return a line for each column of categories with names that training has not seen.
-
-    Args:
-        encoding: Fitted on the training rows.
-        columns: As they were read from other rows.
-        where: Whose rows they are.
-    """
+    """Return a warning for each column of the table ``where`` with categories that no training row has."""
     lines = []
     for own, column in zip(encoding.inputs, columns, strict=True):
-        strange = [name for name in column.names if name not in own.categories] if own.kind == "categories" else []
-        if strange:
-            names = "a name" if len(strange) == 1 else f"{len(strange)} names"
-            lines.append(f"{where}: column {own.name!r} has {names} that no training row has, such as {strange[0]!r}")
+        unseen = [name for name in column.names if name not in own.categories] if own.kind == "categories" else []
+        if unseen:
+            names = "a name" if len(unseen) == 1 else f"{len(unseen)} names"
+            lines.append(f"{where}: column {own.name!r} has {names} that no training row has, such as {unseen[0]!r}")
     return lines

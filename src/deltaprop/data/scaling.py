@@ -20,8 +20,8 @@ class Scaling:
     """x ↦ (x − mean) / scale per column, and back.
 
     Args:
-        mean: What is subtracted, float64, shape ``[n]``, in the units of x.
-        scale: What is divided by, float64, shape ``[n]``, in the units of x, nowhere 0.
+        mean: Float64, shape ``[n]``, in the units of x.
+        scale: Float64, shape ``[n]``, in the units of x, never 0.
 
     Example:
         >>> scaling = Scaling.standard(torch.tensor([[0.0, 5.0], [2.0, 5.0]]))
@@ -46,15 +46,15 @@ class Scaling:
     def standard(cls, x: Tensor) -> Scaling:
         """Return the scaling that gives each column of x mean 0 and standard deviation 1.
 
-        Fit it on the training part alone: a mean that has seen the test part carries it into training.
-        The standard deviation is the population's, √(Σ(x − mean)²/N). A column that does not vary gets scale 1:
-        it becomes 0 for the rows seen here, and a later row that differs keeps its distance instead of dividing by 0.
+        Fit it on the training part only: statistics of the test part must not influence training.
+        The standard deviation is the population's, √(Σ(x − mean)²/N). A constant column gets
+        scale 1: it becomes 0 for these rows, and a later row that differs keeps its distance.
 
         Args:
             x: The training part, shape ``[N, n]`` with N ≥ 1, any real dtype; mean and deviation are float64.
 
         Raises:
-            UserError: If there is no row, or a column's mean or deviation is not a finite number.
+            UserError: If there is no row, or a column's mean or deviation is not finite.
         """
         if x.ndim != 2 or len(x) == 0:
             raise UserError(f"x must be [N, n] with at least one row to fit a scaling on, got {list(x.shape)}")
@@ -73,11 +73,11 @@ class Scaling:
 
     @property
     def is_uniform(self) -> bool:
-        """Whether all columns are scaled alike."""
+        """Whether all columns have the same mean and scale."""
         return bool((self.mean == self.mean[:1]).all() and (self.scale == self.scale[:1]).all())
 
     def apply(self, x: Tensor) -> Tensor:
-        """Return (x − mean) / scale, shape ``[N, n]``: worked out in float64, in x's dtype if that is a float."""
+        """Return (x − mean) / scale, shape ``[N, n]``: in float64, or rounded to x's dtype if that is a float."""
         scaled = (x - self.mean) / self.scale
         return scaled.to(x.dtype) if x.is_floating_point() else scaled
 

@@ -1,11 +1,11 @@
-"""The rows of a table once it has been read: in memory, or where they do not fit in a file on disk.
+"""The rows of a table after it was read: in memory, or in a file on disk if they do not fit.
 
-The file is a cache: float32 numbers [N, p], row by row, less a shift per column (the middle one of its first numbers)
-and in a unit per column (a power of 2), so that a column of dates in seconds keeps its digits. It is written once,
-beside a JSON file that says what it holds, and used again as long as the table's files are as they were: the same
-sizes, times and first bytes, and the same columns asked for. Nothing is unpickled.
+The file is a cache: float32 numbers [N, p], row by row, less a shift per column (the median of its first numbers) and
+in a unit per column (a power of 2), so that a column of dates in seconds keeps its digits. It is written once, beside a
+JSON file that describes it, and used again as long as the table's files are unchanged (the same sizes, times and first
+bytes) and the same columns are selected. Nothing is unpickled.
 
-Rows come back in float64 whichever way they were kept.
+Rows are returned in float64 from either place.
 """
 
 from __future__ import annotations
@@ -17,66 +17,58 @@ import os
 import secrets
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, Protocol, TypeAlias
+from typing import Any, BinaryIO, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from deltaprop.data.columns import Column, Numbers, Reader, TableOptions
-from deltaprop.data.splits import Rows
+from deltaprop.data.columns import Column, Numbers, Progress, Reader, TableOptions, silent
+from deltaprop.data.splits import Array, Rows
 from deltaprop.errors import UserError
 
 FORMAT = 2
-HEAD = 1 << 20  # bytes of each file that its key looks at
-ROWS_AT_ONCE = 8192  # that are brought to float64 together
-AHEAD = 1 << 18  # bytes that the system is asked for at a time: of more than it wants to read at once it reads a part
+HEAD = 1 << 20  # bytes of each file that its cache key depends on
+ROWS_AT_ONCE = 8192  # rows that are converted to float64 together
+AHEAD = 1 << 18  # bytes per prefetch request: the system reads only a part of a request larger than its read-ahead
 UNLIMITED = 1 << 62  # bytes
-FAR = 1.5  # times as much as may be in memory is what goes to the disk at once
-SHARE = 8  # of the machine's memory, one part in so many is what a table may take
+FAR = 1.5  # a table estimated at this many times the allowed memory goes to the disk at once
+SHARE = 8  # a table may take one part in this many of the machine's memory
 
+ROWS, TARGETS, ABOUT = "rows.f32", "targets.f64", "about.json"
 
 Storage: TypeAlias = Literal["memory", "rows", "disk"]
-"""As inputs in memory; as rows in memory, encoded while the net trains; or as rows on disk, so too."""
-
-
-class Store(Protocol):
-    """Rows [N, p] as they were read."""
-
-    def __len__(self) -> int: ...
-
-    def take(self, rows: Rows) -> Numbers:
-        """Return some rows, in the order given."""
+"""As inputs in memory; or as rows in memory or on disk, encoded while the network trains."""
 
 
 @dataclass(frozen=True, eq=False)
 class InMemory:
-    """Rows in memory."""
+    """Rows [N, p] in memory, as they were read."""
 
-    rows: Numbers
+    rows: Array
 
     def __len__(self) -> int:
         """Return N."""
         return len(self.rows)
 
-    def take(self, rows: Rows) -> Numbers:
+    def take(self, rows: Rows) -> Array:
         """Return some rows, in the order given."""
         return self.rows[rows]
 
 
 @dataclass(frozen=True, eq=False)
 class OnDisk:
-    """Rows in a file, float32: each column less its shift, in units of its own, a power of 2.
+    """Rows [N, p] in a file, float32: each column less its shift, in a unit of its own, a power of 2.
 
-    The file is mapped for each call and let go after it: pages that stay mapped count as the process's own.
+    The file is mapped for each call and unmapped after it: pages that stay mapped count as the process's own.
 
     Attributes:
         path: The file.
         count: N.
-        shift: Of each column.
-        unit: Of each column.
+        shift: The shift of each column.
+        unit: The unit of each column.
     """
 
     path: Path
@@ -90,47 +82,46 @@ class OnDisk:
 
     def take(self, rows: Rows) -> Numbers:
         """Return some rows, in the order given."""
-        taken: Numbers = self.kept(rows).astype(np.float64)
+        taken: Numbers = self.take_stored(rows).astype(np.float64)
         taken *= self.unit
         taken += self.shift
         return taken
 
-    def kept(self, rows: Rows) -> NDArray[np.float32]:
-        """Return some rows as they lie in the file: (row − shift) / unit; a copy.
-
-        Raises:
-            UserError: If the file is not what it was.
-        """
-        try:  # mapped to be read alone: memory that could be written to would be counted, and refused where it is much
+    def take_stored(self, rows: Rows) -> NDArray[np.float32]:
+        """Return a copy of some rows as they are in the file: (row − shift) / unit."""
+        try:  # read-only: a writable mapping counts as memory of the process, and a large one is refused
             mapped = np.memmap(self.path, np.float32, "r", shape=(self.count, len(self.shift)))
         except (OSError, ValueError) as error:
             raise UserError(f"{self.path}: the cache was removed or cut short while it was in use: {error}") from error
         return np.asarray(mapped.take(rows, axis=0))
 
     def expect(self, rows: Rows) -> None:
-        """Have the system bring some rows, and what lies about them, to its memory while other things are done."""
-        if not hasattr(os, "posix_fadvise"):  # macOS and Windows: they are read when they are asked for
+        """Let the system read some rows, and what lies about them, in the background: they will be taken next."""
+        if not hasattr(os, "posix_fadvise"):  # macOS and Windows: they are read when they are taken
             return
         width = 4 * len(self.shift)
         wanted = np.zeros(self.count * width // AHEAD + 1, dtype=np.bool_)
         wanted[rows * width // AHEAD] = True
         with contextlib.suppress(OSError), self.path.open("rb") as file:
-            for stretch in np.flatnonzero(wanted).tolist():
-                os.posix_fadvise(file.fileno(), stretch * AHEAD, AHEAD + width, os.POSIX_FADV_WILLNEED)
+            for block in np.flatnonzero(wanted).tolist():
+                os.posix_fadvise(file.fileno(), block * AHEAD, AHEAD + width, os.POSIX_FADV_WILLNEED)
+
+
+Store: TypeAlias = InMemory | OnDisk
 
 
 @dataclass(frozen=True, eq=False)
 class LoadedTable:
-    """A table, read.
+    """A table after it was read.
 
     Attributes:
         store: Its rows of inputs.
         targets: Its targets [N, k], in memory.
-        inputs: What the columns of inputs hold, in the order of the table.
-        target_columns: What those of the targets hold.
-        dropped: How many rows were left out because something was missing in them.
-        gaps: How many numbers or names are missing in the others.
-        digest: SHA-256 of all of it, as hex: the same whether it is in memory or on disk.
+        inputs: The columns of inputs, in the order of the table.
+        target_columns: The columns of targets.
+        dropped: The number of rows that were dropped for a missing cell.
+        gaps: The number of missing cells in the others.
+        digest: SHA-256 of all of it, as hex: the same in memory and on disk.
     """
 
     store: Store
@@ -142,36 +133,28 @@ class LoadedTable:
     digest: str
 
 
-Progress = Callable[[str, int, int], None]
-"""Told what is done, how many bytes of it are, and of how many."""
-
-
-def silent(what: str, done: int, total: int) -> None:
-    """Say nothing."""
-
-
 @dataclass(frozen=True)
 class CacheConfig:
-    """Where rows may be kept.
+    """Where the rows of a table may be stored.
 
     Attributes:
-        memory: Bytes that a table may take in memory; more goes to the disk.
-        cache: The folder of caches.
-        progress: Told how far the reading is, where it takes long.
+        memory: Bytes that a table may take in memory; a larger one goes to the disk.
+        folder: The folder of caches.
+        progress: Called while a table is read.
     """
 
     memory: int
-    cache: Path
+    folder: Path
     progress: Progress = silent
 
 
 def default_cache() -> Path:
-    """Return ~/.cache/deltaprop, or the place that XDG_CACHE_HOME names."""
+    """Return ~/.cache/deltaprop, or that folder in XDG_CACHE_HOME."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "deltaprop"
 
 
 def default_memory() -> int:
-    """Return an eighth of the machine's memory, or of what the container has of it; of 8 GiB where nobody tells."""
+    """Return an eighth of the memory of the machine or of the container, or of 8 GiB if it is unknown."""
     total = 8 * 2**30
     with contextlib.suppress(AttributeError, ValueError, OSError):
         total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -180,73 +163,60 @@ def default_memory() -> int:
     return total // SHARE
 
 
-def read(
+def load_rows(
     reader: Reader,
-    choices: TableOptions,
-    room: CacheConfig,
-    check_targets: Callable[[LoadedTable], object] = lambda found: None,
+    options: TableOptions,
+    cache: CacheConfig,
+    check: Callable[[LoadedTable], object] = lambda loaded: None,
 ) -> LoadedTable:
-    """Return the rows of a table: from its cache where there is one, else read, into memory as long as they fit.
+    """Return the rows of a table: from its cache if there is one, else read, into memory as long as they fit.
 
-    Args:
-        reader: Of the columns that matter.
-        choices: What the user says of them: part of the cache's key.
-        room: Where rows may be kept.
-        check_targets: Refuses targets that nothing can be learnt from, before a cache is kept; what it is given has no
-            rows of inputs yet.
+    The cache's key depends on the user's options. ``check`` is called before a cache is kept, with a table whose store
+    may be empty, and refuses targets that nothing can be learned from.
 
     Raises:
-        UserError: If the table is at fault, or there is no room for the cache.
+        UserError: If the table is damaged or refused, or the cache cannot be written.
     """
-    folder = room.cache / key(reader, choices)
-    found = _cached(folder)
-    if found is not None and _bytes(found) > room.memory:  # else in memory, as if there were no cache: the same bits
-        return found
-    files = reader.table.files
-    total = sum(file.stat().st_size for file in files if file.is_file())
-    width = len(reader.inputs)
+    folder = cache.folder / cache_key(reader, options)
+    cached = _open_cache(folder)
+    width, n_columns = len(reader.inputs), len(reader.inputs) + len(reader.targets)
+    # A table that fits is read into memory even if there is a cache: the same run must give the same bits without one.
+    if cached is not None and 8 * len(cached.store) * n_columns > cache.memory:
+        return cached
     digest, blocks, targets = hashlib.sha256(), [], []
-    spill: _Spill | None = None
-    held = seen = 0
-
-    def on_bytes(done: int) -> None:
-        nonlocal seen
-        seen = done
-        room.progress(f"reading {reader.table.path.name}", done, total)
-
+    writer = _CacheWriter(folder, width)
+    held = 0
     try:
-        for block in reader.blocks(on_bytes):
+        for block, _, _ in reader.blocks(cache.progress):
             digest.update(np.ascontiguousarray(block, dtype="<f8").data)
             targets.append(block[:, width:].copy())
             blocks.append(block[:, :width])
             held += block.nbytes
-            # What is to be far too much need not be held first: by the bytes of the files that it was read from.
-            likely = held * total // seen if seen else 0
-            if spill is None and (held > room.memory or likely > FAR * room.memory):
-                spill = _Spill(folder, width)
-                spill.begin()
-            if spill is not None:
+            # A table that will be far too large is not held first, judging by the bytes of its files read so far.
+            expected = held * reader.bytes_total // reader.bytes_read if reader.bytes_read else 0
+            if writer.file is None and (held > cache.memory or expected > FAR * cache.memory):
+                writer.open()
+            if writer.file is not None:
                 for waiting in blocks:
-                    spill.add(waiting)
+                    writer.add(waiting)
                 blocks = []
-        y = np.concatenate(targets) if targets else np.empty((0, len(reader.targets)))
         names = [[column.name, column.kind, [*column.names]] for column in [*reader.inputs, *reader.targets]]
         digest.update(json.dumps([names, width], ensure_ascii=True).encode())
-        read_ = LoadedTable(
+        loaded = LoadedTable(
             InMemory(np.concatenate(blocks) if blocks else np.empty((0, width))),
-            y, [*reader.inputs], [*reader.targets], reader.dropped, reader.gaps, digest.hexdigest(),
+            np.concatenate(targets) if targets else np.empty((0, len(reader.targets))),
+            [*reader.inputs], [*reader.targets], reader.dropped, reader.gaps, digest.hexdigest(),
         )  # fmt: skip
-        check_targets(read_)
-        return read_ if spill is None else spill.end(read_)
+        check(loaded)
+        return loaded if writer.file is None else writer.finish(loaded)
     except BaseException:
-        if spill is not None:
-            spill.give_up()
+        writer.discard()
         raise
 
 
-def key(reader: Reader, choices: TableOptions) -> str:
-    """Return the name of the cache of a table: it hangs on its files as they are now, and on what is asked of it."""
-    sha = hashlib.sha256(f"{FORMAT};{sys.byteorder};{choices!r}".encode())
+def cache_key(reader: Reader, options: TableOptions) -> str:
+    """Return the name of a table's cache, which depends on the files as they are now and on the selected columns."""
+    sha = hashlib.sha256(f"{FORMAT};{sys.byteorder};{options!r}".encode())
     sha.update(repr([(c.name, c.kind, c.forced, c.verbatim) for c in (*reader.inputs, *reader.targets)]).encode())
     for path in reader.table.files:
         with contextlib.suppress(OSError):
@@ -258,16 +228,8 @@ def key(reader: Reader, choices: TableOptions) -> str:
     return sha.hexdigest()[:32]
 
 
-def _bytes(read_: LoadedTable) -> int:
-    """Return what the rows would take in memory, targets and all."""
-    return 8 * len(read_.store) * (len(read_.inputs) + len(read_.target_columns))
-
-
-ROWS, TARGETS, ABOUT = "rows.f32", "targets.f64", "about.json"
-
-
-class _Spill:
-    """Writes a cache: into a folder of its own, which takes its name when it is whole."""
+class _CacheWriter:
+    """Writes a cache into a temporary folder, which is renamed when it is complete."""
 
     def __init__(self, folder: Path, width: int) -> None:
         self.folder, self.count = folder, 0
@@ -275,99 +237,86 @@ class _Spill:
         self.shift, self.unit = np.full(width, np.nan), np.ones(width)
         self.file: BinaryIO | None = None
 
-    def begin(self) -> None:
-        """Make its folder; not at birth, so that whoever is broken off here knows what to give up."""
-        with _telling(self.folder):
+    def open(self) -> None:
+        """Create the folder and the file of rows."""
+        with _disk_errors(self.folder):
             self.folder.parent.mkdir(parents=True, exist_ok=True)
-            _clear(self.folder.parent)
+            _remove_abandoned(self.folder.parent)
             self.part.mkdir()
             self.file = (self.part / ROWS).open("wb")
 
     def add(self, block: Numbers) -> None:
         """Append rows."""
-        for column in np.flatnonzero(np.isnan(self.shift)):  # it has had no number until now
-            there = block[~np.isnan(block[:, column]), column]
-            if len(there):  # the one in the middle: less an outlier, or less 0 for "not known", others lose digits
-                self.shift[column] = np.partition(there, len(there) // 2)[len(there) // 2]
-                self.unit[column] = 2.0 ** np.frexp(np.abs(there - self.shift[column]).max())[1]
+        for column in np.flatnonzero(np.isnan(self.shift)):  # columns without a number until now
+            present = block[~np.isnan(block[:, column]), column]
+            if len(present):  # the median: less an outlier, or less 0 for "unknown", the others lose digits
+                self.shift[column] = np.partition(present, len(present) // 2)[len(present) // 2]
+                self.unit[column] = 2.0 ** np.frexp(np.abs(present - self.shift[column]).max())[1]
         with np.errstate(over="ignore"):
-            small = ((block - np.nan_to_num(self.shift)) / self.unit).astype(np.float32)
+            stored = ((block - np.nan_to_num(self.shift)) / self.unit).astype(np.float32)
         assert self.file is not None
-        with _telling(self.folder):
-            self.file.write(small.data)
+        with _disk_errors(self.folder):
+            self.file.write(stored.data)
         self.count += len(block)
 
-    def end(self, read_: LoadedTable) -> LoadedTable:
-        """Give the folder its name; return the table as it lies there."""
+    def finish(self, loaded: LoadedTable) -> LoadedTable:
+        """Rename the folder; return the table with its rows on disk."""
         about = {
-            "format": FORMAT,
-            "rows": self.count,
-            "shift": np.nan_to_num(self.shift).tolist(),
-            "unit": self.unit.tolist(),
-            "inputs": [_column_to_json(column) for column in read_.inputs],
-            "targets": [_column_to_json(column) for column in read_.target_columns],
-            "dropped": read_.dropped,
-            "gaps": read_.gaps,
-            "digest": read_.digest,
-        }
+            "format": FORMAT, "rows": self.count, "shift": np.nan_to_num(self.shift).tolist(),
+            "unit": self.unit.tolist(), "inputs": [_column_to_json(column) for column in loaded.inputs],
+            "targets": [_column_to_json(column) for column in loaded.target_columns],
+            "dropped": loaded.dropped, "gaps": loaded.gaps, "digest": loaded.digest,
+        }  # fmt: skip
         assert self.file is not None
-        with _telling(self.folder):
-            _to_disk(self.file)
-            targets = read_.targets.astype("<f8", copy=False)
+        with _disk_errors(self.folder):
+            _close_synced(self.file)
+            targets = loaded.targets.astype("<f8", copy=False)
             for name, content in ((TARGETS, targets.data), (ABOUT, json.dumps(about).encode())):
                 with (self.part / name).open("wb") as file:
                     file.write(content)
-                    _to_disk(file)
-            found = None
+                    _close_synced(file)
             try:
                 self.part.rename(self.folder)
-            except OSError:  # another run was quicker, and may be reading there; or what stands there is damaged
-                found = _cached(self.folder)
-                if found is None:
+            except OSError:  # a concurrent run was first and may be reading its cache; or there is a damaged one
+                if _open_cache(self.folder) is None:
                     shutil.rmtree(self.folder, ignore_errors=True)
                     self.part.rename(self.folder)
                 else:
                     shutil.rmtree(self.part, ignore_errors=True)
-        found = found or _cached(self.folder)
-        assert found is not None, "a cache that was just written"
-        return found
+        cached = _open_cache(self.folder)
+        assert cached is not None, "a cache that was just written"
+        return cached
 
-    def give_up(self) -> None:
-        """Leave nothing behind."""
-        with contextlib.suppress(OSError):  # what it could not write before it cannot write now
+    def discard(self) -> None:
+        """Remove what was written."""
+        with contextlib.suppress(OSError):  # what could not be written before cannot be written now
             if self.file is not None:
                 self.file.close()
         shutil.rmtree(self.part, ignore_errors=True)
 
 
-def _to_disk(file: BinaryIO) -> None:
-    """Close a file once its bytes are on the disk: a name is given to what is there after a power cut too."""
+def _close_synced(file: BinaryIO) -> None:
+    """Close a file once its bytes are on the disk, so that a cache that has its name is complete after a power cut."""
     file.flush()
     os.fsync(file.fileno())
     file.close()
 
 
-def _clear(folder: Path) -> None:
-    """Remove what readers that were killed have left: parts whose process is gone."""
+def _remove_abandoned(folder: Path) -> None:
+    """Remove the temporary folders of processes that no longer run."""
     for part in folder.glob(".*.*-*"):
         process = part.name.rpartition(".")[2].partition("-")[0]
-        if process.isdecimal() and not _is_alive(int(process)):
-            shutil.rmtree(part, ignore_errors=True)
-
-
-def _is_alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
+        with contextlib.suppress(OSError):  # it runs, under another user
+            try:
+                if process.isdecimal():
+                    os.kill(int(process), 0)
+            except ProcessLookupError:
+                shutil.rmtree(part, ignore_errors=True)
 
 
 @contextlib.contextmanager
-def _telling(folder: Path) -> Iterator[None]:
-    """Turn a failure of the disk into one line."""
+def _disk_errors(folder: Path) -> Iterator[None]:
+    """Turn an OSError into a UserError."""
     try:
         yield
     except OSError as error:
@@ -377,13 +326,13 @@ def _telling(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _cached(folder: Path) -> LoadedTable | None:
-    """Return what a cache holds; None where there is none, or none that is whole."""
+def _open_cache(folder: Path) -> LoadedTable | None:
+    """Return the table of a cache; None if it does not exist or is damaged."""
     try:
         about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
         count = about["rows"]
         shift, unit = (np.array(about[name], dtype=np.float64) for name in ("shift", "unit"))
-        inputs, targets = ([_column(entry) for entry in about[part]] for part in ("inputs", "targets"))
+        inputs, targets = ([_column_from_json(entry) for entry in about[part]] for part in ("inputs", "targets"))
         if about["format"] != FORMAT or not len(shift) == len(unit) == len(inputs):
             return None
         if (folder / ROWS).stat().st_size != 4 * count * len(inputs):
@@ -399,7 +348,5 @@ def _column_to_json(column: Column) -> dict[str, Any]:
     return {**vars(column), "names": [*column.names]}
 
 
-def _column(entry: dict[str, Any]) -> Column:
-    names: Sequence[str] = entry["names"]
-    numbered = {name: at for at, name in enumerate(names)}
-    return Column(entry["name"], entry["kind"], entry["forced"], entry["verbatim"], numbered)
+def _column_from_json(entry: dict[str, Any]) -> Column:
+    return Column(**{**entry, "names": {name: at for at, name in enumerate(entry["names"])}})

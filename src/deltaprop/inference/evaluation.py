@@ -13,13 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from deltaprop.data import load_idx_folder
-from deltaprop.data.formats import is_table
-from deltaprop.data.formats.arrays import is_array, load_labelled
-from deltaprop.data.from_table import Targets
-from deltaprop.data.store import Progress, silent
+from deltaprop.data.classes import Targets, TargetValues
+from deltaprop.data.columns import Progress, silent
+from deltaprop.data.formats import find_format, unknown_format
 from deltaprop.errors import UserError
-from deltaprop.inference.inputs import FromArrays, FromTable
 from deltaprop.inference.model import Model
 from deltaprop.training.evaluate import in_own_units
 
@@ -86,43 +83,20 @@ def evaluate_file(
         UserError: If the data has no targets, or a class that is not in the training data.
     """
     path = Path(data)
-    kinds = Targets(model.objective.task, model.class_names)
+    if find_format(path) is None:  # predict reads it as CSV
+        raise unknown_format(path)
+    targets = Targets(model.objective.task, model.class_names)
     options = {} if delimiter is None else {"delimiter": delimiter}
-    if is_table(path):
-        blocks = model.blocks(path, kinds=kinds, n_targets=len(model.target_names), progress=progress, **options)
-    else:
-        blocks = _blocks_of_arrays(model, path)
-    outputs, targets = [], []
+    blocks = model.blocks(path, targets=targets, n_targets=len(model.target_names), progress=progress, **options)
+    outputs, values = [], []
     for block in blocks.blocks():
         outputs.append(model.feed(block.x).cpu())
-        targets.append(block.targets)
-    y: Array = np.concatenate(targets) if targets else np.empty((0, 1))
+        values.append(block.targets)
+    y: Array = np.concatenate(values) if values else np.empty((0, 1))
     if not len(y):
         raise UserError(f"{path}: there are no rows to evaluate on")
-    dropped = blocks.reader.dropped if isinstance(blocks, FromTable) else 0
-    if model.class_names and isinstance(blocks, FromTable):
-        y = kinds.labels(blocks.reader.targets[0], y[:, 0], str(path), None if dropped else 1)
-    elif model.class_names:
-        y = y[:, 0].astype(np.int64)
-    return evaluation_report(model, torch.cat(outputs), y, dropped=dropped, warnings=blocks.warnings)
-
-
-def _blocks_of_arrays(model: Model, path: Path) -> FromArrays:
-    """Return the rows of arrays or of a folder of IDX files, with labels by the model's classes."""
-    if is_array(path):
-        x, y = load_labelled(path, model.class_names)
-    else:
-        raw = load_idx_folder(str(path))
-        x, labels = (raw.x, raw.y) if raw.x_test is None or raw.y_test is None else (raw.x_test, raw.y_test)
-        if model.class_names != raw.class_names:
-            raise UserError(f"{path}: its classes are {', '.join(raw.class_names)}, not those of the model")
-        y = labels.astype(np.float64)[:, None]
-    if y.shape[1] != len(model.target_names):
-        raise UserError(f"{path}: y has {y.shape[1]} columns, the model predicts {len(model.target_names)}")
-    blocks = model.blocks(x)
-    assert isinstance(blocks, FromArrays)
-    blocks.y = y
-    return blocks
+    labels = targets.encode(TargetValues(blocks.target_columns, y, str(path), not blocks.dropped))
+    return evaluation_report(model, torch.cat(outputs), labels, dropped=blocks.dropped, warnings=blocks.warnings)
 
 
 def evaluation_report(

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from deltaprop.data import Encoding, Scaling
+from deltaprop.data.columns import Missing
 from deltaprop.errors import UserError, unknown_name
-from deltaprop.inference.inputs import FromArrays, FromTable, blocks_of
+from deltaprop.inference.inputs import InputBlocks, Preprocessing, blocks_of
 from deltaprop.nn.modules import MLP
 from deltaprop.training.config import TrainConfig
 from deltaprop.training.devices import pick_device
@@ -131,7 +132,7 @@ class Model:
     image_shape: tuple[int, int] | None
     input_scaling: Scaling
     target_scaling: Scaling
-    missing: str
+    missing: Missing
     config: TrainConfig
 
     def __repr__(self) -> str:
@@ -216,9 +217,7 @@ class Model:
         """Return the outputs of a regression in the units of the training data, float64."""
         return self.target_scaling.invert(outputs.double().cpu())
 
-    def blocks(self, data: Any, **options: Any) -> FromTable | FromArrays:
+    def blocks(self, data: Any, **options: Any) -> InputBlocks:
         """Return the rows of data, block by block, as inputs of the network."""
-        return blocks_of(
-            data, encoding=self.encoding, n_inputs=len(self.input_scaling.mean), scaling=self.input_scaling,
-            dtype=self.dtype, missing=self.missing, **{"delimiter": self.config.delimiter, **options},
-        )  # fmt: skip
+        steps = Preprocessing(self.encoding, self.input_scaling, self.dtype, self.missing)
+        return blocks_of(data, steps, **{"delimiter": self.config.delimiter, **options})

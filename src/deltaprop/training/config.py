@@ -202,7 +202,7 @@ class TrainConfig:
         if self.memory != "auto":
             memory = int(self.memory[:-1]) * 2 ** {"k": 10, "m": 20, "g": 30}[self.memory[-1].lower()]
         cache = CacheConfig(memory, self.cache or default_cache())
-        return Source(data=self.data, choices=options, test=self.test, room=cache)
+        return Source(data=self.data, options=options, test=self.test, cache=cache)
 
     def build_model(self, sizes: Any, device: str | None = None) -> MLP:
         """Return a model, initialised from PyTorch's global generator.

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from deltaprop._version import __version__
 from deltaprop.data import BUILTIN, Dataset, Deformation, Scaling, check_source, load
-from deltaprop.data.store import Progress, Storage, silent
+from deltaprop.data.columns import Progress, silent
+from deltaprop.data.store import Storage
 from deltaprop.epoch_state import EpochState
 from deltaprop.errors import UserError, setting
 from deltaprop.explicit.precision import check_precision
@@ -148,7 +149,7 @@ def prepare(
     source, split_seed = config.source, config.seed if split_seed is None else split_seed
     check_source(source)
     dataset = load(
-        replace(source, room=replace(source.room, progress=progress), storage=storage),
+        replace(source, cache=replace(source.cache, progress=progress), storage=storage),
         seed=split_seed,
         test_fraction=config.test_fraction,
         val_fraction=config.val_fraction,

@@ -93,7 +93,7 @@ BROKEN = {
     "unknown type": (b"\x00\x00\x0a\x02" + SMALL[4:], "unknown IDX element type 0x0a"),
     "rank 0": (b"\x00\x00\x08\x00", "0 dimensions"),
     "rank 33": (b"\x00\x00\x08\x21" + b"\x00\x00\x00\x01" * 33 + b"\x07", "33 dimensions"),
-    "no rows": (SMALL[:4] + bytes(4) + SMALL[8:12], "holds nothing: its header says 0x3"),
+    "no rows": (SMALL[:4] + bytes(4) + SMALL[8:12], "holds no elements: its header says 0x3"),
     "header cut": (SMALL[:10], "truncated IDX header: 10 bytes, 12 expected"),
     "data cut": (SMALL[:-1], "the header promises 2x3 uint8, 6 bytes, the file holds 5"),
     "left over": (SMALL + b"\x00", "bytes left over after the data that the header promises (2x3 uint8, 6 bytes)"),

@@ -1,47 +1,70 @@
-"""The formats of tables: a file here, and its rows in ``FORMATS``."""
+"""The formats of data: each is a file here, and a row of ``FORMATS`` for each ending of a file's name."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, cast
 
+from deltaprop.data.formats.arrays import ARRAY_NAMES, ArrayFile
 from deltaprop.data.formats.csv import CSV_NAMES, CsvTable
+from deltaprop.data.formats.idx import IdxFolder
 from deltaprop.data.formats.parquet import PARQUET_NAMES, ParquetTable, parts_of
-from deltaprop.data.formats.table import Table
+from deltaprop.data.table import Table
 from deltaprop.errors import UserError
 
-# By the end of a file's name: what opens it, given the path, the delimiter that was asked for (``"auto"``, which a
-# format may ignore) and ``least``, the fewest columns it must have.
-FORMATS: dict[str, Callable[..., Table]] = {
+# By the ending of a file's name: what opens a table, called with the path, the delimiter (``"auto"``; a format may
+# ignore it) and ``least``, the fewest columns that it must have; or `ArrayFile`.
+FORMATS: dict[str, Callable[..., Table] | type[ArrayFile]] = {
     **dict.fromkeys(CSV_NAMES, CsvTable.open),
     **dict.fromkeys(PARQUET_NAMES, ParquetTable.open),
+    **dict.fromkeys(ARRAY_NAMES, ArrayFile),
 }
 
 
-def is_table(source: str | Path) -> bool:
-    """Return whether a name is that of a table, or of a folder of Parquet parts."""
+def find_format(source: str | Path) -> Callable[..., Table] | type[ArrayFile] | type[IdxFolder] | None:
+    """Return what opens a path: the row of ``FORMATS`` with the longest ending that fits; None if none does."""
     path = Path(source)
-    if os.path.isdir(path):  # for a name that no file can have it is False
-        return bool(parts_of(path))
-    return path.name.lower().endswith(tuple(FORMATS))
+    if os.path.isdir(source):  # not Path.is_dir, which raises for a name that no file can have; Path("") is a folder
+        return ParquetTable.open if parts_of(path) else IdxFolder
+    endings = [ending for ending in FORMATS if path.name.lower().endswith(ending)]
+    return FORMATS[max(endings, key=len)] if endings else None
+
+
+def is_table(source: str | Path) -> bool:
+    """Return whether a path is a table, or a folder of Parquet parts, by its name."""
+    return find_format(source) not in (None, ArrayFile, IdxFolder)
+
+
+def unknown_format(source: str | Path) -> UserError:
+    """Return the error for a path that does not exist, or whose name has none of the endings of ``FORMATS``."""
+    if not os.path.exists(source):
+        return UserError(f"{source}: there is no such file or folder")
+    tables = ", ".join(ending for ending, opener in FORMATS.items() if opener is not ArrayFile)
+    return UserError(f"{source}: unknown ending: a table ends in {tables}; arrays in {' or '.join(ARRAY_NAMES)}")
+
+
+def open_source(path: Path, delimiter: str = "auto", *, least: int = 2) -> Table | ArrayFile | IdxFolder:
+    """Return the table, file of arrays or IDX folder of a path; of a table its header is checked, and no row read.
+
+    A file whose name has none of the endings of ``FORMATS`` is read as CSV. Its delimiter may be ``"auto"``, ``"tab"``
+    or one character. A table to train on has at ``least`` two columns, an input and a target.
+
+    Raises:
+        UserError: If a table does not exist, cannot be read, or its header is damaged.
+    """
+    opener: Any = find_format(path) or CsvTable.open
+    if opener in (ArrayFile, IdxFolder):
+        return cast(ArrayFile | IdxFolder, opener(path))
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise UserError(f"{path}: a pipe or a device is read once, and a table more often: write it to a file")
+    return cast(Table, opener(path, delimiter, least=least))
 
 
 def open_table(path: Path, delimiter: str = "auto", *, least: int = 2) -> Table:
-    """Return a table, once its header is checked; no row is read.
-
-    Args:
-        path: A file whose name ends as one of ``FORMATS`` (another is read as CSV), or a folder of Parquet parts.
-        delimiter: Between the cells of a CSV: ``"auto"``, ``"tab"`` or one character.
-        least: How many columns it must have: two to train on, an input and a target.
-
-    Raises:
-        UserError: If it is not there, cannot be read, or its header is none.
-    """
-    if path.exists() and not path.is_file() and not path.is_dir():
-        raise UserError(f"{path}: a pipe or a device is read once, and a table more often: write it to a file")
-    if path.is_dir():
-        return ParquetTable.open(path, least=least)
-    name = path.name.lower()
-    ending = max((ending for ending in FORMATS if name.endswith(ending)), key=len, default=".csv")
-    return FORMATS[ending](path, delimiter, least=least)
+    """Return a table, as :func:`open_source` does; anything else is refused."""
+    found = open_source(path, delimiter, least=least)
+    if isinstance(found, ArrayFile | IdxFolder):
+        raise UserError(f"{path}: not a table: a CSV or Parquet file, or a folder of Parquet files, is needed here")
+    return found

@@ -1,27 +1,38 @@
-"""CSV files, plain or .gz: text in columns under a header, read cell by cell as it stands.
+"""CSV files, plain or .gz: text in columns under a header; each cell is returned as the text that it is.
 
-What a column holds is decided in ``columns.py``, where a cell that does not fit can still be named by its row. Rows are
-counted from 1, the first below the header.
+The kind of a column is decided in ``columns.py``, where a cell that does not fit can still be named by its row. Rows
+are counted from 1, the first below the header.
 """
 
 from __future__ import annotations
 
 import contextlib
 import csv
+import gzip
+import io
 import re
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, TypeAlias
 
-from deltaprop.data.formats.table import NUMBER, Batch, counted
-from deltaprop.data.streams import HEAD_BYTES, CheckedStream, CountedFile, ReplayedStream, some, wait_until
+from deltaprop.data.table import NUMBER, Batch, check_names, counted
 from deltaprop.errors import UserError
 
-BLOCK_BYTES = 1 << 22  # at a time: a row, quoted line breaks and all, must be shorter
+HEAD_BYTES = 1 << 16  # bytes of a file, from which its delimiter and its header are read
+BLOCK_BYTES = 1 << 22  # bytes read at a time; a row, quoted line breaks included, may have as many
 BOM = b"\xef\xbb\xbf"
 DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
 CSV_NAMES = (".csv", ".tsv", ".tab", ".txt", ".csv.gz", ".tsv.gz", ".tab.gz", ".txt.gz")
+Opener: TypeAlias = Callable[[], BinaryIO | io.RawIOBase]
+OTHER_FORMATS = {
+    b"\xff\xfe": "UTF-16, not UTF-8: save it as UTF-8",
+    b"\xfe\xff": "UTF-16, not UTF-8: save it as UTF-8",
+    b"\x1f\x8b": "gzip, not CSV: name it .csv.gz",
+    b"PAR1": "Parquet, not CSV: name it .parquet",
+    b"PK\x03\x04": "a spreadsheet or a zip, not CSV: save it as CSV",
+}
 
 
 @dataclass(frozen=True)
@@ -29,224 +40,217 @@ class CsvTable:
     """A CSV file: text in columns, a header above them.
 
     Attributes:
-        path: The file, or ``-`` for stdin.
-        header: The names of the columns as they stand there, blanks around them and all.
+        path: The file, or a name for a pipe.
+        names: The names of the columns.
+        files: The file.
         delimiter: Between cells.
-        source: Opens it, from its beginning.
-        blanks: Whether blank lines are rows: of one column, where an empty cell is one.
+        source: Opens the file at its beginning.
+        head: The bytes before the first row.
+        blanks: Whether blank lines between rows are rows: of one column, whose cell is empty.
     """
 
     path: Path
-    header: list[str]
+    names: list[str]
+    files: tuple[Path, ...]
     delimiter: str
-    source: Callable[[], BinaryIO]
+    source: Opener
+    head: bytes
     blanks: bool = False
-
-    @property
-    def names(self) -> list[str]:
-        """The names of the columns."""
-        return [name.strip() for name in self.header]
-
-    @property
-    def files(self) -> list[Path]:
-        """The one file."""
-        return [self.path]
 
     def place(self, row: int) -> str:
         """Return the file and the number of a row."""
         return f"{self.path}: row {row}"
 
     @classmethod
-    def open(
-        cls, path: Path, delimiter: str, source: Callable[[], BinaryIO] | None = None, *, least: int = 2
-    ) -> CsvTable:
+    def open(cls, path: Path, delimiter: str, source: Opener | None = None, *, least: int = 2) -> CsvTable:
         """Return the table of a file, or of what ``source`` opens; see :func:`open_table`."""
         if delimiter not in ("auto", "tab") and (len(delimiter) != 1 or delimiter in '"\r\n'):
             raise UserError(f"`delimiter` must be auto, tab or one character, got {delimiter!r}")
-        source = source or (lambda: _opened(path))
-        with source() as raw:
-            head = _head(path, raw)
-        line = _first_line(path, head)
-        delimiter = {"tab": "\t", "auto": _sniffed(line)}.get(delimiter, delimiter)
-        header = next(csv.reader([line], delimiter=delimiter))
-        begins_blank = head.removeprefix(BOM).startswith((b"\r", b"\n"))  # pyarrow would take that for the header
-        found = cls(path, header, delimiter, source, blanks=len(header) == 1 and not begins_blank)
-        _check_header(path, found.names, delimiter, least)
-        return found
+        source = source or (lambda: path.open("rb"))
+        with _read_errors(path), source() as raw:
+            line, head = _header(path, _unpacked(path, raw).read(HEAD_BYTES))
+        # The delimiter that occurs most often outside quotes; csv.Sniffer would also take a letter or a blank.
+        most = max(DELIMITERS, key=re.sub(r'"[^"]*"', "", line).count)
+        delimiter = {"tab": "\t", "auto": most}.get(delimiter, delimiter)
+        names = [name.strip() for name in next(csv.reader([line], delimiter=delimiter))]
+        _check_header(path, names, delimiter, least)
+        begins_blank = head.removeprefix(BOM).startswith((b"\r", b"\n"))
+        return cls(path, names, (path,), delimiter, source, head, blanks=len(names) == 1 and not begins_blank)
 
     @classmethod
     def of_stream(cls, name: Path, stream: BinaryIO, delimiter: str) -> CsvTable:
-        """Return the table of a stream that cannot be read twice: what the header is told by is given again.
-
-        Args:
-            name: What messages call it.
-            stream: Its rows can be gone through once.
-            delimiter: As for :func:`open_table`.
-        """
-        head = b""
-        while len(head) < HEAD_BYTES and b"\n" not in head and (piece := some(stream, HEAD_BYTES)):
+        """Return the table of a pipe, whose rows can be read once; ``name`` is its name in messages."""
+        read, head = getattr(stream, "read1", stream.read), b""  # read1 returns what there is, without waiting for more
+        while len(head) < HEAD_BYTES and b"\n" not in head and (piece := read(HEAD_BYTES)):
             head += piece
-        return cls.open(name, delimiter, lambda: cast(BinaryIO, ReplayedStream(head, stream)), least=1)
+        return cls.open(name, delimiter, lambda: _Pipe(head, read), least=1)
 
     def batches(self, on_bytes: Callable[[int], None] = lambda count: None) -> Iterator[Batch]:
-        """Give the rows, block by block, every cell as text.
+        """Yield the rows block by block, every cell as text.
+
+        Blocks of whole rows are cut here and parsed one by one: pyarrow's own reader of a file or a pipe reads ahead in
+        a thread, which may hold Python's objects until after the interpreter has ended.
 
         Raises:
-            UserError: If a row has too few or too many cells, the text is no UTF-8, or a quote is never closed.
+            UserError: If a row has too few or too many cells, the text is not UTF-8, or a quote is never closed.
         """
         import pyarrow
         from pyarrow import csv as arrow_csv
 
-        with self.source() as raw:
-            seen_bytes = CountedFile(raw, on_bytes)
-            stream = pyarrow.PythonFile(seen_bytes, mode="r")
-            quotes = CheckedStream(pyarrow.CompressedInputStream(stream, "gzip") if _is_gz(self.path) else seen_bytes)
-            seen, last, names = 0, "", self.names
-            gaps = 0  # blank lines of the one column that have come last: cells, unless the file ends with them
-            reader, alone = None, quotes.holders()
+        lines, rows = self.head.count(b"\n"), 0
+        for block, problem in self._blocks(on_bytes):
+            if problem:
+                raise UserError(f"{self.path}: row {rows + 1}: {problem}")
+            if b"\x00" in block:
+                raise UserError(f"{self.path}: after row {rows}: this is not text: it has zero bytes")
+            sink = pyarrow.BufferOutputStream()  # a copy that belongs to pyarrow
+            sink.write(block)
             try:
-                reader = arrow_csv.open_csv(
-                    pyarrow.PythonFile(quotes, mode="r"),
-                    read_options=arrow_csv.ReadOptions(use_threads=False, block_size=BLOCK_BYTES),
-                    parse_options=arrow_csv.ParseOptions(
-                        delimiter=self.delimiter, newlines_in_values=True, ignore_empty_lines=not self.blanks
+                table = arrow_csv.read_csv(
+                    pyarrow.BufferReader(sink.getvalue()),
+                    arrow_csv.ReadOptions(use_threads=False, block_size=len(block) + 1, column_names=self.names),
+                    arrow_csv.ParseOptions(
+                        delimiter=self.delimiter, newlines_in_values=b'"' in block, ignore_empty_lines=not self.blanks
                     ),
-                    convert_options=arrow_csv.ConvertOptions(
-                        column_types=dict.fromkeys(self.header, pyarrow.string()), strings_can_be_null=False
+                    arrow_csv.ConvertOptions(
+                        column_types=dict.fromkeys(self.names, pyarrow.string()), strings_can_be_null=False
                     ),
                 )
-                for batch in reader:
-                    if self.blanks:
-                        batch, gaps = _without_end(batch, gaps)
-                    seen += len(batch)
-                    batch = batch.rename_columns(names)
-                    last = batch.column(batch.num_columns - 1)[-1].as_py() or "" if len(batch) else last
-                    if quotes.has_zeros:
-                        raise UserError(f"{self.path}: by row {seen}: this is no text: it has zero bytes")
-                    yield batch
-            except (pyarrow.ArrowInvalid, OSError) as error:
-                if "Empty CSV" in str(error):  # a header without the end of its line
-                    return
-                raise self._explain(error, seen) from error
-            finally:
-                if isinstance(raw, ReplayedStream):
-                    raw.stop()
-                    with contextlib.suppress(pyarrow.ArrowException, OSError):
-                        for _ in reader or ():  # until its thread has seen the end
-                            pass
-                reader = None
-                wait_until(lambda: quotes.has_all_back() and quotes.holders() <= alone)
-            if quotes.ends_within(last):
-                raise UserError(f'{self.path}: row {seen}: a quote (") is opened and never closed: {last[:40]!r}…')
+            except pyarrow.ArrowInvalid as error:
+                if "Empty CSV" in str(error):  # blank lines alone
+                    continue
+                raise self._explain(error, block, rows, lines) from error
+            yield from table.to_batches()
+            rows, lines = rows + len(table), lines + block.count(b"\n")
 
-    def _explain(self, error: Exception, seen: int) -> UserError:
-        """Return what was wrong with a row, in one line."""
-        where, text = f"{self.path}", str(error)
+    def _blocks(self, on_bytes: Callable[[int], None]) -> Iterator[tuple[bytes, str]]:
+        """Yield blocks of whole rows, or why the row at a block's beginning has no end."""
+        # In a row are text, quoted cells, and quotes that do not open a cell, since only its first character can.
+        delimiter = re.escape(self.delimiter.encode())
+        row = rb'(?:[^"\r\n]++|(?<![^%s\r\n])"[^"]*+(?:""[^"]*+)*+"|(?<=[^%s\r\n])")*+' % (delimiter, delimiter)
+        rows = re.compile(rb"(?:%s(?:\r\n|\n|\r(?!\Z)))*+" % row)  # a final \r may be half of a line break
+        rest = b""
+        with _read_errors(self.path), self.source() as raw:
+            stream = _unpacked(self.path, raw)
+            stream.read(len(self.head))
+            while piece := stream.read(BLOCK_BYTES):
+                on_bytes(raw.tell() if raw.seekable() else 0)
+                rest += piece
+                end = _end(rows, rest)
+                if self.blanks:  # blank lines are rows unless the file ends with them: they stay in front of the next
+                    filled = len(rest[:end].rstrip(b"\r\n"))
+                    end = _end(re.compile(rb"\r\n|\r|\n"), rest, filled) if filled else 0
+                if end:
+                    yield rest[:end], ""
+                    rest = rest[end:]
+                elif len(rest.strip(b"\r\n")) > BLOCK_BYTES:
+                    yield b"", "it is longer than 4 MiB: is a quote never closed?"
+        end = _end(re.compile(row), rest, _end(rows, rest))
+        if rest[end:].strip(b"\r\n"):
+            yield b"", f'a quote (") is opened and never closed: {rest[end:][:40].decode(errors="replace")!r}…'
+        if rest.strip(b"\r\n"):
+            yield rest, ""
+
+    def _explain(self, error: Exception, block: bytes, rows: int, lines: int) -> UserError:
+        """Return the error for a row of a block, which so many rows and lines come before."""
+        text = str(error)
         ragged = re.search(r"(?:Row #(\d+): )?Expected (\d+) columns, got (\d+): (.*)", text, flags=re.DOTALL)
         if ragged:
-            row = f"row {int(ragged[1]) - 1}: " if ragged[1] else ""
+            row = f"row {rows + int(ragged[1])}: " if ragged[1] else ""
             few = "too few" if int(ragged[3]) < int(ragged[2]) else "too many"
             asks = f"is the delimiter {self.delimiter!r} right? `delimiter`"
             if ragged[4].count('"') % 2:
                 asks = 'is a quote (") never closed?'
             return UserError(
-                f"{where}: {row}{counted(int(ragged[3]), 'cell')}, {few}: the header has {ragged[2]} ({asks}): "
+                f"{self.path}: {row}{counted(int(ragged[3]), 'cell')}, {few}: the header has {ragged[2]} ({asks}): "
                 f"{ragged[4][:60]!r}"
             )
-        if "UTF8" in text:
-            line = _undecodable(self.source, self.path)
-            return UserError(f"{where}: {line}: save it as UTF-8")
-        if "straddling" in text:
-            return UserError(f"{where}: after row {seen}: a row longer than 4 MiB: is a quote never closed?")
-        return UserError(f"{where}: after row {seen}: {text}")
+        try:
+            block.decode()
+        except UnicodeDecodeError as undecodable:
+            at = undecodable.start
+            line, begin = lines + block.count(b"\n", 0, at) + 1, block.rfind(b"\n", 0, at) + 1
+            shown = f"byte 0x{block[at]:02x}, {block[begin : begin + 40]!r}…"
+            return UserError(f"{self.path}: line {line} is not UTF-8 ({shown}): save it as UTF-8")
+        return UserError(f"{self.path}: after row {rows}: {text}")
 
 
-def _opened(path: Path) -> BinaryIO:
+class _Pipe(io.RawIOBase):
+    """A pipe from its beginning, of which some bytes were read; closing it leaves the pipe open."""
+
+    def __init__(self, head: bytes, read: Callable[[int], bytes]) -> None:
+        self.head, self.read_more = head, read
+
+    def read(self, size: int = -1) -> bytes:
+        """Return the next bytes, at least one except at the end."""
+        head, self.head = self.head[:size], self.head[size:]
+        return head or self.read_more(size)
+
+
+def _end(pattern: re.Pattern[bytes], text: bytes, start: int = 0) -> int:
+    """Return where a match ends, which may be empty."""
+    match = pattern.match(text, start)
+    return start if match is None else match.end()
+
+
+def _unpacked(path: Path, raw: Any) -> Any:
+    """Return the stream of a file's text."""
+    return gzip.GzipFile(fileobj=raw) if path.name.lower().endswith(".gz") else raw
+
+
+@contextlib.contextmanager
+def _read_errors(path: Path) -> Iterator[None]:
+    """Turn an error of the system or of gzip into a UserError."""
     try:
-        return path.open("rb")
+        yield
     except FileNotFoundError as error:
         raise UserError(f"{path}: there is no such file") from error
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from error
-
-
-def _is_gz(path: Path) -> bool:
-    return path.name.lower().endswith(".gz")
-
-
-def _head(path: Path, raw: BinaryIO) -> bytes:
-    """Return the first bytes of a file, uncompressed."""
-    import gzip
-    import zlib
-
-    try:
-        return gzip.GzipFile(fileobj=raw).read(HEAD_BYTES) if _is_gz(path) else raw.read(HEAD_BYTES)
-    except gzip.BadGzipFile as error:
-        if raw.seek(0) == 0 and raw.read(2) != b"\x1f\x8b":
-            raise UserError(f"{path}: this is not compressed by gzip: name it without .gz") from error
-        raise UserError(f"{path}: cannot be read: {error}") from error
     except (OSError, EOFError, zlib.error) as error:
+        if "Not a gzipped file" in str(error):
+            raise UserError(f"{path}: this is not compressed by gzip: name it without .gz") from error
         raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
 
-def _first_line(path: Path, head: bytes) -> str:
-    """Return the header, line breaks within quotes and all.
+def _header(path: Path, head: bytes) -> tuple[str, bytes]:
+    """Return the header, including line breaks in quotes, and the bytes before the first row.
 
     Raises:
-        UserError: If there is none, or the file is no text.
+        UserError: If there is no header, or the file is not text.
     """
-    if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        raise UserError(f"{path}: this is UTF-16, not UTF-8: save it as UTF-8")
-    if head[:2] == b"\x1f\x8b":
-        raise UserError(f"{path}: this is no CSV but gzip: name it .csv.gz")
-    if head[:4] in (b"PAR1", b"PK\x03\x04"):
-        what = "Parquet: name it .parquet" if head[:4] == b"PAR1" else "a spreadsheet or a zip: save it as CSV"
-        raise UserError(f"{path}: this is no CSV but {what}")
-    head = head.removeprefix(BOM).lstrip(b"\r\n")
-    if not head.strip():
+    for magic, what in OTHER_FORMATS.items():
+        if head.startswith(magic):
+            raise UserError(f"{path}: this is {what}")
+    text = head.removeprefix(BOM).lstrip(b"\r\n")
+    if not text.strip():
         raise UserError(f"{path}: the file is empty: a header and rows are needed")
-    if b"\x00" in head:
-        raise UserError(f"{path}: this is no text: it has zero bytes")
-    header = re.match(rb'(?:[^"\r\n]|"[^"]*")*', head)
-    assert header is not None  # it matches nothing, if need be
-    line = header[0]
-    if header.end() == len(head) >= HEAD_BYTES - 8:
+    if b"\x00" in text:
+        raise UserError(f"{path}: this is not text: it has zero bytes")
+    header = re.match(rb'(?:[^"\r\n]|"[^"]*")*', text)
+    assert header is not None  # it may match nothing
+    line, after = header[0], text[header.end() :]
+    if not after and len(text) >= HEAD_BYTES - 8:
         raise UserError(f"{path}: no end of the header in its first {HEAD_BYTES} bytes: is this a CSV file?")
-    if head[header.end() : header.end() + 1] == b'"':
+    if after.startswith(b'"'):
         raise UserError(f'{path}: a quote (") is opened in the header and never closed')
+    rows = after.removeprefix(b"\r").removeprefix(b"\n")
     try:
-        return line.decode()
+        return line.decode(), head[: len(head) - len(rows)]
     except UnicodeDecodeError as error:
         raise UserError(
-            f"{path}: the header is no UTF-8 (byte 0x{line[error.start]:02x} at {error.start}): save it as UTF-8"
+            f"{path}: the header is not UTF-8 (byte 0x{line[error.start]:02x} at {error.start}): save it as UTF-8"
         ) from error
 
 
-def _sniffed(line: str) -> str:
-    """Return the delimiter that occurs most often outside quotes; a comma where there is none."""
-    bare = re.sub(r'"[^"]*"', "", line)
-    return max(DELIMITERS, key=bare.count)
-
-
 def _check_header(path: Path, names: Sequence[str], delimiter: str, least: int) -> None:
-    """Refuse a header that is none, or that names a column twice or not at all."""
-    if not _is_counted(names):
+    """Refuse numbers in place of a header, and a name that is missing or occurs twice."""
+    if not any([*names] == [str(first + at) for at in range(len(names))] for first in (0, 1)):  # 0, 1, … are names
         numbers = [name for name in names if re.match(NUMBER, name)]
         if any(not name.lstrip("+-").isdecimal() for name in numbers) or 2 * len(numbers) > len(names):
             raise UserError(
                 f"{path}: no header: the first line has numbers where names should be ({numbers[0]}, …): "
                 "put a line with a name for each column above it"
             )
-    for at, name in enumerate(names):
-        if not name:
-            raise UserError(
-                f"{path}: column {at + 1} has no name in the header (an index, as pandas writes one?): "
-                "name it, or write the file without it"
-            )
-        if name in names[:at]:
-            raise UserError(
-                f"{path}: columns {names.index(name) + 1} and {at + 1} are both called {name!r}: rename one"
-            )
+    check_names(path, names)
     if len(names) < least:
         others = ", ".join(DELIMITERS.values())
         raise UserError(
@@ -254,38 +258,3 @@ def _check_header(path: Path, names: Sequence[str], delimiter: str, least: int) 
             f"(the delimiter is taken for {DELIMITERS.get(delimiter, delimiter)}; {others} are found by themselves, "
             "others by `delimiter`)"
         )
-
-
-def _is_counted(names: Sequence[str]) -> bool:
-    """Return whether columns are called 0, 1, 2, … or 1, 2, 3, …, which is a header all the same."""
-    return any([*names] == [str(first + at) for at in range(len(names))] for first in (0, 1))
-
-
-def _without_end(batch: Batch, before: int) -> tuple[Batch, int]:
-    """Return a batch of one column less the empty cells at its end, and how many those are.
-
-    Args:
-        batch: The column.
-        before: Empty cells that stand before it: its first ones now, unless there is nothing but such.
-    """
-    import pyarrow
-    from pyarrow import compute
-
-    cells = pyarrow.concat_arrays([pyarrow.array([""] * before, pyarrow.string()), batch.column(0)])
-    filled = compute.indices_nonzero(compute.not_equal(cells, ""))
-    end = filled[-1].as_py() + 1 if len(filled) else 0
-    return pyarrow.RecordBatch.from_arrays([cells[:end]], batch.schema.names), len(cells) - end
-
-
-def _undecodable(source: Callable[[], BinaryIO], path: Path) -> str:
-    """Return where the first byte lies that is no UTF-8."""
-    import gzip
-
-    with source() as raw:
-        lines = gzip.GzipFile(fileobj=raw) if _is_gz(path) else raw
-        for number, line in enumerate(lines, start=1):
-            try:
-                line.decode()
-            except UnicodeDecodeError as error:
-                return f"line {number} is no UTF-8 (byte 0x{line[error.start]:02x}, {line[:40]!r}…)"
-    return "it is no UTF-8"

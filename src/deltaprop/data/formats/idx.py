@@ -17,8 +17,9 @@ import re
 import stat
 import struct
 import zlib
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO
 
 import numpy as np
 
@@ -49,23 +50,11 @@ _LOOKED_FOR = (
 )
 
 
-class _Header(NamedTuple):
-    dtype: np.dtype[np.generic]
-    shape: tuple[int, ...]
-
-    @property
-    def n_bytes(self) -> int:
-        return math.prod(self.shape) * self.dtype.itemsize  # Python's integers: no overflow to a small number
-
-    def __str__(self) -> str:
-        return f"{_sizes(self.shape)} {self.dtype.name}, {self.n_bytes} bytes"
-
-
 def read_idx(path: str | os.PathLike[str]) -> Array:
     """Return the array in an IDX file, plain or compressed by gzip, in the machine's byte order.
 
-    Compression is detected by the first two bytes, not from the name. No memory is taken for what a header promises
-    before the file is known to hold it.
+    Compression is detected by the first two bytes, not from the name. Memory grows with the data that the file holds,
+    not with what its header promises.
 
     Args:
         path: The file.
@@ -85,35 +74,36 @@ def read_idx(path: str | os.PathLike[str]) -> Array:
             compressed = file.read(2) == _GZIP_MAGIC
             file.seek(0)
             if not compressed:
-                return _parse(file, path, size=info.st_size)
+                return _read_array(file, path, size=info.st_size)
             with gzip.GzipFile(fileobj=file) as unpacked:
-                return _parse(unpacked, path, size=None)
+                return _read_array(unpacked, path, size=None)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise UserError(f"{path}: damaged gzip file: {error}") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
-def _parse(stream: IO[bytes] | gzip.GzipFile, path: Path, size: int | None) -> Array:
-    """Return the array that ``stream`` holds; ``size`` is its length in bytes where that is known beforehand."""
-    header = _read_header(stream, path)
-    promised = header.n_bytes
-    if size is not None and size - stream.tell() < promised:
-        raise _truncated(path, header, size - stream.tell())
+def _read_array(stream: IO[bytes] | gzip.GzipFile, path: Path, size: int | None) -> Array:
+    """Return the array in ``stream``; ``size`` is its length in bytes, None where it is compressed."""
+    dtype, shape = _read_header(stream, path)
+    promised = math.prod(shape) * dtype.itemsize  # Python's integers: no overflow to a small number
+    header = f"{_sizes(shape)} {dtype.name}, {promised} bytes"
     data = bytearray()
-    # One byte more than promised is asked for: it shows what should not be there, and takes a gzip stream to its end,
-    # where its checksum is tested.
-    while chunk := stream.read(min(_CHUNK, promised + 1 - len(data))):
-        data += chunk
+    if size is None or size - stream.tell() >= promised:
+        # One byte more than promised is asked for: it shows what should not be there, and takes a gzip stream to its
+        # end, where its checksum is tested.
+        while chunk := stream.read(min(_CHUNK, promised + 1 - len(data))):
+            data += chunk
     if len(data) < promised:
-        raise _truncated(path, header, len(data))
+        n_bytes = len(data) if size is None else size - stream.tell()
+        raise UserError(f"{path}: truncated IDX data: the header promises {header}, the file holds {n_bytes}")
     if len(data) > promised:
         raise UserError(f"{path}: bytes left over after the data that the header promises ({header})")
-    array = np.frombuffer(data, header.dtype).reshape(header.shape)
-    return array.astype(header.dtype.newbyteorder("="), copy=False)
+    return np.frombuffer(data, dtype).reshape(shape).astype(dtype.newbyteorder("="), copy=False)
 
 
-def _read_header(stream: IO[bytes] | gzip.GzipFile, path: Path) -> _Header:
+def _read_header(stream: IO[bytes] | gzip.GzipFile, path: Path) -> tuple[np.dtype[np.generic], tuple[int, ...]]:
+    """Return the element type and the shape."""
     start = stream.read(4)
     if any(start[:2]):
         raise UserError(f"{path}: not an IDX file: it begins with the bytes {start[:2].hex(' ')}, not 00 00")
@@ -130,12 +120,8 @@ def _read_header(stream: IO[bytes] | gzip.GzipFile, path: Path) -> _Header:
         raise UserError(f"{path}: truncated IDX header: {4 + len(sizes)} bytes, {4 + 4 * rank} expected")
     shape = struct.unpack(f">{rank}I", sizes)
     if 0 in shape:
-        raise UserError(f"{path}: holds nothing: its header says {_sizes(shape)}")
-    return _Header(ELEMENT_TYPES[code], shape)
-
-
-def _truncated(path: Path, header: _Header, n_bytes: int) -> UserError:
-    return UserError(f"{path}: truncated IDX data: the header promises {header}, the file holds {n_bytes}")
+        raise UserError(f"{path}: holds no elements: its header says {_sizes(shape)}")
+    return ELEMENT_TYPES[code], shape
 
 
 def _sizes(shape: tuple[int, ...]) -> str:
@@ -159,8 +145,7 @@ def find_idx_files(folder: str | os.PathLike[str]) -> dict[str, Path]:
     """
     folder = Path(folder)
     try:
-        with os.scandir(folder) as entries:
-            # Not what is hidden: macOS leaves a ._NAME beside each NAME.
+        with os.scandir(folder) as entries:  # hidden files are left out: macOS puts a ._NAME beside each NAME
             names = {entry.name for entry in entries if entry.is_file() and not entry.name.startswith(".")}
     except NotADirectoryError as error:
         raise UserError(f"{folder}: a file, a folder with IDX files expected") from error
@@ -180,21 +165,17 @@ def find_idx_files(folder: str | os.PathLike[str]) -> dict[str, Path]:
         by_role.setdefault(f"{part}-{match['kind']}", []).append(name)
         prefixes.setdefault(match["prefix"], name)
 
-    several = next((found for found in by_role.values() if len(found) > 1), None)
-    if several is None and len(prefixes) > 1:
-        several = list(prefixes.values())
+    several = next((files for files in [*by_role.values(), [*prefixes.values()]] if len(files) > 1), None)
     if several is not None:
         raise UserError(f"{folder}: more than one data set: {', '.join(several)}; one to a folder expected")
-    needed = ["train-images", "train-labels"]
     if not by_role:
         raise UserError(f"{folder}: no IDX files there; looked for {_LOOKED_FOR}")
-    if "test-images" in by_role or "test-labels" in by_role:
-        needed += ["test-images", "test-labels"]
-    missing = [role for role in needed if role not in by_role]
+    parts = ["train"] + ["test"] * ("test-images" in by_role or "test-labels" in by_role)
+    missing = [f"{part}-{kind}" for part in parts for kind in ("images", "labels") if f"{part}-{kind}" not in by_role]
     if missing:
-        present = ", ".join(found[0] for found in by_role.values())
+        present = ", ".join(files[0] for files in by_role.values())
         raise UserError(f"{folder}: no {' and no '.join(missing)} beside {present}; looked for {_LOOKED_FOR}")
-    return {role: folder / found[0] for role, found in by_role.items()}
+    return {role: folder / files[0] for role, files in by_role.items()}
 
 
 def load_idx_folder(folder: str | os.PathLike[str]) -> RawData:
@@ -222,20 +203,14 @@ def load_idx_folder(folder: str | os.PathLike[str]) -> RawData:
                 f"those to train on are {_sizes(x.shape[1:])} {x.dtype}"
             )
     return RawData(
-        name=Path(folder).resolve().name,
-        task="classification",
-        x=x,
-        y=y,
-        x_test=x_test,
-        y_test=y_test,
+        name=Path(folder).resolve().name, task="classification", x=x, y=y, x_test=x_test, y_test=y_test,
         class_names=tuple(str(label) for label in range(int(y.max()) + 1)),
-        pictures=True,
-        full_scale=255.0 if x.dtype == np.uint8 else None,
-    )
+        pictures=True, full_scale=255.0 if x.dtype == np.uint8 else None,
+    )  # fmt: skip
 
 
 def _read_pair(image_path: Path, label_path: Path) -> tuple[Array, Array]:
-    """Return images ``[N, ...]`` and labels ``[N]`` after checking that they can be what their names say."""
+    """Return images ``[N, ...]`` and labels ``[N]`` after checking their shapes and values."""
     labels = read_idx(label_path)  # first, being small
     if labels.ndim != 1:
         raise UserError(f"{label_path}: {_sizes(labels.shape)} numbers, labels expected: one dimension")
@@ -253,3 +228,23 @@ def _read_pair(image_path: Path, label_path: Path) -> tuple[Array, Array]:
         first = int(np.flatnonzero(~np.isfinite(images).reshape(len(images), -1).all(axis=1))[0])
         raise UserError(f"{image_path}: image {first} has a value that is not a finite number")
     return images, labels
+
+
+@dataclass(frozen=True)
+class IdxFolder:
+    """A folder with IDX files, offering what `ArrayFile` does.
+
+    Attributes:
+        path: The folder.
+    """
+
+    path: Path
+
+    def inputs(self) -> Array:
+        """Return the images of the test part, or of the only part."""
+        return self.evaluation_part()[0]
+
+    def evaluation_part(self) -> tuple[Array, Array]:
+        """Return images and labels of the test part, or of the only part."""
+        raw = load_idx_folder(self.path)
+        return (raw.x, raw.y) if raw.x_test is None or raw.y_test is None else (raw.x_test, raw.y_test)

@@ -1,4 +1,4 @@
-"""Parquet files, and folders of parts that are read in the order of their names."""
+"""Parquet files, and folders of parts, which are read in the order of their names."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deltaprop.data.formats.table import ROWS_AT_ONCE, Batch, counted
+from deltaprop.data.table import ROWS_AT_ONCE, Batch, check_names, counted, type_family
 from deltaprop.errors import UserError
 
 PARQUET_NAMES = (".parquet", ".pq")
@@ -16,11 +16,11 @@ PARQUET_NAMES = (".parquet", ".pq")
 
 @dataclass(frozen=True)
 class ParquetTable:
-    """A Parquet file, or a folder of parts that are read in the order of their names.
+    """A Parquet file, or a folder of parts, which are read in the order of their names.
 
     Attributes:
         path: The file or the folder.
-        names: Of the columns.
+        names: The names of the columns.
         files: The parts.
     """
 
@@ -29,7 +29,7 @@ class ParquetTable:
     files: list[Path]
 
     def place(self, row: int) -> str:
-        """Return the file and the number of a row in it, from one over all files."""
+        """Return the file and the number in it of a row, which is counted from 1 over all files."""
         from pyarrow import parquet
 
         for part in self.files:
@@ -41,35 +41,26 @@ class ParquetTable:
 
     @classmethod
     def open(cls, path: Path, delimiter: str = "auto", *, least: int = 2) -> ParquetTable:
-        """Return the table of a file or of a folder, once its parts are seen to have the same columns."""
+        """Return the table of a file or a folder; its parts must have the same columns (see :func:`open_table`)."""
         parts = parts_of(path) if path.is_dir() else [path]
         if not parts:
             raise UserError(f"{path}: there is no .parquet file in this folder")
-        names: list[str] = []
-        kinds: list[str] = []
-        for part in parts:
-            schema = _schema(part)
-            its = [(schema.field(at).name.strip(), _family(schema.field(at).type)) for at in _columns(schema)]
-            for at, (name, _) in enumerate(its):
-                if not name:
-                    raise UserError(f"{part}: column {at + 1} has no name: name it")
-                if name in [other for other, _ in its[:at]]:
-                    raise UserError(f"{part}: two columns are called {name!r}: rename one")
-            if not names:
-                names, kinds = [name for name, _ in its], [kind for _, kind in its]
-            elif [name for name, _ in its] != names:
-                odd = next(iter({*names} ^ {name for name, _ in its}), None)
-                what = f"column {odd!r} is in one of them alone" if odd else "they have them in another order"
+        first = _columns_of(parts[0])
+        for part in parts[1:]:
+            columns = _columns_of(part)
+            if [*columns] != [*first]:
+                odd = next(iter(first.keys() ^ columns.keys()), None)
+                what = f"column {odd!r} is in only one of them" if odd else "they have them in another order"
                 raise UserError(f"{part}: its columns are not those of {parts[0].name}: {what}")
-            for name, kind, other in zip(names, kinds, [kind for _, kind in its], strict=True):
-                if kind != other and "null" not in (kind, other):
-                    raise UserError(f"{part}: column {name!r} is {other}, in {parts[0].name} {kind}")
-        if len(names) < least:
-            raise UserError(f"{path}: {counted(len(names), 'column')}: inputs and a target need two")
-        return cls(path, names, parts)
+            for name, family in columns.items():
+                if family != first[name] and "null" not in (family, first[name]):
+                    raise UserError(f"{part}: column {name!r} is {family}, in {parts[0].name} {first[name]}")
+        if len(first) < least:
+            raise UserError(f"{path}: {counted(len(first), 'column')}: inputs and a target need two")
+        return cls(path, [*first], parts)
 
     def batches(self, on_bytes: Callable[[int], None] = lambda count: None) -> Iterator[Batch]:
-        """Give the rows, block by block, in the files' own types.
+        """Yield the rows block by block, in the files' own types.
 
         Raises:
             UserError: If a file is damaged.
@@ -86,44 +77,35 @@ class ParquetTable:
                 for batch in file.iter_batches(batch_size=ROWS_AT_ONCE, use_threads=False):
                     done += len(batch)
                     on_bytes(before + size * done // total)
-                    yield batch.select(_columns(batch.schema)).rename_columns(self.names)
+                    yield batch.select(_column_indices(batch.schema)).rename_columns(self.names)
             except (pyarrow.ArrowException, OSError) as error:
                 raise UserError(f"{part}: damaged: {' '.join(str(error).split())[:200]}") from error
             before += size
 
 
-def _columns(schema: Any) -> list[int]:
-    """Return the places of the columns: all but the numbers of rows that pandas keeps beside them."""
-    return [at for at, name in enumerate(schema.names) if not re.fullmatch(r"__index_level_\d+__", name)]
-
-
 def parts_of(folder: Path) -> list[Path]:
-    """Return the Parquet files of a folder, by name; what begins with . or _ is not data."""
+    """Return the Parquet files of a folder, by name; names that begin with . or _ are not data."""
     found = (path for path in folder.iterdir() if path.name.lower().endswith(PARQUET_NAMES))
     return sorted(path for path in found if path.name[0] not in "._")
 
 
-def _schema(path: Path) -> Any:
+def _column_indices(schema: Any) -> list[int]:
+    """Return the indices of the columns, without the row numbers that pandas stores beside them."""
+    return [at for at, name in enumerate(schema.names) if not re.fullmatch(r"__index_level_\d+__", name)]
+
+
+def _columns_of(path: Path) -> dict[str, str]:
+    """Return the type family of each column of a file, by name."""
     import pyarrow
     from pyarrow import parquet
 
     try:
-        return parquet.read_schema(path)
+        schema = parquet.read_schema(path)
     except FileNotFoundError as error:
         raise UserError(f"{path}: there is no such file") from error
     except (pyarrow.ArrowException, OSError) as error:
-        what = getattr(error, "strerror", None) or f"no sound Parquet file: {' '.join(str(error).split())[:200]}"
+        what = getattr(error, "strerror", None) or f"not a sound Parquet file: {' '.join(str(error).split())[:200]}"
         raise UserError(f"{path}: {what}") from error
-
-
-def _family(kind: Any) -> str:
-    """Return what a Parquet type is to a net: ``"numbers"``, ``"text"``, or its own name."""
-    from pyarrow import types
-
-    if types.is_dictionary(kind):
-        kind = kind.value_type
-    if types.is_integer(kind) or types.is_floating(kind) or types.is_decimal(kind):
-        return "numbers"
-    if types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind) or types.is_boolean(kind):
-        return "text"
-    return str(kind)
+    indices = _column_indices(schema)
+    check_names(path, [schema.names[at].strip() for at in indices])
+    return {schema.names[at].strip(): type_family(schema.field(at).type) for at in indices}

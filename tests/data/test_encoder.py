@@ -1,4 +1,4 @@
-"""The fast way from rows to inputs, held to the formula: `Encoding.encode` and `Scaling.apply`."""
+"""From rows to inputs, compared with scikit-learn's ``OneHotEncoder`` and `Scaling.apply`."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from sklearn.preprocessing import OneHotEncoder
 from torch.testing import assert_close
 
 from deltaprop.data import CacheConfig, Encoding, Scaling, TableOptions
 from deltaprop.data.columns import Column, Reader
-from deltaprop.data.encoding import fitted, recoded
+from deltaprop.data.encoding import Encoder, fit_encoding
 from deltaprop.data.formats import open_table
-from deltaprop.data.store import InMemory, LoadedTable, read
-from deltaprop.data.streaming import Encoder
+from deltaprop.data.store import InMemory, LoadedTable, load_rows
 from deltaprop.errors import UserError
 
 ROWS = 500
@@ -41,15 +41,26 @@ def kept(table: Path, memory: int, folder: Path) -> LoadedTable:
     """Return the table, in memory or on disk."""
     inputs = [Column(name) for name in ("when", "tiny", "x", "city", "kind")]
     reader = Reader(open_table(table), inputs, [Column("y")], "mean")
-    return read(reader, TableOptions(missing="mean"), CacheConfig(memory, folder))
+    return load_rows(reader, TableOptions(missing="mean"), CacheConfig(memory, folder))
 
 
 def by_the_formula(found: LoadedTable, rows: Any) -> tuple[torch.Tensor, Encoding, Scaling]:
     """Return the inputs of rows by the formula, in float64."""
     own = np.setdiff1d(np.arange(ROWS), [LIKE_NOBODY])
-    encoding, scaling = fitted(found.inputs, ["y"], [found.store.take(own)], fills=True)
-    raw = recoded(found.store.take(rows), encoding.recode(found.inputs))
-    return scaling.apply(torch.from_numpy(encoding.encode(raw))), encoding, scaling
+    blocks = [found.store.take(own)]
+    encoding, scaling = fit_encoding(found.inputs, ["y"], blocks, fills=True, where="t.csv")
+    raw = found.store.take(rows)
+    numbers = raw[:, encoding.numbers]
+    numbers = np.where(np.isnan(numbers), [encoding.inputs[at].fill for at in encoding.numbers], numbers)
+    names = [[*found.inputs[at].names, "missing"] for at in encoding.categories]
+    cells = [
+        [own[int(code)] for code in np.nan_to_num(raw[:, at], nan=len(own) - 1)]
+        for at, own in zip(encoding.categories, names, strict=True)
+    ]
+    known = [[*encoding.inputs[at].categories] for at in encoding.categories]
+    one_hot = OneHotEncoder(categories=known, handle_unknown="ignore", sparse_output=False)
+    encoded = np.concatenate([numbers, one_hot.fit_transform(np.array(cells, dtype=object).T)], axis=1)
+    return scaling.apply(torch.from_numpy(encoded)), encoding, scaling
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -64,7 +75,7 @@ def test_it_is_the_formula(memory: int, dtype: torch.dtype, table: Path, tmp_pat
     rows = np.random.default_rng(1).permutation(ROWS)
     expected, encoding, scaling = by_the_formula(found, rows)
     x = torch.full((ROWS, len(encoding)), torch.nan, dtype=dtype)
-    Encoder(encoding, encoding.recode(found.inputs), scaling, dtype, "t")(found.store, rows, x)
+    Encoder(encoding, found.inputs, scaling, dtype, "t")(found.store, rows, x)
     assert isinstance(found.store, InMemory) == (memory > 0)
     assert x.shape == (ROWS, 3 + 3 + 2)  # numbers, cities of the training rows, kinds
     tolerance = 1.4e-6 if dtype == torch.float32 else 1e-12
@@ -77,9 +88,9 @@ def test_a_value_without_room_is_named(tmp_path: Path):
     """1e300 in deviations of 1 has no room in float32."""
     encoding = Encoding.from_json({"inputs": [{"name": "a", "kind": "numbers"}], "targets": ["y"]})
     store = InMemory(np.array([[0.0], [1e300]]))
-    encode = Encoder(encoding, [None], Scaling.identity(1), torch.float32, "t.csv")
+    encode = Encoder(encoding, encoding.columns(), Scaling.identity(1), torch.float32, "t.csv")
     x = torch.ones(1, 1)
     encode(store, np.array([0]), x)
     assert x.tolist() == [[0.0]]
-    with pytest.raises(UserError, match=r"t\.csv: column 'a': a value such as 1e\+300 does not fit in torch\.float32"):
+    with pytest.raises(UserError, match=r"t\.csv: column 'a': 1e\+300 does not fit in torch\.float32"):
         encode(store, np.array([0, 1]), torch.empty(2, 1))

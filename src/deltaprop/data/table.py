@@ -1,0 +1,124 @@
+"""Tables: named columns, and rows that are read block by block."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+from torch import Tensor
+
+from deltaprop.errors import UserError
+
+# pyarrow is imported inside the functions: training on a built-in set does not need it.
+Batch: TypeAlias = Any  # a pyarrow.RecordBatch
+
+ROWS_AT_ONCE = 1 << 16
+NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
+
+
+class Table(Protocol):
+    """A table that can be read from its beginning any number of times."""
+
+    @property
+    def path(self) -> Path:
+        """The file or folder."""
+
+    @property
+    def names(self) -> list[str]:
+        """The unique names of its columns, in order."""
+
+    @property
+    def files(self) -> Sequence[Path]:
+        """The files that it consists of."""
+
+    def place(self, row: int) -> str:
+        """Return the file and the number in it of a row, which is counted from 1 over all files."""
+
+    def batches(self, on_bytes: Callable[[int], None] = ...) -> Iterator[Batch]:
+        """Yield its rows block by block; ``on_bytes`` is called with the bytes of the files read so far."""
+
+
+@dataclass(frozen=True)
+class ArrowTable:
+    """A pyarrow.Table in memory; its path is its name in messages."""
+
+    table: Any
+    path: Path = Path("the table")
+    files: Sequence[Path] = ()
+
+    @property
+    def names(self) -> list[str]:
+        """The names of its columns."""
+        return [*self.table.column_names]
+
+    def place(self, row: int) -> str:
+        """Return the number of a row."""
+        return f"{self.path}: row {row}"
+
+    def batches(self, on_bytes: Callable[[int], None] = lambda count: None) -> Iterator[Batch]:
+        """Yield its rows, block by block."""
+        yield from self.table.to_batches(max_chunksize=ROWS_AT_ONCE)
+
+
+def as_table(data: Any) -> ArrowTable:
+    """Return a dict of columns, or an object that supports Arrow (pyarrow, polars, pandas), as a table."""
+    import pyarrow
+
+    if isinstance(data, Mapping):
+        for name, values in data.items():
+            if isinstance(values, str | bytes) or np.isscalar(values) or getattr(values, "ndim", 1) == 0:
+                raise UserError(f"the table: column {name!r} is {values!r:.40}: give a list for each column")
+        data = {name: v.detach().cpu().numpy() if isinstance(v, Tensor) else v for name, v in data.items()}
+    try:
+        table = pyarrow.table(data)
+    except (TypeError, ValueError, pyarrow.ArrowException) as error:
+        message = " ".join(str(error).split())[:120]
+        raise UserError(
+            f"the data must be a file, an array or a table with columns, got {type(data).__name__}: {message}"
+        ) from error
+    check_names("the table", [name for name in table.column_names if name])  # one without a name is not used
+    return ArrowTable(table)
+
+
+def check_names(where: Path | str, names: Sequence[str]) -> None:
+    """Refuse a column without a name, and two of the same name."""
+    for at, name in enumerate(names):
+        if not name:
+            raise UserError(
+                f"{where}: column {at + 1} has no name (an index, as pandas writes one?): name it, or leave it out"
+            )
+        if name in names[:at]:
+            raise UserError(
+                f"{where}: columns {names.index(name) + 1} and {at + 1} are both called {name!r}: rename one"
+            )
+
+
+def type_family(arrow_type: Any) -> str:
+    """Return ``"numbers"`` or ``"text"`` for the Arrow types that a column may have, else the type's own name."""
+    from pyarrow import types
+
+    if types.is_dictionary(arrow_type):
+        arrow_type = arrow_type.value_type
+    is_any = {
+        "numbers": (types.is_integer, types.is_floating, types.is_decimal),
+        "text": (types.is_string, types.is_large_string, types.is_string_view, types.is_boolean),
+    }
+    return next((name for name, tests in is_any.items() if any(test(arrow_type) for test in tests)), str(arrow_type))
+
+
+def unlisted(name: str, names: Collection[str], needed_by: str = "", *, noun: str = "column") -> str:
+    """Return the message that a column or an array does not exist, with the nearest name and the existing ones."""
+    near = difflib.get_close_matches(name, names, n=1) or [n for n in names if n.lower() == name.lower()]
+    hint = f": did you mean {near[0]!r}?" if near else ""
+    shown = ", ".join([*names][:12]) + (", …" if len(names) > 12 else "")
+    which = f", which {needed_by}" if needed_by else ""
+    return f"there is no {noun} {name!r}{which}{hint} ({noun}s: {shown})"
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number of things, such as ``"1 cell"`` or ``"2 cells"``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
