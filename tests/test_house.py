@@ -103,17 +103,58 @@ def test_no_module_hides_behind_a_function_of_its_name():
         assert not below & bound, f"{name}: {below & bound}"
 
 
-def test_a_class_name_means_one_thing():
-    """But a module of ``nn`` has the name of the definition it wraps, as in PyTorch, and each command its Arguments."""
+def top_level_names(name: str) -> list[str]:
+    """Return the functions, classes and constants that a module defines at its top, but for private ones."""
+    found = definitions(name)
+    for node in TREES[name].body:
+        targets = (
+            node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+        )
+        found += [at.id for target in targets for at in ast.walk(target) if isinstance(at, ast.Name)]
+    return [each for each in found if not each.startswith("_")]
+
+
+# Names that two modules may share, and why.
+SHARED = {
+    "Arguments": "the arguments of a command, one dataclass for each",
+    "main": "a command, one function for each",
+    "load": "a data set of deltaprop.data, a trained model of deltaprop: both public",
+}
+
+
+def test_a_name_means_one_thing():
+    """But a module of ``nn`` has the name of the definition it wraps, as in PyTorch, and those in ``SHARED``."""
     places = defaultdict(list)
-    for name in MODULES:
-        for node in TREES[name].body:
-            if isinstance(node, ast.ClassDef):
-                places[node.name].append(name)
+    for module in MODULES:
+        for name in top_level_names(module):
+            places[name].append(module)
     twice = {name: where for name, where in places.items() if len(where) > 1}
     wrapped = {name for name, where in twice.items() if sorted(map(part_of, where)) == ["core", "nn"]}
-    commands = {name for name, where in twice.items() if name == "Arguments" and set(map(part_of, where)) == {"cli"}}
-    assert {name: where for name, where in twice.items() if name not in wrapped | commands} == {}
+    assert {name: where for name, where in twice.items() if name not in wrapped | SHARED.keys()} == {}
+    assert SHARED.keys() <= twice.keys()
+
+
+# Functions of more than 8 parameters, and why.
+LONG_SIGNATURES = {
+    "check_gradients": "public: one keyword for each option",
+    "train_epoch": "the textbook's loop takes model, loss, optimizer, x and y by name, as a reader writes it",
+}
+
+
+def test_functions_are_short():
+    """At most 8 parameters, and 80 lines without the docstring."""
+    long = set()
+    for name, tree in TREES.items():
+        for node in ast.walk(tree):
+            if not isinstance(node, ast.FunctionDef):
+                continue
+            arguments = [a.arg for a in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
+            if len(set(arguments) - {"self", "cls"}) > 8:
+                long.add(node.name)
+            docstring = node.body[0].end_lineno - node.body[0].lineno + 1 if ast.get_docstring(node) else 0
+            lines = node.end_lineno - node.lineno + 1 - docstring
+            assert lines <= 80, f"{name}.{node.name}: {lines} lines"
+    assert long == LONG_SIGNATURES.keys()
 
 
 def test_the_core_knows_torch_alone():

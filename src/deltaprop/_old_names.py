@@ -57,6 +57,7 @@ RENAMED = {
     "LayerView": "Layer",
     "ResidualLoss": "ElementwiseLoss",
     "Choices": "TableOptions",
+    "FORMATS": "EXPORTS",
     "FromArrays": "InputBlocks",
     "FromTable": "InputBlocks",
     "Room": "CacheConfig",
@@ -89,7 +90,7 @@ class _OldPaths(MetaPathFinder, Loader):
         def attribute(name: str) -> Any:
             if name.startswith("__") and name != "__all__":  # __path__ above all: submodules would be loaded twice
                 raise AttributeError(name)
-            return getattr(current, RENAMED.get(name, name))
+            return getattr(current, name if hasattr(current, name) else RENAMED.get(name, name))
 
         module.__getattr__ = attribute  # type: ignore[method-assign]
 

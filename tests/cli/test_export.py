@@ -9,7 +9,7 @@ import torch
 
 import deltaprop as dp
 from deltaprop.cli import main
-from deltaprop.inference.export import FORMATS, DeploymentModule
+from deltaprop.inference.export import EXPORTS, DeploymentModule
 from tests.inference.conftest import Runs
 
 
@@ -181,5 +181,5 @@ def test_help_lists_every_format(capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit):
         main(["export", "--help"])
     shown = "".join(capsys.readouterr().out.replace("│", " ").split())
-    for name, format_ in FORMATS.items():
+    for name, format_ in EXPORTS.items():
         assert f"{name}:{format_.help}".replace(" ", "") in shown

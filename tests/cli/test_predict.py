@@ -146,7 +146,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], tuple[str, ...], str]] = {
 def test_what_is_refused(runs: Runs, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, case: str):
     """In blocks of ten rows: what comes before the bad row has been answered already."""
     make, words, said = REFUSED[case]
-    monkeypatch.setattr("deltaprop.data.formats.csv.BLOCK_BYTES", 512)
+    monkeypatch.setattr("deltaprop.data.formats.csv.READ_BYTES", 512)
     folder = runs["numbers"].folder
     make()
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"a,b\n")))
@@ -161,7 +161,7 @@ def test_what_is_refused(runs: Runs, capsys: pytest.CaptureFixture[str], monkeyp
 
 
 def test_an_old_file_stays_where_the_last_row_is_at_fault(runs: Runs, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("deltaprop.data.formats.csv.BLOCK_BYTES", 512)
+    monkeypatch.setattr("deltaprop.data.formats.csv.READ_BYTES", 512)
     _bad_last_row("b", None)()
     Path("o.csv").write_text("the old one")
     assert predict(runs["numbers"].folder, "t.csv", "o.csv") == 2

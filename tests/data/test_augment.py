@@ -103,7 +103,7 @@ def test_in_float32_they_are_the_same_but_for_rounding(kind: str):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_few_at_a_time_are_drawn_one_after_the_other(kind: str, monkeypatch: pytest.MonkeyPatch):
     """Five pictures, two at a time."""
-    monkeypatch.setattr(augment, "AT_ONCE", 2)
+    monkeypatch.setattr(augment, "IMAGES_AT_ONCE", 2)
     together = deformation(kind)(pictures(), generator())
     one_after_the_other, drawn = deformation(kind), generator()
     parts = [one_after_the_other(some, drawn) for some in pictures().split(2)]

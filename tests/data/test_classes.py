@@ -17,7 +17,7 @@ from deltaprop.data.columns import Column
 def test_what_looks_like_classes_does_so_however_it_is_cut(values: list[float], at_once: int):
     """Whole numbers, of at most 20 different values."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(classes, "AT_ONCE", at_once)
+        patch.setattr(classes, "VALUES_AT_ONCE", at_once)
         found = are_classes(np.array(values))
     assert found == (len({*values}) <= 20 and all(value % 1 == 0 for value in values))
 
@@ -26,14 +26,14 @@ def test_of_quantities_a_block_is_looked_at_and_no_more(monkeypatch: pytest.Monk
     looked: list[int] = []
     union = np.union1d
     monkeypatch.setattr(np, "union1d", lambda one, other: looked.append(len(other)) or union(one, other))
-    monkeypatch.setattr(classes, "AT_ONCE", 10)
+    monkeypatch.setattr(classes, "VALUES_AT_ONCE", 10)
     assert not are_classes(np.linspace(0, 1, 1000))
     assert looked == [10]
 
 
 @pytest.mark.parametrize("is_text", [False, True])
 def test_labels_are_numbered_block_by_block(is_text: bool, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(classes, "AT_ONCE", 3)
+    monkeypatch.setattr(classes, "VALUES_AT_ONCE", 3)
     values = np.array([2.0, 0.0, 1.0, 1.0, 2.0, 0.0, 0.0, 1.0])[:, None]
     column = Column("y", "categories", names={"c": 0, "a": 1, "b": 2}) if is_text else Column("y", "numbers")
     targets = Targets("classification", ("a", "b", "c") if is_text else ("0", "1", "2"))

@@ -49,7 +49,7 @@ def write(path: Path, rows: list[str]) -> Path:
 @pytest.fixture
 def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A table of 400 rows, which is read in some ten blocks."""
-    monkeypatch.setattr("deltaprop.data.formats.csv.BLOCK_BYTES", 2048)
+    monkeypatch.setattr("deltaprop.data.formats.csv.READ_BYTES", 2048)
     return write(tmp_path / "t.csv", rows_of(400))
 
 

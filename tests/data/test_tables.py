@@ -233,7 +233,7 @@ def test_a_pipe_is_refused_rather_than_waited_for(tmp_path: Path, name: str):
 def test_a_blank_line_of_one_column_is_a_row(
     text: str, found: list[str], block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(csv_format, "BLOCK_BYTES", block)
+    monkeypatch.setattr(csv_format, "READ_BYTES", block)
     path = tmp_path / "t.csv"
     path.write_bytes(text.encode())
     assert [cell for batch in open_table(path, least=1).batches() for cell in batch.column(0).to_pylist()] == found
@@ -264,9 +264,9 @@ def test_blocks_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     parquet.write_table(pa.table(COLUMNS), tmp_path / "t.parquet")
     before = [read(tmp_path / name, tmp_path) for name in ("t.csv", "t.parquet")]
     monkeypatch.setattr(
-        "deltaprop.data.formats.csv.BLOCK_BYTES", max(block, 90)
+        "deltaprop.data.formats.csv.READ_BYTES", max(block, 90)
     )  # the longest row has fewer than 90 bytes
-    monkeypatch.setattr("deltaprop.data.formats.parquet.ROWS_AT_ONCE", block // 50)
+    monkeypatch.setattr("deltaprop.data.formats.parquet.BATCH_ROWS", block // 50)
     for name, one in zip(("t.csv", "t.parquet"), before, strict=True):
         other = read(tmp_path / name, tmp_path)
         assert all(map(torch.equal, whole(one), whole(other)))
@@ -279,7 +279,7 @@ def test_a_row_far_below_is_named_by_its_number(tmp_path: Path, monkeypatch: pyt
     text = "a,y\n" + "".join(f"{i},{i % 2}\n\n" for i in range(40)) + f"{last},0\n"
     (tmp_path / "t.csv").write_text(text)
     for block in (40, 1 << 20):
-        monkeypatch.setattr("deltaprop.data.formats.csv.BLOCK_BYTES", block)
+        monkeypatch.setattr("deltaprop.data.formats.csv.READ_BYTES", block)
         with pytest.raises(UserError, match=r"t\.csv: row 41, column 'a': "):
             read(tmp_path / "t.csv", tmp_path)
 

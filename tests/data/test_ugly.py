@@ -275,7 +275,7 @@ def test_nothing_is_left_of_a_table_that_is_refused_when_it_is_too_large_for_mem
     command: Command, monkeypatch: pytest.MonkeyPatch, last: str
 ):
     """20 000 rows, in blocks of 64 KiB, with memory for 1 KiB: they were being written to the cache."""
-    monkeypatch.setattr("deltaprop.data.formats.csv.BLOCK_BYTES", 1 << 16)
+    monkeypatch.setattr("deltaprop.data.formats.csv.READ_BYTES", 1 << 16)
     command.refuses(table("large", "a,b,y\n" + ROWS * 500 + last, r"t\.csv: .*row 20001.*", "--memory", "1k"))
 
 

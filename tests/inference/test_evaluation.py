@@ -230,7 +230,7 @@ def test_blocks_give_the_metrics_of_the_whole(runs: Runs, monkeypatch: pytest.Mo
     model, data = dp.load(runs["mixed"].folder), runs["mixed"].data
     expected = evaluate_file(model, data)
     monkeypatch.setattr("deltaprop.inference.inputs.ROWS_AT_ONCE", 7)
-    monkeypatch.setattr("deltaprop.data.formats.csv.BLOCK_BYTES", 512)
+    monkeypatch.setattr("deltaprop.data.formats.csv.READ_BYTES", 512)
     found = evaluate_file(model, data)
     assert found.true.tolist() == expected.true.tolist()
     assert_allclose(found.loss, expected.loss, rtol=1e-5)

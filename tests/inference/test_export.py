@@ -455,7 +455,7 @@ def test_wrong_preprocessing_is_caught(runs: Runs, monkeypatch: pytest.MonkeyPat
     def build(model: dp.Model) -> Exported:
         return Exported(b"", lambda raw: deployment.by_name(model, module(torch.from_numpy(raw))), "float32", "us", ())
 
-    monkeypatch.setitem(export.FORMATS, "torch-export", export.FORMATS["torch-export"]._replace(build=build))
+    monkeypatch.setitem(export.EXPORTS, "torch-export", export.EXPORTS["torch-export"]._replace(build=build))
     with pytest.raises(
         UserError, match=r"`to='torch-export'`: predictions differ by .* more than rounding \(1e-05\): not written"
     ):

@@ -309,8 +309,8 @@ def test_a_missing_cell_is_refused_by_its_row(runs: Runs, tmp_path: Path, missin
 
 def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("deltaprop.inference.inputs.ROWS_AT_ONCE", 7)
-    monkeypatch.setattr("deltaprop.data.formats.parquet.ROWS_AT_ONCE", 5)
-    monkeypatch.setattr("deltaprop.data.formats.csv.BLOCK_BYTES", 512)  # of CSV: about ten rows
+    monkeypatch.setattr("deltaprop.data.formats.parquet.BATCH_ROWS", 5)
+    monkeypatch.setattr("deltaprop.data.formats.csv.READ_BYTES", 512)  # of CSV: about ten rows
 
 
 @pytest.mark.parametrize("form", ["csv", "csv.gz", "parquet", "parts", "pyarrow.Table", "in chunks"])

@@ -69,7 +69,7 @@ def test_a_column_that_is_kept_is_not_replaced_by_an_answer(runs: Runs):
 
 def test_kept_columns_keep_their_rows_over_many_blocks(runs: Runs, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setattr("deltaprop.inference.inputs.ROWS_AT_ONCE", 7)
-    monkeypatch.setattr("deltaprop.data.formats.csv.BLOCK_BYTES", 512)
+    monkeypatch.setattr("deltaprop.data.formats.csv.READ_BYTES", 512)
     columns = {"id": [str(at) for at in range(300)], **inputs_of("mixed")}
     model = dp.load(runs["mixed"].folder)
     batches = [*prediction_batches(model, model.blocks(write_csv(tmp_path / "t.csv", columns)), ("id",))]

@@ -16,7 +16,7 @@ import torch
 import deltaprop as dp
 from deltaprop.tracing.page import html_page
 from deltaprop.tracing.trace import Trace
-from deltaprop.tracing.worked_example import select, steps
+from deltaprop.tracing.worked_example import select_entries, steps
 
 NAMED = os.environ.get("DELTAPROP_BROWSER")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
@@ -279,7 +279,7 @@ def test_the_picture_has_the_numbers_of_the_trace(large: bool):
     found = dp.trace(dp.MLP(sizes, "tanh"), "mse_loss", torch.randn(rows, sizes[0]), torch.rand(rows, sizes[-1]))
     page = html_page(found, 0.3)
     data = json.loads(re.search(r'id="data">(.*?)</script>', page, re.DOTALL)[1])  # type: ignore[index]
-    shown = select(found)
+    shown = select_entries(found)
     n = list(shown.rows)
 
     def texts(values: torch.Tensor) -> Any:

@@ -14,7 +14,7 @@ import deltaprop as dp
 from deltaprop import core, trace
 from deltaprop import functional as F
 from deltaprop.tracing.trace import Trace
-from deltaprop.tracing.worked_example import ExampleStep, as_text, is_tiny, select, steps
+from deltaprop.tracing.worked_example import ExampleStep, as_text, is_tiny, select_entries, steps
 
 F64 = torch.float64
 
@@ -69,7 +69,7 @@ def test_every_activation_has_its_sums(activation: str):
 def test_a_large_net_is_written_out_in_part_and_its_sums_stay_right():
     found = trace(dp.MLP([50, 40, 30], "tanh"), "cross_entropy", torch.rand(20, 50), torch.randint(30, (20,)))
     assert check(found) >= 200
-    shown = select(found)
+    shown = select_entries(found)
     worst = found.layers[-1].delta.norm(dim=1).argsort(descending=True)[:4]
     assert shown.rows == tuple(worst.tolist())
     assert [len(neurons) for neurons in shown.neurons] == [8, 8, 12]
@@ -281,7 +281,7 @@ def test_what_matters_is_what_is_chosen():
     x = torch.full((6, 20), 0.01)
     x[:, [3, 7, 11, 12, 15, 16, 17, 19]] = 2.0
     found = trace(dp.MLP([20, 4, 3]), "cross_entropy", x, torch.randint(3, (6,)))
-    assert select(found).neurons[0] == (3, 7, 11, 12, 15, 16, 17, 19)
+    assert select_entries(found).neurons[0] == (3, 7, 11, 12, 15, 16, 17, 19)
 
 
 @pytest.mark.parametrize("scale", [1.0, 8.0, 40.0, 800.0])

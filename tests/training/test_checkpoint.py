@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from deltaprop.training import Result
-from deltaprop.training.checkpoint import Checkpoint, encode, load, load_state_tensors, state_tensors
+from deltaprop.training.checkpoint import Checkpoint, encode, load_state_tensors, read_checkpoint, state_tensors
 
 
 def unusual() -> nn.Sequential:
@@ -61,7 +61,7 @@ def test_any_model_and_optimizer_continue_exactly_from_a_checkpoint(make: Any, t
 
     restored = unusual()  # other initial weights
     other = make(restored)
-    load_state_tensors(load(tmp_path / "c").tensors, restored, other)
+    load_state_tensors(read_checkpoint(tmp_path / "c").tensors, restored, other)
     assert_same(restored.state_dict(), model.state_dict())
     for ours, theirs in zip(restored.parameters(), model.parameters(), strict=True):
         found = {key: value for key, value in optimizer.state[theirs].items() if value is not None}
@@ -110,4 +110,4 @@ def test_tensors_of_format_1_have_the_names_of_today(tmp_path: Path):
     """Version 0.1 had one kind of state, momentum."""
     tensors = {"model.0.weight": torch.ones(2), "momentum.0.weight": torch.zeros(2)}
     (tmp_path / "c").write_bytes(encode(Checkpoint(tensors, {"format": 1})))
-    assert load(tmp_path / "c").tensors.keys() == {"model.0.weight", "optimizer.momentum_buffer.0.weight"}
+    assert read_checkpoint(tmp_path / "c").tensors.keys() == {"model.0.weight", "optimizer.momentum_buffer.0.weight"}

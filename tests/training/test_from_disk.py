@@ -304,7 +304,7 @@ def test_a_signal_while_it_reads_ends_it_and_leaves_nothing(
 ):
     """No cache, no run folder, one line at most; of 4000 rows of some 28 bytes there are over 50 blocks."""
     table.write_text("\n".join(lines_of(4000)) + "\n")
-    monkeypatch.setattr(csv_format, "BLOCK_BYTES", 2048)
+    monkeypatch.setattr(csv_format, "READ_BYTES", 2048)
     assert interrupted(config("run"), number, moment) == code
     assert not (tmp_path / "cache").exists() or not [*(tmp_path / "cache").iterdir()]
     assert not (tmp_path / "run").exists()
@@ -321,7 +321,7 @@ def test_a_signal_at_any_time_of_the_reading_leaves_nothing(table: Path, config:
             code = 1
             try:
                 torch.set_num_threads(1)
-                csv_format.BLOCK_BYTES = 1 << 14
+                csv_format.READ_BYTES = 1 << 14
                 code = main(words(config("run")))
             except SystemExit as error:
                 code = int(error.code or 0)

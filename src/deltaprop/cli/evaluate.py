@@ -23,7 +23,7 @@ from deltaprop.inference.model import Model, load
 from deltaprop.training.evaluate import evaluate
 from deltaprop.training.load_run import load_run
 
-MOST_CLASSES = 12  # in a confusion matrix on the terminal
+MAX_CONFUSION_CLASSES = 12  # in a confusion matrix on the terminal
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def _print_report(console: Console, model: Model, report: EvaluationReport) -> N
         header = ["target" if report.confusion is None else "class", *next(iter(report.by_class.values()))]
         cells = [[name, *map(_format, figures.values())] for name, figures in report.by_class.items()]
         print_table(console, header, cells)
-    if report.confusion is not None and len(model.class_names) <= MOST_CLASSES:
+    if report.confusion is not None and len(model.class_names) <= MAX_CONFUSION_CLASSES:
         console.print()
         names = [Text(name, no_wrap=True, overflow="ellipsis") for name in model.class_names]  # cut to fit the width
         matrix: list[list[Cell]] = [

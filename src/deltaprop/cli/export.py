@@ -13,12 +13,11 @@ from deltaprop.cli.console import terminal
 from deltaprop.cli.files import OutputFile
 from deltaprop.cli.parsing import ModelArguments, optional, read_arguments, training_data
 from deltaprop.errors import UserError, unknown_name
-from deltaprop.inference.export import FORMATS, export
+from deltaprop.inference.export import EXPORTS, export
 from deltaprop.inference.model import load
 
-TO = arg(help="Format. " + " ".join(f"{name}: {format_.describe()}." for name, format_ in FORMATS.items()))
-*FIRST, LAST = [format_.suffix for format_ in FORMATS.values()]
-OUT = optional("FILE", f"exported{', '.join(FIRST)} or {LAST} in the run folder")
+TO = arg(help="Format. " + " ".join(f"{name}: {format_.describe()}." for name, format_ in EXPORTS.items()))
+OUT = optional("FILE", f"exported{'|'.join(format_.suffix for format_ in EXPORTS.values())} in the run folder")
 
 
 @dataclass(frozen=True)
@@ -36,9 +35,9 @@ def main(words: Sequence[str]) -> int:
     """Write the model, and print how far its predictions there differ."""
     arguments = read_arguments(Arguments, "export", words)
     run, to = arguments.folder, arguments.to
-    if to not in FORMATS:
-        raise unknown_name("format", to, FORMATS)
-    suffix = FORMATS[to].suffix
+    if to not in EXPORTS:
+        raise unknown_name("format", to, EXPORTS)
+    suffix = EXPORTS[to].suffix
     out = arguments.out or run / f"exported{suffix}"
     model = load(run, arguments.weights)
     file = OutputFile("--out", out)

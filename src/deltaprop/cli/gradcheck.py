@@ -17,7 +17,7 @@ from tyro.conf import Positional, UseAppendAction, arg
 
 from deltaprop.cli.files import OutputFile
 from deltaprop.cli.parsing import optional, read_arguments
-from deltaprop.cli.targets import load
+from deltaprop.cli.targets import load_target
 from deltaprop.errors import UserError
 from deltaprop.gradcheck.check import CHECKS, check_gradients
 from deltaprop.gradcheck.context import format_error
@@ -66,7 +66,7 @@ def main(words: Sequence[str]) -> int:
         _print_overview(console, reports)
         console.print(f"{sum(report.ok for report in reports)} of {len(reports)} ops ok on {device}")
     else:
-        fn, examples = load(arguments.target)
+        fn, examples = load_target(arguments.target)
         reports = [check(fn, _make_inputs(arguments, examples))]
         console.print(reports[0].rich(), reports[0].summary(), sep="\n")
     if file.path is not None:

@@ -20,7 +20,7 @@ from deltaprop.cli.parsing import ModelArguments, optional, read_arguments, trai
 from deltaprop.data.formats.csv import CsvTable
 from deltaprop.errors import UserError
 from deltaprop.inference.model import load
-from deltaprop.inference.predictions import FORMATS, STDOUT, check_keep, prediction_batches, unfinished, write
+from deltaprop.inference.predictions import OUTPUT_ENDINGS, STDOUT, check_keep, prediction_batches, unfinished, write
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def main(words: Sequence[str]) -> int:
         raise UserError("--data is needed: a file, or - for stdin")
     if out is None:
         raise UserError("--out is needed: a file, or - for stdout")
-    file = OutputFile("--out", None if out == STDOUT else Path(out), FORMATS)
+    file = OutputFile("--out", None if out == STDOUT else Path(out), OUTPUT_ENDINGS)
     model = load(run, arguments.weights)
     delimiter = arguments.delimiter or model.config.delimiter
     is_stdin = data == "-"

@@ -17,7 +17,7 @@ from deltaprop.errors import UserError
 from deltaprop.gradcheck.context import format_error
 
 
-def load(target: str) -> tuple[Any, Callable[[], tuple[Any, ...]] | None]:
+def load_target(target: str) -> tuple[Any, Callable[[], tuple[Any, ...]] | None]:
     """Return the object that a target names, and a function that calls ``example_inputs()`` of its module, if any.
 
     Raises:

@@ -15,7 +15,7 @@ from tyro.conf import Positional
 from deltaprop.cli.console import PARTS, terminal
 from deltaprop.cli.files import OutputFile
 from deltaprop.cli.parsing import optional, read_arguments
-from deltaprop.cli.targets import load
+from deltaprop.cli.targets import load_target
 from deltaprop.errors import UserError, unknown_name
 from deltaprop.loss_spec import parse_loss
 from deltaprop.nn.modules import MLP
@@ -137,7 +137,7 @@ def make_trace(arguments: Arguments) -> tuple[Trace, float]:
     loss, lr = parse_loss(arguments.loss or "quadratic_loss").name, 0.5 if arguments.lr is None else arguments.lr
     if kind == "fresh":
         return _trace_fresh(arguments, loss), lr
-    model, examples = load(target)
+    model, examples = load_target(target)
     if not isinstance(model, torch.nn.Module):
         raise UserError(f"{target}: trace takes an nn.Sequential, got {type(model).__name__}")
     if examples is None:

@@ -21,7 +21,7 @@ SIGMA = 4.0  # pixels: of the Gaussian that smooths an elastic field
 ALPHA = 34.0  # pixels: factor of the smoothed field
 TURN = 15.0  # degrees: largest rotation, either way
 STRETCH = 0.15  # of the size: largest change, either way, of width and height each
-AT_ONCE = 256  # pictures: their fields take sixteen times their own memory, and stay in a core's cache
+IMAGES_AT_ONCE = 256  # pictures: their fields take sixteen times their own memory, and stay in a core's cache
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +64,7 @@ class Deformation:
         rows, columns = self.image_shape
         half = torch.tensor([max(columns - 1, 1) / 2, max(rows - 1, 1) / 2], device=x.device)
         deformed = torch.empty_like(x)
-        for pictures, out in zip(x.split(AT_ONCE), deformed.split(AT_ONCE), strict=True):
+        for pictures, out in zip(x.split(IMAGES_AT_ONCE), deformed.split(IMAGES_AT_ONCE), strict=True):
             grid = self._places(len(pictures), generator) / half  # −1 and 1 are the outer pixels' centres
             images = pictures.view(-1, 1, rows, columns)
             out.copy_(torch.nn.functional.grid_sample(images, grid.to(x.dtype), align_corners=True).view_as(out))

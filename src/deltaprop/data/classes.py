@@ -15,7 +15,7 @@ from deltaprop.data.dataset import Task
 from deltaprop.data.splits import Array
 from deltaprop.errors import UserError
 
-AT_ONCE = 1 << 20  # rows that are processed together, which bounds the working memory
+VALUES_AT_ONCE = 1 << 20  # rows that are processed together, which bounds the working memory
 MOST_CLASSES = 20  # whole numbers of at most this many different values are taken for classes
 
 
@@ -102,14 +102,14 @@ class Targets:
         indices = {name: at for at, name in enumerate(self.class_names)}
         by_number = np.array([indices.get(name, -1) for name in column.names], dtype=np.int64)
         labels = np.empty(len(values), dtype=np.int64)
-        for start in range(0, len(values), AT_ONCE):
-            block = values[start : start + AT_ONCE, 0]
+        for start in range(0, len(values), VALUES_AT_ONCE):
+            block = values[start : start + VALUES_AT_ONCE, 0]
             if column.kind == "categories":
-                labels[start : start + AT_ONCE] = by_number[block.astype(np.intp)]
+                labels[start : start + VALUES_AT_ONCE] = by_number[block.astype(np.intp)]
             else:
                 uniques, which = np.unique(block, return_inverse=True)
                 of_uniques = np.array([indices.get(plain(value), -1) for value in uniques], dtype=np.int64)
-                labels[start : start + AT_ONCE] = of_uniques[which]
+                labels[start : start + VALUES_AT_ONCE] = of_uniques[which]
         if (labels < 0).any():
             at = int((labels < 0).argmax())
             number = values[at, 0]
@@ -155,8 +155,8 @@ def are_classes(values: Array) -> bool:
         (True, False, False)
     """
     uniques = values[:0]
-    for start in range(0, len(values), AT_ONCE):
-        uniques = np.union1d(uniques, values[start : start + AT_ONCE])
+    for start in range(0, len(values), VALUES_AT_ONCE):
+        uniques = np.union1d(uniques, values[start : start + VALUES_AT_ONCE])
         if len(uniques) > MOST_CLASSES or bool((uniques % 1 != 0).any()):
             return False
     return True

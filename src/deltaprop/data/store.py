@@ -29,7 +29,7 @@ from deltaprop.data.columns import Column, Numbers, Progress, Reader, TableOptio
 from deltaprop.data.splits import Array, Rows
 from deltaprop.errors import UserError
 
-FORMAT = 2
+CACHE_FORMAT = 2
 HEAD = 1 << 20  # bytes of each file that its cache key depends on
 ROWS_AT_ONCE = 8192  # rows that are converted to float64 together
 AHEAD = 1 << 18  # bytes per prefetch request: the system reads only a part of a request larger than its read-ahead
@@ -216,7 +216,7 @@ def load_rows(
 
 def cache_key(reader: Reader, options: TableOptions) -> str:
     """Return the name of a table's cache, which depends on the files as they are now and on the selected columns."""
-    sha = hashlib.sha256(f"{FORMAT};{sys.byteorder};{options!r}".encode())
+    sha = hashlib.sha256(f"{CACHE_FORMAT};{sys.byteorder};{options!r}".encode())
     sha.update(repr([(c.name, c.kind, c.forced, c.verbatim) for c in (*reader.inputs, *reader.targets)]).encode())
     for path in reader.table.files:
         with contextlib.suppress(OSError):
@@ -262,7 +262,7 @@ class _CacheWriter:
     def finish(self, loaded: LoadedTable) -> LoadedTable:
         """Rename the folder; return the table with its rows on disk."""
         about = {
-            "format": FORMAT, "rows": self.count, "shift": np.nan_to_num(self.shift).tolist(),
+            "format": CACHE_FORMAT, "rows": self.count, "shift": np.nan_to_num(self.shift).tolist(),
             "unit": self.unit.tolist(), "inputs": [_column_to_json(column) for column in loaded.inputs],
             "targets": [_column_to_json(column) for column in loaded.target_columns],
             "dropped": loaded.dropped, "gaps": loaded.gaps, "digest": loaded.digest,
@@ -333,7 +333,7 @@ def _open_cache(folder: Path) -> LoadedTable | None:
         count = about["rows"]
         shift, unit = (np.array(about[name], dtype=np.float64) for name in ("shift", "unit"))
         inputs, targets = ([_column_from_json(entry) for entry in about[part]] for part in ("inputs", "targets"))
-        if about["format"] != FORMAT or not len(shift) == len(unit) == len(inputs):
+        if about["format"] != CACHE_FORMAT or not len(shift) == len(unit) == len(inputs):
             return None
         if (folder / ROWS).stat().st_size != 4 * count * len(inputs):
             return None

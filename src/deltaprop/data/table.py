@@ -16,7 +16,7 @@ from deltaprop.errors import UserError
 # pyarrow is imported inside the functions: training on a built-in set does not need it.
 Batch: TypeAlias = Any  # a pyarrow.RecordBatch
 
-ROWS_AT_ONCE = 1 << 16
+BATCH_ROWS = 1 << 16
 NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
 
 
@@ -61,7 +61,7 @@ class ArrowTable:
 
     def batches(self, on_bytes: Callable[[int], None] = lambda count: None) -> Iterator[Batch]:
         """Yield its rows, block by block."""
-        yield from self.table.to_batches(max_chunksize=ROWS_AT_ONCE)
+        yield from self.table.to_batches(max_chunksize=BATCH_ROWS)
 
 
 def as_table(data: Any) -> ArrowTable:

@@ -10,18 +10,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from deltaprop.data.classes import Targets, TargetValues
 from deltaprop.data.columns import Progress, silent
 from deltaprop.data.formats import find_format, unknown_format
+from deltaprop.data.splits import Array
 from deltaprop.errors import UserError
 from deltaprop.inference.model import Model
 from deltaprop.training.evaluate import in_own_units
-
-Array = NDArray[Any]
-
 
 PER_CLASS = {"precision": "precision", "recall": "recall", "f1": "f1-score"}  # and scikit-learn's name
 

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from deltaprop.data import Encoding, Scaling
 from deltaprop.data.columns import Missing
+from deltaprop.data.splits import Array
 from deltaprop.errors import UserError, unknown_name
 from deltaprop.inference.inputs import InputBlocks, Preprocessing, blocks_of
 from deltaprop.nn.modules import MLP
@@ -22,8 +22,6 @@ from deltaprop.training.config import TrainConfig
 from deltaprop.training.devices import pick_device
 from deltaprop.training.load_run import WEIGHTS, read_run
 from deltaprop.training.objective import Objective, choose_objective, losses
-
-Array = NDArray[Any]
 
 
 def load(run: str | Path, weights: str = "final", *, device: str = "cpu") -> Model:

@@ -18,7 +18,7 @@ from deltaprop.errors import UserError, setting
 from deltaprop.inference.inputs import InputBlocks
 from deltaprop.inference.model import Model
 
-FORMATS = (".csv", ".csv.gz", ".parquet")
+OUTPUT_ENDINGS = (".csv", ".csv.gz", ".parquet")
 STDOUT = "-"
 unfinished: set[Path] = set()  # files that are being written
 

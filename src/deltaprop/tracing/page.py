@@ -14,7 +14,7 @@ from deltaprop._version import __version__
 from deltaprop.tracing.format import number
 from deltaprop.tracing.record import TraceRecord
 from deltaprop.tracing.summary import architecture, quantities, verdict
-from deltaprop.tracing.worked_example import Selection, select, steps
+from deltaprop.tracing.worked_example import Selection, select_entries, steps
 
 
 def html_page(trace: TraceRecord, lr: float = 0.5) -> str:
@@ -28,7 +28,7 @@ def html_page(trace: TraceRecord, lr: float = 0.5) -> str:
 
     template = resources.files("deltaprop.tracing").joinpath("page.html").read_text(encoding="utf-8")
     page = Environment(autoescape=True, trim_blocks=True).from_string(template)
-    shown = select(trace)
+    shown = select_entries(trace)
     example = steps(trace, lr, shown)
     return page.render(
         trace=trace,

@@ -74,7 +74,7 @@ def quantities(trace: TraceRecord) -> list[Quantity]:
     for at in range(1, len(trace.layers) + 1):
         for name, quantity in layer_quantities(trace, at).items():
             compared = [comparisons.get((at, name, reference)) for reference in ("autograd", "differences")]
-            errors = ["" if c is None else format_error(c.error) if c.resolved else "too small" for c in compared]
+            errors = ["" if c is None else format_difference(c.error) if c.resolved else "too small" for c in compared]
             rows.append(replace(quantity, autograd=errors[0], differences=errors[1]))
     return rows
 
@@ -95,7 +95,7 @@ def verdict(trace: TraceRecord) -> str:
     """Return how closely autograd and central differences agree with the trace, in one line."""
     layers = range(len(trace.layers) + 1)
     errors = {reference: max(trace.error(n, reference) for n in layers) for reference in ("autograd", "differences")}
-    autograd, differences = map(format_error, errors.values())
+    autograd, differences = map(format_difference, errors.values())
     if not trace.ok:
         return f"NOT OK: autograd differs by {autograd}, central differences by {differences}"
     if not any(c.quantity == "z" for c in trace.comparisons):
@@ -104,7 +104,7 @@ def verdict(trace: TraceRecord) -> str:
     return f"ok: PyTorch's autograd has the same numbers {exactly}, central differences to {differences}"
 
 
-def format_error(error: float) -> str:
+def format_difference(error: float) -> str:
     """Return an error with one digit and its power of ten."""
     return f"{error:.0e}" if error else "0"
 

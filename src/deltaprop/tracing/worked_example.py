@@ -25,7 +25,7 @@ MAX_OUTPUTS = 12  # more, as each may be a class
 
 
 @dataclass(frozen=True)
-class Part:
+class Equation:
     """An equation with its numbers.
 
     Attributes:
@@ -57,7 +57,7 @@ class ExampleStep:
     layer: int | None
     name: str
     words: str
-    parts: tuple[Part, ...]
+    parts: tuple[Equation, ...]
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def is_tiny(trace: TraceRecord) -> bool:
     return sum(p.numel() for p in trace.model.parameters()) <= MAX_PARAMETERS and len(trace.input) <= 2
 
 
-def select(trace: TraceRecord) -> Selection:
+def select_entries(trace: TraceRecord) -> Selection:
     """Return what to write out: all of a small layer; of a larger one what matters most on this batch.
 
     That is the inputs with the largest mean |a⁰|, the neurons with the largest mean |δ|, and the samples with the
@@ -102,9 +102,10 @@ def steps(trace: TraceRecord, lr: float, shown: Selection | None = None) -> tupl
     Args:
         trace: The trace of a batch.
         lr: The learning rate η of the update.
-        shown: The samples and neurons to write out; those of :func:`select` by default.
+        shown: The samples and neurons to write out; those of :func:`select_entries` by default.
     """
-    writer, layers = _Writer(trace, lr, select(trace) if shown is None else shown), range(1, len(trace.layers) + 1)
+    writer = _Writer(trace, lr, select_entries(trace) if shown is None else shown)
+    layers = range(1, len(trace.layers) + 1)
     forward, backward = map(writer.forward, layers), map(writer.delta, reversed(layers))
     return (writer.input(), *forward, writer.loss(), *backward, writer.gradients(), writer.update())
 
@@ -121,7 +122,7 @@ class _Writer:
             Line(f"a⁰ = {self.some(self.trace.input[n], 0)}    y = {self.target(n)}", row=n) for n in self.shown.rows
         )
         words = "The input x of each sample enters the network; y is its target."
-        return ExampleStep("input", None, "input", words, (Part("INPUT", "a⁰ = x", 0, lines),))
+        return ExampleStep("input", None, "input", words, (Equation("INPUT", "a⁰ = x", 0, lines),))
 
     def forward(self, at: int) -> ExampleStep:
         layer, (z, a, *_) = self.trace.layers[at - 1], layer_quantities(self.trace, at).values()
@@ -130,7 +131,7 @@ class _Writer:
         words += f" and applies {layer.activation}: {value}." if layer.activation else ", without an activation."
         words += f" {layer.constants}." if layer.constants else ""
         equation = f"{z.symbol} = {z.equation},  {a.symbol} = {a.equation}"
-        part = Part("FWD", equation, at, self.per_sample(at, "z", "a" if layer.activation else ""))
+        part = Equation("FWD", equation, at, self.per_sample(at, "z", "a" if layer.activation else ""))
         return ExampleStep("forward", at, f"forward {at}", words, (part,))
 
     def loss(self) -> ExampleStep:
@@ -139,7 +140,7 @@ class _Writer:
         options = "".join(f", {name}={text}" for name, text in texts.items())
         cost, _ = loss_formulas(self.trace)
         equation = f"{cost}{',  ' if cost else ''}{self.trace.loss_name}{options}"
-        part = Part("C", equation, None, tuple(loss_lines(self.trace, self.shown.rows)))
+        part = Equation("C", equation, None, tuple(loss_lines(self.trace, self.shown.rows)))
         return ExampleStep("loss", None, "loss C", words, (part,))
 
     def delta(self, at: int) -> ExampleStep:
@@ -149,7 +150,7 @@ class _Writer:
         if top:
             words = "δ of the output layer, ∂C/∂z, is the derivative of the loss with respect to a"
             formula = loss_formulas(self.trace)[1] or f"∂C/∂a{up(at)}"
-            parts = [Part("BP1", f"{formula}, the derivative of the loss", at, self.per_sample(at, "grad_a"))]
+            parts = [Equation("BP1", f"{formula}, the derivative of the loss", at, self.per_sample(at, "grad_a"))]
         if layer.derivative is None:
             equation = JACOBIANS.get(layer.activation, JACOBIANS["log_softmax"]).format(up(at))
             words += f", passed through {layer.activation}, whose derivative is a matrix, as each a depends on every z"
@@ -157,7 +158,7 @@ class _Writer:
             words += f", times the derivative of {layer.activation}, {value_and_derivative(layer.formula)[1]}"
         before = "derivative" if layer.derivative is not None else "" if top else "grad_a"
         lines = self.per_sample(at, before if layer.activation else "", "delta")
-        parts.append(Part("BP1" if top else "BP2", f"{delta.symbol} = {equation}", at, lines))
+        parts.append(Equation("BP1" if top else "BP2", f"{delta.symbol} = {equation}", at, lines))
         return ExampleStep("delta", at, delta.symbol, f"{words}.", tuple(parts))
 
     def gradients(self) -> ExampleStep:
@@ -167,7 +168,7 @@ class _Writer:
             for tag, name in (("BP3", "grad_bias"), ("BP4", "grad_weight")):
                 if name in quantities:
                     equation = f"{quantities[name].symbol} = {quantities[name].equation}"
-                    parts.append(Part(tag, equation, at, tuple(self.computations(at, name))))
+                    parts.append(Equation(tag, equation, at, tuple(self.computations(at, name))))
         words = (
             "The gradient of a weight is the δ of its neuron times the activation of its input; "
             "the gradient of a bias is the δ of its neuron. Both are summed over the samples."
@@ -187,10 +188,10 @@ class _Writer:
                         lines.append(Line(text, index[0]))
             frozen = "" if any(layer.learns) else ", which is frozen and not updated"
             by_neuron = tuple(sorted(lines, key=lambda line: line.neuron or 0))  # its weights, then its bias
-            parts.append(Part("SGD", f"θ ← θ − η ∂C/∂θ, η = {lr}, layer {at}{frozen}", at, by_neuron))
+            parts.append(Equation("SGD", f"θ ← θ − η ∂C/∂θ, η = {lr}, layer {at}{frozen}", at, by_neuron))
         hint = ": the step was too large, a smaller η reduces C" if after > loss else ""
         line = Line(f"C was {number(loss)}, and is {number(after)} after the step{hint}")
-        parts.append(Part("C", "the same batch after the update", None, (line,)))
+        parts.append(Equation("C", "the same batch after the update", None, (line,)))
         words = "One step of gradient descent: each parameter minus η times its gradient."
         return ExampleStep("update", None, "update", words, tuple(parts))
 

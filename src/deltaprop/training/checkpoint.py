@@ -29,7 +29,7 @@ from torch.optim import Optimizer
 from deltaprop.errors import UserError
 from deltaprop.training.config import from_json, is_int, is_number
 
-FORMAT = 2  # format 1, of deltaprop 0.1, had momentum.<parameter> for optimizer.momentum_buffer.<parameter>
+CHECKPOINT_FORMAT = 2  # format 1, of deltaprop 0.1, had momentum.<parameter> for optimizer.momentum_buffer.<parameter>
 MAX_HEADER = 2**22  # bytes; a model of a thousand layers needs a fifth of it
 BLANK = b"0" * 64
 DIGEST_KEY = b'"sha256":"'  # inside a JSON string the quotes would be escaped
@@ -81,10 +81,10 @@ def load_state_tensors(tensors: Mapping[str, Tensor], model: nn.Module, optimize
         RuntimeError: If the model's names or shapes are different.
         KeyError: If the optimizer's state has a parameter that the model does not have.
     """
-    model.load_state_dict(select(tensors, "model"))
+    model.load_state_dict(subset(tensors, "model"))
     indices = {name: index for index, name in enumerate(_parameter_names(model, optimizer))}
     state: dict[int, dict[str, Tensor]] = {}
-    for name, value in select(tensors, "optimizer").items():
+    for name, value in subset(tensors, "optimizer").items():
         key, _, parameter = name.partition(".")
         # In memory of its own: the address of a tensor within a file's memory would change how a product is rounded.
         state.setdefault(indices[parameter], {})[key] = value.clone()
@@ -92,7 +92,7 @@ def load_state_tensors(tensors: Mapping[str, Tensor], model: nn.Module, optimize
     _method(optimizer, "load_state_dict")({"state": state, "param_groups": groups})
 
 
-def select(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def subset(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """Return the tensors whose names begin with ``<prefix>.``, by the rest of their names."""
     return {name.removeprefix(f"{prefix}."): t for name, t in tensors.items() if name.startswith(f"{prefix}.")}
 
@@ -128,7 +128,7 @@ def _method(optimizer: Optimizer, name: str) -> Callable[..., Any]:
 
 def encode(checkpoint: Checkpoint) -> bytes:
     """Return the content of a checkpoint file, with its SHA-256."""
-    state = json.dumps({"format": FORMAT, **checkpoint.state}, allow_nan=False)
+    state = json.dumps({"format": CHECKPOINT_FORMAT, **checkpoint.state}, allow_nan=False)
     raw = encode_tensors(checkpoint.tensors, {"state": state, "sha256": BLANK.decode()})
     start = raw.index(DIGEST_KEY + BLANK) + len(DIGEST_KEY)
     return raw[:start] + hashlib.sha256(raw).hexdigest().encode() + raw[start + len(BLANK) :]
@@ -139,7 +139,7 @@ def encode_tensors(tensors: Mapping[str, Tensor], metadata: dict[str, str] | Non
     return safetensors.torch.save({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, metadata)
 
 
-def load(path: Path) -> Checkpoint:
+def read_checkpoint(path: Path) -> Checkpoint:
     """Return a checkpoint whose SHA-256 is correct, in the names of the current format.
 
     Raises:
@@ -150,8 +150,8 @@ def load(path: Path) -> Checkpoint:
         with safetensors.safe_open(path, "pt") as file:
             state = json.loads((file.metadata() or {})["state"], parse_constant=_refuse_constant)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
-        if state["format"] not in (1, FORMAT):
-            raise DamagedError(f"of format {state['format']!r:.20}, and this deltaprop reads formats 1 and {FORMAT}")
+        if state["format"] not in (1, CHECKPOINT_FORMAT):
+            raise DamagedError(f"of format {state['format']!r:.20}, and this deltaprop reads 1 and {CHECKPOINT_FORMAT}")
     except safetensors.SafetensorError as error:
         raise DamagedError(f"damaged: {error}") from error
     except OSError as error:
@@ -159,7 +159,7 @@ def load(path: Path) -> Checkpoint:
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise DamagedError(f"not a checkpoint: its state is not JSON ({type(error).__name__})") from error
     if state["format"] == 1:
-        momentum = {f"optimizer.momentum_buffer.{name}": value for name, value in select(tensors, "momentum").items()}
+        momentum = {f"optimizer.momentum_buffer.{name}": value for name, value in subset(tensors, "momentum").items()}
         tensors = {name: value for name, value in tensors.items() if not name.startswith("momentum.")} | momentum
     return Checkpoint(tensors, state)
 
@@ -196,7 +196,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     Raises:
         DamagedError: If the file is damaged or not a checkpoint.
     """
-    checkpoint = load(path)
+    checkpoint = read_checkpoint(path)
     try:
         _check_state(checkpoint.state)
         config = from_json("config", checkpoint.state["config"])
@@ -248,7 +248,7 @@ def _check_run_tensors(checkpoint: Checkpoint, weights: Mapping[str, Tensor]) ->
     tensors, expected = checkpoint.tensors, {f"model.{name}": like for name, like in weights.items()}
     if checkpoint.state["best"] is not None:
         expected |= {f"best.{name}": like for name, like in weights.items()}
-    optimizer = select(tensors, "optimizer")
+    optimizer = subset(tensors, "optimizer")
     for name, value in optimizer.items():  # shaped as its parameter, or one number, such as a count of steps
         expected[f"optimizer.{name}"] = value if value.ndim == 0 else weights[name.partition(".")[2]]
     if len(optimizer) != len({name.partition(".")[0] for name in optimizer}) * len(weights):

@@ -19,7 +19,7 @@ from deltaprop.data import Part
 from deltaprop.epoch_state import EpochState
 from deltaprop.errors import UserError, setting
 from deltaprop.training import evaluate
-from deltaprop.training.checkpoint import Checkpoint, load_state_tensors, select, state_tensors
+from deltaprop.training.checkpoint import Checkpoint, load_state_tensors, state_tensors, subset
 from deltaprop.training.config import TrainConfig
 from deltaprop.training.data_loader import DataLoader, Shard
 from deltaprop.training.devices import set_threads
@@ -222,7 +222,7 @@ class Run:
         load_state_tensors(tensors, setup.model, self.optimizer)
         self.state = TrainState(
             EpochState(tensors["total"].to(setup.device), saved["done"]), tensors["generator"], saved["epoch"],
-            saved["seconds"], saved["last"], saved["best"], select(tensors, "best"), [*saved["overrides"], *overrides],
+            saved["seconds"], saved["last"], saved["best"], subset(tensors, "best"), [*saved["overrides"], *overrides],
         )  # fmt: skip
         self.generator.set_state(self.state.generator)
         if "seed" in changed:

@@ -95,7 +95,7 @@ class Setup:
                 "threads_tuned": self.tuned,
                 "data_sha256": dataset.digest,
                 "class_names": list(dataset.class_names),
-                "class_weights": class_weights(self.config, dataset),
+                "class_weights": balanced_weights(self.config, dataset),
                 "image_shape": None if dataset.image_shape is None else list(dataset.image_shape),
                 "columns": None if dataset.table is None else dataset.table.encoding.to_json(),
                 # The model's inputs are (x − mean) / scale, predictions are outputs · scale + mean.
@@ -162,7 +162,7 @@ def prepare(
         _check_augment(config, dataset)
     if config.lr == "auto":
         config = replace(config, lr=usual_lr(config.data, dataset))
-    weights = class_weights(config, dataset)
+    weights = balanced_weights(config, dataset)
     objective = choose_objective(
         config.loss, dataset.task, len(dataset.class_names), config.output_activation, one_logit=config.one_logit,
         class_weights=None if weights is None else torch.tensor(weights, dtype=dtype, device=device),
@@ -186,7 +186,7 @@ def model_digest(config: TrainConfig, resolved: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-def class_weights(config: TrainConfig, dataset: Dataset) -> list[float] | None:
+def balanced_weights(config: TrainConfig, dataset: Dataset) -> list[float] | None:
     """Return the weight of each class in the loss; None if all are equal.
 
     Raises:

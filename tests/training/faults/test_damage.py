@@ -277,11 +277,11 @@ def test_a_large_file_is_looked_through_in_little_memory(tmp_path: Path):
         file.truncate(8 + len(raw) + size)
 
     def work() -> None:
-        from deltaprop.training.checkpoint import load
+        from deltaprop.training.checkpoint import read_checkpoint
 
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         with pytest.raises(DamagedError, match="SHA-256"):
-            load(path)
+            read_checkpoint(path)
         assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # KiB
 
     assert forked(work) == 0

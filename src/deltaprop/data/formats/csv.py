@@ -21,7 +21,7 @@ from deltaprop.data.table import NUMBER, Batch, check_names, counted
 from deltaprop.errors import UserError
 
 HEAD_BYTES = 1 << 16  # bytes of a file, from which its delimiter and its header are read
-BLOCK_BYTES = 1 << 22  # bytes read at a time; a row, quoted line breaks included, may have as many
+READ_BYTES = 1 << 22  # bytes read at a time; a row, quoted line breaks included, may have as many
 BOM = b"\xef\xbb\xbf"
 DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
 CSV_NAMES = (".csv", ".tsv", ".tab", ".txt", ".csv.gz", ".tsv.gz", ".tab.gz", ".txt.gz")
@@ -133,7 +133,7 @@ class CsvTable:
         with _read_errors(self.path), self.source() as raw:
             stream = _unpacked(self.path, raw)
             stream.read(len(self.head))
-            while piece := stream.read(BLOCK_BYTES):
+            while piece := stream.read(READ_BYTES):
                 on_bytes(raw.tell() if raw.seekable() else 0)
                 rest += piece
                 end = _end(rows, rest)
@@ -143,7 +143,7 @@ class CsvTable:
                 if end:
                     yield rest[:end], ""
                     rest = rest[end:]
-                elif len(rest.strip(b"\r\n")) > BLOCK_BYTES:
+                elif len(rest.strip(b"\r\n")) > READ_BYTES:
                     yield b"", "it is longer than 4 MiB: is a quote never closed?"
         end = _end(re.compile(row), rest, _end(rows, rest))
         if rest[end:].strip(b"\r\n"):

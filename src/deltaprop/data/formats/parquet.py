@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deltaprop.data.table import ROWS_AT_ONCE, Batch, check_names, counted, type_family
+from deltaprop.data.table import BATCH_ROWS, Batch, check_names, counted, type_family
 from deltaprop.errors import UserError
 
 PARQUET_NAMES = (".parquet", ".pq")
@@ -74,7 +74,7 @@ class ParquetTable:
             try:
                 file = parquet.ParquetFile(part, memory_map=False)
                 done, total = 0, max(file.metadata.num_rows, 1)
-                for batch in file.iter_batches(batch_size=ROWS_AT_ONCE, use_threads=False):
+                for batch in file.iter_batches(batch_size=BATCH_ROWS, use_threads=False):
                     done += len(batch)
                     on_bytes(before + size * done // total)
                     yield batch.select(_column_indices(batch.schema)).rename_columns(self.names)

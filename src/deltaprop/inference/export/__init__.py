@@ -1,4 +1,4 @@
-"""Export a trained model with its preprocessing: ONNX, torch.export, plain weights; ``FORMATS`` lists what each holds.
+"""Export a trained model with its preprocessing: ONNX, torch.export, plain weights; ``EXPORTS`` lists what each holds.
 
 Each export is compared with the model's own predictions before it is returned.
 """
@@ -31,7 +31,7 @@ from deltaprop.inference.export.onnx_graph import to_onnx
 from deltaprop.inference.export.state_dict import to_state_dict
 from deltaprop.inference.model import Model
 
-__all__ = ["FORMATS", "TOLERANCE", "DeploymentModule", "Exported", "Format", "export"]
+__all__ = ["EXPORTS", "TOLERANCE", "DeploymentModule", "Exported", "Format", "export"]
 
 
 TOLERANCE = 1e-5  # of probabilities, and of values in deviations of the target: rounding of float32 is a tenth of it
@@ -58,7 +58,7 @@ class Format(NamedTuple):
         return self.help + (f" (pip install 'deltaprop[{self.extra}]')" if self.extra else "")
 
 
-FORMATS = {
+EXPORTS = {
     "onnx": Format(to_onnx, ".onnx", "a graph from a table's columns to classes and probabilities, or values", "onnx"),
     "torch-export": Format(
         to_torch_export,
@@ -83,13 +83,13 @@ def export(model: Model, to: str) -> Exported:
     Raises:
         UserError: If there is no such format, a package is missing, or predictions differ by more than rounding.
     """
-    if to not in FORMATS:
-        raise unknown_name("format", to, FORMATS)
+    if to not in EXPORTS:
+        raise unknown_name("format", to, EXPORTS)
     try:
         with _quiet():
-            exported = _verified(model, FORMATS[to].build(model))
+            exported = _verified(model, EXPORTS[to].build(model))
     except ModuleNotFoundError as error:
-        install = f"pip install 'deltaprop[{FORMATS[to].extra}]'"
+        install = f"pip install 'deltaprop[{EXPORTS[to].extra}]'"
         raise UserError(f"{setting('to', to)} needs the package {error.name}: {install}") from error
     if not exported.difference <= TOLERANCE:
         far = "; a column far from 0 compared with its spread, such as dates in seconds? onnx keeps its digits"

@@ -10,14 +10,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from deltaprop._version import __version__
+from deltaprop.data.splits import Array
 from deltaprop.inference.model import Model
 from deltaprop.training.objective import Objective
-
-Array = NDArray[Any]
 
 LARGEST_ROUNDING = 1e-5  # of an input in float32, in deviations of its column; beyond it inputs are float64
 

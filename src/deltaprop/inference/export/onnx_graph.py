@@ -7,13 +7,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from deltaprop._version import __version__
+from deltaprop.data.splits import Array
 from deltaprop.inference.export.deployment import DeploymentModule, Exported, about, fills, input_dtype, second_output
 from deltaprop.inference.model import Model
-
-Array = NDArray[Any]
 
 OPSET_ML = 3
 OUTPUTS = ("label", "probabilities", "scores", "values")

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import json
-from typing import Any
 
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from deltaprop.data.splits import Array
 from deltaprop.errors import UserError
 from deltaprop.inference.export.deployment import Exported, about, by_name, class_outputs
 from deltaprop.inference.model import Model
 from deltaprop.nn import to_torch
-
-Array = NDArray[Any]
 
 
 def to_state_dict(model: Model) -> Exported:

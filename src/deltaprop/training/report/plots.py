@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from deltaprop.data import Dataset
+from deltaprop.data.splits import Array
 from deltaprop.training.evaluate import Evaluation
 from deltaprop.training.setup import Setup
 
-Array = NDArray[Any]
 Picture = NDArray[np.uint8]
 
 # Colours of Okabe and Ito, which are distinguishable with colour vision deficiency.
