@@ -18,7 +18,8 @@ import pytest
 from pyarrow import parquet
 
 from deltaprop import UserError
-from deltaprop.data import CacheConfig, Source, load
+from deltaprop.data import CacheConfig, Source, TableOptions, load
+from deltaprop.data.columns import TaskChoice
 from tests.data.ugly import GOOD, Case, Command, N, columns, cut, ids, npz
 
 
@@ -251,3 +252,15 @@ def test_whatever_is_damaged_a_file_is_read_or_refused(tmp_path: Path, name: str
         except Exception as error:
             wrong[seed] = f"{type(error).__name__}: {error}"
     assert wrong == {}
+
+
+@pytest.mark.parametrize("task", ["auto", "classification"])
+@pytest.mark.parametrize("dtype", [np.int64, np.uint64], ids=str)
+def test_integer_classes_that_float64_would_merge_stay_apart(task: TaskChoice, dtype: type[np.generic], tmp_path: Path):
+    """2^53 and 2^53 + 1 are the same float64."""
+    labels = np.array([2**53, 2**53 + 1] * 20, dtype=dtype)
+    path = tmp_path / "a.npz"
+    np.savez(path, x=np.random.default_rng(0).normal(size=(40, 2)), y=labels, x_test=np.ones((2, 2)), y_test=labels[:2])
+    loaded = load(Source(data=str(path), options=TableOptions(task=task)))
+    assert loaded.class_names == ("9007199254740992", "9007199254740993")
+    assert loaded.test.y.tolist() == [0, 1]

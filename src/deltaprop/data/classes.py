@@ -131,12 +131,14 @@ class Targets:
         return [Column(name, "categories", forced=True, verbatim=verbatim) for name in names]
 
 
-def array_targets(path: Path | str, name: str, y: Array, *, as_numbers: bool) -> TargetValues:
+def array_targets(path: Path | str, name: str, y: Array, task: TaskChoice) -> TargetValues:
     """Return an array of targets, [N] or [N, k], as what would be read of the columns of a table.
 
-    Several columns are called name1, name2, …; ``as_numbers`` makes 1 and 0 of True and False, rather than classes.
+    Several columns are called name1, name2, …. Unless the task is regression, booleans are classes called True and
+    False, and integers that float64 would round are classes called by their digits.
     """
-    if y.dtype.kind in "US" or (y.dtype.kind == "b" and y.ndim == 1 and not as_numbers):
+    is_label = y.dtype.kind == "b" or (y.dtype.kind in "iu" and _are_large_classes(y, task))
+    if y.dtype.kind in "US" or (is_label and y.ndim == 1 and task != "regression"):
         values, which = np.unique(y, return_inverse=True)
         texts = [value.decode(errors="replace") if isinstance(value, bytes) else str(value) for value in values]
         column = Column(name, "categories")
@@ -145,6 +147,13 @@ def array_targets(path: Path | str, name: str, y: Array, *, as_numbers: bool) ->
     y = y.astype(np.float64).reshape(len(y), -1)
     names = [name] if y.shape[1] == 1 else [f"{name}{at + 1}" for at in range(y.shape[1])]
     return TargetValues([Column(name, "numbers", forced=True) for name in names], y, str(path))
+
+
+def _are_large_classes(y: Array, task: TaskChoice) -> bool:
+    """Return whether integers are classes beyond ±2^53, where two may be the same in float64."""
+    if not y.size or -(2**53) <= int(y.min()) <= int(y.max()) <= 2**53:
+        return False
+    return task == "classification" or len(np.unique(y)) <= MOST_CLASSES
 
 
 def are_classes(values: Array) -> bool:

@@ -204,11 +204,11 @@ def load(
 def _read_arrays(path: Path, options: TableOptions, test: Path | None) -> RawData:
     """Return the data set of a file of arrays."""
     x, y, x_test, y_test = ArrayFile(path).read(options.target, test)
-    read = array_targets(path, "y", y, as_numbers=options.task == "regression")
+    read = array_targets(path, "y", y, options.task)
     targets = Targets.infer(read, options.task)
     if y_test is not None:
         name = "y_test" if test is None else "y"
-        y_test = targets.encode(array_targets(test or path, name, y_test, as_numbers=targets.task == "regression"))
+        y_test = targets.encode(array_targets(test or path, name, y_test, targets.task))
     pictures = x.ndim == 3 and x.dtype == np.uint8
     return RawData(
         name=path.name, task=targets.task, x=x, y=targets.encode(read), x_test=x_test,

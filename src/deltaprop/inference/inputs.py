@@ -147,7 +147,7 @@ def blocks_of(
             data = opened.inputs()
         else:
             data, y = opened.evaluation_part()
-            read = array_targets(opened.path, "y", y, as_numbers=targets.task == "regression")
+            read = array_targets(opened.path, "y", y, targets.task)
             if len(read.columns) != n_targets:
                 raise UserError(f"{opened.path}: y has {len(read.columns)} columns, the model predicts {n_targets}")
     if table is None and isinstance(data, np.ndarray | Tensor | list | tuple):
