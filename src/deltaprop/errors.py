@@ -46,6 +46,11 @@ def as_keys(text: str) -> str:
     return SETTING.sub(lambda found: found[1] if found[2] is None else f"{found[1]} = {found[2]}", text)
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number of things, such as ``"1 class"`` or ``"2 classes"``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}{'es' if noun.endswith('s') else 's'}"
+
+
 def unknown_name(kind: str, name: object, known: Iterable[str]) -> UserError:
     """Return the error for a name that is not in a table, with the nearest one that is.
 

@@ -15,8 +15,6 @@ from torch.optim import Optimizer
 from deltaprop.core.linear import add_scaled
 from deltaprop.core.sgd import SGDOptions, sgd_step
 
-__all__ = ["SGD", "sgd_update"]
-
 
 def sgd_update(
     param: Tensor, grad: Tensor, velocity: Tensor | None = None, *, lr: float, **options: Any

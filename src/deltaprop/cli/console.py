@@ -18,6 +18,7 @@ from torch import nn
 
 from deltaprop.cli.errors import print_warning
 from deltaprop.data import Dataset
+from deltaprop.errors import counted
 from deltaprop.training.config import TrainConfig
 from deltaprop.training.devices import describe_device
 from deltaprop.training.report.reporter import Reporter, Result
@@ -156,7 +157,7 @@ class ConsoleReporter(Reporter):
 
     def resumed(self, path: Path, epoch: int, done: int) -> None:
         """Print the checkpoint that the run resumes from."""
-        steps = f", after {_count(done, 'step')} of it" if done else ""
+        steps = f", after {counted(done, 'step')} of it" if done else ""
         print_rows(self.console, [("resume", f"{path}: in epoch {epoch}{steps}")])
 
     def stopped(self, folder: Path) -> None:
@@ -179,7 +180,7 @@ def describe(setup: Setup) -> list[tuple[str, str]]:
     """Return the data, model and settings of a run as rows of a name and a text."""
     config = setup.config
     parameters = [sum(p.numel() for p in m.parameters()) for m in setup.model if isinstance(m, nn.Linear)]
-    threads = f", {_count(setup.threads, 'thread')}" if setup.device.type == "cpu" else ""
+    threads = f", {counted(setup.threads, 'thread')}" if setup.device.type == "cpu" else ""
     precision = "" if config.precision == "float32" else f", products in {config.precision}"
     rows = [
         *(("data", line) for line in _describe_data(setup.dataset)),
@@ -192,7 +193,7 @@ def describe(setup: Setup) -> list[tuple[str, str]]:
     if config.engine == "explicit":
         rows.append(("engine", "explicit: the δ recursion as one loop, without autograd"))
     if "step" in (*config.activations, config.output_activation):
-        rows.append(("note", "step has slope 0: the layers before it get no gradient and will not learn"))
+        rows.append(("note", "step has derivative 0: the layers before it get no gradient and are not trained"))
     return rows
 
 
@@ -218,7 +219,7 @@ def _describe_sgd(config: TrainConfig) -> str:
     if config.lr_schedule != "constant" or config.lr_warmup:
         parts.append(f"{config.lr_schedule} schedule")
     if config.lr_warmup:
-        parts.append(f"{_count(config.lr_warmup, 'epoch')} warm-up")
+        parts.append(f"{counted(config.lr_warmup, 'epoch')} warm-up")
     return ", ".join(parts)
 
 
@@ -226,14 +227,14 @@ def _describe_data(dataset: Dataset) -> list[str]:
     """Return the inputs and targets; of a table also the columns, rows and cells that were dropped or filled."""
     table, shape = dataset.table, dataset.image_shape
     if table is None:
-        inputs = f"{shape[0]}×{shape[1]} pixels" if shape else _count(dataset.n_inputs, "input")
-        outputs = _count(dataset.n_outputs, "class" if dataset.task == "classification" else "number")
+        inputs = f"{shape[0]}×{shape[1]} pixels" if shape else counted(dataset.n_inputs, "input")
+        outputs = counted(dataset.n_outputs, "class" if dataset.task == "classification" else "number")
         return [f"{dataset.name}: {inputs}, {outputs}"]
     numbers, categories = len(table.encoding.numbers), len(table.encoding.categories)
-    columns = [_count(numbers, "column") + " of numbers"] if numbers else []
+    columns = [counted(numbers, "column") + " of numbers"] if numbers else []
     if categories:
-        one_hot = _count(len(table.encoding) - numbers, "name")
-        columns.append(f"{_count(categories, 'column')} of categories ({one_hot}, one-hot)")
+        one_hot = counted(len(table.encoding) - numbers, "name")
+        columns.append(f"{counted(categories, 'column')} of categories ({one_hot}, one-hot)")
     lines = [f"{dataset.name}: {' and '.join(columns)}"]
     names = [*map(quoted, table.encoding.targets)]
     if dataset.task == "classification":
@@ -243,7 +244,7 @@ def _describe_data(dataset: Dataset) -> list[str]:
             f"{quoted(name)} {100 * count / len(labels):.3g} %"
             for name, count in zip(dataset.class_names, counts, strict=True)
         ]
-        lines.append(f"target {', '.join(names)}: {_count(len(shares), 'class')}: {enumerate_names(shares)}")
+        lines.append(f"target {', '.join(names)}: {counted(len(shares), 'class')}: {enumerate_names(shares)}")
     else:
         scaling = dataset.target_scaling
         statistics = zip(names, scaling.mean.tolist(), scaling.scale.tolist(), strict=True)
@@ -251,11 +252,11 @@ def _describe_data(dataset: Dataset) -> list[str]:
         lines.append(f"target {enumerate_names(targets)} (mean ± deviation)")
     if table.left_out:
         left_out = enumerate_names([*map(quoted, table.left_out)])
-        lines.append(f"{_count(len(table.left_out), 'column')} left out: {left_out}")
+        lines.append(f"{counted(len(table.left_out), 'column')} left out: {left_out}")
     if table.dropped:
-        lines.append(f"{_count(table.dropped, 'row')} dropped because of missing cells")
+        lines.append(f"{counted(table.dropped, 'row')} dropped because of missing cells")
     if table.gaps:
-        lines.append(f"{_count(table.gaps, 'missing cell')} filled")
+        lines.append(f"{counted(table.gaps, 'missing cell')} filled")
     if dataset.is_streamed:
         lines.append("larger than --memory: read from a cache on disk, chunk by chunk")
     return lines
@@ -278,11 +279,6 @@ def _format_test(setup: Setup, metrics: dict[str, Any]) -> str:
     rows = len(setup.dataset.test)
     right = round(metrics["test_accuracy"] * rows)
     return f"{_format(metrics['test_accuracy'], percent=True)} right ({right} of {rows}), {loss}"
-
-
-def _count(number: int, noun: str) -> str:
-    plural = f"{noun}es" if noun.endswith("s") else f"{noun}s"
-    return f"{number} {noun if number == 1 else plural}"
 
 
 def _format(value: float | None, percent: bool = False) -> str:

@@ -53,15 +53,7 @@ class OutputFile:
             raise self._error(f"the name must end in {', '.join(self.endings)}")
 
     def check_apart(self, run: Path, *data: str | Path) -> None:
-        """Check that writing the file overwrites neither data nor a file of the run.
-
-        Args:
-            run: Run folder; files that the run has not written itself may be overwritten.
-            data: Files and folders of data.
-
-        Raises:
-            UserError: If it would.
-        """
+        """Check that writing the file overwrites neither data nor a file that the run has written itself."""
         if self.path is None:
             return
         path = self.path.resolve()

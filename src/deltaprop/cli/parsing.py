@@ -63,16 +63,9 @@ def training_data(config: TrainConfig) -> list[str]:
 def read_arguments(
     kind: type[Arguments], command: str, words: Sequence[str], default: Arguments | None = None
 ) -> Arguments:
-    """Parse the arguments of a command; ``--help`` prints the command's help and exits.
+    """Parse the words after a command's name into its dataclass, or raise a UserError of one line.
 
-    Args:
-        kind: Dataclass with a flag for each field; its docstring follows the command's summary in the help.
-        command: Name of the command, such as ``"train"``.
-        words: Words after the command's name.
-        default: Values of the arguments that are not given; the dataclass's own defaults by default.
-
-    Raises:
-        UserError: In one line, if the words cannot be parsed.
+    ``--help`` prints the command's summary, the dataclass's docstring and a flag for each field, and exits.
     """
     errors = io.StringIO()
     try:

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import signal
 import sys
-import threading
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +16,7 @@ from deltaprop.cli.parsing import ModelArguments, optional, read_arguments, trai
 from deltaprop.data.formats.csv import CsvTable
 from deltaprop.errors import UserError
 from deltaprop.inference.model import load
-from deltaprop.inference.predictions import OUTPUT_ENDINGS, STDOUT, check_keep, prediction_batches, unfinished, write
+from deltaprop.inference.predictions import OUTPUT_ENDINGS, STDOUT, check_keep, prediction_batches, write
 
 
 @dataclass(frozen=True)
@@ -59,38 +55,12 @@ def main(words: Sequence[str]) -> int:
         file.check_apart(run, *([] if is_stdin else [data]), *training_data(model.config))
         check_keep(blocks, arguments.keep)
         batches = prediction_batches(model, blocks, arguments.keep, as_csv=not out.lower().endswith(".parquet"))
-        is_main = threading.current_thread() is threading.main_thread()
-        with _exit_on_signals() if is_stdin and is_main else contextlib.nullcontext():
-            rows = write(_not_empty(batches, "stdin" if is_stdin else data), out)
+        rows = write(_not_empty(batches, "stdin" if is_stdin else data), out)
     for line in blocks.warnings:
         print_warning(line)
     if out != STDOUT:
         console.print(f"{rows} rows: {out}")
     return 0
-
-
-@contextlib.contextmanager
-def _exit_on_signals(patience: float = 1.0) -> Iterator[None]:
-    """Exit on a signal while pyarrow waits for stdin, when Python cannot handle it within ``patience`` seconds."""
-    reader, writer = os.pipe()
-    os.set_blocking(writer, False)
-    before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-
-    def listen() -> None:
-        while number := os.read(reader, 1):
-            if number[0] in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
-                time.sleep(patience)
-                for path in [*unfinished]:
-                    path.unlink(missing_ok=True)
-                os._exit(128 + number[0])
-        os.close(reader)
-
-    threading.Thread(target=listen, daemon=True).start()
-    try:
-        yield
-    finally:
-        signal.set_wakeup_fd(before)
-        os.close(writer)
 
 
 def _not_empty(batches: Iterator[Any], data: str) -> Iterator[Any]:

@@ -1,6 +1,6 @@
 """The built-in data sets: scikit-learn's digits, and points that are generated from a seed.
 
-A new set is one function from a seed to `RawData` and one row in `BUILTIN`.
+A new set is one function from a seed to `RawData`, listed in `BUILTIN`.
 """
 
 from __future__ import annotations
@@ -94,10 +94,5 @@ def sine(seed: int = 0, n_samples: int = 1000) -> RawData:
 
 
 BUILTIN: dict[str, Callable[[int], RawData]] = {
-    "digits": digits,
-    "moons": moons,
-    "circles": circles,
-    "spirals": spirals,
-    "xor": xor,
-    "sine": sine,
+    function.__name__: function for function in (digits, moons, circles, spirals, xor, sine)
 }

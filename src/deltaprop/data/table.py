@@ -117,8 +117,3 @@ def unlisted(name: str, names: Collection[str], needed_by: str = "", *, noun: st
     shown = ", ".join([*names][:12]) + (", …" if len(names) > 12 else "")
     which = f", which {needed_by}" if needed_by else ""
     return f"there is no {noun} {name!r}{which}{hint} ({noun}s: {shown})"
-
-
-def counted(number: int, noun: str) -> str:
-    """Return a number of things, such as ``"1 cell"`` or ``"2 cells"``."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -38,8 +38,6 @@ from deltaprop.explicit.workspace import Workspace
 from deltaprop.loss_spec import LossLike, LossSpec, parse_loss
 from deltaprop.nn.layers import read_layers, refuse_contained_activation
 
-__all__ = ["ExplicitTrainer"]
-
 
 class ExplicitTrainer:
     """Trains an MLP by the δ recursion, without autograd: the same steps, faster.

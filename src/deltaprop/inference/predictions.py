@@ -20,7 +20,6 @@ from deltaprop.inference.model import Model
 
 OUTPUT_ENDINGS = (".csv", ".csv.gz", ".parquet")
 STDOUT = "-"
-unfinished: set[Path] = set()  # files that are being written
 
 
 def prediction_batches(
@@ -118,7 +117,6 @@ def write(batches: Iterator[Batch], out: str) -> int:
         return _write_batches(batches, sys.stdout.buffer, ".csv")
     path = Path(out).resolve()  # through a link, to its target
     temporary = path.parent / f".{path.name}.tmp-{secrets.token_hex(4)}"
-    unfinished.add(temporary)
     try:
         with temporary.open("wb") as file:
             rows = _write_batches(batches, file, path.suffix.lower())
@@ -128,7 +126,6 @@ def write(batches: Iterator[Batch], out: str) -> int:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
-        unfinished.discard(temporary)
     return rows
 
 

@@ -9,8 +9,6 @@ from torch import Tensor, nn
 
 from deltaprop.errors import unknown_name
 
-__all__ = ["INITS", "initialize"]
-
 
 def _torch(layer: nn.Linear) -> None:
     layer.reset_parameters()

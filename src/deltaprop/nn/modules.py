@@ -22,27 +22,6 @@ from deltaprop.core import Activation as Definition
 from deltaprop.errors import UserError, unknown_name
 from deltaprop.nn.init import INITS, initialize
 
-__all__ = [
-    "ELU",
-    "GELU",
-    "MLP",
-    "Activation",
-    "Identity",
-    "LeakyReLU",
-    "Linear",
-    "LogSoftmax",
-    "ReLU",
-    "SiLU",
-    "Sigmoid",
-    "Softmax",
-    "Softplus",
-    "Step",
-    "Tanh",
-    "activation_module",
-    "from_torch",
-    "to_torch",
-]
-
 
 class Linear(nn.Linear):
     """z = a_prev Wᵀ + b, with its backward pass written by hand.

@@ -10,8 +10,6 @@ from torch import Tensor, nn
 from deltaprop import functional as F
 from deltaprop.errors import UserError
 
-__all__ = ["Perceptron", "PerceptronFit"]
-
 
 @dataclass(frozen=True)
 class PerceptronFit:

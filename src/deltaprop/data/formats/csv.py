@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
-from deltaprop.data.table import NUMBER, Batch, check_names, counted
-from deltaprop.errors import UserError
+from deltaprop.data.table import NUMBER, Batch, check_names
+from deltaprop.errors import UserError, counted
 
 HEAD_BYTES = 1 << 16  # bytes of a file, from which its delimiter and its header are read
 READ_BYTES = 1 << 22  # bytes read at a time; a row, quoted line breaks included, may have as many

@@ -61,9 +61,6 @@ def read_idx(path: str | os.PathLike[str]) -> Array:
 
     Raises:
         UserError: If the file cannot be read, is not a whole IDX file, or is more than one.
-
-    Source:
-        See the top of this module.
     """
     path = Path(path)
     try:

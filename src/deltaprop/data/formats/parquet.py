@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deltaprop.data.table import BATCH_ROWS, Batch, check_names, counted, type_family
-from deltaprop.errors import UserError
+from deltaprop.data.table import BATCH_ROWS, Batch, check_names, type_family
+from deltaprop.errors import UserError, counted
 
 PARQUET_NAMES = (".parquet", ".pq")
 
