@@ -40,10 +40,10 @@ def test_the_file_and_the_printed_lines(
     first, parity, *notes = out.splitlines()
     assert err == ""
     assert first == f"{name}: {Path(name).stat().st_size} bytes"
-    args = parity.split()
-    assert args[:3] == ["parity:", "at", "most"]
-    assert 0 <= float(args[3]) <= 1e-5
-    assert parity.endswith(f" from the model's own predictions on 512 rows, runtime {runtime}")
+    words = parity.split()
+    assert words[:3] == ["parity:", "at", "most"]
+    assert 0 <= float(words[3]) <= 1e-5
+    assert parity.endswith(f" from the model's own predictions on 512 rows, by {runtime}")
     assert any("input" in line for line in notes)
     assert [path.name for path in Path().iterdir()] == [name]
 
@@ -59,7 +59,7 @@ def test_without_out_the_file_is_written_to_the_run_folder(runs: Runs, capsys: p
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Return the bytes of every file in a folder, runtime relative path."""
+    """Return the bytes of every file in a folder, by relative path."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
@@ -139,7 +139,7 @@ def test_the_best_weights_can_be_exported(runs: Runs):
 def test_predictions_that_differ_are_not_exported(
     runs: Runs, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
-    """Only the exported graph scales runtime twice the standard deviation; the old file is not changed."""
+    """Only the exported graph scales by twice the standard deviation; the old file is not changed."""
     make = DeploymentModule.__init__
 
     def wrong(self: DeploymentModule, model: dp.Model) -> None:
@@ -151,7 +151,7 @@ def test_predictions_that_differ_are_not_exported(
     assert main(["export", str(runs["numbers"].folder), "--to", "torch-export", "--out", "m.pt2"]) == 2
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.startswith("error: --to torch-export: predictions differ runtime ")
+    assert err.startswith("error: --to torch-export: predictions differ by ")
     assert err.count("\n") == 1
     assert Path("m.pt2").read_text() == "the old one"
 
