@@ -16,7 +16,7 @@ import deltaprop as dp
 from deltaprop.cli import main
 from deltaprop.inference.evaluation import evaluate_file
 from deltaprop.inference.plots import evaluation_figure
-from tests.inference.conftest import KINDS, OF_NUMBERS, TABLES, Runs, first, inputs_of, write_csv
+from tests.inference.conftest import KINDS, REGRESSION_KINDS, TABLES, Runs, first, inputs_of, write_csv
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def test_the_runs_own_test_rows_give_the_metrics_of_training(runs: Runs, kind: s
     report, metrics = figures(runs[kind].folder), runs[kind].metrics
     assert report["rows"] == runs[kind].saved["resolved"]["rows"]["test"]
     assert report["loss"] == pytest.approx(metrics["test_loss"], rel=1e-5)
-    if kind in OF_NUMBERS:
+    if kind in REGRESSION_KINDS:
         assert report["rmse"] == pytest.approx(metrics["test_rmse"], rel=1e-5)
     else:
         assert report["accuracy"] == metrics["test_accuracy"]
