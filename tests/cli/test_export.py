@@ -142,11 +142,11 @@ def test_predictions_that_differ_are_not_exported(
     """Only the exported graph scales by twice the standard deviation; the old file is not changed."""
     make = DeploymentModule.__init__
 
-    def wrong(self: DeploymentModule, model: dp.Model) -> None:
+    def scale_twice(self: DeploymentModule, model: dp.Model) -> None:
         make(self, model)
         self.scale = 2 * self.scale
 
-    monkeypatch.setattr(DeploymentModule, "__init__", wrong)
+    monkeypatch.setattr(DeploymentModule, "__init__", scale_twice)
     Path("m.pt2").write_text("the old one")
     assert main(["export", str(runs["numbers"].folder), "--to", "torch-export", "--out", "m.pt2"]) == 2
     out, err = capsys.readouterr()
@@ -184,6 +184,6 @@ def test_invalid_input_is_one_line_and_exit_code_2(
 def test_help_lists_every_format(capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit):
         main(["export", "--help"])
-    shown = "".join(capsys.readouterr().out.replace("│", " ").split())
+    help_text = "".join(capsys.readouterr().out.replace("│", " ").split())
     for name, format_ in EXPORTS.items():
-        assert f"{name}:{format_.help}".replace(" ", "") in shown
+        assert f"{name}:{format_.help}".replace(" ", "") in help_text

@@ -80,9 +80,9 @@ class TestNames:
         with pytest.raises(SystemExit) as caught:
             main(["train", "--help"])
         assert not caught.value.code
-        shown = capsys.readouterr().out
+        printed = capsys.readouterr().out
         for field in dataclasses.fields(TrainConfig):
-            assert f"--{field.name.replace('_', '-')}" in shown
+            assert f"--{field.name.replace('_', '-')}" in printed
 
 
 class TestOutput:
@@ -112,8 +112,8 @@ class TestOutput:
         console = Console(file=screen, force_terminal=True, width=60, color_system=None, highlight=False)
         reporter = ConsoleReporter(console)
         train(parse_flags([*SMALL, "--run-dir", str(tmp_path / "run")])[0], reporter)
-        shown = [line for line in screen.getvalue().replace("\r", "\n").splitlines() if "\x1b" not in line]
-        assert max(len(line.rstrip()) for line in shown) <= 60
+        printed = [line for line in screen.getvalue().replace("\r", "\n").splitlines() if "\x1b" not in line]
+        assert max(len(line.rstrip()) for line in printed) <= 60
         assert "2 → 8 relu → 2" in screen.getvalue()
 
 

@@ -125,8 +125,8 @@ def test_the_random_split_is_scikit_learns(counts: list[int], fraction: float, s
     kept, held = train_test_split(
         np.arange(n), test_size=n_held, random_state=seed, stratify=labels if stratify else None
     )
-    ours = split_indices(n, labels if stratify else None, fraction, seed, "random")
-    assert [part.tolist() for part in ours] == [sorted(kept.tolist()), sorted(held.tolist())]
+    actual = split_indices(n, labels if stratify else None, fraction, seed, "random")
+    assert [part.tolist() for part in actual] == [sorted(kept.tolist()), sorted(held.tolist())]
 
 
 def test_the_only_row_of_a_class_is_kept_for_training_if_allowed():

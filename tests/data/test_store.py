@@ -523,9 +523,9 @@ def test_a_cache_whose_writer_was_killed_is_not_used(
 
 def test_incomplete_caches_of_ended_processes_are_removed_and_others_kept(table: Path, tmp_path: Path):
     cache = tmp_path / "cache"
-    gone = subprocess.Popen(["true"])
-    gone.wait()
-    parts = {number: cache / f".{'0' * 32}.{number}-abcdef01" for number in (gone.pid, os.getpid(), os.getppid())}
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    parts = {number: cache / f".{'0' * 32}.{number}-abcdef01" for number in (ended.pid, os.getpid(), os.getppid())}
     unrelated = cache / ".no-part"
     for part in (*parts.values(), unrelated):
         part.mkdir(parents=True)

@@ -39,10 +39,10 @@ def cells(path: Path, delimiter: str = "auto") -> list[list[Any]]:
     return [list(table.names), *map(list, rows)]
 
 
-def text_of(names: list[str], rows: list[list[Any]], **how: Any) -> str:
+def text_of(names: list[str], rows: list[list[Any]], **csv_options: Any) -> str:
     """Return the CSV that the csv module writes, numbers by their shortest repr that reads back exactly."""
     file = io.StringIO()
-    csv.writer(file, **{"lineterminator": "\n", **how}).writerows([names, *rows])
+    csv.writer(file, **{"lineterminator": "\n", **csv_options}).writerows([names, *rows])
     return file.getvalue()
 
 
@@ -161,8 +161,10 @@ def test_every_text_type_gives_the_same_data(tmp_path: Path, kind: pa.DataType):
     names = [("Oslo", "Rome")[i // 2 % 2] for i in range(N)]
     for file, type_ in (("plain.parquet", pa.string()), ("t.parquet", kind)):
         made = {"a": pa.array(names, pa.string()), "y": pa.array(CLASSES, pa.string())}
-        how = {k: v.dictionary_encode() if pa.types.is_dictionary(type_) else v.cast(type_) for k, v in made.items()}
-        parquet.write_table(pa.table(how), tmp_path / file)
+        columns = {
+            k: v.dictionary_encode() if pa.types.is_dictionary(type_) else v.cast(type_) for k, v in made.items()
+        }
+        parquet.write_table(pa.table(columns), tmp_path / file)
     plain, other = read(tmp_path / "plain.parquet", tmp_path), read(tmp_path / "t.parquet", tmp_path)
     assert all(map(torch.equal, tensors(plain), tensors(other)))
     assert other.table.encoding.names == ["a=Oslo", "a=Rome"]
@@ -185,8 +187,9 @@ def test_cells_written_by_the_csv_module_are_read_back(
     tmp_path: Path, rows: list[tuple[str, str]], delimiter: str, quoting: int
 ):
     """Quotes, line breaks, delimiters, other scripts: each cell is unchanged."""
-    how = {"delimiter": delimiter, "quoting": quoting, "lineterminator": "\r\n"}  # so that it quotes a single \r
-    text = text_of(["a", "b"], [list(row) for row in rows], **how)
+    # With this lineterminator the csv module quotes a single \r.
+    csv_options = {"delimiter": delimiter, "quoting": quoting, "lineterminator": "\r\n"}
+    text = text_of(["a", "b"], [list(row) for row in rows], **csv_options)
     (tmp_path / "t.csv").write_bytes(text.encode())
     assert cells(tmp_path / "t.csv") == [["a", "b"], *map(list, rows)]
 

@@ -84,14 +84,14 @@ def raw_of(model: dp.Model, data: Any) -> Array:
     """Return rows [N, p] as torch-export takes them: a category as its index, −1 for missing or unseen ones."""
     if model.encoding is None:
         return np.asarray(data, dtype=np.float64).reshape(len(data), -1)
-    found = []
+    columns = []
     for column in model.encoding.inputs:
         cells = data[column.name]
         if column.kind == "numbers":
-            found.append([math.nan if cell is None else float(cell) for cell in cells])
+            columns.append([math.nan if cell is None else float(cell) for cell in cells])
         else:
-            found.append([column.categories.index(c) if c in column.categories else -1.0 for c in cells])
-    return np.array(found).T
+            columns.append([column.categories.index(c) if c in column.categories else -1.0 for c in cells])
+    return np.array(columns).T
 
 
 @functools.cache
@@ -127,11 +127,11 @@ def by_torch_export(exported: Exported, model: dp.Model, data: Any) -> dict[str,
     program = torch.export.load(io.BytesIO(exported.content), extra_files=extra).module()
     metadata = json.loads(extra["deltaprop.json"])
     dtype = torch.float64 if "of float64" in exported.notes[0] else torch.float32
-    found = program(torch.from_numpy(raw_of(model, data)).to(dtype))
+    outputs = program(torch.from_numpy(raw_of(model, data)).to(dtype))
     if metadata["task"] == "regression":
-        return {"values": found.detach().numpy()}
-    label = np.array(metadata["classes"])[found[0].numpy()]
-    return {"label": label, "probabilities": found[1].detach().numpy()}
+        return {"values": outputs.detach().numpy()}
+    label = np.array(metadata["classes"])[outputs[0].numpy()]
+    return {"label": label, "probabilities": outputs[1].detach().numpy()}
 
 
 TORCH = {
@@ -173,8 +173,8 @@ def metadata_of(to: str, exported: Exported) -> dict[str, Any]:
     """Return the metadata of an exported file."""
     if to == "onnx":
         onnx = pytest.importorskip("onnx")
-        found = {prop.key: prop.value for prop in onnx.load_from_string(exported.content).metadata_props}
-        return json.loads(found["deltaprop"])
+        properties = {prop.key: prop.value for prop in onnx.load_from_string(exported.content).metadata_props}
+        return json.loads(properties["deltaprop"])
     if to == "torch-export":
         extra = {"deltaprop.json": ""}
         torch.export.load(io.BytesIO(exported.content), extra_files=extra)
@@ -192,19 +192,18 @@ RUNTIMES: dict[str, Callable[[Exported, dp.Model, Any], dict[str, Array]]] = {
 
 def check(exported: Exported, to: str, model: dp.Model, data: Any) -> None:
     """Compare the runtime's predictions with the model's own on the same rows."""
-    found, data = RUNTIMES[to](exported, model, data), columns_of(model, data)
+    actual, data = RUNTIMES[to](exported, model, data), columns_of(model, data)
     own = model.predict(data)
     if model.task == "regression":
         scale = model.target_scaling.scale.numpy()
-        assert_allclose(found["values"] / scale, own.reshape(len(own), -1) / scale, **ROUNDING)
+        assert_allclose(actual["values"] / scale, own.reshape(len(own), -1) / scale, **ROUNDING)
         return
     outputs = model.outputs(data)
     objective = model.objective
     second = objective.probabilities(outputs) if objective.has_probabilities else objective.scores(outputs)
-    actual = found["scores" if "scores" in found else "probabilities"]
-    assert_allclose(actual, second.numpy(), **ROUNDING)
+    assert_allclose(actual["scores" if "scores" in actual else "probabilities"], second.numpy(), **ROUNDING)
     clear = np.diff(np.sort(second.numpy(), axis=1))[:, -1] > 1e-4  # in the other rows rounding may change the class
-    assert found["label"].astype(str)[clear].tolist() == own.astype(str)[clear].tolist()
+    assert actual["label"].astype(str)[clear].tolist() == own.astype(str)[clear].tolist()
     assert clear.sum() >= len(own) - 3
 
 
@@ -371,8 +370,8 @@ def test_a_model_with_only_a_categorical_input(runs: Runs, tmp_path: Path):
         if to == "onnx":
             session = session_of(exported.content)
             cities = np.array([["Rome"], ["Paris"], [""], ["Bonn"]], dtype=object)
-            found = session.run(["probabilities"], {"city": cities})[0]
-            assert_allclose(found, model.predict_proba(data), **ROUNDING)
+            actual = session.run(["probabilities"], {"city": cities})[0]
+            assert_allclose(actual, model.predict_proba(data), **ROUNDING)
         else:
             check(exported, to, model, data)
 
@@ -399,11 +398,11 @@ def test_onnx_does_not_strip_spaces_around_categories(runs: Runs, exported_once:
     """As documented: reading a file strips spaces around a cell, but ai.onnx.ml has no operator for that."""
     model = dp.load(runs["mixed"].folder)
     rows = {name: {"a": [0.5], "city": [name], "b": [3.0]} for name in ("Rome", " Rome ", "")}
-    found = {
+    actual = {
         name: by_onnxruntime(exported_once("mixed", "onnx"), model, data)["probabilities"]
         for name, data in rows.items()
     }
-    assert found[" Rome "].tolist() == found[""].tolist() != found["Rome"].tolist()
+    assert actual[" Rome "].tolist() == actual[""].tolist() != actual["Rome"].tolist()
 
 
 @pytest.mark.parametrize("kind", [pytest.param("integers", marks=pytest.mark.slow), "images"])
@@ -423,8 +422,8 @@ def test_float64_precision_is_kept_where_needed(runs: Runs, exported_once: Calla
     for to in ("onnx", "torch-export"):
         exported = exported_once(kind, to)
         assert "float64" in exported.notes[0]
-        found = RUNTIMES[to](exported, model, data)["probabilities"]
-        assert_allclose(found, model.predict_proba(data), rtol=0, atol=1e-6 if kind == "dates" else 1e-13)
+        actual = RUNTIMES[to](exported, model, data)["probabilities"]
+        assert_allclose(actual, model.predict_proba(data), rtol=0, atol=1e-6 if kind == "dates" else 1e-13)
 
 
 @pytest.mark.parametrize("to", RUNTIMES)
@@ -468,8 +467,8 @@ def test_wrong_preprocessing_is_detected(runs: Runs, monkeypatch: pytest.MonkeyP
 
 
 def test_wrong_state_dict_weights_are_detected(runs: Runs, monkeypatch: pytest.MonkeyPatch):
-    right = state_dict.folded
-    monkeypatch.setattr(state_dict, "folded", lambda model: {k: t * 1.001 for k, t in right(model).items()})
+    folded = state_dict.folded
+    monkeypatch.setattr(state_dict, "folded", lambda model: {k: t * 1.001 for k, t in folded(model).items()})
     with pytest.raises(UserError, match="`to='state-dict'`: predictions differ"):
         export.export(dp.load(runs["numbers"].folder), "state-dict")
 
