@@ -123,7 +123,7 @@ def test_help_names_the_default_file(runs: Runs, capsys: pytest.CaptureFixture[s
     with pytest.raises(SystemExit):
         main(["export", "--help"])
     assert new == "exported.pt2"
-    assert "(default: exported.onnx, .pt2 or .safetensors in the run folder)" in " ".join(
+    assert "(default: exported.onnx|.pt2|.safetensors in the run folder)" in " ".join(
         capsys.readouterr().out.replace("│", " ").split()
     )
 
