@@ -1,4 +1,4 @@
-"""``deltaprop depths``: vanishing and exploding gradients, told and drawn."""
+"""``deltaprop depths``: vanishing and exploding gradients, as text and as a plot."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import pytest
 from deltaprop.cli import main
 
 
-def test_each_net_is_told_in_words(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+def test_each_network_is_labelled_vanishing_kept_or_exploding(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setenv("COLUMNS", "80")
     assert main(["depths", "--epochs", "1", "--depths", "2", "4"]) == 0
     out = capsys.readouterr().out
@@ -21,16 +23,16 @@ def test_each_net_is_told_in_words(capsys: pytest.CaptureFixture[str], monkeypat
 
 
 @pytest.mark.parametrize("name", ["p.png", "p.svg", "p.pdf"])
-def test_the_picture(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_the_plot_is_written(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     path = tmp_path / name
-    words = ["--epochs", "1", "--depths", "1", "--arms", "relu:kaiming", "--data", "moons", "--picture", str(path)]
-    assert main(["depths", *words]) == 0
+    args = ["--epochs", "1", "--depths", "1", "--arms", "relu:kaiming", "--data", "moons", "--picture", str(path)]
+    assert main(["depths", *args]) == 0
     assert path.stat().st_size > 5000
     assert f"picture {path}" in capsys.readouterr().out.replace("\n", "")
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("args", "message"),
     [
         (["--depths", "0"], "--depths must be positive whole numbers, got 0"),
         (["--width", "0"], "--width must be at least 1"),
@@ -44,9 +46,9 @@ def test_the_picture(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[st
     ],
     ids=str,
 )
-def test_wrong_input_is_one_line_and_2(words: list[str], said: str, capsys: pytest.CaptureFixture[str]):
-    assert main(["depths", *words]) == 2
+def test_invalid_input_is_one_line_and_exit_code_2(args: list[str], message: str, capsys: pytest.CaptureFixture[str]):
+    assert main(["depths", *args]) == 2
     captured = capsys.readouterr()
     (line,) = captured.err.splitlines()
-    assert said in line
+    assert message in line
     assert captured.out == ""  # nothing was trained

@@ -1,4 +1,4 @@
-"""Settings in errors become flags that work when they are followed; the user's own text stays as it is."""
+"""Settings in error messages become flags that can be pasted into a shell; the user's own text is not changed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ODD = ["`a=b`", "`lr=x`", "it's", 'say "x"', "c\nd", "tab\there", "back\\slash",
 
 
 @pytest.mark.parametrize("value", ODD)
-def test_any_value_survives_the_shell(value: str):
+def test_any_value_is_quoted_for_the_shell(value: str):
     flags = as_flags(f"take {setting('drop', value)} or {setting('target', value, 'y')}")
     assert "\n" not in flags
     if value.isprintable():
@@ -27,12 +27,12 @@ def test_any_value_survives_the_shell(value: str):
 @pytest.mark.parametrize(
     "text", ["column '`a=b`'", "'`lr=x`'", "`loss.backward()`", "`unknown`", "``", "`lr=`", "`lr=(`"]
 )
-def test_what_is_not_a_setting_stays(text: str):
+def test_text_that_is_not_a_setting_is_unchanged(text: str):
     assert as_flags(text) == text
 
 
 @pytest.mark.parametrize("name", ["`a=b`", "`lr=x`", "`", "`drop='", "it's"])
-def test_a_hint_about_a_column_of_any_name_is_one_line_and_works(name: str, tmp_path: Path, monkeypatch, capsys):
+def test_a_hint_about_any_column_name_is_one_line_and_can_be_pasted(name: str, tmp_path: Path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     quoted = '"' + name.replace('"', '""') + '"'
     Path("t.csv").write_text(

@@ -1,4 +1,4 @@
-"""``deltaprop evaluate``: figures on the terminal, as JSON and as a picture."""
+"""``deltaprop evaluate``: metrics on the terminal, as JSON and as a plot."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ import deltaprop as dp
 from deltaprop.cli import main
 from deltaprop.inference.evaluation import evaluate_file
 from deltaprop.inference.plots import evaluation_figure
-from tests.inference.conftest import KINDS, OF_NUMBERS, TABLES, Runs, first, inputs_of, write_csv
+from tests.inference.conftest import KINDS, REGRESSION_KINDS, TABLES, Runs, first, inputs_of, write_csv
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
-    """Runs of every kind."""
+    """One trained run of each kind, on demand."""
     return Runs(tmp_path_factory.mktemp("runs"))
 
 
@@ -30,26 +30,26 @@ def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def figures(run: Path, *words: str) -> dict[str, Any]:
-    """Return what the command writes as JSON."""
-    assert main(["evaluate", str(run), *words, "--json", "o.json"]) == 0
-    return json.loads(Path("o.json").read_text(), parse_constant=pytest.fail)  # NaN is no JSON
+def figures(run: Path, *args: str) -> dict[str, Any]:
+    """Return the JSON that the command writes."""
+    assert main(["evaluate", str(run), *args, "--json", "o.json"]) == 0
+    return json.loads(Path("o.json").read_text(), parse_constant=pytest.fail)  # NaN is not valid JSON
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_its_own_test_part_gives_the_metrics_of_the_run(runs: Runs, kind: str):
-    found, metrics = figures(runs[kind].folder), runs[kind].metrics
-    assert found["rows"] == runs[kind].saved["resolved"]["rows"]["test"]
-    assert found["loss"] == pytest.approx(metrics["test_loss"], rel=1e-5)
-    if kind in OF_NUMBERS:
-        assert found["rmse"] == pytest.approx(metrics["test_rmse"], rel=1e-5)
+def test_the_runs_own_test_rows_give_the_metrics_of_training(runs: Runs, kind: str):
+    report, metrics = figures(runs[kind].folder), runs[kind].metrics
+    assert report["rows"] == runs[kind].saved["resolved"]["rows"]["test"]
+    assert report["loss"] == pytest.approx(metrics["test_loss"], rel=1e-5)
+    if kind in REGRESSION_KINDS:
+        assert report["rmse"] == pytest.approx(metrics["test_rmse"], rel=1e-5)
     else:
-        assert found["accuracy"] == metrics["test_accuracy"]
-    assert found["data"] == "its own test part"
+        assert report["accuracy"] == metrics["test_accuracy"]
+    assert report["data"] == "its own test part"
 
 
 @pytest.mark.parametrize("settings", [{"class_weight": "balanced"}, {"loss": "binary-cross-entropy"}], ids=str)
-def test_its_loss_is_the_loss_of_the_run(runs: Runs, settings: dict[str, Any]):
+def test_the_loss_is_that_of_training(runs: Runs, settings: dict[str, Any]):
     """One class is three times as frequent as the other."""
     a = TABLES["numbers"]["a"]
     path = write_csv(Path("t.csv"), {"a": a, "y": ["p" if at % 4 else "q" for at in range(len(a))]})
@@ -57,57 +57,61 @@ def test_its_loss_is_the_loss_of_the_run(runs: Runs, settings: dict[str, Any]):
     assert figures(run.folder)["loss"] == pytest.approx(run.metrics["test_loss"], rel=1e-5)
 
 
-def test_figures_of_a_file_as_json(runs: Runs):
+def test_metrics_of_a_file_as_json(runs: Runs):
     run = runs["mixed"]
-    found, expected = figures(run.folder, "--data", run.data), evaluate_file(dp.load(run.folder), run.data)
-    assert found == {"run": str(run.folder), "weights": "final", "data": run.data, **expected.to_json()}
-    assert found["accuracy"] == pytest.approx(sum(map(max, zip(*found["confusion"], strict=True))) / 300, abs=0.3)
-    assert [sum(row) for row in found["confusion"]] == [found["classes"][name]["rows"] for name in ("hi", "lo", "mid")]
+    report, expected = figures(run.folder, "--data", run.data), evaluate_file(dp.load(run.folder), run.data)
+    assert report == {"run": str(run.folder), "weights": "final", "data": run.data, **expected.to_json()}
+    assert report["accuracy"] == pytest.approx(sum(map(max, zip(*report["confusion"], strict=True))) / 300, abs=0.3)
+    assert [sum(row) for row in report["confusion"]] == [
+        report["classes"][name]["rows"] for name in ("hi", "lo", "mid")
+    ]
 
 
-def test_classes_on_the_terminal(runs: Runs, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
-    """The figures of judging, 300 rows of two classes."""
+def test_classification_metrics_on_the_terminal(
+    runs: Runs, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    """The metrics of 300 rows in two classes."""
     monkeypatch.setenv("COLUMNS", "100")
     run = runs["numbers"]
-    found = evaluate_file(dp.load(run.folder), run.data)
-    assert found.confusion is not None
+    report = evaluate_file(dp.load(run.folder), run.data)
+    assert report.confusion is not None
     assert main(["evaluate", str(run.folder), "--data", run.data]) == 0
     out, err = capsys.readouterr()
     lines = [" ".join(line.split()) for line in out.splitlines()]
-    right = int(found.confusion.trace())
+    right = int(report.confusion.trace())
     assert err == ""
     assert lines[0] == f"{run.folder} (final weights) on {run.data}"
-    assert lines[1:3] == ["rows 300", f"loss {found.loss:.4g} (cross-entropy)"]
+    assert lines[1:3] == ["rows 300", f"loss {report.loss:.4g} (cross-entropy)"]
     assert lines[3] == f"accuracy {right / 3:.2f} % ({right} of 300)"
-    assert f"ROC AUC {found.figures['roc_auc']:.4f}" in lines
+    assert f"ROC AUC {report.figures['roc_auc']:.4f}" in lines
     assert "class precision recall f1 rows" in lines
     assert any(line.startswith("true↓ predicted→") for line in lines)
 
 
-def test_numbers_on_the_terminal(runs: Runs, capsys: pytest.CaptureFixture[str]):
+def test_regression_metrics_on_the_terminal(runs: Runs, capsys: pytest.CaptureFixture[str]):
     run = runs["two"]
-    found = evaluate_file(dp.load(run.folder), run.data)
+    report = evaluate_file(dp.load(run.folder), run.data)
     assert main(["evaluate", str(run.folder), "--data", run.data]) == 0
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
-    assert f"r2 {found.figures['r2']:.4g}" in lines
-    assert not any(line.startswith(("rmse", "mae")) for line in lines)  # of u and v together: in which unit?
-    v = found.by_class["v"]
+    assert f"r2 {report.figures['r2']:.4g}" in lines
+    assert not any(line.startswith(("rmse", "mae")) for line in lines)  # not over u and v together: their units differ
+    v = report.by_class["v"]
     assert f"v {v['rmse']:.4g} {v['mae']:.4g} {v['r2']:.4g}" in lines
 
 
-def test_what_is_undefined_is_a_dash_and_null(runs: Runs, capsys: pytest.CaptureFixture[str]):
-    """Rows of one class alone."""
+def test_undefined_metrics_are_null_in_json_and_not_printed_as_nan(runs: Runs, capsys: pytest.CaptureFixture[str]):
+    """All rows are of one class."""
     columns = {**first(inputs_of("mixed"), 3), "y": ["hi"] * 3}
     path = write_csv(Path("t.csv"), columns)
-    found = figures(runs["mixed"].folder, "--data", str(path))
-    assert found["classes"]["mid"]["recall"] is None
+    report = figures(runs["mixed"].folder, "--data", str(path))
+    assert report["classes"]["mid"]["recall"] is None
     assert "nan" not in capsys.readouterr().out.lower()
     two = write_csv(Path("u.csv"), {**first(inputs_of("numbers"), 3), "y": ["yes"] * 3})
     assert figures(runs["numbers"].folder, "--data", str(two))["roc_auc"] is None
     assert "nan" not in capsys.readouterr().out.lower()
 
 
-def test_markup_in_names_is_shown_as_it_stands(runs: Runs, capsys: pytest.CaptureFixture[str]):
+def test_markup_in_names_is_printed_unchanged(runs: Runs, capsys: pytest.CaptureFixture[str]):
     a = TABLES["numbers"]["a"]
     path = write_csv(Path("t.csv"), {"a": a, "y": ["[red]" if x > 0 else "[/x]" for x in a]})
     run = runs.train("markup", path.resolve())
@@ -117,36 +121,36 @@ def test_markup_in_names_is_shown_as_it_stands(runs: Runs, capsys: pytest.Captur
     assert "[/x]" in out
 
 
-def test_rows_left_out_and_names_not_seen_are_told(runs: Runs, capsys: pytest.CaptureFixture[str]):
+def test_dropped_rows_and_unseen_categories_are_reported(runs: Runs, capsys: pytest.CaptureFixture[str]):
     columns = first(inputs_of("mixed"), 3)
     columns["city"][0] = "Bonn"
     write_csv(Path("t.csv"), columns)
     assert main(["evaluate", str(runs["mixed"].folder), "--data", "t.csv"]) == 0
-    said = "warning: t.csv: column 'city' has a name that no training row has, such as 'Bonn'\n"
-    assert capsys.readouterr().err == said
+    message = "warning: t.csv: column 'city' has a name that no training row has, such as 'Bonn'\n"
+    assert capsys.readouterr().err == message
     run = runs.train("drops", write_csv(Path("u.csv"), TABLES["filled"]).resolve(), missing="drop")
     assert main(["evaluate", str(run.folder), "--data", "u.csv"]) == 0
     gaps = sum(cell is None for cell in TABLES["filled"]["a"])
     assert f"rows      {300 - gaps}, {gaps} more dropped because of missing cells" in capsys.readouterr().out
 
 
-def test_rows_left_out_of_the_own_test_part_are_told_where_that_is_known(runs: Runs):
-    """Of a table to test on it is; of a part that was taken after they were left out it is not."""
+def test_dropped_rows_of_the_runs_own_test_data_are_reported_if_known(runs: Runs):
+    """The number is known for a separate test table, but not for test rows split off after rows were dropped."""
     gaps = sum(cell is None for cell in TABLES["filled"]["a"])
     path = write_csv(Path("u.csv"), TABLES["filled"]).resolve()
     apart = runs.train("drops-apart", path, missing="drop", test=str(path))
-    found = figures(apart.folder)
-    assert (found["rows"], found["rows_left_out"]) == (300 - gaps, gaps)
+    report = figures(apart.folder)
+    assert (report["rows"], report["rows_left_out"]) == (300 - gaps, gaps)
     assert figures(runs.train("drops-own", path, missing="drop").folder)["rows_left_out"] is None
     assert figures(runs["numbers"].folder)["rows_left_out"] == 0
 
 
-def test_lines_end_without_blanks_and_names_are_whole_where_there_is_room(
+def test_lines_have_no_trailing_spaces_and_names_are_shortened_only_to_fit(
     runs: Runs, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
-    """A name with a comma is quoted in a list; a loss that weighs classes is told."""
-    called = {"yes": "Grignolino, old", "no": "Barolo"}
-    columns = {**TABLES["numbers"], "y": [called[name] for name in TABLES["numbers"]["y"]]}
+    """A class name with a comma is quoted in a list; a loss with class weights says so."""
+    class_names = {"yes": "Grignolino, old", "no": "Barolo"}
+    columns = {**TABLES["numbers"], "y": [class_names[name] for name in TABLES["numbers"]["y"]]}
     run = runs.train("commas", write_csv(Path("t.csv"), columns).resolve(), class_weight="balanced")
     for width, head in (
         (80, "true↓ predicted→  Barolo  Grignolino, old"),
@@ -164,11 +168,11 @@ def test_lines_end_without_blanks_and_names_are_whole_where_there_is_room(
         assert re.search(r"^loss +[\d.]+ \(cross-entropy,\s+balanced\)$", out, flags=re.MULTILINE)
 
 
-# --- pictures ---
+# --- plots ---
 
 
 @pytest.mark.parametrize("kind", ["numbers", "mixed", "digits", "mse", "value", "two"])
-def test_a_picture(runs: Runs, kind: str):
+def test_the_plot_is_not_blank(runs: Runs, kind: str):
     assert main(["evaluate", str(runs[kind].folder), "--picture", "o.png"]) == 0
     pixels = imread("o.png")
     assert min(pixels.shape[:2]) > 300
@@ -176,33 +180,33 @@ def test_a_picture(runs: Runs, kind: str):
 
 
 @pytest.mark.parametrize(("suffix", "head"), [(".png", b"\x89PNG"), (".SVG", b"<?xml"), (".pdf", b"%PDF")])
-def test_a_picture_is_what_its_name_says(runs: Runs, suffix: str, head: bytes):
+def test_the_plot_format_follows_the_file_suffix(runs: Runs, suffix: str, head: bytes):
     assert main(["evaluate", str(runs["numbers"].folder), "--picture", f"o{suffix}"]) == 0
     assert Path(f"o{suffix}").read_bytes().startswith(head)
 
 
 def _texts(figure: Figure) -> list[str]:
-    """Return the titles, and what is written in the panels."""
+    """Return the titles and texts of all panels."""
     return [text for axes in figure.axes for text in (axes.get_title(), *(t.get_text() for t in axes.texts))]
 
 
-def test_a_picture_shows_the_figures(runs: Runs):
+def test_the_plot_shows_the_metrics(runs: Runs):
     run = runs["numbers"]
     model = dp.load(run.folder)
-    found = evaluate_file(model, run.data)
-    assert found.confusion is not None
-    texts = _texts(evaluation_figure(model, found))
-    assert f"{int(found.confusion.trace())} of 300 right" in texts
-    assert f"ROC of 'yes': area {found.figures['roc_auc']:.4f}" in texts
-    assert {str(n) for n in found.confusion.ravel() if n} <= {*texts}
+    report = evaluate_file(model, run.data)
+    assert report.confusion is not None
+    texts = _texts(evaluation_figure(model, report))
+    assert f"{int(report.confusion.trace())} of 300 right" in texts
+    assert f"ROC of 'yes': area {report.figures['roc_auc']:.4f}" in texts
+    assert {str(n) for n in report.confusion.ravel() if n} <= {*texts}
     two = dp.load(runs["two"].folder)
-    judged = evaluate_file(two, runs["two"].data)
-    titles = [axes.get_title() for axes in evaluation_figure(two, judged).axes]
-    assert titles[0] == f"u: R² {judged.by_class['u']['r2']:.3f}"
-    assert titles[3] == f"rmse {judged.by_class['v']['rmse']:.4g}"
+    two_report = evaluate_file(two, runs["two"].data)
+    titles = [axes.get_title() for axes in evaluation_figure(two, two_report).axes]
+    assert titles[0] == f"u: R² {two_report.by_class['u']['r2']:.3f}"
+    assert titles[3] == f"rmse {two_report.by_class['v']['rmse']:.4g}"
 
 
-def test_two_panels_are_level(runs: Runs):
+def test_two_panels_are_aligned(runs: Runs):
     run = runs["numbers"]
     model = dp.load(run.folder)
     figure = evaluation_figure(model, evaluate_file(model, run.data))
@@ -211,18 +215,18 @@ def test_two_panels_are_level(runs: Runs):
     assert (left.y0, left.y1) == pytest.approx((right.y0, right.y1))
 
 
-def test_a_picture_of_one_row(runs: Runs):
-    """R² and ROC are undefined there."""
+def test_one_row_can_be_plotted(runs: Runs):
+    """R² and ROC AUC are undefined for one row."""
     for kind in ("value", "numbers"):
         write_csv(Path("t.csv"), first(inputs_of(kind), 1))
         assert main(["evaluate", str(runs[kind].folder), "--data", "t.csv", "--picture", "o.png"]) == 0
 
 
-# --- what is refused ---
+# --- refused input ---
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("args", "message"),
     [
         (["--picture", "o.txt"], "--picture o.txt: the name must end in .png, .svg, .pdf"),
         (["--picture", "none/o.png"], "--picture none/o.png: there is no folder"),
@@ -237,25 +241,27 @@ def test_a_picture_of_one_row(runs: Runs):
     ],
     ids=range(10),
 )
-def test_what_is_refused(runs: Runs, capsys: pytest.CaptureFixture[str], words: list[str], said: str):
+def test_invalid_input_is_one_line_and_exit_code_2(
+    runs: Runs, capsys: pytest.CaptureFixture[str], args: list[str], message: str
+):
     write_csv(Path("t.csv"), TABLES["numbers"])
-    assert main(["evaluate", str(runs["numbers"].folder), *words]) == 2
+    assert main(["evaluate", str(runs["numbers"].folder), *args]) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith("error: ")
     assert err.count("\n") == 1
-    assert said in err
+    assert message in err
     assert [path.name for path in Path().iterdir()] == ["t.csv"]
 
 
 @pytest.mark.parametrize("name", ["config.json", "l.json", "t.json", "test.json", "events.json"])
-def test_nothing_of_a_run_nor_its_data_is_written_over(runs: Runs, capsys: pytest.CaptureFixture[str], name: str):
-    """By its name or by a link; data may have any name, a folder of parts too."""
+def test_files_of_a_run_and_its_data_are_not_overwritten(runs: Runs, capsys: pytest.CaptureFixture[str], name: str):
+    """By its name or through a link; the data may have any name."""
 
-    def named(saved: dict[str, Any]) -> None:
+    def change_data_paths(saved: dict[str, Any]) -> None:
         saved["data"], saved["test"] = str(Path("t.json").resolve()), str(Path("test.json").resolve())
 
-    folder = runs["numbers"].copy(Path("run"), named)
+    folder = runs["numbers"].copy(Path("run"), change_data_paths)
     Path("t.json").write_text("a,b,y\n")
     Path("test.json").write_text("a,b,y\n")
     Path("l.json").symlink_to(folder / "model.safetensors")
@@ -269,15 +275,15 @@ def test_nothing_of_a_run_nor_its_data_is_written_over(runs: Runs, capsys: pytes
     assert path.read_bytes() == before
 
 
-def test_a_file_that_is_written_is_told(runs: Runs, capsys: pytest.CaptureFixture[str]):
-    """Twice: what evaluate has written it may write over."""
+def test_written_files_are_reported(runs: Runs, capsys: pytest.CaptureFixture[str]):
+    """Twice: evaluate may overwrite files that it wrote before."""
     for _ in range(2):
         assert main(["evaluate", str(runs["numbers"].folder), "--json", "o.json", "--picture", "o.png"]) == 0
         assert capsys.readouterr().out.splitlines()[-2:] == ["json o.json", "picture o.png"]
 
 
-def test_data_that_is_gone_or_changed(runs: Runs, capsys: pytest.CaptureFixture[str]):
-    """On its own test part it cannot be judged then; on another file it can."""
+def test_missing_or_changed_data_is_refused(runs: Runs, capsys: pytest.CaptureFixture[str]):
+    """The run's own test rows cannot be evaluated then; another file can."""
     path = write_csv(Path("t.csv"), TABLES["numbers"]).resolve()
     run = runs.train("gone", path)
     shutil.copy(path, "other.csv")

@@ -1,4 +1,4 @@
-"""``deltaprop export``: files, what is said of them, and what is refused with nothing written."""
+"""``deltaprop export``: the written files, the printed lines, and refused input that writes nothing."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.inference.conftest import Runs
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
-    """Runs of every kind."""
+    """One trained run of each kind, on demand."""
     return Runs(tmp_path_factory.mktemp("runs"))
 
 
@@ -25,14 +25,16 @@ def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("to", "name", "by"),
+    ("to", "name", "runtime"),
     [
         ("onnx", "m.onnx", "onnxruntime"),
         ("torch-export", "m.pt2", "torch.export"),
         ("state-dict", "m.safetensors", "torch.nn"),
     ],
 )
-def test_a_file_and_what_is_said_of_it(runs: Runs, capsys: pytest.CaptureFixture[str], to: str, name: str, by: str):
+def test_the_file_and_the_printed_lines(
+    runs: Runs, capsys: pytest.CaptureFixture[str], to: str, name: str, runtime: str
+):
     assert main(["export", str(runs["mixed"].folder), "--to", to, "--out", name]) == 0
     out, err = capsys.readouterr()
     first, parity, *notes = out.splitlines()
@@ -41,12 +43,12 @@ def test_a_file_and_what_is_said_of_it(runs: Runs, capsys: pytest.CaptureFixture
     words = parity.split()
     assert words[:3] == ["parity:", "at", "most"]
     assert 0 <= float(words[3]) <= 1e-5
-    assert parity.endswith(f" from the model's own predictions on 512 rows, by {by}")
+    assert parity.endswith(f" from the model's own predictions on 512 rows, by {runtime}")
     assert any("input" in line for line in notes)
     assert [path.name for path in Path().iterdir()] == [name]
 
 
-def test_the_file_lies_in_the_run_where_no_other_is_named(runs: Runs, capsys: pytest.CaptureFixture[str]):
+def test_without_out_the_file_is_written_to_the_run_folder(runs: Runs, capsys: pytest.CaptureFixture[str]):
     folder = runs["numbers"].copy(Path("copy"))
     before = {path.name for path in folder.iterdir()}
     assert main(["export", str(folder), "--to", "state-dict"]) == 0
@@ -57,7 +59,7 @@ def test_the_file_lies_in_the_run_where_no_other_is_named(runs: Runs, capsys: py
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Return every file of a folder."""
+    """Return the bytes of every file in a folder, by relative path."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
@@ -74,8 +76,8 @@ def contents(folder: Path) -> dict[str, bytes]:
         "link.safetensors",
     ],
 )
-def test_what_a_run_has_written_is_not_written_over(runs: Runs, capsys: pytest.CaptureFixture[str], name: str):
-    """By whatever name, and though it is not there: a run without a validation part has no best weights."""
+def test_files_of_a_run_are_not_overwritten(runs: Runs, capsys: pytest.CaptureFixture[str], name: str):
+    """By any path, even if the file does not exist: a run without validation rows has no best weights."""
     folder = runs["numbers"].copy(Path("copy"))
     (folder / "best.safetensors").unlink()
     Path("other").mkdir()
@@ -87,16 +89,16 @@ def test_what_a_run_has_written_is_not_written_over(runs: Runs, capsys: pytest.C
     assert contents(folder) == before
 
 
-def test_a_former_export_in_the_run_is_written_over(runs: Runs):
-    """Under its own name or another."""
+def test_an_earlier_export_in_the_run_is_overwritten(runs: Runs):
+    """By the default name or another."""
     folder = runs["numbers"].copy(Path("copy"))
-    for words in ([], ["--out", "copy/mine.safetensors"]):
+    for args in ([], ["--out", "copy/mine.safetensors"]):
         for _ in range(2):
-            assert main(["export", str(folder), "--to", "state-dict", *words]) == 0
+            assert main(["export", str(folder), "--to", "state-dict", *args]) == 0
     assert (folder / "mine.safetensors").read_bytes() == (folder / "exported.safetensors").read_bytes()
 
 
-def test_the_data_of_the_run_are_not_written_over(runs: Runs, capsys: pytest.CaptureFixture[str]):
+def test_the_data_of_the_run_is_not_overwritten(runs: Runs, capsys: pytest.CaptureFixture[str]):
     run = runs["numbers"]
     before = Path(run.data).read_bytes()
     Path("m.pt2").symlink_to(run.data)
@@ -105,14 +107,14 @@ def test_the_data_of_the_run_are_not_written_over(runs: Runs, capsys: pytest.Cap
     assert Path(run.data).read_bytes() == before
 
 
-def test_a_folder_of_the_name_of_a_built_in_set_is_no_data(runs: Runs):
-    """The run was trained on the digits; its folder may have their name."""
+def test_a_run_folder_named_like_a_built_in_data_set_is_not_mistaken_for_data(runs: Runs):
+    """The run was trained on the built-in digits; its folder may be called digits too."""
     folder = runs["digits"].copy(Path("digits"))
     assert main(["export", str(folder), "--to", "state-dict"]) == 0
 
 
-def test_help_tells_where_the_file_lies(runs: Runs, capsys: pytest.CaptureFixture[str]):
-    """By the name that it has there."""
+def test_help_names_the_default_file(runs: Runs, capsys: pytest.CaptureFixture[str]):
+    """The help text names the file that is written without --out."""
     folder = runs["numbers"].copy(Path("copy"))
     before = {path.name for path in folder.iterdir()}
     assert main(["export", str(folder), "--to", "torch-export"]) == 0
@@ -121,30 +123,30 @@ def test_help_tells_where_the_file_lies(runs: Runs, capsys: pytest.CaptureFixtur
     with pytest.raises(SystemExit):
         main(["export", "--help"])
     assert new == "exported.pt2"
-    assert "(default: exported.onnx, .pt2 or .safetensors in the run folder)" in " ".join(
+    assert "(default: exported.onnx|.pt2|.safetensors in the run folder)" in " ".join(
         capsys.readouterr().out.replace("│", " ").split()
     )
 
 
-def test_the_best_weights(runs: Runs):
+def test_the_best_weights_can_be_exported(runs: Runs):
     run = runs.train("wild", runs["numbers"].data, lr=3.0, epochs=6)
     for weights in ("final", "best"):
-        words = ["--to", "state-dict", "--out", f"{weights}.safetensors", "--weights", weights]
-        assert main(["export", str(run.folder), *words]) == 0
+        args = ["--to", "state-dict", "--out", f"{weights}.safetensors", "--weights", weights]
+        assert main(["export", str(run.folder), *args]) == 0
     assert Path("final.safetensors").read_bytes() != Path("best.safetensors").read_bytes()
 
 
-def test_answers_that_differ_are_not_written(
+def test_predictions_that_differ_are_not_exported(
     runs: Runs, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
-    """A scaling by twice the deviation, in the graph alone; the old file stays."""
+    """Only the exported graph scales by twice the standard deviation; the old file is not changed."""
     make = DeploymentModule.__init__
 
-    def wrong(self: DeploymentModule, model: dp.Model) -> None:
+    def scale_twice(self: DeploymentModule, model: dp.Model) -> None:
         make(self, model)
         self.scale = 2 * self.scale
 
-    monkeypatch.setattr(DeploymentModule, "__init__", wrong)
+    monkeypatch.setattr(DeploymentModule, "__init__", scale_twice)
     Path("m.pt2").write_text("the old one")
     assert main(["export", str(runs["numbers"].folder), "--to", "torch-export", "--out", "m.pt2"]) == 2
     out, err = capsys.readouterr()
@@ -155,7 +157,7 @@ def test_answers_that_differ_are_not_written(
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("args", "message"),
     [
         (["RUN", "--to", "onxx"], "unknown format 'onxx': did you mean 'onnx'"),
         (["RUN", "--to", "onnx", "--out", "m.pt2"], "--out m.pt2: the name must end in .onnx for --to onnx"),
@@ -166,20 +168,22 @@ def test_answers_that_differ_are_not_written(
     ],
     ids=range(6),
 )
-def test_what_is_refused(runs: Runs, capsys: pytest.CaptureFixture[str], words: list[str], said: str):
+def test_invalid_input_is_one_line_and_exit_code_2(
+    runs: Runs, capsys: pytest.CaptureFixture[str], args: list[str], message: str
+):
     folder = str(runs["numbers"].folder)
-    assert main(["export", *[folder if word == "RUN" else word for word in words]]) == 2
+    assert main(["export", *[folder if word == "RUN" else word for word in args]]) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith("error: ")
     assert err.count("\n") == 1
-    assert said in err
+    assert message in err
     assert [*Path().iterdir()] == []
 
 
 def test_help_lists_every_format(capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit):
         main(["export", "--help"])
-    shown = "".join(capsys.readouterr().out.replace("│", " ").split())
+    help_text = "".join(capsys.readouterr().out.replace("│", " ").split())
     for name, format_ in EXPORTS.items():
-        assert f"{name}:{format_.help}".replace(" ", "") in shown
+        assert f"{name}:{format_.help}".replace(" ", "") in help_text

@@ -43,42 +43,45 @@ def fails(x):
 
 @pytest.fixture
 def own(tmp_path: Path) -> Path:
-    """A file of the user's with a Function that is right."""
+    """A user's file with a Function whose backward is correct."""
     path = tmp_path / "own.py"
     path.write_text(OWN.format(factor=3))
     return path
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """How each op is asked to be checked. They are checked in tests/gradcheck; here each gets the report of a sine."""
-    asked: list[dict[str, Any]] = []
-    of_a_sine = check_gradients(torch.sin, (torch.randn(4, 3),), fast=True)
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """The options of each check_gradients call; every op gets the report of torch.sin, to be fast.
+
+    The ops themselves are checked in tests/gradcheck.
+    """
+    calls: list[dict[str, Any]] = []
+    sine_report = check_gradients(torch.sin, (torch.randn(4, 3),), fast=True)
 
     def check(op: Any, inputs: Any, **options: Any) -> GradientReport:
-        asked.append(options)
-        return dataclasses.replace(of_a_sine, subject=op.__name__)
+        calls.append(options)
+        return dataclasses.replace(sine_report, subject=op.__name__)
 
     monkeypatch.setattr("deltaprop.cli.gradcheck.check_gradients", check)
-    return asked
+    return calls
 
 
-def test_every_op_of_the_library_in_one_table(asked: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]):
+def test_every_op_of_the_library_is_in_one_table(calls: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]):
     assert main(["gradcheck", "--fast"]) == 0
-    assert asked == [{"skip": (), "fast": True, "seed": 0}] * 21
+    assert calls == [{"skip": (), "fast": True, "seed": 0}] * 21
     out = capsys.readouterr().out
     for word in ("sigmoid", "linear", "cross_entropy", "✓", "values", "21 of 21 ops ok on cpu"):
         assert word in out
     assert max(len(line) for line in out.splitlines()) <= 80
 
 
-def test_a_users_own_by_shapes_and_by_example(own: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_users_op_is_checked_by_shape_and_by_example_inputs(own: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["gradcheck", f"{own}:Cube", "--shape", "4x3", "--fast"]) == 0
     assert main(["gradcheck", f"{own}:Cube", "--fast"]) == 0
     assert "ok: 0 errors" in capsys.readouterr().out
 
 
-def test_a_file_with_dataclasses_and_a_neighbour(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_file_with_dataclasses_that_imports_another_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     (tmp_path / "neighbour_of_mine.py").write_text("FACTOR = 2.0\n")
     lines = ["from __future__ import annotations", "from dataclasses import dataclass", "import neighbour_of_mine"]
     lines += ["@dataclass", "class Options:", "    factor: float = neighbour_of_mine.FACTOR"]
@@ -87,22 +90,22 @@ def test_a_file_with_dataclasses_and_a_neighbour(tmp_path: Path, capsys: pytest.
     assert main(["gradcheck", f"{tmp_path}/mine_with_options.py:twice", "--shape", "4x3", "--fast"]) == 0
 
 
-def test_a_narrow_terminal_has_every_op(
-    asked: list[dict[str, Any]], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_a_narrow_terminal_shows_every_op(
+    calls: list[dict[str, Any]], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("COLUMNS", "50")
     assert main(["gradcheck", "--fast", "--skip", "second", "--skip", "values"]) == 0
-    assert asked == [{"skip": ("second", "values"), "fast": True, "seed": 0}] * 21
+    assert calls == [{"skip": ("second", "values"), "fast": True, "seed": 0}] * 21
     headers = [line for line in capsys.readouterr().out.splitlines() if line.split()[:1] == ["check"]]
     assert [int(word) for line in headers for word in line.split()[1:]] == list(range(1, 22))
 
 
-def test_a_module_by_its_dotted_name(capsys: pytest.CaptureFixture[str]):
+def test_a_target_in_a_module_is_found_by_its_dotted_name(capsys: pytest.CaptureFixture[str]):
     assert main(["gradcheck", "torch.nn.functional:softsign", "--shape", "5", "--fast"]) == 0
     assert "gradients of softsign" in capsys.readouterr().out
 
 
-def test_what_is_wrong_is_told_and_ends_with_1(own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_wrong_gradient_is_reported_and_exits_1(own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     own.write_text(OWN.format(factor=2))
     report = tmp_path / "report.json"
     assert main(["gradcheck", f"{own}:Cube", "--shape", "4x3", "--fast", "--json", str(report)]) == 1
@@ -113,7 +116,7 @@ def test_what_is_wrong_is_told_and_ends_with_1(own: Path, tmp_path: Path, capsys
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("args", "message"),
     [
         (["Cube"], "a target is FILE.py:NAME or package.module:NAME, got 'Cube'"),
         (["{own}"], "a target is FILE.py:NAME"),
@@ -137,8 +140,10 @@ def test_what_is_wrong_is_told_and_ends_with_1(own: Path, tmp_path: Path, capsys
     ],
     ids=str,
 )
-def test_wrong_input_is_one_line_and_2(words: list[str], said: str, own: Path, capsys: pytest.CaptureFixture[str]):
-    assert main(["gradcheck", *[word.format(own=own) for word in words]]) == 2
+def test_invalid_input_is_one_line_and_exit_code_2(
+    args: list[str], message: str, own: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert main(["gradcheck", *[word.format(own=own) for word in args]]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")
-    assert said in line
+    assert message in line

@@ -1,4 +1,4 @@
-"""The command line: exit codes, one line for what is wrong, and the same under each of its names."""
+"""The command line: exit codes, one-line errors, and its equivalent ways to be started."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SMALL = ["--data", "moons", "--hidden", "8", "--epochs", "2", "--log-every", "0"
 
 
 def python(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Run Python as a user would, and return what it said."""
+    """Run Python as a user would, and return the finished process."""
     return subprocess.run([sys.executable, *arguments], cwd=cwd, capture_output=True, text=True, timeout=120)
 
 
@@ -32,27 +32,27 @@ NAMES = {"train.py": [str(ROOT / "train.py")], "-m deltaprop train": ["-m", "del
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, subprocess.CompletedProcess[str]]]:
-    """Return a function that gives the folder of a small run by one of the names, and what it said; each runs once."""
+    """Return a function: entry point → (working folder, finished process) of a small training, run once for each."""
 
     @functools.cache
-    def by(name: str) -> tuple[Path, subprocess.CompletedProcess[str]]:
-        folder = tmp_path_factory.mktemp("by-a-name")
+    def train_by(name: str) -> tuple[Path, subprocess.CompletedProcess[str]]:
+        folder = tmp_path_factory.mktemp("entry-point")
         return folder, python(*NAMES[name], *SMALL, cwd=folder)
 
-    return by
+    return train_by
 
 
 Trained = Callable[[str], tuple[Path, subprocess.CompletedProcess[str]]]
 
 
 class TestNames:
-    """``python train.py``, ``python -m deltaprop train`` and ``deltaprop train`` are one."""
+    """``python train.py``, ``python -m deltaprop train`` and ``deltaprop train`` do the same."""
 
     @pytest.mark.parametrize("name", NAMES)
-    def test_each_trains_and_says_where_the_run_is(self, trained: Trained, name: str):
-        place, done = trained(name)
+    def test_each_trains_and_prints_the_run_folder(self, trained: Trained, name: str):
+        cwd, done = trained(name)
         assert done.returncode == 0, done.stderr
-        (folder,) = (place / "runs").iterdir()
+        (folder,) = (cwd / "runs").iterdir()
         assert folder.name.startswith("moons-")
         assert f"run     runs/{folder.name}" in done.stdout
         assert "look    tensorboard --logdir runs\n" in done.stdout
@@ -80,27 +80,27 @@ class TestNames:
         with pytest.raises(SystemExit) as caught:
             main(["train", "--help"])
         assert not caught.value.code
-        shown = capsys.readouterr().out
+        printed = capsys.readouterr().out
         for field in dataclasses.fields(TrainConfig):
-            assert f"--{field.name.replace('_', '-')}" in shown
+            assert f"--{field.name.replace('_', '-')}" in printed
 
 
 class TestOutput:
-    """Line-based and plain where the output is no terminal."""
+    """Plain text, line by line, if the output is not a terminal."""
 
-    def test_no_bar_no_colour_one_line_per_epoch(self, trained: Trained):
+    def test_no_progress_bar_no_colour_one_line_per_epoch(self, trained: Trained):
         out = trained("-m deltaprop train")[1].stdout
         assert "\x1b" not in out
         assert "\r" not in out
         assert [line.split()[0] for line in out.splitlines() if line[:7].strip().isdigit()] == ["1", "2"]
         assert all(line == line.rstrip() for line in out.splitlines())
 
-    def test_it_says_data_model_device_test_figures_and_run(self, trained: Trained):
+    def test_it_prints_model_device_test_metrics_and_run_folder(self, trained: Trained):
         out = trained("-m deltaprop train")[1].stdout
         for part in ("2 → 8 relu → 2", "42 parameters (24 + 18)", "cpu, 1 thread, float32", "right (", "runs/moons-"):
             assert part in out
 
-    def test_on_a_terminal_60_columns_wide_nothing_is_wider(self, tmp_path: Path):
+    def test_on_a_60_column_terminal_no_line_is_wider(self, tmp_path: Path):
         from io import StringIO
 
         from rich.console import Console
@@ -112,8 +112,8 @@ class TestOutput:
         console = Console(file=screen, force_terminal=True, width=60, color_system=None, highlight=False)
         reporter = ConsoleReporter(console)
         train(parse_flags([*SMALL, "--run-dir", str(tmp_path / "run")])[0], reporter)
-        shown = [line for line in screen.getvalue().replace("\r", "\n").splitlines() if "\x1b" not in line]
-        assert max(len(line.rstrip()) for line in shown) <= 60
+        printed = [line for line in screen.getvalue().replace("\r", "\n").splitlines() if "\x1b" not in line]
+        assert max(len(line.rstrip()) for line in printed) <= 60
         assert "2 → 8 relu → 2" in screen.getvalue()
 
 
@@ -145,7 +145,7 @@ REFUSED = [
 
 
 class TestRefusals:
-    """The user's mistakes: one line on stderr, exit code 2, nothing written, no traceback."""
+    """Invalid input: one line on stderr, exit code 2, nothing written, no traceback."""
 
     @pytest.mark.parametrize(("flags", "message"), REFUSED)
     def test_one_line_exit_2_nothing_written(
@@ -158,29 +158,29 @@ class TestRefusals:
     ):
         monkeypatch.chdir(tmp_path)
         assert main(["train", *flags]) == 2
-        said = capsys.readouterr()
-        assert message in said.err
-        assert said.err.startswith("error: ")
-        assert said.err.count("\n") == 1
-        assert said.out == ""
+        captured = capsys.readouterr()
+        assert message in captured.err
+        assert captured.err.startswith("error: ")
+        assert captured.err.count("\n") == 1
+        assert captured.out == ""
         assert os.listdir(tmp_path) == []
 
-    def test_an_unknown_command_names_the_nearest(self, capsys: pytest.CaptureFixture[str]):
+    def test_an_unknown_command_suggests_the_nearest(self, capsys: pytest.CaptureFixture[str]):
         assert main(["trian"]) == 2
         assert "did you mean 'train'?" in capsys.readouterr().err
 
     def test_debug_shows_the_traceback_too(self, capsys: pytest.CaptureFixture[str]):
         assert main(["train", "--debug", "--lr", "0"]) == 2
-        said = capsys.readouterr().err
-        assert "Traceback" in said
-        assert said.splitlines()[-1] == "error: --lr must be auto or a number above 0, got 0.0"
+        err = capsys.readouterr().err
+        assert "Traceback" in err
+        assert err.splitlines()[-1] == "error: --lr must be auto or a number above 0, got 0.0"
 
-    def test_a_failure_of_training_exits_1(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    def test_a_training_failure_exits_1(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
         flags = ["--data", "sine", "--lr", "1e6", "--log-every", "0", "--run-dir", str(tmp_path / "run")]
         assert main(["train", *flags]) == 1
-        said = capsys.readouterr().err
-        assert said.startswith("error: not finite: layer 1 (")
-        assert said.count("\n") == 1
+        err = capsys.readouterr().err
+        assert err.startswith("error: not finite: layer 1 (")
+        assert err.count("\n") == 1
 
     def test_an_interrupt_exits_130(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
         def interrupted(*_: object, **__: object) -> None:
@@ -192,12 +192,13 @@ class TestRefusals:
 
 
 class TestTerminal:
-    """On a real terminal, where parsers colour what they say and a bar moves."""
+    """On a real terminal, where parsers may colour their messages and a progress bar is drawn."""
 
     def on_a_terminal(self, cwd: Path, *arguments: str, interrupt_on: str = "", fresh: bool = True) -> tuple[int, str]:
-        """Train in a pseudo-terminal; return exit code and all that was written. Ctrl-C once a text has been written.
+        """Train in a pseudo-terminal; return the exit code and all output.
 
-        By train.py in a fresh interpreter, or by a fork of this one, which has imported everything.
+        Ctrl-C is sent once the output contains ``interrupt_on``. With ``fresh`` a new interpreter runs train.py; else a
+        fork of this one trains, which has imported everything already.
         """
         process, terminal = pty.fork()
         if process == 0:
@@ -209,7 +210,7 @@ class TestTerminal:
                 code = main(["train", *arguments])
             os._exit(code)
         written = ""
-        with contextlib.suppress(OSError):  # how a pseudo-terminal ends
+        with contextlib.suppress(OSError):  # Linux raises it when the other end closes
             while chunk := os.read(terminal, 4096):
                 written += chunk.decode(errors="replace")
                 if interrupt_on and interrupt_on in written:
@@ -226,11 +227,11 @@ class TestTerminal:
             (["--hidden", "0"], "error: --hidden must be positive whole numbers, got 0"),
         ],
     )
-    def test_a_mistake_is_one_plain_line(self, tmp_path: Path, flags: list[str], message: str):
+    def test_an_invalid_flag_is_one_plain_line(self, tmp_path: Path, flags: list[str], message: str):
         code, written = self.on_a_terminal(tmp_path, *flags, fresh=False)
         assert (code, written.strip()) == (2, message)
 
-    def test_ctrl_c_says_what_is_left_and_exits_130(self, tmp_path: Path):
+    def test_ctrl_c_prints_how_to_resume_and_exits_130(self, tmp_path: Path):
         flags = ["--data", "moons", "--epochs", "100000", "--log-every", "0", "--run-dir", "run"]
         code, written = self.on_a_terminal(tmp_path, *flags, interrupt_on="      3 ")
         assert code == 130
@@ -242,37 +243,39 @@ class TestTerminal:
 class TestConfigFile:
     """``--config FILE.toml``: defaults, then the file, then the flags."""
 
-    def test_flags_win_over_the_file_and_the_file_over_defaults(self, tmp_path: Path):
+    def test_flags_override_the_file_and_the_file_overrides_defaults(self, tmp_path: Path):
         file = tmp_path / "recipe.toml"
         file.write_text("lr = 0.5\nepochs = 7\nhidden = [30]\n")
         config, _, _ = parse_flags(["--config", str(file), "--epochs", "9"])
         assert (config.lr, config.epochs, config.hidden, config.batch_size) == (0.5, 9, (30,), 16)
         assert config.config == file
 
-    def test_a_mistake_in_the_file_is_told_in_one_line(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    def test_an_unknown_setting_in_the_file_is_refused(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
         file = tmp_path / "recipe.toml"
         file.write_text("learning-rate = 0.5\n")
         assert main(["train", "--config", str(file)]) == 2
         assert "unknown setting 'learning-rate'" in capsys.readouterr().err
 
-    def test_a_wrong_value_in_the_file_is_refused_too(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    def test_an_invalid_value_in_the_file_is_refused_in_one_line(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ):
         file = tmp_path / "recipe.toml"
         file.write_text("lr = -1\n")
         assert main(["train", "--config", str(file)]) == 2
         assert capsys.readouterr().err == f"error: --config {file}: lr must be auto or a number above 0, got -1.0\n"
 
-    def test_a_flag_mends_a_wrong_value_in_the_file(self, tmp_path: Path):
+    def test_a_flag_overrides_an_invalid_value_in_the_file(self, tmp_path: Path):
         file = tmp_path / "recipe.toml"
         file.write_text('lr = 0\nnesterov = true\nmomentum = 0.0\nactivation = ["relu", "tanh", "relu"]\n')
         flags = ["--config", str(file), "--lr", "0.1", "--momentum", "0.9", "--hidden", "4", "4", "4"]
         assert parse_flags(flags)[0].activations == ["relu", "tanh", "relu"]
 
-    def test_a_run_can_be_told_again_from_its_config_json(self, tmp_path: Path):
-        """config.json holds every setting under its field's name."""
+    def test_config_json_holds_the_settings_of_the_run(self, tmp_path: Path):
+        """Each setting is stored under its field's name."""
         main(["train", *SMALL, "--run-dir", str(tmp_path / "run"), "--seed", "3"])
         saved = json.loads((tmp_path / "run" / "config.json").read_text())
         assert (saved["data"], saved["hidden"], saved["epochs"], saved["seed"]) == ("moons", [8], 2, 3)
 
 
-def test_a_parser_that_says_nothing_still_gives_a_line():
+def test_a_parser_error_without_text_still_gives_a_line():
     assert one_line("") == "the arguments cannot be parsed; see deltaprop COMMAND --help"

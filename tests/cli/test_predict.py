@@ -1,4 +1,4 @@
-"""``deltaprop predict``: files and pipes in, files and pipes out, and what is refused with nothing written."""
+"""``deltaprop predict``: files and pipes in, files and pipes out, and refused input that writes nothing."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.inference.conftest import TABLES, Runs, first, inputs_of, without, wr
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
-    """Runs of every kind."""
+    """One trained run of each kind, on demand."""
     return Runs(tmp_path_factory.mktemp("runs"))
 
 
@@ -36,8 +36,8 @@ def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def predict(run: Path, data: str, out: str, *words: str) -> int:
-    return main(["predict", str(run), "--data", data, "--out", out, *words])
+def predict(run: Path, data: str, out: str, *args: str) -> int:
+    return main(["predict", str(run), "--data", data, "--out", out, *args])
 
 
 def read_csv(text: str) -> dict[str, list[str]]:
@@ -49,29 +49,31 @@ def read_csv(text: str) -> dict[str, list[str]]:
 
 
 @pytest.mark.parametrize("out", ["o.csv", "o.parquet"])
-def test_a_row_for_each_row_in_order(runs: Runs, capsys: pytest.CaptureFixture[str], out: str):
+def test_each_input_row_has_a_prediction_in_order(runs: Runs, capsys: pytest.CaptureFixture[str], out: str):
     run = runs["mixed"]
     write_csv(Path("t.csv"), {"id": [*range(300)], **without(inputs_of("mixed"), "y")})
     assert predict(run.folder, "t.csv", out, "--keep", "id") == 0
     assert capsys.readouterr() == (f"300 rows: {out}\n", "")
-    found = read_csv(Path(out).read_text()) if out == "o.csv" else parquet.read_table(out).to_pydict()
+    predictions = read_csv(Path(out).read_text()) if out == "o.csv" else parquet.read_table(out).to_pydict()
     model = dp.load(run.folder)
-    assert [*found] == ["id", "prediction", "probability_hi", "probability_lo", "probability_mid"]
-    assert [int(cell) for cell in found["id"]] == [*range(300)]
-    assert found["prediction"] == model.predict(inputs_of("mixed")).tolist()
-    assert_allclose(np.array(found["probability_mid"], float), model.predict_proba(inputs_of("mixed"))[:, 2], atol=1e-6)
+    assert [*predictions] == ["id", "prediction", "probability_hi", "probability_lo", "probability_mid"]
+    assert [int(cell) for cell in predictions["id"]] == [*range(300)]
+    assert predictions["prediction"] == model.predict(inputs_of("mixed")).tolist()
+    assert_allclose(
+        np.array(predictions["probability_mid"], float), model.predict_proba(inputs_of("mixed"))[:, 2], atol=1e-6
+    )
 
 
-def test_values_in_their_own_units(runs: Runs):
+def test_predicted_values_are_in_the_targets_units(runs: Runs):
     write_csv(Path("t.csv"), without(inputs_of("two"), "u", "v"))
     assert predict(runs["two"].folder, "t.csv", "o.csv") == 0
-    found = read_csv(Path("o.csv").read_text())
+    predictions = read_csv(Path("o.csv").read_text())
     expected = dp.load(runs["two"].folder).predict(inputs_of("two"))
     for at, name in enumerate(("prediction_u", "prediction_v")):
-        assert_allclose(np.array(found[name], float), expected[:, at], rtol=1e-12)
+        assert_allclose(np.array(predictions[name], float), expected[:, at], rtol=1e-12)
 
 
-def test_the_best_weights(runs: Runs):
+def test_the_best_weights_can_be_used(runs: Runs):
     run = runs.train("wild", runs["numbers"].data, lr=3.0, epochs=6)
     written = []
     for weights in ("final", "best"):
@@ -82,8 +84,8 @@ def test_the_best_weights(runs: Runs):
     assert written[0] != written[1]
 
 
-def test_arrays(runs: Runs, capsys: pytest.CaptureFixture[str]):
-    """In a float64 file too, whose array nobody may write to: nothing is said of that."""
+def test_arrays_can_be_predicted(runs: Runs, capsys: pytest.CaptureFixture[str]):
+    """From a file of float64, whose array is read-only: no warning about that."""
     model = dp.load(runs["images"].folder)
     np.savez("t.npz", x=inputs_of("images").astype(np.float64))
     assert predict(runs["images"].folder, "t.npz", "o.csv") == 0
@@ -91,16 +93,16 @@ def test_arrays(runs: Runs, capsys: pytest.CaptureFixture[str]):
     assert read_csv(Path("o.csv").read_text())["prediction"] == model.predict(inputs_of("images")).astype(str).tolist()
 
 
-def test_a_category_that_training_has_not_seen_is_told(runs: Runs, capsys: pytest.CaptureFixture[str]):
+def test_an_unseen_category_is_reported(runs: Runs, capsys: pytest.CaptureFixture[str]):
     columns = first(inputs_of("mixed"), 3)
     columns["city"][1] = "Bonn"
     write_csv(Path("t.csv"), columns)
     assert predict(runs["mixed"].folder, "t.csv", "o.csv") == 0
-    said = "warning: t.csv: column 'city' has a name that no training row has, such as 'Bonn'\n"
-    assert capsys.readouterr().err == said
+    message = "warning: t.csv: column 'city' has a name that no training row has, such as 'Bonn'\n"
+    assert capsys.readouterr().err == message
 
 
-# --- what is refused: one line, exit code 2, nothing written ---
+# --- refused input: one line, exit code 2, nothing written ---
 
 
 def _bad_last_row(name: str, cell: Any) -> Callable[[], Any]:
@@ -109,7 +111,7 @@ def _bad_last_row(name: str, cell: Any) -> Callable[[], Any]:
     return lambda: write_csv(Path("t.csv"), columns)
 
 
-GOOD = lambda: write_csv(Path("t.csv"), TABLES["numbers"])  # noqa: E731  # a row of the table below
+write_table = lambda: write_csv(Path("t.csv"), TABLES["numbers"])  # noqa: E731  # a row of the table below
 
 REFUSED: dict[str, tuple[Callable[[], Any], tuple[str, ...], str]] = {
     "text at the last row": (_bad_last_row("b", "x"), (), "t.csv: row 300, column 'b': 'x' is text"),
@@ -124,18 +126,18 @@ REFUSED: dict[str, tuple[Callable[[], Any], tuple[str, ...], str]] = {
     "empty": (lambda: Path("t.csv").write_text(""), (), "t.csv: the file is empty"),
     "no row": (lambda: Path("t.csv").write_text("a,b\n"), (), "t.csv: there is a header, and no row below it"),
     "no data": (lambda: None, (), "t.csv: there is no such file"),
-    "kept but not there": (GOOD, ("--keep", "id"), "--keep id: there is no column 'id'"),
-    "a long delimiter": (GOOD, ("--delimiter", ";;"), "--delimiter"),
-    "unknown weights": (GOOD, ("--weights", "last"), "unknown weights 'last'"),
-    "unknown flag": (GOOD, ("--dat", "t.csv"), "--dat"),
-    "another suffix": (GOOD, ("--out", "o.txt"), "--out o.txt: the name must end in .csv, .csv.gz, .parquet"),
-    "a folder": (lambda: (GOOD(), Path("o.csv").mkdir()), (), "--out o.csv: this is a folder"),
-    "no folder": (GOOD, ("--out", "none/o.csv"), "--out none/o.csv: there is no folder"),
-    "the data": (GOOD, ("--out", "t.csv"), "--out t.csv: this is the data itself"),
+    "kept but not there": (write_table, ("--keep", "id"), "--keep id: there is no column 'id'"),
+    "a long delimiter": (write_table, ("--delimiter", ";;"), "--delimiter"),
+    "unknown weights": (write_table, ("--weights", "last"), "unknown weights 'last'"),
+    "unknown flag": (write_table, ("--dat", "t.csv"), "--dat"),
+    "another suffix": (write_table, ("--out", "o.txt"), "--out o.txt: the name must end in .csv, .csv.gz, .parquet"),
+    "a folder": (lambda: (write_table(), Path("o.csv").mkdir()), (), "--out o.csv: this is a folder"),
+    "no folder": (write_table, ("--out", "none/o.csv"), "--out none/o.csv: there is no folder"),
+    "the data": (write_table, ("--out", "t.csv"), "--out t.csv: this is the data itself"),
     "the data by another name": (
-        lambda: (GOOD(), Path("l.csv").symlink_to("t.csv")), ("--out", "l.csv"), "this is the data itself"
+        lambda: (write_table(), Path("l.csv").symlink_to("t.csv")), ("--out", "l.csv"), "this is the data itself"
     ),
-    "no row on stdin": (GOOD, ("--data", "-"), "stdin: there is a header, and no row below it"),
+    "no row on stdin": (write_table, ("--data", "-"), "stdin: there is a header, and no row below it"),
     "no rows in an array": (
         lambda: np.save("t.npy", np.empty((0, 2))), ("--data", "t.npy"), "no row"
     ),
@@ -143,24 +145,26 @@ REFUSED: dict[str, tuple[Callable[[], Any], tuple[str, ...], str]] = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_is_refused(runs: Runs, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, case: str):
-    """In blocks of ten rows: what comes before the bad row has been answered already."""
-    make, words, said = REFUSED[case]
+def test_invalid_input_is_one_line_and_exit_code_2(
+    runs: Runs, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, case: str
+):
+    """In small blocks: rows before the bad one have been predicted already."""
+    make, args, message = REFUSED[case]
     monkeypatch.setattr("deltaprop.data.formats.csv.READ_BYTES", 512)
     folder = runs["numbers"].folder
     make()
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"a,b\n")))
     before = {path.name: path.read_bytes() if path.is_file() else None for path in Path().iterdir()}
-    assert predict(folder, "t.csv", "o.csv", *words) == 2
+    assert predict(folder, "t.csv", "o.csv", *args) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith("error: ")
     assert err.count("\n") == 1
-    assert said in err
+    assert message in err
     assert {path.name: path.read_bytes() if path.is_file() else None for path in Path().iterdir()} == before
 
 
-def test_an_old_file_stays_where_the_last_row_is_at_fault(runs: Runs, monkeypatch: pytest.MonkeyPatch):
+def test_an_old_file_is_kept_if_the_last_row_is_invalid(runs: Runs, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("deltaprop.data.formats.csv.READ_BYTES", 512)
     _bad_last_row("b", None)()
     Path("o.csv").write_text("the old one")
@@ -169,7 +173,7 @@ def test_an_old_file_stays_where_the_last_row_is_at_fault(runs: Runs, monkeypatc
     assert sorted(path.name for path in Path().iterdir()) == ["o.csv", "t.csv"]
 
 
-def test_a_part_of_the_data_is_not_written_over(runs: Runs, capsys: pytest.CaptureFixture[str]):
+def test_a_file_of_the_data_is_not_overwritten(runs: Runs, capsys: pytest.CaptureFixture[str]):
     Path("parts").mkdir()
     parquet.write_table(pa.table(TABLES["numbers"]), "parts/p1.parquet")
     before = Path("parts/p1.parquet").read_bytes()
@@ -179,10 +183,8 @@ def test_a_part_of_the_data_is_not_written_over(runs: Runs, capsys: pytest.Captu
 
 
 @pytest.mark.parametrize("part", ["data", "test"])
-def test_what_the_model_was_trained_and_tested_on_is_not_written_over(
-    runs: Runs, capsys: pytest.CaptureFixture[str], part: str
-):
-    """Though other rows are predicted."""
+def test_the_training_and_test_data_are_not_overwritten(runs: Runs, capsys: pytest.CaptureFixture[str], part: str):
+    """Also if the rows to predict come from another file."""
     for name in ("data.csv", "test.csv", "t.csv"):
         write_csv(Path(name), TABLES["numbers"])
     folder = runs.train(f"parts, {part}", "data.csv", test="test.csv", epochs=1).folder
@@ -192,17 +194,17 @@ def test_what_the_model_was_trained_and_tested_on_is_not_written_over(
     assert Path(f"{part}.csv").read_bytes() == before
 
 
-def test_kept_numbers_are_numbers_in_parquet_and_stand_as_they_are_in_csv(runs: Runs):
-    """Inputs are a and b, y is a class that is a whole number; of n the model knows nothing."""
+def test_kept_numbers_are_numeric_in_parquet_and_unchanged_text_in_csv(runs: Runs):
+    """Columns a and b are inputs, y holds integer classes, and the model does not use n."""
     Path("t.csv").write_text("a,b,n,y\n0.10,2,007,-1\n1e0,3,8,NA\n")
     run, keep = runs["integers"].folder, ("--keep", "a", "b", "n", "y")
     assert predict(run, "t.csv", "o.parquet", *keep) == 0
-    found = parquet.read_table("o.parquet").select(["a", "b", "n", "y"])
-    assert found.to_pydict() == {"a": [0.1, 1.0], "b": [2.0, 3.0], "n": ["007", "8"], "y": [-1, None]}
-    assert [str(field.type) for field in found.schema] == ["double", "double", "string", "int64"]
+    predictions = parquet.read_table("o.parquet").select(["a", "b", "n", "y"])
+    assert predictions.to_pydict() == {"a": [0.1, 1.0], "b": [2.0, 3.0], "n": ["007", "8"], "y": [-1, None]}
+    assert [str(field.type) for field in predictions.schema] == ["double", "double", "string", "int64"]
     assert predict(run, "t.csv", "o.csv", *keep) == 0
-    kept = {"a": ["0.10", "1e0"], "b": ["2", "3"], "n": ["007", "8"], "y": ["-1", "NA"]}
-    assert read_csv(Path("o.csv").read_text()).items() >= kept.items()
+    expected = {"a": ["0.10", "1e0"], "b": ["2", "3"], "n": ["007", "8"], "y": ["-1", "NA"]}
+    assert read_csv(Path("o.csv").read_text()).items() >= expected.items()
 
 
 def test_bytes_cannot_be_kept_in_csv(runs: Runs, capsys: pytest.CaptureFixture[str]):
@@ -221,7 +223,7 @@ def test_a_list_cannot_be_kept_in_csv(runs: Runs, capsys: pytest.CaptureFixture[
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("args", "message"),
     [
         ([], "which run? name its folder"),
         (["none"], "none: there is no such folder"),
@@ -231,24 +233,26 @@ def test_a_list_cannot_be_kept_in_csv(runs: Runs, capsys: pytest.CaptureFixture[
     ],
     ids=range(5),
 )
-def test_what_is_not_said(runs: Runs, capsys: pytest.CaptureFixture[str], words: list[str], said: str):
-    words = [str(runs["numbers"].folder) if word == "RUN" else word for word in words]
-    if words in (["none"], ["."]):
-        words += ["--data", "t.csv", "--out", "o.csv"]
-    assert main(["predict", *words]) == 2
-    assert said in capsys.readouterr().err
+def test_a_missing_or_invalid_argument_is_refused(
+    runs: Runs, capsys: pytest.CaptureFixture[str], args: list[str], message: str
+):
+    args = [str(runs["numbers"].folder) if word == "RUN" else word for word in args]
+    if args in (["none"], ["."]):
+        args += ["--data", "t.csv", "--out", "o.csv"]
+    assert main(["predict", *args]) == 2
+    assert message in capsys.readouterr().err
     assert [*Path().iterdir()] == []
 
 
 # --- pipes ---
 
 
-def piped(given: bytes | None, *words: str, head: int | None = None) -> subprocess.CompletedProcess[bytes]:
-    """Run the command with given on its stdin; with head its reader goes away after so many lines."""
-    command = [sys.executable, "-m", "deltaprop", "predict", *words]
+def piped(stdin: bytes | None, *args: str, head: int | None = None) -> subprocess.CompletedProcess[bytes]:
+    """Run the command with these bytes on stdin; with ``head``, close its stdout after that many lines."""
+    command = [sys.executable, "-m", "deltaprop", "predict", *args]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     if head is None:
-        return subprocess.run(command, input=given, capture_output=True, env=environment, timeout=120)
+        return subprocess.run(command, input=stdin, capture_output=True, env=environment, timeout=120)
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
     assert process.stdout is not None
     assert process.stderr is not None
@@ -263,14 +267,14 @@ def test_from_stdin_to_stdout(runs: Runs):
     run = runs["mixed"]
     done = piped(Path(run.data).read_bytes(), str(run.folder), "--data", "-", "--out", "-", "--keep", "b")
     assert (done.returncode, done.stderr) == (0, b"")
-    found = read_csv(done.stdout.decode())
-    assert [*found] == ["b", "prediction", "probability_hi", "probability_lo", "probability_mid"]
-    assert found["prediction"] == dp.load(run.folder).predict(inputs_of("mixed")).tolist()
-    assert [float(cell) for cell in found["b"]] == TABLES["mixed"]["b"]
+    predictions = read_csv(done.stdout.decode())
+    assert [*predictions] == ["b", "prediction", "probability_hi", "probability_lo", "probability_mid"]
+    assert predictions["prediction"] == dp.load(run.folder).predict(inputs_of("mixed")).tolist()
+    assert [float(cell) for cell in predictions["b"]] == TABLES["mixed"]["b"]
 
 
-def test_a_reader_that_goes_away_early(runs: Runs):
-    """As ``| head`` does: no traceback, and nothing that looks like a failure of ours."""
+def test_a_reader_that_closes_the_pipe_early_causes_no_error(runs: Runs):
+    """As ``| head`` does: no traceback and no error message."""
     write_csv(Path("t.csv"), {name: cells * 400 for name, cells in inputs_of("numbers").items()})
     done = piped(None, str(runs["numbers"].folder), "--data", "t.csv", "--out", "-", head=2)
     assert done.stdout.count(b"\n") == 2
@@ -278,8 +282,8 @@ def test_a_reader_that_goes_away_early(runs: Runs):
 
 
 @pytest.mark.slow
-def test_wide_rows_that_come_in_pieces(runs: Runs):
-    """A row of 9 kB, in writes of 4096 bytes, as C's stdio makes them: a piece may have no line break at all."""
+def test_wide_rows_in_several_writes(runs: Runs):
+    """Rows of 9 kB in writes of 4096 bytes, as C's stdio makes them: a piece may have no line break."""
     columns = {**first(inputs_of("numbers"), 20), "note": ["x" * 9000] * 20}
     content = write_csv(Path("t.csv"), columns).read_bytes()
     script = (
@@ -292,15 +296,15 @@ def test_wide_rows_that_come_in_pieces(runs: Runs):
     )
     assert len(content) > 20 * 9000
     with subprocess.Popen([sys.executable, "-c", f"import time; time.sleep(4)\n{script}"], stdout=-1) as source:
-        words = [str(runs["numbers"].folder), "--data", "-", "--out", "-"]
-        command = [sys.executable, "-m", "deltaprop", "predict", *words]
+        args = [str(runs["numbers"].folder), "--data", "-", "--out", "-"]
+        command = [sys.executable, "-m", "deltaprop", "predict", *args]
         done = subprocess.run(command, stdin=source.stdout, capture_output=True, timeout=120)
     assert (done.returncode, done.stderr) == (0, b"")
     assert done.stdout.count(b"\n") == 21
 
 
-class Drip(io.RawIOBase):
-    """A pipe that gives few bytes at a time."""
+class SlowStream(io.RawIOBase):
+    """A stream that returns at most ``few`` bytes a read."""
 
     def __init__(self, content: bytes, few: int) -> None:
         self.content, self.few = content, few
@@ -312,25 +316,25 @@ class Drip(io.RawIOBase):
     def read(self, size: int = -1) -> bytes:
         """Return the next few bytes."""
         count = self.few if size < 0 else min(size, self.few)
-        found, self.content = self.content[:count], self.content[count:]
-        return found
+        predictions, self.content = self.content[:count], self.content[count:]
+        return predictions
 
 
 @pytest.mark.parametrize(
     ("few", "wide"), [(1, 0), (2, 0), (7, 0), (64, 0), (4096, 0), (4096, 9000)], ids=lambda value: str(value)
 )
-def test_a_stream_gives_the_same_however_it_drips(runs: Runs, few: int, wide: int):
-    """Also rows of 9 kB in pieces of 4096 bytes, as C's stdio writes them: a piece may have no line break at all."""
+def test_a_stream_gives_the_same_predictions_for_any_read_size(runs: Runs, few: int, wide: int):
+    """Also rows of 9 kB in pieces of 4096 bytes, as C's stdio writes them: a piece may have no line break."""
     model, columns = dp.load(runs["numbers"].folder), first(inputs_of("numbers"), 40)
     columns |= {"note": ["x" * wide] * 40} if wide else {}
-    stream = Drip(write_csv(Path("t.csv"), columns).read_bytes(), few)
+    stream = SlowStream(write_csv(Path("t.csv"), columns).read_bytes(), few)
     table = CsvTable.of_stream(Path("stdin"), stream, "auto")
-    found = np.concatenate([model.feed(x).numpy() for x in model.blocks(table).inputs()])
-    assert_allclose(found, model.outputs(columns), atol=1e-6)
+    predictions = np.concatenate([model.feed(x).numpy() for x in model.blocks(table).inputs()])
+    assert_allclose(predictions, model.outputs(columns), atol=1e-6)
 
 
-def test_a_byte_that_is_no_utf8_is_told_by_its_line(runs: Runs):
-    """Far down the stream, which cannot be read again."""
+def test_a_byte_that_is_not_utf8_is_reported_with_its_line(runs: Runs):
+    """Late in a stream that cannot be read twice."""
     rows = [b"1,2"] * 100_000
     rows[90_000] = b"1,\xff"
     model = dp.load(runs["numbers"].folder)
@@ -340,14 +344,14 @@ def test_a_byte_that_is_no_utf8_is_told_by_its_line(runs: Runs):
         [*model.blocks(table).inputs()]
 
 
-def test_nothing_on_stdin(runs: Runs, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+def test_empty_stdin_is_refused(runs: Runs, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO()))
     assert main(["predict", str(runs["numbers"].folder), "--data", "-", "--out", "-"]) == 2
     assert capsys.readouterr() == ("", "error: stdin: the file is empty: a header and rows are needed\n")
 
 
-def test_an_error_while_the_pipe_is_still_open(runs: Runs):
-    """One line and exit code 2, though another thread waits for stdin."""
+def test_an_error_while_stdin_is_open_ends_the_command(runs: Runs):
+    """One line and exit code 2, although another thread waits for stdin."""
     command = [sys.executable, "-m", "deltaprop", "predict", str(runs["numbers"].folder), "--data", "-", "--out", "-"]
     with subprocess.Popen(command, stdin=-1, stdout=-1, stderr=-1) as process:
         assert process.stdin is not None
@@ -367,10 +371,10 @@ def test_an_error_while_the_pipe_is_still_open(runs: Runs):
 
 
 @pytest.mark.parametrize("stalled", [True, False], ids=["stalled", "busy"])
-def test_sigterm_leaves_nothing_half_written(runs: Runs, stalled: bool):
-    """Exit code 143, be it that pyarrow waits for stdin, or that rows come."""
-    words = [str(runs["numbers"].folder), "--data", "-", "--out", "o.csv"]
-    command = [sys.executable, "-m", "deltaprop", "predict", *words]
+def test_sigterm_leaves_no_partial_file(runs: Runs, stalled: bool):
+    """Exit code 143, whether pyarrow waits for stdin or rows arrive."""
+    args = [str(runs["numbers"].folder), "--data", "-", "--out", "o.csv"]
+    command = [sys.executable, "-m", "deltaprop", "predict", *args]
     with subprocess.Popen(command, stdin=-1, stderr=-1) as process:
         assert process.stdin is not None
         assert process.stderr is not None
@@ -396,7 +400,7 @@ def test_sigterm_leaves_nothing_half_written(runs: Runs, stalled: bool):
 
 
 def _peak(run: Path, data: str) -> int:
-    """Return the megabytes that the command takes at most."""
+    """Return the command's peak memory in megabytes."""
     script = (
         "import resource, sys\nfrom deltaprop.cli import main\n"
         f"assert main(['predict', {str(run)!r}, '--data', {data!r}, '--out', 'o.csv']) == 0\n"
@@ -414,8 +418,8 @@ def _rows(megabytes: int) -> Iterator[str]:
 
 
 @pytest.mark.slow
-def test_memory_is_that_of_a_block(runs: Runs):
-    """200 MB take little more than 10 MB do."""
+def test_memory_does_not_grow_with_the_file(runs: Runs):
+    """Predicting 200 MB takes at most 60 MB more memory than 10 MB."""
     for megabytes in (10, 200):
         with Path(f"{megabytes}.csv").open("w") as file:
             file.writelines(_rows(megabytes))

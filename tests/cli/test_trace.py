@@ -1,4 +1,4 @@
-"""``deltaprop trace``: a worked example of a tiny net, an overview of a larger one."""
+"""``deltaprop trace``: a worked example of a tiny network, an overview of a larger one."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from deltaprop.training import TrainConfig, train
 from deltaprop.training.load_run import load_run
 
 
-def test_a_tiny_net_is_a_worked_example(capsys: pytest.CaptureFixture[str]):
-    """Every sum of it is held to its digits in tests/tracing/test_worked_example.py."""
+def test_a_tiny_network_is_a_worked_example(capsys: pytest.CaptureFixture[str]):
+    """Every printed sum is recomputed in tests/tracing/test_worked_example.py."""
     assert main(["trace", "--sizes", "2", "3", "1", "--output-activation", "sigmoid"]) == 0
     out = capsys.readouterr().out
     assert "BP2  δ¹ = (δ² W²) ⊙ σ'(z¹)" in out
@@ -26,7 +26,7 @@ def test_a_tiny_net_is_a_worked_example(capsys: pytest.CaptureFixture[str]):
     assert "  C was 0.07191, and is 0.06547 after the step" in out
 
 
-def test_a_larger_net_is_an_overview(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+def test_a_larger_network_is_an_overview(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("COLUMNS", "80")
     assert main(["trace", "--sizes", "64", "30", "10", "--rows", "16", "--loss", "cross_entropy"]) == 0
     out = capsys.readouterr().out
@@ -55,7 +55,7 @@ def example_inputs():
 
 @pytest.fixture
 def own(tmp_path: Path) -> str:
-    """A net of the user's, in plain PyTorch."""
+    """A user's file with a network in plain PyTorch."""
     path = tmp_path / "own.py"
     path.write_text(OWN)
     return str(path)
@@ -69,26 +69,26 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
-def test_the_net_of_a_run_on_its_own_data(run: str, capsys: pytest.CaptureFixture[str]):
+def test_the_network_of_a_run_on_its_own_data(run: str, capsys: pytest.CaptureFixture[str]):
     assert main(["trace", run]) == 0
     out = capsys.readouterr().out
     assert "one batch of 16 through 2 → 8 relu → 2" in out
     assert "after a step of η = 0.3" in out
     pages = {out}
-    for words in (["--rows", "4"], ["--weights", "best"], ["--part", "test"], ["--lr", "0"]):
-        assert main(["trace", run, *words]) == 0
+    for args in (["--rows", "4"], ["--weights", "best"], ["--part", "test"], ["--lr", "0"]):
+        assert main(["trace", run, *args]) == 0
         pages.add(capsys.readouterr().out)
     assert len(pages) >= 4  # the best weights may be the final ones
 
 
-def test_a_net_in_plain_pytorch(own: str, capsys: pytest.CaptureFixture[str]):
+def test_a_network_in_plain_pytorch(own: str, capsys: pytest.CaptureFixture[str]):
     assert main(["trace", f"{own}:net", "--loss", "cross_entropy"]) == 0
     out = capsys.readouterr().out
     assert "FWD  z¹ = a⁰ (W¹)ᵀ + b¹,  a¹ = tanh(z¹)" in out
     assert "cross_entropy" in out
 
 
-def test_the_page(run: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_the_html_page_is_written(run: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     path = tmp_path / "page.html"
     path.write_text("an older one")
     assert main(["trace", run, "--html", str(path)]) == 0
@@ -97,7 +97,9 @@ def test_the_page(run: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert [p.name for p in tmp_path.iterdir()] == ["page.html"]
 
 
-def test_events_for_tensorboard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+def test_tensorboard_events_are_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
     monkeypatch.chdir(tmp_path)
     assert main(["trace", "--tensorboard"]) == 0
     (folder,) = (tmp_path / "runs").iterdir()
@@ -108,56 +110,54 @@ def test_events_for_tensorboard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     assert events.name.startswith("events.out.tfevents")
 
 
-def test_where_others_have_other_numbers_it_exits_1(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
-    """A tanh whose δ lacks its slope."""
+def test_a_difference_from_autograd_exits_1(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """A tanh whose δ lacks the factor σ'(z)."""
     monkeypatch.setattr(core.ACTIVATIONS["tanh"], "delta", staticmethod(lambda grad_a, saved: grad_a))
     assert main(["trace", "--activation", "tanh"]) == 1
     assert "NOT OK: autograd differs by " in capsys.readouterr().out
 
 
-def test_weights_are_those_that_were_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    """Final weights that are not the best: of the run's own files."""
+def test_the_named_weights_are_traced(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """A run whose final and best weights differ."""
     folder = tmp_path / "run"
     train(TrainConfig(data="moons", hidden=(8,), epochs=2, log_every=0, run_dir=folder))
-    shutil.rmtree(folder / "checkpoints")  # which would tell that the best weights are others now
+    shutil.rmtree(folder / "checkpoints")  # it holds the best weights too, and would show that the file was changed
     state = load_file(folder / "best.safetensors")
     save_file({name: 2 * value for name, value in state.items()}, folder / "best.safetensors")
-    found = [make_trace(Arguments(target=str(folder), weights=weights))[0] for weights in (None, "final", "best")]
-    assert torch.equal(found[0].layers[0].weight, found[1].layers[0].weight)
-    assert torch.equal(found[2].layers[0].weight, 2 * state["0.weight"].double())
+    traces = [make_trace(Arguments(target=str(folder), weights=weights))[0] for weights in (None, "final", "best")]
+    assert torch.equal(traces[0].layers[0].weight, traces[1].layers[0].weight)
+    assert torch.equal(traces[2].layers[0].weight, 2 * state["0.weight"].double())
     part = make_trace(Arguments(target=str(folder), part="test", rows=5))[0]
     assert torch.equal(part.input, load_run(folder).dataset.test.x[:5].double())
-    assert found[2].about.endswith("scaled; the step is plain, without the run's momentum")
-    assert found[2].about.startswith(f"{folder}: its best weights, the first 16 rows of its train part")
+    assert traces[2].about.endswith("scaled; the step is plain, without the run's momentum")
+    assert traces[2].about.startswith(f"{folder}: its best weights, the first 16 rows of its train part")
 
 
-def test_each_view_has_the_learning_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    seen: list[float] = []
-    monkeypatch.setattr("deltaprop.tracing.page.html_page", lambda found, lr: seen.append(lr) or "")
+def test_page_and_tensorboard_get_the_learning_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    learning_rates: list[float] = []
+    monkeypatch.setattr("deltaprop.tracing.page.html_page", lambda trace, lr: learning_rates.append(lr) or "")
     monkeypatch.setattr(
-        "deltaprop.training.report.tensorboard_trace.write_trace", lambda found, lr, folder: seen.append(lr)
+        "deltaprop.training.report.tensorboard_trace.write_trace", lambda trace, lr, folder: learning_rates.append(lr)
     )
-    words = ["--html", str(tmp_path / "p.html"), "--tensorboard", "--run-dir", str(tmp_path / "t"), "--lr", "0.25"]
-    assert main(["trace", *words]) == 0
-    assert seen == [0.25, 0.25]
+    args = ["--html", str(tmp_path / "p.html"), "--tensorboard", "--run-dir", str(tmp_path / "t"), "--lr", "0.25"]
+    assert main(["trace", *args]) == 0
+    assert learning_rates == [0.25, 0.25]
 
 
-def test_a_fresh_net_is_drawn_as_asked():
+def test_a_new_network_has_the_named_initialisation():
     wide = make_trace(Arguments(sizes=(50, 40, 2), rows=3, init="normal"))[0].layers[0].weight
     narrow = make_trace(Arguments(sizes=(50, 40, 2), rows=3))[0].layers[0].weight
     assert float(wide.std()) == pytest.approx(1, rel=0.1)
     assert float(narrow.abs().max()) <= 50**-0.5
 
 
-def test_nothing_is_written_unasked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_nothing_is_written_without_a_flag(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     assert main(["trace"]) == 0
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_same_seed_gives_the_same_page(capsys: pytest.CaptureFixture[str]):
+def test_the_same_seed_gives_the_same_output(capsys: pytest.CaptureFixture[str]):
     pages = []
     for seed in ("3", "3", "4"):
         main(["trace", "--seed", seed])
@@ -166,7 +166,7 @@ def test_the_same_seed_gives_the_same_page(capsys: pytest.CaptureFixture[str]):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("args", "message"),
     [
         (["--sizes", "2"], "sizes must be two or more positive integers"),
         (["--rows", "0"], "--rows must be at least 1, got 0"),
@@ -202,20 +202,20 @@ def test_the_same_seed_gives_the_same_page(capsys: pytest.CaptureFixture[str]):
     ],
     ids=str,
 )
-def test_wrong_input_is_one_line_and_2(
-    words: list[str], said: str, own: str, run: str, capsys: pytest.CaptureFixture[str]
+def test_invalid_input_is_one_line_and_exit_code_2(
+    args: list[str], message: str, own: str, run: str, capsys: pytest.CaptureFixture[str]
 ):
     exits = Path(own).with_name("exits.py")
     exits.write_text(OWN.replace("return torch", "raise SystemExit(3)  #"))
-    places = {"OWN": own, "RUN": run, "EXITS": str(exits)}
+    paths = {"OWN": own, "RUN": run, "EXITS": str(exits)}
     assert (
-        main(["trace", *[places.get(w.split(":")[0], w.split(":")[0]) + w[len(w.split(":")[0]) :] for w in words]]) == 2
+        main(["trace", *[paths.get(w.split(":")[0], w.split(":")[0]) + w[len(w.split(":")[0]) :] for w in args]]) == 2
     )
     (line,) = capsys.readouterr().err.splitlines()
-    assert said in line
+    assert message in line
 
 
-def test_losses_go_by_the_names_of_training_too(capsys: pytest.CaptureFixture[str]):
+def test_losses_may_have_the_names_of_train(capsys: pytest.CaptureFixture[str]):
     for name, same in (("mse", "mse_loss"), ("cross-entropy", "cross_entropy"), ("quadratic", "quadratic_loss")):
         pages = []
         for loss in (name, same):
@@ -224,7 +224,7 @@ def test_losses_go_by_the_names_of_training_too(capsys: pytest.CaptureFixture[st
         assert pages[0] == pages[1]
 
 
-def test_a_warning_is_one_line_too(own: str, capsys: pytest.CaptureFixture[str]):
+def test_a_warning_is_one_line(own: str, capsys: pytest.CaptureFixture[str]):
     with open(own, "a") as file:
         file.write("import warnings\nwarnings.warn('two\\nlines')\n")
     with warnings.catch_warnings():

@@ -1,4 +1,4 @@
-"""IDX files for the tests, written by a few lines that share nothing with the reader, and the real MNIST."""
+"""IDX files for the tests, written by code independent of the reader, and the real MNIST."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-# The type codes of the IDX format (yann.lecun.com/exdb/mnist) by the dtype of the machine.
+# The type codes of the IDX format (yann.lecun.com/exdb/mnist) by NumPy dtype.
 CODES = {"uint8": 0x08, "int8": 0x09, "int16": 0x0B, "int32": 0x0C, "float32": 0x0D, "float64": 0x0E}
 
 MNIST = Path(__file__).resolve().parents[3] / "shared" / "data" / "mnist"
@@ -45,7 +45,7 @@ def idx_folder(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def mnist() -> Path:
-    """The folder of the four MNIST files, where it is there."""
+    """The folder of the four MNIST files; tests are skipped without it."""
     if not MNIST.is_dir():
         pytest.skip("needs the MNIST files in ../shared/data/mnist")
     return MNIST

@@ -1,4 +1,4 @@
-"""The built-in sets: what their docstrings say of them, and that a seed decides them."""
+"""The built-in data sets have the properties that their docstrings state, and depend on the seed alone."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import pytest
 from deltaprop.data import BUILTIN
 from deltaprop.data.builtin import circles, digits, moons, sine, spirals, xor
 
-DRAWN = [moons, circles, spirals, xor, sine]
+GENERATED = [moons, circles, spirals, xor, sine]
 names = pytest.mark.parametrize("name", BUILTIN)
-drawn = pytest.mark.parametrize("draw", DRAWN, ids=lambda draw: draw.__name__)
+generated = pytest.mark.parametrize("draw", GENERATED, ids=lambda draw: draw.__name__)
 
 
 @names
-def test_table_row_makes_the_set_of_its_name(name):
+def test_each_name_gives_a_consistent_data_set(name):
     """Finite, with as many labels or targets as samples, labels counted from 0 and one name per class."""
     raw = BUILTIN[name](0)
     assert raw.name == name
@@ -29,28 +29,28 @@ def test_table_row_makes_the_set_of_its_name(name):
 
 
 @names
-def test_same_seed_same_bytes(name):
+def test_the_same_seed_gives_the_same_bytes(name):
     """The digest covers every byte."""
     assert BUILTIN[name](5).digest() == BUILTIN[name](5).digest()
 
 
-@drawn
-def test_other_seed_other_bytes(draw):
-    """Every set that is drawn, so all but digits."""
+@generated
+def test_another_seed_gives_other_bytes(draw):
+    """Every generated data set, that is all but digits."""
     assert draw(0).digest() != draw(1).digest()
 
 
-@drawn
-def test_size_is_1000_by_default_and_can_be_chosen(draw):
-    """Two columns for the classes, one for the function."""
+@generated
+def test_the_size_is_1000_by_default_and_can_be_set(draw):
+    """Two input columns for classification, one for regression."""
     columns = 1 if draw is sine else 2
     assert draw(0).x.shape == (1000, columns)
     assert draw(0, n_samples=37).x.shape == (37, columns)
 
 
 @pytest.mark.parametrize("draw", [moons, circles, spirals, xor], ids=lambda draw: draw.__name__)
-def test_classes_are_equally_large_and_mixed(draw):
-    """To within one row, and not one after the other: the first and last 100 rows hold every class."""
+def test_classes_are_balanced_and_shuffled(draw):
+    """Class sizes differ by at most one row, and the first and last 100 rows hold every class."""
     y = draw(0).y
     counts = np.bincount(y)
     assert counts.max() - counts.min() <= 1
@@ -96,10 +96,10 @@ def test_spirals_follow_their_equation():
 
 
 def test_xor_is_the_exclusive_or_of_the_signs():
-    """A centre is four deviations from either axis: at most 1 sample in 1000 has strayed over (6e-5 expected)."""
+    """A centre is four deviations from either axis: at most 1 sample in 1000 crosses one (6e-5 expected)."""
     raw = xor()
-    strayed = ((raw.x[:, 0] > 0) ^ (raw.x[:, 1] > 0)) != raw.y.astype(bool)
-    assert strayed.mean() <= 0.001
+    wrong = ((raw.x[:, 0] > 0) ^ (raw.x[:, 1] > 0)) != raw.y.astype(bool)
+    assert wrong.mean() <= 0.001
 
 
 def test_sine_is_sin_x_with_little_noise():
@@ -108,7 +108,7 @@ def test_sine_is_sin_x_with_little_noise():
     assert raw.task == "regression"
     assert raw.x.min() >= -2 * np.pi
     assert raw.x.max() <= 2 * np.pi
-    assert raw.x.max() - raw.x.min() > 12.4  # 4π = 12.57, less what 1000 samples may leave free at the ends
+    assert raw.x.max() - raw.x.min() > 12.4  # 4π = 12.57, less the gaps at the ends
     residual = raw.y - np.sin(raw.x)
     assert abs(residual.mean()) < 0.008  # five times 0.05/√1000
     assert 0.045 < residual.std() < 0.055

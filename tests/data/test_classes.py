@@ -1,4 +1,4 @@
-"""Classes: recognised, numbered and checked block by block."""
+"""Classes are recognised, numbered and checked block by block."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from deltaprop.data.columns import Column
 
 
 @given(st.lists(st.integers(-30, 30).map(float) | st.sampled_from([0.5, 1e18]), max_size=40), st.integers(1, 9))
-def test_what_looks_like_classes_does_so_however_it_is_cut(values: list[float], at_once: int):
-    """Whole numbers, of at most 20 different values."""
+def test_classes_are_recognised_for_any_block_size(values: list[float], at_once: int):
+    """Classes are whole numbers with at most 20 different values."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(classes, "VALUES_AT_ONCE", at_once)
-        found = are_classes(np.array(values))
-    assert found == (len({*values}) <= 20 and all(value % 1 == 0 for value in values))
+        result = are_classes(np.array(values))
+    assert result == (len({*values}) <= 20 and all(value % 1 == 0 for value in values))
 
 
-def test_of_quantities_a_block_is_looked_at_and_no_more(monkeypatch: pytest.MonkeyPatch):
-    looked: list[int] = []
+def test_only_the_first_block_of_real_numbers_is_inspected(monkeypatch: pytest.MonkeyPatch):
+    block_sizes: list[int] = []
     union = np.union1d
-    monkeypatch.setattr(np, "union1d", lambda one, other: looked.append(len(other)) or union(one, other))
+    monkeypatch.setattr(np, "union1d", lambda one, other: block_sizes.append(len(other)) or union(one, other))
     monkeypatch.setattr(classes, "VALUES_AT_ONCE", 10)
     assert not are_classes(np.linspace(0, 1, 1000))
-    assert looked == [10]
+    assert block_sizes == [10]
 
 
 @pytest.mark.parametrize("is_text", [False, True])
@@ -44,7 +44,7 @@ def test_labels_are_numbered_block_by_block(is_text: bool, monkeypatch: pytest.M
         few.encode(TargetValues([column], values, "t.csv"))
 
 
-def test_a_class_that_is_in_no_training_row_is_named():
+def test_a_class_without_training_rows_is_refused_by_name():
     train = np.array([0, 2, 2])
     check_classes(train, {"validation": np.array([2, 0]), "test": np.array([], dtype=np.int64)})
     with pytest.raises(UserError, match=r"^class 'b' is in the test part and in no row of the training part"):

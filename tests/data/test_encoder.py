@@ -1,4 +1,4 @@
-"""From rows to inputs, compared with scikit-learn's ``OneHotEncoder`` and `Scaling.apply`."""
+"""`Encoder` turns rows into inputs, compared with scikit-learn's ``OneHotEncoder`` and `Scaling.apply`."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from deltaprop.data.store import InMemory, LoadedTable, load_rows
 from deltaprop.errors import UserError
 
 ROWS = 500
-LIKE_NOBODY = 7  # the row whose name no training row has
+UNSEEN_ROW = 7  # the row whose category no training row has
 
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Dates in seconds, a tiny and a plain number, two columns of names, some cells missing."""
+    """Times in seconds, tiny and ordinary numbers, two columns of categories, some cells missing."""
     rng = np.random.default_rng(0)
     lines = ["when,tiny,x,city,kind,y"]
     for row in range(ROWS):
-        city = "Ulm" if row == LIKE_NOBODY else "" if row % 11 == 0 else ("Bern", "Rome", "Paris")[rng.integers(3)]
+        city = "Ulm" if row == UNSEEN_ROW else "" if row % 11 == 0 else ("Bern", "Rome", "Paris")[rng.integers(3)]
         x = "" if row % 13 == 0 else f"{rng.normal(3, 2):.6f}"
         when = 1_700_000_000 + int(rng.integers(1_000_000))
         lines.append(f"{when},{rng.normal() * 1e-9:.6g},{x},{city},{'uv'[rng.integers(2)]},{row % 2}")
@@ -37,25 +37,25 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def kept(table: Path, memory: int, folder: Path) -> LoadedTable:
-    """Return the table, in memory or on disk."""
+def load_as(table: Path, memory: int, folder: Path) -> LoadedTable:
+    """Load the table, into memory or onto disk."""
     inputs = [Column(name) for name in ("when", "tiny", "x", "city", "kind")]
     reader = Reader(open_table(table), inputs, [Column("y")], "mean")
     return load_rows(reader, TableOptions(missing="mean"), CacheConfig(memory, folder))
 
 
-def by_the_formula(found: LoadedTable, rows: Any) -> tuple[torch.Tensor, Encoding, Scaling]:
-    """Return the inputs of rows by the formula, in float64."""
-    own = np.setdiff1d(np.arange(ROWS), [LIKE_NOBODY])
-    blocks = [found.store.take(own)]
-    encoding, scaling = fit_encoding(found.inputs, ["y"], blocks, fills=True, where="t.csv")
-    raw = found.store.take(rows)
+def expected_inputs(loaded: LoadedTable, rows: Any) -> tuple[torch.Tensor, Encoding, Scaling]:
+    """Return the inputs of these rows from the definition, in float64, with the fitted encoding and scaling."""
+    training_rows = np.setdiff1d(np.arange(ROWS), [UNSEEN_ROW])
+    blocks = [loaded.store.take(training_rows)]
+    encoding, scaling = fit_encoding(loaded.inputs, ["y"], blocks, fills=True, where="t.csv")
+    raw = loaded.store.take(rows)
     numbers = raw[:, encoding.numbers]
     numbers = np.where(np.isnan(numbers), [encoding.inputs[at].fill for at in encoding.numbers], numbers)
-    names = [[*found.inputs[at].names, "missing"] for at in encoding.categories]
+    names = [[*loaded.inputs[at].names, "missing"] for at in encoding.categories]
     cells = [
-        [own[int(code)] for code in np.nan_to_num(raw[:, at], nan=len(own) - 1)]
-        for at, own in zip(encoding.categories, names, strict=True)
+        [known_names[int(code)] for code in np.nan_to_num(raw[:, at], nan=len(known_names) - 1)]
+        for at, known_names in zip(encoding.categories, names, strict=True)
     ]
     known = [[*encoding.inputs[at].categories] for at in encoding.categories]
     one_hot = OneHotEncoder(categories=known, handle_unknown="ignore", sparse_output=False)
@@ -65,27 +65,27 @@ def by_the_formula(found: LoadedTable, rows: Any) -> tuple[torch.Tensor, Encodin
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("memory", [1 << 30, 0], ids=["in memory", "on disk"])
-def test_it_is_the_formula(memory: int, dtype: torch.dtype, table: Path, tmp_path: Path):
-    """In float64 to its rounding.
+def test_inputs_are_those_of_the_definition(memory: int, dtype: torch.dtype, table: Path, tmp_path: Path):
+    """To rounding in float64.
 
-    In float32 from disk r u/d, (s − m)/d and their sum are rounded, each by 2⁻²⁴ of itself, and none is above 8
-    deviations in 500 rows: 1.4e-6.
+    In float32 from disk, r u/d, (s − m)/d and their sum are rounded, each with a relative error of 2⁻²⁴, and none is
+    above 8 deviations in 500 rows: 3 · 8 · 2⁻²⁴ = 1.4e-6.
     """
-    found = kept(table, memory, tmp_path)
+    loaded = load_as(table, memory, tmp_path)
     rows = np.random.default_rng(1).permutation(ROWS)
-    expected, encoding, scaling = by_the_formula(found, rows)
+    expected, encoding, scaling = expected_inputs(loaded, rows)
     x = torch.full((ROWS, len(encoding)), torch.nan, dtype=dtype)
-    Encoder(encoding, found.inputs, scaling, dtype, "t")(found.store, rows, x)
-    assert isinstance(found.store, InMemory) == (memory > 0)
+    Encoder(encoding, loaded.inputs, scaling, dtype, "t")(loaded.store, rows, x)
+    assert isinstance(loaded.store, InMemory) == (memory > 0)
     assert x.shape == (ROWS, 3 + 3 + 2)  # numbers, cities of the training rows, kinds
     tolerance = 1.4e-6 if dtype == torch.float32 else 1e-12
     assert_close(x.double(), expected, rtol=0, atol=tolerance)
-    at = int(np.flatnonzero(rows == LIKE_NOBODY)[0])
+    at = int(np.flatnonzero(rows == UNSEEN_ROW)[0])
     assert x[at, 3:6].tolist() == [0, 0, 0]
 
 
-def test_a_value_without_room_is_named(tmp_path: Path):
-    """1e300 in deviations of 1 has no room in float32."""
+def test_a_value_that_overflows_the_dtype_is_refused_by_name(tmp_path: Path):
+    """1e300 with a deviation of 1 overflows float32."""
     encoding = Encoding.from_json({"inputs": [{"name": "a", "kind": "numbers"}], "targets": ["y"]})
     store = InMemory(np.array([[0.0], [1e300]]))
     encode = Encoder(encoding, encoding.columns(), Scaling.identity(1), torch.float32, "t.csv")

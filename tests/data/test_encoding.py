@@ -1,4 +1,4 @@
-"""From a table to inputs and targets: which columns become what, fitted on training rows, and what is said of it."""
+"""From a table to inputs and targets: how columns are encoded, fitted on training rows only, and summarised."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from deltaprop.training.objective import choose_objective
 
 @pytest.fixture
 def read(tmp_path: Path):
-    """A function that writes a CSV, and one to test on where it is given, and loads it in float64."""
+    """A function that writes a CSV, and optionally a test CSV, and loads it in float64."""
 
-    def load_text(text: str, test: str | None = None, scaling: str = "standard", **said: Any) -> Dataset:
+    def load_text(text: str, test: str | None = None, scaling: str = "standard", **options: Any) -> Dataset:
         (tmp_path / "t.csv").write_text(text)
         (tmp_path / "u.csv").write_text(test or "")
         source = Source(
-            data=str(tmp_path / "t.csv"), options=TableOptions(**said), cache=CacheConfig(1 << 40, tmp_path / "cache"),
-            test=None if test is None else str(tmp_path / "u.csv"),
+            data=str(tmp_path / "t.csv"), test=None if test is None else str(tmp_path / "u.csv"),
+            options=TableOptions(**options), cache=CacheConfig(1 << 40, tmp_path / "cache"),
         )  # fmt: skip
         return load(source, scaling=scaling, dtype=torch.float64, val_fraction=0.0)
 
@@ -42,15 +42,15 @@ def f64(*rows: list[float]) -> torch.Tensor:
     return torch.tensor(rows, dtype=torch.float64)
 
 
-ONE = "a,c,y\n1,red,no\n2,blue,no\n6,red,yes\n7,green,yes\n"  # a: mean 4, deviations −3 −2 2 3, √(26/4) = √6.5
-TEST = "a,c,y\n4,red,no\n"  # all rows of ONE are training rows then
+TRAIN = "a,c,y\n1,red,no\n2,blue,no\n6,red,yes\n7,green,yes\n"  # a: mean 4, deviations −3 −2 2 3, √(26/4) = √6.5
+TEST = "a,c,y\n4,red,no\n"  # all rows of TRAIN are training rows then
 
 # By hand ------------------------------------------------------------------------------------------------------------
 
 
-def test_numbers_are_standardised_and_names_one_hot_by_hand(read):
-    """Numbers first; the names sorted: blue, green, red, each 0 or 1 and not scaled; 4 is the mean, so 0."""
-    data = read(ONE, TEST)
+def test_numbers_are_standardised_and_categories_one_hot_by_hand(read):
+    """Numbers first; then the sorted categories blue, green, red, each 0 or 1 and not scaled; 4 is the mean, so 0."""
+    data = read(TRAIN, TEST)
     d = math.sqrt(6.5)
     assert data.table.encoding.names == ["a", "c=blue", "c=green", "c=red"]
     assert_close(data.train.x, f64([-3 / d, 0, 0, 1], [-2 / d, 1, 0, 0], [2 / d, 0, 0, 1], [3 / d, 0, 1, 0]))
@@ -74,15 +74,15 @@ def test_targets_are_standardised_without_scaling_too(read):
     assert_close(data.train.y, f64([-1], [1]))
 
 
-def test_a_column_that_never_changes_is_zero(read):
-    """And a test row that differs keeps its distance: 5 − 3 = 2, over 1."""
+def test_a_constant_column_is_zero(read):
+    """A test row with another value keeps its distance: (5 − 3)/1 = 2."""
     data = read("a,b,y\n3,1,0\n3,2,1\n3,3,0\n3,4,1\n", "a,b,y\n5,1,0\n")
     assert data.train.x[:, 0].tolist() == [0.0] * 4
     assert data.test.x[0, 0].item() == 2.0
 
 
-def test_a_missing_number_is_the_mean_of_those_that_are_there(read):
-    """1, 3, 8 have the mean 4, so a gap is 0 scaled; deviations −3 −1 4: √(26/3)."""
+def test_a_missing_number_is_filled_with_the_mean(read):
+    """1, 3, 8 have the mean 4, so a missing cell is 0 after scaling; deviations −3 −1 4: √(26/3)."""
     data = read("a,b,y\n1,1,0\n,2,1\n3,3,0\n8,4,1\n", "a,b,y\nNA,1,0\n", missing="mean")
     d = math.sqrt(26 / 3)
     assert_close(data.train.x[:, 0], torch.tensor([-3 / d, 0, -1 / d, 4 / d], dtype=torch.float64))
@@ -90,47 +90,47 @@ def test_a_missing_number_is_the_mean_of_those_that_are_there(read):
     assert data.table.encoding.inputs[0].fill == 4.0
 
 
-def test_a_missing_name_is_none_of_them(read):
+def test_a_missing_category_is_all_zeros(read):
     data = read("c,b,y\nu,1,0\n,2,1\nv,3,0\nu,4,1\n", "c,b,y\n,1,0\n", missing="mean")
     assert data.table.encoding.names == ["b", "c=u", "c=v"]
     assert data.train.x[:, 1:].tolist() == [[1, 0], [0, 0], [0, 1], [1, 0]]
     assert data.test.x[0, 1:].tolist() == [0, 0]
 
 
-def test_rows_with_something_missing_are_dropped(read):
-    """Of six rows three: a number, a name, a target; what is left is as if they had never been there."""
+def test_rows_with_missing_cells_are_dropped(read):
+    """Three of seven rows: a number, a category, a target is missing; the result is that of a table without them."""
     text = "a,c,y\n1,u,0\n,u,0\n2,v,1\n3,,1\n3,u,0\n4,v,1\n5,v,\n"
     data = read(text, "a,c,y\n1,u,0\n1,,0\n", missing="drop")
-    kept = read("a,c,y\n1,u,0\n2,v,1\n3,u,0\n4,v,1\n", "a,c,y\n1,u,0\n")
-    assert torch.equal(data.train.x, kept.train.x)
-    assert torch.equal(data.train.y, kept.train.y)
-    assert torch.equal(data.test.x, kept.test.x)
+    expected = read("a,c,y\n1,u,0\n2,v,1\n3,u,0\n4,v,1\n", "a,c,y\n1,u,0\n")
+    assert torch.equal(data.train.x, expected.train.x)
+    assert torch.equal(data.train.y, expected.train.y)
+    assert torch.equal(data.test.x, expected.test.x)
 
 
-def test_rows_and_cells_that_were_missing_are_counted_in_the_test_too(read):
-    """Three rows of seven to train on, one of two to test on; filled: a cell of each."""
+def test_dropped_rows_and_filled_cells_of_the_test_data_are_counted_too(read):
+    """Dropped: three of seven training rows, one of two test rows. Filled: one cell of each table."""
     text = "a,c,y\n1,u,0\n,u,0\n2,v,1\n3,,1\n3,u,0\n4,v,1\n5,v,\n"
     assert read(text, "a,c,y\n1,u,0\n1,,0\n", missing="drop").table.dropped == 3 + 1
     assert read("a,b,y\n1,1,0\n,2,1\n3,3,0\n8,4,1\n", "a,b,y\n,1,0\n", missing="mean").table.gaps == 1 + 1
 
 
-def test_a_name_that_training_has_not_is_none_of_them_and_told(read):
-    data = read(ONE, "a,c,y\n4,pink,no\n4,red,no\n")
+def test_an_unseen_category_is_all_zeros_and_reported(read):
+    data = read(TRAIN, "a,c,y\n4,pink,no\n4,red,no\n")
     assert data.test.x[:, 1:].tolist() == [[0, 0, 0], [0, 0, 1]]
     (warning,) = (text for text in data.table.warnings if "u.csv" in text)
     assert "u.csv: column 'c' has" in warning
     assert "'pink'" in warning
 
 
-def test_nothing_is_told_where_all_names_are_known(read):
-    assert read(ONE.replace("green", "blue") + ONE[6:] * 3, TEST).table.warnings == ()
+def test_no_warning_if_all_categories_are_known(read):
+    assert read(TRAIN.replace("green", "blue") + TRAIN[6:] * 3, TEST).table.warnings == ()
 
 
-# Training rows alone ------------------------------------------------------------------------------------------------
+# Fitted on training rows only ---------------------------------------------------------------------------------------
 
 
-def test_nothing_that_is_fitted_has_seen_a_test_row(read):
-    """A quarter of the rows are changed beyond recognition, those that are tested on: training has the same bits."""
+def test_encoding_and_scaling_do_not_depend_on_test_rows(read):
+    """All test rows (a fifth) are replaced by other values: the training data has the same bits."""
     draw = random.Random(0)
     rows = [[draw.gauss(0, 1), draw.choice("uvw"), i, draw.gauss(0, 1)] for i in range(100)]
 
@@ -139,23 +139,23 @@ def test_nothing_that_is_fitted_has_seen_a_test_row(read):
 
     before = read(text())
     plain = read(text(), scaling="none")
-    tested = plain.test.x[:, 1].int().tolist()  # n is the second number, and the number of its row
-    assert len(tested) == 20  # a fifth of 100
-    for at in tested:
+    test_rows = plain.test.x[:, 1].int().tolist()  # n is the second number, and the number of its row
+    assert len(test_rows) == 20  # a fifth of 100
+    for at in test_rows:
         rows[at] = [1e6, "strange", 1e6 + at, -1e6]
     after = read(text())
     assert before.table.encoding == after.table.encoding
     for scaling in ("input_scaling", "target_scaling"):
-        for of in ("mean", "scale"):
-            assert torch.equal(getattr(getattr(before, scaling), of), getattr(getattr(after, scaling), of))
+        for name in ("mean", "scale"):
+            assert torch.equal(getattr(getattr(before, scaling), name), getattr(getattr(after, scaling), name))
     assert torch.equal(before.train.x, after.train.x)
     assert torch.equal(before.train.y, after.train.y)
     assert not torch.equal(before.test.x, after.test.x)
-    assert after.test.x[:, 2:].abs().sum() == 0  # "strange" is in no training row, so none of them
+    assert after.test.x[:, 2:].abs().sum() == 0  # "strange" is in no training row, so all 0
 
 
-def test_blocks_fit_as_the_whole_does():
-    """Means and deviations from 7 blocks against numpy's of all rows; gaps are left out of both."""
+def test_fitting_block_by_block_equals_fitting_all_rows():
+    """Means and deviations from 7 blocks against NumPy's of all rows; both ignore missing cells."""
     raw = np.random.default_rng(0).normal(5, 3, size=(700, 2))
     raw[::9, 1] = np.nan
     columns = [Column("a", "numbers"), Column("b", "numbers")]
@@ -165,20 +165,20 @@ def test_blocks_fit_as_the_whole_does():
     assert [c.fill for c in encoding.inputs] == pytest.approx(np.nanmean(raw, axis=0).tolist(), rel=1e-12)
 
 
-# The order of columns, and which they are ---------------------------------------------------------------------------
+# The order and the choice of columns --------------------------------------------------------------------------------
 
 
-def test_a_test_in_another_order_is_the_same(read):
-    """Columns by name; names of categories by name though they first appear the other way round."""
-    data = read(ONE, "a,c,y\n1,red,no\n7,blue,yes\n")
-    other = read(ONE, "y,c,a\nno,red,1\nyes,blue,7\n")
-    turned = read(ONE, "c,y,a\nblue,yes,7\nred,no,1\n")
+def test_the_column_order_of_test_data_does_not_matter(read):
+    """Columns are matched by name, and categories too, although they first appear in another order."""
+    data = read(TRAIN, "a,c,y\n1,red,no\n7,blue,yes\n")
+    other = read(TRAIN, "y,c,a\nno,red,1\nyes,blue,7\n")
+    reordered = read(TRAIN, "c,y,a\nblue,yes,7\nred,no,1\n")
     assert torch.equal(data.test.x, other.test.x)
     assert torch.equal(data.test.y, other.test.y)
-    assert torch.equal(data.test.x, turned.test.x.flip(0))
+    assert torch.equal(data.test.x, reordered.test.x.flip(0))
 
 
-def test_the_last_column_is_the_target_that_is_not_dropped(read):
+def test_the_last_column_that_is_not_dropped_is_the_target(read):
     text = "a,b,c,d\n" + "1,2,3,4\n2,3,1,5\n" * 10
     assert read(text).table.encoding.targets == ("d",)
     assert read(text, drop=("d",)).table.encoding.targets == ("c",)
@@ -188,8 +188,8 @@ def test_the_last_column_is_the_target_that_is_not_dropped(read):
     assert data.table.left_out == ("a",)
 
 
-def test_several_targets_are_several_numbers_in_the_order_said(read):
-    """Each standardised by itself: 1, 3 → −1, 1 and 10, 30 → −1, 1, on rows the other way round."""
+def test_several_targets_keep_the_given_order(read):
+    """Each column is standardised by itself: b = 30, 10 → 1, −1 and a = 1, 3 → −1, 1."""
     data = read("a,b,c\n1,30,7\n3,10,7\n", "a,b,c\n5,50,7\n", target=("b", "a"))
     assert data.n_outputs == 2
     assert_close(data.train.y, f64([1, -1], [-1, 1]))
@@ -197,7 +197,7 @@ def test_several_targets_are_several_numbers_in_the_order_said(read):
     assert data.target_scaling.mean.tolist() == [20.0, 2.0]
 
 
-def test_an_encoding_survives_json():
+def test_an_encoding_can_be_saved_as_json():
     encoding = Encoding((Input("a", "numbers", fill=0.5), Input("c", "categories", ("u", "v"))), ("y",))
     assert Encoding.from_json(encoding.to_json()) == encoding
 
@@ -211,16 +211,16 @@ def test_an_encoding_survives_json():
     ids=["a column twice", "a kind", "no list", "a number for a name", "a category twice", "no category", "a fill"],
 )  # fmt: skip
 def test_a_damaged_encoding_is_refused(change: dict[str, Any]):
-    sound = Encoding((Input("a", "numbers"),), ("y",)).to_json()
+    valid = Encoding((Input("a", "numbers"),), ("y",)).to_json()
     with pytest.raises(UserError, match="damaged"):
-        Encoding.from_json({**sound, **change})
+        Encoding.from_json({**valid, **change})
 
 
-def test_categories_are_numbered_anew():
-    """Read as v=0, u=1; known as u=0, v=1: 0 → 1, 1 → 0; what is missing stays so."""
+def test_categories_are_renumbered_to_the_encoding():
+    """In the file v=0, u=1; in the encoding u=0, v=1: 0 → 1, 1 → 0; missing and unseen categories become all 0."""
     encoding = Encoding((Input("c", "categories", ("u", "v")),), ("y",))
     read = {"v": 0, "u": 1, "strange": 2}
-    assert encoding.indices(0, read).tolist() == [1, 0, -1, -1]  # the last is of a missing cell
+    assert encoding.indices(0, read).tolist() == [1, 0, -1, -1]  # the last is for a missing cell
     encode = Encoder(encoding, [Column("c", "categories", names=read)], Scaling.identity(2), torch.float64, "t.csv")
     x = torch.empty(4, 2, dtype=torch.float64)
     encode(InMemory(np.array([[0.0], [1.0], [2.0], [np.nan]])), np.arange(4), x)
@@ -231,7 +231,7 @@ def test_categories_are_numbered_anew():
 
 
 @pytest.mark.parametrize(
-    ("values", "said", "names"),
+    ("values", "options", "names"),
     [
         (["b", "a"], {}, ("a", "b")),
         (["10", "9"], {}, ("9", "10")),
@@ -247,36 +247,36 @@ def test_categories_are_numbered_anew():
         ([" b ", "a", "b"], {}, ("a", "b")),
         (["Äpfel", "äpfel", "Zebra"], {}, ("Zebra", "Äpfel", "äpfel")),
     ],
-    ids=["text", "by size", "whole", "negative", "20", "21", "broken", "broken, said", "0 and 1 as numbers", "by name",
-         "a leading zero", "blanks around", "as Unicode sorts"],
+    ids=["text", "by size", "whole", "negative", "20", "21", "fractions", "fractions as classes", "0 and 1 as numbers",
+         "by name", "a leading zero", "blanks around", "as Unicode sorts"],
 )  # fmt: skip
-def test_what_is_taken_for_classes(read, values: list[str], said: dict[str, Any], names: tuple[str, ...]):
-    """Text, and whole numbers of at most 20 different values; sorted, as text or by size, and called as in the file."""
-    data = read("a,y\n" + "".join(f"{i},{value}\n" for i in range(10) for value in values), **said)
+def test_which_targets_are_classes(read, values: list[str], options: dict[str, Any], names: tuple[str, ...]):
+    """Text, or whole numbers with at most 20 different values; sorted as text or by size, named as in the file."""
+    data = read("a,y\n" + "".join(f"{i},{value}\n" for i in range(10) for value in values), **options)
     assert data.class_names == names
     assert data.task == ("classification" if names else "regression")
 
 
-def test_labels_are_the_places_of_the_names(read):
+def test_labels_are_indices_into_the_class_names(read):
     data = read("a,y\n1,u\n2,w\n3,v\n4,u\n5,w\n6,v\n", "a,y\n1,w\n2,u\n")
     assert data.class_names == ("u", "v", "w")
     assert data.train.y.tolist() == [0, 2, 1, 0, 2, 1]
     assert data.test.y.tolist() == [2, 0]
 
 
-# What is said -------------------------------------------------------------------------------------------------------
+# The printed summary ------------------------------------------------------------------------------------------------
 
 
-def test_the_summary_says_what_was_understood(tmp_path: Path, monkeypatch, capsys):
-    """40 rows less one that is dropped: 13 of class no in 39, 33.3 %; 8 test, 3 of the other 31 validate."""
+def test_the_summary_describes_the_data(tmp_path: Path, monkeypatch, capsys):
+    """40 rows less one dropped: 13 of 39 are of class no, 33.3 %; 8 test rows, 3 of the other 31 for validation."""
     rows = "".join(f"{i},k{i},{'pqr'[i % 3]},{'yes' if i % 3 else 'no'}\n" for i in range(1, 40))
     (tmp_path / "t.csv").write_text("a,id,c,y\n" + rows + ",k,p,no\n")
     monkeypatch.chdir(tmp_path)
     flags = ["--hidden", "4", "--epochs", "1", "--log-every", "0", "--device", "cpu"]
     assert main(["train", "--data", "t.csv", "--drop", "id", "--missing", "drop", *flags]) == 0
-    said = capsys.readouterr()
-    assert said.err == ""
-    assert said.out.splitlines()[:6] == [
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    assert captured.out.splitlines()[:6] == [
         "data    t.csv: 1 column of numbers and 1 column of categories (3 names, one-hot)",
         "        target y: 2 classes: no 33.3 %, yes 66.7 %",
         "        1 column left out: id",
@@ -286,19 +286,19 @@ def test_the_summary_says_what_was_understood(tmp_path: Path, monkeypatch, capsy
     ]
 
 
-def test_figures_are_in_the_targets_own_units(read):
-    """A net that says 0 says the mean, 1000: 200 and 100 off, √((200² + 100²)/2); mse is the square of it."""
+def test_metrics_are_in_the_targets_units(read):
+    """A network that outputs 0 predicts the mean, 1000: errors 200 and 100, rmse √((200² + 100²)/2), mse its square."""
     data = read("a,y\n1,900\n2,1100\n", "a,y\n1,1200\n2,900\n", task="regression")
     model = torch.nn.Linear(1, 1, dtype=torch.float64)
     torch.nn.init.zeros_(model.weight)
     torch.nn.init.zeros_(model.bias)
-    found = evaluate(model, choose_objective("mse", "regression", 0, "none"), data.test, data.target_scaling)
-    assert found.rmse == pytest.approx(math.sqrt(25000))
-    assert found.loss == pytest.approx(25000)
+    evaluation = evaluate(model, choose_objective("mse", "regression", 0, "none"), data.test, data.target_scaling)
+    assert evaluation.rmse == pytest.approx(math.sqrt(25000))
+    assert evaluation.loss == pytest.approx(25000)
 
 
-def test_the_summary_tells_a_targets_mean_and_deviation(tmp_path: Path, monkeypatch, capsys):
-    """900 and 1100 in turn, tested on a file of their own: 1000 ± 100."""
+def test_the_summary_gives_a_targets_mean_and_deviation(tmp_path: Path, monkeypatch, capsys):
+    """900 and 1100 in turn, with the same file as test data: 1000 ± 100."""
     (tmp_path / "t.csv").write_text("a,y\n" + "1,900\n2,1100\n" * 20)
     monkeypatch.chdir(tmp_path)
     flags = ["--task", "regression", "--test", "t.csv", "--val-fraction", "0", "--hidden", "4", "--epochs", "1"]

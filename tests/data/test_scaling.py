@@ -1,4 +1,4 @@
-"""Scaling: numbers checkable on paper, and the columns that have no spread to divide by."""
+"""Scaling: by hand, and columns whose deviation is 0 or not finite."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def test_standard_by_hand():
 
 
 def test_each_column_has_its_own_fit():
-    """More columns than are worked on at once (64): column c holds −c and c, so its deviation is c."""
+    """More columns than one block has (64): column c holds −c and c, so its deviation is c."""
     c = torch.arange(1, 151, dtype=torch.float64)
     scaling = Scaling.standard(torch.stack([-c, c]))
     assert_close(scaling.mean, torch.zeros(150, dtype=torch.float64))
@@ -30,9 +30,7 @@ def test_each_column_has_its_own_fit():
 @pytest.mark.parametrize(
     ("mean", "scale", "uniform"), [((1, 1), (2, 2), True), ((1, 0), (2, 2), False), ((1, 1), (2, 3), False)]
 )
-def test_it_is_uniform_where_all_columns_are_scaled_alike(
-    mean: tuple[float, ...], scale: tuple[float, ...], uniform: bool
-):
+def test_is_uniform_if_all_columns_are_scaled_alike(mean: tuple[float, ...], scale: tuple[float, ...], uniform: bool):
     assert Scaling(*(torch.tensor(numbers, dtype=torch.float64) for numbers in (mean, scale))).is_uniform == uniform
 
 
@@ -44,28 +42,28 @@ def test_fit_of_bytes_does_not_wrap_around():
 
 
 def test_fit_is_in_float64():
-    """1e6 ± 1 in float32: its squares (1e12) leave no room for the deviation 1 in 24 bits."""
+    """1e6 ± 1 in float32: beside its square, 1e12, the deviation 1 is lost in 24 bits."""
     scaling = Scaling.standard(torch.tensor([[1e6 - 1], [1e6 + 1]], dtype=torch.float32))
     assert_close(scaling.scale, torch.tensor([1.0], dtype=torch.float64))
 
 
 @pytest.mark.parametrize("value", [0.0, 0.1, 1e9 + 0.1, -7.0])
 def test_constant_column_gets_scale_1(value):
-    """It becomes 0, and a later row at a distance of 3 stays at 3; a plain sum of 1001 times 0.1 would be rounded."""
+    """It becomes 0, and a later value 3 above becomes 3; a naive sum of 1001 times 0.1 would be rounded."""
     scaling = Scaling.standard(torch.full((1001, 1), value, dtype=torch.float64))
     assert scaling.scale.item() == 1.0
     assert_close(scaling.apply(torch.tensor([[value + 3.0]], dtype=torch.float64)).item(), 3.0)
 
 
-def test_spread_too_small_for_its_square_gets_scale_1():
-    """5e-324 is the least float64 above 0; its square is 0, and a division by 0 would follow."""
+def test_deviation_whose_square_underflows_gets_scale_1():
+    """5e-324 is the smallest positive float64; its square is 0, which would give a division by 0."""
     scaling = Scaling.standard(torch.tensor([[0.0], [5e-324]], dtype=torch.float64))
     assert scaling.scale.item() == 1.0
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e300])
-def test_standard_refuses_what_has_no_finite_deviation(bad):
-    """1e300 is finite, its square is not; the column is named, counted from 0."""
+def test_standard_refuses_columns_without_a_finite_deviation(bad):
+    """1e300 is finite, its square is not; the message gives the column's index from 0."""
     x = torch.tensor([[0.0, 0.0], [1.0, bad]], dtype=torch.float64)
     with pytest.raises(UserError, match=r"^column 1 cannot be standardised: [^\n]*$"):
         Scaling.standard(x)
@@ -73,7 +71,7 @@ def test_standard_refuses_what_has_no_finite_deviation(bad):
 
 @pytest.mark.parametrize("shape", [(0, 3), (3,), (2, 2, 2)])
 def test_standard_refuses_other_shapes(shape):
-    """No row to fit on, or not a table."""
+    """No rows to fit, or not two-dimensional."""
     with pytest.raises(UserError, match=r"must be \[N, n\] with at least one row"):
         Scaling.standard(torch.zeros(shape))
 
@@ -85,7 +83,7 @@ def test_pixels_divides_by_full_scale():
 
 
 def test_identity_changes_nothing():
-    """Not a bit."""
+    """The bits are the same."""
     x = torch.tensor([[0.1, -3.0]])
     assert torch.equal(Scaling.identity(2).apply(x), x)
 
@@ -100,7 +98,7 @@ def test_invert_undoes_apply():
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_floats_keep_their_dtype(dtype):
-    """Float in, the same float out, both ways."""
+    """The output has the input's float dtype, in both directions."""
     scaling = Scaling.pixels(1, 2.0)
     x = torch.ones(1, 1, dtype=dtype)
     assert scaling.apply(x).dtype == scaling.invert(x).dtype == dtype
@@ -113,6 +111,6 @@ def test_integers_become_float64():
 
 
 def test_to_moves_both_tensors():
-    """The meta device is a second one on every machine."""
+    """Every machine has the meta device as a second one."""
     moved = Scaling.identity(2).to("meta")
     assert moved.mean.device.type == moved.scale.device.type == "meta"

@@ -1,4 +1,4 @@
-"""Which rows are held out: all rows once, the asked share, each class its share, the same under the same seed."""
+"""Train/validation/test splits: each row in one part, the requested fraction, stratified, the same for one seed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from deltaprop.errors import UserError
     how=st.sampled_from(["random", "tail"]),
 )
 def test_every_row_goes_to_one_side(n, fraction, seed, how):
-    """round(fraction · n) rows are held out, in rising order, or the split is refused because a side would be empty."""
+    """round(fraction · n) rows are held out, in rising order, or the split is refused because one side is empty."""
     n_held = round(fraction * n)
     if fraction and not 0 < n_held < n:
         with pytest.raises(UserError):
@@ -46,17 +46,17 @@ def test_tail_rounds_to_the_nearest_row():
         assert len(split_indices(60000, None, sixth, 0, "tail")[1]) == 10000
 
 
-def test_tail_looks_at_no_label():
-    """A class of one row cannot be split by share, and need not be here."""
+def test_tail_ignores_labels():
+    """A class of one row cannot be stratified; here it is accepted."""
     assert list(split_indices(4, np.array([0, 0, 0, 1]), 0.25, 0, "tail")[1]) == [3]
 
 
 def test_random_is_not_the_tail():
-    """Under seed 0, 100 of 1000 rows are not the last 100 (chance of that by luck: 1 in 10^139)."""
+    """With seed 0, 100 of 1000 rows are not the last 100 (probability by chance: 1 in 10^139)."""
     assert split_indices(1000, None, 0.1, 0, "random")[1].min() < 900
 
 
-def test_each_class_keeps_its_share():
+def test_a_random_split_is_stratified():
     """70, 20 and 10 rows of 100, a tenth held out: 7, 2 and 1."""
     labels = np.repeat([0, 1, 2], [70, 20, 10])
     for seed in range(5):
@@ -64,14 +64,14 @@ def test_each_class_keeps_its_share():
         assert list(np.bincount(labels[held])) == [7, 2, 1]
 
 
-def test_without_labels_shares_are_left_to_chance():
-    """Over 20 seeds the plain split gives the class of 10 rows in 100 not always its 1 row in 10."""
+def test_without_labels_the_split_is_not_stratified():
+    """Over 20 seeds the number of held-out rows among the first 10 varies."""
     counts = {int((split_indices(100, None, 0.1, seed, "random")[1] < 10).sum()) for seed in range(20)}
     assert len(counts) > 1
 
 
-def test_the_seed_decides():
-    """The same seed gives the same rows, another seed others."""
+def test_rows_depend_on_the_seed():
+    """The same seed gives the same rows, another seed different ones."""
     first, again, other = (split_indices(100, None, 0.2, seed, "random")[1] for seed in (3, 3, 4))
     assert np.array_equal(first, again)
     assert not np.array_equal(first, other)
@@ -79,7 +79,7 @@ def test_the_seed_decides():
 
 @pytest.mark.parametrize("how", ["random", "tail"])
 def test_fraction_0_holds_out_nothing(how):
-    """Not even where nothing could be split by share."""
+    """Also if stratifying is impossible."""
     kept, held = split_indices(3, np.array([0, 1, 2]), 0.0, 0, how)
     assert list(kept) == [0, 1, 2]
     assert len(held) == 0
@@ -97,15 +97,15 @@ def test_fraction_0_holds_out_nothing(how):
         ([0] * 10, 0.96, r"^val_fraction=0\.96 of 10 rows holds out 10: both sides need a row"),
     ],
 )
-def test_refusals_name_the_class_or_the_counts(labels, fraction, message):
-    """One line: what cannot be split, and why."""
+def test_errors_name_the_class_or_the_counts(labels, fraction, message):
+    """One line says what cannot be split, and why."""
     with pytest.raises(UserError, match=message) as refusal:
         split_indices(len(labels), np.array(labels), fraction, 0, "random", name="val_fraction")
     assert "\n" not in str(refusal.value)
 
 
-def test_unknown_way_is_refused():
-    """With the nearest one."""
+def test_unknown_split_is_refused():
+    """The message suggests the nearest name."""
     with pytest.raises(UserError, match=r"did you mean 'tail'"):
         split_indices(10, None, 0.1, 0, "tial")  # type: ignore[arg-type]
 
@@ -118,19 +118,19 @@ def test_unknown_way_is_refused():
     stratify=st.booleans(),
 )
 def test_the_random_split_is_scikit_learns(counts: list[int], fraction: float, seed: int, stratify: bool):
-    """Row for row, over class counts of all kinds, ties between them among them."""
+    """Row for row, for many class counts, including ties."""
     labels = np.random.RandomState(0).permutation(np.repeat(np.arange(len(counts)), counts))
     n, n_held = len(labels), round(fraction * len(labels))
     assume(len(counts) <= n_held <= n - len(counts))
     kept, held = train_test_split(
         np.arange(n), test_size=n_held, random_state=seed, stratify=labels if stratify else None
     )
-    ours = split_indices(n, labels if stratify else None, fraction, seed, "random")
-    assert [part.tolist() for part in ours] == [sorted(kept.tolist()), sorted(held.tolist())]
+    actual = split_indices(n, labels if stratify else None, fraction, seed, "random")
+    assert [part.tolist() for part in actual] == [sorted(kept.tolist()), sorted(held.tolist())]
 
 
-def test_a_lonely_row_is_kept_where_it_may_be():
-    """Class 2 has one row, the last; the others are split as if it were not there."""
+def test_the_only_row_of_a_class_is_kept_for_training_if_allowed():
+    """Class 2 has one row, the last; the other rows are split as if it did not exist."""
     labels = np.array([0, 0, 0, 0, 1, 1, 1, 1, 2])
     kept, held = split_indices(9, labels, 0.25, 0, "random", spare_lonely=True)
     assert 8 in kept

@@ -1,4 +1,4 @@
-"""Small trained runs of every kind, and their predictions worked out without deltaprop."""
+"""Small trained runs of each kind, and their predictions computed without deltaprop."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from deltaprop.training import TrainConfig, train
 Array = NDArray[Any]
 Columns = dict[str, list[Any]]
 
-N = 300  # rows of each set
+N = 300  # rows of each data set
 
 
 def _columns() -> dict[str, Columns]:
@@ -35,7 +35,7 @@ def _columns() -> dict[str, Columns]:
     mixed = np.where(a + 2 * (city == "Rome") > 1, "hi", np.where(b > 5, "mid", "lo"))
     number = np.where(a > 0.3, 7, np.where(b > 5, 0, -1))
     when = 1.7e9 + rng.integers(-2_000_000, 2_000_000, N)  # seconds: float32 has steps of 128 there
-    found = {
+    arrays = {
         "numbers": {"a": a, "b": b, "y": np.where(a + b > 5, "yes", "no")},
         "mixed": {"a": a, "city": city, "b": b, "y": mixed},
         "filled": {"a": a, "b": b, "y": np.where(a + b > 5, "yes", "no")},
@@ -45,7 +45,7 @@ def _columns() -> dict[str, Columns]:
         "integers": {"a": a, "b": b, "y": number},
         "dates": {"when": when, "b": b, "y": np.where(when > 1.7e9, "late", "early")},
     }
-    tables = {name: {column: values.tolist() for column, values in table.items()} for name, table in found.items()}
+    tables = {name: {column: values.tolist() for column, values in table.items()} for name, table in arrays.items()}
     for row in range(N):
         if row % 17 == 3:
             tables["mixed"]["a"][row] = tables["filled"]["a"][row] = None
@@ -59,7 +59,7 @@ _RNG = np.random.default_rng(1)
 IMAGES = _RNG.integers(0, 256, (N, 4, 3), dtype=np.uint8)
 LABELS = np.digitize(IMAGES.mean(axis=(1, 2)), [120.0, 135.0]) * 10  # 0, 10, 20
 
-# What each kind is trained on, and the settings beside.
+# Kind of run → (data set, other settings).
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "numbers": ("numbers", {}),
     "mixed": ("mixed", {"missing": "mean"}),
@@ -76,14 +76,14 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "integers": ("integers", {}),
     "dates": ("dates", {}),
 }
-OF_TABLES = [kind for kind, (data, _) in KINDS.items() if data in TABLES]
-OF_ARRAYS = ["digits", "images"]
-OF_NUMBERS = ["value", "single", "two"]  # which they predict
-WITH_NAMES = ["mixed", "binary"]  # of categories
+TABLE_KINDS = [kind for kind, (data, _) in KINDS.items() if data in TABLES]
+ARRAY_KINDS = ["digits", "images"]
+REGRESSION_KINDS = ["value", "single", "two"]
+CATEGORICAL_KINDS = ["mixed", "binary"]  # with a categorical input
 
 
 def write_csv(path: Path, columns: Mapping[str, Sequence[Any]], delimiter: str = ",") -> Path:
-    """Write columns as a CSV file: a missing cell is empty, a number has all its digits."""
+    """Write columns as a CSV file: a missing cell is empty, numbers have all their digits."""
     text = io.StringIO()
     writer = csv.writer(text, delimiter=delimiter, lineterminator="\n")
     writer.writerow(columns)
@@ -98,7 +98,7 @@ def first(columns: Mapping[str, Sequence[Any]], rows: int) -> Columns:
 
 
 def without(columns: Mapping[str, Sequence[Any]], *names: str) -> Columns:
-    """Return the other columns."""
+    """Return the columns except the named ones."""
     return {name: [*values] for name, values in columns.items() if name not in names}
 
 
@@ -107,9 +107,9 @@ class Run:
     """A trained run.
 
     Attributes:
-        folder: Of the run.
-        data: The file that it was trained on, or the name of a built-in set.
-        metrics: Those of its end.
+        folder: The run's folder.
+        data: The file that it was trained on, or the name of a built-in data set.
+        metrics: The metrics at the end of training.
     """
 
     folder: Path
@@ -118,28 +118,28 @@ class Run:
 
     @property
     def saved(self) -> dict[str, Any]:
-        """What config.json holds."""
+        """The content of config.json."""
         return json.loads((self.folder / "config.json").read_text())
 
     def copy(self, folder: Path, change: Callable[[dict[str, Any]], Any] | None = None) -> Path:
-        """Return the folder of a copy, its config.json changed."""
+        """Copy the run to a folder, apply a change to config.json, and return the folder."""
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(self.folder, folder)
         if change is not None:
-            found = self.saved
-            change(found)
-            (folder / "config.json").write_text(json.dumps(found))
+            saved = self.saved
+            change(saved)
+            (folder / "config.json").write_text(json.dumps(saved))
         return folder
 
 
 class Runs:
-    """Runs by their kind, trained when they are first asked for."""
+    """Runs by kind, each trained at first use."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.found = folder, dict[str, Run]()
+        self.folder, self.trained = folder, dict[str, Run]()
 
     def __getitem__(self, kind: str) -> Run:
-        if kind not in self.found:
+        if kind not in self.trained:
             data, settings = KINDS[kind]
             path = data
             if data in TABLES:
@@ -147,11 +147,11 @@ class Runs:
             elif data == "images":
                 path = str(self.folder / "images.npz")
                 np.savez(path, x=IMAGES, y=LABELS)
-            self.found[kind] = self.train(kind, path, **settings)
-        return self.found[kind]
+            self.trained[kind] = self.train(kind, path, **settings)
+        return self.trained[kind]
 
     def train(self, name: str, data: str | Path, **settings: Any) -> Run:
-        """Return a new run; a name is not to be used twice."""
+        """Train and return a new run; each name may be used once."""
         small = {"hidden": (8,), "epochs": 4, "log_every": 0, "seed": 0, "device": "cpu"}
         config = TrainConfig(data=str(data), run_dir=self.folder / "runs" / name, **{**small, **settings})
         result = train(config)
@@ -160,11 +160,11 @@ class Runs:
 
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
-    """Runs of every kind."""
+    """One trained run of each kind, on demand."""
     return Runs(tmp_path_factory.mktemp("runs"))
 
 
-# --- by hand: NumPy, config.json and model.safetensors alone ---
+# --- by hand: from config.json and model.safetensors with NumPy only ---
 
 
 @functools.cache
@@ -173,33 +173,33 @@ def _digits() -> Array:
 
 
 def inputs_of(kind: str, rows: int = N) -> Any:
-    """Return rows as a model of this kind takes them: columns, targets and all, or an array."""
+    """Return rows of the data of a kind: columns, including the targets, or an array."""
     data = KINDS[kind][0]
     if data in TABLES:
         return first(TABLES[data], rows)
     return (_digits() if data == "digits" else IMAGES)[:rows]
 
 
-def encoded_by_hand(resolved: Mapping[str, Any], given: Any) -> Array:
-    """Return inputs [N, n], not scaled: numbers, the mean where they are missing; then 0 and 1 for each name."""
+def encoded_by_hand(resolved: Mapping[str, Any], data: Any) -> Array:
+    """Return unscaled inputs [N, n]: numbers, with the mean for missing ones; then the one-hot categories."""
     if resolved["columns"] is None:
-        return np.asarray(given, dtype=np.float64).reshape(len(given), -1)
+        return np.asarray(data, dtype=np.float64).reshape(len(data), -1)
     numbers, names = [], []
     for column in resolved["columns"]["inputs"]:
-        cells = given[column["name"]]
+        cells = data[column["name"]]
         if column["kind"] == "numbers":
-            gap = [cell is None or math.isnan(cell) for cell in cells]
-            numbers.append([column["fill"] if g else cell for cell, g in zip(cells, gap, strict=True)])
+            missing = [cell is None or math.isnan(cell) for cell in cells]
+            numbers.append([column["fill"] if m else cell for cell, m in zip(cells, missing, strict=True)])
         else:
             names += [[float(cell == name) for cell in cells] for name in column["categories"]]
     return np.array([*numbers, *names], dtype=np.float64).T
 
 
-def outputs_by_hand(run: Run, given: Any) -> Array:
+def outputs_by_hand(run: Run, data: Any) -> Array:
     """Return z² = W² relu(W¹ (x − m)/s + b¹) + b², [N, n_2], in float64."""
     resolved, state = run.saved["resolved"], load_file(run.folder / "model.safetensors")
     scaling = resolved["input_scaling"]
-    x = (encoded_by_hand(resolved, given) - np.array(scaling["mean"])) / np.array(scaling["scale"])
+    x = (encoded_by_hand(resolved, data) - np.array(scaling["mean"])) / np.array(scaling["scale"])
     hidden = np.maximum(x @ state["0.weight"].astype(np.float64).T + state["0.bias"], 0)
     return np.asarray(hidden @ state["2.weight"].astype(np.float64).T + state["2.bias"])
 
@@ -208,23 +208,23 @@ def _sigmoid(z: Array) -> Array:
     return np.asarray(1 / (1 + np.exp(-z)))
 
 
-def probabilities_by_hand(run: Run, given: Any) -> Array:
-    """Return [N, C]: softmax z; σ(z), of one output beside 1 − σ(z), of several in proportion."""
-    z = outputs_by_hand(run, given)
+def probabilities_by_hand(run: Run, data: Any) -> Array:
+    """Return [N, C]: softmax z; or (1 − σ(z), σ(z)) for one output; or σ(z)/Σ σ(z) for several."""
+    z = outputs_by_hand(run, data)
     if run.saved["resolved"]["loss"] == "cross-entropy":
         e = np.exp(z - z.max(axis=1, keepdims=True))
         return np.asarray(e / e.sum(axis=1, keepdims=True))
-    share = _sigmoid(z)
-    if share.shape[1] == 1:
-        return np.concatenate([1 - share, share], axis=1)
-    return np.asarray(share / share.sum(axis=1, keepdims=True))
+    sigmoid = _sigmoid(z)
+    if sigmoid.shape[1] == 1:
+        return np.concatenate([1 - sigmoid, sigmoid], axis=1)
+    return np.asarray(sigmoid / sigmoid.sum(axis=1, keepdims=True))
 
 
-def answers_by_hand(run: Run, given: Any) -> Array:
-    """Return the classes [N], or the values [N, k] in their own units: z s + m."""
-    resolved, z = run.saved["resolved"], outputs_by_hand(run, given)
+def predictions_by_hand(run: Run, data: Any) -> Array:
+    """Return the classes [N], or the values [N, k] in the targets' units: z s + m."""
+    resolved, z = run.saved["resolved"], outputs_by_hand(run, data)
     if resolved["task"] == "regression":
         scaling = resolved["target_scaling"]
         return np.asarray(z * np.array(scaling["scale"]) + np.array(scaling["mean"]))
-    places = (z[:, 0] > 0).astype(int) if z.shape[1] == 1 else z.argmax(axis=1)
-    return np.array(resolved["class_names"])[places]
+    labels = (z[:, 0] > 0).astype(int) if z.shape[1] == 1 else z.argmax(axis=1)
+    return np.array(resolved["class_names"])[labels]

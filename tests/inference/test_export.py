@@ -1,4 +1,4 @@
-"""Exports, loaded by others: onnxruntime, torch.export and plain torch.nn give the model's own predictions."""
+"""Exported files, run by onnxruntime, torch.export and plain torch.nn, give the model's own predictions."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from deltaprop import UserError, core
 from deltaprop.inference import export
 from deltaprop.inference.export import DeploymentModule, Exported, deployment, onnx_graph, state_dict
 from tests.inference.conftest import (
+    CATEGORICAL_KINDS,
     KINDS,
     TABLES,
-    WITH_NAMES,
     Runs,
     encoded_by_hand,
     inputs_of,
@@ -37,18 +37,21 @@ from tests.inference.conftest import (
 )
 
 Array = NDArray[Any]
-ROUNDING = {"rtol": 1e-5, "atol": 1e-5}  # of float32, in another order of sums; of values in deviations of the target
+ROUNDING = {
+    "rtol": 1e-5,
+    "atol": 1e-5,
+}  # of float32 sums in another order; values are compared in units of the target's deviation
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
-    """Runs of every kind."""
+    """One trained run of each kind, on demand."""
     return Runs(tmp_path_factory.mktemp("runs"))
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _network_graphs_once() -> Iterator[None]:
-    """PyTorch's exporter takes a second or two: it runs once for the same weights, scalings and module."""
+    """Cache PyTorch's ONNX export, which takes seconds, by weights, scalings and module."""
     build, graphs = onnx_graph._network_graph, dict[Any, bytes]()
 
     def once(model: dp.Model, x: str) -> Any:
@@ -65,70 +68,70 @@ def _network_graphs_once() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def exported_once(runs: Runs) -> Callable[[str, str], Exported]:
-    """The export of a kind of run to a format: made once, an ONNX graph takes seconds."""
+    """A cached function: kind of run, format → its export, since an ONNX graph takes seconds."""
     return functools.cache(lambda kind, to: export.export(dp.load(runs[kind].folder), to))
 
 
 # --- predictions of the exported files ---
 
 
-def columns_of(model: dp.Model, given: Any) -> Any:
-    """Return what the model takes of columns: those of its inputs; an array as it is."""
-    return given if model.encoding is None else {c.name: given[c.name] for c in model.encoding.inputs}
+def columns_of(model: dp.Model, data: Any) -> Any:
+    """Return the model's input columns; an array unchanged."""
+    return data if model.encoding is None else {c.name: data[c.name] for c in model.encoding.inputs}
 
 
-def raw_of(model: dp.Model, given: Any) -> Array:
-    """Return rows [N, p] as torch-export takes them: a category by its place in the list, −1 where it has none."""
+def raw_of(model: dp.Model, data: Any) -> Array:
+    """Return rows [N, p] as torch-export takes them: a category as its index, −1 for missing or unseen ones."""
     if model.encoding is None:
-        return np.asarray(given, dtype=np.float64).reshape(len(given), -1)
-    found = []
+        return np.asarray(data, dtype=np.float64).reshape(len(data), -1)
+    columns = []
     for column in model.encoding.inputs:
-        cells = given[column.name]
+        cells = data[column.name]
         if column.kind == "numbers":
-            found.append([math.nan if cell is None else float(cell) for cell in cells])
+            columns.append([math.nan if cell is None else float(cell) for cell in cells])
         else:
-            found.append([column.categories.index(c) if c in column.categories else -1.0 for c in cells])
-    return np.array(found).T
+            columns.append([column.categories.index(c) if c in column.categories else -1.0 for c in cells])
+    return np.array(columns).T
 
 
 @functools.cache
 def session_of(content: bytes) -> Any:
-    """Return a session of onnxruntime for a graph."""
+    """Return an onnxruntime session of a graph."""
     return pytest.importorskip("onnxruntime").InferenceSession(content, providers=["CPUExecutionProvider"])
 
 
-def by_onnxruntime(exported: Exported, model: dp.Model, given: Any) -> dict[str, Array]:
-    """Run the graph: strings in, strings out."""
+def by_onnxruntime(exported: Exported, model: dp.Model, data: Any) -> dict[str, Array]:
+    """Run the ONNX graph on named columns; categories and classes are strings."""
     session = session_of(exported.content)
     dtypes = {"tensor(float)": np.float32, "tensor(double)": np.float64, "tensor(string)": object}
-    takes = session.get_inputs()
-    if len(takes) == 1 and takes[0].name == "x" and takes[0].shape[1] != 1:
-        fed = {"x": raw_of(model, given).astype(dtypes[takes[0].type])}
+    session_inputs = session.get_inputs()
+    if len(session_inputs) == 1 and session_inputs[0].name == "x" and session_inputs[0].shape[1] != 1:
+        feeds = {"x": raw_of(model, data).astype(dtypes[session_inputs[0].type])}
     elif model.encoding is None or not model.encoding.categories:
-        fed = {takes[0].name: raw_of(model, given).astype(dtypes[takes[0].type])}
+        feeds = {session_inputs[0].name: raw_of(model, data).astype(dtypes[session_inputs[0].type])}
     else:
-        assert len(takes) == len(model.encoding.inputs)
-        fed = {}
-        for take, column in zip(takes, model.encoding.inputs, strict=True):
-            assert take.name.rstrip("_") == column.name.rstrip("_")
+        assert len(session_inputs) == len(model.encoding.inputs)
+        feeds = {}
+        for node, column in zip(session_inputs, model.encoding.inputs, strict=True):
+            assert node.name.rstrip("_") == column.name.rstrip("_")
             empty: Any = "" if column.kind == "categories" else math.nan
-            cells = [empty if cell is None else cell for cell in given[column.name]]
-            fed[take.name] = np.array(cells, dtype=dtypes[take.type])[:, None]
+            cells = [empty if cell is None else cell for cell in data[column.name]]
+            feeds[node.name] = np.array(cells, dtype=dtypes[node.type])[:, None]
     names = [output.name for output in session.get_outputs()]
-    return dict(zip(names, session.run(names, fed), strict=True))
+    return dict(zip(names, session.run(names, feeds), strict=True))
 
 
-def by_torch_export(exported: Exported, model: dp.Model, given: Any) -> dict[str, Array]:
-    """Ask the program; what is where stands in the file."""
+def by_torch_export(exported: Exported, model: dp.Model, data: Any) -> dict[str, Array]:
+    """Run the exported program; the metadata in the file says how."""
     extra = {"deltaprop.json": ""}
     program = torch.export.load(io.BytesIO(exported.content), extra_files=extra).module()
-    about = json.loads(extra["deltaprop.json"])
+    metadata = json.loads(extra["deltaprop.json"])
     dtype = torch.float64 if "of float64" in exported.notes[0] else torch.float32
-    found = program(torch.from_numpy(raw_of(model, given)).to(dtype))
-    if about["task"] == "regression":
-        return {"values": found.detach().numpy()}
-    label = np.array(about["classes"])[found[0].numpy()]
-    return {"label": label, "probabilities": found[1].detach().numpy()}
+    outputs = program(torch.from_numpy(raw_of(model, data)).to(dtype))
+    if metadata["task"] == "regression":
+        return {"values": outputs.detach().numpy()}
+    label = np.array(metadata["classes"])[outputs[0].numpy()]
+    return {"label": label, "probabilities": outputs[1].detach().numpy()}
 
 
 TORCH = {
@@ -144,34 +147,34 @@ class Step(nn.Module):
         return (z > 0).to(z.dtype)
 
 
-def by_torch_nn(exported: Exported, model: dp.Model, given: Any) -> dict[str, Array]:
-    """Ask layers of torch.nn with the weights of the file, on numbers that no scaling has touched."""
+def by_torch_nn(exported: Exported, model: dp.Model, data: Any) -> dict[str, Array]:
+    """Run torch.nn layers with the weights of the file on unscaled inputs."""
     state = load_tensors(exported.content)
-    about = about_of("state-dict", exported)
+    metadata = metadata_of("state-dict", exported)
     layers: list[nn.Module] = []
-    sizes = about["sizes"]
-    for above, below, name in zip(sizes[1:], sizes, about["activations"], strict=False):
+    sizes = metadata["sizes"]
+    for above, below, name in zip(sizes[1:], sizes, metadata["activations"], strict=False):
         layers += [nn.Linear(below, above), *([] if name == "none" else [{**TORCH, "step": Step}[name]()])]
     net = nn.Sequential(*layers).to(next(iter(state.values())).dtype)
     net.load_state_dict(state)
-    x = torch.from_numpy(encoded_by_hand({"columns": about["columns"]}, given))
+    x = torch.from_numpy(encoded_by_hand({"columns": metadata["columns"]}, data))
     z = net(x.to(next(iter(state.values())).dtype)).detach()
-    if about["task"] == "regression":
+    if metadata["task"] == "regression":
         return {"values": z.numpy()}
     if z.shape[1] == 1:
         z = torch.cat([torch.zeros_like(z), z], dim=1)  # σ(z) = softmax(0, z)
-    elif about["loss"] == "binary-cross-entropy":
+    elif metadata["loss"] == "binary-cross-entropy":
         z = torch.nn.functional.logsigmoid(z)
-    label = np.array(about["classes"])[z.argmax(dim=1).numpy()]
-    return {"label": label, "probabilities": z.numpy() if about["loss"] == "mse" else z.softmax(dim=1).numpy()}
+    label = np.array(metadata["classes"])[z.argmax(dim=1).numpy()]
+    return {"label": label, "probabilities": z.numpy() if metadata["loss"] == "mse" else z.softmax(dim=1).numpy()}
 
 
-def about_of(to: str, exported: Exported) -> dict[str, Any]:
-    """Return what stands in a file about itself."""
+def metadata_of(to: str, exported: Exported) -> dict[str, Any]:
+    """Return the metadata of an exported file."""
     if to == "onnx":
         onnx = pytest.importorskip("onnx")
-        found = {prop.key: prop.value for prop in onnx.load_from_string(exported.content).metadata_props}
-        return json.loads(found["deltaprop"])
+        properties = {prop.key: prop.value for prop in onnx.load_from_string(exported.content).metadata_props}
+        return json.loads(properties["deltaprop"])
     if to == "torch-export":
         extra = {"deltaprop.json": ""}
         torch.export.load(io.BytesIO(exported.content), extra_files=extra)
@@ -187,40 +190,39 @@ RUNTIMES: dict[str, Callable[[Exported, dp.Model, Any], dict[str, Array]]] = {
 }
 
 
-def check(exported: Exported, to: str, model: dp.Model, given: Any) -> None:
-    """Compare what others give with the model's own predictions, on the same rows."""
-    found, given = RUNTIMES[to](exported, model, given), columns_of(model, given)
-    own = model.predict(given)
+def check(exported: Exported, to: str, model: dp.Model, data: Any) -> None:
+    """Compare the runtime's predictions with the model's own on the same rows."""
+    actual, data = RUNTIMES[to](exported, model, data), columns_of(model, data)
+    own = model.predict(data)
     if model.task == "regression":
         scale = model.target_scaling.scale.numpy()
-        assert_allclose(found["values"] / scale, own.reshape(len(own), -1) / scale, **ROUNDING)
+        assert_allclose(actual["values"] / scale, own.reshape(len(own), -1) / scale, **ROUNDING)
         return
-    outputs = model.outputs(given)
+    outputs = model.outputs(data)
     objective = model.objective
     second = objective.probabilities(outputs) if objective.has_probabilities else objective.scores(outputs)
-    theirs = found["scores" if "scores" in found else "probabilities"]
-    assert_allclose(theirs, second.numpy(), **ROUNDING)
-    clear = np.diff(np.sort(second.numpy(), axis=1))[:, -1] > 1e-4  # else rounding may decide
-    assert found["label"].astype(str)[clear].tolist() == own.astype(str)[clear].tolist()
+    assert_allclose(actual["scores" if "scores" in actual else "probabilities"], second.numpy(), **ROUNDING)
+    clear = np.diff(np.sort(second.numpy(), axis=1))[:, -1] > 1e-4  # in the other rows rounding may change the class
+    assert actual["label"].astype(str)[clear].tolist() == own.astype(str)[clear].tolist()
     assert clear.sum() >= len(own) - 3
 
 
-def repeated(given: Any, rows: int) -> Any:
-    """Return so many rows, the given ones again and again."""
-    if isinstance(given, dict):
-        return {name: [cells[at % len(cells)] for at in range(rows)] for name, cells in given.items()}
-    return np.resize(given, (rows, *given.shape[1:]))
+def repeated(data: Any, rows: int) -> Any:
+    """Return this number of rows by repeating the data."""
+    if isinstance(data, dict):
+        return {name: [cells[at % len(cells)] for at in range(rows)] for name, cells in data.items()}
+    return np.resize(data, (rows, *data.shape[1:]))
 
 
 # --- every kind of run, every activation ---
 
 
-# These take a second each, and add little: "two" has values, "images" arrays and classes that are integers; the program
-# that torch.export saves and the graph of onnx are made of one module.
-RARER = {"onnx": ("binary", "single", "logit", "mse", "value", "digits", "integers"),
+# These take a second each and add little: "two" covers regression, "images" arrays and integer classes; the programs of
+# torch.export and ONNX are built from the same module.
+SLOW_KINDS = {"onnx": ("binary", "single", "logit", "mse", "value", "digits", "integers"),
          "torch-export": ("single", "value", "digits", "integers")}  # fmt: skip
 CASES = [
-    pytest.param(kind, to, marks=[pytest.mark.slow] if kind in RARER.get(to, ()) else [])
+    pytest.param(kind, to, marks=[pytest.mark.slow] if kind in SLOW_KINDS.get(to, ()) else [])
     for kind in KINDS
     for to in RUNTIMES
     if kind != "filled"
@@ -228,9 +230,11 @@ CASES = [
 
 
 @pytest.mark.parametrize(("kind", "to"), CASES)
-def test_predictions_are_the_models_own(runs: Runs, exported_once: Callable[[str, str], Exported], kind: str, to: str):
-    """On the rows of the data, one row alone, and a thousand; where the export says what it was held to."""
-    model, given = dp.load(runs[kind].folder), inputs_of(kind)
+def test_exported_predictions_are_the_models_own(
+    runs: Runs, exported_once: Callable[[str, str], Exported], kind: str, to: str
+):
+    """On the rows of the data, one row, and a thousand; the export reports its difference and number of rows."""
+    model, data = dp.load(runs[kind].folder), inputs_of(kind)
     if (kind, to) == ("dates", "state-dict"):
         with pytest.raises(UserError, match="a column far from 0 compared with its spread"):
             export.export(model, to)
@@ -239,32 +243,32 @@ def test_predictions_are_the_models_own(runs: Runs, exported_once: Callable[[str
     assert 0 <= exported.difference <= 1e-5
     assert exported.rows == 512
     for rows in (300, 1, 1000):
-        check(exported, to, model, repeated(given, rows))
+        check(exported, to, model, repeated(data, rows))
 
 
 NAMES = [*core.ACTIVATIONS]
-AT_ONCE = 6
+GROUP = 6  # activations in one model
 
 
 @pytest.fixture(scope="module")
-def of_some(runs: Runs) -> Callable[[int], dp.Model]:
-    """A model with some of the activations, a layer each, to save time."""
+def model_of_activations(runs: Runs) -> Callable[[int], dp.Model]:
+    """A cached function: index → a model with GROUP activations from there, one for each layer."""
 
-    def made(at: int) -> dp.Model:
-        some = tuple(NAMES[at : at + AT_ONCE])
+    def train(at: int) -> dp.Model:
+        some = tuple(NAMES[at : at + GROUP])
         return dp.load(runs.train(f"some{at}", runs["mixed"].data, missing="mean", hidden=(6,) * len(some),
                                   activation=some, epochs=1).folder)  # fmt: skip
 
-    return functools.cache(made)
+    return functools.cache(train)
 
 
 @pytest.mark.parametrize("to", RUNTIMES)
-@pytest.mark.parametrize("at", range(0, len(NAMES), AT_ONCE))
-def test_every_activation(of_some: Callable[[int], dp.Model], at: int, to: str):
-    check(export.export(of_some(at), to), to, of_some(at), inputs_of("mixed"))
+@pytest.mark.parametrize("at", range(0, len(NAMES), GROUP))
+def test_every_activation_is_exported(model_of_activations: Callable[[int], dp.Model], at: int, to: str):
+    check(export.export(model_of_activations(at), to), to, model_of_activations(at), inputs_of("mixed"))
 
 
-OTHER_NETS = {
+OTHER_NETWORKS = {
     "linear": ("numbers", {"hidden": ()}),
     "linear values": ("value", {"hidden": ()}),
     "not scaled": ("integers", {"scaling": "none"}),
@@ -272,50 +276,52 @@ OTHER_NETS = {
 }
 
 
-def of_other_nets(name: str, to: str) -> Any:
-    """The scalings are folded into the weights of a state-dict alone; elsewhere only softmax has a path of its own."""
+def other_network_case(name: str, to: str) -> Any:
+    """Return a case, marked slow where little is new: only state-dict folds the scalings into the weights."""
     quick = to == "state-dict" or (name, to) == ("softmax", "torch-export")
-    return pytest.param(*OTHER_NETS[name], to, id=f"{name}-{to}", marks=[] if quick else pytest.mark.slow)
+    return pytest.param(*OTHER_NETWORKS[name], to, id=f"{name}-{to}", marks=[] if quick else pytest.mark.slow)
 
 
 @pytest.mark.parametrize(
-    ("kind", "settings", "to"), [of_other_nets(name, to) for name in OTHER_NETS for to in RUNTIMES]
+    ("kind", "settings", "to"), [other_network_case(name, to) for name in OTHER_NETWORKS for to in RUNTIMES]
 )
-def test_other_nets(runs: Runs, request: pytest.FixtureRequest, kind: str, settings: dict[str, Any], to: str):
-    """Without a hidden layer both scalings are in the same weights."""
+def test_other_networks_are_exported(
+    runs: Runs, request: pytest.FixtureRequest, kind: str, settings: dict[str, Any], to: str
+):
+    """Without a hidden layer both scalings are folded into the same weights."""
     model = dp.load(runs.train(request.node.name, runs[kind].data, **settings).folder)
     check(export.export(model, to), to, model, inputs_of(kind))
 
 
-def test_an_output_activation_before_the_units_cannot_be_plain_weights(runs: Runs):
+def test_a_nonlinear_output_before_unscaling_has_no_state_dict(runs: Runs):
     model = dp.load(runs.train("tanh out", runs["value"].data, output_activation="tanh").folder)
     with pytest.raises(UserError, match="the output activation tanh comes before the units of the target"):
         export.export(model, "state-dict")
     check(export.export(model, "torch-export"), "torch-export", model, inputs_of("value"))
 
 
-# --- names, and what is missing ---
+# --- categories, missing cells and column names ---
 
 
 @pytest.mark.filterwarnings("ignore:.* that no training row has")  # which is what is tried
 @pytest.mark.parametrize("to", ["onnx", "torch-export"])
-@pytest.mark.parametrize("kind", WITH_NAMES[:1])
-def test_unseen_and_missing_cells_go_as_in_the_model(
+@pytest.mark.parametrize("kind", CATEGORICAL_KINDS[:1])
+def test_unseen_and_missing_cells_are_handled_as_in_the_model(
     runs: Runs, exported_once: Callable[[str, str], Exported], kind: str, to: str
 ):
     model = dp.load(runs[kind].folder)
-    given = {"a": [None, 1.0, None, -1.0], "city": ["Bonn", "Rome", None, "São Paulo"], "b": [3.0, None, None, 5.0]}
-    check(exported_once(kind, to), to, model, given)
+    data = {"a": [None, 1.0, None, -1.0], "city": ["Bonn", "Rome", None, "São Paulo"], "b": [3.0, None, None, 5.0]}
+    check(exported_once(kind, to), to, model, data)
 
 
 @pytest.mark.parametrize("to", [pytest.param("onnx", marks=pytest.mark.slow), "torch-export"])
-def test_missing_numbers_of_a_net_without_names(runs: Runs, to: str):
+def test_missing_numbers_without_categorical_inputs(runs: Runs, to: str):
     model = dp.load(runs["filled"].folder)
     check(export.export(model, to), to, model, {"a": [None, 1.0, None], "b": [3.0, None, None]})
 
 
-# In a table of their own those that begin with what names within a graph begin with, which then begin otherwise.
-ODD_NAMES = {
+# "ours": names that begin with the prefix of the graph's internal names, which must then use another prefix.
+UNUSUAL_NAMES = {
     "any": [
         ("my column", "größe [m²]", "a,b"),
         ("label", "probabilities", "label_"),
@@ -332,42 +338,42 @@ ODD_NAMES = {
 }
 
 
-@pytest.mark.parametrize("names", ODD_NAMES.values(), ids=[*ODD_NAMES])
-def test_columns_of_any_name(runs: Runs, tmp_path: Path, names: list[tuple[str, str, str]]):
-    """The first of each three is of categories."""
+@pytest.mark.parametrize("names", UNUSUAL_NAMES.values(), ids=[*UNUSUAL_NAMES])
+def test_columns_of_any_name_are_exported(runs: Runs, tmp_path: Path, names: list[tuple[str, str, str]]):
+    """The first of three names is a categorical column."""
     table = TABLES["mixed"]
-    columns = {name: table[of] for three in names for name, of in zip(three, ("city", "a", "b"), strict=True)}
-    empty = {name: hole for three in names for name, hole in zip(three, ("", math.nan, math.nan), strict=True)}
+    columns = {name: table[key] for three in names for name, key in zip(three, ("city", "a", "b"), strict=True)}
+    missing = {name: cell for three in names for name, cell in zip(three, ("", math.nan, math.nan), strict=True)}
     run = runs.train(f"odd{len(names)}", write_csv(tmp_path / "t.csv", columns | {"y": table["y"]}), missing="mean")
     model = dp.load(run.folder)
     session = session_of(export.export(model, "onnx").content)
-    fed = {
-        take.name: np.array(
-            [hole if cell is None else cell for cell in columns[name]], dtype=object if hole == "" else np.float32
+    feeds = {
+        node.name: np.array(
+            [empty if cell is None else cell for cell in columns[name]], dtype=object if empty == "" else np.float32
         )[:, None]
-        for take, (name, hole) in zip(session.get_inputs(), empty.items(), strict=True)
+        for node, (name, empty) in zip(session.get_inputs(), missing.items(), strict=True)
     }
-    label, probabilities = session.run(["label", "probabilities"], fed)
+    label, probabilities = session.run(["label", "probabilities"], feeds)
     assert_allclose(probabilities, model.predict_proba(columns), **ROUNDING)
     assert (label == model.predict(columns)).mean() > 0.99
 
 
 @pytest.mark.filterwarnings("ignore:.* that no training row has")  # which is what is tried
-def test_a_column_of_names_alone_and_one_without_any(runs: Runs, tmp_path: Path):
-    """No number among the inputs."""
+def test_a_model_with_only_a_categorical_input(runs: Runs, tmp_path: Path):
+    """All inputs are categorical."""
     columns = {"city": TABLES["mixed"]["city"], "y": ["p" if c == "Rome" else "q" for c in TABLES["mixed"]["city"]]}
     run = runs.train("names alone", write_csv(tmp_path / "t.csv", columns), missing="mean")
     model = dp.load(run.folder)
     for to in ("onnx", "torch-export"):
         exported = export.export(model, to)
-        given = {"city": ["Rome", "Paris", None, "Bonn"]}
+        data = {"city": ["Rome", "Paris", None, "Bonn"]}
         if to == "onnx":
             session = session_of(exported.content)
             cities = np.array([["Rome"], ["Paris"], [""], ["Bonn"]], dtype=object)
-            found = session.run(["probabilities"], {"city": cities})[0]
-            assert_allclose(found, model.predict_proba(given), **ROUNDING)
+            actual = session.run(["probabilities"], {"city": cities})[0]
+            assert_allclose(actual, model.predict_proba(data), **ROUNDING)
         else:
-            check(exported, to, model, given)
+            check(exported, to, model, data)
 
 
 @pytest.mark.parametrize(
@@ -379,63 +385,61 @@ def test_a_column_of_names_alone_and_one_without_any(runs: Runs, tmp_path: Path)
         ("two", ["values"]),
     ],
 )
-def test_outputs_stand_in_the_order_that_the_docs_and_the_notes_say(
+def test_onnx_outputs_have_the_documented_order(
     runs: Runs, exported_once: Callable[[str, str], Exported], kind: str, names: list[str]
 ):
-    """The class first, as skl2onnx has it: whoever asks for all outputs takes them by their place."""
+    """The class comes first, as in skl2onnx, because callers may take the outputs by position."""
     exported = exported_once(kind, "onnx")
     assert [output.name for output in session_of(exported.content).get_outputs()] == names
     assert f"outputs: {' and '.join(names)}, " in exported.notes[1]
 
 
-def test_text_counts_as_it_stands_in_onnx(runs: Runs, exported_once: Callable[[str, str], Exported]):
-    """The docs say so: reading a file leaves off blanks around a cell, ai.onnx.ml has nothing that does."""
+def test_onnx_does_not_strip_spaces_around_categories(runs: Runs, exported_once: Callable[[str, str], Exported]):
+    """As documented: reading a file strips spaces around a cell, but ai.onnx.ml has no operator for that."""
     model = dp.load(runs["mixed"].folder)
     rows = {name: {"a": [0.5], "city": [name], "b": [3.0]} for name in ("Rome", " Rome ", "")}
-    found = {
-        name: by_onnxruntime(exported_once("mixed", "onnx"), model, given)["probabilities"]
-        for name, given in rows.items()
+    actual = {
+        name: by_onnxruntime(exported_once("mixed", "onnx"), model, data)["probabilities"]
+        for name, data in rows.items()
     }
-    assert found[" Rome "].tolist() == found[""].tolist() != found["Rome"].tolist()
+    assert actual[" Rome "].tolist() == actual[""].tolist() != actual["Rome"].tolist()
 
 
 @pytest.mark.parametrize("kind", [pytest.param("integers", marks=pytest.mark.slow), "images"])
-def test_classes_of_whole_numbers_come_out_as_such(
-    runs: Runs, exported_once: Callable[[str, str], Exported], kind: str
-):
-    model, given = dp.load(runs[kind].folder), inputs_of(kind)
-    label = by_onnxruntime(exported_once(kind, "onnx"), model, given)["label"]
+def test_integer_classes_are_int64_in_onnx(runs: Runs, exported_once: Callable[[str, str], Exported], kind: str):
+    model, data = dp.load(runs[kind].folder), inputs_of(kind)
+    label = by_onnxruntime(exported_once(kind, "onnx"), model, data)["label"]
     assert label.dtype == np.int64
-    assert (label == model.predict(given)).mean() > 0.99
+    assert (label == model.predict(data)).mean() > 0.99
 
 
 @pytest.mark.parametrize("kind", ["dates", "double"])
-def test_digits_that_count_are_kept(runs: Runs, exported_once: Callable[[str, str], Exported], kind: str):
-    """Seconds of 1.7e9 apart by one, of which float32 would make one."""
+def test_float64_precision_is_kept_where_needed(runs: Runs, exported_once: Callable[[str, str], Exported], kind: str):
+    """Times of 1.7e9 that differ by a second, which float32 cannot distinguish."""
     model = dp.load(runs[kind].folder)
     names = [column.name for column in model.encoding.inputs] if model.encoding else []
-    given = {name: [1.7e9 + at if name == "when" else 5.0 + 1e-9 * at for at in range(100)] for name in names}
+    data = {name: [1.7e9 + at if name == "when" else 5.0 + 1e-9 * at for at in range(100)] for name in names}
     for to in ("onnx", "torch-export"):
         exported = exported_once(kind, to)
         assert "float64" in exported.notes[0]
-        found = RUNTIMES[to](exported, model, given)["probabilities"]
-        assert_allclose(found, model.predict_proba(given), rtol=0, atol=1e-6 if kind == "dates" else 1e-13)
+        actual = RUNTIMES[to](exported, model, data)["probabilities"]
+        assert_allclose(actual, model.predict_proba(data), rtol=0, atol=1e-6 if kind == "dates" else 1e-13)
 
 
 @pytest.mark.parametrize("to", RUNTIMES)
 @pytest.mark.parametrize("kind", ["mixed", "two", "images"])
-def test_a_file_describes_its_model(
+def test_the_metadata_describes_the_model(
     runs: Runs, exported_once: Callable[[str, str], Exported], tmp_path: Path, kind: str, to: str
 ):
     resolved = runs[kind].saved["resolved"]
     exported = exported_once(kind, to)
-    about = about_of(to, exported)
-    assert (about["deltaprop"], about["format"]) == (dp.__version__, 1)
+    metadata = metadata_of(to, exported)
+    assert (metadata["deltaprop"], metadata["format"]) == (dp.__version__, 1)
     for name in ("task", "sizes", "loss", "columns"):
-        assert about[name] == resolved[name]
-    assert about["classes"] == resolved["class_names"]
-    assert about["activations"] == ["relu", "none"]
-    assert about["targets"] == (["u", "v"] if kind == "two" else ["y"])
+        assert metadata[name] == resolved[name]
+    assert metadata["classes"] == resolved["class_names"]
+    assert metadata["activations"] == ["relu", "none"]
+    assert metadata["targets"] == (["u", "v"] if kind == "two" else ["y"])
     if to == "state-dict":
         (tmp_path / "t.safetensors").write_bytes(exported.content)
         with safe_open(tmp_path / "t.safetensors", "pt") as file:
@@ -446,8 +450,8 @@ def test_a_file_describes_its_model(
 
 
 @pytest.mark.parametrize("name", ["mean", "scale", "fill", "out_mean", "out_scale"])
-def test_wrong_preprocessing_is_caught(runs: Runs, monkeypatch: pytest.MonkeyPatch, name: str):
-    """A hundredth more in the module: the rows that are compared show it. tests/cli/test_export.py saves one so."""
+def test_wrong_preprocessing_is_detected(runs: Runs, monkeypatch: pytest.MonkeyPatch, name: str):
+    """A parameter of the module is 1 % off: the compared rows detect it. See also tests/cli/test_export.py."""
     model = dp.load(runs["value" if name.startswith("out") else "filled"].folder)
     module = DeploymentModule(model).eval()
     setattr(module, name, getattr(module, name) * 1.01 + 0.01)
@@ -462,14 +466,14 @@ def test_wrong_preprocessing_is_caught(runs: Runs, monkeypatch: pytest.MonkeyPat
         export.export(model, "torch-export")
 
 
-def test_wrong_plain_weights_are_caught(runs: Runs, monkeypatch: pytest.MonkeyPatch):
-    right = state_dict.folded
-    monkeypatch.setattr(state_dict, "folded", lambda model: {k: t * 1.001 for k, t in right(model).items()})
+def test_wrong_state_dict_weights_are_detected(runs: Runs, monkeypatch: pytest.MonkeyPatch):
+    folded = state_dict.folded
+    monkeypatch.setattr(state_dict, "folded", lambda model: {k: t * 1.001 for k, t in folded(model).items()})
     with pytest.raises(UserError, match="`to='state-dict'`: predictions differ"):
         export.export(dp.load(runs["numbers"].folder), "state-dict")
 
 
-def test_classes_in_another_order_are_caught(runs: Runs, monkeypatch: pytest.MonkeyPatch):
+def test_classes_in_another_order_are_detected(runs: Runs, monkeypatch: pytest.MonkeyPatch):
     make = onnx_graph._add_class_names
 
     def wrong(graph: Any, model: dp.Model) -> Any:
@@ -480,7 +484,7 @@ def test_classes_in_another_order_are_caught(runs: Runs, monkeypatch: pytest.Mon
         export.export(dp.load(runs["numbers"].folder), "onnx")
 
 
-def test_categories_in_another_order_are_caught(runs: Runs, monkeypatch: pytest.MonkeyPatch):
+def test_categories_in_another_order_are_detected(runs: Runs, monkeypatch: pytest.MonkeyPatch):
     make = onnx_graph._add_columns
 
     def wrong(proto: Any, model: dp.Model, x: str) -> Any:
@@ -494,19 +498,19 @@ def test_categories_in_another_order_are_caught(runs: Runs, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("package", ["onnx", "onnxruntime", "onnxscript"])
-def test_a_missing_package_is_named(runs: Runs, monkeypatch: pytest.MonkeyPatch, package: str):
+def test_a_missing_package_is_named_in_the_error(runs: Runs, monkeypatch: pytest.MonkeyPatch, package: str):
     monkeypatch.setitem(sys.modules, package, None)  # as if it were not installed
     with pytest.raises(UserError, match=rf"`to='onnx'` needs the package {package}: pip install 'deltaprop\[onnx\]'"):
         export.export(dp.load(runs["numbers"].folder), "onnx")
 
 
-def test_an_unknown_format(runs: Runs):
+def test_an_unknown_format_is_refused(runs: Runs):
     with pytest.raises(UserError, match="unknown format 'onx': did you mean 'onnx'"):
         export.export(dp.load(runs["numbers"].folder), "onx")
 
 
-def test_what_the_notes_say_of_outputs_is_so(runs: Runs):
-    """One logit is of the second class alone; the outputs of mse are no logits."""
+def test_the_notes_describe_the_outputs_correctly(runs: Runs):
+    """One logit belongs to the second class only; the outputs of a model trained on mse are not logits."""
     assert "logits of no, yes" in " ".join(export.export(dp.load(runs["numbers"].folder), "state-dict").notes)
     for kind in ("logit", "mse"):
         assert "logits of no, yes" not in " ".join(export.export(dp.load(runs[kind].folder), "state-dict").notes)

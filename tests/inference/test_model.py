@@ -1,4 +1,4 @@
-"""``dp.load``: what a model predicts, on data of every kind, and what it refuses."""
+"""``dp.load``: predictions for data of each kind, and refused data and runs."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from pyarrow import parquet
 import deltaprop as dp
 from deltaprop import UserError
 from tests.inference.conftest import (
+    ARRAY_KINDS,
+    CATEGORICAL_KINDS,
     KINDS,
-    OF_ARRAYS,
-    OF_NUMBERS,
-    OF_TABLES,
+    REGRESSION_KINDS,
+    TABLE_KINDS,
     TABLES,
-    WITH_NAMES,
     N,
     Run,
     Runs,
-    answers_by_hand,
     first,
     inputs_of,
     outputs_by_hand,
+    predictions_by_hand,
     probabilities_by_hand,
     without,
     write_csv,
@@ -42,42 +42,42 @@ from tests.inference.conftest import (
 ROUNDING = {"rtol": 1e-4, "atol": 2e-5}  # of float32, through two layers of inputs up to 5 deviations away
 
 
-# --- what it predicts ---
+# --- predictions ---
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_outputs_are_those_of_the_formula(runs: Runs, kind: str):
-    """By NumPy, from config.json and model.safetensors alone."""
-    run, given = runs[kind], inputs_of(kind)
-    assert_allclose(dp.load(run.folder).outputs(given), outputs_by_hand(run, given), **ROUNDING)
+def test_outputs_by_hand(runs: Runs, kind: str):
+    """Computed with NumPy from config.json and model.safetensors only."""
+    run, data = runs[kind], inputs_of(kind)
+    assert_allclose(dp.load(run.folder).outputs(data), outputs_by_hand(run, data), **ROUNDING)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_classes_and_values_are_those_of_the_formula(runs: Runs, kind: str):
-    run, given = runs[kind], inputs_of(kind)
-    found, expected = dp.load(run.folder).predict(given), answers_by_hand(run, given)
-    if kind in OF_NUMBERS:
-        assert found.shape == ((N, 2) if kind == "two" else (N,))
+def test_predicted_classes_and_values_by_hand(runs: Runs, kind: str):
+    run, data = runs[kind], inputs_of(kind)
+    actual, expected = dp.load(run.folder).predict(data), predictions_by_hand(run, data)
+    if kind in REGRESSION_KINDS:
+        assert actual.shape == ((N, 2) if kind == "two" else (N,))
         scale = np.array(run.saved["resolved"]["target_scaling"]["scale"])
-        assert_allclose(found.reshape(N, -1) / scale, expected / scale, **ROUNDING)
+        assert_allclose(actual.reshape(N, -1) / scale, expected / scale, **ROUNDING)
     else:
-        assert found.astype(str).tolist() == expected.tolist()
-        assert len({*expected}) > 1  # else a model that says one thing would do
+        assert actual.astype(str).tolist() == expected.tolist()
+        assert len({*expected}) > 1  # a model of constant predictions would not pass
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in (*OF_NUMBERS, "mse")])
-def test_probabilities_are_those_of_the_formula(runs: Runs, kind: str):
-    run, given = runs[kind], inputs_of(kind)
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in (*REGRESSION_KINDS, "mse")])
+def test_probabilities_by_hand(runs: Runs, kind: str):
+    run, data = runs[kind], inputs_of(kind)
     model = dp.load(run.folder)
-    found = model.predict_proba(given)
-    assert_allclose(found, probabilities_by_hand(run, given), **ROUNDING)
-    assert_allclose(found.sum(axis=1), 1, rtol=1e-6)
-    assert model.classes[found.argmax(axis=1)].tolist() == model.predict(given).tolist()
+    actual = model.predict_proba(data)
+    assert_allclose(actual, probabilities_by_hand(run, data), **ROUNDING)
+    assert_allclose(actual.sum(axis=1), 1, rtol=1e-6)
+    assert model.classes[actual.argmax(axis=1)].tolist() == model.predict(data).tolist()
 
 
-@pytest.mark.parametrize(("kind", "said"), [("value", "numbers"), ("mse", "by the loss mse")])
-def test_where_there_are_no_probabilities_it_says_so(runs: Runs, kind: str, said: str):
-    with pytest.raises(UserError, match=f"the model was trained on {said}: it has no probabilities"):
+@pytest.mark.parametrize(("kind", "message"), [("value", "numbers"), ("mse", "by the loss mse")])
+def test_a_model_without_probabilities_refuses_predict_proba(runs: Runs, kind: str, message: str):
+    with pytest.raises(UserError, match=f"the model was trained on {message}: it has no probabilities"):
         dp.load(runs[kind].folder).predict_proba(inputs_of(kind))
 
 
@@ -91,7 +91,7 @@ def test_where_there_are_no_probabilities_it_says_so(runs: Runs, kind: str, said
         ("value", []),
     ],
 )
-def test_classes_are_whole_numbers_where_they_were(runs: Runs, kind: str, classes: list[Any]):
+def test_integer_classes_stay_integers(runs: Runs, kind: str, classes: list[Any]):
     assert dp.load(runs[kind].folder).classes.tolist() == classes
 
 
@@ -106,20 +106,20 @@ def test_classes_are_whole_numbers_where_they_were(runs: Runs, kind: str, classe
         (("\u0661", "1"), ["\u0661", "1"]),
     ],
 )
-def test_classes_that_only_look_like_whole_numbers_are_text(runs: Runs, names: tuple[str, ...], expected: list[Any]):
-    """Two minus signs, more digits than int64 has, digits of another alphabet."""
+def test_classes_that_only_look_like_integers_are_text(runs: Runs, names: tuple[str, ...], expected: list[Any]):
+    """Two minus signs, leading zeros, numbers beyond int64, digits of another script."""
     model = dataclasses.replace(dp.load(runs["numbers"].folder), class_names=names)
     assert model.classes.tolist() == expected
 
 
-def test_the_best_weights_are_others_than_the_final_ones(runs: Runs):
-    """At η = 3 the loss goes up and down."""
+def test_the_best_weights_differ_from_the_final_ones(runs: Runs):
+    """With η = 3 the loss is not monotonic."""
     run = runs.train("wild", runs["numbers"].data, lr=3.0, epochs=6)
     final, best = (dp.load(run.folder, weights).outputs(inputs_of("numbers")) for weights in ("final", "best"))
     assert not torch.equal(final, best)
 
 
-# --- data of every kind ---
+# --- input formats ---
 
 
 def _gz(path: Path, columns: Mapping[str, Any]) -> Path:
@@ -147,7 +147,7 @@ def _chunked(columns: Mapping[str, Any]) -> pa.Table:
 
 
 def _dictionaries(columns: Mapping[str, Any]) -> pa.Table:
-    """Text as pandas's Categorical arrives."""
+    """Return a table whose text is dictionary-encoded, as from pandas's Categorical."""
     table = pa.table(dict(columns))
     arrays = [c.dictionary_encode() if pa.types.is_string(c.type) else c for c in table.columns]
     return pa.table(arrays, names=table.column_names)
@@ -170,7 +170,7 @@ FORMS: dict[str, Callable[[Path, Mapping[str, Any]], Any]] = {
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("kind", ["numbers", "mixed", "two", "dates"])
-def test_a_table_of_every_form_gives_the_same(runs: Runs, tmp_path: Path, kind: str, form: str):
+def test_every_table_format_gives_the_same_outputs(runs: Runs, tmp_path: Path, kind: str, form: str):
     model, columns = dp.load(runs[kind].folder), inputs_of(kind)
     assert_allclose(model.outputs(FORMS[form](tmp_path, columns)), model.outputs(columns), rtol=0, atol=1e-6)
 
@@ -187,34 +187,34 @@ ARRAYS: dict[str, Callable[[Any], Any]] = {
 
 @pytest.mark.parametrize("form", ARRAYS)
 @pytest.mark.parametrize("kind", ["numbers", "dates", "images", "digits"])
-def test_an_array_of_every_form_gives_the_same(runs: Runs, kind: str, form: str):
-    """Of a table's numbers: columns in the order of the table."""
-    model, given = dp.load(runs[kind].folder), inputs_of(kind)
-    x = np.array([*without(given, "y").values()]).T if kind in OF_TABLES else given
-    assert_allclose(model.outputs(ARRAYS[form](x)), model.outputs(given), rtol=0, atol=1e-6)
+def test_every_array_type_gives_the_same_outputs(runs: Runs, kind: str, form: str):
+    """For a model trained on a table the array's columns are in the table's order."""
+    model, data = dp.load(runs[kind].folder), inputs_of(kind)
+    x = np.array([*without(data, "y").values()]).T if kind in TABLE_KINDS else data
+    assert_allclose(model.outputs(ARRAYS[form](x)), model.outputs(data), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("form", ["x.npy", "x.npz", "keras.npz"])
 @pytest.mark.parametrize("kind", ["numbers", "images"])
-def test_arrays_in_files_give_the_same(runs: Runs, tmp_path: Path, kind: str, form: str):
-    model, given = dp.load(runs[kind].folder), inputs_of(kind)
-    x = np.array([*without(given, "y").values()]).T if kind in OF_TABLES else given
+def test_arrays_in_files_give_the_same_outputs(runs: Runs, tmp_path: Path, kind: str, form: str):
+    model, data = dp.load(runs[kind].folder), inputs_of(kind)
+    x = np.array([*without(data, "y").values()]).T if kind in TABLE_KINDS else data
     path = tmp_path / form
     if form == "x.npy":
         np.save(path, x)
     else:
         np.savez(path, **{"x" if form == "x.npz" else "x_train": x})
-    assert_allclose(model.outputs(path), model.outputs(given), rtol=0, atol=1e-6)
+    assert_allclose(model.outputs(path), model.outputs(data), rtol=0, atol=1e-6)
 
 
-def test_a_table_for_a_model_of_arrays_goes_by_the_order_of_its_columns(runs: Runs, tmp_path: Path):
+def test_a_model_of_arrays_takes_table_columns_in_order(runs: Runs, tmp_path: Path):
     x = inputs_of("images").reshape(N, -1)
     path = write_csv(tmp_path / "t.csv", {f"p{at}": x[:, at].tolist() for at in range(x.shape[1])})
     model = dp.load(runs["images"].folder)
     assert_allclose(model.outputs(path), model.outputs(x), rtol=0, atol=1e-6)
 
 
-def test_tensors_as_columns(runs: Runs):
+def test_columns_may_be_tensors(runs: Runs):
     columns = without(inputs_of("numbers"), "y")
     model = dp.load(runs["numbers"].folder)
     tensors = {name: torch.tensor(cells, dtype=torch.float64) for name, cells in columns.items()}
@@ -223,12 +223,12 @@ def test_tensors_as_columns(runs: Runs):
 
 @pytest.mark.parametrize("kind", ["numbers", "mixed", "two"])
 def test_columns_are_found_by_their_names(runs: Runs, tmp_path: Path, kind: str):
-    """In any order, others beside them, the target not there."""
+    """In any order, with other columns, without the target."""
     columns = inputs_of(kind)
     targets = runs[kind].saved["resolved"]["columns"]["targets"]
-    turned = {"id": [*range(N)], **dict(reversed(without(columns, *targets).items())), "note": ["x, y"] * N}
+    reordered = {"id": [*range(N)], **dict(reversed(without(columns, *targets).items())), "note": ["x, y"] * N}
     model = dp.load(runs[kind].folder)
-    for data in (turned, write_csv(tmp_path / "t.csv", turned)):
+    for data in (reordered, write_csv(tmp_path / "t.csv", reordered)):
         assert_allclose(model.outputs(data), model.outputs(columns), rtol=0, atol=1e-6)
 
 
@@ -239,8 +239,8 @@ def test_a_model_of_one_input_needs_no_other_column(runs: Runs, tmp_path: Path, 
     assert_allclose(model.outputs(data), model.outputs(inputs_of("single")), rtol=0, atol=1e-6)
 
 
-def test_truth_values_are_the_same_in_every_form(runs: Runs, tmp_path: Path):
-    """As pandas writes them into a CSV: True and False."""
+def test_booleans_are_the_same_in_every_format(runs: Runs, tmp_path: Path):
+    """In CSV they are True and False, as pandas writes them."""
     columns = {"a": TABLES["numbers"]["a"], "f": [a > 0 for a in TABLES["numbers"]["a"]]}
     columns["y"] = ["p" if f else "q" for f in columns["f"]]
     model = dp.load(runs.train("truths", write_csv(tmp_path / "t.csv", columns)).folder)
@@ -249,27 +249,27 @@ def test_truth_values_are_the_same_in_every_form(runs: Runs, tmp_path: Path):
         assert_allclose(model.outputs(FORMS[form](tmp_path, columns)), expected, rtol=0, atol=1e-6)
 
 
-def test_whole_numbers_as_categories_are_the_same_in_every_form(runs: Runs, tmp_path: Path):
+def test_integer_categories_are_the_same_in_every_format(runs: Runs, tmp_path: Path):
     columns = {"a": TABLES["numbers"]["a"], "code": [at % 3 for at in range(N)], "y": [at % 2 for at in range(N)]}
     model = dp.load(runs.train("codes", write_csv(tmp_path / "t.csv", columns), categorical=("code",)).folder)
     expected = model.outputs(tmp_path / "t.csv")
     for kind in (int, float, str):
-        given = {**columns, "code": [kind(code) if kind is not str else f" {code} " for code in columns["code"]]}
-        assert_allclose(model.outputs(given), expected, rtol=0, atol=1e-6)
+        data = {**columns, "code": [kind(code) if kind is not str else f" {code} " for code in columns["code"]]}
+        assert_allclose(model.outputs(data), expected, rtol=0, atol=1e-6)
 
 
-# --- what is missing, and what training has not seen ---
+# --- missing cells and unseen categories ---
 
 
-@pytest.mark.parametrize("kind", WITH_NAMES)
-def test_a_category_that_training_has_not_seen_is_none_of_them(runs: Runs, tmp_path: Path, kind: str):
-    """As a missing one is: 0 in each of its inputs; and it is told, each column once."""
+@pytest.mark.parametrize("kind", CATEGORICAL_KINDS)
+def test_an_unseen_category_is_all_zeros_and_reported(runs: Runs, tmp_path: Path, kind: str):
+    """Like a missing one: all its inputs are 0; with one warning for each column."""
     model, columns = dp.load(runs[kind].folder), first(inputs_of(kind), 4)
     columns["city"] = ["Bonn", "Paris", "Oslo", ""]
     blocks = model.blocks(write_csv(tmp_path / "t.csv", columns))
-    found = torch.cat([*map(model.feed, blocks.inputs())])
-    assert_allclose(found, outputs_by_hand(runs[kind], columns), **ROUNDING)
-    assert torch.equal(found, model.outputs({**columns, "city": [None, "Paris", None, None]}))
+    actual = torch.cat([*map(model.feed, blocks.inputs())])
+    assert_allclose(actual, outputs_by_hand(runs[kind], columns), **ROUNDING)
+    assert torch.equal(actual, model.outputs({**columns, "city": [None, "Paris", None, None]}))
     assert blocks.warnings == [
         f"{tmp_path}/t.csv: column 'city' has 2 names that no training row has, such as 'Bonn'",
     ]
@@ -290,35 +290,35 @@ def test_a_missing_number_in_an_array_is_filled_as_in_a_table(runs: Runs):
 
 
 @pytest.mark.parametrize("missing", ["refuse", "drop"])
-@pytest.mark.parametrize(("cell", "shown"), [("", "the cell is empty"), ("NA", "'NA' means a missing value")])
-def test_a_missing_cell_is_refused_by_its_row(runs: Runs, tmp_path: Path, missing: str, cell: str, shown: str):
-    """Where training left such rows out, too: each row is to be answered."""
+@pytest.mark.parametrize(("cell", "message"), [("", "the cell is empty"), ("NA", "'NA' means a missing value")])
+def test_a_missing_cell_is_refused_with_its_row(runs: Runs, tmp_path: Path, missing: str, cell: str, message: str):
+    """Also if training dropped such rows: every row needs a prediction."""
     run = runs["numbers"]
     if missing == "drop":
-        name = f"dropped{len(shown)}"
+        name = f"dropped{len(message)}"
         run = runs.train(name, write_csv(tmp_path / "train.csv", TABLES["filled"]), missing="drop")
     columns = first(inputs_of("numbers"), 9)
     columns["b"][6] = cell
-    with pytest.raises(UserError, match=rf"t\.csv: row 7, column 'b': {shown}") as error:
+    with pytest.raises(UserError, match=rf"t\.csv: row 7, column 'b': {message}") as error:
         dp.load(run.folder).predict(write_csv(tmp_path / "t.csv", columns))
-    assert "--missing" not in str(error.value)  # a flag of train: nothing that who predicts could do
+    assert "--missing" not in str(error.value)  # a flag of train, of no use for predicting
 
 
-# --- rows, in blocks ---
+# --- blocks of rows ---
 
 
 def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("deltaprop.inference.inputs.ROWS_AT_ONCE", 7)
     monkeypatch.setattr("deltaprop.data.formats.parquet.BATCH_ROWS", 5)
-    monkeypatch.setattr("deltaprop.data.formats.csv.READ_BYTES", 512)  # of CSV: about ten rows
+    monkeypatch.setattr("deltaprop.data.formats.csv.READ_BYTES", 512)  # about ten rows
 
 
 @pytest.mark.parametrize("form", ["csv", "csv.gz", "parquet", "parts", "pyarrow.Table", "in chunks"])
 @pytest.mark.parametrize("kind", ["numbers", "mixed"])
-def test_rows_keep_their_order_whatever_the_blocks(
+def test_rows_keep_their_order_for_any_block_size(
     runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, form: str
 ):
-    """To rounding: products of other shapes add in another order."""
+    """To rounding, because products of other shapes sum in another order."""
     model, columns = dp.load(runs[kind].folder), inputs_of(kind)
     expected = model.outputs(columns)
     _small_blocks(monkeypatch)
@@ -346,17 +346,17 @@ def test_rows_of_an_array_keep_their_order(runs: Runs, monkeypatch: pytest.Monke
     ],
     ids=["numpy", "tensor", "dict", "pyarrow.Table"],
 )
-def test_no_rows_are_no_answers(runs: Runs, data: Any):
+def test_no_rows_give_no_predictions(runs: Runs, data: Any):
     model = dp.load(runs["numbers"].folder)
     assert model.predict(data).shape == (0,)
     assert model.predict_proba(data).shape == (0, 2)
 
 
-# --- what is refused ---
+# --- refused data ---
 
 
 @pytest.mark.parametrize(
-    ("kind", "data", "said"),
+    ("kind", "data", "message"),
     [
         ("numbers", np.zeros((2, 3)), r"the data must be \[N, 2\], got \[2, 3\]"),
         ("numbers", np.zeros(2), r"the data must be \[N, 2\], got \[2\]; one sample is \[1, n\]"),
@@ -389,15 +389,15 @@ def test_no_rows_are_no_answers(runs: Runs, data: Any):
     ],
     ids=range(20),
 )
-def test_what_does_not_fit_is_told_in_one_line(runs: Runs, kind: str, data: Any, said: str):
-    with pytest.raises(UserError, match=said) as error:
+def test_invalid_data_is_refused_in_one_line(runs: Runs, kind: str, data: Any, message: str):
+    with pytest.raises(UserError, match=message) as error:
         dp.load(runs[kind].folder).predict(data)
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("data", [{"a": [1e300], "b": [1.0]}, np.array([[1e300, 1.0]])], ids=["table", "array"])
-def test_a_number_too_large_for_the_net_is_refused(runs: Runs, data: Any):
-    """Float32 ends at 3e38: it would be infinite, and the answer no number."""
+def test_a_number_too_large_for_float32_is_refused(runs: Runs, data: Any):
+    """Float32 ends at 3e38: the input would be infinite and the prediction NaN."""
     with pytest.raises(UserError, match=r"1e\+300|does not fit in"):
         dp.load(runs["numbers"].folder).predict(data)
 
@@ -405,13 +405,13 @@ def test_a_number_too_large_for_the_net_is_refused(runs: Runs, data: Any):
 # --- the folder of a run ---
 
 
-def test_unknown_weights(runs: Runs):
+def test_unknown_weights_are_refused(runs: Runs):
     with pytest.raises(UserError, match="unknown weights 'bset': did you mean 'best'"):
         dp.load(runs["numbers"].folder, "bset")
 
 
-def test_a_run_without_its_data_in_another_folder(runs: Runs, tmp_path: Path):
-    """What it was trained on is gone, and it has moved."""
+def test_a_moved_run_without_its_data_can_be_loaded(runs: Runs, tmp_path: Path):
+    """The training data was deleted, and the run's folder was moved."""
     path = write_csv(tmp_path / "t.csv", TABLES["mixed"])
     run = runs.train("moving", path, missing="mean")
     expected = dp.load(run.folder).outputs(inputs_of("mixed"))
@@ -421,31 +421,31 @@ def test_a_run_without_its_data_in_another_folder(runs: Runs, tmp_path: Path):
     assert torch.equal(dp.load(moved).outputs(inputs_of("mixed")), expected)
 
 
-def test_a_model_on_arrays_has_the_shape_of_its_pictures(runs: Runs):
+def test_a_model_of_pictures_has_their_shape(runs: Runs):
     assert dp.load(runs["digits"].folder).image_shape == (8, 8)
     assert dp.load(runs["numbers"].folder).image_shape is None
 
 
-def _paths(found: Any, before: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Return the way to each entry of JSON, the inner ones too."""
-    entries = found.items() if isinstance(found, dict) else enumerate(found) if isinstance(found, list) else ()
-    return [way for key, value in entries for way in [(*before, key), *_paths(value, (*before, key))]]
+def _paths(actual: Any, before: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Return the path of each entry of JSON data, including nested ones."""
+    entries = actual.items() if isinstance(actual, dict) else enumerate(actual) if isinstance(actual, list) else ()
+    return [path for key, value in entries for path in [(*before, key), *_paths(value, (*before, key))]]
 
 
 def _changed(value: Any) -> list[Any]:
-    """Return other values: near ones, that could be, and some that could not."""
-    near: list[Any] = [None, [], {}, "x", -1, 10**30, 10**400, True]
+    """Return other values: similar, possible ones, and impossible ones."""
+    others: list[Any] = [None, [], {}, "x", -1, 10**30, 10**400, True]
     if isinstance(value, bool | str | None):
-        return [*near, f"{value}x"]
+        return [*others, f"{value}x"]
     if isinstance(value, int | float):
-        return [*near, value + 1, 2.5 * value, str(value)]
+        return [*others, value + 1, 2.5 * value, str(value)]
     if isinstance(value, list):
-        return [*near, value[::-1], value[:-1], [*value, *value[-1:]]]
-    return near
+        return [*others, value[::-1], value[:-1], [*value, *value[-1:]]]
+    return others
 
 
-# Values that an entry could well have.
-LIKELY: dict[Any, list[Any]] = {
+# Other valid values of an entry.
+VALID_VALUES: dict[Any, list[Any]] = {
     "activation": [["tanh"], ["gelu"]],
     "output_activation": ["tanh", "softmax"],
     "loss": ["cross-entropy", "binary-cross-entropy", "mse", "huber"],
@@ -454,47 +454,47 @@ LIKELY: dict[Any, list[Any]] = {
     "missing": ["refuse", "mean", "drop"],
 }
 
-# What says how the net computes; the other entries of config.json say how it was trained.
-OF_THE_NET = ("hidden", "activation", "output_activation", "one_logit", "loss", "missing", "dtype")
-OF_THE_MODEL = ("loss", "task", "sizes", "class_names", "image_shape", "columns", "input_scaling", "target_scaling")
+# The entries of config.json that determine what the network computes; the others concern training only.
+NETWORK_ENTRIES = ("hidden", "activation", "output_activation", "one_logit", "loss", "missing", "dtype")
+MODEL_ENTRIES = ("loss", "task", "sizes", "class_names", "image_shape", "columns", "input_scaling", "target_scaling")
 
 
-def _answers(folder: Path, kind: str) -> Any:
-    """Return all that people read of a model: answers to whole rows and to one with holes, probabilities, names."""
-    model, given = dp.load(folder), inputs_of(kind, 20)
-    probabilities = model.predict_proba(given).tolist() if model.objective.has_probabilities else None
-    holes = None
-    if kind in WITH_NAMES:
-        holes = model.outputs({**first(given, 1), "a": [None], "b": [None]}).tolist()
-    return (model.predict(given).tolist(), probabilities, holes, [*model.class_names], [*model.target_names])
+def _predictions(folder: Path, kind: str) -> Any:
+    """Return a model's predictions for complete rows and for one with missing cells, its probabilities and names."""
+    model, data = dp.load(folder), inputs_of(kind, 20)
+    probabilities = model.predict_proba(data).tolist() if model.objective.has_probabilities else None
+    with_missing = None
+    if kind in CATEGORICAL_KINDS:
+        with_missing = model.outputs({**first(data, 1), "a": [None], "b": [None]}).tolist()
+    return (model.predict(data).tolist(), probabilities, with_missing, [*model.class_names], [*model.target_names])
 
 
-def _alterations(saved: dict[str, Any], ways: list[tuple[Any, ...]]) -> Iterator[tuple[tuple[Any, ...], Any, str]]:
-    """Give each entry's way, a new value, and config.json with it in its place; ``...`` for an entry deleted."""
-    for way in ways:
-        if len(way) > 3 and isinstance(way[-1], int) and way[-1] > 2:  # three of 64 pixels will do
+def _alterations(saved: dict[str, Any], paths: list[tuple[Any, ...]]) -> Iterator[tuple[tuple[Any, ...], Any, str]]:
+    """Yield each entry's path, a new value (``...`` if deleted), and the text of config.json with it."""
+    for path in paths:
+        if len(path) > 3 and isinstance(path[-1], int) and path[-1] > 2:  # three of 64 pixels suffice
             continue
-        *before, last = way
-        for new in (..., *_changed(_at(saved, way)), *LIKELY.get(last, [])):
+        *before, last = path
+        for new in (..., *_changed(_at(saved, path)), *VALID_VALUES.get(last, [])):
             changed = copy.deepcopy(saved)
             holder = _at(changed, before)
             if new is ...:
                 del holder[last]
             else:
                 holder[last] = new
-            yield way, new, json.dumps(changed)
+            yield path, new, json.dumps(changed)
 
 
-def _at(found: Any, way: Sequence[Any]) -> Any:
-    for key in way:
-        found = found[key]
-    return found
+def _at(actual: Any, path: Sequence[Any]) -> Any:
+    for key in path:
+        actual = actual[key]
+    return actual
 
 
-def _outcome(ask: Callable[[], Any]) -> Any:
-    """Return what is answered, None for one line that refuses to, or what the user would see a traceback of."""
+def _outcome(call: Callable[[], Any]) -> Any:
+    """Return the result, None for a UserError of one line, or the name of another exception."""
     try:
-        return ask()
+        return call()
     except UserError as error:
         return None if "\n" not in str(error) else f"several lines: {error}"
     except Exception as error:
@@ -502,51 +502,51 @@ def _outcome(ask: Callable[[], Any]) -> Any:
 
 
 @pytest.mark.parametrize("kind", ["mixed", "two", "digits", pytest.param("mse", marks=pytest.mark.slow), "logit"])
-def test_no_entry_of_config_json_can_be_changed_unseen(runs: Runs, tmp_path: Path, kind: str):
-    """Each entry, the inner ones too, deleted and put at other values: refused in one line, or of no effect."""
+def test_every_change_of_config_json_is_refused_or_has_no_effect(runs: Runs, tmp_path: Path, kind: str):
+    """Each entry, including nested ones, deleted or changed: refused in one line, or without effect."""
     run, folder = runs[kind], runs[kind].copy(tmp_path / "copy")
-    expected, wrong = _answers(run.folder, kind), []
-    resolved = {name: run.saved["resolved"][name] for name in OF_THE_MODEL}
-    ways = [("resolved", *way) for way in _paths(resolved)] + [(name,) for name in OF_THE_NET]
-    for way, new, text in _alterations(run.saved, ways):
+    expected, failures = _predictions(run.folder, kind), []
+    resolved = {name: run.saved["resolved"][name] for name in MODEL_ENTRIES}
+    paths = [("resolved", *path) for path in _paths(resolved)] + [(name,) for name in NETWORK_ENTRIES]
+    for path, new, text in _alterations(run.saved, paths):
         (folder / "config.json").write_text(text)
-        found = _outcome(lambda: _answers(folder, kind))
-        if found not in (None, expected):
-            wrong.append((way, repr(new)[:20], found if isinstance(found, str) else "other answers"))
-    assert wrong == []
+        actual = _outcome(lambda: _predictions(folder, kind))
+        if actual not in (None, expected):
+            failures.append((path, repr(new)[:20], actual if isinstance(actual, str) else "other predictions"))
+    assert failures == []
 
 
 @pytest.mark.parametrize("kind", ["mixed", "digits"])
-def test_without_its_checkpoint_a_damaged_run_is_still_told_in_one_line(runs: Runs, tmp_path: Path, kind: str):
-    """There is no digest then that would tell; what cannot be is refused all the same, without a traceback."""
+def test_a_damaged_run_without_a_checkpoint_gives_no_traceback(runs: Runs, tmp_path: Path, kind: str):
+    """Without the checkpoint no digest detects the change; impossible values are still refused without a traceback."""
     run, folder = runs[kind], runs[kind].copy(tmp_path / "copy")
     shutil.rmtree(folder / "checkpoints")
-    resolved = {name: run.saved["resolved"][name] for name in OF_THE_MODEL}
+    resolved = {name: run.saved["resolved"][name] for name in MODEL_ENTRIES}
     crashed = []
-    for way, new, text in _alterations(run.saved, [("resolved", *way) for way in _paths(resolved)]):
+    for path, new, text in _alterations(run.saved, [("resolved", *path) for path in _paths(resolved)]):
         (folder / "config.json").write_text(text)
-        found = _outcome(lambda: dp.load(folder))
-        if isinstance(found, str):
-            crashed.append((way, repr(new)[:20], found))
+        actual = _outcome(lambda: dp.load(folder))
+        if isinstance(actual, str):
+            crashed.append((path, repr(new)[:20], actual))
     assert crashed == []
 
 
-def test_a_scaling_by_a_negative_number_is_no_deviation(runs: Runs, tmp_path: Path):
-    """Nothing that training writes; without the checkpoint nothing else would tell."""
-    copied = runs["numbers"].copy(
+def test_a_negative_input_scale_is_refused(runs: Runs, tmp_path: Path):
+    """Training never writes one; without the checkpoint no digest detects it."""
+    folder = runs["numbers"].copy(
         tmp_path / "copy", lambda saved: saved["resolved"]["input_scaling"].update(scale=[-1.0, 2.0])
     )
-    shutil.rmtree(copied / "checkpoints")
+    shutil.rmtree(folder / "checkpoints")
     with pytest.raises(UserError, match="damaged"):
-        dp.load(copied)
+        dp.load(folder)
 
 
-def test_names_of_classes_are_names_each_its_own(runs: Runs, tmp_path: Path):
+def test_repeated_or_malformed_class_names_are_refused(runs: Runs, tmp_path: Path):
     for names in (["no", "no"], "no"):
-        copied = runs["numbers"].copy(tmp_path / "copy", lambda saved, n=names: saved["resolved"].update(class_names=n))
-        shutil.rmtree(copied / "checkpoints")
+        folder = runs["numbers"].copy(tmp_path / "copy", lambda saved, n=names: saved["resolved"].update(class_names=n))
+        shutil.rmtree(folder / "checkpoints")
         with pytest.raises(UserError, match="damaged"):
-            dp.load(copied)
+            dp.load(folder)
 
 
 def _flip(path: Path) -> None:
@@ -565,32 +565,32 @@ def _flip(path: Path) -> None:
     ],
     ids=["gone", "empty", "cut", "a bit"],
 )
-@pytest.mark.parametrize("kind", OF_ARRAYS[:1])
-def test_damaged_weights_are_told(runs: Runs, tmp_path: Path, damage: Callable[[Path], Any], kind: str):
-    copied = runs[kind].copy(tmp_path / "copy")
-    damage(copied / "model.safetensors")
+@pytest.mark.parametrize("kind", ARRAY_KINDS[:1])
+def test_damaged_weights_are_refused_in_one_line(runs: Runs, tmp_path: Path, damage: Callable[[Path], Any], kind: str):
+    folder = runs[kind].copy(tmp_path / "copy")
+    damage(folder / "model.safetensors")
     with pytest.raises(UserError, match=r"model\.safetensors: ") as error:
-        dp.load(copied)
+        dp.load(folder)
     assert "\n" not in str(error.value)
 
 
-def test_a_run_that_has_not_ended(runs: Runs, tmp_path: Path):
-    copied = runs["numbers"].copy(tmp_path / "copy")
+def test_an_unfinished_run_is_refused(runs: Runs, tmp_path: Path):
+    folder = runs["numbers"].copy(tmp_path / "copy")
     for name in ("model", "best"):
-        (copied / f"{name}.safetensors").unlink()
+        (folder / f"{name}.safetensors").unlink()
     with pytest.raises(UserError, match="the run has not ended yet"):
-        dp.load(copied)
+        dp.load(folder)
 
 
 @pytest.mark.parametrize("run", ["none", "", "file"])
-def test_no_run(tmp_path: Path, run: str):
+def test_a_missing_run_is_refused(tmp_path: Path, run: str):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"there is no such folder|there is no config\.json|Not a directory"):
         dp.load(tmp_path / run)
 
 
-def test_answers_do_not_follow_the_callers_thread_count_or_grad_mode(runs: Runs):
-    """No graph is kept, and nothing is moved that is the caller's."""
+def test_predicting_builds_no_graph_and_changes_no_global_state(runs: Runs):
+    """No graph is built; grad mode and the random state do not change."""
     run: Run = runs["numbers"]
     state = torch.random.get_rng_state()
     outputs = dp.load(run.folder).outputs(inputs_of("numbers"))

@@ -1,4 +1,4 @@
-"""Answers as columns of a table: what stands in them, in which order, and a file that is whole or not there."""
+"""Predictions as columns of a table: content, order, and files that are written completely or not at all."""
 
 from __future__ import annotations
 
@@ -20,51 +20,51 @@ from deltaprop.inference.predictions import check_keep, prediction_batches, writ
 from tests.inference.conftest import Runs, first, inputs_of, write_csv
 
 
-def answered(model: dp.Model, data: Any, keep: tuple[str, ...] = (), **how: Any) -> dict[str, list[Any]]:
-    """Return the answers as columns."""
-    return pa.Table.from_batches([*prediction_batches(model, model.blocks(data), keep, **how)]).to_pydict()
+def predicted_columns(model: dp.Model, data: Any, keep: tuple[str, ...] = (), **options: Any) -> dict[str, list[Any]]:
+    """Return the predictions as columns."""
+    return pa.Table.from_batches([*prediction_batches(model, model.blocks(data), keep, **options)]).to_pydict()
 
 
-def test_classes_have_a_column_and_one_for_each_probability(runs: Runs):
+def test_a_classifier_has_columns_of_classes_and_probabilities(runs: Runs):
     model, columns = dp.load(runs["mixed"].folder), inputs_of("mixed")
-    found = answered(model, columns)
-    assert [*found] == ["prediction", "probability_hi", "probability_lo", "probability_mid"]
-    assert found["prediction"] == model.predict(columns).tolist()
+    actual = predicted_columns(model, columns)
+    assert [*actual] == ["prediction", "probability_hi", "probability_lo", "probability_mid"]
+    assert actual["prediction"] == model.predict(columns).tolist()
     for at, name in enumerate(model.class_names):
-        assert_allclose(found[f"probability_{name}"], model.predict_proba(columns)[:, at], rtol=0, atol=1e-6)
-    assert [*answered(model, columns, proba=False)] == ["prediction"]
+        assert_allclose(actual[f"probability_{name}"], model.predict_proba(columns)[:, at], rtol=0, atol=1e-6)
+    assert [*predicted_columns(model, columns, proba=False)] == ["prediction"]
 
 
 @pytest.mark.parametrize(
     ("kind", "names"),
     [("value", ["prediction"]), ("two", ["prediction_u", "prediction_v"]), ("mse", ["prediction"])],
 )
-def test_values_have_a_column_each(runs: Runs, kind: str, names: list[str]):
+def test_each_target_has_a_column(runs: Runs, kind: str, names: list[str]):
     model, columns = dp.load(runs[kind].folder), inputs_of(kind)
-    found, expected = answered(model, columns), model.predict(columns)
-    assert [*found] == names
+    actual, expected = predicted_columns(model, columns), model.predict(columns)
+    assert [*actual] == names
     for at, name in enumerate(names):
-        assert found[name] == (expected if expected.ndim == 1 else expected[:, at]).tolist()
+        assert actual[name] == (expected if expected.ndim == 1 else expected[:, at]).tolist()
 
 
-def test_columns_that_are_kept_stand_before(runs: Runs):
+def test_kept_columns_come_first(runs: Runs):
     columns = {"id": [f"r{at}" for at in range(300)], **inputs_of("numbers")}
-    found = answered(dp.load(runs["numbers"].folder), columns, ("id", "b"))
-    assert [*found] == ["id", "b", "prediction", "probability_no", "probability_yes"]
-    assert found["id"] == columns["id"]
-    assert found["b"] == columns["b"]
+    actual = predicted_columns(dp.load(runs["numbers"].folder), columns, ("id", "b"))
+    assert [*actual] == ["id", "b", "prediction", "probability_no", "probability_yes"]
+    assert actual["id"] == columns["id"]
+    assert actual["b"] == columns["b"]
 
 
-def test_a_column_that_is_kept_is_not_replaced_by_an_answer(runs: Runs):
-    """It is refused, or both are there."""
+def test_a_kept_column_is_not_replaced_by_a_prediction(runs: Runs):
+    """The name is refused, or both columns exist."""
     columns = {**first(inputs_of("numbers"), 2), "prediction": ["mine", "too"]}
     try:
         model = dp.load(runs["numbers"].folder)
         check_keep(model.blocks(columns), ("prediction",))
-        found = answered(model, columns, ("prediction",))
+        actual = predicted_columns(model, columns, ("prediction",))
     except UserError:
         return
-    assert ["mine", "too"] in found.values()
+    assert ["mine", "too"] in actual.values()
 
 
 def test_kept_columns_keep_their_rows_over_many_blocks(runs: Runs, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
@@ -77,7 +77,7 @@ def test_kept_columns_keep_their_rows_over_many_blocks(runs: Runs, monkeypatch: 
     assert pa.Table.from_batches(batches).column("id").to_pylist() == columns["id"]
 
 
-def test_what_cannot_be_kept(runs: Runs):
+def test_unknown_columns_and_columns_of_arrays_cannot_be_kept(runs: Runs):
     model = dp.load(runs["numbers"].folder)
     with pytest.raises(UserError, match="`keep='aa'`: there is no column 'aa': did you mean 'a'"):
         check_keep(model.blocks(inputs_of("numbers")), ("aa",))
@@ -89,7 +89,7 @@ def test_what_cannot_be_kept(runs: Runs):
 
 
 def read_back(path: Path) -> dict[str, list[Any]]:
-    """Return the columns of a file, by Python's csv module or pyarrow."""
+    """Return the columns of a file, read by Python's csv module or pyarrow."""
     if path.suffix.lower() == ".parquet":
         return parquet.read_table(path).to_pydict()
     content = path.read_bytes()
@@ -99,53 +99,53 @@ def read_back(path: Path) -> dict[str, list[Any]]:
 
 
 @pytest.mark.parametrize("name", ["o.csv", "o.csv.gz", "o.parquet", "O.PARQUET", "O.CSV.GZ"])
-def test_a_file_is_what_its_name_says(runs: Runs, tmp_path: Path, name: str):
+def test_the_file_format_follows_the_suffix(runs: Runs, tmp_path: Path, name: str):
     model, columns = dp.load(runs["mixed"].folder), inputs_of("mixed")
     assert write(prediction_batches(model, model.blocks(columns)), str(tmp_path / name)) == 300
-    found = read_back(tmp_path / name)
-    assert found["prediction"] == model.predict(columns).tolist()
-    assert_allclose([float(p) for p in found["probability_lo"]], model.predict_proba(columns)[:, 1], atol=1e-6)
+    actual = read_back(tmp_path / name)
+    assert actual["prediction"] == model.predict(columns).tolist()
+    assert_allclose([float(p) for p in actual["probability_lo"]], model.predict_proba(columns)[:, 1], atol=1e-6)
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
-ODD = ["a,b", 'say "hi"', "two\nlines", " blanks ", "", "ünï", "=1+1"]
+UNUSUAL = ["a,b", 'say "hi"', "two\nlines", " blanks ", "", "ünï", "=1+1"]
 
 
 @pytest.mark.parametrize("name", ["o.csv", "o.csv.gz", "o.parquet"])
-def test_odd_text_comes_back_as_it_was(tmp_path: Path, name: str):
-    batch = pa.RecordBatch.from_pydict({'odd, "name"': ODD, "n": [*range(7)]})
+def test_unusual_text_is_read_back_unchanged(tmp_path: Path, name: str):
+    batch = pa.RecordBatch.from_pydict({'odd, "name"': UNUSUAL, "n": [*range(7)]})
     write(iter([batch]), str(tmp_path / name))
-    found = read_back(tmp_path / name)
-    assert found['odd, "name"'] == ODD
-    assert [int(n) for n in found["n"]] == [*range(7)]
+    actual = read_back(tmp_path / name)
+    assert actual['odd, "name"'] == UNUSUAL
+    assert [int(n) for n in actual["n"]] == [*range(7)]
 
 
-def breaking(error: BaseException) -> Iterator[pa.RecordBatch]:
+def failing_batches(error: BaseException) -> Iterator[pa.RecordBatch]:
     yield pa.RecordBatch.from_pydict({"prediction": [1, 2]})
     raise error
 
 
 @pytest.mark.parametrize("error", [UserError("row 9"), KeyboardInterrupt(), ValueError("of our own")], ids=repr)
 @pytest.mark.parametrize("name", ["o.csv", "o.csv.gz", "o.parquet"])
-def test_after_an_error_at_the_last_row_there_is_no_file(tmp_path: Path, name: str, error: BaseException):
+def test_an_error_in_a_late_row_leaves_no_new_file(tmp_path: Path, name: str, error: BaseException):
     with pytest.raises(type(error)):
-        write(breaking(error), str(tmp_path / name))
+        write(failing_batches(error), str(tmp_path / name))
     assert [*tmp_path.iterdir()] == []
     (tmp_path / name).write_text("the old one")
     with pytest.raises(type(error)):
-        write(breaking(error), str(tmp_path / name))
+        write(failing_batches(error), str(tmp_path / name))
     assert (tmp_path / name).read_text() == "the old one"
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 @pytest.mark.parametrize("name", ["o.csv", "o.csv.gz", "o.parquet"])
-def test_a_file_that_cannot_be_written_is_told(tmp_path: Path, name: str):
+def test_a_file_that_cannot_be_written_is_reported(tmp_path: Path, name: str):
     with pytest.raises(UserError, match=rf"`out='.*{name}'`: cannot be written: "):
         write(iter([pa.RecordBatch.from_pydict({"a": [1]})]), str(tmp_path / "none" / name))
 
 
 def test_a_link_is_written_through(tmp_path: Path):
-    """As the other commands write: what it points to is replaced, not the link."""
+    """As for the other commands, the link's target is replaced, not the link."""
     (tmp_path / "real.csv").write_text("old")
     (tmp_path / "link.csv").symlink_to(tmp_path / "real.csv")
     write(iter([pa.RecordBatch.from_pydict({"a": [1]})]), str(tmp_path / "link.csv"))
@@ -154,8 +154,8 @@ def test_a_link_is_written_through(tmp_path: Path):
 
 
 @pytest.mark.parametrize("name", ["o.csv", "o.parquet"])
-def test_parts_with_numbers_of_other_widths_can_be_kept(runs: Runs, tmp_path: Path, name: str):
-    """int32 in one part, int64 in another, as pandas writes them."""
+def test_columns_of_different_integer_widths_can_be_kept(runs: Runs, tmp_path: Path, name: str):
+    """One part has int32, another int64, as pandas writes them."""
     folder = tmp_path / "parts"
     folder.mkdir()
     for at, kind in enumerate((pa.int32(), pa.int64())):

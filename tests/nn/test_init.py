@@ -1,4 +1,4 @@
-"""Initial weights by name: the distributions promised, and PyTorch's own bits under the same seed."""
+"""Weight initialisation by name: the documented distributions, and PyTorch's bits for the same seed."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from deltaprop.nn.init import INITS
 from tests.nn.test_modules import same_bits
 
 N_IN, N_OUT = 400, 300
-# A sample variance of n normal numbers has the relative standard error √(2/n): 0.41 % for 120 000 weights, 8.2 % for
-# 300 biases. The tests allow five and four of them.
+# The sample variance of n normal numbers has a relative standard error of √(2/n): 0.41 % for 120 000 weights, 8.2 % for
+# 300 biases. The tests allow five and four standard errors.
 WEIGHT_TOLERANCE, BIAS_TOLERANCE = 0.02, 0.33
 
 # name: weight variance, bound of the weights or None, bias variance
@@ -29,13 +29,13 @@ STATISTICS = {
 }
 
 
-def test_every_initialisation_is_listed_here():
+def test_every_initialisation_is_tested():
     """The tests below run over all rows of the table."""
     assert set(STATISTICS) == set(INITS)
 
 
 @pytest.mark.parametrize("name", STATISTICS)
-def test_statistics(name):
+def test_mean_variance_and_bounds(name):
     """Mean 0, the variance and the bounds of the docstring's table."""
     layer = dp.MLP([N_IN, N_OUT], init=name)[0]
     variance, bound, bias_variance = STATISTICS[name]
@@ -59,7 +59,7 @@ def test_statistics(name):
     ],
 )
 def test_same_bits_as_torch_init(name, fill):
-    """Under one seed the weights are those of torch.nn.init, to the bit, layer by layer."""
+    """With the same seed each layer has the weights of torch.nn.init, bit for bit."""
     model = dp.MLP([5, 4, 3])
     torch.manual_seed(11)
     assert dp.initialize(model, name) is model
@@ -71,7 +71,7 @@ def test_same_bits_as_torch_init(name, fill):
 
 
 def test_init_torch_is_the_default():
-    """init="torch" draws what a new layer draws."""
+    """init="torch" draws the same weights as a new nn.Linear."""
     torch.manual_seed(11)
     fresh = nn.Linear(5, 4)
     layer = dp.Linear(5, 4)
@@ -80,7 +80,7 @@ def test_init_torch_is_the_default():
 
 
 def test_initialize_takes_any_module():
-    """Linear layers at any depth, PyTorch's too, with and without bias; nothing else is touched."""
+    """Linear layers at any depth, also PyTorch's, with and without bias; no other parameter changes."""
     model = nn.ModuleDict({"a": nn.Sequential(nn.Linear(3, 2, bias=False), nn.LayerNorm(2)), "b": nn.Linear(2, 2)})
     before = copy.deepcopy(model.state_dict())
     dp.initialize(model, "xavier")
@@ -88,7 +88,7 @@ def test_initialize_takes_any_module():
     assert changed == {"a.0.weight", "b.weight", "b.bias"}
 
 
-def test_unknown_initialisation():
-    """A name that is not in the table is refused, with the nearest that is."""
+def test_unknown_initialisation_is_refused():
+    """An unknown name is refused, and the nearest known one suggested."""
     with pytest.raises(UserError, match=r"unknown initialisation 'kaming': did you mean 'kaiming'?"):
         dp.initialize(dp.Linear(2, 2), "kaming")

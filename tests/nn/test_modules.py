@@ -1,4 +1,4 @@
-"""The modules: the same parameters, seeds and state_dicts as torch.nn, and the way there and back."""
+"""The modules: the same parameters, seeds and state_dicts as torch.nn, and conversion to and from torch.nn."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from deltaprop import UserError, core
 from deltaprop import functional as F
 from deltaprop.nn.modules import Activation, activation_module
 
-# Every activation with arguments other than its defaults, where it has any.
+# Every activation → arguments other than its defaults, if it has any.
 ACTIVATIONS = {
     "step": (),
     "identity": (),
@@ -35,8 +35,8 @@ ACTIVATIONS = {
 }
 
 
-def twin(*sizes: int, activation: type[nn.Module] = nn.ReLU) -> nn.Sequential:
-    """Return the plain PyTorch model that MLP(sizes) should be."""
+def torch_mlp(*sizes: int, activation: type[nn.Module] = nn.ReLU) -> nn.Sequential:
+    """Return the plain PyTorch model that corresponds to MLP(sizes)."""
     layers = []
     for n_in, n_out in pairwise(sizes):
         layers += [nn.Linear(n_in, n_out), activation()]
@@ -44,7 +44,7 @@ def twin(*sizes: int, activation: type[nn.Module] = nn.ReLU) -> nn.Sequential:
 
 
 def same_bits(one: nn.Module, other: nn.Module) -> bool:
-    """Return whether two models have the same state_dict, keys and bits."""
+    """Return True if two models have the same state_dict: keys and bits."""
     a, b = one.state_dict(), other.state_dict()
     return list(a) == list(b) and all(torch.equal(a[key], b[key]) for key in a)
 
@@ -53,25 +53,25 @@ def same_bits(one: nn.Module, other: nn.Module) -> bool:
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_linear_is_torchs(bias):
-    """Same seed, same bits; same state_dict; same value; and an isinstance check for nn.Linear holds."""
+def test_linear_equals_torchs(bias):
+    """The same seed gives the same state_dict and output bits; it is an instance of nn.Linear."""
     torch.manual_seed(3)
-    ours = dp.Linear(5, 4, bias)
+    dp_module = dp.Linear(5, 4, bias)
     torch.manual_seed(3)
-    theirs = nn.Linear(5, 4, bias)
-    assert isinstance(ours, nn.Linear)
-    assert same_bits(ours, theirs)
+    torch_module = nn.Linear(5, 4, bias)
+    assert isinstance(dp_module, nn.Linear)
+    assert same_bits(dp_module, torch_module)
     x = torch.randn(6, 5)
-    assert torch.equal(ours(x), theirs(x))
-    assert repr(ours) == repr(theirs)
+    assert torch.equal(dp_module(x), torch_module(x))
+    assert repr(dp_module) == repr(torch_module)
 
 
-def test_linear_uses_our_backward():
-    """The graph behind a layer's output is the hand-written one."""
+def test_linear_uses_the_hand_written_backward():
+    """A layer's output has the hand-written autograd Function as its grad_fn."""
     assert dp.Linear(3, 2)(torch.randn(4, 3)).grad_fn.name() == "LinearBackward"
 
 
-def test_linear_dtype_and_device():
+def test_linear_has_the_given_dtype_and_device():
     """Dtype and device reach the parameters."""
     layer = dp.Linear(3, 2, device="meta", dtype=torch.float64)
     assert layer.weight.device.type == "meta"
@@ -82,8 +82,8 @@ def test_linear_dtype_and_device():
 
 
 @pytest.mark.parametrize("name", core.ACTIVATIONS)
-def test_activation_modules(name):
-    """A module for each row, found under its class name; it calls its op with its constants."""
+def test_every_activation_has_a_module(name):
+    """Each activation has a module under its class name, which calls the op with its constants."""
     arguments = ACTIVATIONS.get(name, ())
     kind = activation_module(name)
     assert getattr(dp.nn, kind.__name__) is kind
@@ -98,19 +98,19 @@ def test_activation_modules(name):
 def test_activation_modules_agree_with_torch(name):
     """Constants by position and by name, defaults, values and repr are those of the torch.nn module."""
     kind, arguments = activation_module(name), ACTIVATIONS[name]
-    theirs = getattr(nn, kind.__name__)
+    torch_module = getattr(nn, kind.__name__)
     if name == "gelu":
         named = {"approximate": "tanh"}
-        ours, reference = kind(*arguments), theirs(**named)  # keyword alone in PyTorch
+        dp_module, reference = kind(*arguments), torch_module(**named)  # keyword-only in PyTorch
     else:
         named = dict(zip(kind.constants, arguments, strict=True))
-        ours, reference = kind(*arguments), theirs(*arguments)
+        dp_module, reference = kind(*arguments), torch_module(*arguments)
     z = torch.randn(4, 3)
-    assert torch.equal(ours(z), reference(z))
+    assert torch.equal(dp_module(z), reference(z))
     assert torch.equal(kind(**named)(z), reference(z))
-    assert {c: getattr(ours, c) for c in kind.constants} == named
-    if "softmax" not in name:  # whose dim PyTorch guesses by default, with a warning; here it is the last
-        assert torch.equal(kind()(z), theirs()(z))
+    assert {c: getattr(dp_module, c) for c in kind.constants} == named
+    if "softmax" not in name:  # by default PyTorch guesses dim, with a warning; here it is the last
+        assert torch.equal(kind()(z), torch_module()(z))
 
 
 @pytest.mark.parametrize(
@@ -125,8 +125,8 @@ def test_activation_modules_agree_with_torch(name):
     ],
     ids=["inplace", "inplace by position", "too many", "unknown", "misspelt", "nothing near"],
 )
-def test_refused_activations(call, error, message):
-    """What does not fit is refused by name; a misspelt activation gets the nearest one suggested."""
+def test_invalid_activation_arguments_are_refused(call, error, message):
+    """Invalid arguments are refused by name; for a misspelt activation the nearest one is suggested."""
     with pytest.raises(error, match=message):
         call()
 
@@ -136,8 +136,8 @@ def test_inplace_false_is_accepted():
     assert "inplace" not in vars(dp.ReLU(inplace=False))
 
 
-def test_a_new_row_has_a_module(monkeypatch):
-    """A class put in the table works by name, has a module, and the module is found for pickle."""
+def test_a_new_activation_has_a_module(monkeypatch):
+    """A class added to the table can be used by name, has a module, and the module can be pickled."""
 
     class Square(core.Elementwise):
         """a = z²;  σ'(z) = 2 z."""
@@ -171,9 +171,9 @@ def test_a_slice_is_a_sequential_of_the_same_modules():
     assert model[0] is next(iter(model))
 
 
-def test_state_dict_is_the_twins():
-    """Keys, shapes and order are the plain Sequential's, with an output activation too; it loads both ways."""
-    ours, theirs = dp.MLP([5, 4, 3, 2]), twin(5, 4, 3, 2)
+def test_state_dict_is_that_of_the_torch_model():
+    """Keys, shapes and order are those of the plain Sequential, also with an output activation; it loads both ways."""
+    dp_module, torch_module = dp.MLP([5, 4, 3, 2]), torch_mlp(5, 4, 3, 2)
     expected = {
         "0.weight": (4, 5),
         "0.bias": (4,),
@@ -182,38 +182,38 @@ def test_state_dict_is_the_twins():
         "4.weight": (2, 3),
         "4.bias": (2,),
     }
-    assert {key: tuple(value.shape) for key, value in ours.state_dict().items()} == expected
+    assert {key: tuple(value.shape) for key, value in dp_module.state_dict().items()} == expected
     x = torch.randn(6, 5)
-    theirs.load_state_dict(ours.state_dict())
-    assert torch.equal(ours(x), theirs(x))
-    other = twin(5, 4, 3, 2)
-    ours.load_state_dict(other.state_dict())
-    assert torch.equal(ours(x), other(x))
+    torch_module.load_state_dict(dp_module.state_dict())
+    assert torch.equal(dp_module(x), torch_module(x))
+    other = torch_mlp(5, 4, 3, 2)
+    dp_module.load_state_dict(other.state_dict())
+    assert torch.equal(dp_module(x), other(x))
     assert list(dp.MLP([5, 4, 3, 2], output_activation="sigmoid").state_dict()) == list(expected)
 
 
-def test_same_seed_same_bits():
-    """Under one seed MLP and its PyTorch twin start from the same bits."""
+def test_the_same_seed_gives_torchs_initial_bits():
+    """With the same seed MLP and the PyTorch model have the same initial bits."""
     torch.manual_seed(7)
-    ours = dp.MLP([5, 4, 3, 2], activation="tanh")
+    dp_module = dp.MLP([5, 4, 3, 2], activation="tanh")
     torch.manual_seed(7)
-    assert same_bits(ours, twin(5, 4, 3, 2, activation=nn.Tanh))
+    assert same_bits(dp_module, torch_mlp(5, 4, 3, 2, activation=nn.Tanh))
 
 
-def test_gradients_are_the_twins():
-    """Loss and every ∂C/∂θ of a whole model, N = 6, equal PyTorch's (float64)."""
-    ours = dp.MLP([5, 4, 3], activation="sigmoid", dtype=torch.float64)
-    theirs = twin(5, 4, 3, activation=nn.Sigmoid).double()
-    theirs.load_state_dict(ours.state_dict())
+def test_gradients_are_those_of_the_torch_model():
+    """Every ∂C/∂θ of a whole model equals PyTorch's (N = 6, float64)."""
+    dp_module = dp.MLP([5, 4, 3], activation="sigmoid", dtype=torch.float64)
+    torch_module = torch_mlp(5, 4, 3, activation=nn.Sigmoid).double()
+    torch_module.load_state_dict(dp_module.state_dict())
     x, y = torch.randn(6, 5, dtype=torch.float64), torch.randint(0, 3, (6,))
-    dp.functional.cross_entropy(ours(x), y).backward()
-    nn.functional.cross_entropy(theirs(x), y).backward()
-    for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+    dp.functional.cross_entropy(dp_module(x), y).backward()
+    nn.functional.cross_entropy(torch_module(x), y).backward()
+    for one, other in zip(dp_module.parameters(), torch_module.parameters(), strict=True):
         torch.testing.assert_close(one.grad, other.grad, rtol=1e-12, atol=1e-15)
 
 
 @pytest.mark.parametrize(
-    ("activation", "kinds"),
+    ("activation", "expected"),
     [
         ("tanh", [dp.Tanh, dp.Tanh]),
         (dp.SiLU, [dp.SiLU, dp.SiLU]),
@@ -221,52 +221,52 @@ def test_gradients_are_the_twins():
         (dp.LeakyReLU(0.3), [dp.LeakyReLU, dp.LeakyReLU]),
         (["relu", nn.Sigmoid()], [dp.ReLU, dp.Sigmoid]),
         (("gelu", dp.Softplus), [dp.GELU, dp.Softplus]),
-        (nn.Hardtanh, [nn.Hardtanh, nn.Hardtanh]),  # no counterpart here: PyTorch's own serves
+        (nn.Hardtanh, [nn.Hardtanh, nn.Hardtanh]),  # has no counterpart in deltaprop: PyTorch's is used
         ("identity", [dp.Identity, dp.Identity]),
     ],
     ids=["name", "class", "torch class", "instance", "list", "tuple", "foreign", "identity"],
 )
-def test_activation_arguments(activation, kinds):
-    """A name, a class, an instance, or one of these for each hidden layer; torch.nn's become ours."""
+def test_activations_by_name_class_or_instance(activation, expected):
+    """A name, a class, an instance, or one of these for each hidden layer; those of torch.nn are converted."""
     model = dp.MLP([2, 3, 4, 1], activation=activation)
-    assert [type(module) for module in model] == [dp.Linear, kinds[0], dp.Linear, kinds[1], dp.Linear]
+    assert [type(module) for module in model] == [dp.Linear, expected[0], dp.Linear, expected[1], dp.Linear]
 
 
 def test_an_instance_is_copied():
-    """One instance given for all layers becomes one module each, constants kept, the given one untouched."""
-    given = dp.LeakyReLU(0.3)
-    model = dp.MLP([2, 3, 4, 1], activation=given)
-    assert model[1] is not given
+    """Each layer gets its own copy of the instance, with its constants."""
+    instance = dp.LeakyReLU(0.3)
+    model = dp.MLP([2, 3, 4, 1], activation=instance)
+    assert model[1] is not instance
     assert model[1] is not model[3]
     assert model[1].negative_slope == model[3].negative_slope == 0.3
 
 
 def test_an_instance_with_a_parameter_is_copied():
-    """Each layer has a parameter of its own, with the given one's value."""
-    given = nn.PReLU(init=0.1)
-    model = dp.MLP([2, 3, 4, 1], activation=given)
-    slopes = [given.weight, model[1].weight, model[3].weight]
+    """Each layer has its own parameter with the value of the given one."""
+    instance = nn.PReLU(init=0.1)
+    model = dp.MLP([2, 3, 4, 1], activation=instance)
+    slopes = [instance.weight, model[1].weight, model[3].weight]
     assert len({slope.data_ptr() for slope in slopes}) == 3
-    assert all(torch.equal(slope, given.weight) for slope in slopes)
+    assert all(torch.equal(slope, instance.weight) for slope in slopes)
 
 
-def test_output_activation():
+def test_output_activation_is_the_last_module():
     """The output activation is the last module; without hidden layers it is the only one."""
     assert [type(m) for m in dp.MLP([2, 1], output_activation="sigmoid")] == [dp.Linear, dp.Sigmoid]
     assert [type(m) for m in dp.MLP([2, 1], activation="tanh")] == [dp.Linear]
 
 
-def test_no_bias():
-    """bias=False leaves the weights alone."""
+def test_without_bias_there_are_only_weights():
+    """With bias=False there are only weights."""
     assert list(dp.MLP([2, 3, 1], bias=False).state_dict()) == ["0.weight", "2.weight"]
 
 
 @pytest.mark.parametrize("row", [row for row in core.ACTIVATIONS if hasattr(nn.functional, row)])
 def test_an_activation_given_as_a_function(row: str):
-    """PyTorch's, from wherever it is imported, or ours."""
-    for place in (F, nn.functional, torch):
-        if hasattr(place, row):
-            model = dp.MLP([2, 3, 3, 1], [getattr(place, row), "tanh"])
+    """A function of torch, torch.nn.functional or deltaprop.functional."""
+    for module in (F, nn.functional, torch):
+        if hasattr(module, row):
+            model = dp.MLP([2, 3, 3, 1], [getattr(module, row), "tanh"])
             assert type(model[1]) is dp.nn.activation_module(row)
 
 
@@ -288,18 +288,18 @@ def test_an_activation_given_as_a_function(row: str):
     ],
     ids=lambda value: None if isinstance(value, str) else next(iter(value)),
 )
-def test_refused_models(arguments, message):
-    """What makes no model is refused in one line that says what would."""
+def test_invalid_models_are_refused(arguments, message):
+    """Invalid arguments are refused in one line that says what is valid."""
     with pytest.raises(UserError, match=message) as error:
         dp.MLP(**({"sizes": [3, 2, 2, 1]} | arguments))
     assert "\n" not in str(error.value)
 
 
-# --- a net without nonlinearity is one layer ---
+# --- a network without nonlinearity is one layer ---
 
 
-def test_identity_collapses():
-    """With a = z the net is one linear map: W = W2 W1, b = W2 b1 + b2."""
+def test_identity_network_is_one_affine_map():
+    """With a = z the network is one affine map: W = W2 W1, b = W2 b1 + b2."""
     model = dp.MLP([3, 4, 2], activation="identity", dtype=torch.float64)
     first, _, second = model
     weight, bias = second.weight @ first.weight, second.weight @ first.bias + second.bias
@@ -307,8 +307,8 @@ def test_identity_collapses():
     torch.testing.assert_close(model(x), x @ weight.T + bias, rtol=1e-12, atol=1e-14)
 
 
-def test_identity_has_the_collapsed_gradient():
-    """Then ∂C/∂x is constant, and the same for every x: a linear map's."""
+def test_identity_network_has_the_gradient_of_one_linear_map():
+    """∂C/∂x is that of a linear map: the same for every x."""
     model = dp.MLP([3, 4, 1], activation="identity", dtype=torch.float64)
     x = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
     model(x).sum().backward()
@@ -316,7 +316,7 @@ def test_identity_has_the_collapsed_gradient():
     torch.testing.assert_close(x.grad, expected, rtol=1e-12, atol=1e-14)
 
 
-def test_tanh_does_not_collapse():
+def test_tanh_network_is_not_affine():
     """With tanh the map is not affine: f(x) + f(-x) is not 2 f(0), by far more than rounding."""
     model = dp.MLP([3, 4, 2], activation="tanh", init="normal", dtype=torch.float64)
     x = torch.randn(5, 3, dtype=torch.float64)
@@ -327,7 +327,7 @@ def test_tanh_does_not_collapse():
 
 
 class Block(nn.Module):
-    """A user's module: a nested layer, a shared activation, a parameter and a buffer of its own."""
+    """A user's module: a nested layer, a shared activation, a parameter and a buffer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -344,81 +344,81 @@ class Block(nn.Module):
 
 @pytest.fixture
 def model() -> nn.Sequential:
-    """A model with every kind of thing in it."""
+    """A model of convertible, user-defined and other modules."""
     return nn.Sequential(nn.Linear(3, 3), nn.ReLU(inplace=True), Block(), nn.Dropout(0.5), nn.Linear(3, 2, bias=False))
 
 
-def test_from_torch_replaces_at_any_depth(model):
-    """Linear layers and activations become ours wherever they stand; other modules keep their class."""
-    ours = dp.from_torch(model)
-    assert type(ours) is nn.Sequential
-    assert [type(m) for m in ours] == [dp.Linear, dp.ReLU, Block, nn.Dropout, dp.Linear]
-    assert [type(m) for m in ours[2].inner] == [dp.Linear, nn.BatchNorm1d]
-    assert type(ours[2].act) is dp.LeakyReLU
-    assert ours[2].act.negative_slope == 0.2
+def test_from_torch_converts_at_any_depth(model):
+    """Linear layers and activations are converted at any depth; other modules keep their class."""
+    dp_module = dp.from_torch(model)
+    assert type(dp_module) is nn.Sequential
+    assert [type(m) for m in dp_module] == [dp.Linear, dp.ReLU, Block, nn.Dropout, dp.Linear]
+    assert [type(m) for m in dp_module[2].inner] == [dp.Linear, nn.BatchNorm1d]
+    assert type(dp_module[2].act) is dp.LeakyReLU
+    assert dp_module[2].act.negative_slope == 0.2
 
 
 def test_from_torch_shares_the_parameters(model):
-    """The Parameter and buffer objects are the same ones, under the same names."""
-    ours = dp.from_torch(model)
+    """The Parameter and buffer objects are the same, under the same names."""
+    dp_module = dp.from_torch(model)
     for kind in ("named_parameters", "named_buffers"):
-        one, other = dict(getattr(ours, kind)()), dict(getattr(model, kind)())
+        one, other = dict(getattr(dp_module, kind)()), dict(getattr(model, kind)())
         assert list(one) == list(other)
         assert all(one[name] is other[name] for name in one)
 
 
-def test_from_torch_leaves_the_original_alone(model):
-    """The original keeps its modules, and what is registered on one tree later does not reach the other."""
-    kinds = [type(m) for m in model.modules()]
-    ours = dp.from_torch(model)
-    assert [type(m) for m in model.modules()] == kinds
-    assert not set(ours.modules()) & set(model.modules())
+def test_from_torch_does_not_change_the_original(model):
+    """The original keeps its modules; hooks, buffers and layers added to one model do not appear in the other."""
+    expected = [type(m) for m in model.modules()]
+    dp_module = dp.from_torch(model)
+    assert [type(m) for m in model.modules()] == expected
+    assert not set(dp_module.modules()) & set(model.modules())
     called = []
-    for i in (0, 2, 3):  # a replaced layer, a user's module, a foreign one
-        ours[i].register_forward_hook(lambda *_: called.append("ours"))
+    for i in (0, 2, 3):  # a converted layer, a user's module, another torch module
+        dp_module[i].register_forward_hook(lambda *_: called.append("ours"))
         model[i].register_forward_hook(lambda *_: called.append("theirs"))
     x = torch.randn(4, 3)
-    ours(x)
+    dp_module(x)
     assert called == ["ours"] * 3
     model(x)
     assert called == ["ours"] * 3 + ["theirs"] * 3
-    ours[0].register_buffer("added", torch.zeros(1))
-    ours.append(nn.ReLU())
+    dp_module[0].register_buffer("added", torch.zeros(1))
+    dp_module.append(nn.ReLU())
     assert "0.added" not in model.state_dict()
     assert len(model) == 5
 
 
 def test_from_torch_computes_the_same(model):
-    """Value and gradients are those of the original, in the user's own forward too."""
-    ours = dp.from_torch(model).eval()
+    """Outputs and gradients are those of the original, also through a user's forward."""
+    dp_module = dp.from_torch(model).eval()
     model.eval()
     x = torch.randn(4, 3)
-    value, expected = ours(x), model(x)
+    value, expected = dp_module(x), model(x)
     torch.testing.assert_close(value, expected)
     grad_output = torch.randn_like(value)
-    gradients = torch.autograd.grad(value, list(ours.parameters()), grad_output)
+    gradients = torch.autograd.grad(value, list(dp_module.parameters()), grad_output)
     torch.testing.assert_close(gradients, torch.autograd.grad(expected, list(model.parameters()), grad_output))
 
 
 def test_shared_modules_stay_shared(model):
-    """A module that occurs twice occurs twice in the copy, as one."""
-    ours = dp.from_torch(model)
-    assert ours[2].act is ours[2].again
+    """A module used twice is one module used twice in the copy."""
+    dp_module = dp.from_torch(model)
+    assert dp_module[2].act is dp_module[2].again
     tied = nn.Linear(3, 3)
-    ours = dp.from_torch(nn.Sequential(tied, nn.Tanh(), tied))
-    assert ours[0] is ours[2]
+    dp_module = dp.from_torch(nn.Sequential(tied, nn.Tanh(), tied))
+    assert dp_module[0] is dp_module[2]
 
 
 def test_training_mode_is_kept():
-    """A module in eval mode is so in the copy."""
+    """A module in eval mode is in eval mode in the copy."""
     layers = [nn.Linear(2, 2), nn.ReLU(), nn.Dropout()]
     for module in (*layers, nn.Sequential(*layers)):
         assert not dp.from_torch(module.eval()).training
         assert not dp.to_torch(dp.from_torch(module)).training
 
 
-def test_subclasses_of_linear_are_left_alone():
-    """What a subclass adds is not known here: it stays as it is."""
+def test_subclasses_of_linear_are_not_converted():
+    """A subclass of nn.Linear may compute something else, so it is not converted."""
 
     class Scaled(nn.Linear):
         def forward(self, input: Tensor) -> Tensor:
@@ -427,51 +427,59 @@ def test_subclasses_of_linear_are_left_alone():
     assert type(dp.from_torch(Scaled(2, 2))) is Scaled
 
 
-@pytest.mark.filterwarnings("ignore:Implicit dimension choice for softmax")  # PyTorch's, for what is left alone
-def test_softmax_over_a_guessed_axis_is_left_alone():
-    """Softmax without dim guesses its axis in PyTorch; it stays PyTorch's. With dim it becomes ours."""
+@pytest.mark.filterwarnings(
+    "ignore:Implicit dimension choice for softmax"
+)  # PyTorch's warning for the modules that are not converted
+def test_softmax_without_dim_is_not_converted():
+    """Without dim PyTorch guesses softmax's axis, so it is not converted; with dim it is."""
     assert type(dp.from_torch(nn.Softmax())) is nn.Softmax
     assert type(dp.from_torch(nn.LogSoftmax())) is nn.LogSoftmax
-    ours = dp.from_torch(nn.Softmax(dim=0))
-    assert type(ours) is dp.Softmax
-    assert ours.dim == 0
+    dp_module = dp.from_torch(nn.Softmax(dim=0))
+    assert type(dp_module) is dp.Softmax
+    assert dp_module.dim == 0
     x = torch.randn(3, 4, 5)
     assert torch.equal(dp.from_torch(nn.Softmax())(x), nn.Softmax(0)(x))
 
 
 @pytest.mark.parametrize("name", [name for name in ACTIVATIONS if name != "step"])
-def test_activations_there_and_back(name):
-    """Every activation but step becomes PyTorch's with its constants, and ours again."""
-    ours = activation_module(name)(*ACTIVATIONS[name])
-    theirs = dp.to_torch(ours)
-    assert type(theirs) is getattr(nn, type(ours).__name__)
-    assert not isinstance(theirs, Activation)
+def test_activations_convert_to_torch_and_back(name):
+    """Every activation but step is converted to PyTorch's with its constants, and back."""
+    dp_module = activation_module(name)(*ACTIVATIONS[name])
+    torch_module = dp.to_torch(dp_module)
+    assert type(torch_module) is getattr(nn, type(dp_module).__name__)
+    assert not isinstance(torch_module, Activation)
     z = torch.randn(4, 3)
-    assert torch.equal(theirs(z), ours(z))
-    back = dp.from_torch(theirs)
-    assert type(back) is type(ours)
-    assert torch.equal(back(z), ours(z))
+    assert torch.equal(torch_module(z), dp_module(z))
+    back = dp.from_torch(torch_module)
+    assert type(back) is type(dp_module)
+    assert torch.equal(back(z), dp_module(z))
 
 
-def test_to_torch_needs_no_deltaprop():
-    """An MLP becomes a plain Sequential whose whole pickle names torch alone, on the same Parameters."""
-    ours = dp.MLP([3, 4, 2], activation="elu", output_activation="log_softmax")
-    theirs = dp.to_torch(ours)
-    assert [type(m) for m in (theirs, *theirs)] == [nn.Sequential, nn.Linear, nn.ELU, nn.Linear, nn.LogSoftmax]
-    assert all(one is other for one, other in zip(ours.parameters(), theirs.parameters(), strict=True))
-    assert b"deltaprop" not in pickle.dumps(theirs)
-    assert type(ours) is dp.MLP
+def test_to_torch_gives_plain_torch_modules():
+    """An MLP becomes a plain Sequential of the same Parameters, whose pickle does not mention deltaprop."""
+    dp_module = dp.MLP([3, 4, 2], activation="elu", output_activation="log_softmax")
+    torch_module = dp.to_torch(dp_module)
+    assert [type(m) for m in (torch_module, *torch_module)] == [
+        nn.Sequential,
+        nn.Linear,
+        nn.ELU,
+        nn.Linear,
+        nn.LogSoftmax,
+    ]
+    assert all(one is other for one, other in zip(dp_module.parameters(), torch_module.parameters(), strict=True))
+    assert b"deltaprop" not in pickle.dumps(torch_module)
+    assert type(dp_module) is dp.MLP
     x = torch.randn(5, 3)
-    assert torch.equal(ours(x), theirs(x))
+    assert torch.equal(dp_module(x), torch_module(x))
 
 
-def test_step_has_no_counterpart():
-    """Step is refused by to_torch, by name."""
+def test_step_has_no_counterpart_in_torch():
+    """to_torch refuses Step by name."""
     with pytest.raises(UserError, match=r"^Step has no counterpart in torch.nn$"):
         dp.to_torch(dp.MLP([2, 3, 1], activation="step"))
 
 
-# --- they are ordinary modules ---
+# --- copying and saving ---
 
 MODELS = {
     "MLP": lambda: dp.MLP([3, 4, 4, 2], activation=["leaky_relu", dp.GELU("tanh")], output_activation="softmax"),
@@ -486,8 +494,8 @@ MODELS = {
     [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m)), lambda m: _saved(m)],
     ids=["deepcopy", "pickle", "torch.save"],
 )
-def test_copies(name, copied):
-    """A deep, a pickled and a saved copy compute the same and share no parameter."""
+def test_copies_compute_the_same(name, copied):
+    """A deep, pickled or saved copy computes the same and shares no parameter."""
     model, x = MODELS[name](), torch.randn(5, 3)
     other = copied(model)
     assert type(other) is type(model)
@@ -503,8 +511,8 @@ def _saved(model: nn.Module) -> nn.Module:
     return torch.load(buffer, weights_only=False)
 
 
-def test_parameters_are_ordinary():
-    """Contiguous Parameters: .double(), flat views, parameters_to_vector and back, requires_grad_, all work."""
+def test_parameters_are_ordinary_torch_parameters():
+    """Contiguous Parameters: .double(), views, parameters_to_vector and back, and requires_grad_ work."""
     model = dp.MLP([3, 4, 2])
     assert all(type(p) is nn.Parameter and p.is_contiguous() for p in model.parameters())
     vector = parameters_to_vector(model.parameters())
@@ -516,10 +524,10 @@ def test_parameters_are_ordinary():
     assert not model(torch.randn(5, 3, dtype=torch.float64)).requires_grad
 
 
-def test_safetensors(tmp_path):
-    """A model saved by safetensors loads into a new one, and into its PyTorch twin, bit for bit."""
+def test_safetensors_can_be_loaded_into_both_models(tmp_path):
+    """A model saved by safetensors loads into a new MLP and into the PyTorch model, bit for bit."""
     model, path = dp.MLP([3, 4, 2]), str(tmp_path / "model.safetensors")
     save_model(model, path)
-    for other in (dp.MLP([3, 4, 2]), twin(3, 4, 2)):
+    for other in (dp.MLP([3, 4, 2]), torch_mlp(3, 4, 2)):
         load_model(other, path)
         assert same_bits(model, other)

@@ -1,4 +1,4 @@
-"""Rosenblatt's neuron: it converges where it can, and says so where it has not."""
+"""Rosenblatt's perceptron: it converges on separable data, and reports when it has not converged."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def separable(n: int = 40, margin: float = 0.1) -> tuple[Tensor, Tensor, float, 
 
 
 def test_perceptron_converges():
-    """On separable data it ends with every sample on its side, after at most (R/γ)² mistakes (Novikoff 1962)."""
+    """On separable data it classifies every sample correctly after at most (R/γ)² mistakes (Novikoff 1962)."""
     x, y, radius, gamma = separable()
     neuron = dp.Perceptron(2)
     fit = neuron.fit(x, y, max_epochs=1000)
@@ -37,7 +37,7 @@ def test_perceptron_converges():
     assert str(fit) == f"converged in epoch {len(fit.mistakes)}: every sample on its side"
 
 
-def test_perceptron():
+def test_perceptron_by_hand():
     """AND, one epoch from w = 0, b = 0.
 
     (0,0), (0,1), (1,0) have z = 0, a = 0, right. (1,1): z = 0, a = 0, y = 1: w = (1, 1), b = 1. One mistake.
@@ -52,8 +52,8 @@ def test_perceptron():
     assert (neuron.weight.tolist(), neuron.bias.tolist()) == ([[2.0, 1.0]], [0.0])
 
 
-def test_perceptron_says_that_it_has_not_converged():
-    """XOR has no separating line: the fit ends unconverged and says so."""
+def test_perceptron_reports_that_it_has_not_converged():
+    """XOR has no separating line: the fit ends without convergence and reports it."""
     x, y = torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]]), torch.tensor([0, 1, 1, 0])
     fit = dp.Perceptron(2).fit(x, y, max_epochs=50)
     assert not fit.converged
@@ -62,8 +62,8 @@ def test_perceptron_says_that_it_has_not_converged():
     assert str(fit).startswith(f"not converged after 50 epochs: {fit.mistakes[-1]} mistakes in the last; no line may")
 
 
-def test_perceptron_learns_by_its_own_rule():
-    """Backpropagation teaches it nothing: its parameters ask for no gradient, and fit builds no graph."""
+def test_perceptron_does_not_use_autograd():
+    """Its parameters require no gradient, and fit builds no graph."""
     neuron = dp.Perceptron(2)
     assert not any(p.requires_grad for p in neuron.parameters())
     neuron.fit(torch.ones(1, 2), torch.tensor([1]))
@@ -81,8 +81,8 @@ def test_perceptron_takes_labels_of_any_dtype():
         assert torch.equal(neuron.weight, expected)
 
 
-def test_perceptron_of_many_axes():
-    """It maps [..., n] to [...]."""
+def test_perceptron_accepts_any_number_of_dimensions():
+    """The forward pass maps [..., n] to [...]."""
     assert dp.Perceptron(2)(torch.ones(4, 3, 2)).shape == (4, 3)
     assert dp.Perceptron(2)(torch.ones(2)).shape == ()
 
@@ -100,8 +100,8 @@ def test_perceptron_of_many_axes():
     ],
     ids=["features", "too few labels", "label column", "one sample", "labels of -1", "no epoch", "no features"],
 )
-def test_refused_by_the_perceptron(call, message):
-    """What cannot be learned from is refused, saying what is wrong and what would be right; nothing is changed."""
+def test_invalid_data_is_refused_by_the_perceptron(call, message):
+    """Invalid data or arguments are refused with a reason; the weights do not change."""
     neuron = dp.Perceptron(2)
     with pytest.raises(UserError, match=message):
         call(neuron)

@@ -1,4 +1,4 @@
-"""Looking at a batch layer by layer: the numbers are the textbook's, and looking leaves no trace."""
+"""`capture_layers`: a batch layer by layer, with the textbook's values and without side effects."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def batch() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def test_delta_and_gradients_follow_the_recursion(batch: tuple[torch.Tensor, torch.Tensor]):
-    """BP1 to BP4 by hand on a 3-4-2 sigmoid net with the quadratic cost."""
+    """BP1 to BP4 by hand on a 3-4-2 sigmoid network with the quadratic cost."""
     x, y = batch
     model = MLP([3, 4, 2], "sigmoid", "sigmoid", dtype=torch.float64)
     first, second = capture_layers(model, F.quadratic_loss, x, y)
@@ -33,15 +33,14 @@ def test_delta_and_gradients_follow_the_recursion(batch: tuple[torch.Tensor, tor
         (first, (z1, a1, delta1, delta1.T @ x, delta1.sum(0))),
         (second, (z2, a2, delta2, delta2.T @ a1, delta2.sum(0))),
     ):
-        for found, right in zip(
-            (layer.z, layer.a, layer.delta, layer.grad_weight, layer.grad_bias), expected, strict=True
-        ):
-            assert_close(found, right)
+        actual = (layer.z, layer.a, layer.delta, layer.grad_weight, layer.grad_bias)
+        for tensor, by_hand in zip(actual, expected, strict=True):
+            assert_close(tensor, by_hand)
     assert_close(first.derivative(), a1 * (1 - a1))
 
 
 def test_the_delta_norm_is_the_mean_norm_over_samples(batch: tuple[torch.Tensor, torch.Tensor]):
-    """Twice the same samples: the same norm, though each δ_n is half as large."""
+    """The same samples twice: the same norm, although each δ_n is half as large."""
     x, y = batch
     model = MLP([3, 4, 2], "tanh", dtype=torch.float64)
     once = delta_norm(capture_layers(model, F.mse_loss, x, y)[0])
@@ -50,21 +49,19 @@ def test_the_delta_norm_is_the_mean_norm_over_samples(batch: tuple[torch.Tensor,
 
 
 def test_saturated_and_dead_shares():
-    """Two relu units: one always off (bias −100: dead), one on for the positive half of the samples."""
+    """Two relu units: one always 0 (bias −100: dead), one active for the positive half of the samples."""
     model = MLP([1, 2, 1], "relu")
     with torch.no_grad():
         model[0].weight.copy_(torch.tensor([[1.0], [1.0]]))
         model[0].bias.copy_(torch.tensor([-100.0, 0.0]))
     x = torch.tensor([[-1.0], [-2.0], [1.0], [2.0]])
     first, last = capture_layers(model, F.mse_loss, x, x)
-    assert (saturated_share(first), dead_share(first)) == (
-        6 / 8,
-        1 / 2,
-    )  # 4 and 2 entries of 8
+    assert saturated_share(first) == 6 / 8  # 4 and 2 entries of 8
+    assert dead_share(first) == 1 / 2
     assert saturated_share(last) is dead_share(last) is None  # no activation
 
 
-def test_a_sigmoid_is_saturated_where_its_derivative_is_below_a_twentieth_of_a_quarter():
+def test_a_sigmoid_is_saturated_below_5_percent_of_its_largest_derivative():
     """σ'(z) = 0.0125 at z = ln 78.99 = ±4.37: 4.3 is not saturated, 4.5 is."""
     model = MLP([2, 2], output_activation="sigmoid", bias=False)
     with torch.no_grad():
@@ -73,7 +70,7 @@ def test_a_sigmoid_is_saturated_where_its_derivative_is_below_a_twentieth_of_a_q
     assert (saturated_share(layer), dead_share(layer)) == (0.5, 0.5)
 
 
-def test_looking_leaves_no_gradient_and_no_hook(batch: tuple[torch.Tensor, torch.Tensor]):
+def test_capturing_leaves_no_gradient_and_no_hook(batch: tuple[torch.Tensor, torch.Tensor]):
     x, y = batch
     model = MLP([3, 4, 2], dtype=torch.float64)
     capture_layers(model, F.mse_loss, x, y)
@@ -82,7 +79,7 @@ def test_looking_leaves_no_gradient_and_no_hook(batch: tuple[torch.Tensor, torch
     assert not any(m._forward_hooks for m in model.modules())
 
 
-def test_frozen_layers_and_plain_torch_modules_are_seen_too(batch: tuple[torch.Tensor, torch.Tensor]):
+def test_frozen_layers_and_plain_torch_modules_are_captured(batch: tuple[torch.Tensor, torch.Tensor]):
     x, y = batch
     model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2, bias=False)).double()
     model[0].requires_grad_(False)
@@ -90,14 +87,14 @@ def test_frozen_layers_and_plain_torch_modules_are_seen_too(batch: tuple[torch.T
     assert first.delta.abs().sum() > 0
     assert first.grad_weight.abs().sum() == 0
     assert second.grad_bias is None
-    assert_close(first.derivative(), 1 - first.a**2)  # torch.nn.Tanh has an equal here
+    assert_close(first.derivative(), 1 - first.a**2)  # deltaprop has a counterpart of torch.nn.Tanh
 
 
 @pytest.mark.parametrize("loss", core.LOSSES)
 @pytest.mark.parametrize("activation", ["relu", "gelu", "softmax"])
-@pytest.mark.parametrize("frozen", [(), ("0.weight", "2.bias", "4.weight")], ids=["all learn", "some are frozen"])
-def test_the_layers_are_those_of_autograd(loss: str, activation: str, frozen: tuple[str, ...]):
-    """Gradients as ``loss.backward()`` leaves them; a frozen parameter's is 0."""
+@pytest.mark.parametrize("frozen", [(), ("0.weight", "2.bias", "4.weight")], ids=["none frozen", "some frozen"])
+def test_gradients_are_those_of_autograd(loss: str, activation: str, frozen: tuple[str, ...]):
+    """The gradients are those of ``loss.backward()``; a frozen parameter's is 0."""
     model = MLP([4, 6, 5, 3], activation, dtype=torch.float64)
     for name, p in model.named_parameters():
         p.requires_grad_(name not in frozen)
@@ -106,12 +103,12 @@ def test_the_layers_are_those_of_autograd(loss: str, activation: str, frozen: tu
     getattr(F, loss)(model(x), y).backward()
     layers = capture_layers(model, loss, x, y)
     for layer, linear in zip(layers, [m for m in model if isinstance(m, nn.Linear)], strict=True):
-        for found, p in ((layer.grad_weight, linear.weight), (layer.grad_bias, linear.bias)):
-            assert_close(found, torch.zeros_like(p) if p.grad is None else p.grad, rtol=1e-12, atol=1e-14)
+        for gradient, p in ((layer.grad_weight, linear.weight), (layer.grad_bias, linear.bias)):
+            assert_close(gradient, torch.zeros_like(p) if p.grad is None else p.grad, rtol=1e-12, atol=1e-14)
 
 
-def test_a_frozen_gradient_is_shown_as_0_whatever_delta_is():
-    """δ of a net that has blown up is NaN, and 0 · NaN would be too."""
+def test_a_frozen_gradient_is_0_even_if_delta_is_nan():
+    """If δ is NaN, a product with 0 would be NaN too."""
     model = MLP([4, 3, 2], dtype=torch.float64)
     model[0].requires_grad_(False)
     x = torch.full((5, 4), torch.nan, dtype=torch.float64)

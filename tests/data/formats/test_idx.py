@@ -1,4 +1,4 @@
-"""IDX files: what is whole is read bit for bit, what is not is refused in one line that names the file."""
+"""IDX files: valid ones are read bit for bit, damaged ones are refused in one line that names the file."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from deltaprop.data import find_idx_files, load_idx_folder, read_idx
 from deltaprop.errors import UserError
 
-# By hand: two zero bytes, 0x08 for unsigned bytes, rank 2, sizes 2 and 3, the six elements.
+# Two zero bytes, 0x08 for unsigned bytes, rank 2, sizes 2 and 3, the six elements.
 SMALL = bytes([0, 0, 0x08, 2, 0, 0, 0, 2, 0, 0, 0, 3, 1, 2, 3, 4, 5, 255])
 SMALL_GZ = gzip.compress(SMALL, mtime=0)
 
@@ -30,7 +30,7 @@ TRAIN = {"train-images-idx3-ubyte": IMAGES, "train-labels-idx1-ubyte": LABELS}
 
 
 def refused(read, path) -> str:
-    """Return the one line with which ``read(path)`` is refused."""
+    """Return the one-line message of the UserError that ``read(path)`` raises."""
     with pytest.raises(UserError) as refusal:
         read(path)
     message = str(refusal.value)
@@ -43,8 +43,8 @@ def refused(read, path) -> str:
 
 @pytest.mark.parametrize("data", [SMALL, SMALL_GZ], ids=["plain", "gz"])
 @pytest.mark.parametrize("name", ["data", "data.gz"])
-def test_compression_is_told_from_the_content(tmp_path, data, name):
-    """Whatever the name says."""
+def test_compression_is_detected_from_the_content(tmp_path, data, name):
+    """Whatever the file's suffix."""
     path = tmp_path / name
     path.write_bytes(data)
     assert read_idx(path).tolist() == [[1, 2, 3], [4, 5, 255]]
@@ -53,8 +53,8 @@ def test_compression_is_told_from_the_content(tmp_path, data, name):
 
 @pytest.mark.parametrize("compress", [bytes, gzip.compress], ids=["plain", "gz"])
 @pytest.mark.parametrize("dtype", ["uint8", "int8", "int16", "int32", "float32", "float64"])
-def test_every_element_type_comes_back(tmp_path, idx_bytes, dtype, compress):
-    """Extremes included, in the machine's own byte order and writable."""
+def test_every_element_type_is_read_back(tmp_path, idx_bytes, dtype, compress):
+    """Including the extreme values, in native byte order and writable."""
     info = np.iinfo(dtype) if np.dtype(dtype).kind in "iu" else np.finfo(dtype)
     array = np.array([[info.min, info.max, 0], [1, 2, 100]], dtype=dtype)
     path = tmp_path / "array"
@@ -67,8 +67,8 @@ def test_every_element_type_comes_back(tmp_path, idx_bytes, dtype, compress):
 
 
 @pytest.mark.parametrize("shape", [(5,), (1, 1), (2, 3, 4), (2, 1, 3, 2)])
-def test_every_rank_comes_back(tmp_path, idx_bytes, shape):
-    """In row order, as NumPy counts."""
+def test_every_rank_is_read_back(tmp_path, idx_bytes, shape):
+    """In row-major order."""
     array = np.arange(np.prod(shape), dtype=np.int16).reshape(shape)
     path = tmp_path / "array"
     path.write_bytes(idx_bytes(array))
@@ -76,17 +76,17 @@ def test_every_rank_comes_back(tmp_path, idx_bytes, shape):
 
 
 @pytest.mark.parametrize("compress", [bytes, gzip.compress], ids=["plain", "gz"])
-def test_more_than_one_chunk_comes_back(tmp_path, idx_bytes, compress):
+def test_more_than_one_chunk_is_read_back(tmp_path, idx_bytes, compress):
     """3 MiB and a byte, read 1 MiB at a time."""
-    array = (np.arange(3 * 2**20 + 1) % 251).astype(np.uint8)  # 251: prime, so a chunk lost or doubled shows
+    array = (np.arange(3 * 2**20 + 1) % 251).astype(np.uint8)  # 251 is prime, so a lost or repeated chunk shows
     path = tmp_path / "array"
     path.write_bytes(compress(idx_bytes(array)))
     assert np.array_equal(read_idx(path), array)
 
 
-# Broken files -------------------------------------------------------------------------------------------------------
+# Damaged files ------------------------------------------------------------------------------------------------------
 
-BROKEN = {
+DAMAGED = {
     "empty": (b"", "truncated IDX header: 0 bytes"),
     "wrong magic": (b"\x89PNG" + SMALL[4:], "begins with the bytes 89 50, not 00 00"),
     "second byte": (b"\x00\x01" + SMALL[2:], "begins with the bytes 00 01, not 00 00"),
@@ -104,31 +104,30 @@ BROKEN = {
     ),
     "huge": (HUGE, "the header promises 2147483648x4294967295 uint8, 9223372034707292160 bytes, the file holds 6"),
 }
-broken = pytest.mark.parametrize(("data", "found"), BROKEN.values(), ids=BROKEN)
 
 
-@broken
+@pytest.mark.parametrize(("data", "problem"), DAMAGED.values(), ids=DAMAGED)
 @pytest.mark.parametrize("compress", [bytes, gzip.compress], ids=["plain", "gz"])
-def test_broken_file_is_refused(tmp_path, data, found, compress):
-    """One line with the file's name and what was found in it, packed or not."""
+def test_damaged_file_is_refused(tmp_path, data, problem, compress):
+    """One line with the file's name and the problem, compressed or not."""
     path = tmp_path / "some-file"
     path.write_bytes(compress(data))
     message = refused(read_idx, path)
     assert message.startswith(f"{path}: ")
-    assert found in message
+    assert problem in message
 
 
 @pytest.mark.parametrize("whole", [SMALL, SMALL_GZ], ids=["plain", "gz"])
 def test_truncation_at_every_length_is_refused(tmp_path, whole):
-    """From no byte to all but the last, the gzip checksum at the end included."""
+    """From 0 bytes to all but the last, including the gzip checksum at the end."""
     path = tmp_path / "some-file"
     for length in range(len(whole)):
         path.write_bytes(whole[:length])
         assert "some-file" in refused(read_idx, path)
 
 
-def test_no_flipped_bit_of_a_gzip_body_gives_other_data(tmp_path):
-    """Its checksum covers the content; bits that pad the stream to whole bytes mean nothing, and may flip."""
+def test_a_flipped_bit_of_a_gzip_body_never_changes_the_data(tmp_path):
+    """Its checksum covers the content; only padding bits at the end of the stream may flip without an error."""
     path = tmp_path / "some-file"
     for bit in range(8 * 10, 8 * len(SMALL_GZ)):  # after gzip's own ten bytes of header
         data = bytearray(SMALL_GZ)
@@ -142,7 +141,7 @@ def test_no_flipped_bit_of_a_gzip_body_gives_other_data(tmp_path):
 
 
 @pytest.mark.parametrize("after", [b"garbage", SMALL_GZ], ids=["garbage", "a second member"])
-def test_what_follows_a_gzip_stream_is_refused(tmp_path, after):
+def test_data_after_a_gzip_stream_is_refused(tmp_path, after):
     """A second member decompresses to more data than the header promises."""
     path = tmp_path / "some-file"
     path.write_bytes(SMALL_GZ + after)
@@ -153,8 +152,8 @@ def test_what_follows_a_gzip_stream_is_refused(tmp_path, after):
 @given(
     start=st.sampled_from([b"", b"\x00\x00", b"\x00\x00\x08", SMALL[:12], SMALL_GZ[:10]]), rest=st.binary(max_size=40)
 )
-def test_no_bytes_raise_anything_else(tmp_path_factory, start, rest):
-    """Whatever a file holds, it is read or refused."""
+def test_any_bytes_are_read_or_refused(tmp_path_factory, start, rest):
+    """Whatever bytes a file holds, it is read or refused with a UserError."""
     path = tmp_path_factory.getbasetemp() / "any-bytes"
     path.write_bytes(start + rest)
     try:
@@ -165,7 +164,7 @@ def test_no_bytes_raise_anything_else(tmp_path_factory, start, rest):
 
 
 def peak_while_refusing(path: Path) -> int:
-    """Return the most bytes in use at once while a file is refused."""
+    """Return the peak number of allocated bytes while a file is refused."""
     tracemalloc.start()
     try:
         refused(read_idx, path)
@@ -175,7 +174,7 @@ def peak_while_refusing(path: Path) -> int:
 
 
 def test_short_plain_file_is_refused_by_its_size(tmp_path):
-    """1 GiB promised, 64 MiB there (a hole, so no disk is filled): none of them is read."""
+    """The header promises 1 GiB, the (sparse) file has 64 MiB: none of it is read."""
     path = tmp_path / "some-file"
     path.write_bytes(bytes([0, 0, 0x08, 1, 0x40, 0, 0, 0]))
     os.truncate(path, 64 * 2**20)
@@ -183,38 +182,38 @@ def test_short_plain_file_is_refused_by_its_size(tmp_path):
 
 
 @pytest.mark.parametrize("compress", [bytes, gzip.compress], ids=["plain", "gz"])
-def test_no_memory_for_what_a_header_promises(tmp_path, compress):
-    """1 GiB promised, 6 bytes there: a few chunks of 1 MiB are all that is ever taken."""
+def test_no_memory_is_allocated_for_data_that_only_the_header_promises(tmp_path, compress):
+    """The header promises 1 GiB, the file has 6 bytes: at most a few chunks of 1 MiB are allocated."""
     path = tmp_path / "some-file"
     path.write_bytes(compress(bytes([0, 0, 0x08, 1, 0x40, 0, 0, 0, 1, 2, 3, 4, 5, 6])))
     assert peak_while_refusing(path) < 8 * 2**20
 
 
-def test_no_memory_for_what_a_gzip_stream_unpacks_to(tmp_path):
-    """64 MiB of zeros behind a header that promises 6 bytes: reading ends after the seventh."""
+def test_no_memory_is_allocated_for_surplus_gzip_data(tmp_path):
+    """64 MiB of zeros after a header that promises 6 bytes: reading stops after the seventh byte."""
     path = tmp_path / "some-file"
     path.write_bytes(gzip.compress(SMALL + bytes(64 * 2**20), compresslevel=1))
     assert peak_while_refusing(path) < 8 * 2**20
 
 
 def test_missing_file_is_refused(tmp_path):
-    """With the system's own reason."""
+    """With the operating system's reason."""
     assert "nowhere: cannot be read: No such file" in refused(read_idx, tmp_path / "nowhere")
 
 
 def test_folder_in_place_of_a_file_is_refused(tmp_path):
-    """Said as such."""
+    """The message says that it is a folder."""
     assert "a folder, an IDX file expected" in refused(read_idx, tmp_path)
 
 
-def test_pipe_is_refused_and_not_waited_on(tmp_path):
-    """Opening a pipe that nothing writes to would wait for ever."""
+def test_pipe_is_refused_without_blocking(tmp_path):
+    """Opening a pipe without a writer would block forever."""
     os.mkfifo(tmp_path / "pipe")
     assert "pipe: a device, an IDX file expected" in refused(read_idx, tmp_path / "pipe")
 
 
 def test_unreadable_file_is_refused(tmp_path, monkeypatch):
-    """As the system refuses it; the refusal is made here, for root may read everything."""
+    """With the system's reason; PermissionError is simulated, because root may read everything."""
     path = tmp_path / "some-file"
     path.write_bytes(SMALL)
 
@@ -238,8 +237,8 @@ def test_unreadable_file_is_refused(tmp_path, monkeypatch):
         ("emnist-balanced-train-images-idx3-ubyte", "emnist-balanced-train-labels-idx1-ubyte"),
     ],
 )
-def test_names_in_use_are_found(idx_folder, images, labels):
-    """MNIST's own, gzip's, Kaggle's, a mixture, EMNIST's."""
+def test_common_file_names_are_found(idx_folder, images, labels):
+    """The names of MNIST, of its gzip files, of Kaggle, a mixture, and of EMNIST."""
     folder = idx_folder({images: IMAGES, labels: LABELS})
     assert find_idx_files(folder) == {"train-images": folder / images, "train-labels": folder / labels}
 
@@ -255,8 +254,8 @@ def test_test_set_is_found_under_both_names(idx_folder, test):
     assert np.array_equal(raw.y_test, LABELS[:2])
 
 
-def test_folder_is_read_whole(idx_folder):
-    """Three labels 0 to 2 make three classes; no test file, no test set."""
+def test_every_file_of_a_folder_is_read(idx_folder):
+    """Labels 0 to 2 give three classes; without test files there is no test set."""
     raw = load_idx_folder(idx_folder(TRAIN, name="my-set"))
     assert raw.name == "my-set"
     assert np.array_equal(raw.x, IMAGES)
@@ -268,30 +267,30 @@ def test_folder_is_read_whole(idx_folder):
     assert raw.image_shape == (2, 3)
 
 
-@pytest.mark.parametrize(("shape", "picture"), [((4, 6), None), ((4, 2, 3), (2, 3)), ((4, 2, 1, 3), None)])
-def test_images_may_have_any_rank_from_2(idx_folder, shape, picture):
-    """Only rank 3 says what is a row and what a column."""
+@pytest.mark.parametrize(("shape", "image_shape"), [((4, 6), None), ((4, 2, 3), (2, 3)), ((4, 2, 1, 3), None)])
+def test_images_may_have_any_rank_from_2(idx_folder, shape, image_shape):
+    """Only rank 3 tells the rows from the columns of a picture."""
     raw = load_idx_folder(idx_folder({**TRAIN, "train-images-idx3-ubyte": IMAGES.reshape(shape)}))
     assert raw.x.shape == shape
-    assert raw.image_shape == picture
+    assert raw.image_shape == image_shape
 
 
 def test_full_scale_of_other_types_is_unknown(idx_folder):
-    """Nothing says how bright a 16-bit pixel can be."""
+    """The largest value of a 16-bit pixel is not known."""
     raw = load_idx_folder(idx_folder({**TRAIN, "train-images-idx3-ubyte": IMAGES.astype(np.int16)}))
     assert raw.pictures
     assert raw.full_scale is None
 
 
-def test_packed_file_beside_itself_counts_once(idx_folder):
-    """Torchvision leaves both; the plain one is read."""
-    packed = dict.fromkeys([f"{name}.gz" for name in TRAIN], LABELS)  # would be refused as images
+def test_compressed_copy_beside_a_file_is_ignored(idx_folder):
+    """Torchvision leaves both; the uncompressed one is read."""
+    packed = dict.fromkeys([f"{name}.gz" for name in TRAIN], LABELS)  # refused as images if they were read
     raw = load_idx_folder(idx_folder({**TRAIN, **packed}))
     assert np.array_equal(raw.x, IMAGES)
 
 
-def test_hidden_files_and_folders_are_not_looked_at(idx_folder):
-    """A ._NAME of macOS beside NAME; and one archive of MNIST unpacks into folders with the files' names."""
+def test_hidden_files_and_folders_are_ignored(idx_folder):
+    """A ._NAME of macOS beside NAME; and folders with the files' names, as one archive of MNIST has."""
     folder = idx_folder({**TRAIN, "._train-images-idx3-ubyte": LABELS})
     (folder / "train-images.idx3-ubyte").mkdir()
     assert np.array_equal(load_idx_folder(folder).x, IMAGES)
@@ -307,7 +306,7 @@ def test_hidden_files_and_folders_are_not_looked_at(idx_folder):
     ids=["two spellings", "two sets", "test set of another"],
 )
 def test_several_candidates_are_named(idx_folder, extra):
-    """None is taken for being first."""
+    """The first one is not picked silently."""
     message = refused(load_idx_folder, idx_folder({**TRAIN, **extra}))
     assert "more than one data set: " in message
     assert "train-images-idx3-ubyte" in message
@@ -315,7 +314,7 @@ def test_several_candidates_are_named(idx_folder, extra):
 
 
 def without(name: str) -> dict[str, np.ndarray]:
-    """Return the files of a whole folder but one."""
+    """Return the files of a complete folder without the named one."""
     whole = {**TRAIN, "t10k-images-idx3-ubyte": IMAGES, "t10k-labels-idx1-ubyte": LABELS}
     return {key: array for key, array in whole.items() if key != name}
 
@@ -329,15 +328,15 @@ def without(name: str) -> dict[str, np.ndarray]:
         ("t10k-labels-idx1-ubyte", "test-labels"),
     ],
 )
-def test_half_a_pair_is_refused(idx_folder, missing, role):
-    """What is missing, what is there, and which names were looked for."""
+def test_images_without_labels_or_the_reverse_are_refused(idx_folder, missing, role):
+    """The message says what is missing, what exists, and which names were looked for."""
     message = refused(load_idx_folder, idx_folder(without(missing)))
     assert f"no {role} beside " in message
     assert "looked for train-images-idx3-ubyte" in message
 
 
 def test_folder_without_idx_files_is_refused(tmp_path):
-    """With the names looked for."""
+    """The message lists the names looked for."""
     (tmp_path / "train.csv").write_text("1,2\n")
     message = refused(find_idx_files, tmp_path)
     assert "no IDX files there; looked for train-images-idx3-ubyte and train-labels-idx1-ubyte" in message
@@ -345,19 +344,19 @@ def test_folder_without_idx_files_is_refused(tmp_path):
 
 
 def test_missing_folder_is_refused(tmp_path):
-    """Said as such."""
+    """The message says that the folder does not exist."""
     assert "nowhere: no such folder" in refused(find_idx_files, tmp_path / "nowhere")
 
 
 def test_file_in_place_of_a_folder_is_refused(tmp_path):
-    """Also where it is one of the right files."""
+    """Also if it is a valid IDX file."""
     path = tmp_path / "train-images-idx3-ubyte"
     path.write_bytes(SMALL)
     assert "a file, a folder with IDX files expected" in refused(find_idx_files, path)
 
 
 def test_unreadable_folder_is_refused(tmp_path, monkeypatch):
-    """As the system refuses it; the refusal is made here, for root may read everything."""
+    """With the system's reason; PermissionError is simulated, because root may read everything."""
 
     def deny(folder):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
@@ -366,8 +365,8 @@ def test_unreadable_folder_is_refused(tmp_path, monkeypatch):
     assert refused(find_idx_files, tmp_path) == f"{tmp_path}: cannot be read: Permission denied"
 
 
-UNFIT = {
-    # what is wrong: (files in place of the right ones, the file that is named, what is found)
+MISMATCHED = {
+    # problem: (files that replace the valid ones, the file that the message names, the rest of the message)
     "labels as images": ({"train-images-idx3-ubyte": LABELS}, "train-images-idx3-ubyte", "4 numbers, images expected"),
     "images as labels": (
         {"train-labels-idx1-ubyte": IMAGES},
@@ -393,7 +392,7 @@ UNFIT = {
     "pixel no number": (
         {"train-images-idx3-ubyte": np.where(IMAGES == 7, np.nan, IMAGES).astype(np.float32)},
         "train-images-idx3-ubyte",
-        "image 1 has a value that is not a finite number",  # 7 stands in the second picture: 6 to 11
+        "image 1 has a value that is not a finite number",  # the second picture holds 6 to 11, so 7 too
     ),
     "other test size": (
         {"t10k-images-idx3-ubyte": IMAGES.reshape(4, 3, 2)},
@@ -413,20 +412,20 @@ UNFIT = {
 }
 
 
-@pytest.mark.parametrize(("files", "named", "found"), UNFIT.values(), ids=UNFIT)
-def test_files_that_do_not_belong_together_are_refused(idx_folder, files, named, found):
-    """One line with the file's name and what was found in it."""
+@pytest.mark.parametrize(("files", "named", "problem"), MISMATCHED.values(), ids=MISMATCHED)
+def test_files_that_do_not_belong_together_are_refused(idx_folder, files, named, problem):
+    """One line with the file's name and the problem."""
     folder = idx_folder({**without(""), **files})
     message = refused(load_idx_folder, folder)
     assert message.startswith(f"{folder / named}: ")
-    assert found in message
+    assert problem in message
 
 
-# The real one -------------------------------------------------------------------------------------------------------
+# The real MNIST -----------------------------------------------------------------------------------------------------
 
 
 def test_mnist_is_the_published_one(mnist):
-    """The MD5 sums of the four decompressed files, as published with MNIST, of the bytes that are read here."""
+    """The four decompressed files have the MD5 sums published with MNIST, and hold the bytes that are read."""
     published = {
         "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
         "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",

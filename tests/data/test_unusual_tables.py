@@ -1,4 +1,4 @@
-"""Tables that look odd and are sound: trained on through the command line, with what is said of them."""
+"""Unusual but valid tables and arrays: accepted by the command line, with the expected output."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from tests.data.ugly import CLASSES, GOOD, NAMES, ROWS, Case, Command, N, columns, ids, npz, parts, table, typed
+from tests.data.cases import CLASSES, GOOD, NAMES, ROWS, Case, Command, N, columns, ids, npz, parts, table, typed
 
 
 @pytest.fixture
 def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Trains in a folder of its own."""
+    """``deltaprop train`` in a separate folder."""
     return Command(tmp_path, monkeypatch, capsys)
 
 
@@ -42,8 +42,8 @@ LINES = [
     table("tabs", GOOD.replace(",", "\t"), TWO),
     table("semicolons", GOOD.replace(",", ";"), TWO),
     table("bars", GOOD.replace(",", "|"), TWO),
-    table("colons, as is said", GOOD.replace(",", ":"), TWO, "--delimiter", ":"),
-    table("tabs, as is said", GOOD.replace(",", "\t"), TWO, "--delimiter", "tab"),
+    table("colons, given", GOOD.replace(",", ":"), TWO, "--delimiter", ":"),
+    table("tabs, given", GOOD.replace(",", "\t"), TWO, "--delimiter", "tab"),
     table("blanks around cells and names", " a , b , y \n" + ROWS.replace(",", "  , "), SHARES),
     table("blanks around names, numbers last", "y, a, b\n" + "no, 1, 0.5\nyes, 2, 5\n" * 20, TWO, "--target", "y"),
     table("quotes around everything", GOOD.replace(",", '","').replace("\n", '"\n"')[:-1].join(['"', ""]), TWO),
@@ -65,7 +65,7 @@ LINES = [
 ]
 
 CHOICES = [
-    table("a target said twice", GOOD, TWO, "--target", "y", "y"),
+    table("a target given twice", GOOD, TWO, "--target", "y", "y"),
     table("a number as a category", GOOD, ONE_AND.format(4), "--categorical", "b"),  # squares mod 7: 0, 1, 2, 4
     table("a number as classes", "a,y\n" + "1,0.5\n2,1.5\n" * 20, "2 classes: 0.5 50 %, 1.5 50 %",
           "--categorical", "y"),
@@ -74,8 +74,8 @@ CHOICES = [
     table("an empty column dropped", GOOD.replace(ROWS, "1,,yes\n1,,no\n" * 20), "1 column left out: b", "--drop", "b"),
     table("several targets", GOOD, r"target a: .* ± .*, b: .* ± .* \(mean ± deviation\)", "--target", "a", "b"),
     table("a class of two rows", GOOD + "1,2,hm\n1,3,hm\n", "3 classes: hm 4.76 %"),  # 2 of 42
-    table("NA among names, said", NAMED.replace(",p,", ",NA,"), ONE_AND.format(3), "--categorical", "b"),  # Namibia
-    table("a class called none, said", GOOD.replace("no\n", "none\n"), "2 classes: none 35 %", "--categorical", "y"),
+    table("NA among names, given", NAMED.replace(",p,", ",NA,"), ONE_AND.format(3), "--categorical", "b"),  # Namibia
+    table("a class called none, given", GOOD.replace("no\n", "none\n"), "2 classes: none 35 %", "--categorical", "y"),
     table("balanced, by one logit", GOOD, "loss    binary-cross-entropy",
           "--one-logit", "--class-weight", "balanced"),
     table("an identifier", "id,b,y\n" + "".join(f"k{i},{i},{CLASSES[i]}\n" for i in range(N)),
@@ -86,7 +86,7 @@ CHOICES = [
     table("a test without what is dropped", "c," + GOOD.replace("\n", "\n7,")[:-2], "2 to test", "--drop", "c",
           test="a,b,y\n1,2,no\n2,3,yes\n"),
     table("a test with another delimiter", GOOD, "1 to test", test="a;b;y\n1;2;no\n"),
-    table("a test with other names", NAMED, r"^warning: u\.csv: column 'b' has .*name.* 'green'.*\n",
+    table("a test with an unseen category", NAMED, r"^warning: u\.csv: column 'b' has .*name.* 'green'.*\n",
           test="a,b,y\n1,green,no\n1,p,yes\n"),
     table("a test with a cell to fill", GOOD, r"1 missing cell filled\n", "--missing", "mean", test="a,b,y\n1,,no\n"),
     table("a test with a row to drop", GOOD, r"1 row dropped because of missing cells", "--missing", "drop",
@@ -103,30 +103,30 @@ PARQUET = [
     typed("half floats", np.arange(N, dtype=np.float16), TWO),
     typed("unsigned bytes", pa.array(range(N), pa.uint8()), TWO),
     typed("whole numbers up to 2^63", [2**63 - 1, 2**62] * 20, TWO),
-    typed("truth", [True, False] * 20, ONE_AND.format(2)),
+    typed("booleans", [True, False] * 20, ONE_AND.format(2)),
     typed("a dictionary", pa.array(["u", "v", "w", "x"] * 10).dictionary_encode(), ONE_AND.format(4)),
     typed("a dictionary of numbers", pa.array([1, 2, 3, 4] * 10).dictionary_encode(), TWO),
     typed("large strings", pa.array(["u", "v"] * 20, pa.large_string()), ONE_AND.format(2)),
     typed("views of strings", pa.array(["u", "v"] * 20, pa.string_view()), ONE_AND.format(2)),
     typed("numbers in text", pa.array(["1", "2.5"] * 20, pa.large_string()), TWO),
-    typed("nothing, dropped", pa.nulls(N), "1 column left out: c", "--drop", "c"),
+    typed("nulls, dropped", pa.nulls(N), "1 column left out: c", "--drop", "c"),
     typed("whole numbers as categories", [1, 2, 3, 4] * 10, ONE_AND.format(4), "--categorical", "c"),
-    Case("Parquet with truth to predict", columns(a=range(N), y=[True, False] * 20), "False 50 %, True 50 %",
+    Case("Parquet with a boolean target", columns(a=range(N), y=[True, False] * 20), "False 50 %, True 50 %",
          file="t.parquet"),
     Case("a folder of parts", parts(p1=columns(a=range(N)), p2=columns(a=range(N))), "58 rows to train", file="d"),
-    Case("parts of whole and broken numbers", parts(p1=columns(a=range(N)), p2=columns(a=[0.5] * N)), "58 rows",
+    Case("parts of integers and floats", parts(p1=columns(a=range(N)), p2=columns(a=[0.5] * N)), "58 rows",
          file="d"),
     Case("a part of nulls", parts(p1=columns(a=range(N)), p2=columns(a=pa.nulls(N))), "40 missing cells filled",
          ("--missing", "mean"), "d"),
-    Case("parts beside what is none", parts(p1=columns(a=range(N)), _meta=b"x"), "29 rows to train", file="d"),
+    Case("parts beside another file", parts(p1=columns(a=range(N)), _meta=b"x"), "29 rows to train", file="d"),
 ]  # fmt: skip
 
 X, Y = np.arange(80.0).reshape(N, 2), np.arange(N) % 2
 
 
-def arrays(name: str, says: str, *flags: str, **made: object) -> Case:
-    """Return a case of a .npz."""
-    return Case(f"npz: {name}", npz(**made), says, flags, "t.npz")
+def arrays(name: str, expected: str, *flags: str, **values: object) -> Case:
+    """Return a case of a .npz file of arrays."""
+    return Case(f"npz: {name}", npz(**values), expected, flags, "t.npz")
 
 
 CLASSES_2, NUMBER = r"2 inputs, 2 classes\n", r"2 inputs, 1 number\n"
@@ -139,8 +139,8 @@ ARRAYS = [
     arrays("half floats", CLASSES_2, x=X.astype("f2"), y=Y.astype("f2")),
     arrays("long doubles", CLASSES_2, x=X.astype(np.longdouble), y=Y),
     arrays("unsigned of 64 bits", CLASSES_2, x=X.astype("u8"), y=Y.astype("u8")),
-    arrays("truth in x", CLASSES_2, x=X > 40, y=Y),
-    arrays("truth in y", CLASSES_2, x=X, y=Y > 0),
+    arrays("booleans in x", CLASSES_2, x=X > 40, y=Y),
+    arrays("booleans in y", CLASSES_2, x=X, y=Y > 0),
     arrays("text in y", CLASSES_2, x=X, y=np.array(["u", "v"])[Y]),
     arrays("bytes in y", CLASSES_2, x=X, y=np.array([b"u", b"v"])[Y]),
     arrays("y [N, 1]", CLASSES_2, x=X, y=Y[:, None]),
@@ -148,7 +148,7 @@ ARRAYS = [
     arrays("y as numbers", NUMBER, "--task", "regression", x=X, y=Y),
     arrays("y by another name", CLASSES_2, "--target", "label", x=X, label=Y),
     arrays("pictures of bytes", "28×28 pixels, 2 classes", x=np.zeros((N, 28, 28), np.uint8) + np.uint8(3), y=Y),
-    arrays("with a test, as Keras names them", "36 rows to train, 4 to validate, 4 to test",
+    arrays("with test data, in Keras's names", "36 rows to train, 4 to validate, 4 to test",
            x_train=X, y_train=Y, x_test=X[:4], y_test=Y[:4]),
     Case("npy: the last column is y", lambda path: np.save(path, np.c_[X, Y]), CLASSES_2, file="t.npy"),
     Case("npy: a pair", lambda path: np.save(path, X), CLASSES_2, ("--target", "y.npy"), "t.npy",
@@ -157,21 +157,21 @@ ARRAYS = [
 
 
 @pytest.mark.parametrize("case", ids(LINES + CHOICES + PARQUET + ARRAYS))
-def test_taken(command: Command, case: Case):
-    """Exit code 0, and the summary says what was understood; stderr has what the case expects, or nothing."""
-    said = command.takes(case)
-    assert ("warning: " in said) == case.says.startswith("^warning: ")
+def test_accepted(command: Command, case: Case):
+    """Exit code 0 and the expected summary; a warning only if the case expects one."""
+    output = command.accepts(case)
+    assert ("warning: " in output) == case.expected.startswith("^warning: ")
 
 
-def test_5000_columns(command: Command):
-    """4999 numbers and the target: inputs of a net, and a warning, for 20 rows are few."""
+def test_5000_columns_are_accepted_with_a_warning(command: Command):
+    """4999 numbers and the target: all become inputs, with a warning, because there are only 20 rows."""
     header = ",".join(f"c{i}" for i in range(5000))
     rows = "".join("1.5," * 4999 + f"{CLASSES[i]}\n" for i in range(20))
-    assert "4999 columns of numbers" in command.takes(table("wide", f"{header}\n{rows}", "^warning: "))
+    assert "4999 columns of numbers" in command.accepts(table("wide", f"{header}\n{rows}", "^warning: "))
 
 
-def test_a_name_of_5_mebibytes_is_taken_or_refused_but_not_written_out(command: Command):
-    """A cell longer than the 4 MiB that are read at a time: nobody wants to see it whole."""
+def test_a_cell_of_5_mib_is_not_printed_in_full(command: Command):
+    """The cell is longer than the 4 MiB read at a time; it must not be printed in full."""
     case = table("long", NAMED.replace("12,p,", f"12,{'x' * (5 << 20)},"), "")
     case.write(command.folder)
     code, out, err = command(case)

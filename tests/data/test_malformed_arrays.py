@@ -1,4 +1,4 @@
-"""Ugly ``.npz`` and ``.npy`` through the command line: refused as ugly tables are, and without allocating for them."""
+"""Malformed ``.npz`` and ``.npy`` are refused by the command line, without allocating what their headers promise."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from pyarrow import parquet
 from deltaprop import UserError
 from deltaprop.data import CacheConfig, Source, TableOptions, load
 from deltaprop.data.columns import TaskChoice
-from tests.data.ugly import GOOD, Case, Command, N, columns, cut, ids, npz
+from tests.data.cases import GOOD, Case, Command, N, columns, cut, ids, npz
 
 
 @pytest.fixture
 def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Trains in a folder of its own."""
+    """``deltaprop train`` in a separate folder."""
     return Command(tmp_path, monkeypatch, capsys)
 
 
@@ -35,14 +35,14 @@ SEVEN_IS_NAN = np.where(X == 7, np.nan, X)
 
 
 def header(shape: str, descr: str = "'<f8'", data: bytes = b"") -> bytes:
-    """Return a .npy of version 1.0, as numpy.lib.format describes it: 10 bytes, a dict, data."""
+    """Return a .npy of version 1.0 as numpy.lib.format documents it: 10 bytes, a dict, the data."""
     text = f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}, }}".encode()
     text += b" " * (-(len(text) + 11) % 64) + b"\n"
     return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text + data
 
 
 def archive(x: bytes, method: int = zipfile.ZIP_STORED) -> Callable[[Path], object]:
-    """Return a function that writes a .npz with these bytes as x.npy, and a sound y.npy."""
+    """Return a function that writes a .npz with these bytes as x.npy, and a valid y.npy."""
 
     def write(path: Path) -> None:
         y = io.BytesIO()
@@ -55,7 +55,7 @@ def archive(x: bytes, method: int = zipfile.ZIP_STORED) -> Callable[[Path], obje
 
 
 def changed(write: Callable[[Path], object], at: int, to: bytes) -> Callable[[Path], object]:
-    """Return a function that writes a file, and other bytes at a place of it."""
+    """Return a function that writes a file with other bytes at one offset."""
 
     def write_changed(path: Path) -> None:
         write(path)
@@ -65,8 +65,8 @@ def changed(write: Callable[[Path], object], at: int, to: bytes) -> Callable[[Pa
     return write_changed
 
 
-def lying(shape: str) -> Callable[[Path], object]:
-    """Return a function that writes a .npz whose directory says that x.npy has almost 4 GiB, as its header does."""
+def overstated(shape: str) -> Callable[[Path], object]:
+    """Return a function that writes a .npz whose zip directory states almost 4 GiB for x.npy, as the header does."""
 
     def write(path: Path) -> None:
         archive(header(shape))(path)
@@ -78,20 +78,20 @@ def lying(shape: str) -> Callable[[Path], object]:
     return write
 
 
-def arrays(name: str, says: str, *flags: str, **made: object) -> Case:
-    """Return a case of a .npz of arrays."""
-    return Case(f"npz: {name}", npz(**made), rf"t\.npz: {says}", flags, "t.npz")
+def arrays(name: str, expected: str, *flags: str, **values: object) -> Case:
+    """Return a case of a .npz file of arrays."""
+    return Case(f"npz: {name}", npz(**values), rf"t\.npz: {expected}", flags, "t.npz")
 
 
-def raw_npz(name: str, content: bytes | Callable[[Path], object], says: str) -> Case:
-    """Return a case of a .npz of bytes."""
-    return Case(f"npz: {name}", content, rf"t\.npz: {says}", (), "t.npz")
+def raw_npz(name: str, content: bytes | Callable[[Path], object], expected: str) -> Case:
+    """Return a case of a .npz file with this content."""
+    return Case(f"npz: {name}", content, rf"t\.npz: {expected}", (), "t.npz")
 
 
-def raw_npy(name: str, content: bytes | Callable[[Path], object], says: str, *flags: str, **beside: bytes) -> Case:
-    """Return a case of a .npy of bytes; ``y`` becomes y.npy."""
+def raw_npy(name: str, content: bytes | Callable[[Path], object], expected: str, *flags: str, **beside: bytes) -> Case:
+    """Return a case of a .npy file with this content; ``y`` becomes y.npy."""
     others = {f"{key}.npy": value for key, value in beside.items()}
-    return Case(f"npy: {name}", content, says, flags, "t.npy", others)
+    return Case(f"npy: {name}", content, expected, flags, "t.npy", others)
 
 
 def saved(array: np.ndarray) -> bytes:
@@ -107,10 +107,10 @@ PICKLED = r".*it holds Python objects, which would have to be unpickled: save .*
 PROMISES = [
     raw_npy("10^15 bytes", header("(1000000, 125000000)"), r"t\.npy: " + PROMISE),
     raw_npz("10^15 bytes", archive(header("(1000000, 125000000)")), r"x\.npy: " + PROMISE),
-    raw_npz("10^15 bytes, and the zip agrees to 4 GiB", lying("(1000000, 125000000)"), r"x\.npy: " + PROMISE),
-    raw_npz("4 GB, and the zip agrees", lying("(500000000,)"), r"x\.npy: .*4000000000 bytes.*"),
-    raw_npy("a row less than it says", header("(40, 2)", data=DATA[:-16]), r"t\.npy: .* 640 bytes .*has 624"),
-    raw_npy("rows less than none", header("(-1, 4)", data=DATA), r"t\.npy: .*"),
+    raw_npz("10^15 bytes, and the zip agrees to 4 GiB", overstated("(1000000, 125000000)"), r"x\.npy: " + PROMISE),
+    raw_npz("4 GB, and the zip agrees", overstated("(500000000,)"), r"x\.npy: .*4000000000 bytes.*"),
+    raw_npy("a row less than the header says", header("(40, 2)", data=DATA[:-16]), r"t\.npy: .* 640 bytes .*has 624"),
+    raw_npy("a negative number of rows", header("(-1, 4)", data=DATA), r"t\.npy: .*"),
     raw_npy("cells of no bytes", header("(1000000000000,)", "'|S0'"), r"t\.npy: .*"),
     raw_npy(
         "a header of 2 GiB", b"\x93NUMPY\x02\x00" + struct.pack("<I", 1 << 31) + b"{" * 99, r"t\.npy: not a sound .*"
@@ -118,10 +118,10 @@ PROMISES = [
 ]
 
 REFUSED = [
-    raw_npz("no zip", b"hello", r"not a sound \.npz: .*"),
-    raw_npz("nothing", b"", r"not a sound \.npz: .*"),
+    raw_npz("not a zip file", b"hello", r"not a sound \.npz: .*"),
+    raw_npz("empty", b"", r"not a sound \.npz: .*"),
     raw_npz("cut short", cut(npz(x=X, y=Y)), r"not a sound \.npz: .*"),
-    raw_npz("a wrong sum", changed(archive(header("(40, 2)", data=DATA)), 300, b"?"), r"not a sound \.npz: .*x\.npy.*"),
+    raw_npz("a wrong CRC", changed(archive(header("(40, 2)", data=DATA)), 300, b"?"), r"not a sound \.npz: .*x\.npy.*"),
     raw_npz("damaged where it is compressed",
             changed(archive(header("(40, 2)", data=DATA), zipfile.ZIP_DEFLATED), 60, b"\xff\xff"), r".*"),
     raw_npz("a password", changed(archive(b""), 6, b"\x01"), r".*"),
@@ -170,10 +170,10 @@ REFUSED = [
     Case("npz: a test with a class unseen", npz(x=X, y=Y), r"u\.npz: row 2, column 'y': class '2' .*",
          ("--test", "u.npz"), "t.npz", {"u.npz": npz(x=X, y=Y + 1)}),
     raw_npy("no magic", b"hello there", r"t\.npy: not a sound \.npy: .*"),
-    raw_npy("nothing", b"", r"t\.npy: not a sound \.npy: .*"),
+    raw_npy("empty", b"", r"t\.npy: not a sound \.npy: .*"),
     raw_npy("half a header", b"\x93NUMPY\x01\x00\x0a\x00{'descr':\n", r"t\.npy: not a sound \.npy: .*"),
     raw_npy("code in the header", header("__import__('os').mkdir('z')"), r"t\.npy: not a sound \.npy: .*"),
-    raw_npy("brackets without an end", b"\x93NUMPY\x01\x00" + struct.pack("<H", 9999) + b"(" * 9999, r"t\.npy: not .*"),
+    raw_npy("unclosed brackets", b"\x93NUMPY\x01\x00" + struct.pack("<H", 9999) + b"(" * 9999, r"t\.npy: not .*"),
     raw_npy("pickled", saved(OBJECTS), r"t\.npy: " + PICKLED),
     raw_npy("x [N] alone", saved(X[:, 0]), r"t\.npy: x has shape \[40\]: --target FILE\.npy says where y is"),
     raw_npy("a pair of two lengths", saved(X), r"t\.npy: .*40 and 30 rows.*", "--target", "y.npy", y=saved(Y[:30])),
@@ -184,14 +184,14 @@ REFUSED = [
 
 
 @pytest.mark.parametrize("case", ids(PROMISES + REFUSED))
-def test_refused_in_one_line_and_nothing_written(command: Command, case: Case):
-    """The line names the file, the array, and row and column where they exist."""
+def test_refused_in_one_line_with_nothing_written(command: Command, case: Case):
+    """The line names the file, the array, and the row and the column if there are any."""
     command.refuses(case)
 
 
 @pytest.mark.parametrize("case", ids(PROMISES))
-def test_a_promise_is_not_allocated_for(tmp_path: Path, case: Case):
-    """Told in milliseconds of work (0.2 s at most) and with less than a MiB, where GBs are promised."""
+def test_no_memory_is_allocated_for_data_that_only_the_header_promises(tmp_path: Path, case: Case):
+    """Refused in 0.2 s of CPU time and with 1 MiB at most, although the header promises gigabytes."""
     case.write(tmp_path)
     tracemalloc.start()
     began = time.process_time()
@@ -203,7 +203,7 @@ def test_a_promise_is_not_allocated_for(tmp_path: Path, case: Case):
     assert seconds < 0.2
 
 
-SOUND = {
+VALID = {
     "t.csv": GOOD.encode(),
     "t.csv.gz": gzip.compress(GOOD.encode()),
     "t.npy": saved(np.c_[X, Y]),
@@ -217,41 +217,41 @@ SOUND = {
 
 
 def damaged(whole: bytes, seed: int) -> bytes:
-    """Return a file with a few bytes changed, put in, taken out or cut off, by chance."""
-    draw, found = random.Random(seed), bytearray(whole)
+    """Return the file's bytes with a few random changes, insertions, deletions or cuts."""
+    draw, data = random.Random(seed), bytearray(whole)
     for _ in range(draw.choice([1, 1, 2, 5])):
-        at = draw.randrange(len(found))
+        at = draw.randrange(len(data))
         match draw.randrange(5):
             case 0:
-                found[at] ^= 1 << draw.randrange(8)
+                data[at] ^= 1 << draw.randrange(8)
             case 1:
-                found[at] = draw.choice(b'\0"\n\r,;\xff\x80 9-.')
+                data[at] = draw.choice(b'\0"\n\r,;\xff\x80 9-.')
             case 2:
-                del found[max(at, 1) :]
+                del data[max(at, 1) :]
             case 3:
-                found[at:at] = draw.choice([b'"', b",", b"\n", b"\r", b"\0", b"\xe9", b"nan", b"1e999"])
+                data[at:at] = draw.choice([b'"', b",", b"\n", b"\r", b"\0", b"\xe9", b"nan", b"1e999"])
             case 4:
-                del found[at : min(at + draw.randrange(1, 20), len(found) - 1)]
-    return bytes(found)
+                del data[at : min(at + draw.randrange(1, 20), len(data) - 1)]
+    return bytes(data)
 
 
-@pytest.mark.parametrize("name", SOUND)
-def test_whatever_is_damaged_a_file_is_read_or_refused(tmp_path: Path, name: str):
-    """150 files that differ from a sound one by chance: nothing but a UserError of one line comes out of them."""
+@pytest.mark.parametrize("name", VALID)
+def test_a_randomly_damaged_file_is_read_or_refused(tmp_path: Path, name: str):
+    """150 random damages of a valid file: each is read, or raises a UserError of one line."""
     path = tmp_path / name
-    Case("", SOUND[name], "", file=name).write(tmp_path)
+    Case("", VALID[name], "", file=name).write(tmp_path)
     whole, room = path.read_bytes(), CacheConfig(1 << 40, tmp_path / "cache")
-    wrong: dict[int, str] = {}
+    failures: dict[int, str] = {}
     for seed in range(150):
         path.write_bytes(damaged(whole, seed))
         try:
             load(Source(data=str(path), cache=room))
         except UserError as error:
             if "\n" in str(error):
-                wrong[seed] = str(error)
+                failures[seed] = str(error)
         except Exception as error:
-            wrong[seed] = f"{type(error).__name__}: {error}"
-    assert wrong == {}
+            failures[seed] = f"{type(error).__name__}: {error}"
+    assert failures == {}
 
 
 @pytest.mark.parametrize("task", ["auto", "classification"])

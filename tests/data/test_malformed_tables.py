@@ -1,6 +1,6 @@
-"""Ugly tables through the command line: each refused in one line that names file, row, column and a way out, or taken.
+"""Malformed tables are refused by the command line in one line that names the file, row, column and a remedy.
 
-Refused is: exit code 2, one line on stderr, nothing on stdout, and no file or folder more than before.
+Refused means: exit code 2, one line on stderr, nothing on stdout, and no new file or folder.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from tests.data.ugly import (
+from tests.data.cases import (
     CLASSES,
     GOOD,
     NAMES,
@@ -34,7 +34,7 @@ from tests.data.ugly import (
 
 @pytest.fixture
 def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Trains in a folder of its own."""
+    """``deltaprop train`` in a separate folder."""
     return Command(tmp_path, monkeypatch, capsys)
 
 
@@ -46,7 +46,7 @@ MIXED = r".*--categorical b.*--drop b"
 FEW = r"cells?, too few: the header has 3 .*--delimiter.*"
 UTF8 = r".*save it as UTF-8"
 HALVES = "a,y\n" + "".join(f"1,{i}.5\n" for i in range(N))
-HUGE = 5 << 20  # bytes of a cell: more than the 4 MiB that are read at a time
+HUGE = 5 << 20  # bytes of a cell: more than the 4 MiB read at a time
 BIG = "".join(f"{i * 7919 % 100003},{i},{CLASSES[i % N]}\n" for i in range(60000))  # more than a block of text
 
 HEADERS = [
@@ -63,13 +63,13 @@ HEADERS = [
     table("a title above the header", "Report 2020\n" + GOOD, r"t\.csv: one column, 'Report 2020': .*--delimiter\)"),
     table("a comment above the header", "# by me\n" + GOOD, r"t\.csv: one column, '# by me': .*"),
     table("one column", "a\n1\n2\n3\n", r"t\.csv: one column, 'a': inputs and a target need two .*--delimiter\)"),
-    table("another delimiter than is said", GOOD, r"t\.csv: one column, 'a,b,y': .*semicolon.*", "--delimiter", ";"),
+    table("another delimiter than given", GOOD, r"t\.csv: one column, 'a,b,y': .*semicolon.*", "--delimiter", ";"),
     table("a quote opened in the header", 'a,"b,y\n' + ROWS, r't\.csv: a quote \("\) is opened in the header and .*'),
     table("a header without an end", "a,b" * (1 << 18), r"t\.csv: no end of the header .*: is this a CSV file\?"),
     table("latin-1 in the header", "a,caf\xe9,y\n".encode("latin-1"), r"t\.csv: the header .*0xe9" + UTF8),
 ]
 
-ROWS_THAT_DO_NOT_FIT = [
+MALFORMED_ROWS = [
     table("too few cells", GOOD + "1,2\n" + ROWS, r"t\.csv: row 41: 2 " + FEW),
     table("too few cells in the first row", "a,b,y\n1,2\n" + ROWS, r"t\.csv: row 1: 2 " + FEW),
     table("too many cells", GOOD + "1,2,no,4\n", r"t\.csv: row 41: 4 cells, too many: the header has 3 .*"),
@@ -79,7 +79,7 @@ ROWS_THAT_DO_NOT_FIT = [
     table("too few cells after blank lines", "a,b,y\n\n1,2,no\n\n2,no\n", r"t\.csv: row 2: 2 " + FEW),
     table("a row of blanks", "a,b,y\n   \n" + ROWS, r"t\.csv: row 1: 1 " + FEW),
     table("Ctrl-Z at the end", GOOD + "\x1a", r"t\.csv: row 41: 1 " + FEW),
-    table("too few cells and no UTF-8", GOOD.encode() + b"1,caf\xe9\n", r"t\.csv: (row 41|line 42).*"),
+    table("too few cells and not UTF-8", GOOD.encode() + b"1,caf\xe9\n", r"t\.csv: (row 41|line 42).*"),
     table("a quote never closed", GOOD + '1,2,"no\n' + ROWS, r't\.csv: row 41: a quote \("\) is opened and never .*'),
     table("a quote never closed in the first column", GOOD + '"1,2,no\n' + ROWS, r"t\.csv: row 41: .*"),
     table("a file that ends in a quoted cell", GOOD + '1,2,"no', r"t\.csv: row 41: a quote .*never closed.*"),
@@ -112,10 +112,10 @@ CELLS = [
     table("a column with a line break in its name", 'a,"b\nc",y\n' + ROWS + "1,oops,no\n", r".*row 41, .*'oops'.*"),
     table("an empty cell", GOOD + "1,,no\n", AT_B + "the cell is empty" + FILLS),
     table("a cell of blanks", GOOD + "1,  ,no\n", AT_B + ".*" + FILLS),
-    *(table(f"{word} for nothing", GOOD + f"1,{word},no\n", AT_B + rf"'{word}' means a missing value" + FILLS)
+    *(table(f"{word} for a missing value", GOOD + f"1,{word},no\n", AT_B + rf"'{word}' means a missing value" + FILLS)
       for word in ("nan", "NaN", "NA", "N/A", "null", "None")),
     table("NA among names", GOOD.replace(ROWS, NAMES) + "1,NA,no\n", AT_B + "'NA' means .*--categorical b"),
-    table("? for nothing", GOOD + "1,?,no\n", AT_B + r"'\?' means a missing value" + FILLS),
+    table("? for a missing value", GOOD + "1,?,no\n", AT_B + r"'\?' means a missing value" + FILLS),
     *(table(f"{word} as a number", GOOD + f"1,{word},no\n", AT_B + "-?inf is not a finite number.*--drop b")
       for word in ("inf", "-inf", "Infinity", "1e400", "9" * 400)),
     table("a column that is empty", "a,b,y\n" + "1,,yes\n1,,no\n" * 20, r"t\.csv: row 1, column 'b': the cell is .*"),
@@ -233,7 +233,7 @@ FILES = [
 
 
 def _scrambled(path: Path) -> bytes:
-    """Return a Parquet file whose compressed numbers, bytes 40 to 440 of it, are noise."""
+    """Return a Parquet file in which bytes 40 to 440, compressed numbers, are random."""
     parquet.write_table(
         pa.table({"a": [i * 7919 % 1009 for i in range(1000)], "y": CLASSES * 25}), path, compression="gzip"
     )
@@ -241,53 +241,53 @@ def _scrambled(path: Path) -> bytes:
     return whole[:40] + random.Random(0).randbytes(400) + whole[440:]
 
 
-NEITHER = r"t\.parquet: column 'c' is of type {}: neither numbers nor text; --drop c, or .*"
-GAP = r"t\.parquet: row 2, column 'c': .*--missing mean.*--missing drop.*--drop c"
+UNSUPPORTED = r"t\.parquet: column 'c' is of type {}: neither numbers nor text; --drop c, or .*"
+MISSING = r"t\.parquet: row 2, column 'c': .*--missing mean.*--missing drop.*--drop c"
 TYPES = [
-    typed("dates", [datetime.date(2020, 1, 1)] * N, NEITHER.format(r"date32\[day\]")),
-    typed("times", [datetime.datetime(2020, 1, 1)] * N, NEITHER.format(r"timestamp\[us\]")),
-    typed("lists", [[1, 2]] * N, NEITHER.format("list.*")),
-    typed("structs", [{"q": 1}] * N, NEITHER.format("struct.*")),
-    typed("bytes", [b"x"] * N, NEITHER.format("binary")),
-    typed("nothing", pa.nulls(N), r"t\.parquet: row 1, column 'c': the cell is empty: .*--drop c"),
-    typed("numbers with nulls", [1.0, None] * 20, GAP),
-    typed("numbers with NaN", [1.0, float("nan")] * 20, GAP),
-    typed("numbers with NaN as categories", [1.0, float("nan")] * 20, GAP, "--categorical", "c"),
+    typed("dates", [datetime.date(2020, 1, 1)] * N, UNSUPPORTED.format(r"date32\[day\]")),
+    typed("times", [datetime.datetime(2020, 1, 1)] * N, UNSUPPORTED.format(r"timestamp\[us\]")),
+    typed("lists", [[1, 2]] * N, UNSUPPORTED.format("list.*")),
+    typed("structs", [{"q": 1}] * N, UNSUPPORTED.format("struct.*")),
+    typed("bytes", [b"x"] * N, UNSUPPORTED.format("binary")),
+    typed("nulls", pa.nulls(N), r"t\.parquet: row 1, column 'c': the cell is empty: .*--drop c"),
+    typed("numbers with nulls", [1.0, None] * 20, MISSING),
+    typed("numbers with NaN", [1.0, float("nan")] * 20, MISSING),
+    typed("numbers with NaN as categories", [1.0, float("nan")] * 20, MISSING, "--categorical", "c"),
     typed(
         "numbers with infinity",
         [1.0, float("inf")] * 20,
         r"t\.parquet: row 2, column 'c': inf is not a finite number.*",
     ),
-    typed("truth with nulls", [True, None] * 20, GAP),
-    typed("a dictionary with nulls", pa.array(["u", None] * 20).dictionary_encode(), GAP),
+    typed("booleans with nulls", [True, None] * 20, MISSING),
+    typed("a dictionary with nulls", pa.array(["u", None] * 20).dictionary_encode(), MISSING),
     typed("text among numbers in text", ["1", "oops"] * 20, r"t\.parquet: row 2, column 'c': 'oops' is text.*--drop c"),
 ]
 
 
-@pytest.mark.parametrize("case", ids(HEADERS + ROWS_THAT_DO_NOT_FIT + CELLS + TARGETS + TESTS + FILES + TYPES))
-def test_refused_in_one_line_and_nothing_written(command: Command, case: Case):
-    """The line names the file, and row, column and a way out where they exist."""
+@pytest.mark.parametrize("case", ids(HEADERS + MALFORMED_ROWS + CELLS + TARGETS + TESTS + FILES + TYPES))
+def test_refused_in_one_line_with_nothing_written(command: Command, case: Case):
+    """The line names the file, and the row, the column and a remedy if there are any."""
     command.refuses(case)
 
 
 @pytest.mark.parametrize("last", ["1,oops,no\n", "1,2,maybe\n", "1,2\n"], ids=["a cell", "a class", "a row"])
-def test_nothing_is_left_of_a_table_that_is_refused_when_it_is_too_large_for_memory(
+def test_a_refused_table_larger_than_memory_leaves_no_cache(
     command: Command, monkeypatch: pytest.MonkeyPatch, last: str
 ):
-    """20 000 rows, in blocks of 64 KiB, with memory for 1 KiB: they were being written to the cache."""
+    """20 000 rows in blocks of 64 KiB with 1 KiB of memory: the error occurs while the cache is being written."""
     monkeypatch.setattr("deltaprop.data.formats.csv.READ_BYTES", 1 << 16)
     command.refuses(table("large", "a,b,y\n" + ROWS * 500 + last, r"t\.csv: .*row 20001.*", "--memory", "1k"))
 
 
-def test_what_a_message_advises_helps(command: Command):
-    """A column more in the test: --drop leaves it out, as the line says."""
+def test_the_advice_of_an_error_message_works(command: Command):
+    """An extra column in the test data: --drop removes it, as the error message advises."""
     case = table("more", GOOD, r"", "--drop", "c", test="a,b,c,y\n1,2,3,no\n1,2,3,yes\n")
-    command.takes(case)
+    command.accepts(case)
 
 
-def test_a_refused_file_leaves_the_runs_as_they_were(command: Command):
-    """A run, then a mistake: the run's folder has not changed by a byte."""
-    command.takes(table("good", GOOD, ""))
+def test_a_refused_file_does_not_change_earlier_runs(command: Command):
+    """After a run, a refused command does not change a byte of the run's folder."""
+    command.accepts(table("good", GOOD, ""))
     (run,) = (command.folder / "runs").iterdir()
     before = everything(run)
     (command.folder / "t.csv").write_text(GOOD + "1,inf,no\n")
