@@ -60,6 +60,9 @@ pytestmark = pytest.mark.usefixtures("rows")
 def test_functions_and_modules_follow_from_the_row():
     z = torch.randn(5, 3, dtype=torch.float64)
     assert torch.equal(F.mish(z), Mish.forward(z))
+    assert torch.equal(F.mish(input=z), Mish.forward(z))
+    with pytest.raises(TypeError, match="unexpected keyword argument 'beta'"):
+        F.mish(z, beta=1)
     assert torch.equal(dp.Mish()(z), F.mish(z))
     assert type(dp.MLP([3, 4, 1], "mish")[1]) is activation_module("mish") is dp.Mish
     assert dp.check_gradients(F.mish, (z,), fast=True).ok

@@ -82,7 +82,9 @@ class _OldPaths(MetaPathFinder, Loader):
     def exec_module(self, module: ModuleType) -> None:
         new = f"deltaprop.{MOVED[module.__name__.removeprefix('deltaprop.')]}"
         warnings.warn(
-            f"{module.__name__} is {new} now; the old name goes with version 2.0", DeprecationWarning, stacklevel=2
+            f"{module.__name__} is {new} now; the old name will be removed in version 2.0",
+            DeprecationWarning,
+            stacklevel=2,
         )
         current = importlib.import_module(new)
         module.__doc__ = current.__doc__

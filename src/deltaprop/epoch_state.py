@@ -1,4 +1,4 @@
-"""The progress of an epoch, shared by the training loop and the drivers."""
+"""The progress of an epoch, shared by the training loop and the engines."""
 
 from __future__ import annotations
 

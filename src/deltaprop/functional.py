@@ -11,6 +11,7 @@ Tensor shapes follow the textbook: a row is a sample, ``[N, n]``; any leading sh
 from __future__ import annotations
 
 import functools
+import inspect
 import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -529,7 +530,7 @@ def _elementwise_loss(
     if y.shape != a.shape and not torch.compiler.is_compiling():  # the compiler cannot trace a warning
         warnings.warn(
             f"target of shape {list(y.shape)} against input of shape {list(a.shape)}: they are broadcast, "
-            "which is seldom what is meant; give them the same shape",
+            "which is rarely intended; give them the same shape",
             stacklevel=3,
         )
     return loss(a, y, weight, reduction, *constants)
@@ -544,10 +545,24 @@ if not TYPE_CHECKING:  # else a misspelt name would pass the type checker
     def __getattr__(name: str) -> Any:
         """Return the function of a row that was added to ``ACTIVATIONS`` or ``LOSSES`` at run time."""
         if name in ACTIVATIONS:
-            return primitive(ACTIVATIONS[name])
+            return _added_activation(name, ACTIVATIONS[name])
         if name in LOSSES:
             return _added_loss(name, LOSSES[name])
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+@functools.cache
+def _added_activation(name: str, definition: type[core.Activation]) -> Callable[..., Tensor]:
+    _, *constants = inspect.signature(definition.forward).parameters.values()
+    signature = inspect.Signature([inspect.Parameter("input", inspect.Parameter.POSITIONAL_OR_KEYWORD), *constants])
+
+    def activation(*args: Any, **kwargs: Any) -> Tensor:
+        a: Tensor = primitive(definition)(*signature.bind(*args, **kwargs).args)
+        return a
+
+    activation.__name__ = activation.__qualname__ = name
+    activation.__signature__ = signature  # type: ignore[attr-defined]  # functions have it
+    return activation
 
 
 @functools.cache

@@ -127,7 +127,7 @@ def test_dropped_rows_and_unseen_categories_are_reported(runs: Runs, capsys: pyt
     columns["city"][0] = "Bonn"
     write_csv(Path("t.csv"), columns)
     assert main(["evaluate", str(runs["mixed"].folder), "--data", "t.csv"]) == 0
-    message = "warning: t.csv: column 'city' has a name that no training row has, such as 'Bonn'\n"
+    message = "warning: t.csv: column 'city' has a name not seen in training, such as 'Bonn'\n"
     assert capsys.readouterr().err == message
     run = runs.train("drops", write_csv(Path("u.csv"), TABLES["filled"]).resolve(), missing="drop")
     assert main(["evaluate", str(run.folder), "--data", "u.csv"]) == 0

@@ -279,3 +279,17 @@ class TestConfigFile:
 
 def test_a_parser_error_without_text_still_gives_a_line():
     assert one_line("") == "the arguments cannot be parsed; see deltaprop COMMAND --help"
+
+
+class TestRepeatedFlags:
+    """A list flag that is given twice adds its values, as ``action="extend"`` of argparse does."""
+
+    def test_the_values_are_joined(self):
+        config, *_ = parse_flags(
+            ["--drop", "a", "--hidden", "4", "--drop=b", "--lr", "0.1", "--hidden", "3", "--drop", "c"]
+        )
+        assert (config.drop, config.hidden, config.lr) == (("a", "b", "c"), (4, 3), 0.1)
+
+    def test_a_flag_of_one_value_takes_the_last(self):
+        config, *_ = parse_flags(["--epochs", "2", "--epochs", "3"])
+        assert config.epochs == 3

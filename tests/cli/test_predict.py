@@ -98,7 +98,7 @@ def test_an_unseen_category_is_reported(runs: Runs, capsys: pytest.CaptureFixtur
     columns["city"][1] = "Bonn"
     write_csv(Path("t.csv"), columns)
     assert predict(runs["mixed"].folder, "t.csv", "o.csv") == 0
-    message = "warning: t.csv: column 'city' has a name that no training row has, such as 'Bonn'\n"
+    message = "warning: t.csv: column 'city' has a name not seen in training, such as 'Bonn'\n"
     assert capsys.readouterr().err == message
 
 

@@ -152,7 +152,7 @@ REFUSED = [
     arrays("a number that never changes", r"the target 'y' is 0\.5 in every row: .*", x=X, y=Y * 0 + 0.5),
     arrays("text for regression", r"--task regression: the target 'y' has text such as 'u'", "--task", "regression",
            x=X, y=np.array(["u", "v"])[Y]),
-    arrays("several numbers for classes", r"several targets must be numbers, and 'y1' is of --task classification: .*",
+    arrays("several numbers for classes", r"several targets must be numeric, and 'y1' is of --task classification: .*",
            "--task", "classification", x=X, y=X),
     arrays("a class unseen in training", r"row 2, column 'y_test': class '2' .*training row \(classes: 0, 1\)",
            x=X, y=Y, x_test=X[:4], y_test=Y[:4] + 1),
@@ -191,7 +191,7 @@ def test_refused_in_one_line_with_nothing_written(command: Command, case: Case):
 
 @pytest.mark.parametrize("case", ids(PROMISES))
 def test_no_memory_is_allocated_for_data_that_only_the_header_promises(tmp_path: Path, case: Case):
-    """Refused in 0.2 s of CPU time and with 1 MiB at most, although the header promises gigabytes."""
+    """Refused in 0.2 s of CPU time and with 1 MiB at most, although the header declares gigabytes."""
     case.write(tmp_path)
     tracemalloc.start()
     began = time.process_time()

@@ -157,7 +157,7 @@ TARGETS = [
     table("text for regression", GOOD, r"t\.csv: --task regression: the target 'y' has text such as '(no|yes)'",
           "--task", "regression"),
     table("text among several targets", GOOD, r"t\.csv: several targets must be .*'y' .*", "--target", "a", "y"),
-    table("several targets as classes", GOOD, r"t\.csv: several targets must be numbers.*one --target",
+    table("several targets as classes", GOOD, r"t\.csv: several targets must be numeric.*one --target",
           "--target", "a", "b", "--task", "classification"),
     table("one of several targets never changes", "a,b,y\n" + "1,2,0.5\n2,2,1.5\n" * 10, r"t\.csv: .*'b' is 2 .*",
           "--target", "b", "y"),

@@ -212,7 +212,7 @@ def test_a_category_unseen_in_training_is_a_warning(runs: Runs, tmp_path: Path):
     columns = first(inputs_of("mixed"), 5)
     columns["city"][2] = "Bonn"
     report = evaluate_file(dp.load(runs["mixed"].folder), write_csv(tmp_path / "t.csv", columns))
-    assert report.warnings == (f"{tmp_path}/t.csv: column 'city' has a name that no training row has, such as 'Bonn'",)
+    assert report.warnings == (f"{tmp_path}/t.csv: column 'city' has a name not seen in training, such as 'Bonn'",)
     assert report.to_json()["warnings"] == [*report.warnings]
 
 

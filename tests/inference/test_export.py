@@ -303,7 +303,7 @@ def test_a_nonlinear_output_before_unscaling_has_no_state_dict(runs: Runs):
 # --- categories, missing cells and column names ---
 
 
-@pytest.mark.filterwarnings("ignore:.* that no training row has")  # which is what is tried
+@pytest.mark.filterwarnings("ignore:.* not seen in training")  # which is what is tried
 @pytest.mark.parametrize("to", ["onnx", "torch-export"])
 @pytest.mark.parametrize("kind", CATEGORICAL_KINDS[:1])
 def test_unseen_and_missing_cells_are_handled_as_in_the_model(
@@ -358,7 +358,7 @@ def test_columns_of_any_name_are_exported(runs: Runs, tmp_path: Path, names: lis
     assert (label == model.predict(columns)).mean() > 0.99
 
 
-@pytest.mark.filterwarnings("ignore:.* that no training row has")  # which is what is tried
+@pytest.mark.filterwarnings("ignore:.* not seen in training")  # which is what is tried
 def test_a_model_with_only_a_categorical_input(runs: Runs, tmp_path: Path):
     """All inputs are categorical."""
     columns = {"city": TABLES["mixed"]["city"], "y": ["p" if c == "Rome" else "q" for c in TABLES["mixed"]["city"]]}

@@ -271,7 +271,7 @@ def test_an_unseen_category_is_all_zeros_and_reported(runs: Runs, tmp_path: Path
     assert_allclose(actual, outputs_by_hand(runs[kind], columns), **ROUNDING)
     assert torch.equal(actual, model.outputs({**columns, "city": [None, "Paris", None, None]}))
     assert blocks.warnings == [
-        f"{tmp_path}/t.csv: column 'city' has 2 names that no training row has, such as 'Bonn'",
+        f"{tmp_path}/t.csv: column 'city' has 2 names not seen in training, such as 'Bonn'",
     ]
 
 

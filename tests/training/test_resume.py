@@ -318,7 +318,7 @@ class TestWhatMayChange:
         assert "the data in circles are not those that the run was trained on" in line
 
     def test_fewer_epochs_than_are_done_are_refused(self, short: Result):
-        assert "--epochs 1: the run has done 2 already" in self.refused(short, "--epochs", "1")
+        assert "--epochs 1: the run has already completed 2 epochs" in self.refused(short, "--epochs", "1")
 
     @pytest.mark.parametrize(
         ("words", "setting", "old", "new"),

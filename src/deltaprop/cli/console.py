@@ -157,8 +157,8 @@ class ConsoleReporter(Reporter):
 
     def resumed(self, path: Path, epoch: int, done: int) -> None:
         """Print the checkpoint that the run resumes from."""
-        steps = f", after {counted(done, 'step')} of it" if done else ""
-        print_rows(self.console, [("resume", f"{path}: in epoch {epoch}{steps}")])
+        where = f"in epoch {epoch}, after {counted(done, 'step')} of it" if done else f"after epoch {epoch - 1}"
+        print_rows(self.console, [("resume", f"{path}: {where}")])
 
     def stopped(self, folder: Path) -> None:
         """Print the command that resumes an interrupted run."""
@@ -249,7 +249,7 @@ def _describe_data(dataset: Dataset) -> list[str]:
         scaling = dataset.target_scaling
         statistics = zip(names, scaling.mean.tolist(), scaling.scale.tolist(), strict=True)
         targets = [f"{name}: {mean:.4g} ± {scale:.4g}" for name, mean, scale in statistics]
-        lines.append(f"target {enumerate_names(targets)} (mean ± deviation)")
+        lines.append(f"target {enumerate_names(targets)} (mean ± standard deviation)")
     if table.left_out:
         left_out = enumerate_names([*map(quoted, table.left_out)])
         lines.append(f"{counted(len(table.left_out), 'column')} left out: {left_out}")

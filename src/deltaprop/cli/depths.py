@@ -23,14 +23,13 @@ VARIANTS_FLAG = optional(
 
 @dataclass(frozen=True)
 class Arguments:
-    """Trains nets of several depths and prints the norm of δ in each layer, before and after training."""
+    """Trains networks of several depths and prints the norm of δ in each layer, before and after training."""
 
     data: str = "digits"  # Data set, as for deltaprop train.
-    depths: tuple[int, ...] = (2, 3, 4)  # Number of hidden layers of each net.
+    depths: tuple[int, ...] = (2, 3, 4)  # Number of hidden layers of each network.
     width: int = 30  # Neurons of each hidden layer.
-    arms: Annotated[
-        tuple[str, ...], VARIANTS_FLAG
-    ] = ()  # Activations and initialisations of the nets, such as relu:kaiming.
+    #: Kinds of networks: the activation of the hidden layers and the initialisation of the weights.
+    arms: Annotated[tuple[str, ...], VARIANTS_FLAG] = ()
     lr: float = 0.1  # Learning rate η.
     batch_size: int = 16  # Samples per step.
     epochs: int = 20  # Passes through the training data.

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import inspect
 import io
+import itertools
 import re
 import sys
 from collections.abc import Sequence
@@ -73,7 +75,7 @@ def read_arguments(
             return tyro.cli(
                 kind,
                 prog=f"deltaprop {command}",
-                args=[word for word in words if word != "--debug"],  # handled by main
+                args=_join_repeated(kind, [word for word in words if word != "--debug"]),  # handled by main
                 description=f"{COMMANDS[command]}\n\n{inspect.getdoc(kind)}",
                 default=kind() if default is None else default,
             )
@@ -81,6 +83,25 @@ def read_arguments(
         if not exit_.code:  # --help
             raise
         raise UserError(one_line(errors.getvalue())) from None
+
+
+def _join_repeated(kind: type[Any], words: Sequence[str]) -> list[str]:
+    """Return the words with ``--drop a --drop b`` as ``--drop a b``, of which tyro would keep the last alone."""
+    types = {f.name: str(f.type) for f in dataclasses.fields(kind)}
+    lists = {name for name, type_ in types.items() if "tuple[" in type_ and "UseAppendAction" not in type_}
+    groups: dict[str, list[str]] = {"": []}  # each flag with the words after it
+    group = groups[""]
+    for number, word in enumerate(words):
+        flag, equals, value = word.partition("=")
+        name = flag.removeprefix("--").replace("-", "_")
+        if not word.startswith("--"):
+            group.append(word)
+        elif name in lists:
+            group = groups.setdefault(name, [flag])
+            group += [value] if equals else []
+        else:
+            group = groups.setdefault(str(number), [word])
+    return [*itertools.chain.from_iterable(groups.values())]
 
 
 class _FlagStream:

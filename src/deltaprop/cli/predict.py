@@ -23,16 +23,18 @@ from deltaprop.inference.predictions import OUTPUT_ENDINGS, STDOUT, check_keep, 
 class Arguments(ModelArguments):
     """Writes the class and the probability of each class, or the predicted values, of each row, in order.
 
-    Columns are found by their names, the target column may be missing. Rows are read, predicted and written block by
-    block. - is CSV on stdin or stdout.
+    Columns are matched by name; the target column is not needed. Rows are read, predicted and written block by block.
+    The name - stands for CSV on stdin or stdout.
     """
 
     #: Table (.csv, .tsv, these with .gz, .parquet, folder of .parquet parts), arrays (.npz with x, .npy) or -, stdin.
-    data: Annotated[str | None, optional("PATH", "")] = None
-    out: Annotated[str | None, optional("FILE", "")] = None  # File to write: .csv, .csv.gz, .parquet or -, stdout.
+    data: Annotated[str | None, optional("PATH", "required")] = None
+    out: Annotated[str | None, optional("FILE", "required")] = (
+        None  # File to write: .csv, .csv.gz, .parquet or -, stdout.
+    )
     #: Columns of the data to write before the predictions, such as an identifier; from a CSV to Parquet, numeric inputs
     #: as numbers and others as text.
-    keep: tuple[str, ...] = ()
+    keep: Annotated[tuple[str, ...], optional("COLUMN ...", "none")] = ()
     delimiter: Annotated[str | None, optional("CHAR", "as for the training data")] = None  # Delimiter of a CSV.
 
 

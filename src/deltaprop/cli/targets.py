@@ -60,5 +60,5 @@ def _call_examples(target: str, examples: Callable[[], Any]) -> tuple[Any, ...]:
     try:
         inputs = examples()
     except (Exception, SystemExit) as error:
-        raise UserError(f"{target}: example_inputs() beside it fails: {format_error(error)}") from error
+        raise UserError(f"{target}: example_inputs() in the same file fails: {format_error(error)}") from error
     return tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)

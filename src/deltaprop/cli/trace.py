@@ -30,30 +30,32 @@ from deltaprop.training.run_folder import RunFolder, check_folder
 class Arguments:
     """Compares z, a, σ'(z), δ and the gradients of each layer with autograd and with central differences.
 
-    The net is a fresh one, the one of a run, or your own: FILE.py:NAME, with a function example_inputs() beside it that
-    returns inputs and targets. A tiny net is a worked example, down to the update; of a larger one norms, saturation
-    and errors are shown.
+    The network is a new one, that of a run, or your own: FILE.py:NAME, with a function example_inputs() in the same
+    file that returns inputs and targets. For a tiny network every number is printed, down to the update; for a larger
+    one the norms, saturation and errors of each layer.
     """
 
-    #: Run folder, or your own net: FILE.py:NAME or package.module:NAME.
-    target: Annotated[Positional[str | None], optional("[TARGET]", "a fresh net")] = None
-    sizes: Annotated[tuple[int, ...] | None, optional("INT ...", "2 3 1")] = None  # Fresh net: layer sizes, n_0 to n_L.
-    activation: Annotated[str | None, optional("NAME", "sigmoid")] = None  # Fresh net: activation of hidden layers.
-    output_activation: Annotated[str | None, optional("NAME", "none")] = None  # Fresh net: output activation.
-    init: Annotated[str | None, optional("NAME", "torch")] = None  # Fresh net: initialisation of the weights.
-    seed: Annotated[int | None, optional("INT", "0")] = None  # Fresh net: seed of the weights, inputs and targets.
-    loss: Annotated[str | None, optional("NAME", "quadratic_loss")] = None  # Fresh or own net: loss.
-    rows: Annotated[int | None, optional("INT", "1, run: 16")] = None  # Fresh net or run: samples in the batch.
+    #: Run folder, or your own network: FILE.py:NAME or package.module:NAME.
+    target: Annotated[Positional[str | None], optional("[TARGET]", "a new network")] = None
+    sizes: Annotated[tuple[int, ...] | None, optional("INT ...", "2 3 1")] = (
+        None  # New network: layer sizes, n_0 to n_L.
+    )
+    activation: Annotated[str | None, optional("NAME", "sigmoid")] = None  # New network: activation of hidden layers.
+    output_activation: Annotated[str | None, optional("NAME", "none")] = None  # New network: output activation.
+    init: Annotated[str | None, optional("NAME", "torch")] = None  # New network: initialisation of the weights.
+    seed: Annotated[int | None, optional("INT", "0")] = None  # New network: seed of the weights, inputs and targets.
+    loss: Annotated[str | None, optional("NAME", "quadratic_loss")] = None  # New or own network: loss.
+    rows: Annotated[int | None, optional("INT", "1, run: 16")] = None  # New network or run: samples in the batch.
     weights: Annotated[str | None, optional("NAME", "final")] = None  # Run: weights to load, final or best.
     part: Annotated[str | None, optional("NAME", "train")] = None  # Run: part of the data, train, val or test.
-    data: Annotated[str | None, optional("PATH", "as in training")] = None  # Run: where its data is now.
+    data: Annotated[str | None, optional("PATH", "as in training")] = None  # Run: its data, if the files have moved.
     lr: Annotated[float | None, optional("FLOAT", "0.5, run: its own")] = None  # Learning rate η of the update.
-    html: Annotated[Path | None, optional("FILE.html", "")] = None  # Write a page to step through to this file.
+    html: Annotated[Path | None, optional("FILE.html", "")] = None  # Write an interactive page to this file.
     tensorboard: bool = False  # Write scalars, images and text for TensorBoard.
     run_dir: Annotated[Path | None, optional("PATH", "runs/trace-<date>-<time>")] = None  # Folder for TensorBoard.
 
 
-KINDS = {"fresh": "a fresh net", "run": "the folder of a run", "own": "a net of your own"}
+KINDS = {"fresh": "a new network", "run": "the folder of a run", "own": "a network of your own"}
 # Arguments that only some kinds of targets have.
 KINDS_OF = {
     **dict.fromkeys(("sizes", "activation", "output_activation", "init", "seed"), ("fresh",)),
@@ -71,7 +73,7 @@ def main(words: Sequence[str]) -> int:
     traced, lr = make_trace(arguments)
     console = terminal()
     if is_tiny(traced):
-        note = "numbers are rounded to four digits, the sums are of the unrounded ones"
+        note = "numbers are shown to four digits; sums use the unrounded values"
         console.print(note, style="dim", soft_wrap=False)
         for line in as_text(steps(traced, lr)):
             console.print(line, style="dim" if line.startswith("#") else None if line.startswith(" ") else "bold")
@@ -82,19 +84,19 @@ def main(words: Sequence[str]) -> int:
         hint = ": the step is too long, try a smaller --lr" if after > traced.loss else ""
         summary = f"{traced.loss_name}: C = {traced.loss:.6g}, and {after:.6g} after a step of η = {lr:g}{hint}"
         console.print(summary, soft_wrap=False)
-        console.print(f"{LEGEND} The sums of a net of this size: --html page.html.", style="dim", soft_wrap=False)
+        console.print(f"{LEGEND} --html page.html shows the sums of each neuron.", style="dim", soft_wrap=False)
     console.print(verdict(traced))
     folder = RunFolder.make(arguments.run_dir, "trace").path if arguments.tensorboard else None
     if page.path is not None:
         from deltaprop.tracing.page import html_page
 
         page.write(html_page(traced, lr))
-        console.print(f"page {page.path}")
+        console.print(f"page    {page.path}")
     if folder is not None:
         from deltaprop.training.report.tensorboard_trace import write_trace  # TensorBoard is slow to import
 
         write_trace(traced, lr, folder)
-        console.print(f"look tensorboard --logdir {folder.parent}")
+        console.print(f"look    tensorboard --logdir {folder.parent}")
     return 0 if traced.ok else 1
 
 
@@ -141,10 +143,10 @@ def make_trace(arguments: Arguments) -> tuple[Trace, float]:
     if not isinstance(model, torch.nn.Module):
         raise UserError(f"{target}: trace takes an nn.Sequential, got {type(model).__name__}")
     if examples is None:
-        raise UserError(f"{target}: a batch is needed: a function example_inputs() beside it, returning x and y")
+        raise UserError(f"{target}: a batch is needed: a function example_inputs() in the same file, returning x and y")
     batch = examples()
     if len(batch) != 2:
-        raise UserError(f"{target}: example_inputs() beside it must return x and y, got {len(batch)} values")
+        raise UserError(f"{target}: example_inputs() must return x and y, got {len(batch)} values")
     return trace(model, loss, *batch), lr
 
 
@@ -164,7 +166,7 @@ def _trace_run(folder: Path, arguments: Arguments) -> tuple[Trace, float]:
     about = f"{folder}: its {weights} weights, the first {len(x)} rows of its {part} part, scaled"
     extras = {"momentum": setup.config.momentum, "weight decay": setup.config.weight_decay}
     left_out = " and ".join(name for name, value in extras.items() if value)
-    about += f"; the step is plain, without the run's {left_out}" if left_out else ""
+    about += f"; the update is plain SGD, without the run's {left_out}" if left_out else ""
     return dataclasses.replace(traced, about=about), setup.config.rate if arguments.lr is None else arguments.lr
 
 
@@ -173,7 +175,7 @@ def _trace_fresh(arguments: Arguments, loss: str) -> Trace:
     sizes = (2, 3, 1) if arguments.sizes is None else arguments.sizes
     rows, output = arguments.rows or 1, None if arguments.output_activation == "none" else arguments.output_activation
     if loss == "cross_entropy" and sizes and sizes[-1] == 1:
-        raise UserError("--loss cross_entropy of one output is always 0: end --sizes with two or more")
+        raise UserError("--loss cross_entropy needs at least two outputs: end --sizes with 2 or more")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(arguments.seed or 0)
         model = MLP(sizes, arguments.activation or "sigmoid", output, init=arguments.init, dtype=torch.float64)

@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from tyro.conf import UseAppendAction, arg
 
@@ -41,6 +41,15 @@ class Flags(TrainConfig):
     An interrupted run is saved first; a second Ctrl-C exits at once. --debug shows tracebacks.
     """
 
+    target: Annotated[tuple[str, ...], optional("COLUMN ...", "the last")] = ()
+    drop: Annotated[tuple[str, ...], optional("COLUMN ...", "none")] = ()
+    categorical: Annotated[tuple[str, ...], optional("COLUMN ...", "none")] = ()
+    test: Annotated[str | None, optional("PATH", "a random part of the data, `test_fraction`")] = None
+    cache: Annotated[Path | None, optional("PATH", "~/.cache/deltaprop")] = None
+    pixel_scale: Annotated[float | None, optional("FLOAT", "255 for byte images, 16 for digits")] = None
+    run_dir: Annotated[Path | None, optional("PATH", "runs/<data>-<date>-<time>")] = None
+    config: Annotated[Path | None, optional("FILE.toml", "")] = None
+    lr: Annotated[float | Literal["auto"], arg(metavar="FLOAT|auto")] = TrainConfig.lr
     activation: Annotated[tuple[str, ...], _ACTIVATIONS] = TrainConfig.activation
     loss: Annotated[str, _LOSSES] = TrainConfig.loss
     init: Annotated[str, _INITS] = TrainConfig.init
@@ -50,8 +59,8 @@ class Flags(TrainConfig):
     folder; auto: the run in --run-dir if there is one, else start a new one there."""
 
     override: UseAppendAction[tuple[str, ...]] = ()
-    """With --resume: allow changing this setting, such as lr, although the result is then not that of one run; the
-    change is recorded."""
+    """With --resume: allow changing this setting, such as lr, although the result then depends on the change; it is
+    recorded."""
 
 
 def main(words: Sequence[str]) -> int:

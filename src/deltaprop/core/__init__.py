@@ -1,7 +1,7 @@
 """The mathematics: every formula of the library once. Imports torch alone (and ``_torch_compat``).
 
 ``ACTIVATIONS`` and ``LOSSES`` list the definitions by name. A new one is one class and one row here: its module, the
-drivers, ``deltaprop train`` and the tests over the table follow from the row.
+engines, ``deltaprop train`` and the tests over the table follow from the row.
 """
 
 from __future__ import annotations

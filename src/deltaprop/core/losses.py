@@ -36,9 +36,9 @@ class Loss(Function):
     - ``forward(a, y, …)``: C, or a tuple that begins with C;
     - ``saved(a, output)``: what the gradient is computed from besides the targets;
     - ``targets(y, like, …)``: the targets as the gradient takes them, tensors with a row for each sample, of outputs
-      of ``like``'s shape and dtype; a driver may compute them for many batches at once;
+      of ``like``'s shape and dtype; a engine may compute them for many batches at once;
     - ``grad_input(grad_loss, saved, targets, …)``: ∂C/∂a, the left factor of BP1: a new tensor, which the explicit
-      driver overwrites;
+      engine overwrites;
     - ``denominator(saved, targets, …)``: D, what a mean divides by.
 
     In all of them the arguments of :meth:`options` follow, in order.

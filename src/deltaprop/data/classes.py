@@ -60,9 +60,9 @@ class Targets:
         texts = [column for column in columns if column.kind == "categories"]
         column = columns[0]
         if len(columns) > 1 and (texts or task == "classification"):
-            what = "`task='classification'`" if task == "classification" else "classes"
+            what = "for `task='classification'`" if task == "classification" else "text"
             name = (texts or columns)[0].name
-            raise UserError(f"{where}: several targets must be numbers, and {name!r} is of {what}: give one `target`")
+            raise UserError(f"{where}: several targets must be numeric, and {name!r} is {what}: give a single `target`")
         if texts and task == "regression":
             raise UserError(f"{where}: `task='regression'`: {_has_text(column)}")
         if len(columns) > 1 or task == "regression" or (task == "auto" and not texts and not are_classes(values[:, 0])):

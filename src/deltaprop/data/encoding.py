@@ -280,5 +280,5 @@ def unseen_categories(encoding: Encoding, columns: Sequence[Column], where: str)
         unseen = [name for name in column.names if name not in own.categories] if own.kind == "categories" else []
         if unseen:
             names = "a name" if len(unseen) == 1 else f"{len(unseen)} names"
-            lines.append(f"{where}: column {own.name!r} has {names} that no training row has, such as {unseen[0]!r}")
+            lines.append(f"{where}: column {own.name!r} has {names} not seen in training, such as {unseen[0]!r}")
     return lines

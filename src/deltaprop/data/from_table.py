@@ -134,7 +134,7 @@ def _warnings(encoding: Encoding, rows: int) -> list[str]:
     """Return warnings of more inputs than the training rows can support."""
     lines = [
         f"column {column.name!r} has {len(column.categories)} different names in {rows} training rows: more "
-        "one-hot inputs than the rows can support; an identifier is left out by `drop`"
+        "one-hot inputs than the rows can support; leave out an identifier by `drop`"
         for column in encoding.inputs
         if len(column.categories) > rows / 2
     ]

@@ -1,4 +1,4 @@
-"""The explicit driver: backpropagation without a tape. ``core/recursion.py`` is the page to read first."""
+"""The explicit engine: backpropagation without autograd. ``core/recursion.py`` is the page to read first."""
 
 from deltaprop.explicit.trainer import ExplicitTrainer
 

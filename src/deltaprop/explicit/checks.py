@@ -1,4 +1,4 @@
-"""What the explicit driver refuses: models, optimizers and batches that it cannot train correctly.
+"""What the explicit engine refuses: models, optimizers and batches that it cannot train correctly.
 
 Each function raises a :class:`~deltaprop.errors.UserError` that names what it cannot accept.
 """
@@ -46,7 +46,7 @@ def check_optimizer(optimizer: torch.optim.Optimizer) -> None:
     hooks = known and any(optimizer_hooks(optimizer))
     if not known or hooks:
         got = f"{type(optimizer).__name__}{' with step hooks' if hooks else ''}"
-        raise UserError(f"the explicit driver fuses SGD itself into its products, got {got}: {ELSEWHERE}")
+        raise UserError(f"the explicit engine supports dp.SGD and torch.optim.SGD, got {got}: {ELSEWHERE}")
 
 
 def check_momentum(optimizer: torch.optim.Optimizer, params: Sequence[Tensor]) -> None:
@@ -74,7 +74,7 @@ class ChangeDetector:
         self._before = self._snapshot()
 
     def changed(self) -> bool:
-        """Return whether anything that the driver has read has changed."""
+        """Return whether anything that the engine has read has changed."""
         return self._snapshot() != self._before
 
     def _snapshot(self) -> tuple[Any, ...]:
@@ -117,7 +117,7 @@ def check_targets(loss: LossSpec, y: Tensor, rows: int, outputs: int, dtype: tor
     if loss.definition.takes_labels and not y.is_floating_point():
         if y.shape != (rows,):
             raise UserError(f"labels must be {[rows]}, one for each row, got {list(y.shape)}")
-        if y.dtype not in (torch.int64, torch.uint8):  # as in PyTorch, and so in the other driver
+        if y.dtype not in (torch.int64, torch.uint8):  # as in PyTorch, and so in the other engine
             raise UserError(f"labels must be of int64 or uint8, got {y.dtype}")
         y = y.long()  # −100 compared with uint8 would be 156
     elif y.shape != (rows, outputs):
@@ -163,7 +163,7 @@ def refuse_entry_weights(loss: LossSpec) -> None:
     """Refuse weights of single entries in a loss of a − y: those of a whole data set do not fit a batch."""
     residual = issubclass(loss.definition, ElementwiseLoss) and not loss.definition.contains
     if "weight" in loss.options and residual:
-        raise UserError(f"the explicit driver does not support weights of the entries in {loss.name}: {ELSEWHERE}")
+        raise UserError(f"the explicit engine does not support weights of the entries in {loss.name}: {ELSEWHERE}")
 
 
 def whole_number(number: object, name: str = "batch_size") -> int:

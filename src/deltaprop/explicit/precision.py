@@ -105,9 +105,9 @@ def check_precision(precision: str, device: torch.device, dtype: torch.dtype) ->
     if precision == "float32":
         return
     if dtype != torch.float32:
-        raise UserError(f"precision {precision} is for weights of float32, got {dtype}")
+        raise UserError(f"`precision='{precision}'` is for weights of float32, got {dtype}")
     if device.type not in ("cpu", "cuda") or not _has(precision, device):
-        raise UserError(f"precision {precision}: the {device.type} here does not support it; use float32")
+        raise UserError(f"`precision='{precision}'`: the {device.type} here does not support it; use float32")
 
 
 def _has(precision: str, device: torch.device) -> bool:

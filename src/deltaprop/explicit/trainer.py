@@ -1,4 +1,4 @@
-"""The explicit driver: an MLP trained without a tape, in place on its Parameters.
+"""The explicit engine: an MLP trained without autograd, in place on its Parameters.
 
 This class checks its input (``checks.py``), feeds batches to the layers and sums the loss. The step itself is
 :func:`~deltaprop.core.recursion.feed_forward` and :func:`~deltaprop.core.recursion.back_propagate`.

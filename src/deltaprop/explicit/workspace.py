@@ -1,4 +1,4 @@
-"""The memory of the explicit driver: allocated once for a batch size, overwritten at each step."""
+"""The memory of the explicit engine: allocated once for a batch size, overwritten at each step."""
 
 from __future__ import annotations
 

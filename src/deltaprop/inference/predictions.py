@@ -96,7 +96,7 @@ def check_keep(data: InputBlocks, keep: Sequence[str]) -> None:
         if name == "prediction" or name.startswith(("prediction_", "probability_")):
             raise UserError(f"{setting('keep', name)}: this is the name of a prediction; rename the column")
         if name in keep[:at]:
-            raise UserError(f"{setting('keep', name)}: it is named twice")
+            raise UserError(f"{setting('keep', name)}: it is listed twice")
         if data.table is None:
             raise UserError(f"{setting('keep', name)}: the data are arrays, whose columns have no names")
         if name not in data.table.names:

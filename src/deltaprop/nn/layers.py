@@ -1,6 +1,6 @@
 """Read the layers of a model: linear layers, each followed by one activation or none.
 
-Any other module is refused by name: a driver without autograd would not call it, and training would silently go wrong.
+Any other module is refused by name: a engine without autograd would not call it, and training would silently go wrong.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def read_layers(model: nn.Module) -> list[Layer]:
         UserError: If it contains any other module.
     """
     if not isinstance(model, nn.Sequential):
-        raise UserError(f"the explicit driver takes an nn.Sequential, got {type(model).__name__}: {ELSEWHERE}")
+        raise UserError(f"the explicit engine takes an nn.Sequential, got {type(model).__name__}: {ELSEWHERE}")
     if any(GLOBAL_MODULE_HOOKS):
         raise UserError(f"there are hooks on all modules, which would not be called: {ELSEWHERE}")
     found: list[Layer] = []
@@ -46,7 +46,7 @@ def read_layers(model: nn.Module) -> list[Layer]:
             found.append(Layer(weight, bias, learns=learns))
             takes_activation = True
         elif not isinstance(ours, Activation) or type(ours).forward is not Activation.forward:
-            raise UserError(f"{kind} is neither a linear layer nor an activation that has a δ here: {ELSEWHERE}")
+            raise UserError(f"{kind} is neither a linear layer nor an activation that deltaprop has: {ELSEWHERE}")
         elif not takes_activation:
             raise UserError(f"{kind} does not follow a linear layer: {ELSEWHERE}")
         else:

@@ -175,7 +175,9 @@ class MLPEstimator(Parameters, ABC):
                         break
                 else:
                     if max_iter is not None:
-                        message = f"max_iter={max_iter} reached and training has not converged: increase it, or tol"
+                        message = (
+                            f"max_iter={max_iter} reached and training has not converged: increase max_iter or tol"
+                        )
                         warnings.warn(message, ConvergenceWarning, stacklevel=3)
         except KeyboardInterrupt:
             warnings.warn("Training interrupted by user.", stacklevel=3)

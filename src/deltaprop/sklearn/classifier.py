@@ -25,7 +25,7 @@ from deltaprop.sklearn.base import DENSE, MLPEstimator, as_tensor
 
 @dataclass(eq=False, repr=False)
 class MLPClassifier(ClassifierMixin, MLPEstimator):
-    """A classifier for scikit-learn: an MLP with a logit for each class, trained by the explicit driver.
+    """A classifier for scikit-learn: an MLP with a logit for each class, trained by the explicit engine.
 
     It minimises cross-entropy by stochastic gradient descent. With three classes or more, ``standardize=False``, and
     the same initial weights and order of rows, its weights equal those of ``sklearn.neural_network.MLPClassifier``

@@ -22,7 +22,7 @@ from deltaprop.sklearn.base import DENSE, MLPEstimator, as_tensor
 
 @dataclass(eq=False, repr=False)
 class MLPRegressor(RegressorMixin, MLPEstimator):
-    """A regressor for scikit-learn: an MLP with an output for each target, trained by the explicit driver.
+    """A regressor for scikit-learn: an MLP with an output for each target, trained by the explicit engine.
 
     With ``loss="quadratic_loss"``, ``standardize=False`` and the same initial weights and order of rows, its weights
     equal those of ``sklearn.neural_network.MLPRegressor`` (``solver="sgd"``, ``alpha=0``) digit by digit.

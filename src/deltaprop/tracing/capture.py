@@ -22,7 +22,7 @@ def capture_layers(model: nn.Module, loss: LossLike, x: Tensor, y: Tensor) -> li
 
     Args:
         model: An ``nn.Sequential`` of linear layers and activations.
-        loss: A loss, as the drivers take it.
+        loss: A loss, as the engines take it.
         x: Inputs, [N, n_0].
         y: Targets, as the loss takes them.
 

@@ -96,7 +96,7 @@ class LayerRecord:
     @property
     def slope(self) -> Tensor | None:
         """The old name of ``derivative``, until 2.0."""
-        warnings.warn("LayerRecord.slope is LayerRecord.derivative now; the old name goes with version 2.0",
+        warnings.warn("LayerRecord.slope is LayerRecord.derivative now; the old name will be removed in version 2.0",
                       DeprecationWarning, stacklevel=2)  # fmt: skip
         return self.derivative
 

@@ -99,9 +99,9 @@ def verdict(trace: TraceRecord) -> str:
     if not trace.ok:
         return f"NOT OK: autograd differs by {autograd}, central differences by {differences}"
     if not any(c.quantity == "z" for c in trace.comparisons):
-        return f"ok: central differences have the same numbers to {differences}; PyTorch has no such modules"
-    exactly = f"to {autograd}" if errors["autograd"] else "to the bit"
-    return f"ok: PyTorch's autograd has the same numbers {exactly}, central differences to {differences}"
+        return f"ok: central differences agree to {differences}; PyTorch has no such modules"
+    exactly = f"to {autograd}" if errors["autograd"] else "exactly"
+    return f"ok: PyTorch's autograd agrees {exactly}, central differences to {differences}"
 
 
 def format_difference(error: float) -> str:
@@ -134,6 +134,6 @@ def _table(texts: list[str], values: list[str]) -> Table:
 
 
 LEGEND = (
-    "saturated: |σ'| at most 5 % of its steepest. ‖δ_n‖ mean: over samples, without the 1/N. norm: of all entries. "
+    "saturated: |σ'| at most 5 % of its maximum. ‖δ_n‖ mean: over samples, without the 1/N. norm: of all entries. "
     "autograd, diff.: largest difference, relative to the largest entry; of large tensors differences try 200 entries."
 )

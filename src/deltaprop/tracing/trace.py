@@ -62,7 +62,7 @@ def trace(model: nn.Module, loss: LossLike, x: Tensor, y: Tensor) -> Trace:
 
     Args:
         model: An :class:`~deltaprop.MLP`, or any ``nn.Sequential`` of linear layers and activations, ours or PyTorch's.
-        loss: A loss, as the drivers take it.
+        loss: A loss, as the engines take it.
         x: Inputs, [N, n_0].
         y: Targets, as the loss takes them.
 

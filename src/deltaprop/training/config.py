@@ -35,39 +35,39 @@ class TrainConfig:
     """Train a multilayer perceptron with hand-written backpropagation.
 
     Attributes:
-        data: Data set: digits, moons, circles, spirals, xor, sine; your own table (.csv, .tsv, .txt, these with .gz,
-            .parquet, a folder of .parquet parts) or arrays (.npz with x and y, .npy); or a folder with IDX files (such
-            as MNIST).
-        target: Column of a table to predict, by default the last; several for several numbers. For x.npy: the file of
-            y.
+        data: Data set: digits, moons, circles, spirals, xor, sine; your own table (.csv, .tsv, .txt, also with .gz;
+            a .parquet file or a folder of such parts) or arrays (.npz with x and y, .npy); or a folder of IDX files,
+            such as MNIST.
+        target: Target column of a table; several numeric columns for regression with several outputs. For x.npy: the
+            file of y.
         drop: Columns of a table to leave out, such as identifiers.
-        categorical: Columns of a table to treat as categories although they hold numbers; columns of text always are.
+        categorical: Numeric columns of a table to treat as categorical; text columns always are.
         task: Kind of the targets in a table or arrays: auto treats text, and whole numbers with at most 20 different
             values, as classes.
-        missing: Missing cells of a table: refuse them, replace them by the mean of the training rows (in a column of
-            categories: by no category), or drop their rows.
+        missing: Missing cells of a table: refuse them, replace them by the mean of the training rows (a missing
+            category is encoded as all zeros), or drop their rows.
         delimiter: Delimiter of a CSV: one character, or tab; auto detects comma, semicolon, tab and bar in the header.
-        test: Separate table to test on, with the same columns; by default a part of the data (`test_fraction`).
-        cache: Folder for tables that do not fit in memory; by default ~/.cache/deltaprop.
+        test: Separate table to test on, with the same columns.
+        cache: Folder for tables that do not fit in memory.
         memory: Most memory that a table may take, such as 500m or 4g; a larger one is written to `cache` once and
             streamed from there. auto is an eighth of the machine's memory.
-        hidden: Neurons of each hidden layer; without a number there is no hidden layer: a linear model.
+        hidden: Neurons of each hidden layer; without a number the model is linear.
         activation: Activation of the hidden layers: one name for all, or one per layer.
         output_activation: Activation of the last layer: none, or a name as for `activation`; one that the loss already
             contains is refused.
         class_weight: Weight of each sample's loss by its class: balanced is N / (classes · samples of the class).
         one_logit: For two classes: one output, whose sigmoid is the probability of the second class, instead of two.
-        loss: auto: cross-entropy for classes, mse for numbers. binary-cross-entropy is on one-hot targets, summed over
-            outputs and averaged over samples.
+        loss: auto: cross-entropy for classification, mse for regression. binary-cross-entropy uses one-hot targets; it
+            is summed over outputs and averaged over samples.
         init: Initial weights.
-        lr: Learning rate η, above 0. auto: 0.05; for tables and arrays of your own, whose columns are standardised,
-            0.02 with classes and 0.001 with numbers as targets.
+        lr: Learning rate η, above 0. auto: 0.05; for your own tables and arrays 0.02 in classification and 0.001 in
+            regression.
         momentum: Momentum μ, in [0, 1).
         nesterov: Nesterov's form of momentum.
         weight_decay: L2 penalty λ: each step adds λ W to ∂C/∂W.
         decay_biases: Apply weight decay to biases too.
-        lr_schedule: constant, step (η times `lr_gamma` every `lr_step` epochs) or cosine (from η towards 0 by ½ (1 +
-            cos)).
+        lr_schedule: constant, step (η times `lr_gamma` every `lr_step` epochs) or cosine (η falls to nearly 0 along
+            half a period of the cosine).
         lr_step: Epochs between two steps of the step schedule.
         lr_gamma: Factor of the step schedule, in (0, 1].
         lr_warmup: Epochs in which η first rises linearly, before the schedule.
@@ -75,29 +75,28 @@ class TrainConfig:
         batch_size: Samples per step; 1 is the textbook's update per training instance.
         val_fraction: Share of the training data kept for validation, in [0, 1).
         val_split: Validation rows: random (the same share of each class), or the last rows.
-        test_fraction: Share of the data kept for the test where it has no official test set, in (0, 1).
+        test_fraction: Share of the data kept for the test if it has no separate test set, in (0, 1).
         scaling: Scaling of the inputs: pixel (divide by the full scale), standard (mean 0, standard deviation 1 on the
-            training rows), or none; auto is pixel for pictures and standard otherwise.
-        pixel_scale: Full scale of a pixel; by default 255 for byte images, 16 for digits.
-        augment: Augmentation of training pictures, drawn anew in every epoch: affine (rotation and scaling), elastic
-            (smooth random displacements) or affine-elastic.
+            training rows), or none; auto is pixel for images and standard otherwise.
+        pixel_scale: Full scale of a pixel: the value that becomes 1.
+        augment: Random deformation of training images, another in every epoch: affine (rotation and scaling), elastic,
+            which displaces pixels smoothly, or affine-elastic.
         patience: Stop when the validation loss has not improved for this many epochs; 0 for never.
         seed: Seed of the split, the initial weights and the order of samples: the same seed gives the same bits.
-        engine: autograd (PyTorch's tape calls the hand-written backward of each operation) or explicit (the same
-            formulas as one loop, without a tape: several times faster for small nets, in steps that agree but for
-            rounding).
+        engine: autograd (PyTorch calls the hand-written backward of each operation) or explicit (the same formulas as
+            one loop, without autograd: several times faster for small networks, with the same results up to rounding).
         device: auto (CUDA, else mps, else cpu), cpu, cuda, cuda:N or mps.
         dtype: Data type of weights and data.
         precision: Precision of matrix products in training: tf32 and bf16 round their factors, which is faster on some
             devices; weights and evaluation stay float32.
-        threads: CPU threads: a number; auto: 1 for small nets, the physical cores where a layer's product has at least
+        threads: CPU threads: a number; auto: 1 for small networks, the physical cores if a layer's product has at least
             2^24 multiply-adds; or tune: time a few steps with 1, 2, 4, … threads and take the fastest. One more thread
-            prepares rows from disk and augmented pictures.
-        run_dir: Folder of this run; by default runs/<data>-<date>-<time>.
-        log_every: Epochs between two sets of histograms, δ norms and pictures in TensorBoard; 0 for none.
+            prepares rows from disk and deformed images.
+        run_dir: Folder of this run.
+        log_every: Epochs between two sets of histograms, δ norms and images in TensorBoard; 0 for none.
         save_every: Interval of checkpoints: epochs (a number), or time such as 30s or 5m; one is also saved at the end
             and when it is stopped.
-        keep: Numbered checkpoints to keep beside the last; the newest valid one is used if the last is damaged.
+        keep: Numbered checkpoints to keep besides the last; the newest valid one is used if the last is damaged.
         config: TOML file with any of these settings, the flag names as keys; flags override it.
     """
 
@@ -320,6 +319,8 @@ def read_toml(path: Path) -> dict[str, Any]:
     where = setting("config", path)
     try:
         settings = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError as error:
+        raise UserError(f"{where}: there is no such file") from error
     except OSError as error:
         raise UserError(f"{where}: {error.strerror}") from error
     except ValueError as error:  # invalid TOML, UTF-8 or file name
@@ -332,7 +333,7 @@ def read_toml(path: Path) -> dict[str, Any]:
             raise UserError(f"{where}: {key} is given twice, with - and with _")
         if name not in fields or name == "config":
             near = difflib.get_close_matches(name, set(fields) - {"config"}, n=1)
-            hint = f"did you mean {near[0].replace('_', '-')!r}?" if near else "see `deltaprop train` for their names"
+            hint = f"did you mean {near[0].replace('_', '-')!r}?" if near else "`deltaprop train --help` lists all"
             raise UserError(f"{where}: unknown setting {key!r}: {hint}")
         result[name] = _typed(where, key, value, fields[name])
     return result

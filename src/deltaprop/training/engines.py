@@ -1,4 +1,4 @@
-"""The two drivers of a run: autograd's tape over hand-written Functions, and the explicit recursion without one."""
+"""The two engines of a run: autograd over hand-written Functions, and the explicit recursion."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Engine = Callable[[Tensor, Tensor, Tensor, int, EpochState], None]
 def autograd_engine(
     model: nn.Sequential, objective: Objective, optimizer: torch.optim.Optimizer, precision: str = "float32"
 ) -> Engine:
-    """Return an engine that trains by ``loss.backward()``, on PyTorch's tape of the hand-written Functions."""
+    """Return an engine that trains by ``loss.backward()``, which calls the backward of the hand-written Functions."""
 
     def epoch(x: Tensor, y: Tensor, order: Tensor, batch_size: int, state: EpochState) -> None:
         network: Callable[[Tensor], Tensor] = model
@@ -39,7 +39,7 @@ def autograd_engine(
 def explicit_engine(
     model: nn.Sequential, objective: Objective, optimizer: torch.optim.Optimizer, precision: str = "float32"
 ) -> Engine:
-    """Return an engine that trains by the δ recursion of ``core/recursion.py``, without a tape."""
+    """Return an engine that trains by the δ recursion of ``core/recursion.py``, without autograd."""
     trainer = ExplicitTrainer(model, objective.call, optimizer, precision=precision)
     return lambda x, y, order, batch_size, state: trainer._epoch(x, y, batch_size, order, state)
 

@@ -124,12 +124,10 @@ def choose_objective(
     row = losses()[name]
     loss = LOSSES[row]
     if task == "regression" and not loss.takes_numbers:
-        raise UserError(
-            f"{setting('loss', name)} needs classes, but the data has numbers as targets: take mse, huber or l1"
-        )
+        raise UserError(f"{setting('loss', name)} needs classes, but the target is numeric: take mse, huber or l1")
     check_output_activation(name, output_activation)
     if one_logit and (task == "regression" or classes != 2):
-        raise UserError(f"`one_logit` is for two classes, and the data has {classes or 'numbers as targets'}")
+        raise UserError(f"`one_logit` is for two classes, and the data has {classes or 'a numeric target'}")
     if one_logit and loss.takes_labels:
         raise UserError(
             f"`one_logit` with {setting('loss', name)}, which needs an output per class: take binary-cross-entropy"

@@ -70,10 +70,10 @@ def plan_resume(
     refused = {name: pair for name, pair in changed.items() if name not in override}
     if refused:
         settings = " ".join(setting("override", name) for name in refused)
-        raise UserError(f"{folder}: this would change the result: {_diff(refused)}; if you want that, {settings}")
+        raise UserError(f"{folder}: this would change the result: {_diff(refused)}; to allow it, add {settings}")
     done = state["epoch"] - 1
     if requested.epochs < done or (requested.epochs == done and state["done"]):
-        raise UserError(f"{setting('epochs', requested.epochs)}: the run has done {done} already")
+        raise UserError(f"{setting('epochs', requested.epochs)}: the run has already completed {done} epochs")
     position = {"epoch": state["epoch"], "step": state["done"]}
     records = [{**position, "setting": name, "from": old, "to": new} for name, (old, new) in changed.items()]
     config = dataclasses.replace(requested, run_dir=folder, **{name: after[name] for name in resolved})

@@ -52,7 +52,7 @@ def check_folder(path: Path, restart: bool = False) -> None:
 def _folder_problem(path: Path) -> str | None:
     if path.is_dir():
         if any(path.iterdir()):
-            return "the folder is not empty; name a new one, runs are not mixed"
+            return "the folder is not empty; name a new or an empty one"
     elif path.exists():
         return "there is a file of this name; name a folder"
     if len(os.fsencode(path.name)) > 255:
@@ -120,7 +120,7 @@ class RunFolder:
         try:
             lock.acquire(timeout=0)
         except Timeout as error:
-            raise UserError(f"{self.path}: another run is at work in this folder; name another, or wait") from error
+            raise UserError(f"{self.path}: another run is using this folder; name another, or wait") from error
         except OSError as error:
             raise UserError(f"{self.path}: it cannot be locked: {error.strerror}") from error
         try:

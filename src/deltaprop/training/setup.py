@@ -195,7 +195,7 @@ def balanced_weights(config: TrainConfig, dataset: Dataset) -> list[float] | Non
     if config.class_weight == "none":
         return None
     if dataset.task == "regression":
-        raise UserError(f"{setting('class_weight', config.class_weight)}: the data has numbers as targets, no classes")
+        raise UserError(f"{setting('class_weight', config.class_weight)}: the target is numeric, there are no classes")
     return balanced(torch.bincount(dataset.train.y, minlength=len(dataset.class_names)).tolist())
 
 

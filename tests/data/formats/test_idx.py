@@ -95,14 +95,14 @@ DAMAGED = {
     "rank 33": (b"\x00\x00\x08\x21" + b"\x00\x00\x00\x01" * 33 + b"\x07", "33 dimensions"),
     "no rows": (SMALL[:4] + bytes(4) + SMALL[8:12], "holds no elements: its header says 0x3"),
     "header cut": (SMALL[:10], "truncated IDX header: 10 bytes, 12 expected"),
-    "data cut": (SMALL[:-1], "the header promises 2x3 uint8, 6 bytes, the file holds 5"),
-    "left over": (SMALL + b"\x00", "bytes left over after the data that the header promises (2x3 uint8, 6 bytes)"),
+    "data cut": (SMALL[:-1], "the header declares 2x3 uint8, 6 bytes, the file holds 5"),
+    "left over": (SMALL + b"\x00", "bytes left over after the data that the header declares (2x3 uint8, 6 bytes)"),
     # 2⁶⁴ bytes, 2³¹ · 2³¹ · 4: in 64-bit integers that is 0.
     "overflowing": (
         bytes([0, 0, 0x08, 3, 0x80, 0, 0, 0, 0x80, 0, 0, 0, 0, 0, 0, 4]),
-        "the header promises 2147483648x2147483648x4 uint8, 18446744073709551616 bytes, the file holds 0",
+        "the header declares 2147483648x2147483648x4 uint8, 18446744073709551616 bytes, the file holds 0",
     ),
-    "huge": (HUGE, "the header promises 2147483648x4294967295 uint8, 9223372034707292160 bytes, the file holds 6"),
+    "huge": (HUGE, "the header declares 2147483648x4294967295 uint8, 9223372034707292160 bytes, the file holds 6"),
 }
 
 
@@ -142,7 +142,7 @@ def test_a_flipped_bit_of_a_gzip_body_never_changes_the_data(tmp_path):
 
 @pytest.mark.parametrize("after", [b"garbage", SMALL_GZ], ids=["garbage", "a second member"])
 def test_data_after_a_gzip_stream_is_refused(tmp_path, after):
-    """A second member decompresses to more data than the header promises."""
+    """A second member decompresses to more data than the header declares."""
     path = tmp_path / "some-file"
     path.write_bytes(SMALL_GZ + after)
     assert "some-file" in refused(read_idx, path)
@@ -174,7 +174,7 @@ def peak_while_refusing(path: Path) -> int:
 
 
 def test_short_plain_file_is_refused_by_its_size(tmp_path):
-    """The header promises 1 GiB, the (sparse) file has 64 MiB: none of it is read."""
+    """The header declares 1 GiB, the (sparse) file has 64 MiB: none of it is read."""
     path = tmp_path / "some-file"
     path.write_bytes(bytes([0, 0, 0x08, 1, 0x40, 0, 0, 0]))
     os.truncate(path, 64 * 2**20)
@@ -183,7 +183,7 @@ def test_short_plain_file_is_refused_by_its_size(tmp_path):
 
 @pytest.mark.parametrize("compress", [bytes, gzip.compress], ids=["plain", "gz"])
 def test_no_memory_is_allocated_for_data_that_only_the_header_promises(tmp_path, compress):
-    """The header promises 1 GiB, the file has 6 bytes: at most a few chunks of 1 MiB are allocated."""
+    """The header declares 1 GiB, the file has 6 bytes: at most a few chunks of 1 MiB are allocated."""
     path = tmp_path / "some-file"
     path.write_bytes(compress(bytes([0, 0, 0x08, 1, 0x40, 0, 0, 0, 1, 2, 3, 4, 5, 6])))
     assert peak_while_refusing(path) < 8 * 2**20

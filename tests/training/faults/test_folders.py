@@ -32,7 +32,7 @@ class Intruder(Silent):
 def test_a_second_run_in_the_same_folder_is_refused(tmp_path: Path):
     intruder = Intruder()
     train(small(tmp_path / "run"), intruder)
-    assert intruder.said == f"{tmp_path / 'run'}: another run is at work in this folder; name another, or wait"
+    assert intruder.said == f"{tmp_path / 'run'}: another run is using this folder; name another, or wait"
     train(small(tmp_path / "run", epochs=3), resume=tmp_path / "run")  # the lock is gone
 
 
@@ -51,7 +51,7 @@ def test_a_second_process_is_refused_and_disturbs_nothing(tmp_path: Path, capfd:
     assert os.waitpid(child, 0)[1] == 0
     assert left(folder) == left(tmp_path / "whole")
     first, second = capfd.readouterr().err.splitlines()
-    assert "another run is at work in this folder" in first
+    assert "another run is using this folder" in first
     assert "the folder is not empty" in second
 
 

@@ -175,7 +175,7 @@ def _system_errors(path: Path) -> Iterator[None]:
 def _read_array(where: str, file: BinaryIO | Any, size: int) -> Array:
     """Return the array of a ``.npy`` file of ``size`` bytes, in native byte order and at most float64.
 
-    ``numpy.load`` allocates what the header promises before it reads the data, so that a few bytes could ask for any
+    ``numpy.load`` allocates what the header declares before it reads the data, so that a few bytes could ask for any
     amount of memory; here the promise is compared with the size first.
     """
     head = io.BytesIO(file.read(LARGEST_HEADER))
@@ -191,7 +191,7 @@ def _read_array(where: str, file: BinaryIO | Any, size: int) -> Array:
     available, promised = size - head.tell(), math.prod(shape) * dtype.itemsize
     if promised > available or min(shape, default=0) < 0 or (dtype.itemsize == 0 and math.prod(shape)):
         raise UserError(
-            f"{where}: its header promises {promised} bytes of {dtype} {list(shape)}, the file has {available}"
+            f"{where}: its header declares {promised} bytes of {dtype} {list(shape)}, the file has {available}"
         )
     data = head.read(promised)
     data += file.read(promised - len(data))

@@ -54,7 +54,7 @@ def read_idx(path: str | os.PathLike[str]) -> Array:
     """Return the array in an IDX file, plain or compressed by gzip, in the machine's byte order.
 
     Compression is detected by the first two bytes, not from the name. Memory grows with the data that the file holds,
-    not with what its header promises.
+    not with what its header declares.
 
     Args:
         path: The file.
@@ -93,9 +93,9 @@ def _read_array(stream: IO[bytes] | gzip.GzipFile, path: Path, size: int | None)
             data += chunk
     if len(data) < promised:
         n_bytes = len(data) if size is None else size - stream.tell()
-        raise UserError(f"{path}: truncated IDX data: the header promises {header}, the file holds {n_bytes}")
+        raise UserError(f"{path}: truncated IDX data: the header declares {header}, the file holds {n_bytes}")
     if len(data) > promised:
-        raise UserError(f"{path}: bytes left over after the data that the header promises ({header})")
+        raise UserError(f"{path}: bytes left over after the data that the header declares ({header})")
     return np.frombuffer(data, dtype).reshape(shape).astype(dtype.newbyteorder("="), copy=False)
 
 
