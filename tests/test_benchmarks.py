@@ -65,7 +65,7 @@ def test_epochs_end_at_the_same_weights(problem: Problem, name: str):
     ],
     ids=str,
 )
-def test_what_makes_no_sense_is_told_in_one_line(words: list[str], said: str, capsys: pytest.CaptureFixture[str]):
+def test_invalid_arguments_are_refused_in_one_line(words: list[str], said: str, capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit) as end:
         parse(words)
     assert end.value.code == 2
@@ -77,7 +77,7 @@ def test_everything_is_measured_by_default():
     assert (arguments.tables, arguments.sizes) == (["steps", "activations", "epochs", "memory"], list(SIZES))
 
 
-def test_scikit_learn_takes_one_epoch_more_at_each_call(problem: Problem):
+def test_scikit_learn_trains_one_more_epoch_per_call(problem: Problem):
     run, weights = EPOCHS["scikit-learn MLPClassifier"](problem)
     run()
     run()
@@ -93,14 +93,14 @@ class TestPage:
         page.write_text("# Benchmarks\n\nHow.\n\n## Another machine, 8 cores\n\n### Old\n\nkept\n")
         return page
 
-    def test_a_new_machine_gets_a_section_and_others_keep_theirs(self, page: Path):
+    def test_a_new_machine_gets_a_new_section(self, page: Path):
         write([Table("A size", ["", "µs"], [["ours", "1.0"]], ["A note."])], "python -m benchmarks", page)
         text = page.read_text()
         assert text.startswith("# Benchmarks\n\nHow.\n\n## Another machine, 8 cores\n\n### Old\n\nkept\n\n")
         assert f"\n## {machine()}\n\n### A size\n\n|  | µs |\n| --- | ---: |\n| ours | 1.0 |\n\nA note.\n" in text
         assert "`python -m benchmarks`: Python 3" in text
 
-    def test_a_table_takes_the_place_of_the_one_with_its_title(self, page: Path):
+    def test_a_table_replaces_the_one_with_its_title(self, page: Path):
         for value in ("1.0", "2.0"):
             write([Table("A size", ["", "µs"], [["ours", value]])], "python -m benchmarks", page)
             write([Table("Another", ["", "µs"], [["ours", "3.0"]])], "python -m benchmarks", page)
@@ -110,7 +110,7 @@ class TestPage:
         assert "| ours | 1.0 |" not in text
 
 
-def test_every_round_times_every_peer_in_an_order_left_to_chance():
+def test_every_round_times_every_peer_in_random_order():
     """Two calls of each to warm up; in 40 rounds each has been the first."""
     calls: list[str] = []
     figures = interleave({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, rounds=40, seconds=0)

@@ -100,12 +100,12 @@ def assert_same_bits(first: nn.Module, second: nn.Module) -> None:
 class TestMissingPackages:
     """A package that is not there says so, and is not taken for one that works."""
 
-    def test_it_is_skipped_by_its_name(self, monkeypatch: pytest.MonkeyPatch):
+    def test_a_missing_package_skips_the_test(self, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.delenv("DELTAPROP_COMPAT", raising=False)
         with pytest.raises(pytest.skip.Exception, match="no_such_package cannot be imported"):
             required("no_such_package")
 
-    def test_it_fails_where_compat_is_asked_for(self, monkeypatch: pytest.MonkeyPatch):
+    def test_a_missing_package_fails_with_deltaprop_compat(self, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setenv("DELTAPROP_COMPAT", "1")
         ends = (pytest.fail.Exception, pytest.skip.Exception)  # a skip, let through, would skip this test
         with pytest.raises(ends, match="no_such_package cannot be imported") as raised:
@@ -173,13 +173,13 @@ class TestSkorch:
         assert (type(ours), type(twin)) == (dp.MLP, nn.Sequential)
         assert_trained_alike(ours, twin, start)
 
-    def test_it_is_cross_validated_in_a_pipeline(self, skorch: ModuleType):
+    def test_cross_validation_in_a_pipeline(self, skorch: ModuleType):
         x, y = load_iris(return_X_y=True)
         pipeline = make_pipeline(StandardScaler(), self.net(skorch))
         scores = cross_val_score(pipeline, x.astype("float32"), y, cv=3, error_score="raise")
         assert scores.mean() >= LEARNT
 
-    def test_a_grid_search_finds_the_eta_that_learns(self, skorch: ModuleType, iris: tuple[Tensor, Tensor]):
+    def test_a_grid_search_finds_the_learning_rate_that_learns(self, skorch: ModuleType, iris: tuple[Tensor, Tensor]):
         """With η = 1e-9 nothing moves; each cell of the grid builds an MLP of its own sizes and activation."""
         grid = {"lr": [1e-9, 0.1], "module__sizes": [[4, 8, 3], [4, 8, 8, 3]], "module__activation": ["relu", "tanh"]}
         search = GridSearchCV(self.net(skorch, max_epochs=10), grid, cv=2, error_score="raise")
@@ -190,9 +190,7 @@ class TestSkorch:
         widths = [layer.out_features for layer in search.best_estimator_.module_ if isinstance(layer, dp.Linear)]
         assert widths == sizes[1:]
 
-    def test_a_pickled_net_predicts_and_trains_on_to_the_same_bits(
-        self, skorch: ModuleType, iris: tuple[Tensor, Tensor]
-    ):
+    def test_a_pickled_net_predicts_and_trains_to_the_same_bits(self, skorch: ModuleType, iris: tuple[Tensor, Tensor]):
         """The momentum travels with it: without, the second fit would go another way."""
         x, y = iris[0].float().numpy(), iris[1].numpy()
         net = self.net(skorch, max_epochs=3).fit(x, y)
@@ -204,7 +202,7 @@ class TestSkorch:
             each.partial_fit(x, y)
         assert_same_bits(net.module_, loaded.module_)
 
-    def test_our_loss_as_a_kind_of_torchs_gives_probabilities_unasked(
+    def test_a_loss_derived_from_torchs_gives_probabilities_by_default(
         self, skorch: ModuleType, iris: tuple[Tensor, Tensor]
     ):
         """Outputs for nn.CrossEntropyLoss are logits, as skorch knows; those for another class it returns unchanged."""
@@ -216,7 +214,7 @@ class TestSkorch:
             expected = logits.softmax(1) if inferred else logits
             torch.testing.assert_close(torch.from_numpy(net.predict_proba(x)), expected)
 
-    def test_sizes_that_make_no_net_are_told_in_our_words(self, skorch: ModuleType):
+    def test_invalid_sizes_raise_a_user_error(self, skorch: ModuleType):
         with pytest.raises(dp.UserError, match="sizes must be two or more positive integers"):
             self.net(skorch, module__sizes=[4]).initialize()
 
@@ -321,7 +319,7 @@ class TestLightning:
         assert not torch.equal(first[0].weight, start["0.weight"])
         assert_same_bits(first, second)
 
-    def test_its_checkpoint_gives_the_same_outputs_in_lightning_and_in_plain_torch(
+    def test_a_checkpoint_gives_the_same_outputs_in_lightning_and_plain_torch(
         self, lightning: ModuleType, learner: type, trainer: Callable[..., Any], batches: Any, iris: Any, tmp_path: Path
     ):
         x, (ours, twin) = iris[0], ours_and_twin()
@@ -336,7 +334,7 @@ class TestLightning:
         twin.load_state_dict({key.removeprefix("net."): value for key, value in weights.items()})
         torch.testing.assert_close(twin(x), ours(x), rtol=1e-12, atol=1e-14)
 
-    def test_a_run_resumed_from_its_checkpoint_ends_at_the_same_bits(
+    def test_a_run_resumed_from_a_checkpoint_gives_the_same_bits(
         self, learner: type, trainer: Callable[..., Any], batches: Any, tmp_path: Path
     ):
         """2 epochs and 3 more are 5: velocities and the schedule of dp.SGD come back too."""
@@ -364,7 +362,7 @@ class TestLightning:
 class TestTorchmetrics:
     """Metrics of the outputs of dp.MLP."""
 
-    def test_classes_by_hand(self, torchmetrics: ModuleType):
+    def test_classification_by_hand(self, torchmetrics: ModuleType):
         """W is the identity and b is 0: the logits are x, their largest [0, 1, 0, 1], against [0, 1, 1, 1]: 3 of 4."""
         net = dp.MLP([2, 2])
         net.load_state_dict({"0.weight": torch.eye(2), "0.bias": torch.zeros(2)})
@@ -374,7 +372,7 @@ class TestTorchmetrics:
         confusion = torchmetrics.ConfusionMatrix(task="multiclass", num_classes=2)
         assert confusion(net(x), y).tolist() == [[1, 0], [1, 2]]  # rows: what it is; columns: what it was taken for
 
-    def test_numbers_by_hand(self, torchmetrics: ModuleType):
+    def test_regression_by_hand(self, torchmetrics: ModuleType):
         """From x = [0, 1] come a = 2 x + 1 = [1, 3], against [0, 5]: (1² + 2²) / 2."""
         net = dp.MLP([1, 1])
         net.load_state_dict({"0.weight": torch.tensor([[2.0]]), "0.bias": torch.tensor([1.0])})
@@ -398,9 +396,7 @@ class TestTorchmetrics:
         assert torch.equal(found["confusion"], counts)
         assert found["accuracy"].item() == pytest.approx((taken_for == y).double().mean().item(), rel=1e-6)
 
-    def test_in_a_training_loop_they_tell_and_change_nothing(
-        self, torchmetrics: ModuleType, iris: tuple[Tensor, Tensor]
-    ):
+    def test_metrics_in_a_training_loop_change_nothing(self, torchmetrics: ModuleType, iris: tuple[Tensor, Tensor]):
         """The outputs given ask for gradients; the weights are the bits of a loop without metrics."""
         x, y = iris
         watched = ours_and_twin()[0]
@@ -472,7 +468,7 @@ print("held:", *held)
 class TestPlainPytorch:
     """What a run leaves behind needs no deltaprop."""
 
-    def test_weights_of_a_run_give_the_same_outputs_where_there_is_no_deltaprop(self, tmp_path: Path):
+    def test_weights_of_a_run_give_the_same_outputs_without_deltaprop(self, tmp_path: Path):
         """Another process, in which deltaprop cannot be imported, on the test rows of moons; float32, to rounding."""
         net = {"hidden": (8, 6), "activation": ("tanh", "gelu")}
         result = train(TrainConfig(data="moons", **net, epochs=5, seed=0, log_every=0, run_dir=tmp_path / "run"))

@@ -117,7 +117,7 @@ def test_every_block_has_a_test(page: str):
         assert output(page, beginning)
 
 
-def test_commands_that_are_run_elsewhere_stand_on_a_page_and_their_test_exists():
+def test_commands_run_elsewhere_are_on_a_page_and_have_a_test():
     written = {line for text in PAGES.values() for line in command_lines(text)}
     for line, place in ELSEWHERE.items():
         assert line in written
@@ -186,7 +186,7 @@ def test_the_python_blocks_run(page: str, number: int, workplace: Path, capsys: 
             assert part.strip() in printed
 
 
-def test_the_python_blocks_say_what_they_print():
+def test_the_python_blocks_show_what_they_print():
     """So the test above has something to compare."""
     every = "".join(block for text in PAGES.values() for block in blocks(text, "python"))
     assert len(re.findall(r"print\(.*\) +# (.*….*)", every)) >= 5
@@ -243,14 +243,14 @@ def test_every_flag_is_listed_with_its_default():
     assert listed == {**defaults, "resume": "", "override": ""}
 
 
-def test_the_table_is_read_as_the_page_says(penguins: tuple[Path, dict[str, str]]):
+def test_the_training_output_matches_the_page(penguins: tuple[Path, dict[str, str]]):
     """Line by line, but for how many are right on another processor."""
     _, printed = penguins
     for line in output("tables.md", "data ").splitlines():
         assert line in printed["train"].splitlines() or line.startswith(("  …", "test ")), line
 
 
-def test_the_predictions_on_the_page_are_those_of_the_command(penguins: tuple[Path, dict[str, str]]):
+def test_the_predictions_match_the_page(penguins: tuple[Path, dict[str, str]]):
     folder, _ = penguins
     shown = output("tables.md", '"island"').splitlines()
     found = (folder / "answers.csv").read_text().splitlines()
@@ -262,7 +262,7 @@ def test_the_predictions_on_the_page_are_those_of_the_command(penguins: tuple[Pa
     assert len(found) == 1 + 344  # rows of the file
 
 
-def test_the_refusal_on_the_page_is_that_of_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+def test_the_error_message_matches_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
     from deltaprop.cli import main
 
     monkeypatch.chdir(tmp_path)
@@ -284,7 +284,7 @@ def exports(penguins: tuple[Path, dict[str, str]]) -> tuple[Path, str]:
 
 
 @pytest.mark.parametrize("number", range(3), ids=["onnx", "torch-export", "state-dict"])
-def test_exports_are_used_as_the_docs_say(number: int, exports: tuple[Path, str]):
+def test_exports_work_as_documented(number: int, exports: tuple[Path, str]):
     """Each block as it stands, on rows of which 11 have a cell that is missing, beside the model itself."""
     import deltaprop as dp
 
@@ -303,7 +303,7 @@ def test_exports_are_used_as_the_docs_say(number: int, exports: tuple[Path, str]
         assert layers in printed.replace("in_features=", "").replace("out_features=", "").replace(", bias=True", "")
 
 
-def test_the_readmes_first_run_prints_what_it_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+def test_the_first_run_prints_what_the_readme_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
     """Line by line, but for times and digits that another processor's rounding may change."""
     from deltaprop.cli import main
 
@@ -323,7 +323,7 @@ def test_the_readmes_first_run_prints_what_it_shows(tmp_path: Path, monkeypatch:
             assert line in found, line
 
 
-def test_the_worked_example_is_what_the_command_prints(capsys: pytest.CaptureFixture[str]):
+def test_the_worked_example_matches_the_command(capsys: pytest.CaptureFixture[str]):
     """Line by line; the last but for its digits of rounding."""
     from deltaprop.cli import main
 
@@ -355,7 +355,7 @@ def vanishing(words: list[str], capsys: pytest.CaptureFixture[str]) -> set[str]:
     return found
 
 
-def test_the_vanishing_gradients_are_what_the_command_prints(capsys: pytest.CaptureFixture[str]):
+def test_the_vanishing_gradients_match_the_command(capsys: pytest.CaptureFixture[str]):
     """The nets that the page shows; each is what it is whatever was trained before it."""
     page = output("trace.md", "sigmoid, torch")
     found = vanishing(["--depths", "4", "--arms", "sigmoid:torch"], capsys)
@@ -366,7 +366,7 @@ def test_the_vanishing_gradients_are_what_the_command_prints(capsys: pytest.Capt
 
 
 @pytest.mark.slow
-def test_so_is_all_of_the_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_all_vanishing_gradients_match_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     (line,) = [line for line in command_lines(PAGES["trace.md"]) if "depths" in line]
     with contextlib.chdir(tmp_path):
         found = vanishing(shlex.split(line)[2:], capsys)
@@ -374,7 +374,7 @@ def test_so_is_all_of_the_page(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert found == {*output("trace.md", "sigmoid, torch").splitlines()} - {"…"}
 
 
-def test_the_activation_of_the_page_is_right():
+def test_the_example_activation_passes_gradcheck():
     """Its class, as printed, against PyTorch's own derivative of its forward, at random z in float64."""
     import torch
 
@@ -387,7 +387,7 @@ def test_the_activation_of_the_page_is_right():
     assert torch.autograd.gradcheck(mish, torch.randn(5, dtype=torch.float64, requires_grad=True))
 
 
-def test_the_page_names_every_check():
+def test_the_docs_name_every_check():
     from deltaprop.gradcheck.check import CHECKS
 
     table = PAGES["gradcheck.md"].split("| check | what it finds |")[1].split("\n\n")[0]
@@ -397,7 +397,7 @@ def test_the_page_names_every_check():
         assert f"akes {len(CHECKS)} checks" in PAGES[page]
 
 
-def test_the_lines_of_code_of_the_equations_stand_in_the_source():
+def test_the_quoted_equation_lines_are_in_the_source():
     table = EQUATIONS.split("| tag | code | file |")[1].split("\n\n")[0]
     rows = re.findall(r"^\| [A-Z0-9, ]+ \| `(.*)` \| `(.*)` \|$", table, flags=re.MULTILINE)
     assert len(rows) == 6
@@ -405,7 +405,7 @@ def test_the_lines_of_code_of_the_equations_stand_in_the_source():
         assert code in (ROOT / "src" / "deltaprop" / "core" / file).read_text(), code
 
 
-def test_the_readme_is_two_screens():
+def test_the_readme_is_short():
     assert len(README.encode()) <= 12 * 1024
 
 
@@ -426,7 +426,7 @@ def test_the_resume_commands_run(line: str, tmp_path: Path, monkeypatch: pytest.
     assert main(["train", *words, *(small if "auto" in words else [])]) == 0
 
 
-def test_the_pictures_lines_of_code_stand_in_the_source():
+def test_the_code_in_the_pictures_is_in_the_source():
     source = "".join(path.read_text() for path in (ROOT / "src").rglob("*.py"))
     pictures = runpy.run_path(str(ROOT / "docs" / "make_pictures.py"))
     drawn = [code for _, code, _ in pictures["LINES"]]
@@ -447,7 +447,7 @@ def test_the_pictures_can_be_drawn(tmp_path: Path):
 
 
 @pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")], ids=str)
-def test_links_within_the_project_lead_somewhere(page: Path):
+def test_internal_links_have_a_target(page: Path):
     """To a file that exists and, after #, to a heading of it, by GitHub's rule for their names."""
     for target, heading in re.findall(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)", page.read_text()):
         file = page.parent / target if target else page
@@ -457,6 +457,6 @@ def test_links_within_the_project_lead_somewhere(page: Path):
         assert not heading or heading in names, f"{target}#{heading}"
 
 
-def test_the_readme_leads_to_every_page():
+def test_the_readme_links_to_every_page():
     for page in (ROOT / "docs").glob("*.md"):
         assert f"](docs/{page.name})" in README, page.name

@@ -53,7 +53,7 @@ def test_arguments(name):
     assert set(ours) <= set(reference)
 
 
-def test_all_is_everything():
+def test_all_lists_every_public_function():
     """__all__ lists every public function of the module."""
     functions = {
         name
@@ -135,7 +135,7 @@ def test_every_label_ignored():
 
 @pytest.mark.parametrize("name", ["mse_loss", "l1_loss", "huber_loss", "quadratic_loss"])
 @pytest.mark.parametrize(("a", "y"), [((4, 3), (3,)), ((4, 1), (4,))], ids=str)
-def test_broadcasting_is_told(name, a, y):
+def test_broadcasting_warns(name, a, y):
     """A target of another shape is broadcast with a warning that shows both; [4, 1] against [4] makes 16 residuals."""
     with pytest.warns(UserWarning, match="target of shape .* against input of shape") as caught:
         getattr(F, name)(torch.zeros(a), torch.zeros(y))
@@ -308,7 +308,7 @@ def test_constants_of_binary_cross_entropy(constant):
         getattr(F, BINARY)(Z, REAL, **{constant: torch.ones(3, requires_grad=True)})
 
 
-def test_huber_loss_takes_reduction_and_delta_by_position_as_in_pytorch():
+def test_huber_loss_takes_reduction_and_delta_by_position():
     a, y = torch.rand(4, 3, dtype=torch.float64), 3 * torch.rand(4, 3, dtype=torch.float64)
     for reduction in ("mean", "sum", "none"):
         ours, theirs = F.huber_loss(a, y, reduction, 0.7), torch.nn.functional.huber_loss(a, y, reduction, 0.7)

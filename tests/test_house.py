@@ -64,7 +64,7 @@ def definitions(name: str) -> list[str]:
     return [node.name for node in TREES[name].body if isinstance(node, kinds)]
 
 
-def test_every_part_stands_on_a_floor():
+def test_every_part_has_a_layer():
     assert {part_of(name) for name in MODULES.keys() - ALONE} == HEIGHT.keys()
 
 
@@ -77,7 +77,7 @@ def test_imports_run_one_way(name: str):
         assert part == own or HEIGHT[part] < HEIGHT[own], f"{name} imports {other}"
 
 
-def test_no_circle():
+def test_no_import_cycle():
     """Imports within functions count: a circle that is put off is a circle."""
     done: set[str] = set()
 
@@ -92,7 +92,7 @@ def test_no_circle():
         visit(name, ())
 
 
-def test_no_module_hides_behind_a_function_of_its_name():
+def test_no_module_is_shadowed_by_a_function_of_its_name():
     """``import deltaprop.x.y as y`` gives the attribute of ``deltaprop.x``: it must be the module."""
     for name, tree in TREES.items():
         below = {module.rpartition(".")[2] for module in MODULES if module.rpartition(".")[0] == name}
@@ -157,7 +157,7 @@ def test_functions_are_short():
     assert long == LONG_SIGNATURES.keys()
 
 
-def test_the_core_knows_torch_alone():
+def test_the_core_depends_on_torch_only():
     allowed = {"torch", "deltaprop.core", "deltaprop._torch_compat", "__future__", "collections", "dataclasses"}
     allowed |= {"functools", "inspect", "math", "typing"}
     for path in (SRC / "core").glob("*.py"):
@@ -168,7 +168,7 @@ def test_the_core_knows_torch_alone():
                 assert any(name == root or name.startswith(f"{root}.") for root in allowed), f"{path.name}: {name}"
 
 
-def test_private_entry_points_of_torch_stand_in_one_file():
+def test_private_names_of_torch_are_used_in_one_file():
     """A private name that the package does not define is somebody else's."""
     own = set()
     for tree in TREES.values():
@@ -189,7 +189,7 @@ def test_private_entry_points_of_torch_stand_in_one_file():
             assert not private, f"{name}: {private}"
 
 
-def test_each_equation_stands_on_one_line_of_the_formulas():
+def test_each_equation_is_tagged_on_one_line():
     """BP3 in two places would be one place too many; the recursion calls these lines, and names them again."""
     formulas = [path for path in (SRC / "core").glob("*.py") if path.name != "recursion.py"]
     lines = [line for path in formulas for line in path.read_text().splitlines()]
@@ -205,7 +205,7 @@ FLAG = re.compile(r"--[a-z]")
 
 
 @pytest.mark.parametrize("name", sorted(name for name in MODULES if part_of(name) != "cli"))
-def test_only_the_command_line_speaks_of_flags(name: str):
+def test_only_the_command_line_mentions_flags(name: str):
     """Who trains from Python reads settings as Python has them; the command line makes flags of them."""
     strings = [node.value for node in ast.walk(TREES[name]) if isinstance(node, ast.Constant)]
     assert [text for text in strings if isinstance(text, str) and FLAG.search(text)] == []

@@ -67,24 +67,24 @@ def test_little_more_than_torch(modules):
     assert "deltaprop.core.linear" in added
 
 
-def test_data_sets_bring_in_no_scikit_learn(modules):
+def test_data_sets_import_no_scikit_learn(modules):
     """It takes longer to import than the package: only a set or a split that needs it brings it in."""
     assert "deltaprop.data" in modules["its data"]
     assert "sklearn" not in modules["its data"]
 
 
-def test_an_optimizer_brings_in_no_compiler(modules):
+def test_an_optimizer_imports_no_compiler(modules):
     """As torch.optim.SGD does, in its first breath: a second."""
     assert "torch._dynamo" not in modules["our SGD"]
     assert "torch._dynamo" in modules["torch's SGD"]
 
 
-def test_a_run_without_pictures_brings_in_neither_compiler_nor_matplotlib(modules):
+def test_a_run_without_plots_imports_neither_compiler_nor_matplotlib(modules):
     assert not {"torch._dynamo", "matplotlib"} & modules["a run"]
     assert "torch.utils.tensorboard" in modules["a run"]
 
 
-def test_a_command_leaves_what_imports_made_to_the_end():
+def test_a_command_excludes_imports_from_garbage_collection():
     """The garbage collector does not go through PyTorch again and again, whichever way a command is called."""
     program = "import gc, runpy, deltaprop.cli as cli\ncli.main = lambda words: print('frozen', gc.get_freeze_count())"
     for how in ("run_path('train.py'", "run_module('deltaprop'"):

@@ -22,12 +22,12 @@ def test_every_recipe_is_in_the_table_and_every_row_has_one():
 
 
 @pytest.mark.parametrize("name", [*(found.recipe for found in PUBLISHED), *SPEEDS])
-def test_a_recipe_is_taken_as_it_stands(name: str):
+def test_a_recipe_is_a_valid_configuration(name: str):
     TrainConfig(**read_toml(RECIPES / f"{name}.toml")).validate()
 
 
 @pytest.mark.parametrize("name", [*(found.recipe for found in PUBLISHED), *SPEEDS])
-def test_a_recipe_says_above_what_is_published_and_where(name: str):
+def test_a_recipe_names_the_published_result_and_its_source(name: str):
     """The figures of its row in the table, and their source."""
     comment = (RECIPES / f"{name}.toml").read_text().split("\nhidden")[0]
     row = {found.recipe: ((f"{found.figure:g}",), found.source) for found in PUBLISHED}
@@ -37,7 +37,7 @@ def test_a_recipe_says_above_what_is_published_and_where(name: str):
         assert word in comment, word
 
 
-def test_the_table_tells_mean_range_and_the_time_to_a_level():
+def test_the_table_shows_mean_range_and_time_to_accuracy():
     """Two runs of three epochs of 2 s: one is at 95 % after 4 s, the other never."""
     runs: list[dict[str, Any]] = [
         {"val_accuracy": [0.5] * 3, "test_accuracy": [0.9, 0.95, 0.96], "seconds": [2.0] * 3},
@@ -53,7 +53,7 @@ def test_the_table_tells_mean_range_and_the_time_to_a_level():
     assert row[2:4] == ["51 (validation), page 1", "50.00 (50.00 to 50.00)"]
 
 
-def test_the_speed_of_each_hidden_layer_is_told_over_all_draws():
+def test_the_speed_table_summarizes_all_draws():
     rows = shown_speeds({"nielsen-2-hidden": [[0.05, 0.2], [0.07, 0.4]]}).rows
     assert rows == [
         ["nielsen-2-hidden", "1", "0.0657", "0.06 (0.05 to 0.07)", "2"],
@@ -61,7 +61,7 @@ def test_the_speed_of_each_hidden_layer_is_told_over_all_draws():
     ]
 
 
-def test_a_speed_is_the_norm_of_the_gradient_of_the_biases(monkeypatch: pytest.MonkeyPatch):
+def test_a_speed_is_the_norm_of_the_bias_gradient(monkeypatch: pytest.MonkeyPatch):
     """By autograd through PyTorch's own modules, over the first of the 1000 training images."""
     if not MNIST_FOLDER.is_dir():
         pytest.skip("needs the MNIST files in ../shared/data/mnist")
@@ -79,7 +79,7 @@ def test_a_speed_is_the_norm_of_the_gradient_of_the_biases(monkeypatch: pytest.M
     assert first < second  # it vanishes
 
 
-def test_the_page_keeps_what_stands_about_the_table(tmp_path: Any, monkeypatch: pytest.MonkeyPatch):
+def test_the_page_keeps_the_text_around_the_table(tmp_path: Any, monkeypatch: pytest.MonkeyPatch):
     """And gets table, command and picture in the place of the old ones."""
     page, picture = tmp_path / "results.md", tmp_path / "results.png"
     page.write_text("before\n<!-- table -->\nold\n<!-- end of table -->\nafter\n")
@@ -127,12 +127,12 @@ def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Trained:
     return Trained(tmp_path / "results.jsonl", monkeypatch)
 
 
-def test_what_was_trained_is_not_trained_again(trained: Trained):
+def test_finished_seeds_are_not_trained_again(trained: Trained):
     assert trained("--seeds", "2") == [0, 1]
     assert trained("--seeds", "3") == [2]
 
 
-def test_what_was_trained_on_other_data_or_beside_others_is(trained: Trained):
+def test_seeds_with_other_data_or_jobs_are_trained_again(trained: Trained):
     trained("--seeds", "2")
     assert trained("--seeds", "2", data="another") == [0, 1]
     assert sorted(trained("--seeds", "2", "--jobs", "2")) == [0, 1]
@@ -146,7 +146,7 @@ def test_other_data_are_refused(capsys: pytest.CaptureFixture[str]):
     assert "digits: this is not MNIST: 1438 + 359 rows of 64 inputs" in capsys.readouterr().err
 
 
-def test_what_others_gave_is_kept_where_one_fails(trained: Trained):
+def test_results_of_other_seeds_are_kept_if_one_fails(trained: Trained):
     trained.fails = 0
     with pytest.raises(SystemExit, match="no"):
         trained("--seeds", "2", "--jobs", "2")
@@ -155,14 +155,14 @@ def test_what_others_gave_is_kept_where_one_fails(trained: Trained):
     assert trained("--seeds", "2", "--jobs", "2") == []
 
 
-def test_a_line_that_was_torn_is_trained_again(trained: Trained):
+def test_a_truncated_line_is_trained_again(trained: Trained):
     trained("--seeds", "2")
     trained.path.write_text(trained.path.read_text()[:-20])
     assert trained("--seeds", "2") == [1]
     assert trained("--seeds", "2") == []
 
 
-def test_some_recipes_are_not_written_as_if_they_were_all(trained: Trained, capsys: pytest.CaptureFixture[str]):
+def test_write_is_refused_for_some_recipes(trained: Trained, capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit):
         trained("--write")
     assert "--write is for all recipes: leave --recipes out" in capsys.readouterr().err

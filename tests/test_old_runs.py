@@ -100,7 +100,7 @@ def assert_same_weights(found: str, expected: str, tolerance: dict[str, float] |
 
 
 @of_each_ended_run
-def test_a_run_evaluates_to_the_same_figures(run: str):
+def test_a_run_evaluates_to_the_same_metrics(run: str):
     """On its own test rows, which are split off as they were, and on new ones."""
     assert_same_figures(evaluated(), json.loads(Path("evaluation.json").read_text()))
     expected = json.loads(Path("evaluation-new.json").read_text())
@@ -142,13 +142,13 @@ def test_a_run_exports_the_same_weights(run: str):
 
 
 @pytest.mark.parametrize("run", [*ENDED, *STOPPED], indirect=True)
-def test_info_tells_what_a_run_was(run: str, capsys: pytest.CaptureFixture[str]):
+def test_info_shows_the_version_of_a_run(run: str, capsys: pytest.CaptureFixture[str]):
     assert main(["info", "run"]) == 0
     assert "0.1.0" in capsys.readouterr().out
 
 
 @of_each_ended_run
-def test_a_run_that_ended_trains_on_as_if_it_had_never_ended(run: str, capsys: pytest.CaptureFixture[str]):
+def test_a_finished_run_continues_like_an_uninterrupted_run(run: str, capsys: pytest.CaptureFixture[str]):
     """Its momentum goes on, and the order of its samples; the lines of its epochs stay as they are."""
     before = Path("run/metrics.jsonl").read_text()
     assert main(["train", "--resume", "run", *ENDED[run]]) == 0
@@ -160,9 +160,7 @@ def test_a_run_that_ended_trains_on_as_if_it_had_never_ended(run: str, capsys: p
 
 
 @pytest.mark.parametrize("run", STOPPED, indirect=True)
-def test_a_run_stopped_in_the_middle_of_an_epoch_ends_with_the_weights_of_one_that_was_not(
-    run: str, capsys: pytest.CaptureFixture[str]
-):
+def test_a_run_stopped_in_mid_epoch_resumes_to_the_same_weights(run: str, capsys: pytest.CaptureFixture[str]):
     assert not Path("run/model.safetensors").exists()
     assert main(["train", "--resume", "run"]) == 0
     assert_warns_of_versions(capsys)
@@ -172,7 +170,7 @@ def test_a_run_stopped_in_the_middle_of_an_epoch_ends_with_the_weights_of_one_th
 
 
 @pytest.mark.parametrize("run", ["patience"], indirect=True)
-def test_a_numbered_checkpoint_is_taken_where_the_last_is_damaged(run: str, capsys: pytest.CaptureFixture[str]):
+def test_a_numbered_checkpoint_is_used_if_the_last_is_damaged(run: str, capsys: pytest.CaptureFixture[str]):
     last = Path("run/checkpoints/last.safetensors")
     last.write_bytes(last.read_bytes()[:-1])
     assert main(["train", "--resume", "run", *ENDED[run]]) == 0
@@ -181,7 +179,7 @@ def test_a_numbered_checkpoint_is_taken_where_the_last_is_damaged(run: str, caps
 
 
 @pytest.mark.parametrize("run", ["classes"], indirect=True)
-def test_what_would_make_it_another_run_is_still_refused(run: str, capsys: pytest.CaptureFixture[str]):
+def test_changes_of_the_result_are_still_refused(run: str, capsys: pytest.CaptureFixture[str]):
     """The settings in a checkpoint of version 0.1.0 are those that today's are compared with."""
     assert main(["train", "--resume", "run", "--epochs", "6", "--momentum", "0.9"]) == 2
     assert "momentum 0.8 → 0.9; " in capsys.readouterr().err
@@ -192,7 +190,7 @@ def test_what_would_make_it_another_run_is_still_refused(run: str, capsys: pytes
 
 
 @of_each_ended_run
-def test_a_setting_that_config_json_lacks_means_what_it_meant_in_that_version(run: str):
+def test_settings_missing_in_config_json_have_the_defaults_of_0_1(run: str):
     """Of config.json are removed all settings that had the default of version 0.1.0."""
     path, defaults = Path("run/config.json"), json.loads((OLD / "defaults.json").read_text())
     config = json.loads(path.read_text())

@@ -75,7 +75,7 @@ def test_bits_of_torch(options, dtype):
 
 
 @pytest.mark.parametrize("options", REORDERED, ids=name_of)
-def test_with_weight_decay_and_by_nesterov_it_is_torchs_up_to_rounding(options):
+def test_weight_decay_and_nesterov_match_torch_up_to_rounding(options):
     """After each of 20 steps the parameters, and the velocities with them."""
     ours, theirs = twins()
     one, other = dp.SGD(ours, lr=0.1, **options), torch.optim.SGD(theirs, lr=0.1, **options)
@@ -208,7 +208,7 @@ def test_closure():
     assert weight.item() == pytest.approx(3 - 0.1 * 6)  # θ − η 2θ
 
 
-def test_gradients_are_left_as_they_are():
+def test_gradients_are_unchanged():
     """A step writes into no gradient: with weight decay, maximize and momentum, which PyTorch once wrote in place."""
     for options in GRID:
         ours, theirs = twins()
@@ -220,7 +220,7 @@ def test_gradients_are_left_as_they_are():
 
 
 @pytest.mark.parametrize("set_to_none", [True, False])
-def test_gradients_are_forgotten_as_by_torch(set_to_none: bool):
+def test_zero_grad_matches_torch(set_to_none: bool):
     """In every group, and where there is none."""
     ours, theirs = ([nn.Parameter(torch.ones(2)) for _ in range(3)] for _ in range(2))
     for params, kind in ((ours, dp.SGD), (theirs, torch.optim.SGD)):
@@ -267,7 +267,7 @@ def test_parameters_keep_their_memory():
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_state_goes_to_torch_and_back(momentum):
+def test_state_dict_is_compatible_with_torch(momentum):
     """A state_dict loads into torch.optim.SGD and back in mid-run: the bits are those of an unbroken run."""
     ours, theirs = twins()
     options = {"lr": 0.1, "momentum": momentum, "dampening": 0.3}
@@ -439,7 +439,7 @@ def test_any_options(theta, grads, lr, momentum, dampening, weight_decay, nester
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12 * largest)
 
 
-def test_options_that_do_not_exist_are_refused():
+def test_unknown_options_are_refused():
     """As a misspelt one would else be 0."""
     with pytest.raises(TypeError, match="momentun"):
         sgd_update(table(1), table(2), lr=0.1, momentun=0.9)

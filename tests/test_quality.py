@@ -20,7 +20,7 @@ LEAST = {"iris": 0.9, "wine": 0.9, "breast_cancer": 0.93, "digits": 0.95, "diabe
 
 
 @pytest.mark.parametrize("name", quality.NAMES)
-def test_a_table_is_learnt_alike_from_csv_and_parquet(name: str, tmp_path: Path):
+def test_csv_and_parquet_give_the_same_weights(name: str, tmp_path: Path):
     """To the same bytes of weights, without diverging, at the default settings."""
     bunch: Any = getattr(datasets, f"load_{name}")()
     names = [str(column) for column in bunch.feature_names]
@@ -46,7 +46,7 @@ def test_a_table_is_learnt_alike_from_csv_and_parquet(name: str, tmp_path: Path)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", quality.NAMES)
-def test_a_table_is_learnt_at_least_as_well_as_by_scikit_learns_sgd(name: str):
+def test_results_are_at_least_as_good_as_scikit_learns_sgd(name: str):
     """Five folds, three seeds, the same size, batch and epochs.
 
     On the machine of docs/benchmarks.md it is ahead by 0.3 to 7 points, and by 0.014 in R²; half a point is left for

@@ -447,12 +447,12 @@ SABOTAGES = [
 
 
 @pytest.mark.parametrize(("formula", "kind"), SABOTAGES)
-def test_no_formula_is_broken_unnoticed(formula: Formula, kind: str, copy: Copy, sound: Table):
+def test_every_broken_formula_is_detected(formula: Formula, kind: str, copy: Copy, sound: Table):
     """A step by any driver fails, or ends elsewhere, if a formula does."""
     assert not complaints(copy, formula, kind, sound)
 
 
-def test_every_reason_is_of_use():
+def test_every_exclusion_refers_to_existing_code():
     """What is left out, and why, is there to be left out."""
     files = {file.name: file for file in (PACKAGE / "core").glob("*.py")}
     assert set(FILES_WITHOUT) <= set(files)
@@ -472,7 +472,7 @@ def _formula(name: str) -> Formula:
     return next(formula for formula in FORMULAS if formula.name == name)
 
 
-def test_unbroken_all_drivers_agree(sound: Table):
+def test_without_edits_all_drivers_agree(sound: Table):
     """With nothing edited no step fails, and all drivers end at the same weights."""
     for name, by_driver in sound.items():
         assert not [driver for driver in DRIVERS if "error" in by_driver[driver]], by_driver
@@ -487,7 +487,7 @@ SIGMOID_BY_PYTORCH: Edits = {
 
 
 @pytest.mark.parametrize("kind", ["raise", "change"])
-def test_a_derivative_that_pytorch_computes_is_found(kind: str, copy: Copy, sound: Table):
+def test_a_derivative_computed_by_pytorch_is_detected(kind: str, copy: Copy, sound: Table):
     """With sigmoid's δ by a kernel of PyTorch's, no driver needs the formula; the harness reports that."""
     formula = _formula("activations.Sigmoid.derivative")
     found = complaints(copy, formula, kind, sound, SIGMOID_BY_PYTORCH)
@@ -507,7 +507,7 @@ PRODUCT_OF_ITS_OWN: Edits = {
 
 
 @pytest.mark.parametrize("kind", ["raise", "change"])
-def test_a_second_copy_of_a_formula_is_found(kind: str, copy: Copy, sound: Table):
+def test_a_second_copy_of_a_formula_is_detected(kind: str, copy: Copy, sound: Table):
     """With a product δ W of its own, the explicit driver does not need linear.py's; the harness reports that."""
     formula = _formula("linear.linear_grad_input")
     found = complaints(copy, formula, kind, sound, PRODUCT_OF_ITS_OWN)
@@ -522,7 +522,7 @@ def test_a_second_copy_of_a_formula_is_found(kind: str, copy: Copy, sound: Table
     ]
 
 
-def test_a_new_formula_is_under_test_at_once(tmp_path: Path):
+def test_a_new_formula_is_tested_automatically(tmp_path: Path):
     """A class or function that is added to a file of core/ is found there; what only raises or passes on is not."""
     source = """
 class Sine(Elementwise):

@@ -69,7 +69,7 @@ def test_bfloat16_without_autocast(case: Case, device):
     assert_same((value, gradients), expected, tolerance=BFLOAT16)
 
 
-def test_a_narrow_z_is_widened_first():
+def test_a_bfloat16_z_is_widened_first():
     """Where autocast widens a (softplus on CUDA), σ' is computed in the gradient's precision, not in z's."""
     z, grad_a = torch.randn(100).bfloat16(), torch.randn(100)
     context = SimpleNamespace(saved_tensors=(z,), constants=(1.0, 20.0))

@@ -47,7 +47,7 @@ def test_one_graph_without_gradients(case: Case):
     assert_same(compiled(*inputs), case.ours(*inputs))
 
 
-def test_the_compiled_backward_is_ours():
+def test_the_compiler_uses_the_backward_written_here():
     """The compiler traces the backward that is written here, not PyTorch's own: a δ of twice the size shows."""
     op = dp.core.activations.Tanh
     forward, delta = op.forward, op.delta

@@ -24,7 +24,7 @@ from tests.core.compare import assert_raw_gradients, assert_same, our_nodes, raw
 
 
 @over(CASES)
-def test_every_mask(case: Case, device):
+def test_every_combination_of_inputs_that_require_grad(case: Case, device):
     """Whichever inputs ask for a gradient, these get PyTorch's and the others none."""
     for count in range(1, len(case.differentiable) + 1):
         for asking in itertools.combinations(case.differentiable, count):
@@ -36,7 +36,7 @@ def test_every_mask(case: Case, device):
 
 
 @over(CASES)
-def test_nobody_asks(case: Case, device):
+def test_no_graph_if_no_input_requires_grad(case: Case, device):
     """No graph where no input asks for one, nor under no_grad."""
     assert not case.ours(*case.inputs(device=device, asking=())).requires_grad
     with torch.no_grad():
@@ -105,7 +105,7 @@ class _Products(TorchDispatchMode):
     ],
     ids=["first layer", "all", "frozen layer", "bias alone"],
 )
-def test_no_product_for_nobody(asking, products):
+def test_no_matrix_product_for_unneeded_gradients(asking, products):
     """The first layer forms no ∂C/∂x and a frozen one no ∂C/∂W: N = 5, n_in = 3, n_out = 2."""
     inputs = {"input": torch.randn(5, 3), "weight": torch.randn(2, 3), "bias": torch.randn(2)}
     for name in asking:
@@ -162,7 +162,7 @@ def test_no_gradient_shares_memory(case: Case, device):
 
 
 @over(CASES)
-def test_an_overwritten_input_is_noticed(case: Case, device):
+def test_an_overwritten_input_raises(case: Case, device):
     """What was saved and then written in place raises at backward, as in PyTorch: never a silently wrong gradient."""
     inputs = [t.clone() for t in case.inputs(device=device)]
     output = case.ours(*inputs)
@@ -178,7 +178,7 @@ def test_an_overwritten_input_is_noticed(case: Case, device):
 
 
 @over(CASES)
-def test_memory_is_freed_at_once(case: Case, device):
+def test_memory_is_freed_immediately(case: Case, device):
     """When the output goes out of scope, so do the graph and what it saved, without the cyclic garbage collector."""
     inputs = case.inputs(device=device)
     gc.disable()
@@ -228,7 +228,7 @@ def test_linear_saves_no_bias(case: Case, device):
 
 
 @over(CASES)
-def test_saved_tensors_can_be_kept_elsewhere(case: Case, device):
+def test_saved_tensors_can_be_packed_by_hooks(case: Case, device):
     """With saved tensors packed away as bytes, backward unpacks them and the gradient is the same to the bit."""
     inputs = case.inputs(device=device)
     _, expected, grad_output = value_and_gradients(case.ours, inputs)

@@ -17,13 +17,13 @@ def gradients_of(function, *inputs):
     return value.detach(), torch.autograd.grad(value.sum(), leaves)
 
 
-def test_labels_of_a_byte_learn_the_class_156():
+def test_uint8_labels_can_be_class_156():
     """−100, the label to ignore by default, is 156 modulo 256."""
     z, y = torch.zeros(2, 200), torch.tensor([156, 3], dtype=torch.uint8)
     assert_close(gradients_of(lambda z: F.cross_entropy(z, y), z), gradients_of(lambda z: T.cross_entropy(z, y), z))
 
 
-def test_an_ignored_sample_does_not_touch_the_weight_of_class_0():
+def test_an_ignored_sample_does_not_use_the_weight_of_class_0():
     """0 · inf is NaN: an infinite weight of a class that no counted sample has must not be multiplied."""
     z, y = torch.randn(2, 3), torch.tensor([-100, 1])
     weight = torch.tensor([torch.inf, 1.0, 2.0])
@@ -34,7 +34,7 @@ def test_an_ignored_sample_does_not_touch_the_weight_of_class_0():
 @pytest.mark.parametrize(
     ("a_prev", "weight", "bias"), [((3,), (2, 3), (1, 2)), ((4, 0), (2, 0), (2,)), ((4, 3), (0, 3), (0,))]
 )
-def test_linear_of_odd_shapes(a_prev, weight, bias):
+def test_linear_with_unusual_shapes(a_prev, weight, bias):
     """A bias with more axes than z's sample; no inputs; no outputs."""
     inputs = [torch.randn(shape) for shape in (a_prev, weight, bias)]
     assert_close(gradients_of(F.linear, *inputs), gradients_of(T.linear, *inputs))
@@ -62,19 +62,19 @@ def test_gradients_have_their_inputs_dtype_before_autograd_casts_them():
 
 
 @pytest.mark.parametrize("loss", ["mse_loss", "l1_loss"])
-def test_gradients_of_mixed_dtypes_have_their_inputs_own(loss):
+def test_gradients_of_mixed_dtypes_have_their_inputs_dtype(loss):
     a, y = torch.randn(4, requires_grad=True), torch.randn(4, dtype=torch.float64, requires_grad=True)
     c = getattr(F, loss)(a, y)
     assert [g.dtype for g in c.grad_fn.apply(torch.ones_like(c)) if g is not None] == [torch.float32, torch.float64]
 
 
 @pytest.mark.parametrize("call", [lambda: F.relu([1.0]), lambda: F.linear(None, torch.ones(2, 2)), lambda: F.relu(3)])
-def test_what_is_no_tensor_is_a_type_error_as_in_pytorch(call):
+def test_an_input_that_is_not_a_tensor_is_a_type_error(call):
     with pytest.raises(TypeError):
         call()
 
 
-def test_delta_of_narrow_logits_is_as_narrow():
+def test_delta_of_bfloat16_logits_is_bfloat16():
     """Under autocast log p is float32; the δ of bfloat16 logits is bfloat16 from the node itself."""
     z = torch.randn(4, 3, dtype=torch.bfloat16, requires_grad=True)
     with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -106,19 +106,19 @@ def test_losses(formula: Callable[..., Tensor], z: Tensor):
     assert_traced(formula, z, torch.rand(len(z), 3, dtype=F64))
 
 
-def test_a_backward_kernel_is_seen():
+def test_a_backward_kernel_is_detected():
     """A derivative that calls a backward kernel is found by what its graph calls."""
     with pytest.raises(AssertionError, match="sigmoid_backward"):
         assert_traced(lambda a: torch.ops.aten.sigmoid_backward(torch.ones_like(a), a), torch.zeros(2, 3))
 
 
-def test_an_if_on_values_is_refused():
+def test_an_if_on_values_cannot_be_traced():
     """A formula that looks at a tensor's values cannot be traced."""
     with pytest.raises(fx.proxy.TraceError):
         assert_traced(lambda z: z if z.sum() > 0 else -z, torch.ones(2, 3))
 
 
-def test_another_result_is_seen():
+def test_a_different_result_is_detected():
     """A formula that does not compute the same twice differs from its graph."""
     results = iter([1.0, 2.0, 3.0])  # the first when it is traced
     with pytest.raises(AssertionError):

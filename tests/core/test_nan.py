@@ -94,7 +94,7 @@ def test_a_nan_passes_the_output_activation(activation: str, loss: str, where: R
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @everywhere
-def test_l1_reports_a_nan_in_its_value_alone(activation: str, where: RowRange):
+def test_l1_has_a_nan_loss_but_a_finite_gradient(activation: str, where: RowRange):
     """With l1 C is NaN; its ∂C/∂a is 0 at a NaN, as in PyTorch."""
     for c, _ in loss_and_lowest_delta(activation, "l1_loss", where):
         assert c.isnan()
@@ -114,7 +114,7 @@ def test_step_hides_a_nan(loss: str, where: RowRange):
 
 
 @pairs([*core.LOSSES], [*ACTIVATIONS, "step"])
-def test_without_a_nan_there_is_none(activation: str, loss: str):
+def test_without_a_nan_all_results_are_finite(activation: str, loss: str):
     """The same nets on the same samples have finite C and δ, so the NaN above came from where it was put."""
     for c, delta in loss_and_lowest_delta(activation, loss, lambda model, x: None):
         assert c.isfinite()

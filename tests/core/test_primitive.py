@@ -146,7 +146,7 @@ def test_complex_numbers_are_refused_by_linear_and_losses():
             call()
 
 
-def test_an_error_in_forward_is_the_users():
+def test_an_error_in_forward_is_raised_unchanged():
     """What PyTorch's kernel says of a wrong argument arrives unchanged."""
     with pytest.raises(RuntimeError, match="approximate argument must be either none or tanh"):
         F.gelu(torch.ones(1), approximate="no such thing")

@@ -71,7 +71,7 @@ def test_delta_below_is_formed_from_the_old_weights():
     assert layers[0].weight.item() == pytest.approx(1.7)
 
 
-def test_gradients_are_handed_over_from_the_last_layer_down():
+def test_gradients_are_passed_from_the_last_layer_to_the_first():
     """Each with a function that gives it, or adds it to a tensor: 7 · ½ + 3 · 2 for W¹."""
     layers, seen = net(), []
 
@@ -89,7 +89,7 @@ def test_gradients_are_handed_over_from_the_last_layer_down():
 
 
 @pytest.mark.parametrize("learns", [(True, False), (False, True), (False, False)])
-def test_what_does_not_learn_is_not_handed_over(learns: tuple[bool, bool]):
+def test_gradients_of_frozen_parameters_are_not_passed(learns: tuple[bool, bool]):
     layers, seen = net(), []
     layers[1].learns = learns
     back_propagate(layers, feed_forward(layers, X) - Y, lambda param, gradient: seen.append(param))
@@ -109,7 +109,7 @@ def test_a_layer_without_bias():
 class TestStoreGradients:
     @pytest.mark.parametrize("activation", [None, *ACTIVATIONS])
     @pytest.mark.parametrize("bias", [True, False])
-    def test_they_are_those_of_autograd(self, activation: str | None, bias: bool):
+    def test_gradients_match_autograd(self, activation: str | None, bias: bool):
         """PyTorch differentiates the same forward pass: z = a Wᵀ + b, and σ by its value alone."""
         layers = random_layers([4, 6, 5, 3], activation, bias)
         x, grad_a = torch.randn(7, 4, dtype=F64), torch.randn(7, 3, dtype=F64)
@@ -132,7 +132,7 @@ class TestStoreGradients:
         assert_same(stored, expected[len(layers) :])
 
     @pytest.mark.parametrize("frozen", [(0, "weight"), (0, "bias"), (1, "weight"), (1, "bias")])
-    def test_what_does_not_learn_has_0(self, frozen: tuple[int, str]):
+    def test_gradients_of_frozen_parameters_are_0(self, frozen: tuple[int, str]):
         number, name = frozen
         layers = random_layers([4, 6, 3], "tanh", bias=True)
         layers[number].learns = (name != "weight", name != "bias")
@@ -143,7 +143,7 @@ class TestStoreGradients:
                 assert gradient.shape == getattr(layer, of).shape
                 assert gradient.any() != ((at, of) == frozen)
 
-    def test_it_has_0_whatever_delta_is(self):
+    def test_gradients_of_frozen_parameters_are_0_even_if_delta_is_nan(self):
         """δ of a net that has blown up is NaN, and 0 · NaN would be too."""
         layers = random_layers([4, 6, 3], "tanh", bias=True)
         layers[0].learns = (False, False)
@@ -153,7 +153,7 @@ class TestStoreGradients:
         assert not layers[0].grad_weight.any()
         assert not layers[0].grad_bias.any()
 
-    def test_it_learns_nothing(self):
+    def test_weights_are_unchanged(self):
         layers = random_layers([4, 6, 3], "tanh", bias=True)
         before = [layer.weight.clone() for layer in layers]
         store_gradients(layers, feed_forward(layers, torch.randn(7, 4, dtype=F64)))
@@ -164,7 +164,7 @@ class TestDerivative:
     """σ'(z) as the layer shows it: by a finite difference of σ, 1 without one, None where it is a matrix."""
 
     @pytest.mark.parametrize("name", [name for name, op in ACTIVATIONS.items() if issubclass(op, Elementwise)])
-    def test_of_an_activation(self, name: str):
+    def test_derivative_matches_a_finite_difference(self, name: str):
         """(σ(z + h) − σ(z − h))/2h with h = 10⁻⁶, at draws that keep 0.01 away from the kink at 0."""
         z = torch.randn(7, 5, dtype=F64)
         z = torch.where(z.abs() < 0.01, z + 0.1, z)
@@ -174,18 +174,18 @@ class TestDerivative:
         difference = (sigma(z + h) - sigma(z - h)) / (2 * h)
         torch.testing.assert_close(layer.derivative(), difference, rtol=1e-7, atol=1e-8)
 
-    def test_constants_count(self):
+    def test_constants_are_used(self):
         layers = net()
         feed_forward(layers, X)
         assert layers[0].derivative().item() == 0.5
 
-    def test_without_activation_it_is_1(self):
+    def test_derivative_is_1_without_activation(self):
         layers = net()
         feed_forward(layers, X)
         assert torch.equal(layers[1].derivative(), torch.ones(1, 1, dtype=F64))
 
     @pytest.mark.parametrize("name", ["softmax", "log_softmax"])
-    def test_of_a_matrix_there_is_none(self, name: str):
+    def test_derivative_is_none_if_it_is_a_matrix(self, name: str):
         layer = Layer(torch.eye(3), None, ACTIVATIONS[name])
         feed_forward([layer], torch.randn(2, 3))
         assert layer.derivative() is None
@@ -195,7 +195,7 @@ class TestMemory:
     """A driver gives layers memory, and the numbers are the same as without."""
 
     @pytest.mark.parametrize("activation", [None, *ACTIVATIONS])
-    def test_the_numbers_are_the_same(self, activation: str | None):
+    def test_preallocated_memory_gives_the_same_numbers(self, activation: str | None):
         plain, given = random_layers([4, 6, 5, 3], activation, bias=True), []
         for layer in plain:
             size = (7, len(layer.weight))
@@ -210,7 +210,7 @@ class TestMemory:
             for name in ("a_prev", "z", "a", "delta", "grad_weight", "grad_bias"):
                 assert torch.equal(getattr(ours, name), getattr(theirs, name)), name
 
-    def test_without_memory_nothing_that_was_given_is_written_to(self):
+    def test_without_preallocated_memory_inputs_are_unchanged(self):
         layers = random_layers([4, 6, 3], "sigmoid", bias=True)
         given = x, grad_a = torch.randn(7, 4, dtype=F64), torch.randn(7, 3, dtype=F64)
         before = [t.clone() for t in given]
@@ -224,7 +224,7 @@ class TestMemory:
 
 
 @pytest.mark.parametrize("lowest", [0, 1, 2])
-def test_below_the_lowest_layer_that_is_given_nothing_goes_back(lowest: int):
+def test_no_gradient_is_computed_below_the_lowest_given_layer(lowest: int):
     layers = random_layers([4, 6, 5, 3], "tanh", bias=True)
     grad_a = feed_forward(layers, torch.randn(7, 4, dtype=F64))
     back_propagate(layers[lowest:], grad_a, lambda param, gradient: None)

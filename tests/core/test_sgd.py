@@ -72,7 +72,7 @@ class TestByHand:
             if velocity is not None:
                 torch.testing.assert_close(v, numbers(velocities[step]), rtol=1e-14, atol=0)
 
-    def test_no_two_combinations_are_the_same(self):
+    def test_all_combinations_give_different_results(self):
         """A test over the grid that mixed options up could not pass. Dampening without momentum does nothing."""
         ends = []
         for options in GRID:
@@ -86,7 +86,7 @@ class TestByHand:
         assert len({round(end, 9) for end in ends}) == len(ends)
 
 
-class TestBesideTorch:
+class TestAgainstTorch:
     """Ten steps on normal numbers by dp.SGD, which gives sgd_step the gradient that is stored, and torch.optim.SGD."""
 
     @staticmethod
@@ -97,7 +97,7 @@ class TestBesideTorch:
 
     @pytest.mark.parametrize("options", AS_TORCH, ids=name_of)
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
-    def test_to_the_bit(self, options: dict[str, Any], dtype: torch.dtype):
+    def test_bits_are_equal(self, options: dict[str, Any], dtype: torch.dtype):
         """Without weight decay and Nesterov's momentum, parameters and velocities alike."""
         one, other, ours, theirs = self.twins(options, dtype, 0.1)
         for _ in range(10):
@@ -112,7 +112,7 @@ class TestBesideTorch:
     @pytest.mark.parametrize("options", REORDERED, ids=name_of)
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
     @pytest.mark.parametrize("lr", [0.1, 0.001])
-    def test_but_for_the_order_of_sums(self, options: dict[str, Any], dtype: torch.dtype, lr: float):
+    def test_equal_up_to_the_order_of_sums(self, options: dict[str, Any], dtype: torch.dtype, lr: float):
         """A step from the same θ and v rounds to within 4 ε of the sizes of its terms, ε = 2⁻²³ or 2⁻⁵².
 
         The largest seen is 3.1 ε, and for v 1.8 ε. Measured by the result itself there is no bound: where θ − η g
@@ -136,7 +136,7 @@ class TestBesideTorch:
             ours.data.copy_(theirs.data)  # from the same place again, so that each step is judged by itself
 
     @pytest.mark.parametrize("options", GRID, ids=name_of)
-    def test_from_the_factors_of_a_gradient(self, options: dict[str, Any]):
+    def test_update_from_the_factors_of_a_gradient(self, options: dict[str, Any]):
         """W and b of a layer, from δ and a_prev as the explicit driver has them, as from the gradient itself."""
         params = [nn.Parameter(torch.randn(shape, dtype=F64)) for shape in ((4, 3), (4,))]
         ours, velocities = [p.detach().clone() for p in params], [torch.zeros_like(p) for p in params]
@@ -153,7 +153,7 @@ class TestBesideTorch:
             torch.testing.assert_close(theta, p.detach(), rtol=1e-12, atol=1e-13)
 
 
-class TestWhatItAsksFor:
+class TestGradientTarget:
     """∂C/∂θ is added where it is wanted, and need not be stored: once, to θ or to v; to both by Nesterov."""
 
     @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ class TestWhatItAsksFor:
         ids=str,
     )
     @pytest.mark.parametrize("first_step", [True, False])
-    def test_where(self, options: dict[str, Any], targets: list[str], first_step: bool):
+    def test_the_gradient_is_added_where_needed(self, options: dict[str, Any], targets: list[str], first_step: bool):
         theta, v, asked = numbers(1), numbers(2), []
 
         def add(into: Tensor, beta: float, alpha: float) -> None:
@@ -179,12 +179,12 @@ class TestWhatItAsksFor:
 
 
 class TestOptions:
-    def test_of_a_parameter_group(self):
+    def test_from_a_parameter_group(self):
         """Those of torch.optim.SGD, which has more that say how and not what."""
         group = torch.optim.SGD([nn.Parameter(torch.ones(1))], 0.1, 0.9, 0.0, 0.01, True).param_groups[0]
         assert SGDOptions.of(group) == SGDOptions(0.1, 0.9, 0.0, 0.01, True, False)
 
-    def test_a_learning_rate_that_is_a_tensor_is_its_number(self):
+    def test_a_tensor_learning_rate_becomes_a_float(self):
         options = SGDOptions.of({**SGDOptions(0.0)._asdict(), "lr": torch.tensor(0.25)})
         assert type(options.lr) is float
         assert options.lr == 0.25
@@ -219,40 +219,40 @@ class TestAddingAGradient:
 
     @pytest.mark.parametrize("beta", [0, 1, 0.5, -2.0])
     @pytest.mark.parametrize("alpha", [1, -0.1, 0, 3.0])
-    def test_it_is_added_in_place(self, gradient: Callable[..., Tensor], beta: float, alpha: float):
+    def test_gradient_is_added_in_place(self, gradient: Callable[..., Tensor], beta: float, alpha: float):
         into = torch.randn_like(gradient())
         before, place = into.clone(), into.data_ptr()
         assert gradient(into, beta, alpha) is into
         assert into.data_ptr() == place
         torch.testing.assert_close(into, beta * before + alpha * gradient(), rtol=1e-14, atol=1e-14)
 
-    def test_at_beta_0_what_was_there_does_not_count(self, gradient: Callable[..., Tensor]):
+    def test_beta_0_ignores_the_old_values(self, gradient: Callable[..., Tensor]):
         """Memory that has never been written to may hold NaN, and 0 · NaN is NaN."""
         for odd in (torch.nan, torch.inf):
             into = torch.full_like(gradient(), odd)
             gradient(into, 0, 1)
             assert torch.equal(into, gradient())
 
-    def test_a_nan_that_counts_is_seen(self, gradient: Callable[..., Tensor]):
+    def test_beta_1_propagates_nan(self, gradient: Callable[..., Tensor]):
         into = torch.full_like(gradient(), torch.nan)
         assert gradient(into, 1, 1).isnan().all()
 
-    def test_the_gradient_is_left_as_it_is(self, gradient: Callable[..., Tensor]):
+    def test_the_gradient_is_unchanged(self, gradient: Callable[..., Tensor]):
         before = gradient().clone()
         gradient(torch.ones_like(before), 0.5, 2.0)
         assert torch.equal(gradient(), before)
 
 
-class TestGradientsOfALinearLayer:
+class TestLinearGradients:
     @pytest.mark.parametrize("shape", SHAPES, ids=str)
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
-    def test_they_are_the_sum_and_the_product_to_the_bit(self, shape: tuple[int, ...], dtype: torch.dtype):
+    def test_gradients_equal_sum_and_product_to_the_bit(self, shape: tuple[int, ...], dtype: torch.dtype):
         delta, a_prev = factors(shape, dtype)
         flat, flat_a = delta.reshape(-1, 3), a_prev.reshape(-1, 5)
         assert torch.equal(linear_grad_bias(delta), flat.sum(0))
         assert torch.equal(linear_grad_weight(delta, a_prev), torch.mm(flat.T, flat_a))
 
-    def test_of_a_batch_without_samples_they_are_0(self):
+    def test_gradients_of_an_empty_batch_are_0(self):
         """Also where they are written to memory that holds NaN."""
         delta, a_prev = factors((0,))
         assert not linear_grad_bias(delta).any()
@@ -261,14 +261,14 @@ class TestGradientsOfALinearLayer:
         assert not linear_grad_weight(delta, a_prev, torch.full((3, 5), torch.nan, dtype=F64)).any()
 
     @pytest.mark.parametrize("shape", SHAPES, ids=str)
-    def test_they_can_be_differentiated_twice(self, shape: tuple[int, ...]):
+    def test_gradients_can_be_differentiated_twice(self, shape: tuple[int, ...]):
         delta, a_prev = (t.requires_grad_() for t in factors(shape))
         for check in (gradcheck, gradgradcheck):
             assert check(linear_grad_weight, (delta, a_prev))
             assert check(linear_grad_bias, (delta,))
 
     @pytest.mark.parametrize("beta", [0, 1, 0.5])
-    def test_so_can_what_is_added_to_a_tensor(self, beta: float):
+    def test_add_scaled_can_be_differentiated_twice(self, beta: float):
         """As ``create_graph=True`` needs it, through a tensor that is not a leaf."""
         gradient, into = (torch.randn(3, dtype=F64, requires_grad=True) for _ in range(2))
         for check in (gradcheck, gradgradcheck):

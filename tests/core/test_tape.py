@@ -100,7 +100,7 @@ def test_no_kernel_named_backward_runs(case: Case):
 
 
 @pytest.mark.parametrize("name", ["softmax", "log_softmax"])
-def test_a_cast_is_a_node_of_ours(name: str):
+def test_a_cast_is_a_node_of_the_library(name: str):
     """With a dtype, softmax casts by a Function of the library, too."""
     z = torch.randn(4, 3, requires_grad=True)
     with Operators() as ran:
@@ -241,7 +241,7 @@ class ByPyTorch(Function):
 
 
 @pytest.mark.parametrize("call", [ByPyTorch.apply, core.primitive(ByPyTorch), torch.sigmoid])
-def test_a_backward_kernel_is_seen(call: Callable[[Tensor], Tensor]):
+def test_a_backward_kernel_is_detected(call: Callable[[Tensor], Tensor]):
     """A Function whose backward calls a kernel of PyTorch's is found out, and so is PyTorch's own sigmoid."""
     a = call(torch.zeros(2, requires_grad=True))
     with Operators() as ran:
@@ -262,19 +262,19 @@ def test_a_backward_kernel_is_seen(call: Callable[[Tensor], Tensor]):
         (lambda z: F.mse_loss(z, torch.zeros(2)).exp(), "ExpBackward0"),
     ],
 )
-def test_another_node_is_refused(op: Callable[[Tensor], Tensor], node: str):
+def test_a_foreign_node_is_detected(op: Callable[[Tensor], Tensor], node: str):
     """A node of PyTorch's anywhere in the graph is found out, and so is a Function from elsewhere."""
     with pytest.raises(AssertionError, match=node):
         assert_all_ours(op(torch.zeros(2, requires_grad=True)))
 
 
-def test_a_tensor_off_the_tape_is_refused():
+def test_a_tensor_without_a_graph_is_refused():
     """A tensor without a graph proves nothing."""
     with pytest.raises(AssertionError):
         assert_all_ours(torch.zeros(2))
 
 
-def test_the_explicit_driver_is_seen():
+def test_a_kernel_in_the_explicit_driver_is_detected():
     """The mode sees what runs in inference mode: a derivative by PyTorch's kernel in the explicit driver."""
     row = "sigmoid by pytorch"
     derivative = staticmethod(lambda a: torch.ops.aten.sigmoid_backward(torch.ones_like(a), a))

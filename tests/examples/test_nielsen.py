@@ -32,7 +32,7 @@ def mnist() -> str:
 
 
 @pytest.mark.parametrize("engine", ["explicit", "autograd"])
-def test_the_first_epochs_of_overfitting_are_the_books(engine: str, mnist: str, capsys: pytest.CaptureFixture[str]):
+def test_the_first_overfitting_epochs_match_the_book(engine: str, mnist: str, capsys: pytest.CaptureFixture[str]):
     """Of 10 000 test images and 1000 training images as many right, and both costs to 1e-9."""
     assert main(["overfitting", "--data", mnist, "--engine", engine, "--first", "20"]) == 0
     out = capsys.readouterr().out
@@ -46,13 +46,13 @@ def test_the_first_epochs_of_overfitting_are_the_books(engine: str, mnist: str, 
         ]
 
 
-def test_the_first_epochs_with_weight_decay_are_the_books(mnist: str, capsys: pytest.CaptureFixture[str]):
+def test_the_first_weight_decay_epochs_match_the_book(mnist: str, capsys: pytest.CaptureFixture[str]):
     """λ 5 on weights alone: 50 000 images, 10 000 to validate."""
     assert main(["weight-initialization", "--data", mnist, "--first", "2"]) == 0
     assert "validation right: 2 of 2 the same" in capsys.readouterr().out
 
 
-def test_in_float32_it_strays_a_little(mnist: str):
+def test_float32_deviates_slightly(mnist: str):
     """A cost by less than 1e-5 in 20 epochs; no image yet."""
     network = replay.Network(torch.float32, "explicit")
     rows = [
@@ -76,14 +76,18 @@ def test_in_float32_it_strays_a_little(mnist: str):
         ("more-data", "explicit", 9),
     ],
 )
-def test_every_figure_is_the_books(run: str, engine: str, rows: int, mnist: str, capsys: pytest.CaptureFixture[str]):
+def test_every_number_matches_the_book(
+    run: str, engine: str, rows: int, mnist: str, capsys: pytest.CaptureFixture[str]
+):
     assert main([run, "--data", mnist, "--engine", engine]) == 0
     assert f"right: {rows} of {rows} the same, at most 0 off" in capsys.readouterr().out
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("run", "rows"), [("overfitting", 400), ("weight-initialization", 60), ("more-data", 9)])
-def test_in_float32_every_figure_is_near_the_books(run: str, rows: int, mnist: str, capsys: pytest.CaptureFixture[str]):
+def test_every_number_is_close_to_the_book_in_float32(
+    run: str, rows: int, mnist: str, capsys: pytest.CaptureFixture[str]
+):
     """Within the bound of the run, and as many images right at most moments."""
     assert main([run, "--data", mnist, "--dtype", "float32"]) == 0
     (same,) = re.findall(rf"(?:test|validation) right: (\d+) of {rows} the same", capsys.readouterr().out)
@@ -93,7 +97,7 @@ def test_in_float32_every_figure_is_near_the_books(run: str, rows: int, mnist: s
 # --- the draws ---
 
 
-def test_a_shuffle_is_that_of_python_2():
+def test_shuffle_matches_python_2():
     """From the end: place i changes with place ⌊(i + 1) u⌋, one u of the generator each."""
     rows, generator = [*"abcdef"], random.Random(SEED)
     Draws().shuffle(rows)  # type: ignore[arg-type]
@@ -118,7 +122,7 @@ def test_biases_are_drawn_before_weights(draw: str, divisor: Callable[..., float
 # --- what is published, and what is told ---
 
 
-def test_the_published_figures_are_all_there():
+def test_all_published_numbers_are_present():
     """400 epochs, 30 and 30, nine sizes; the last line of each."""
     rows = published.overfitting()
     assert len(rows) == 400
@@ -138,7 +142,7 @@ def test_the_published_figures_are_all_there():
         ("training cost", lambda value: value * (1 + 1e-8), "training cost: at most 1e-08 off, relative (bound 1e-09)"),
     ],
 )
-def test_a_figure_beyond_the_bound_is_told(
+def test_a_number_beyond_the_bound_is_reported(
     name: str, change: Callable[[float], float], told: str, mnist: str,
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ):  # fmt: skip
@@ -152,7 +156,7 @@ def test_a_figure_beyond_the_bound_is_told(
     assert "beyond the bound: 1 of 2, first at 2" in out
 
 
-def test_no_number_is_beyond_the_bound():
+def test_nan_is_beyond_the_bound():
     row = replay.Row("1", {"test cost": float("nan")}, {"test cost": 1.0})
     assert not command.within(row, command.BOUNDS["float32"]["overfitting"])
 
@@ -166,6 +170,6 @@ def test_a_folder_of_other_images_is_refused(tmp_path: Path, capsys: pytest.Capt
     assert f"{tmp_path}: this is not MNIST" in err
 
 
-def test_a_folder_that_is_not_there_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_missing_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["overfitting", "--data", str(tmp_path / "none")]) == 2
     assert capsys.readouterr().err.count("\n") == 1

@@ -45,7 +45,7 @@ def run(tmp_path: Path) -> Callable[[str], Path]:
 
 
 @pytest.mark.parametrize("loss", ["quadratic", "binary-cross-entropy"])
-def test_a_run_is_told_digit_by_digit(loss: str, run: Callable[[str], Path], capsys: pytest.CaptureFixture[str]):
+def test_a_run_is_reported_digit_by_digit(loss: str, run: Callable[[str], Path], capsys: pytest.CaptureFixture[str]):
     """|δ| is |a − y| by cross-entropy, and less by quadratic cost."""
     assert main([str(run(loss))]) == 0
     lines = capsys.readouterr().out.splitlines()[-10:]
@@ -65,7 +65,7 @@ def test_a_run_is_told_digit_by_digit(loss: str, run: Callable[[str], Path], cap
      {"loss": "quadratic", "data": "sine"}, {"loss": "quadratic", "output_activation": "sigmoid", "data": "sine"}],
     ids=str,
 )  # fmt: skip
-def test_a_net_whose_outputs_are_no_sigmoids_of_classes_is_refused(
+def test_a_network_without_sigmoid_class_outputs_is_refused(
     settings: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     folder = train(TrainConfig(**settings, epochs=1, log_every=0, run_dir=tmp_path / "run")).folder
@@ -75,6 +75,6 @@ def test_a_net_whose_outputs_are_no_sigmoids_of_classes_is_refused(
     assert f"its loss is {settings['loss']} on output activation" in err
 
 
-def test_what_is_no_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_folder_without_a_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert main([str(tmp_path / "none")]) == 2
     assert capsys.readouterr().err.count("\n") == 1

@@ -62,7 +62,7 @@ def rows() -> Iterator[None]:
 
 @pytest.mark.usefixtures("rows")
 @pytest.mark.parametrize("hidden", [4, 3000])
-def test_an_elementwise_activation_with_a_delta_of_its_own(hidden: int):
+def test_an_elementwise_activation_with_its_own_delta(hidden: int):
     both(dp.MLP([3, hidden, 2], "cube", dtype=F64), "mse_loss", torch.rand(30, 3, dtype=F64), torch.rand(30, 2), 30)
 
 
@@ -104,7 +104,7 @@ def test_weights_of_a_wider_dtype(option: str, dtype: torch.dtype):
         torch.testing.assert_close(ours, theirs)
 
 
-def test_a_forward_that_was_replaced_later_is_refused():
+def test_a_forward_replaced_later_is_refused():
     model = dp.MLP([3, 3, 3], "tanh")
     trainer = dp.ExplicitTrainer(model, "mse", sgd(model))
     model[1].forward = lambda z: z
@@ -127,7 +127,7 @@ def test_momentum_of_another_dtype_is_refused_before_any_update():
     refused_unchanged(trainer, x, y, "momentum buffer .*float64 on cpu, is torch.float32 on cpu: make the optimizer")
 
 
-def test_another_dtype_in_the_same_memory_is_noticed():
+def test_another_dtype_in_the_same_memory_is_detected():
     """As where an allocator hands back the old address."""
     model = dp.MLP([3, 4, 2], dtype=torch.bfloat16)
     trainer = dp.ExplicitTrainer(model, "mse", sgd(model))
@@ -154,7 +154,7 @@ def test_on_step_has_the_callers_grad_mode(enabled: bool):
     assert seen == [enabled] * 2
 
 
-def test_no_memory_where_nothing_is_written():
+def test_no_unused_memory_is_allocated():
     """∂C/∂a^L is the loss's own, and below the lowest layer that learns there is none."""
     model = dp.MLP([3, 5, 4, 2])
     model[0].requires_grad_(False)

@@ -90,7 +90,7 @@ def test_operations_of_a_step_within_an_epoch(sizes: list[int], options: dict[st
     assert sum(of_ten_steps.values()) // 10 <= most, of_ten_steps  # targets are made ready now and then
 
 
-def test_operations_of_a_step_taken_singly():
+def test_operations_of_a_single_step():
     """Besides those of an epoch's step: on a CPU 3 to see that no label is ignored, and the targets made ready, 4."""
     names = [name for name in Net([784, 30, 10]).step().names if name not in VIEWS]
     assert len(names) <= 21 - 2 + 3 + 4, names  # nothing is gathered, and C is not added up
@@ -103,7 +103,7 @@ def test_no_gradient_of_a_weight_is_stored(momentum: float):
         assert not {(30, 50), (20, 30), (7, 20)} & set(operations.allocated)
 
 
-def test_what_is_stored_would_be_seen():
+def test_a_stored_gradient_is_detected():
     """The test above can fail: Nesterov adds a gradient twice, and so stores it."""
     assert {(30, 50), (20, 30), (7, 20)} <= set(Net([50, 30, 20, 7], momentum=0.9, nesterov=True).step().allocated)
 
@@ -113,7 +113,7 @@ def test_no_gradient_of_the_inputs_is_computed():
     assert (10, 50) not in Net([50, 30, 10]).step().allocated
 
 
-def test_below_the_lowest_layer_that_learns_nothing_goes_back():
+def test_no_gradient_is_computed_below_the_lowest_trainable_layer():
     """With all but the last layer frozen there is one product forward for each, and BP4 of the last."""
     net = Net([50, 30, 20, 7])
     for layer in list(net.model)[:-1]:
@@ -123,13 +123,13 @@ def test_below_the_lowest_layer_that_learns_nothing_goes_back():
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_no_derivative_of_an_activation_is_pytorchs(activation: str):
+def test_no_activation_uses_a_backward_kernel_of_pytorch(activation: str):
     for operations in (Net([5, 4, 3], activation).step(), Net([5, 4, 3], activation).epoch(2)):
         assert [name for name in operations.names if "backward" in name] == []
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_no_derivative_of_a_loss_is_pytorchs(loss: str):
+def test_no_loss_uses_a_backward_kernel_of_pytorch(loss: str):
     names = Net([5, 4, 3], loss=loss).epoch(2).names
     assert names
     assert [name for name in names if "backward" in name] == []
@@ -143,7 +143,7 @@ def test_steps_do_not_wait_for_the_device(name: str, options: dict[str, Any]):
     assert len(net.epoch(12).questions) == len(net.epoch(2).questions)
 
 
-def test_what_waits_would_be_seen():
+def test_a_synchronization_is_detected():
     with Operations() as operations:
         torch.ones(2).sum().item()
     assert len(operations.questions) == 1

@@ -82,7 +82,7 @@ class TestEquality:
         both(dp.MLP(sizes, "sigmoid", dtype=F64), "cross_entropy", *problem(sizes, rows=90), 40, momentum=0.9)
 
     @pytest.mark.parametrize("activation", ["relu", "gelu"])  # δ follows from a, from z
-    def test_layers_so_wide_that_they_are_computed_in_pieces(self, activation: str):
+    def test_wide_layers_computed_in_pieces(self, activation: str):
         sizes = [6, 1500, 3]
         model = dp.MLP(sizes, activation, dtype=F64)
         x, y = problem(sizes, rows=2 * 50 + 33)  # a last batch, and a last piece of each, that are smaller
@@ -102,7 +102,7 @@ class TestEquality:
         for name, p in model.named_parameters():
             assert torch.equal(p, before[name]) == (name in names), name
 
-    def test_a_parameter_that_the_optimizer_does_not_have_stays(self):
+    def test_a_parameter_outside_the_optimizer_is_unchanged(self):
         model = dp.MLP([5, 7, 3], dtype=F64)
         before = model[0].weight.clone()
         trainer = dp.ExplicitTrainer(model, "cross_entropy", dp.SGD(model[2].parameters(), lr=0.1))
@@ -115,7 +115,7 @@ class TestEquality:
         ids=str,
     )
     @pytest.mark.parametrize("nesterov", [False, True])
-    def test_groups_that_part_weights_from_biases(self, biases: dict[str, Any], nesterov: bool):
+    def test_separate_groups_for_weights_and_biases(self, biases: dict[str, Any], nesterov: bool):
         if nesterov and not biases.get("momentum", 0.9):
             biases = {**biases, "nesterov": False}
         model = dp.MLP([5, 7, 3], "tanh", dtype=F64)
@@ -140,7 +140,7 @@ class TestEquality:
             trainer.epoch(x, y, 8)
         assert_same(model, twin, ours, tape)
 
-    def test_steps_taken_singly(self):
+    def test_single_steps(self):
         model = dp.MLP([5, 7, 3], dtype=F64)
         twin = copy.deepcopy(model)
         ours, tape = (dp.SGD(m.parameters(), lr=0.1, momentum=0.9) for m in (model, twin))
@@ -155,7 +155,7 @@ class TestEquality:
     @pytest.mark.parametrize(
         "activation", [getattr(nn, op.__name__) for op in ACTIVATIONS.values() if hasattr(nn, op.__name__)]
     )
-    def test_pytorch_alone_takes_the_same_steps(self, activation: type[nn.Module], loss: str):
+    def test_plain_pytorch_takes_the_same_steps(self, activation: type[nn.Module], loss: str):
         """On PyTorch's modules, loss and optimizer, with PyTorch's derivatives: nothing of ours is in the reference."""
         sigma = activation(-1) if "Softmax" in activation.__name__ else activation()
         model = nn.Sequential(nn.Linear(5, 7), nn.Sequential(sigma, nn.Linear(7, 3))).to(F64)
@@ -167,7 +167,7 @@ class TestEquality:
         by_autograd(twin, function, tape, x, y, 8)
         assert_same(model, twin, ours, tape)
 
-    def test_activations_in_place_of_pytorchs(self):
+    def test_inplace_activations_of_pytorch(self):
         """They write over z by the tape; here z and a are apart."""
         model = nn.Sequential(nn.Linear(5, 7), nn.ReLU(inplace=True), nn.Linear(7, 3)).to(F64)
         both(model, "cross_entropy", X, Y, 8)
@@ -184,7 +184,7 @@ class TestEquality:
         by_autograd(twin, F.cross_entropy, tape, x, y, 3)
         assert_same(model, twin, ours, tape)
 
-    def test_float32_agrees_but_for_rounding(self):
+    def test_float32_agrees_up_to_rounding(self):
         model = dp.MLP([20, 30, 5], "sigmoid")
         twin = copy.deepcopy(model)
         x, y = torch.randn(200, 20), torch.randint(5, (200,))
@@ -226,7 +226,7 @@ def test_class_probabilities():
     both(model, "cross_entropy", X, y, 8, loss_options={"label_smoothing": 0.1, "weight": weight})
 
 
-def test_only_what_learns_is_in_the_comparison():
+def test_only_trainable_parameters_are_compared():
     """The comparison itself: a frozen parameter is not in the optimizer."""
     model = dp.MLP([2, 2])
     model[0].bias.requires_grad_(False)

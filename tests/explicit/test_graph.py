@@ -64,18 +64,18 @@ class TestReplayedSteps:
     """Eight batches, the last a smaller one; the first steps go operation by operation."""
 
     @pytest.mark.parametrize("options", SGD_OPTIONS, ids=str)
-    def test_of_every_option_of_sgd(self, options: dict[str, Any], device: str, graphs: list[str]):
+    def test_every_option_of_sgd(self, options: dict[str, Any], device: str, graphs: list[str]):
         both("cross_entropy", device, **options)
         assert graphs.count("capture") >= 1
         assert graphs.count("replay") >= 10
 
     @pytest.mark.parametrize("activation", sorted(core.ACTIVATIONS))
-    def test_of_every_activation(self, activation: str, device: str, graphs: list[str]):
+    def test_every_activation(self, activation: str, device: str, graphs: list[str]):
         both("quadratic_loss", device, activation, lr=0.01)
         assert "replay" in graphs
 
     @pytest.mark.parametrize(("loss", "options"), CASES, ids=str)
-    def test_of_every_loss(self, loss: str, options: dict[str, Any], device: str, graphs: list[str]):
+    def test_every_loss(self, loss: str, options: dict[str, Any], device: str, graphs: list[str]):
         both(loss, device, loss_options=options, lr=0.01)
         assert "replay" in graphs
 
@@ -112,7 +112,7 @@ def assert_same_epochs(net: Net, tape: Net, epochs: int = 1) -> None:
         assert float(net.epoch()) == pytest.approx(tape.by_tape(), rel=1e-11)
 
 
-class TestWhenItIsCaptured:
+class TestCapture:
     def test_one_capture_serves_epoch_after_epoch(self, device: str, graphs: list[str]):
         net = Net(device)
         for _ in range(4):
@@ -125,7 +125,7 @@ class TestWhenItIsCaptured:
         Net(device, momentum=0.9).epoch()
         assert graphs.count("replay") == 10 - 2
 
-    def test_another_lr_is_captured_anew(self, device: str, graphs: list[str]):
+    def test_another_lr_is_captured_again(self, device: str, graphs: list[str]):
         """And what stood in the old graph is not used again."""
         net = Net(device)
         tape = net.twin()
@@ -145,7 +145,7 @@ class TestWhenItIsCaptured:
         assert graphs == []
 
     @pytest.mark.parametrize("nesterov", [False, True])
-    def test_momentum_buffers_that_are_loaded_are_used(self, nesterov: bool, device: str, graphs: list[str]):
+    def test_loaded_momentum_buffers_are_used(self, nesterov: bool, device: str, graphs: list[str]):
         """The optimizer holds other tensors from then on; the old graph writes to those that nobody has any more."""
         net = Net(device, momentum=0.9, nesterov=nesterov)
         tape = net.twin()
@@ -156,7 +156,7 @@ class TestWhenItIsCaptured:
         net.assert_same(tape)
         assert graphs.count("capture") == 3
 
-    def test_momentum_buffers_that_are_forgotten_begin_anew(self, device: str):
+    def test_deleted_momentum_buffers_start_again(self, device: str):
         net = Net(device, momentum=0.9)
         tape = net.twin()
         for _ in range(2):
@@ -166,7 +166,7 @@ class TestWhenItIsCaptured:
         assert_same_epochs(net, tape, epochs=2)
         net.assert_same(tape)
 
-    def test_a_frozen_layer_is_captured_anew(self, device: str, graphs: list[str]):
+    def test_a_frozen_layer_is_captured_again(self, device: str, graphs: list[str]):
         net = Net(device, momentum=0.9)
         tape = net.twin()
         for requires_grad in (True, False, True):
@@ -177,7 +177,9 @@ class TestWhenItIsCaptured:
         net.assert_same(tape)
         assert graphs.count("capture") == 3
 
-    def test_a_formula_from_outside_is_not(self, monkeypatch: pytest.MonkeyPatch, device: str, graphs: list[str]):
+    def test_a_user_defined_activation_is_not_captured(
+        self, monkeypatch: pytest.MonkeyPatch, device: str, graphs: list[str]
+    ):
         """One of the user's may ask the device for a number, which no graph can hold."""
 
         class Asking(core.Elementwise):
@@ -196,13 +198,13 @@ class TestWhenItIsCaptured:
         assert_same_epochs(net, net.twin(), epochs=2)
         assert graphs == []
 
-    def test_what_asks_cannot_be_captured(self, device: str):
+    def test_a_synchronization_cannot_be_captured(self, device: str):
         """The rule behind the test above, which a stand-in must keep as well."""
         if device == "cpu":  # on CUDA the failure would spoil the device for what follows
             with pytest.raises(RuntimeError, match="not permitted when stream is capturing"):
                 graph.capture(lambda: torch.ones(2).sum().item(), torch.device(device))
 
-    def test_a_device_without_graphs_trains_too(self, device: str, graphs: list[str], monkeypatch: pytest.MonkeyPatch):
+    def test_a_device_without_graphs_trains(self, device: str, graphs: list[str], monkeypatch: pytest.MonkeyPatch):
         """As mps is."""
         monkeypatch.setattr(trainer, "can_capture", lambda device: False)
         both("cross_entropy", device)
@@ -210,7 +212,7 @@ class TestWhenItIsCaptured:
 
 
 @pytest.mark.parametrize("deeds", STORIES, ids=", ".join)
-def test_whatever_users_do_replayed_steps_stay_with_those_of_the_tape(deeds: list[str], device: str):
+def test_replayed_steps_match_autograd_in_every_sequence(deeds: list[str], device: str):
     twins = Twins(0, device)
     for deed in deeds:
         twins.do(deed)
@@ -218,7 +220,7 @@ def test_whatever_users_do_replayed_steps_stay_with_those_of_the_tape(deeds: lis
 
 
 class TestData:
-    def test_other_data_are_captured_anew(self, device: str, graphs: list[str]):
+    def test_other_data_is_captured_again(self, device: str, graphs: list[str]):
         net = Net(device)
         tape = net.twin()
         for _ in range(2):
@@ -226,7 +228,7 @@ class TestData:
             net.x = tape.x = torch.randn_like(net.x)
         assert graphs.count("capture") == 2
 
-    def test_data_that_are_done_with_are_not_kept(self, device: str):
+    def test_old_data_is_released(self, device: str):
         """Data that come chunk by chunk would else fill the device."""
         net = Net(device)
         net.epoch()
@@ -236,14 +238,14 @@ class TestData:
         gc.collect()
         assert before() is None
 
-    def test_of_many_batch_sizes_the_last_are_kept(self, device: str):
+    def test_graphs_are_kept_for_the_last_batch_sizes(self, device: str):
         net = Net(device)
         for rows in range(19, 0, -1):
             net.trainer.epoch(net.x, net.y, rows)
         assert list(net.trainer._workspace._captured)[-1] == 1
         assert len(net.trainer._workspace._captured) == workspace.MOST_CAPTURED
 
-    def test_data_written_to_in_place_are_seen(self, device: str, graphs: list[str]):
+    def test_in_place_changes_of_the_data_take_effect(self, device: str, graphs: list[str]):
         net = Net(device)
         tape = net.twin()
         for _ in range(2):
@@ -290,7 +292,7 @@ class TestData:
 
 
 class TestBetweenReplays:
-    def test_the_epoch_can_end_after_any_step_and_go_on(self, device: str):
+    def test_the_epoch_can_stop_and_resume(self, device: str):
         net = Net(device)
         tape = net.twin()
         assert_same_epochs(net, tape)
@@ -300,7 +302,7 @@ class TestBetweenReplays:
         net.assert_same(tape)
 
     @pytest.mark.parametrize("pause", [1, 4, 7])
-    def test_an_epoch_with_pauses_adds_up_to_the_same_bits(self, pause: int, device: str):
+    def test_an_epoch_with_pauses_gives_the_same_bits(self, pause: int, device: str):
         net = Net(device, momentum=0.9)
         whole = net.twin()
         states = []
@@ -313,7 +315,7 @@ class TestBetweenReplays:
         for p, q in zip(net.model.parameters(), whole.model.parameters(), strict=True):
             assert torch.equal(p, q)
 
-    def test_a_report_is_of_the_outputs_of_that_very_batch(self, device: str):
+    def test_report_gets_the_outputs_of_each_batch(self, device: str):
         net = Net(device)
         tape = net.twin()
         seen: list[tuple[Tensor, Tensor]] = []
@@ -332,7 +334,7 @@ class TestBetweenReplays:
             torch.testing.assert_close(a, tape.model(x_batch).detach(), rtol=1e-11, atol=1e-13)
             by_autograd(tape.model, F.cross_entropy, tape.sgd, x_batch, y_batch, 3)
 
-    def test_a_step_taken_singly_disturbs_nothing(self, device: str, graphs: list[str]):
+    def test_single_steps_between_epochs_change_nothing_else(self, device: str, graphs: list[str]):
         """Of as many rows, of fewer, and of more, for which there is no memory yet."""
         net = Net(device, momentum=0.9)
         tape = net.twin()
@@ -343,7 +345,7 @@ class TestBetweenReplays:
         net.assert_same(tape)
         assert graphs.count("capture") == 2  # once more where all memory is new
 
-    def test_parameters_may_be_looked_at_and_changed(self, device: str):
+    def test_parameters_may_be_read_and_changed(self, device: str):
         net = Net(device)
         tape = net.twin()
         assert_same_epochs(net, tape)

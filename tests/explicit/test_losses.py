@@ -72,7 +72,7 @@ def compare(name: str, options: dict[str, Any], a: Tensor, y: Tensor) -> None:
 
 
 @pytest.mark.parametrize(("name", "options"), CASES, ids=str)
-def test_value_and_gradient_are_pytorchs(name: str, options: dict[str, Any]):
+def test_value_and_gradient_match_pytorch(name: str, options: dict[str, Any]):
     a = 3 * torch.randn(3 * N, OUTPUTS, dtype=F64)
     compare(name, options, a, targets(name, len(a), OUTPUTS))
 
@@ -91,7 +91,7 @@ def test_class_probabilities():
         compare("cross_entropy", options, a, y)
 
 
-def test_a_class_that_is_impossible_is_no_matter_for_the_others():
+def test_an_impossible_class_does_not_affect_the_others():
     """A logit of −∞ at a class that is not the label's: C is finite, as PyTorch's; 0 · (−∞) would be NaN."""
     z, y = torch.randn(2 * N, OUTPUTS, dtype=F64), torch.arange(2 * N) % 2
     z[:, 2] = -torch.inf
@@ -102,7 +102,7 @@ def test_many_classes():
     compare("cross_entropy", {}, torch.randn(N, 300, dtype=F64), torch.randint(300, (N,)))
 
 
-def test_logits_of_800_are_no_matter():
+def test_logits_of_800_do_not_overflow():
     z, y = torch.tensor([[800.0, -800.0]], dtype=F64), torch.tensor([1])
     loss = parse_loss("cross_entropy")
     c, log_p = loss.forward(z, y)
@@ -122,14 +122,14 @@ class Fixed:
         torch.testing.assert_close(mean, expected.detach(), rtol=1e-12, atol=0)
 
 
-class TestTheMeanOverAnEpoch:
+class TestEpochMean:
     """Each sample counts once, in whatever batch it is: by its class weight, and not at all where it is ignored."""
 
     @pytest.mark.parametrize("batch_size", [1, 8, 23, 40])
     @pytest.mark.parametrize(
         ("name", "options"), [case for case in CASES if case[1].get("reduction") != "sum"], ids=str
     )
-    def test_it_is_the_loss_of_all_rows_at_once(self, name: str, options: dict[str, Any], batch_size: int):
+    def test_the_mean_equals_the_loss_of_all_rows(self, name: str, options: dict[str, Any], batch_size: int):
         """23 rows; in batches of one some have a class of weight 0 or an ignored label, where C is NaN.
 
         (With a weight of 0 and smoothing C would be infinite there, by PyTorch too, and so the mean is not to be had.)
@@ -153,11 +153,11 @@ class TestTheMeanOverAnEpoch:
         assert not math.isclose(expected.item(), torch.stack(of_batches).nanmean().item(), rel_tol=1e-3)
         net.assert_mean(expected, x, y, 4)
 
-    def test_of_no_label_that_counts_it_is_nan(self):
+    def test_the_mean_is_nan_if_every_label_is_ignored(self):
         net = Fixed("cross_entropy")
         assert net.trainer.epoch(torch.randn(4, 5, dtype=F64), torch.full((4,), -100), 2).isnan()
 
-    def test_of_a_sum_it_is_the_mean_of_the_sums(self):
+    def test_with_reduction_sum_it_is_the_mean_of_the_sums(self):
         """Sums of 2, 2 and 1 rows, each as often as it has rows."""
         net = Fixed(partial(F.mse_loss, reduction="sum"))
         x, y = torch.randn(5, 5, dtype=F64), torch.randn(5, OUTPUTS, dtype=F64)
@@ -165,7 +165,7 @@ class TestTheMeanOverAnEpoch:
         expected = sum(len(a) * torch.nn.functional.mse_loss(a, b, reduction="sum") for a, b in parts) / 5
         net.assert_mean(expected, x, y, 2)
 
-    def test_a_step_that_is_nan_is_seen_in_it(self):
+    def test_a_nan_step_makes_the_mean_nan(self):
         """What blows up is told; only a batch without labels that count is left out."""
         net = Fixed("cross_entropy")
         x, y = torch.randn(8, 5, dtype=F64), torch.arange(8) % OUTPUTS
@@ -189,7 +189,7 @@ def test_a_batch_of_ignored_labels_has_a_gradient_of_0(momentum: float):
 
 
 @pytest.mark.parametrize(("name", "options"), [case for case in CASES if case[0] != "l1_loss"], ids=str)
-def test_how_many_targets_are_prepared_at_once_changes_no_bit(
+def test_the_number_of_targets_prepared_at_once_changes_no_bit(
     name: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ):
     x, y, order = torch.randn(50, 5, dtype=F64), targets(name, 50, OUTPUTS), torch.randperm(50)
@@ -207,7 +207,7 @@ def test_how_many_targets_are_prepared_at_once_changes_no_bit(
         assert torch.equal(weights, ends[0][1])
 
 
-class TestOptionsThatDoNotFit:
+class TestInvalidOptions:
     """What would broadcast wrongly, or fail on the last, smaller batch, is refused before anything is trained."""
 
     @staticmethod
@@ -240,18 +240,18 @@ class TestOptionsThatDoNotFit:
 
     @pytest.mark.parametrize("name", ["weight", "pos_weight"])
     @pytest.mark.parametrize("shape", [(2, 3), (2,), (3, 1)])
-    def test_weights_of_entries_that_differ_by_sample(self, name: str, shape: tuple[int, ...]):
+    def test_entry_weights_that_differ_by_sample_are_refused(self, name: str, shape: tuple[int, ...]):
         with pytest.raises(UserError, match=rf"{name} must be one number an output, \[3\], got .*autograd"):
             self.train("binary_cross_entropy_with_logits", {name: torch.ones(shape)}, torch.ones(5, 3))
 
     @pytest.mark.parametrize("shape", [(), (1,), (3,), (1, 3)])
-    def test_weights_of_entries_that_do_not(self, shape: tuple[int, ...]):
+    def test_entry_weights_shared_by_all_samples_are_accepted(self, shape: tuple[int, ...]):
         self.train("binary_cross_entropy_with_logits", {"weight": torch.ones(shape)}, torch.ones(5, 3))
 
-    def test_weights_of_entries_of_a_residual(self):
+    def test_entry_weights_of_mse_are_refused(self):
         with pytest.raises(UserError, match=r"not support weights of the entries in mse_loss.*autograd"):
             self.train("mse_loss", {"weight": torch.ones(5, 3)}, torch.ones(5, 3))
 
-    def test_ignored_labels_among_probabilities(self):
+    def test_ignore_index_with_probabilities_is_refused(self):
         with pytest.raises(UserError, match="ignore_index is for labels"):
             self.train("cross_entropy", {"ignore_index": 0}, torch.full((4, 3), 1 / 3))

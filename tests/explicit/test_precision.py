@@ -39,7 +39,7 @@ def trainer(name: str) -> dp.ExplicitTrainer:
 
 
 class TestMatmulPrecision:
-    def test_it_is_on_within_and_off_after(self):
+    def test_precision_is_set_within_the_context_only(self):
         before = switch()
         products = products_in("bf16", CPU)
         for _ in range(2):
@@ -47,7 +47,7 @@ class TestMatmulPrecision:
                 assert switch() == "bf16"
             assert switch() == before
 
-    def test_a_setting_for_all_operations_is_followed_afterwards(self):
+    def test_a_backend_wide_setting_applies_afterwards(self):
         backend: Any = torch.backends.mkldnn
         before = backend.fp32_precision
         try:
@@ -59,23 +59,23 @@ class TestMatmulPrecision:
         finally:
             backend.fp32_precision = before
 
-    def test_an_error_switches_it_off_too(self):
+    def test_precision_is_restored_after_an_error(self):
         before = switch()
         with pytest.raises(KeyError), products_in("tf32", CPU):
             raise KeyError
         assert switch() == before
 
-    def test_float32_leaves_it_as_the_user_has_set_it(self):
+    def test_float32_keeps_the_users_setting(self):
         with products_in("bf16", CPU), products_in("float32", CPU):
             assert switch() == "bf16"
 
-    def test_bf16_on_cuda_has_none_and_the_factors_are_rounded(self):
+    def test_bf16_on_cuda_rounds_the_factors(self):
         assert isinstance(products_in("bf16", torch.device("cuda")), RoundedFactors)
         assert isinstance(products_in("tf32", torch.device("cuda")), MatmulPrecision)
 
     @pytest.mark.usefixtures("any_device")
     @pytest.mark.parametrize("name", ["tf32", "bf16"])
-    def test_the_products_of_a_step_see_it_and_a_callback_does_not(self, name: str, monkeypatch: pytest.MonkeyPatch):
+    def test_precision_applies_to_products_and_not_to_callbacks(self, name: str, monkeypatch: pytest.MonkeyPatch):
         during, between = [], []
         ours, forward, back = trainer(name), Layer.activate, Layer.apply_activation_grad
 
@@ -97,13 +97,13 @@ class TestMatmulPrecision:
         assert switch() == before
 
     @pytest.mark.usefixtures("any_device")
-    def test_a_copy_has_it_too(self):
+    def test_a_copy_keeps_the_precision(self):
         """One that is pickled as well: its products are not another's."""
         ours = trainer("bf16")
         assert copy.deepcopy(ours).precision == pickle.loads(pickle.dumps(ours)).precision == "bf16"
 
     @pytest.mark.usefixtures("any_device")
-    def test_it_is_off_after_a_refusal_and_after_an_interruption(self):
+    def test_precision_is_restored_after_a_refusal_and_an_interrupt(self):
         before, ours = switch(), trainer("bf16")
         with pytest.raises(dp.UserError):
             ours.step(X, Y + 5)
@@ -118,12 +118,12 @@ class TestMatmulPrecision:
 
 
 class TestRefusals:
-    def test_a_device_without_such_products(self, monkeypatch: pytest.MonkeyPatch):
+    def test_an_unsupported_device(self, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr(precision, "_has", lambda *_: False)
         with pytest.raises(dp.UserError, match="precision bf16: the cpu here does not support it; use float32"):
             trainer("bf16")
 
-    def test_a_device_that_nobody_has_tried(self):
+    def test_an_untested_device(self):
         with pytest.raises(dp.UserError, match="precision tf32: the mps here does not support it"):
             check_precision("tf32", torch.device("mps"), torch.float32)
 
@@ -165,7 +165,7 @@ class TestRoundedFactors:
 
     @pytest.mark.parametrize("call", ["step", "epoch"])
     @pytest.mark.parametrize("momentum", [0.0, 0.9])
-    def test_the_factors_are_rounded_and_nothing_else(self, call: str, momentum: float):
+    def test_only_the_factors_are_rounded(self, call: str, momentum: float):
         """One step of a 3-4-2 net on five samples, with every factor rounded by hand."""
         model = dp.MLP([3, 4, 2], "tanh")
         w1, b1, w2, b2 = (p.detach().clone() for p in model.parameters())
@@ -185,7 +185,7 @@ class TestRoundedFactors:
         for p, should_be in zip(model.parameters(), expected, strict=True):
             torch.testing.assert_close(p.detach(), should_be, rtol=1e-6, atol=1e-6)
 
-    def test_steps_too_small_for_a_bf16_weight_add_up(self):
+    def test_steps_too_small_for_a_bf16_weight_accumulate(self):
         """W = 1 takes 100 steps of 10⁻⁴; the next bf16 number below 1 is 2⁻⁸ away."""
         model = dp.MLP([1, 1])
         with torch.no_grad():
@@ -198,7 +198,7 @@ class TestRoundedFactors:
 
     @pytest.mark.parametrize("options", [{}, {"momentum": 0.9, "nesterov": True, "weight_decay": 0.01}], ids=str)
     @pytest.mark.parametrize("bias", [True, False])
-    def test_it_learns_as_float32_does(self, device: str, options: dict[str, Any], bias: bool):
+    def test_bf16_trains_like_float32(self, device: str, options: dict[str, Any], bias: bool):
         """Within what eight bits allow: weights after a few steps part by about a percent of what they moved."""
         model = dp.MLP([20, 30, 10], "sigmoid", bias=bias).to(device)
         start = [p.detach().clone() for p in model.parameters()]
@@ -217,7 +217,7 @@ class TestRoundedFactors:
             assert (p - q).norm() <= 0.03 * (q - before).norm()
             assert not torch.equal(p, q)  # something was rounded
 
-    def test_it_is_over_with_the_step(self):
+    def test_rounding_ends_with_the_step(self):
         ours = trainer("bf16")
         seen: list[Tensor] = []
         fine = torch.full((4, 4), 1 + 2.0**-12)

@@ -86,14 +86,14 @@ class TestRefusals:
         with pytest.raises(UserError, match=r"SGD.*got Adam"):
             dp.ExplicitTrainer(model, "mse_loss", torch.optim.Adam(model.parameters()))
 
-    def test_a_hook_that_is_set_later(self, trainer: dp.ExplicitTrainer):
+    def test_a_hook_added_later(self, trainer: dp.ExplicitTrainer):
         trainer.step(X, Y)
         trainer.model[0].register_forward_hook(lambda *_: None)
         with pytest.raises(UserError, match="has hooks"):
             trainer.epoch(X, Y, 8)
 
     @pytest.mark.parametrize("register", ["register_hook", "register_post_accumulate_grad_hook"])
-    def test_a_hook_on_a_parameter_that_is_set_later(self, trainer: dp.ExplicitTrainer, register: str):
+    def test_a_parameter_hook_added_later(self, trainer: dp.ExplicitTrainer, register: str):
         trainer.step(X, Y)
         handle = getattr(trainer.model[0].weight, register)(lambda *_: None)
         with pytest.raises(UserError, match=r"a parameter of shape \[7, 5\] has hooks"):
@@ -145,7 +145,7 @@ class TestRefusals:
         assert torch.equal(weights(trainer), before)
         assert not trainer.optimizer.state
 
-    def test_contradictory_options_that_are_set_later(self, trainer: dp.ExplicitTrainer):
+    def test_contradictory_options_set_later(self, trainer: dp.ExplicitTrainer):
         """The optimizer itself would have refused them at the start."""
         trainer.step(X, Y)
         before = weights(trainer)
@@ -175,7 +175,7 @@ class TestRefusals:
             trainer.epoch(X, Y, 8, order=order)
         assert torch.equal(weights(trainer), before)
 
-    def test_what_is_not_a_tensor(self, trainer: dp.ExplicitTrainer):
+    def test_inputs_that_are_not_tensors(self, trainer: dp.ExplicitTrainer):
         with pytest.raises(UserError, match=r"must be tensors .*got ndarray and Tensor"):
             trainer.step(X.numpy(), Y)
         with pytest.raises(UserError, match="order must be a tensor of row indices, got list"):
@@ -188,7 +188,7 @@ class TestRefusals:
                 call()
         assert torch.equal(weights(trainer), before)
 
-    def test_what_is_not_an_optimizer(self):
+    def test_an_argument_that_is_not_an_optimizer(self):
         with pytest.raises(UserError, match="SGD itself into its products, got NoneType"):
             dp.ExplicitTrainer(dp.MLP([2, 1]), "mse_loss", None)  # type: ignore[arg-type]
 
@@ -208,7 +208,7 @@ class TestRefusals:
             trainer.epoch(X, Y, 8, on_step=lambda step: trainer.epoch(X, Y, 8))
         trainer.epoch(X, Y, 8)  # and afterwards as before
 
-    def test_steps_of_the_optimizer_that_are_the_users(self):
+    def test_optimizer_step_hooks(self):
         model = dp.MLP([2, 1])
         optimizer = dp.SGD(model.parameters())
         optimizer.register_step_pre_hook(lambda *_: None)
@@ -216,7 +216,7 @@ class TestRefusals:
             dp.ExplicitTrainer(model, "mse_loss", optimizer)
 
     @pytest.mark.parametrize("everywhere", [False, True])
-    def test_steps_of_the_optimizer_that_become_the_users(self, trainer: dp.ExplicitTrainer, everywhere: bool):
+    def test_optimizer_step_hooks_added_later(self, trainer: dp.ExplicitTrainer, everywhere: bool):
         trainer.step(X, Y)
         register = register_optimizer_step_post_hook if everywhere else trainer.optimizer.register_step_post_hook
         handle = register(lambda *_: None)
@@ -227,7 +227,7 @@ class TestRefusals:
             handle.remove()
         trainer.step(X, Y)
 
-    def test_memory_that_does_not_lie_as_the_weights_do(self, trainer: dp.ExplicitTrainer):
+    def test_parameters_that_become_non_contiguous(self, trainer: dp.ExplicitTrainer):
         trainer.model[0] = dp.Linear(5, 5, dtype=F64)
         trainer.model[2] = dp.Linear(5, 3, dtype=F64)
         trainer.optimizer.param_groups[0]["params"] = list(trainer.model.parameters())

@@ -72,23 +72,23 @@ class TestResume:
 
     @settings(max_examples=40, deadline=None)
     @given(data=st.data(), seed=st.integers(0, 2**32))
-    def test_anywhere(self, data: st.DataObject, seed: int):
+    def test_resume_after_any_step(self, data: st.DataObject, seed: int):
         net = Resumed(data, seed)
         ends = data.draw(st.lists(st.integers(1, net.steps), max_size=3, unique=True).map(sorted))
         net.assert_same_bits([end for end in ends if end < net.steps])
 
-    def test_before_the_last_smaller_batch(self):
+    def test_resume_before_a_smaller_last_batch(self):
         """784-30-10 in batches of 10, 10 and 3: memory for 3 rows begins elsewhere, and products round by where."""
         Resumed(None, 0).assert_same_bits([2])
 
-    def test_the_questions_come_every_so_many_steps(self, trainer: dp.ExplicitTrainer):
+    def test_pause_is_called_once_per_interval(self, trainer: dp.ExplicitTrainer):
         asked: list[int] = []
         state = EpochState(X.new_zeros(()), interval=2, pause=asked.append)  # type: ignore[arg-type]
         trainer._epoch(X, Y, 4, None, state)
         assert asked == [2, 4, 6]
         assert state.done == 6
 
-    def test_a_report_is_added_up_in_place_of_the_loss(self, trainer: dp.ExplicitTrainer):
+    def test_a_report_is_summed_instead_of_the_loss(self, trainer: dp.ExplicitTrainer):
         """Σ a of each batch, times its rows; by the weights before the step, as C is."""
         other = twin_of(trainer)
         state = EpochState(X.new_zeros(()), report=lambda a, y: a.sum() + y.sum())

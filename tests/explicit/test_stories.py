@@ -190,11 +190,11 @@ DEEDS = [
 ]
 
 
-class TestStories:
+class TestSequences:
     """Whatever is done between steps, in whatever order, both drivers stay together."""
 
     @pytest.mark.parametrize("deeds", STORIES, ids=", ".join)
-    def test_told(self, deeds: list[str]):
+    def test_fixed_sequences(self, deeds: list[str]):
         twins = Twins(0)
         for deed in deeds:
             twins.do(deed)
@@ -202,7 +202,7 @@ class TestStories:
 
     @settings(max_examples=100, deadline=None)
     @given(deeds=st.lists(st.sampled_from(DEEDS), min_size=3, max_size=14), seed=st.integers(0, 2**32))
-    def test_drawn(self, deeds: list[str], seed: int):
+    def test_random_sequences(self, deeds: list[str], seed: int):
         twins = Twins(seed)
         for deed in deeds:
             twins.do(deed)

@@ -50,7 +50,7 @@ class TestOnPaper:
 
 
 class TestEpoch:
-    def test_order_is_that_of_the_rows_given(self, trainer: dp.ExplicitTrainer):
+    def test_order_selects_the_rows(self, trainer: dp.ExplicitTrainer):
         other = twin_of(trainer)
         order = torch.randperm(23)
         trainer.epoch(X, Y, 8, order=order)
@@ -70,7 +70,9 @@ class TestEpoch:
         assert torch.equal(weights(trainer), weights(other))
 
     @pytest.mark.parametrize("broken_off", [1, 2, 3])
-    def test_an_epoch_broken_off_and_resumed_is_the_whole_epoch(self, trainer: dp.ExplicitTrainer, broken_off: int):
+    def test_an_interrupted_and_resumed_epoch_equals_the_whole_epoch(
+        self, trainer: dp.ExplicitTrainer, broken_off: int
+    ):
         whole = twin_of(trainer)
         steps: list[int] = []
         trainer.epoch(X, Y, 8, on_step=lambda step: step == broken_off)
@@ -89,7 +91,7 @@ class TestEpoch:
         total = sum(other.step(x, y) * len(x) for x, y in batches)
         torch.testing.assert_close(mean, total / sum(len(x) for x, _ in batches), rtol=1e-12, atol=0)
 
-    def test_no_step_no_loss(self, trainer: dp.ExplicitTrainer):
+    def test_the_mean_loss_of_no_step_is_nan(self, trainer: dp.ExplicitTrainer):
         assert trainer.epoch(X, Y, 8, start=3).isnan()
 
     def test_on_step_counts(self, trainer: dp.ExplicitTrainer):
@@ -114,12 +116,12 @@ class TestEpoch:
             assert torch.equal(seen[batch][0], weights(other))
             assert torch.equal(seen[batch][1], velocity(other))
 
-    def test_with_a_callback_and_without_it_is_the_same_epoch(self, trainer: dp.ExplicitTrainer):
+    def test_a_callback_changes_no_bit(self, trainer: dp.ExplicitTrainer):
         other = twin_of(trainer)
         assert torch.equal(trainer.epoch(X, Y, 8), other.epoch(X, Y, 8, on_step=lambda step: None))
         assert torch.equal(weights(trainer), weights(other))
 
-    def test_on_step_may_change_parameters_and_train_on(self, trainer: dp.ExplicitTrainer):
+    def test_on_step_may_change_parameters_and_use_autograd(self, trainer: dp.ExplicitTrainer):
         """It runs outside inference mode, so that what it makes can be trained."""
 
         def zero(step: int) -> None:
@@ -141,7 +143,7 @@ class TestEpoch:
         ids=["frozen", "data replaced", "another activation"],
     )
     @pytest.mark.parametrize("rows", [23, 24], ids=["and a smaller batch to come", "and none"])
-    def test_what_on_step_changes_in_the_model_counts_from_the_next(
+    def test_model_changes_in_on_step_apply_from_the_next_step(
         self, trainer: dp.ExplicitTrainer, change: Callable[[Any], Any], rows: int
     ):
         x, y = torch.randn(rows, 5, dtype=F64), torch.arange(rows) % 3
@@ -162,7 +164,7 @@ class TestEpoch:
         ],
         ids=["frozen", "data replaced"],
     )
-    def test_a_step_within_on_step_after_a_change_leaves_nothing_of_the_old(
+    def test_a_step_within_on_step_uses_the_changed_model(
         self, trainer: dp.ExplicitTrainer, change: Callable[[Any], Any]
     ):
         model = copy.deepcopy(trainer.model)
@@ -181,7 +183,7 @@ class TestEpoch:
         by_autograd(model, F.cross_entropy, tape, X[4:], Y[4:], 4)
         assert_same(trainer.model, model, trainer.optimizer, tape)
 
-    def test_labels_of_uint8_are_labels(self):
+    def test_uint8_labels_are_accepted(self):
         """Also 156, which −100 would be in eight bits, the label that is ignored."""
         model = dp.MLP([5, 200], dtype=F64)
         other = copy.deepcopy(model)
@@ -192,7 +194,7 @@ class TestEpoch:
         for narrow, wide in zip(*results, strict=True):
             assert torch.equal(narrow, wide)
 
-    def test_targets_of_another_dtype_are_converted_and_what_is_written_to_them_is_seen(self):
+    def test_converted_targets_follow_in_place_changes(self):
         """Also by NumPy, behind PyTorch's back."""
         model = dp.MLP([5, 7, 3], dtype=F64)
         other = copy.deepcopy(model)
@@ -207,7 +209,7 @@ class TestEpoch:
             assert torch.equal(weights(trainer), weights(fresh))
             behind[:] = 2 - behind
 
-    def test_an_interrupted_epoch_leaves_the_steps_taken(self, trainer: dp.ExplicitTrainer):
+    def test_an_interrupted_epoch_keeps_the_steps_taken(self, trainer: dp.ExplicitTrainer):
         other = twin_of(trainer)
 
         def interrupt(step: int) -> None:
@@ -222,7 +224,7 @@ class TestEpoch:
             t.epoch(X, Y, 8, start=2)
         assert torch.equal(weights(trainer), weights(other))
 
-    def test_options_changed_between_steps_count_from_the_next(self, trainer: dp.ExplicitTrainer):
+    def test_options_changed_between_steps_apply_from_the_next_step(self, trainer: dp.ExplicitTrainer):
         model = copy.deepcopy(trainer.model)
         optimizer = dp.SGD(model.parameters(), lr=0.1, momentum=0.9)
 

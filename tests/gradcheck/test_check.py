@@ -62,7 +62,7 @@ def passes_gradcheck(bug: Bug) -> bool:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_gradcheck_passes_as_many_of_them_as_the_docs_say():
+def test_gradcheck_passes_the_number_of_mistakes_in_the_docs():
     passed = {bug.op.__name__ for bug in BUGS if passes_gradcheck(bug)}
     page = (Path(__file__).parents[2] / "docs" / "gradcheck.md").read_text()
     assert f"passes {len(passed)} of the {len(BUGS)} mistakes" in page
@@ -76,7 +76,7 @@ def test_every_check_has_a_mistake_that_it_finds():
 
 
 @pytest.mark.parametrize(("op", "inputs"), [pytest.param(*case, id=case[0].__name__) for case in library_ops()])
-def test_every_op_of_the_library_is_right(op: Any, inputs: tuple[Any, ...]):
+def test_every_op_of_the_library_passes(op: Any, inputs: tuple[Any, ...]):
     report = check_gradients(op, inputs, fast=True)
     assert report.errors == report.warnings == [], str(report)
 
@@ -138,14 +138,14 @@ class Single(Function):
 
 
 class TestOptions:
-    def test_what_is_wrong_on_purpose_can_be_skipped(self):
+    def test_intended_deviations_can_be_skipped(self):
         assert not check_gradients(Straight, X, fast=True).ok
         by_differences = {"values", "one_sample", "one_dimension", "three_dimensions"}
         report = check_gradients(Straight, X, fast=True, skip=by_differences)
         assert report.ok
         assert (report["values"].outcome, report["values"].detail) == ("skipped", "as requested")
 
-    def test_a_reference_in_place_of_differences(self):
+    def test_a_reference_replaces_finite_differences(self):
         right = check_gradients(Single, X, reference=torch.sin, dtype=torch.float32, fast=True)
         assert right["values"].outcome == "passed"
         wrong = check_gradients(Single, X, reference=torch.cos, dtype=torch.float32, fast=True)
@@ -182,7 +182,7 @@ class TestOptions:
         report = check_gradients(Wrong(), X, fast=True)
         assert "∂C/∂scale" in report["values"].detail
 
-    def test_nothing_of_the_callers_is_touched(self):
+    def test_the_callers_tensors_and_random_state_are_unchanged(self):
         model, x = dp.MLP([3, 4, 2]), torch.randn(4, 3)
         before, state = x.clone(), torch.get_rng_state()
         check_gradients(model, (x,), fast=True)
@@ -190,7 +190,7 @@ class TestOptions:
         assert torch.equal(x, before)
         assert all(p.grad is None and p.dtype == torch.float32 for p in model.parameters())
 
-    def test_constants_and_buffers_are_not_written_to(self):
+    def test_constants_and_buffers_are_unchanged(self):
         x = normal(4, 3).requires_grad_()
         mean, var, norm = torch.zeros(3), torch.ones(3), nn.BatchNorm1d(3)
         check_gradients(lambda x, m, v: nn.functional.batch_norm(x, m, v, training=True), (x, mean, var), fast=True)
@@ -199,7 +199,7 @@ class TestOptions:
         assert not norm.running_mean.any()
 
     @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, lambda: torch.autocast("cpu")])
-    def test_modes_of_the_callers_do_not_matter(self, mode: Any):
+    def test_the_callers_modes_do_not_matter(self, mode: Any):
         with mode():
             assert check_gradients(torch.sin, X, fast=True).ok
 
@@ -222,7 +222,7 @@ class TestReport:
         assert json.loads(json.dumps(report.to_json()))["ok"] is False
         assert [check.name for check in report] == list(CHECKS)
 
-    def test_one_line_in_a_test_suite(self):
+    def test_assert_gradients(self):
         assert assert_gradients(torch.sigmoid, X, fast=True).ok
         with pytest.raises(AssertionError, match="∂C/∂z"):
             assert_gradients(SlopeOfZ, X, fast=True)
@@ -238,7 +238,7 @@ class TestReport:
         assert repr(report) == f"<GradientReport of sigmoid: {report.summary()}>"
 
 
-def test_a_sparse_gradient_is_taken_as_a_dense_one():
+def test_a_sparse_gradient_is_treated_as_dense():
     report = check_gradients(nn.Embedding(7, 3, sparse=True), (torch.tensor([1, 4, 1]),))
     assert report.ok, report
     assert report["values"].outcome == "passed"
@@ -263,6 +263,6 @@ class TestRefusals:
         assert "\n" not in str(error.value)
 
 
-def test_no_two_bugs_are_one():
+def test_all_planted_mistakes_are_distinct():
     for one, other in itertools.combinations(BUGS, 2):
         assert one.op is not other.op

@@ -79,7 +79,7 @@ def assert_same(found: Any, expected: dict[str, Tensor]) -> None:
         assert_close(found[name], value, rtol=0, atol=0)
 
 
-def test_restored_state_is_in_memory_of_its_own(tmp_path: Path):
+def test_restored_state_has_its_own_memory(tmp_path: Path):
     """Not in that of the file, where its address would change how a product is rounded."""
     model = nn.Sequential(nn.Linear(2, 3))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
@@ -106,7 +106,7 @@ def test_a_checkpoint_has_the_names_of_the_state_dicts(run: Callable[..., Result
     assert names == {f"{kind}.{name}" for kind in kinds for name in weights} | {"generator", "total"}
 
 
-def test_tensors_of_format_1_have_the_names_of_today(tmp_path: Path):
+def test_tensors_of_format_1_get_the_current_names(tmp_path: Path):
     """Version 0.1 had one kind of state, momentum."""
     tensors = {"model.0.weight": torch.ones(2), "momentum.0.weight": torch.zeros(2)}
     (tmp_path / "c").write_bytes(encode(Checkpoint(tensors, {"format": 1})))

@@ -45,7 +45,7 @@ def logits(z: torch.Tensor, shift: float = 0.7) -> torch.Tensor:
 # One logit and two --------------------------------------------------------------------------------------------------
 
 
-def test_auto_takes_binary_cross_entropy_for_one_logit():
+def test_auto_selects_binary_cross_entropy_for_one_logit():
     assert (one().name, two().name) == ("binary-cross-entropy", "cross-entropy")
 
 
@@ -58,7 +58,7 @@ def test_one_logit_by_hand():
         assert objective(z, y).item() == pytest.approx(cost)
 
 
-def test_one_logit_says_what_two_say():
+def test_one_logit_gives_the_probabilities_and_decisions_of_two():
     """Probabilities and decisions of σ(z) are those of the softmax of two logits that are z apart."""
     ours, theirs = one(), two()
     assert_close(ours.probabilities(Z[:, None]), theirs.probabilities(logits(Z)), rtol=1e-12, atol=0)
@@ -68,7 +68,7 @@ def test_one_logit_says_what_two_say():
 
 
 @pytest.mark.parametrize("weights", [None, balanced([4, 2])], ids=["alike", "balanced"])
-def test_the_gradient_by_one_logit_is_that_of_two_in_their_difference(weights: list[float] | None):
+def test_the_gradient_for_one_logit_matches_two_logits(weights: list[float] | None):
     """∂C/∂z = w_y (σ(z) − y) / N = ∂C/∂z₁ = −∂C/∂z₀; balanced weights of all six samples add up to six."""
     w = None if weights is None else torch.tensor(weights, dtype=torch.float64)
     ours, theirs = one(class_weights=w), two(class_weights=w)
@@ -81,7 +81,7 @@ def test_the_gradient_by_one_logit_is_that_of_two_in_their_difference(weights: l
     assert_close(z2.grad[:, :1], -z1.grad, rtol=1e-12, atol=1e-15)
 
 
-def test_one_logit_is_finite_far_out():
+def test_one_logit_has_a_finite_loss_for_large_logits():
     """At ±1000 the loss of the wrong class is 1000, not infinite."""
     objective = one()
     z = torch.tensor([[1000.0], [-1000.0]], dtype=torch.float64)
@@ -102,12 +102,12 @@ def test_one_output_without_a_logit_decides_at_one_half(loss: str):
 
 
 @pytest.mark.parametrize(("classes", "task"), [(3, "classification"), (0, "regression")])
-def test_one_logit_is_for_two_classes(classes: int, task: Any):
+def test_one_logit_is_refused_without_two_classes(classes: int, task: Any):
     with pytest.raises(UserError, match="`one_logit` is for two classes"):
         choose_objective("auto", task, classes, "none", one_logit=True)
 
 
-def test_one_logit_is_not_for_cross_entropy():
+def test_one_logit_is_refused_for_cross_entropy():
     with pytest.raises(UserError, match="binary-cross-entropy"):
         choose_objective("cross-entropy", "classification", 2, "none", one_logit=True)
 
@@ -143,7 +143,7 @@ def uneven(tmp_path: Path) -> str:
 
 
 @pytest.mark.parametrize("one_logit", [False, True], ids=["two logits", "one"])
-def test_balanced_weights_are_of_the_training_rows(uneven: str, one_logit: bool):
+def test_balanced_weights_come_from_the_training_rows(uneven: str, one_logit: bool):
     """Test 20 of 100, 2 of them rare; validate a quarter of 80, 2 rare: 54 and 6 to train on.
 
     So a rare one counts 54/6 = 9 times a common one, and at z = 0, where each costs ln 2, all of them cost ln 2.
@@ -164,7 +164,7 @@ def test_balanced_weights_are_of_the_training_rows(uneven: str, one_logit: bool)
 
 @pytest.mark.parametrize("one_logit", [False, True], ids=["two logits", "one"])
 @pytest.mark.parametrize("batch_size", [1, 16])
-def test_balancing_changes_the_net(run: Run, uneven: str, one_logit: bool, batch_size: int):
+def test_balanced_class_weights_change_the_trained_weights(run: Run, uneven: str, one_logit: bool, batch_size: int):
     """Whatever the batch: a sample of the rare class counts nine times one of the other."""
     settings = {"data": uneven, "one_logit": one_logit, "batch_size": batch_size, "lr": 0.01}
     plain, even = (
@@ -174,7 +174,7 @@ def test_balancing_changes_the_net(run: Run, uneven: str, one_logit: bool, batch
 
 
 @pytest.mark.parametrize("batch_size", [1, 16, 1000])
-def test_a_balanced_batch_pulls_one_logit_as_it_pulls_two(uneven: str, batch_size: int):
+def test_balanced_gradients_match_for_one_and_two_logits(uneven: str, batch_size: int):
     """From weights 0, where both nets say the same: ∂C/∂w of one logit is ∂C/∂w₁ of two, whatever the batch."""
     gradients = []
     for one_logit in (True, False):
@@ -189,7 +189,7 @@ def test_a_balanced_batch_pulls_one_logit_as_it_pulls_two(uneven: str, batch_siz
     assert_close(*gradients, rtol=1e-12, atol=1e-12)
 
 
-def test_the_header_and_info_say_that_classes_count_alike(run: Run, uneven: str, capsys: pytest.CaptureFixture[str]):
+def test_the_header_and_info_show_balanced_class_weights(run: Run, uneven: str, capsys: pytest.CaptureFixture[str]):
     for weight in ("balanced", "none"):
         result = run(data=uneven, class_weight=weight)
         header = dict(describe(load_run(result.folder)))["loss"]
@@ -199,12 +199,12 @@ def test_the_header_and_info_say_that_classes_count_alike(run: Run, uneven: str,
 
 
 @pytest.mark.parametrize("loss", ["mse", "binary-cross-entropy"])
-def test_balanced_is_for_losses_that_take_weights(run: Run, uneven: str, loss: str):
+def test_balanced_is_refused_for_losses_without_class_weights(run: Run, uneven: str, loss: str):
     with pytest.raises(UserError, match=f"`class_weight='balanced'` is for .*not for {loss}"):
         run(data=uneven, class_weight="balanced", loss=loss)
 
 
-def test_balanced_is_for_classes(run: Run):
+def test_balanced_is_refused_for_regression(run: Run):
     with pytest.raises(UserError, match="`class_weight='balanced'`: the data has numbers"):
         run(data="sine", class_weight="balanced")
 
@@ -212,7 +212,7 @@ def test_balanced_is_for_classes(run: Run):
 @pytest.mark.parametrize("one_logit", [False, True], ids=["two logits", "one"])
 @pytest.mark.parametrize("class_weight", ["none", "balanced"])
 @pytest.mark.parametrize("batch_size", [7, 16])
-def test_both_engines_tell_the_same_figures(run: Run, uneven: str, one_logit: bool, class_weight: str, batch_size: int):
+def test_both_engines_give_the_same_metrics(run: Run, uneven: str, one_logit: bool, class_weight: str, batch_size: int):
     """In float64, over three epochs with a last, smaller batch."""
     settings = {"data": uneven, "one_logit": one_logit, "class_weight": class_weight, "batch_size": batch_size}
     lines = [without_times(run(engine=engine, dtype="float64", **settings)) for engine in ENGINES]

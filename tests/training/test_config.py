@@ -55,13 +55,13 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("settings", "message"), REFUSED)
-def test_a_wrong_value_is_refused_in_one_line_that_names_flag_and_remedy(settings: dict[str, Any], message: str):
+def test_an_invalid_value_is_refused_in_one_line(settings: dict[str, Any], message: str):
     with pytest.raises(UserError, match=message) as caught:
         TrainConfig(**settings).validate()
     assert "\n" not in str(caught.value)
 
 
-def test_one_activation_serves_every_hidden_layer():
+def test_one_activation_applies_to_every_hidden_layer():
     assert TrainConfig(hidden=(3, 2), activation=("tanh",)).activations == ["tanh", "tanh"]
     assert TrainConfig(hidden=(3, 2), activation=("tanh", "relu")).activations == ["tanh", "relu"]
     assert TrainConfig(hidden=()).activations == []
@@ -106,14 +106,14 @@ class TestToml:
             ("lr = = 3", "not TOML"),
         ],
     )
-    def test_what_is_wrong_is_said_with_the_files_name(self, tmp_path: Path, text: str, message: str):
+    def test_an_invalid_file_is_refused_with_its_name(self, tmp_path: Path, text: str, message: str):
         with pytest.raises(UserError) as caught:
             self.read(tmp_path, text)
         assert message in str(caught.value)
         assert "recipe.toml" in str(caught.value)
         assert "\n" not in str(caught.value)
 
-    def test_a_missing_file_is_named(self, tmp_path: Path):
+    def test_a_missing_file_is_refused_with_its_name(self, tmp_path: Path):
         with pytest.raises(UserError, match=r"nowhere.toml'`: No such file"):
             read_toml(tmp_path / "nowhere.toml")
 
@@ -133,7 +133,7 @@ class TestAbsentSettings:
             monkeypatch.setitem(TrainConfig.__init__.__kwdefaults__, name, value)
         assert TrainConfig() == TrainConfig(**self.OTHERS)
 
-    def test_each_setting_says_what_its_absence_means(self):
+    def test_each_setting_has_a_value_when_absent(self):
         """A setting added later needs a row in WHEN_ABSENT too: what the versions before it did."""
         assert set(WHEN_ABSENT) == {field.name for field in dataclasses.fields(TrainConfig)}
 
@@ -145,18 +145,18 @@ class TestAbsentSettings:
         assert {name: found[name] for name in expected} == expected
 
     @pytest.mark.usefixtures("other_defaults")
-    def test_another_default_today_does_not_change_what_an_old_file_means(self):
+    def test_new_defaults_do_not_change_an_old_config_file(self):
         expected = TrainConfig(**{**WHEN_ABSENT, "hidden": (3,)})
         assert from_json("config.json", {"hidden": [3]}) == expected
         nulls = {"hidden": [3], "pixel_scale": None, "test": None}
         assert from_json("config.json", nulls) == expected
 
     @pytest.mark.usefixtures("other_defaults")
-    def test_nor_what_an_old_checkpoint_means(self):
+    def test_new_defaults_do_not_change_an_old_checkpoint(self):
         checkpoint = Checkpoint({}, {"config": {"hidden": [3]}})
         expected = TrainConfig(**{**WHEN_ABSENT, "hidden": (3,), "run_dir": Path("run")})
         assert saved_config(checkpoint, Path("run")) == expected
 
-    def test_a_setting_that_is_there_is_taken(self):
+    def test_settings_in_the_file_are_used(self):
         config = TrainConfig(hidden=(3,), lr=0.1, pixel_scale=16.0, run_dir=Path("a"), nesterov=True, seed=7)
         assert from_json("config.json", json.loads(json.dumps(config.to_json()))) == config

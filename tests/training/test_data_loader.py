@@ -76,7 +76,7 @@ def test_an_epoch_takes_each_row_once(rows: int):
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 8, 64, 199, 200, 201, 5000])
-def test_the_steps_are_those_of_an_epoch_in_one_piece(batch_size: int):
+def test_sharded_steps_equal_those_of_an_unsharded_epoch(batch_size: int):
     """No batch straddles a chunk: the n-th holds the n-th rows of the order, and all but the last are full."""
     of = feed(batch_size=batch_size)
     order = drawn(of)
@@ -89,7 +89,7 @@ def test_the_steps_are_those_of_an_epoch_in_one_piece(batch_size: int):
 
 
 @pytest.mark.parametrize("done", [0, 1, 24, 25, 26, 100, 124, 125, 126])
-def test_what_is_left_of_an_epoch_begins_with_the_chunk_it_was_broken_off_in(done: int):
+def test_a_resumed_epoch_starts_with_the_interrupted_shard(done: int):
     """Chunks are of 25 steps; 126 steps in all: when all are done there is nothing left to learn."""
     of = feed()
     order = drawn(of)
@@ -100,7 +100,7 @@ def test_what_is_left_of_an_epoch_begins_with_the_chunk_it_was_broken_off_in(don
         torch.testing.assert_close(x, same_x, rtol=0, atol=0)
 
 
-def test_rows_are_read_in_the_order_of_the_file(monkeypatch: pytest.MonkeyPatch):
+def test_rows_are_read_in_file_order(monkeypatch: pytest.MonkeyPatch):
     """A disk goes forward."""
     asked: list[torch.Tensor] = []
     inputs = StreamedSplit.inputs
@@ -111,7 +111,7 @@ def test_rows_are_read_in_the_order_of_the_file(monkeypatch: pytest.MonkeyPatch)
     assert all(bool((rows.diff() > 0).all()) for rows in asked)
 
 
-def test_one_chunk_is_read_ahead_and_no_more():
+def test_at_most_one_shard_is_read_ahead():
     """Two are in memory at a time: the one that is learnt from, and the next."""
     of = feed()
     read: list[int] = []
@@ -123,7 +123,7 @@ def test_one_chunk_is_read_ahead_and_no_more():
     assert read == [0, 25, 50, 75, 100, 125]
 
 
-def test_the_disk_is_asked_for_each_chunk_before_the_one_before_it_is_read(monkeypatch: pytest.MonkeyPatch):
+def test_each_shard_is_prefetched_before_the_previous_one_is_read(monkeypatch: pytest.MonkeyPatch):
     """And for the first at once; so the disk never waits for the net, nor the net for more of the disk than it must."""
     told: list[tuple[str, list[int]]] = []
     expect, inputs = StreamedSplit.expect, StreamedSplit.inputs
@@ -142,7 +142,7 @@ def test_the_disk_is_asked_for_each_chunk_before_the_one_before_it_is_read(monke
     ]  # fmt: skip
 
 
-def test_two_pieces_of_memory_serve_all_chunks_of_all_epochs():
+def test_two_buffers_serve_all_shards_of_all_epochs():
     """A chunk keeps its own until the next is asked for: what is read meanwhile goes to the other."""
     of, places = feed(), []
     for _ in range(2):
@@ -156,12 +156,12 @@ def test_two_pieces_of_memory_serve_all_chunks_of_all_epochs():
     assert len({*places}) == 2
 
 
-def test_an_epoch_that_is_done_reads_nothing():
+def test_a_finished_epoch_reads_nothing():
     of = feed(2 * CHUNK)
     assert batches(of, drawn(of), 50) == []
 
 
-def test_a_chunk_that_cannot_be_read_ends_the_epoch(monkeypatch: pytest.MonkeyPatch):
+def test_a_shard_that_cannot_be_read_ends_the_epoch(monkeypatch: pytest.MonkeyPatch):
     """What its thread raises is raised here, once what was read before is learnt from; the sixth chunk has 3 rows."""
     of, inputs = feed(), StreamedSplit.inputs
 
@@ -180,7 +180,7 @@ def test_a_chunk_that_cannot_be_read_ends_the_epoch(monkeypatch: pytest.MonkeyPa
 # --- the order ---
 
 
-def test_it_hangs_on_the_seed_alone():
+def test_the_order_depends_only_on_the_seed():
     of = feed()
     first = drawn(of)
     torch.manual_seed(7)
@@ -191,13 +191,13 @@ def test_it_hangs_on_the_seed_alone():
     assert not torch.equal(drawn(of, 1).rows, first.rows)
 
 
-def test_no_two_epochs_have_the_same():
+def test_two_epochs_have_different_orders():
     of, generator = feed(), torch.Generator().manual_seed(0)
     assert not torch.equal(of.draw(generator).rows, of.draw(generator).rows)
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_each_chunk_mixes_blocks_from_all_over_the_file(seed: int):
+def test_each_shard_mixes_blocks_from_the_whole_file(seed: int):
     """Of a file that is sorted: the mean place of a chunk's rows is that of a fair draw of its blocks.
 
     A chunk holds m = 10 of B = 1000 blocks, drawn without replacement. The number of a block has variance
@@ -216,7 +216,7 @@ def test_each_chunk_mixes_blocks_from_all_over_the_file(seed: int):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_within_a_chunk_neighbours_are_parted(seed: int):
+def test_rows_are_shuffled_within_a_shard(seed: int):
     """A row of a chunk of 200 is followed by the one that follows it in its block with probability 1/200 · 19/20.
 
     Of 20 000 rows 95 are (Poisson, deviation 9.7: below 95 + 5 deviations); blocks by themselves would leave 19 000.
@@ -225,13 +225,13 @@ def test_within_a_chunk_neighbours_are_parted(seed: int):
     assert int((order.rows.diff() == 1).sum()) < 95 + 5 * 9.7
 
 
-def test_a_chunk_has_64_blocks():
+def test_a_shard_has_at_least_64_blocks():
     """So of classes that lie one after the other each chunk has a share whose deviation is at most ½/√64 = 6 %."""
     assert CHUNK_BYTES // BLOCK_BYTES >= 64
 
 
 @pytest.mark.slow
-def test_an_order_of_many_rows_takes_memory_for_those_alone():
+def test_drawing_an_order_takes_memory_for_its_rows_only():
     """Of 20 million rows the row numbers take 160 MB; a few times as much is room enough to draw them."""
 
     def work() -> None:
@@ -244,7 +244,7 @@ def test_an_order_of_many_rows_takes_memory_for_those_alone():
     assert forked(work) == 0
 
 
-def test_an_order_is_drawn_without_a_copy_of_it_for_each_block(monkeypatch: pytest.MonkeyPatch):
+def test_drawing_an_order_copies_no_row_indices(monkeypatch: pytest.MonkeyPatch):
     """Each row number is made once, however many blocks there are, and lies where the order has it."""
     made: list[torch.Tensor] = []
     arange = torch.arange
@@ -282,7 +282,7 @@ def deformed(rows: int = 100) -> DataLoader:
     return DataLoader(part, objective, BATCH, (rows, 3 * BATCH), Marked())  # type: ignore[arg-type]
 
 
-def test_each_picture_keeps_its_label_and_its_place():
+def test_each_augmented_picture_keeps_its_label_and_position():
     of = deformed()
     order = drawn(of)
     found = batches(of, order)
@@ -292,7 +292,7 @@ def test_each_picture_keeps_its_label_and_its_place():
         torch.testing.assert_close(y, rows % 2, rtol=0, atol=0)
 
 
-def test_what_is_left_of_an_epoch_is_deformed_as_it_would_have_been():
+def test_a_resumed_epoch_is_augmented_as_without_the_interruption():
     whole, broken = deformed(), deformed()
     order, same = drawn(whole), drawn(broken)
     assert torch.equal(same.rows, order.rows)
@@ -301,7 +301,7 @@ def test_what_is_left_of_an_epoch_is_deformed_as_it_would_have_been():
         assert torch.equal(x, same_x)
 
 
-def test_each_epoch_deforms_anew():
+def test_each_epoch_is_augmented_differently():
     of, generator = deformed(), torch.Generator().manual_seed(0)
     marks = []
     for _ in range(3):
@@ -315,9 +315,7 @@ def test_each_epoch_deforms_anew():
     [("autograd", (1,)), ("autograd", (60, 30)), ("explicit", (1,)), ("explicit", (100,))],
     ids=str,
 )
-def test_broken_off_among_deformed_pictures_it_ends_with_the_same_bits(
-    engine: str, stops: tuple[int, ...], tmp_path: Path
-):
+def test_resume_of_an_augmented_run_gives_the_same_bits(engine: str, stops: tuple[int, ...], tmp_path: Path):
     def config(name: str) -> TrainConfig:
         return TrainConfig(
             augment="affine-elastic", engine=engine, epochs=2, hidden=(8,), log_every=0, seed=0,  # type: ignore[arg-type]
@@ -330,7 +328,7 @@ def test_broken_off_among_deformed_pictures_it_ends_with_the_same_bits(
     assert plain.metrics["train_loss"] != whole.metrics["train_loss"]
 
 
-def test_the_header_says_that_pictures_are_deformed(tmp_path: Path):
+def test_the_header_mentions_augmentation(tmp_path: Path):
     rows = dict.fromkeys(("elastic", "none"), "")
     for kind in rows:
         setup = prepare(TrainConfig(augment=kind, run_dir=tmp_path / "run"))  # type: ignore[arg-type]
@@ -339,13 +337,13 @@ def test_the_header_says_that_pictures_are_deformed(tmp_path: Path):
     assert "deformed" not in rows["none"]
 
 
-def test_what_is_no_picture_is_not_deformed(tmp_path: Path):
+def test_augmentation_is_refused_for_data_without_pictures(tmp_path: Path):
     with pytest.raises(UserError, match=r"`augment='elastic'` is for pictures .*, and moons has none"):
         train(TrainConfig(data="moons", augment="elastic", run_dir=tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 
 
-def test_pixels_scaled_one_by_one_are_not_deformed(tmp_path: Path):
+def test_augmentation_is_refused_for_pixels_scaled_separately(tmp_path: Path):
     """Ink where there was none would be divided by that pixel's deviation, of nearly 0."""
     with pytest.raises(
         UserError, match="`augment='affine'` needs the same scaling for all pixels: take `scaling='pixel'`"

@@ -26,7 +26,7 @@ def factor(norms: list[float]) -> float:
     return (norms[0] / norms[-1]) ** (1 / (len(norms) - 1))
 
 
-def test_before_training_the_factor_of_a_layer_is_what_the_initialisation_says():
+def test_initial_delta_ratios_match_the_theory():
     """Relu lets half through: √(n/2 · Var w): N(0, 1) √15 = 3.9, He 1, U(±1/√n) has Var 1/3n, √(1/6) = 0.41.
 
     σ' of the sigmoid is ¼ at z = 0: ¼ √(1/3) = 0.14 at most.
@@ -39,7 +39,7 @@ def test_before_training_the_factor_of_a_layer_is_what_the_initialisation_says()
         )
 
 
-def test_norms_are_those_of_the_net_before_and_after_each_epoch():
+def test_norms_are_recorded_before_and_after_each_epoch():
     config = TrainConfig(epochs=2, lr=0.1, momentum=0.0, hidden=(30, 30), activation=("tanh",), init="xavier")
     found = measure_depth(config, Variant("tanh", "xavier"), 2, 30)
     assert [len(norms) for norms in found.norms] == [3, 3, 3]
@@ -50,7 +50,7 @@ def test_norms_are_those_of_the_net_before_and_after_each_epoch():
     assert found.norms[2] != found.norms[1] != found.norms[0]
 
 
-def test_it_trains_as_the_loop_does_and_is_judged_on_rows_it_has_not_seen():
+def test_training_and_evaluation_match_a_run_with_the_same_settings():
     """The same net, order and figures as a run of the same configuration."""
     config = TrainConfig(epochs=2, lr=0.1, momentum=0.0, hidden=(30,), activation=("tanh",), init="xavier", log_every=0)
     with tempfile.TemporaryDirectory() as folder:
@@ -60,12 +60,12 @@ def test_it_trains_as_the_loop_does_and_is_judged_on_rows_it_has_not_seen():
     assert found.loss == pytest.approx(result.metrics["val_loss"], rel=1e-6)
 
 
-def test_targets_that_are_numbers_or_one_hot_are_measured_too():
+def test_regression_and_one_hot_targets_are_supported():
     assert measured("tanh", "xavier", data="sine").accuracy is None
     assert measured("tanh", "xavier", loss="quadratic").accuracy is not None
 
 
-def test_the_picture_has_a_panel_for_each_net_and_a_line_for_each_layer(tmp_path: Path):
+def test_the_plot_has_a_panel_per_network_and_a_line_per_layer(tmp_path: Path):
     found = [DepthResult(Variant("relu", init), depth, [[0.1] * (depth + 1), [0.0, *[0.2] * depth]], 0.4, 1.0)
              for init in ("torch", "kaiming") for depth in (2, 3)]  # fmt: skip
     figure = draw(found, "a title")
@@ -90,7 +90,7 @@ def test_the_picture_has_a_panel_for_each_net_and_a_line_for_each_layer(tmp_path
     figure.savefig(tmp_path / "p.png")  # a norm of 0 has no logarithm, and no warning either
 
 
-def test_the_callers_random_state_stays():
+def test_the_callers_random_state_is_unchanged():
     torch.manual_seed(5)
     before = torch.get_rng_state()
     measured("relu", "kaiming", 1)

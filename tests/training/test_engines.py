@@ -34,7 +34,7 @@ Run = Callable[..., Result]
     ],
     ids=str,
 )
-def test_a_run_tells_the_same_figures_on_either_engine(run: Run, settings: dict[str, Any]):
+def test_a_run_has_the_same_metrics_with_either_engine(run: Run, settings: dict[str, Any]):
     """In float64, over three epochs with a last, smaller batch; numbers in the target's own units."""
     lines = [without_times(run(engine=engine, dtype="float64", **settings)) for engine in ENGINES]
     for ours, theirs in zip(*lines, strict=True):
@@ -48,7 +48,7 @@ def test_the_same_seed_gives_the_same_bytes(run: Run):
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("data", ["moons", "sine"])
-def test_an_epoch_with_pauses_is_the_whole_epoch(engine: str, data: str):
+def test_an_epoch_with_pauses_gives_the_same_bits(engine: str, data: str):
     """To the same bits of weights, momentum and summed loss, wherever it pauses."""
 
     def trained(pauses: bool) -> tuple[EpochState, list[torch.Tensor]]:
@@ -72,20 +72,22 @@ def test_an_epoch_with_pauses_is_the_whole_epoch(engine: str, data: str):
         assert torch.equal(whole, parts)
 
 
-def test_looking_changes_no_bit(run: Run):
+def test_logging_changes_no_bit(run: Run):
     first, second = (run(engine="explicit", epochs=2, log_every=log_every) for log_every in (0, 1))
     assert (first.folder / "model.safetensors").read_bytes() == (second.folder / "model.safetensors").read_bytes()
 
 
 class TestPrecision:
-    def test_what_the_device_lacks_is_refused_and_nothing_written(self, run: Run, tmp_path: Path, monkeypatch: Any):
+    def test_an_unsupported_precision_is_refused_and_nothing_is_written(
+        self, run: Run, tmp_path: Path, monkeypatch: Any
+    ):
         monkeypatch.setattr(precision, "_has", lambda *_: False)
         with pytest.raises(UserError, match="precision bf16: the cpu here does not support it"):
             run(precision="bf16", run_dir=tmp_path / "run")
         assert list(tmp_path.iterdir()) == []
 
     @pytest.mark.parametrize("engine", ENGINES)
-    def test_training_has_it_and_evaluation_has_not(self, run: Run, engine: str, monkeypatch: Any):
+    def test_precision_applies_to_training_and_not_to_evaluation(self, run: Run, engine: str, monkeypatch: Any):
         monkeypatch.setattr(precision, "_has", lambda *_: True)
         seen: dict[str, set[str]] = {"training": set(), "evaluation": set()}
         matmul: Any = torch.backends.mkldnn.matmul
@@ -108,7 +110,7 @@ class TestPrecision:
         run(engine=engine, precision="bf16", log_every=0)
         assert seen == {"training": {"bf16"}, "evaluation": {before}}
 
-    def test_the_update_and_a_callback_have_it_not_by_autograd(self, monkeypatch: Any):
+    def test_precision_excludes_the_update_and_callbacks_with_autograd(self, monkeypatch: Any):
         monkeypatch.setattr(precision, "_has", lambda *_: True)
         matmul: Any = torch.backends.mkldnn.matmul
         seen, before = [], matmul.fp32_precision

@@ -89,7 +89,7 @@ def saved(folder: Path) -> dict[str, Any]:
     + [("explicit", stops) for stops in [(9, 1, 1), (11, 40), (50,), (95,)]],
     ids=str,
 )
-def test_broken_off_it_ends_with_the_same_bits(engine: str, stops: tuple[int, ...], config: Config):
+def test_resume_of_a_streamed_run_gives_the_same_bits(engine: str, stops: tuple[int, ...], config: Config):
     """In a chunk, between two, between epochs, again and again."""
     whole = train(config("whole", engine=engine))
     assert saved(whole.folder)["resolved"]["storage"] == "disk"
@@ -100,7 +100,7 @@ def test_broken_off_it_ends_with_the_same_bits(engine: str, stops: tuple[int, ..
     ("engine", "before", "after"),
     [("autograd", "1k", "1g"), ("explicit", "1g", "1k"), ("explicit", "20k", "1g"), ("autograd", "1k", "auto")],
 )
-def test_with_another_memory_it_goes_on_to_the_same_bits(before: str, after: str, engine: str, config: Config):
+def test_resume_with_another_memory_limit_gives_the_same_bits(before: str, after: str, engine: str, config: Config):
     """Whether rows are streamed is a matter of the run, not of who goes on with it."""
     whole = train(config("whole", engine=engine, memory=before))
     resumed(config("broken", engine=engine, memory=before), 40, memory=after)
@@ -115,7 +115,7 @@ def resumed(config: TrainConfig, stop: int, **changes: Any) -> None:
 
 
 @pytest.mark.parametrize("engine", ["autograd", "explicit"])
-def test_by_other_chunks_and_blocks_it_goes_on_to_the_same_bits(
+def test_resume_with_other_shard_and_block_sizes_gives_the_same_bits(
     engine: str, config: Config, monkeypatch: pytest.MonkeyPatch
 ):
     """Those of a later version are no matter of a run that was begun before."""
@@ -130,7 +130,7 @@ def test_by_other_chunks_and_blocks_it_goes_on_to_the_same_bits(
 
 
 @pytest.mark.parametrize("memory", ["1g", "20k"])
-def test_another_run_that_made_a_cache_meanwhile_changes_no_bit(memory: str, config: Config):
+def test_a_cache_written_meanwhile_by_another_run_changes_no_bit(memory: str, config: Config):
     """From memory, or from rows in memory: those of a cache are rounded."""
     numbers = {"dtype": "float64"}  # shows what float32 may round away
     whole = train(config("whole", memory=memory, **numbers))
@@ -142,7 +142,7 @@ def test_another_run_that_made_a_cache_meanwhile_changes_no_bit(memory: str, con
     same(broken.run_dir or Path(), whole)
 
 
-def test_a_cache_that_is_there_changes_no_bit_of_a_run_that_fits_in_memory(config: Config):
+def test_an_existing_cache_changes_no_bit_of_a_run_in_memory(config: Config):
     whole = train(config("first", memory="1g"))
     train(config("streamed"))
     again = train(config("again", memory="1g"))
@@ -152,7 +152,7 @@ def test_a_cache_that_is_there_changes_no_bit_of_a_run_that_fits_in_memory(confi
 
 @pytest.mark.parametrize(("train_rows", "test_rows"), [(700, 60), (60, 700)])
 @pytest.mark.parametrize("memory", ["10k", "1g"])
-def test_with_a_test_table_of_its_own_it_goes_on_to_the_same_bits(
+def test_resume_with_a_separate_test_table_gives_the_same_bits(
     memory: str, train_rows: int, test_rows: int, config: Config, tmp_path: Path
 ):
     """Rows of 4 columns in float64: 700 take 22 kB, 60 take 2. So one of the tables fits, and the other does not."""
@@ -166,7 +166,7 @@ def test_with_a_test_table_of_its_own_it_goes_on_to_the_same_bits(
     same(config("broken").run_dir or Path(), whole)
 
 
-def test_a_test_table_that_does_not_fit_is_streamed_though_the_other_does(config: Config, tmp_path: Path):
+def test_a_large_test_table_is_streamed_though_the_training_table_fits(config: Config, tmp_path: Path):
     """Of 700 rows that take 22 kB, and of 60 that take 2."""
     path = tmp_path / "small.csv"
     path.write_text("\n".join(lines_of(60)) + "\n")
@@ -175,7 +175,7 @@ def test_a_test_table_that_does_not_fit_is_streamed_though_the_other_does(config
     assert isinstance(setup.dataset.test, StreamedSplit)
 
 
-def test_from_disk_and_from_rows_in_memory_it_ends_with_the_same_bits_of_float64(config: Config, tmp_path: Path):
+def test_rows_on_disk_and_in_memory_give_the_same_bits_in_float64(config: Config, tmp_path: Path):
     """Of numbers that float32 has: eighths from 0 to 8. 30 names, so that inputs take more than the rows they are of.
 
     A row: 3 columns of 8 bytes, 24; 31 inputs of 8 bytes, 248; of 600 rows 14 kB and 149. In float32 the rows on disk
@@ -198,7 +198,7 @@ def test_from_disk_and_from_rows_in_memory_it_ends_with_the_same_bits_of_float64
 
 
 @pytest.mark.parametrize("target", ["class", "x1"])
-def test_a_part_that_is_streamed_is_judged_as_in_memory(target: str, config: Config, monkeypatch: pytest.MonkeyPatch):
+def test_a_streamed_split_is_evaluated_as_in_memory(target: str, config: Config, monkeypatch: pytest.MonkeyPatch):
     """In several pieces; what is left is the float32 of the cache."""
     monkeypatch.setattr("deltaprop.training.evaluate.CHUNK", 50)
     figures = []
@@ -214,7 +214,7 @@ def test_a_part_that_is_streamed_is_judged_as_in_memory(target: str, config: Con
 @pytest.mark.parametrize(
     ("engine", "target", "drop"), [("autograd", "class", "city"), ("explicit", "x1", "city class")]
 )
-def test_views_and_pictures_are_drawn_of_rows_on_disk(engine: str, target: str, drop: str, config: Config):
+def test_tensorboard_plots_work_for_rows_on_disk(engine: str, target: str, drop: str, config: Config):
     """Without a warning; in the events there is a picture of each kind as from memory: of a plane, and of a curve."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -244,7 +244,7 @@ def words(config: TrainConfig, *more: str) -> list[str]:
     ]  # fmt: skip
 
 
-def test_the_command_streams_what_does_not_fit(config: Config, capsys: pytest.CaptureFixture[str]):
+def test_the_command_streams_a_table_that_does_not_fit(config: Config, capsys: pytest.CaptureFixture[str]):
     whole = train(config("whole"))
     assert main(words(config("run"))) == 0
     assert capsys.readouterr().err == ""
@@ -257,7 +257,7 @@ def test_threads_are_tuned_on_rows_from_disk(config: Config):
     assert saved(config("run").run_dir or Path())["resolved"]["threads_tuned"]
 
 
-def test_a_cache_that_is_gone_is_made_anew_on_resume(config: Config, tmp_path: Path):
+def test_a_deleted_cache_is_rebuilt_on_resume(config: Config, tmp_path: Path):
     whole = train(config("whole"))
     with pytest.raises(Terminated):
         train(config("broken"), StopAt(40))
@@ -266,7 +266,7 @@ def test_a_cache_that_is_gone_is_made_anew_on_resume(config: Config, tmp_path: P
     same(tmp_path / "broken", whole)
 
 
-def test_a_table_that_has_changed_is_refused_on_resume(config: Config, table: Path, capsys: Any):
+def test_a_changed_table_is_refused_on_resume(config: Config, table: Path, capsys: Any):
     result = train(config("run"))
     table.write_text(table.read_text().replace(",Oslo,", ",Rome,", 1))
     assert main(["train", "--resume", str(result.folder), "--epochs", "4"]) == 2
@@ -292,7 +292,7 @@ def interrupted(config: TrainConfig, number: int, moment: int) -> int:
 
 @pytest.mark.parametrize("moment", [1, 2, 20, 50])
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_while_it_reads_ends_it_and_leaves_nothing(
+def test_a_signal_during_reading_leaves_no_files(
     number: int,
     code: int,
     moment: int,
@@ -311,7 +311,7 @@ def test_a_signal_while_it_reads_ends_it_and_leaves_nothing(
     assert capfd.readouterr().err in ("interrupted\n", "")
 
 
-def test_a_signal_at_any_time_of_the_reading_leaves_nothing(table: Path, config: Config, tmp_path: Path):
+def test_a_signal_at_any_moment_of_reading_leaves_no_files(table: Path, config: Config, tmp_path: Path):
     """From the moment on that the first file of the cache is there; each child lives a little longer."""
     table.write_text("\n".join(lines_of(20_000)) + "\n")
     codes = []
@@ -338,7 +338,7 @@ def test_a_signal_at_any_time_of_the_reading_leaves_nothing(table: Path, config:
     assert {*codes} == {130}
 
 
-def test_a_disk_without_room_is_one_line(table: Path, config: Config, tmp_path: Path, capfd: Any):
+def test_a_full_disk_is_reported_in_one_line(table: Path, config: Config, tmp_path: Path, capfd: Any):
     """RLIMIT_FSIZE: 700 rows of 12 bytes against 4096; and no run folder."""
 
     def work() -> None:

@@ -25,7 +25,7 @@ Run = Callable[..., Result]
 @pytest.mark.parametrize(
     "settings", [{}, {"data": "sine"}, {"loss": "binary-cross-entropy", "dtype": "float64"}], ids=str
 )
-def test_it_comes_back_with_its_data_weights_and_loss(run: Run, settings: dict[str, Any]):
+def test_a_run_loads_with_its_data_weights_and_loss(run: Run, settings: dict[str, Any]):
     """The test loss is that which the run wrote down."""
     result = run(**settings)
     setup = load_run(result.folder)
@@ -118,7 +118,7 @@ def of_another_shape(path: Path) -> None:
     ],
     ids=range(21),
 )
-def test_what_is_damaged_is_told_in_one_line(folder: Path, damage: Callable[[Path], Any], said: str):
+def test_a_damaged_run_is_refused_in_one_line(folder: Path, damage: Callable[[Path], Any], said: str):
     damage(folder)
     with pytest.raises(UserError, match=said) as error:
         load_run(folder)
@@ -126,12 +126,12 @@ def test_what_is_damaged_is_told_in_one_line(folder: Path, damage: Callable[[Pat
     assert str(folder) in str(error.value)
 
 
-def test_a_folder_that_is_not_there(tmp_path: Path):
+def test_a_missing_folder_is_refused(tmp_path: Path):
     with pytest.raises(UserError, match="there is no such folder"):
         load_run(tmp_path / "none")
 
 
-def test_data_that_has_moved_is_found_where_it_is_said_to_lie(folder: Path):
+def test_moved_data_is_loaded_from_the_given_path(folder: Path):
     edited(folder, lambda config: config.update(data="/gone"))
     assert load_run(folder, data="moons").dataset.name == "moons"
 

@@ -50,7 +50,7 @@ class TestLearning:
         assert result.metrics["test_accuracy"] >= 0.97
 
     @pytest.mark.slow
-    def test_the_default_run_does_so_in_the_median_of_ten_seeds(self, tmp_path: Path):
+    def test_the_default_run_reaches_97_percent_in_the_median_of_ten_seeds(self, tmp_path: Path):
         accuracies = [
             train(TrainConfig(run_dir=tmp_path / str(seed), seed=seed, log_every=0)).metrics["test_accuracy"]
             for seed in range(10)
@@ -58,10 +58,10 @@ class TestLearning:
         assert sorted(accuracies)[4] >= 0.97
 
     @pytest.mark.parametrize("data", ["moons", "circles", "spirals", "xor"])
-    def test_points_in_the_plane(self, run: Run, data: str):
+    def test_two_dimensional_data_sets_are_learned(self, run: Run, data: str):
         assert run(data=data, hidden=(64, 32), epochs=15).metrics["test_accuracy"] >= 0.97
 
-    def test_the_sine_in_its_own_units(self, sine: Result):
+    def test_the_sine_is_learned_in_target_units(self, sine: Result):
         """A straight line through two periods of a sine of amplitude 1 has an error of about 0.6."""
         assert sine.metrics["test_rmse"] < 0.2
 
@@ -77,11 +77,11 @@ class TestLearning:
         assert run(loss=loss, hidden=(32,), epochs=8).metrics["test_accuracy"] >= 0.85
 
     @pytest.mark.parametrize("loss", ["quadratic", "huber", "l1"])
-    def test_every_loss_of_numbers_learns_numbers(self, run: Run, loss: str):
+    def test_every_regression_loss_learns_the_sine(self, run: Run, loss: str):
         """The mean squared error, which is the default, does above."""
         assert run(data="sine", loss=loss, hidden=(64, 32), epochs=20).metrics["test_rmse"] < 0.3
 
-    def test_parts_judged_side_by_side_have_the_same_figures(self, run: Run, monkeypatch: pytest.MonkeyPatch):
+    def test_splits_evaluated_in_parallel_have_the_same_metrics(self, run: Run, monkeypatch: pytest.MonkeyPatch):
         """With a core to spare the two are judged in two threads: the same bits."""
         results, threads = [], set()
         judge = evaluate.evaluate
@@ -101,13 +101,13 @@ class TestLearning:
     @pytest.mark.parametrize(
         ("threads", "cores", "at_once"), [("auto", 4, 2), ("1", 4, 1), ("4", 4, 1), ("auto", 1, 1)]
     )
-    def test_no_more_cores_are_taken_to_judge_than_given(
+    def test_evaluation_uses_no_more_cores_than_given(
         self, monkeypatch: pytest.MonkeyPatch, threads: str, cores: int, at_once: int
     ):
         monkeypatch.setattr(torch, "get_num_threads", lambda: cores)
         assert prepare(TrainConfig(data="moons", threads=threads)).parts_at_once == at_once
 
-    def test_parts_on_a_gpu_or_on_disk_are_judged_one_after_the_other(
+    def test_splits_on_a_gpu_or_on_disk_are_evaluated_one_at_a_time(
         self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ):
         monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
@@ -117,7 +117,7 @@ class TestLearning:
         assert prepare(TrainConfig(data=str(tmp_path / "t.csv"))).parts_at_once == 2
         assert prepare(TrainConfig(data=str(tmp_path / "t.csv")), storage="disk").parts_at_once == 1
 
-    def test_batch_size_1_is_an_update_per_training_instance(self, run: Run):
+    def test_batch_size_1_is_one_update_per_training_row(self, run: Run):
         result = run(batch_size=1, epochs=1, lr=0.01, momentum=0.0)
         rows = json.loads((result.folder / "config.json").read_text())["resolved"]["rows"]["train"]
         assert result.metrics["step"] == rows
@@ -157,7 +157,7 @@ class TestTextbook:
         for key, value in twin.state_dict().items():
             torch.testing.assert_close(ours.state_dict()[key], value, rtol=1e-12, atol=1e-14)
 
-    def test_weight_decay_acts_on_biases_only_if_asked(self):
+    def test_weight_decay_applies_to_biases_only_if_set(self):
         model = MLP([2, 3, 1])
         groups = make_optimizer(model, TrainConfig(lr=0.1, weight_decay=0.1)).param_groups
         assert [(len(g["params"]), g["weight_decay"]) for g in groups] == [(2, 0.1), (2, 0.0)]
@@ -168,7 +168,7 @@ class TestTextbook:
         result = run(lr=0.1, lr_schedule="step", lr_step=1, lr_gamma=0.5)
         assert [line["lr"] for line in metrics_of(result)] == pytest.approx([0.1, 0.05, 0.025])
 
-    def test_an_lr_of_almost_nothing_after_the_first_epoch_moves_almost_nothing(self, run: Run):
+    def test_a_tiny_lr_after_the_first_epoch_hardly_changes_the_weights(self, run: Run):
         one = load_file(run(epochs=1).folder / "model.safetensors")
         three = load_file(run(lr_schedule="step", lr_step=1, lr_gamma=1e-9).folder / "model.safetensors")
         for key, value in one.items():
@@ -183,11 +183,11 @@ class TestTextbook:
     ]  # fmt: skip
 
     @pytest.mark.parametrize("setting", SETTINGS, ids=str)
-    def test_every_setting_reaches_the_weights(self, plain: Result, run: Run, setting: dict[str, Any]):
+    def test_every_setting_changes_the_weights(self, plain: Result, run: Run, setting: dict[str, Any]):
         changed = (run(**setting).folder / "model.safetensors").read_bytes()
         assert changed != (plain.folder / "model.safetensors").read_bytes()
 
-    def test_decay_of_biases_and_the_pixel_scale_reach_the_weights_too(self, run: Run):
+    def test_decay_biases_and_pixel_scale_change_the_weights(self, run: Run):
         first = run(weight_decay=0.01)
         second = run(weight_decay=0.01, decay_biases=True)
         assert (first.folder / "model.safetensors").read_bytes() != (second.folder / "model.safetensors").read_bytes()
@@ -211,12 +211,12 @@ class TestReproducible:
         first, second = plain, run(seed=1)
         assert (first.folder / "model.safetensors").read_bytes() != (second.folder / "model.safetensors").read_bytes()
 
-    def test_looking_changes_nothing(self, run: Run):
+    def test_logging_changes_no_bit(self, run: Run):
         """Histograms and δ norms come from a probe apart from training: the weights are the same bits."""
         blind, seen = run(log_every=0, epochs=2), run(log_every=1, epochs=2)
         assert (blind.folder / "model.safetensors").read_bytes() == (seen.folder / "model.safetensors").read_bytes()
 
-    def test_threads_are_set_while_it_runs(self, tmp_path: Path):
+    def test_threads_are_set_during_the_run(self, tmp_path: Path):
         from deltaprop.training.report.reporter import Silent
 
         class Asks(Silent):
@@ -234,7 +234,7 @@ class TestReproducible:
         train(wide, Asks())  # 2^10 · 2 · 2^14 = 2^25 multiply-adds
         assert Asks.seen == [2, 1, joblib.cpu_count(only_physical_cores=True)]
 
-    def test_the_callers_generator_and_threads_are_left_alone(self, run: Run):
+    def test_the_callers_random_state_and_threads_are_unchanged(self, run: Run):
         torch.manual_seed(7)
         before, threads = torch.get_rng_state(), torch.get_num_threads()
         run(threads="2")
@@ -245,7 +245,7 @@ class TestReproducible:
 class TestRunFolder:
     """What a run leaves behind."""
 
-    def test_it_holds_config_metrics_weights_and_events(self, plain: Result):
+    def test_the_folder_holds_config_metrics_weights_and_events(self, plain: Result):
         names = {path.name.split(".tfevents")[0].split(".out")[0] for path in plain.folder.iterdir()}
         assert {"config.json", "metrics.jsonl", "model.safetensors", "best.safetensors"} <= names
         assert any(name.startswith("events") for name in names)
@@ -285,12 +285,12 @@ class TestRunFolder:
         ]  # fmt: skip
 
     @pytest.mark.parametrize("part", ["val", "test"])
-    def test_losses_of_numbers_are_in_the_targets_own_units(self, run: Run, part: str):
+    def test_regression_losses_are_in_target_units(self, run: Run, part: str):
         """The mean squared error is the square of the rmse, which is in the target's own units."""
         for line in metrics_of(run(data="sine")):
             assert line[f"{part}_loss"] == pytest.approx(line[f"{part}_rmse"] ** 2, rel=1e-4)
 
-    def test_the_training_loss_of_numbers_is_too(self, run: Run):
+    def test_the_regression_training_loss_is_in_target_units(self, run: Run):
         """With an η of almost nothing the training loss is that of the untrained net, worked out here."""
         from deltaprop.training.setup import prepare
 
@@ -301,7 +301,7 @@ class TestRunFolder:
             error = scaling.invert(setup.model(train.x)) - scaling.invert(train.y)
         assert result.metrics["train_loss"] == pytest.approx(error.square().mean().item(), rel=1e-4)
 
-    def test_metrics_of_numbers_have_rmse(self, run: Run):
+    def test_regression_metrics_have_rmse(self, run: Run):
         line = metrics_of(run(data="sine"))[0]
         assert "val_rmse" in line
         assert "test_rmse" in line
@@ -322,7 +322,7 @@ class TestRunFolder:
         lines = metrics_of(result)
         assert result.best == min(lines, key=lambda line: line["val_loss"])
 
-    def test_the_saved_weights_give_the_figures_of_their_epoch(self, run: Run):
+    def test_the_saved_weights_give_the_metrics_of_their_epoch(self, run: Run):
         """best.safetensors gives the best line's validation figures, model.safetensors the last line's."""
         from deltaprop.data import load
 
@@ -339,7 +339,7 @@ class TestRunFolder:
                 accuracy = (outputs.argmax(1) == split.y).float().mean().item()
                 assert line[f"{part}_accuracy"] == pytest.approx(accuracy)
 
-    def test_raw_numbers_go_in_and_out_by_the_scaling_in_config_json(self, sine: Result):
+    def test_config_json_holds_the_scaling_of_inputs_and_targets(self, sine: Result):
         """At x = π/2 it gives about sin(π/2) = 1 in the target's own units, with plain PyTorch."""
         resolved = json.loads((sine.folder / "config.json").read_text())["resolved"]
         inputs, targets = resolved["input_scaling"], resolved["target_scaling"]
@@ -349,7 +349,7 @@ class TestRunFolder:
         y = twin((x - inputs["mean"]) / inputs["scale"]) * targets["scale"] + targets["mean"]
         torch.testing.assert_close(y, torch.tensor([[1.0], [-1.0]]), atol=0.3, rtol=0)
 
-    def test_runs_that_start_in_the_same_second_get_folders_of_their_own(
+    def test_runs_that_start_in_the_same_second_get_separate_folders(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ):
         """Both look for a free name before either has made its folder; the second takes the next number."""
@@ -361,7 +361,7 @@ class TestRunFolder:
         second = RunFolder.make(None, "xor")
         assert first.path != second.path
 
-    def test_without_validation_there_is_no_best(self, run: Run):
+    def test_without_validation_rows_there_is_no_best_epoch(self, run: Run):
         result = run(val_fraction=0.0)
         assert result.best is None
         assert not (result.folder / "best.safetensors").exists()
@@ -378,14 +378,12 @@ class TestRunFolder:
 class TestRefusals:
     """Bad input is refused before anything is written."""
 
-    def test_a_loss_that_is_no_longer_finite_ends_the_run_with_a_remedy(self, run: Run, tmp_path: Path):
+    def test_a_non_finite_loss_ends_the_run_with_a_remedy(self, run: Run, tmp_path: Path):
         with pytest.raises(TrainingError, match=r"not finite: layer 1 .*, steps .* lower `lr`"):
             run(loss="mse", data="sine", lr=1e6)
 
     @pytest.mark.parametrize("log_every", [0, 1])
-    def test_a_last_step_that_diverges_leaves_nothing_that_is_not_finite(
-        self, run: Run, tmp_path: Path, log_every: int
-    ):
+    def test_divergence_in_the_last_step_saves_nothing_non_finite(self, run: Run, tmp_path: Path, log_every: int):
         """One huge step: the epoch's training loss is still finite, what follows is not."""
         with pytest.raises(TrainingError, match=r"not finite|loss became"):
             run(batch_size=10**6, lr=1e38, epochs=1, log_every=log_every)
@@ -403,7 +401,7 @@ class TestRefusals:
             ({"scaling": "pixel"}, "pixel"),
         ],
     )
-    def test_what_does_not_fit_leaves_no_folder(self, run: Run, tmp_path: Path, settings: dict, message: str):
+    def test_invalid_settings_leave_no_folder(self, run: Run, tmp_path: Path, settings: dict, message: str):
         with pytest.raises(UserError, match=message):
             run(**settings)
         assert list(tmp_path.iterdir()) == []
@@ -415,7 +413,7 @@ class TestRefusals:
             run()
         assert [path.name for path in (tmp_path / "run1").iterdir()] == ["notes.txt"]
 
-    def test_the_folder_is_judged_before_any_data_is_loaded(
+    def test_the_folder_is_checked_before_any_data_is_loaded(
         self, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ):
         def load(*_: object, **__: object) -> None:
@@ -426,12 +424,12 @@ class TestRefusals:
         with pytest.raises(UserError, match="there is a file of this name"):
             run()
 
-    def test_a_file_in_the_folders_place_is_refused(self, run: Run, tmp_path: Path):
+    def test_a_run_dir_that_is_a_file_is_refused(self, run: Run, tmp_path: Path):
         (tmp_path / "run1").write_text("a file")
         with pytest.raises(UserError, match="there is a file of this name"):
             run()
 
-    def test_a_file_in_the_parents_place_is_refused(self, run: Run, tmp_path: Path):
+    def test_a_run_dir_inside_a_file_is_refused(self, run: Run, tmp_path: Path):
         (tmp_path / "file").write_text("a file")
         with pytest.raises(UserError, match="is a file, not a folder"):
             run(run_dir=tmp_path / "file" / "run")

@@ -87,9 +87,7 @@ SETTINGS: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 @pytest.mark.parametrize("engine", ["autograd", "explicit"])
-def test_broken_off_in_mid_epoch_it_ends_with_the_same_bits(
-    engine: str, settings: dict[str, Any], run: Run, tmp_path: Path
-):
+def test_resume_in_mid_epoch_gives_the_same_bits(engine: str, settings: dict[str, Any], run: Run, tmp_path: Path):
     whole = run(engine=engine, **settings)
     config = dataclasses.replace(TrainConfig(**{**json_of(whole), "run_dir": tmp_path / "broken"}))
     same(broken_off(config, 20, 1, 33), whole)
@@ -101,7 +99,7 @@ def json_of(result: Result) -> dict[str, Any]:
     return {field.name: saved[field.name] for field in dataclasses.fields(TrainConfig) if field.name != "config"}
 
 
-def test_broken_off_after_any_step_it_ends_with_the_same_bits(run: Run, tmp_path: Path):
+def test_resume_after_any_step_gives_the_same_bits(run: Run, tmp_path: Path):
     """12 steps in 2 epochs."""
     whole = run(batch_size=128, epochs=2)
     for step in range(1, 12):
@@ -115,7 +113,7 @@ def test_saving_in_mid_epoch_changes_no_bit(run: Run, monkeypatch: pytest.Monkey
     same(run().folder, whole)
 
 
-def test_more_epochs_are_as_if_they_had_been_asked_for_at_once(run: Run, tmp_path: Path):
+def test_adding_epochs_equals_one_longer_run(run: Run, tmp_path: Path):
     whole, short = run(epochs=5), run(epochs=2)
     config = TrainConfig(**{**json_of(short), "epochs": 5})
     train(config, resume=short.folder)
@@ -123,7 +121,7 @@ def test_more_epochs_are_as_if_they_had_been_asked_for_at_once(run: Run, tmp_pat
     assert json.loads((short.folder / "config.json").read_text())["epochs"] == 5
 
 
-def test_an_epoch_that_was_begun_is_finished_whatever_patience_says(run: Run, tmp_path: Path):
+def test_resume_finishes_the_epoch_before_patience_applies(run: Run, tmp_path: Path):
     config = TrainConfig(**{**json_of(run(epochs=9, lr=0.5)), "run_dir": tmp_path / "broken"})
     with pytest.raises(Terminated):
         train(config, StopAt(45 * 6 + 20))
@@ -136,14 +134,14 @@ def test_an_epoch_that_was_begun_is_finished_whatever_patience_says(run: Run, tm
     assert result.metrics["epoch"] >= 7
 
 
-def test_final_weights_of_a_run_that_goes_on_are_gone_until_it_ends(run: Run):
+def test_final_weights_are_removed_until_a_resumed_run_ends(run: Run):
     result = run(epochs=2)
     with pytest.raises(Terminated):
         train(TrainConfig(**{**json_of(result), "epochs": 9}), StopAt(20), resume=result.folder)
     assert not (result.folder / "model.safetensors").exists()
 
 
-def test_best_weights_are_those_of_the_checkpoint(run: Run):
+def test_best_weights_are_restored_from_the_checkpoint(run: Run):
     """Whatever a run that was killed had written of a later epoch."""
     result = run(epochs=3)
     path = result.folder / "best.safetensors"
@@ -154,13 +152,13 @@ def test_best_weights_are_those_of_the_checkpoint(run: Run):
     assert path.read_bytes() == before
 
 
-def test_a_cosine_schedule_of_more_epochs_is_told(run: Run, capsys: pytest.CaptureFixture[str]):
+def test_adding_epochs_to_a_cosine_schedule_warns(run: Run, capsys: pytest.CaptureFixture[str]):
     result = run(lr_schedule="cosine", epochs=2)
     assert main(["train", "--resume", str(result.folder), "--epochs", "3"]) == 0
     assert "warning: the cosine schedule depends on the number of epochs" in capsys.readouterr().err
 
 
-def test_events_are_on_the_disk_before_a_checkpoint_counts_on_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_events_are_flushed_before_each_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     deeds: list[str] = []
     flush, write = TensorBoardReporter.flush, RunFolder.save_checkpoint
     monkeypatch.setattr(TensorBoardReporter, "flush", lambda self: deeds.append("flush") or flush(self))
@@ -169,7 +167,7 @@ def test_events_are_on_the_disk_before_a_checkpoint_counts_on_them(tmp_path: Pat
     assert deeds == ["flush", "save"] * 4
 
 
-def test_what_has_ended_is_left_as_it_is(run: Run):
+def test_resume_leaves_a_finished_run_unchanged(run: Run):
     result = run()
     before = {path: path.stat().st_mtime_ns for path in result.folder.rglob("*") if path.name != ".lock"}
     again = train(TrainConfig(**json_of(result)), resume=result.folder)
@@ -195,7 +193,7 @@ class TestMetrics:
     """metrics.jsonl is as long as the checkpoint says, and never torn."""
 
     @pytest.mark.parametrize("torn", ['{"epoch": 3, "ste', '{"epoch": 3}\n{"ep', "\0\0\0\0", '{"epoch": 9}\n', "[1]\n"])
-    def test_a_torn_last_line_is_repaired(self, torn: str, made: Result, of_three: Result, tmp_path: Path):
+    def test_invalid_trailing_lines_are_repaired(self, torn: str, made: Result, of_three: Result, tmp_path: Path):
         shutil.copytree(made.folder, tmp_path / "short")
         with open(tmp_path / "short" / "metrics.jsonl", "a") as file:
             file.write(torn)
@@ -203,7 +201,7 @@ class TestMetrics:
         train(TrainConfig(**config), resume=tmp_path / "short")
         same(tmp_path / "short", of_three)
 
-    def test_a_damaged_line_is_told_and_takes_no_other_with_it(self, run: Run, capsys: pytest.CaptureFixture[str]):
+    def test_a_damaged_line_is_reported_and_only_it_is_dropped(self, run: Run, capsys: pytest.CaptureFixture[str]):
         result = run(epochs=5)
         path = result.folder / "metrics.jsonl"
         lines = path.read_text().splitlines(keepends=True)
@@ -212,7 +210,7 @@ class TestMetrics:
         assert "those of 1 of 5 epochs, the first of epoch 2" in capsys.readouterr().err
         assert [json.loads(line)["epoch"] for line in path.read_text().splitlines()] == [1, 3, 4, 5, 6]
 
-    def test_going_on_from_an_older_checkpoint_makes_it_the_last_before_anything_is_dropped(self, run: Run):
+    def test_resume_from_an_older_checkpoint_makes_it_the_last_one_first(self, run: Run):
         """Killed right after, the run goes on from there, and its lines are those of what it goes on from."""
         result = run(epochs=4, save_every="1", keep=9)
         config = TrainConfig(**json_of(result))
@@ -226,7 +224,7 @@ class TestMetrics:
         train(config, resume=result.folder)
         same(result.folder, run(epochs=4))
 
-    def test_lines_of_a_future_that_was_given_up_are_dropped(self, run: Run):
+    def test_resume_from_an_older_checkpoint_drops_later_metrics(self, run: Run):
         """Going on from a numbered checkpoint of epoch 2 of a run that has come to epoch 4."""
         whole, run4 = run(epochs=4), run(epochs=4, save_every="1", keep=9)
         steps = len(RunFolder(run4.folder).numbered())
@@ -237,7 +235,7 @@ class TestMetrics:
         same(run4.folder, whole)
 
 
-class TestWhatMayChange:
+class TestChangedSettings:
     def refused(self, result: Result, *words: str) -> str:
         """Return what is said on stderr."""
         return self.told(result, 2, *words)
@@ -266,7 +264,7 @@ class TestWhatMayChange:
         [["--epochs", "3"], ["--log-every", "1"], ["--save-every", "5m"], ["--keep", "3"], ["--patience", "4"]],
         ids=str,
     )
-    def test_what_breaks_nothing(self, words: list[str], short: Result):
+    def test_harmless_changes_are_accepted(self, words: list[str], short: Result):
         assert self.told(short, 0, *words) == ""
 
     @pytest.mark.parametrize(
@@ -287,7 +285,7 @@ class TestWhatMayChange:
         ],
         ids=str,
     )
-    def test_what_breaks_exactness_is_refused_with_a_diff(self, words: list[str], diff: str, short: Result):
+    def test_changes_of_the_result_are_refused_with_a_diff(self, words: list[str], diff: str, short: Result):
         line = self.refused(short, "--epochs", "3", *words)
         assert f"error: {short.folder}: this would change the result: " in line
         assert diff in line
@@ -304,9 +302,7 @@ class TestWhatMayChange:
         ],
         ids=str,
     )
-    def test_another_net_or_other_data_is_refused_whatever_is_overridden(
-        self, words: list[str], diff: str, short: Result
-    ):
+    def test_another_network_or_data_set_cannot_be_overridden(self, words: list[str], diff: str, short: Result):
         assert diff in self.refused(short, "--epochs", "3", *words)
         name = words[0].removeprefix("--")
         assert f"--override {name.replace('-', '_')}: must be one of" in self.refused(
@@ -317,7 +313,7 @@ class TestWhatMayChange:
         line = self.refused(short, "--epochs", "3", "--data", "circles", "--override", "data")
         assert "the data in circles are not those that the run was trained on" in line
 
-    def test_fewer_epochs_than_are_done_are_refused(self, short: Result):
+    def test_fewer_epochs_than_done_are_refused(self, short: Result):
         assert "--epochs 1: the run has done 2 already" in self.refused(short, "--epochs", "1")
 
     @pytest.mark.parametrize(
@@ -338,13 +334,13 @@ class TestWhatMayChange:
         self.told(short, 0, "--epochs", "4")  # as it is now, without saying so again
         assert len(json.loads((short.folder / "config.json").read_text())["overrides"]) == 1
 
-    def test_another_seed_leaves_the_split_as_it_was(self, short: Result):
+    def test_another_seed_keeps_the_split(self, short: Result):
         """Or rows would be judged by that were learnt from."""
         self.told(short, 0, "--epochs", "3", "--seed", "7", "--override", "seed")
         assert load_checkpoint(short.folder / "checkpoints" / LAST).state["split_seed"] == 0
         assert load_run(short.folder).split_seed == 0  # for evaluate and all others too
 
-    def test_in_mid_epoch_another_order_begins_the_epoch_anew(self, run: Run, tmp_path: Path):
+    def test_another_batch_size_in_mid_epoch_restarts_the_epoch(self, run: Run, tmp_path: Path):
         config = TrainConfig(**{**json_of(run()), "run_dir": tmp_path / "broken"})
         with pytest.raises(Terminated):
             train(config, StopAt(60))  # in the second epoch of 45 steps
@@ -360,7 +356,7 @@ class TestWhatMayChange:
 
 
 class TestCommand:
-    def test_in_the_run_folder_no_name_is_needed(self, run: Run, monkeypatch: pytest.MonkeyPatch, capsys: Any):
+    def test_resume_in_the_run_folder_needs_no_path(self, run: Run, monkeypatch: pytest.MonkeyPatch, capsys: Any):
         result = run()
         monkeypatch.chdir(result.folder)
         assert main(["train", "--resume", "--epochs", "4"]) == 0
@@ -370,7 +366,7 @@ class TestCommand:
         assert main(["train", "--epochs", "6", "--resume", str(result.folder / "checkpoints" / LAST)]) == 0
         assert len((result.folder / "metrics.jsonl").read_text().splitlines()) == 6
 
-    def test_auto_begins_after_a_kill_in_the_first_save(self, tmp_path: Path):
+    def test_auto_restarts_after_a_kill_during_the_first_save(self, tmp_path: Path):
         (tmp_path / "run" / "checkpoints").mkdir(parents=True)
         (tmp_path / "run" / "checkpoints" / ".step-000000000.safetensors.tmp-1a2b3c4d").write_bytes(b"torn")
         (tmp_path / "run" / "config.json").write_text("{}")
@@ -378,7 +374,7 @@ class TestCommand:
         assert main(["train", "--resume", "auto", *words, "--log-every", "0"]) == 0
         assert not list((tmp_path / "run").rglob(".*.tmp-*"))
 
-    def test_auto_does_not_begin_where_another_process_was_quicker(self, run: Run, monkeypatch: pytest.MonkeyPatch):
+    def test_auto_does_not_restart_a_run_that_another_process_began(self, run: Run, monkeypatch: pytest.MonkeyPatch):
         """It looked before that one had saved, and got the lock when that one had ended."""
         result = run()
         before = {path: path.read_bytes() for path in result.folder.rglob("*") if path.is_file()}
@@ -387,7 +383,7 @@ class TestCommand:
             train(TrainConfig(**json_of(result)), restart=True)
         assert {path: path.read_bytes() for path in result.folder.rglob("*") if path.is_file()} == before
 
-    def test_a_checkpoint_needs_no_config_json_and_writes_it_again(self, run: Run):
+    def test_resume_without_config_json_writes_it_again(self, run: Run):
         result = run()
         before = json.loads((result.folder / "config.json").read_text())
         (result.folder / "config.json").unlink()
@@ -395,7 +391,7 @@ class TestCommand:
         after = json.loads((result.folder / "config.json").read_text())
         assert {**after, "epochs": 3, "command": 0} == {**before, "threads": "1", "device": "cpu", "command": 0}
 
-    def test_a_folder_behind_a_link_and_with_a_name_of_any_kind(self, tmp_path: Path):
+    def test_resume_through_a_link_and_with_an_unusual_folder_name(self, tmp_path: Path):
         folder = tmp_path / "[b]x é y"
         (tmp_path / "link").symlink_to(folder)
         words = ["train", "--data", "moons", "--hidden", "4", "--log-every", "0"]
@@ -403,12 +399,12 @@ class TestCommand:
         assert main(["train", "--resume", str(tmp_path / "link"), "--epochs", "2"]) == 0
         assert len((folder / "metrics.jsonl").read_text().splitlines()) == 2
 
-    def test_a_checkpoint_is_found_by_its_name_alone(self, run: Run, monkeypatch: pytest.MonkeyPatch):
+    def test_a_checkpoint_is_found_by_its_file_name(self, run: Run, monkeypatch: pytest.MonkeyPatch):
         result = run()
         monkeypatch.chdir(result.folder / "checkpoints")
         assert main(["train", "--resume", LAST, "--epochs", "4"]) == 0
 
-    def test_auto_begins_and_goes_on(self, tmp_path: Path, capsys: Any):
+    def test_auto_starts_and_then_resumes(self, tmp_path: Path, capsys: Any):
         words = ["train", "--resume", "auto", "--run-dir", str(tmp_path / "run"), "--data", "moons", "--hidden", "4"]
         for epochs in ("1", "2"):
             assert main([*words, "--epochs", epochs, "--log-every", "0"]) == 0
@@ -416,7 +412,7 @@ class TestCommand:
         assert out.count("in epoch 2") == 1
         assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 2
 
-    def test_a_damaged_last_checkpoint_is_told_loudly(self, run: Run, capsys: Any):
+    def test_a_damaged_last_checkpoint_gives_a_warning(self, run: Run, capsys: Any):
         result = run(keep=2, save_every="1")
         path = result.folder / "checkpoints" / LAST
         path.write_bytes(path.read_bytes()[:-1])
@@ -425,7 +421,7 @@ class TestCommand:
         assert f"warning: {path}: damaged: " in captured.err
         assert re.search(r"resume +\S+step-\d+\.safetensors: in epoch 4", captured.out)
 
-    def test_a_damaged_last_checkpoint_is_replaced_though_there_is_nothing_to_do(self, run: Run, capsys: Any):
+    def test_a_damaged_last_checkpoint_of_a_finished_run_is_replaced(self, run: Run, capsys: Any):
         result = run(keep=2, save_every="1")
         path = result.folder / "checkpoints" / LAST
         path.write_bytes(path.read_bytes()[:-1])
@@ -444,7 +440,7 @@ def test_weights_load_without_deltaprop_and_checkpoints_without_pickle(made: Res
             assert file.keys()
 
 
-def test_random_state_of_the_caller_stays(run: Run):
+def test_resume_keeps_the_callers_random_state(run: Run):
     result = run()
     torch.manual_seed(3)
     before = torch.get_rng_state()
@@ -496,7 +492,7 @@ def test_tensorboard_shows_each_epoch_once_after_a_resume(fast: bool, run: Run, 
     assert scalars(tmp_path / "logs", "loss/train", fast) == [1, 2, 3, 4, 5, 6]
 
 
-def test_each_epoch_is_once_in_the_events_after_a_resume(tmp_path: Path):
+def test_the_events_hold_each_epoch_once_after_a_resume(tmp_path: Path):
     """By the reader that TensorBoard's old loader uses; the real server is asked in the slow test."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

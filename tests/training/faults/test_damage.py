@@ -48,22 +48,22 @@ def loads(content: bytes, path: Path) -> bool:
     return True
 
 
-def test_a_sound_one_loads(good: bytes, tmp_path: Path):
+def test_a_valid_checkpoint_loads(good: bytes, tmp_path: Path):
     assert loads(good, tmp_path / "c")
 
 
-def test_truncated_at_every_length_it_is_refused(good: bytes, tmp_path: Path):
+def test_truncated_checkpoints_are_refused(good: bytes, tmp_path: Path):
     """Every seventh length here, and every one of the header's beginning and the last hundred."""
     lengths = [*range(200), *range(200, len(good) - 100, 7), *range(len(good) - 100, len(good))]
     assert [n for n in lengths if loads(good[:n], tmp_path / "c")] == []
 
 
 @pytest.mark.slow
-def test_truncated_at_truly_every_length_it_is_refused(good: bytes, tmp_path: Path):
+def test_checkpoints_truncated_at_every_length_are_refused(good: bytes, tmp_path: Path):
     assert [n for n in range(len(good)) if loads(good[:n], tmp_path / "c")] == []
 
 
-def test_with_something_behind_it_it_is_refused(good: bytes, tmp_path: Path):
+def test_a_checkpoint_with_trailing_bytes_is_refused(good: bytes, tmp_path: Path):
     assert not loads(good + b"\0", tmp_path / "c")
 
 
@@ -78,7 +78,7 @@ def flips(good: bytes, path: Path, bits: list[int]) -> list[int]:
     return loaded
 
 
-def test_of_600_single_bit_flips_none_is_loaded(good: bytes, tmp_path: Path):
+def test_600_single_bit_flips_are_refused(good: bytes, tmp_path: Path):
     """Half of them in the header, whose every character counts."""
     drawn = random.Random(0)
     header = 8 + int.from_bytes(good[:8], "little")
@@ -87,12 +87,12 @@ def test_of_600_single_bit_flips_none_is_loaded(good: bytes, tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_of_3000_single_bit_flips_none_is_loaded(good: bytes, tmp_path: Path):
+def test_3000_single_bit_flips_are_refused(good: bytes, tmp_path: Path):
     drawn = random.Random(1)
     assert flips(good, tmp_path / "c", [drawn.randrange(8 * len(good)) for _ in range(3000)]) == []
 
 
-def test_without_the_digest_most_flips_of_weights_would_load(good: bytes, tmp_path: Path):
+def test_without_the_digest_flipped_weights_would_load(good: bytes, tmp_path: Path):
     """What the digest is for: safetensors alone takes a flip among the numbers for numbers."""
     import safetensors.torch
 
@@ -107,9 +107,7 @@ def test_without_the_digest_most_flips_of_weights_would_load(good: bytes, tmp_pa
     assert taken == 50
 
 
-def test_a_file_that_the_disk_cannot_read_is_a_damaged_one(
-    good: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_an_unreadable_file_counts_as_damaged(good: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     class Unreadable(io.BytesIO):
         def read(self, size: int | None = -1) -> bytes:
             raise OSError(5, "Input/output error")
@@ -121,7 +119,7 @@ def test_a_file_that_the_disk_cannot_read_is_a_damaged_one(
             load_checkpoint(tmp_path / "c")
 
 
-def test_a_shape_of_many_dimensions_takes_no_time(tmp_path: Path):
+def test_a_shape_with_many_dimensions_is_refused_quickly(tmp_path: Path):
     """Their product would be a number of a million digits."""
     shape = {"dtype": "F32", "shape": [2**61] * 50_000, "data_offsets": [0, 4]}
     (tmp_path / "c").write_bytes(with_header({"__metadata__": META, "a": shape}, b"1234")(tmp_path))
@@ -131,7 +129,7 @@ def test_a_shape_of_many_dimensions_takes_no_time(tmp_path: Path):
     assert time.monotonic() - began < 1
 
 
-class TestFallingBack:
+class TestFallback:
     """A damaged last checkpoint: the newest sound one is taken, and everybody is told."""
 
     @pytest.fixture
@@ -145,7 +143,7 @@ class TestFallingBack:
         content[-1] ^= 1
         path.write_bytes(bytes(content))
 
-    def test_it_is_told_and_the_run_ends_as_it_should(self, folder: Path):
+    def test_damaged_checkpoints_are_reported_and_resume_gives_the_same_bits(self, folder: Path):
         expected = left(folder)
         told: list[str] = []
         self.spoil(folder / "checkpoints" / LAST)
@@ -157,13 +155,13 @@ class TestFallingBack:
         assert forked(lambda: train(small(folder, epochs=3, keep=3), resume=folder)) == 0
         assert left(folder) == expected
 
-    def test_if_none_is_sound_nothing_goes_on(self, folder: Path):
+    def test_resume_without_a_valid_checkpoint_is_refused(self, folder: Path):
         for path in (folder / "checkpoints").iterdir():
             self.spoil(path)
         with pytest.raises(UserError, match="none of its 4 checkpoints is valid"):
             train(small(folder, epochs=3), resume=folder)
 
-    def test_one_that_was_asked_for_has_no_stand_in(self, folder: Path):
+    def test_a_named_checkpoint_has_no_fallback(self, folder: Path):
         path = folder / "checkpoints" / LAST
         self.spoil(path)
         with pytest.raises(UserError, match=r"checkpoints/last\.safetensors: damaged: its SHA-256"):
@@ -244,7 +242,7 @@ HUGE = {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}
     ],
     ids=range(21),
 )
-def test_what_is_no_checkpoint_runs_nothing_and_is_told_in_one_line(
+def test_a_file_that_is_not_a_checkpoint_runs_no_code_and_is_refused_in_one_line(
     make: Callable[[Path], bytes], said: str, tmp_path: Path
 ):
     path, sprung = tmp_path / "c", tmp_path / "sprung"
@@ -255,7 +253,7 @@ def test_what_is_no_checkpoint_runs_nothing_and_is_told_in_one_line(
     assert not sprung.exists()
 
 
-def test_a_net_that_the_file_does_not_hold_is_not_allocated(good: bytes, tmp_path: Path):
+def test_a_network_larger_than_the_file_is_not_allocated(good: bytes, tmp_path: Path):
     """With a digest that is right: a configuration of 10^12 weights, tensors of the small net."""
     state = state_of(good)
     state["config"]["hidden"], state["resolved"]["sizes"] = [10**6, 10**6], [2, 10**6, 10**6, 2]
@@ -265,7 +263,7 @@ def test_a_net_that_the_file_does_not_hold_is_not_allocated(good: bytes, tmp_pat
         load_checkpoint(path)
 
 
-def test_a_large_file_is_looked_through_in_little_memory(tmp_path: Path):
+def test_a_large_file_is_checked_in_little_memory(tmp_path: Path):
     """A sparse 256 MiB whose header fits it: its digest is taken piece by piece."""
     size = 2**28
     header = {"__metadata__": {**META, "state": '{"format": 1}'}, "a": {"dtype": "U8", "shape": [size],
@@ -300,7 +298,7 @@ def test_a_large_file_is_looked_through_in_little_memory(tmp_path: Path):
     ],
     ids=str,
 )  # fmt: skip
-def test_a_state_that_no_run_can_be_in_is_refused(change: dict[str, Any], good: bytes, tmp_path: Path):
+def test_an_impossible_state_is_refused(change: dict[str, Any], good: bytes, tmp_path: Path):
     """Each with a digest that is right."""
     import safetensors.torch
 
@@ -321,7 +319,7 @@ def test_more_steps_than_an_epoch_has_are_refused_before_anything_is_written(run
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
-def test_numbers_that_json_does_not_have_and_tensors_that_are_missing_are_refused(good: bytes, tmp_path: Path):
+def test_invalid_json_numbers_and_missing_tensors_are_refused(good: bytes, tmp_path: Path):
     import safetensors.torch
 
     tensors = safetensors.torch.load(good)
@@ -337,7 +335,7 @@ def test_numbers_that_json_does_not_have_and_tensors_that_are_missing_are_refuse
 
 
 @pytest.mark.parametrize("name", ["../../outside", "/etc/outside", "model.0.weight/../../x"])
-def test_a_name_that_leads_out_of_the_folder_leads_nowhere(name: str, good: bytes, tmp_path: Path):
+def test_a_tensor_name_with_a_path_writes_no_file(name: str, good: bytes, tmp_path: Path):
     path = tmp_path / "run" / "checkpoints" / "c"
     path.parent.mkdir(parents=True)
     path.write_bytes(encode(Checkpoint({name: torch.zeros(4, 2)}, state_of(good))))
@@ -346,7 +344,7 @@ def test_a_name_that_leads_out_of_the_folder_leads_nowhere(name: str, good: byte
     assert {p.name for p in tmp_path.rglob("*")} == {"run", "checkpoints", "c"}
 
 
-def test_where_a_checkpoint_says_it_lies_does_not_count(run: Path, good: bytes, tmp_path: Path):
+def test_the_run_dir_in_a_checkpoint_is_ignored(run: Path, good: bytes, tmp_path: Path):
     """A run folder within the configuration is not where anything is written."""
     state = state_of(good)
     state["config"] = {**state["config"], "run_dir": str(tmp_path / "elsewhere")}
@@ -358,7 +356,7 @@ def test_where_a_checkpoint_says_it_lies_does_not_count(run: Path, good: bytes, 
     assert config.run_dir is None
 
 
-def test_a_folder_and_a_pipe_are_no_checkpoints(tmp_path: Path):
+def test_a_folder_and_a_pipe_are_refused(tmp_path: Path):
     import os
 
     os.mkfifo(tmp_path / "pipe")

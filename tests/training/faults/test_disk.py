@@ -40,7 +40,7 @@ def full_after(writes: int, folder: Path) -> Callable[..., int]:
 
 
 @pytest.mark.parametrize("writes", range(1, 22, 2))
-def test_full_at_any_write_it_is_told_in_one_line_and_the_run_can_go_on(
+def test_a_full_disk_is_reported_in_one_line_and_the_run_can_resume(
     writes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """Path and errno in the line, exit code 1; with room again the run ends as if nothing had been."""
@@ -58,7 +58,7 @@ def test_full_at_any_write_it_is_told_in_one_line_and_the_run_can_go_on(
     assert left(folder) == left(tmp_path / "whole")
 
 
-def test_beyond_the_largest_file_that_may_be(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+def test_a_file_size_limit_is_reported_in_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     """RLIMIT_FSIZE: the kernel itself refuses to write on; a net of 20 kB against 8 kB."""
     folder = tmp_path / "run"
 
@@ -85,7 +85,7 @@ def tmpfs(tmp_path: Path) -> Any:
     os.system(f"umount {place}")
 
 
-def test_a_small_file_system_that_is_really_full(tmpfs: Path, capfd: pytest.CaptureFixture[str]):
+def test_a_full_file_system_is_reported_in_one_line(tmpfs: Path, capfd: pytest.CaptureFixture[str]):
     folder = tmpfs / "run"
     words = ["--data", "moons", "--hidden", "1000", "--log-every", "0", "--save-every", "1", "--run-dir", str(folder)]
     assert forked(lambda: (_ for _ in ()).throw(SystemExit(main(["train", *words, "--epochs", "500"])))) == 1
@@ -94,9 +94,7 @@ def test_a_small_file_system_that_is_really_full(tmpfs: Path, capfd: pytest.Capt
     load_checkpoint(folder / "checkpoints" / LAST)
 
 
-def test_without_events_for_tensorboard_the_run_goes_on_and_says_so_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_run_without_tensorboard_events_continues_and_warns_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Whatever of them cannot be written: here each scalar, to a disk that is full for them alone."""
     train(small(tmp_path / "whole"))
 
@@ -113,7 +111,7 @@ def test_without_events_for_tensorboard_the_run_goes_on_and_says_so_once(
     assert line.startswith("events for TensorBoard cannot be written, the run continues without: ")
 
 
-def test_events_onto_a_device_that_is_always_full(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+def test_events_on_a_full_device_do_not_stop_the_run(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     """/dev/full in the place of the file: the writer's own thread meets it."""
     train(small(tmp_path / "whole"))
 
@@ -139,12 +137,12 @@ class Vanishing(Silent):
             shutil.rmtree(setup.config.run_dir, ignore_errors=True)
 
 
-def test_a_run_folder_that_vanishes_is_the_users(tmp_path: Path):
+def test_a_deleted_run_folder_is_a_user_error(tmp_path: Path):
     with pytest.raises(UserError, match=r"run/\S+: No such file or directory \(errno 2\)"):
         train(small(tmp_path / "run"), Vanishing())
 
 
-def test_what_is_not_written_whole_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     path = tmp_path / "file"
     atomic_files.write_whole(path, b"old")
     monkeypatch.setattr(atomic_files.os, "write", full_after(1, tmp_path))
@@ -154,7 +152,7 @@ def test_what_is_not_written_whole_is_not_there(tmp_path: Path, monkeypatch: pyt
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_line_that_is_not_written_whole_is_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_partially_written_line_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     path = tmp_path / "lines"
     atomic_files.append(path, b"first\n")
     monkeypatch.setattr(atomic_files.os, "write", full_after(1, tmp_path))
@@ -163,7 +161,7 @@ def test_a_line_that_is_not_written_whole_is_taken_back(tmp_path: Path, monkeypa
     assert path.read_bytes() == b"first\n"
 
 
-def test_saving_always_is_what_the_tests_say_it_is(tmp_path: Path):
+def test_save_always_saves_at_every_pause(tmp_path: Path):
     """The children of these tests save after every step."""
 
     def work() -> None:

@@ -85,14 +85,14 @@ TRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], de
 
 @settings(TRIED, max_examples=100)
 @given(flags())
-def test_a_run_or_one_line(words: list[str]):
+def test_random_flags_give_a_run_or_an_error_of_one_line(words: list[str]):
     check(words)
 
 
 @pytest.mark.slow
 @settings(TRIED, max_examples=1000)
 @given(flags())
-def test_a_run_or_one_line_whatever_is_tried(words: list[str]):
+def test_many_random_flags_give_a_run_or_an_error_of_one_line(words: list[str]):
     check(words)
 
 
@@ -127,7 +127,7 @@ def check(words: list[str]) -> None:
         ("save_every = 0", "save_every must be epochs"),
     ],
 )
-def test_a_file_of_settings_that_cannot_be_is_told_in_one_line(toml: str, said: str, tmp_path: Path, capsys):
+def test_an_invalid_settings_file_is_refused_in_one_line(toml: str, said: str, tmp_path: Path, capsys):
     path = tmp_path / "recipe.toml"
     path.write_text(toml)
     assert main(["train", "--config", str(path), "--run-dir", str(tmp_path / "run")]) == 2

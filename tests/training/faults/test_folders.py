@@ -36,7 +36,7 @@ def test_a_second_run_in_the_same_folder_is_refused(tmp_path: Path):
     train(small(tmp_path / "run", epochs=3), resume=tmp_path / "run")  # the lock is gone
 
 
-def test_a_second_process_is_refused_and_disturbs_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+def test_a_second_process_is_refused_and_changes_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     train(small(tmp_path / "whole", epochs=80))
     folder = tmp_path / "run"
     child = os.fork()
@@ -55,7 +55,7 @@ def test_a_second_process_is_refused_and_disturbs_nothing(tmp_path: Path, capfd:
     assert "the folder is not empty" in second
 
 
-def test_the_lock_of_a_run_that_was_killed_is_gone(tmp_path: Path):
+def test_the_lock_of_a_killed_run_is_released(tmp_path: Path):
     def work() -> None:
         with RunFolder(tmp_path).locked():
             os.kill(os.getpid(), 9)
@@ -85,7 +85,7 @@ def test_the_lock_of_a_run_that_was_killed_is_gone(tmp_path: Path):
     ],
     ids=str,
 )
-def test_a_place_that_cannot_be_is_told_and_nothing_is_written(
+def test_invalid_folders_and_flags_are_refused_and_nothing_is_written(
     words: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.chdir(tmp_path)
@@ -102,13 +102,13 @@ def test_a_place_that_cannot_be_is_told_and_nothing_is_written(
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_folder_that_may_not_be_written_to(tmp_path: Path):
+def test_a_read_only_folder_is_refused(tmp_path: Path):
     tmp_path.chmod(0o500)
     with pytest.raises(UserError, match="no permission"):
         train(small(tmp_path / "run"))
 
 
-def test_out_of_memory_says_what_to_try(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_out_of_memory_suggests_a_smaller_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A device that has none left in the second epoch; the last checkpoint is as it was."""
     from deltaprop.training import engines
 

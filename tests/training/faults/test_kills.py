@@ -70,9 +70,7 @@ def kill_at_each(tmp_path: Path, engine: str, step: int, first: int = 1) -> int:
 
 
 @pytest.mark.parametrize(("engine", "first"), [("autograd", 1), ("explicit", 5)])
-def test_at_every_eighth_write_fsync_and_rename_the_run_goes_on_to_the_same_bits(
-    engine: str, first: int, tmp_path: Path
-):
+def test_a_kill_at_every_eighth_write_fsync_or_rename_gives_the_same_bits(engine: str, first: int, tmp_path: Path):
     """Weights, best weights and metrics; and at no moment was there a last checkpoint that is not sound.
 
     Between them the two engines are killed at every fourth.
@@ -82,7 +80,7 @@ def test_at_every_eighth_write_fsync_and_rename_the_run_goes_on_to_the_same_bits
 
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
-def test_at_every_write_fsync_and_rename_the_run_goes_on_to_the_same_bits(engine: str, tmp_path: Path):
+def test_a_kill_at_every_write_fsync_or_rename_gives_the_same_bits(engine: str, tmp_path: Path):
     kill_at_each(tmp_path, engine, 1)
 
 
@@ -121,5 +119,5 @@ def random_kills(tmp_path: Path, kills: int) -> tuple[int, int]:
 
 
 @pytest.mark.slow
-def test_at_200_random_moments_the_run_goes_on_to_the_same_bits(tmp_path: Path):
+def test_kills_at_200_random_moments_give_the_same_bits(tmp_path: Path):
     random_kills(tmp_path, 200)

@@ -29,7 +29,7 @@ def finite(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_a_run_that_blows_up_says_steps_layer_and_remedies(engine: str, tmp_path: Path):
+def test_divergence_is_reported_with_steps_layer_and_remedies(engine: str, tmp_path: Path):
     """η far too large: in float32 the weights overflow within some steps."""
     folder = tmp_path / "run"
     with pytest.raises(TrainingError) as error:
@@ -81,7 +81,7 @@ class Poison(Silent):
     + [("weight", math.inf), ("momentum", -math.inf), ("loss", math.inf)],
 )
 @pytest.mark.parametrize("at", [3, 97])
-def test_wherever_it_comes_from_it_is_found_within_50_steps(
+def test_nan_and_infinity_are_detected_within_50_steps(
     what: str, value: float, at: int, engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """Spoilt after a step of the first of two epochs of 144 steps."""
@@ -101,7 +101,7 @@ def test_wherever_it_comes_from_it_is_found_within_50_steps(
     finite(tmp_path / "run")
 
 
-def test_the_question_is_asked_once_in_so_many_steps_not_at_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_finite_check_does_not_run_at_every_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A question waits for the device."""
     asked = []
     monkeypatch.setattr("deltaprop.training.loop.all_finite", lambda tensors: asked.append(1) or all_finite(tensors))
@@ -109,7 +109,7 @@ def test_the_question_is_asked_once_in_so_many_steps_not_at_each(tmp_path: Path,
     assert len(asked) <= 288 // 49 + 2 + 4 + 2
 
 
-def test_a_validation_loss_that_is_no_number_is_never_the_best(tmp_path: Path):
+def test_a_non_finite_validation_loss_is_never_the_best(tmp_path: Path):
     """Finite weights that give infinite outputs."""
     folder = tmp_path / "run"
     with pytest.raises(TrainingError, match=r"the (validation|training) loss became|not finite"):
@@ -117,7 +117,7 @@ def test_a_validation_loss_that_is_no_number_is_never_the_best(tmp_path: Path):
     finite(folder)
 
 
-def test_sums_of_finite_numbers_that_overflow_are_no_alarm():
+def test_finite_numbers_whose_sum_overflows_are_accepted():
     big = torch.full((8,), 3e38)
     assert all_finite([big])
     assert not all_finite([big, torch.tensor([math.nan])])

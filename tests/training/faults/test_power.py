@@ -109,7 +109,7 @@ def saved_by(folder: Path, log: Log) -> bool:
     return renamed is not None and ("fsync", (str(folder / "checkpoints"),)) in log[renamed:]
 
 
-def test_after_every_deed_the_last_checkpoint_is_an_old_or_a_new_one(story: tuple[Path, Log, Any], tmp_path: Path):
+def test_after_every_operation_the_last_checkpoint_is_an_old_or_a_new_one(story: tuple[Path, Log, Any], tmp_path: Path):
     folder, log, _ = story
     assert len(log) >= 100
     sound = 0
@@ -125,7 +125,7 @@ def test_after_every_deed_the_last_checkpoint_is_an_old_or_a_new_one(story: tupl
     assert sound > 200
 
 
-def test_the_run_goes_on_to_the_same_bits(story: tuple[Path, Log, dict[str, Any]], tmp_path: Path):
+def test_resume_after_a_power_failure_gives_the_same_bits(story: tuple[Path, Log, dict[str, Any]], tmp_path: Path):
     """From a draw of what may be left after the cut, at every tenth deed."""
     folder, log, settings = story
     drawn = random.Random(1)
@@ -140,7 +140,7 @@ def test_the_run_goes_on_to_the_same_bits(story: tuple[Path, Log, dict[str, Any]
         assert left(again) == left(folder), number
 
 
-def test_a_writer_that_does_not_force_its_bytes_would_be_found_out(
+def test_a_writer_without_fsync_is_detected(
     story: tuple[Path, Log, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """The same story less its fsyncs of files: some cut leaves a last checkpoint that is not sound."""
@@ -159,7 +159,7 @@ def test_a_writer_that_does_not_force_its_bytes_would_be_found_out(
     assert broken > 20
 
 
-def test_lines_of_metrics_that_a_checkpoint_counts_on_are_on_the_disk_before_it(story: tuple[Path, Log, Any]):
+def test_metrics_are_synced_before_each_checkpoint(story: tuple[Path, Log, Any]):
     folder, log, _ = story
     metrics, last = str(folder / "metrics.jsonl"), str(folder / "checkpoints" / LAST)
     unsafe = False

@@ -67,7 +67,7 @@ def words(folder: Path, *more: str) -> list[str]:
 
 @pytest.mark.parametrize("engine", ["autograd", "explicit"])
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
-def test_in_training_it_saves_and_goes(number: int, code: int, engine: str, tmp_path: Path):
+def test_a_signal_during_training_saves_and_exits(number: int, code: int, engine: str, tmp_path: Path):
     folder = tmp_path / "run"
     child = Child(lambda: main(words(folder, "--epochs", "100000", "--engine", engine)), tmp_path / "said")
     child.until(lambda: (folder / "metrics.jsonl").exists())
@@ -83,7 +83,7 @@ def test_in_training_it_saves_and_goes(number: int, code: int, engine: str, tmp_
 
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["autograd", "explicit"])
-def test_stopped_again_and_again_it_ends_with_the_same_bits(engine: str, tmp_path: Path):
+def test_repeated_stops_give_the_same_bits(engine: str, tmp_path: Path):
     settings: dict[str, Any] = {"engine": engine, "epochs": 40, "batch_size": 8, "save_every": "1000"}
     train(small(tmp_path / "whole", **settings))
     folder = tmp_path / "run"
@@ -116,7 +116,7 @@ def slow(real: Callable[..., Any], note: Path, seconds: float) -> Callable[..., 
     return work
 
 
-def test_in_an_evaluation_the_epoch_that_was_trained_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_signal_during_evaluation_keeps_the_trained_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """An evaluation that would take a minute: the run stands at the end of its epoch, and judges it when resumed."""
     train(small(tmp_path / "whole"))
     folder, note = tmp_path / "run", tmp_path / "note"
@@ -134,7 +134,7 @@ def test_in_an_evaluation_the_epoch_that_was_trained_is_kept(tmp_path: Path, mon
     assert left(folder) == left(tmp_path / "whole")
 
 
-def test_while_data_are_read_it_goes_at_once_and_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_signal_during_data_loading_exits_and_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Reading that would take a minute, and asks nobody."""
     folder, note = tmp_path / "run", tmp_path / "note"
 
@@ -153,7 +153,7 @@ def test_while_data_are_read_it_goes_at_once_and_nothing_is_written(tmp_path: Pa
     assert not folder.exists()
 
 
-def test_while_threads_are_timed_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_signal_during_thread_tuning_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     folder, note = tmp_path / "run", tmp_path / "note"
 
     def timed(run: Callable[[], object], cores: int, seconds: float = 2.0) -> dict[int, float]:
@@ -173,7 +173,7 @@ def test_while_threads_are_timed_nothing_is_written(tmp_path: Path, monkeypatch:
     assert (tmp_path / "said").read_text() == "interrupted\n"
 
 
-def test_while_saving_the_save_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_signal_during_a_save_finishes_the_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A disk that takes a fifth of a second for each write."""
     from deltaprop.training import atomic_files
 
@@ -201,7 +201,7 @@ def test_while_saving_the_save_is_finished(tmp_path: Path, monkeypatch: pytest.M
     assert left(folder) == left(tmp_path / "whole")
 
 
-def test_a_second_ctrl_c_ends_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_second_ctrl_c_exits_immediately(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Though the step in hand takes a minute."""
     folder, note = tmp_path / "run", tmp_path / "note"
 
@@ -223,13 +223,13 @@ def test_a_second_ctrl_c_ends_at_once(tmp_path: Path, monkeypatch: pytest.Monkey
     assert time.monotonic() - began < 0.5
 
 
-def test_handlers_are_given_back(tmp_path: Path):
+def test_signal_handlers_are_restored(tmp_path: Path):
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     train(small(tmp_path / "run"))
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
 
-def test_outside_the_main_thread_a_run_hears_nothing_and_runs(tmp_path: Path):
+def test_a_run_outside_the_main_thread_works_without_handlers(tmp_path: Path):
     import threading
 
     done: list[Any] = []

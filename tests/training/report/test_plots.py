@@ -45,7 +45,7 @@ def test_the_confusion_matrix_has_true_classes_in_rows(tmp_path: Path, drawn: li
     assert (axes.get_ylabel(), axes.get_xlabel()) == ("true", "predicted")
 
 
-def test_the_worst_samples_come_worst_first(tmp_path: Path, drawn: list[Figure]):
+def test_the_worst_samples_are_sorted_worst_first(tmp_path: Path, drawn: list[Figure]):
     """The first tile has the lowest output of its true class against the best other one."""
     setup, test = judged(tmp_path, data="digits")
     plots.worst_samples(setup, test)
@@ -56,7 +56,7 @@ def test_the_worst_samples_come_worst_first(tmp_path: Path, drawn: list[Figure])
     assert first == f"{int(y[worst])} → {int(outputs[worst].argmax())}"
 
 
-def test_the_boundary_is_drawn_in_the_datas_own_units(tmp_path: Path, drawn: list[Figure]):
+def test_the_decision_boundary_is_drawn_in_data_units(tmp_path: Path, drawn: list[Figure]):
     setup, _ = judged(tmp_path, data="moons")
     plots.decision_boundary(setup)
     (axes,) = drawn[0].axes
@@ -65,13 +65,13 @@ def test_the_boundary_is_drawn_in_the_datas_own_units(tmp_path: Path, drawn: lis
     np.testing.assert_allclose(points[np.lexsort(points.T)], raw[np.lexsort(raw.T)], atol=1e-6)
 
 
-def test_a_point_of_the_plane_is_scaled_before_the_network_sees_it(tmp_path: Path):
+def test_points_are_scaled_before_prediction(tmp_path: Path):
     setup, test = judged(tmp_path, data="moons")
     raw = setup.dataset.input_scaling.invert(setup.dataset.test.x).double().numpy()
     np.testing.assert_allclose(plots._predict(setup, raw), test.outputs.numpy(), atol=1e-5)
 
 
-def test_the_fitted_curve_is_in_the_targets_own_units(tmp_path: Path, drawn: list[Figure]):
+def test_the_fitted_curve_is_in_target_units(tmp_path: Path, drawn: list[Figure]):
     setup, test = judged(tmp_path, data="sine")
     plots.fitted_curve(setup)
     (axes,) = drawn[0].axes
@@ -82,7 +82,7 @@ def test_the_fitted_curve_is_in_the_targets_own_units(tmp_path: Path, drawn: lis
     np.testing.assert_allclose(np.interp(raw, np.ravel(x), np.ravel(y)), own, atol=0.02)
 
 
-def test_the_weights_are_the_first_layers(tmp_path: Path, drawn: list[Figure]):
+def test_the_weight_plot_shows_the_first_layer(tmp_path: Path, drawn: list[Figure]):
     setup, _ = judged(tmp_path, data="moons")
     plots.first_layer_weights(setup)
     image = drawn[0].axes[0].images[0].get_array()

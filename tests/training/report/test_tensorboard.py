@@ -79,7 +79,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, P
     server.process.stderr.close()
 
 
-def test_every_tag_is_found_through_http(served: tuple[Server, Path]):
+def test_every_tag_is_served_over_http(served: tuple[Server, Path]):
     server, _ = served
     scalars = server.tags("scalars")
     assert scalars["moons"] == CHEAP | COSTLY | HPARAMS
@@ -90,26 +90,26 @@ def test_every_tag_is_found_through_http(served: tuple[Server, Path]):
     }
 
 
-def test_numbers_have_a_fitted_curve_and_rmse(served: tuple[Server, Path]):
+def test_regression_runs_have_a_fitted_curve_and_rmse(served: tuple[Server, Path]):
     server, _ = served
     assert {"rmse/val", "rmse/test"} <= server.tags("scalars")["sine"]
     assert server.tags("images")["sine"] == {"pictures/first_layer_weights", "pictures/fitted_curve"}
 
 
-def test_log_every_0_leaves_the_costly_views_out(served: tuple[Server, Path]):
+def test_log_every_0_omits_histograms_and_plots(served: tuple[Server, Path]):
     server, _ = served
     assert server.tags("scalars")["digits"] == CHEAP | HPARAMS
     assert "digits" not in server.tags("histograms")
     assert "digits" not in server.tags("images")
 
 
-def test_a_run_stays_one_run(served: tuple[Server, Path]):
+def test_each_run_appears_once(served: tuple[Server, Path]):
     """add_hparams and add_scalars make runs of their own unless held back."""
     server, _ = served
     assert sorted(server.get("runs")) == ["digits", "moons", "sine"]
 
 
-def test_the_chart_of_accuracy_is_metrics_jsonl(served: tuple[Server, Path]):
+def test_the_accuracy_chart_matches_metrics_jsonl(served: tuple[Server, Path]):
     server, root = served
     points = server.get("plugin/scalars/scalars?tag=accuracy/val&run=moons")
     lines = [json.loads(line) for line in (root / "moons" / "metrics.jsonl").read_text().splitlines()]
@@ -124,7 +124,7 @@ def test_delta_norms_start_before_training(served: tuple[Server, Path]):
     assert [step for _, step, _ in points] == [0, 1, 2]
 
 
-def test_hyperparameters_stand_in_the_run_itself(served: tuple[Server, Path]):
+def test_hyperparameters_are_in_the_run_itself(served: tuple[Server, Path]):
     server, _ = served
     request = urllib.request.Request(
         f"{server.address}/data/plugin/hparams/experiment", data=b"{}", headers={"Content-Type": "application/json"}
@@ -134,7 +134,7 @@ def test_hyperparameters_stand_in_the_run_itself(served: tuple[Server, Path]):
     assert {"lr", "hidden", "activation", "momentum", "batch_size"} <= {h["name"] for h in experiment["hparamInfos"]}
 
 
-def test_the_views_of_log_every_are_at_the_start_every_n_epochs_and_the_end(run: Callable[..., Result]):
+def test_log_every_records_the_start_every_n_epochs_and_the_end(run: Callable[..., Result]):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(run(epochs=3, log_every=2).folder))
@@ -142,7 +142,7 @@ def test_the_views_of_log_every_are_at_the_start_every_n_epochs_and_the_end(run:
     assert [event.step for event in events.Scalars("delta_norm/layer1")] == [0, 2, 3]
 
 
-def test_a_run_is_born_with_a_purge(run: Callable[..., Result]):
+def test_a_new_run_purges_older_events(run: Callable[..., Result]):
     """A session start at step 0 makes readers drop whatever an earlier writer of the folder left from there on."""
     from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
@@ -151,7 +151,7 @@ def test_a_run_is_born_with_a_purge(run: Callable[..., Result]):
     assert [(event.session_log.status, event.step) for event in starts] == [(1, 0)]  # 1 is START
 
 
-def test_what_fails_in_a_thread_of_somebody_else_is_told_as_ever(run: Callable[..., Result], monkeypatch: Any):
+def test_exceptions_in_other_threads_are_still_reported(run: Callable[..., Result], monkeypatch: Any):
     """Only of the events writer's own thread the traceback is left out, while a run is at work."""
     heard: list[Any] = []
     monkeypatch.setattr(threading, "excepthook", heard.append)
@@ -167,7 +167,7 @@ def test_what_fails_in_a_thread_of_somebody_else_is_told_as_ever(run: Callable[.
     assert threading.excepthook == heard.append
 
 
-def test_the_layers_figures_are_those_of_the_probe(run: Callable[..., Result], tmp_path: Path):
+def test_layer_statistics_match_the_captured_layers(run: Callable[..., Result], tmp_path: Path):
     """At epoch 0 each histogram has the count, sum and squares of W, b, a or δ of the untrained net."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

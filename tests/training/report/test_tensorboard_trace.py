@@ -34,20 +34,20 @@ def text(events: EventAccumulator, tag: str) -> str:
     return str(event.tensor_proto.string_val[0].decode())
 
 
-def test_the_steps_are_there_word_for_word(events: EventAccumulator, found: dp.Trace):
+def test_the_worked_example_is_written_verbatim(events: EventAccumulator, found: dp.Trace):
     written = text(events, "trace/steps")
     for line in as_text(steps(found, 0.5)):
         assert f"    {line}\n" in written + "\n"
 
 
-def test_every_quantity_has_its_row(events: EventAccumulator):
+def test_every_quantity_has_a_row(events: EventAccumulator):
     rows = text(events, "trace/quantities").splitlines()
     assert rows[0].startswith("ok: ")
     assert sum(row.startswith("| ") for row in rows) == 1 + 1 + 6 + 6 + 5  # head, rule; no σ' in the last layer
     assert "| δ¹ | (δ² W²) ⊙ σ'(z¹) | [8, 6] |" in "\n".join(rows)
 
 
-def test_figures_have_the_layer_as_their_axis(events: EventAccumulator, found: dp.Trace):
+def test_scalars_use_the_layer_as_step(events: EventAccumulator, found: dp.Trace):
     norms = events.Scalars("by_layer/delta_norm")
     assert [event.step for event in norms] == [1, 2, 3]
     assert [event.value for event in norms] == pytest.approx([layer.delta_norm for layer in found.layers])
@@ -58,7 +58,7 @@ def test_figures_have_the_layer_as_their_axis(events: EventAccumulator, found: d
     }  # fmt: skip
 
 
-def test_each_figure_is_what_it_is_called(events: EventAccumulator, found: dp.Trace):
+def test_each_scalar_has_the_right_value(events: EventAccumulator, found: dp.Trace):
     for name, right in {
         "grad_weight_norm": lambda at, layer: float(layer.grad_weight.norm()),
         "mean_abs_a": lambda at, layer: float(layer.a.abs().mean()),
@@ -71,7 +71,7 @@ def test_each_figure_is_what_it_is_called(events: EventAccumulator, found: dp.Tr
         ), name
 
 
-def test_each_histogram_is_of_its_quantity(events: EventAccumulator, found: dp.Trace):
+def test_each_histogram_holds_its_quantity(events: EventAccumulator, found: dp.Trace):
     layer = found.layers[0]
     for name, tensor in {"z": layer.z, "a": layer.a, "sigma_prime": layer.derivative, "delta": layer.delta,
                          "grad_weight": layer.grad_weight, "grad_bias": layer.grad_bias}.items():  # fmt: skip
@@ -104,7 +104,7 @@ def test_histograms_and_pictures_of_every_layer(events: EventAccumulator):
     assert set(events.Tags()["images"]) == {"trace/layer1", "trace/layer2", "trace/layer3"}
 
 
-def test_a_picture_is_no_blank(found: dp.Trace):
+def test_a_picture_is_not_blank(found: dp.Trace):
     for at, layer in enumerate(found.layers, start=1):
         image = picture(at, layer)
         assert image.shape[2] == 3
