@@ -1,4 +1,4 @@
-"""The configuration: what is refused, what a TOML file may say, what η becomes."""
+"""TrainConfig: invalid values, TOML files, learning rate schedules, settings missing in old files."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_lr_factor_by_hand():
 
 
 class TestToml:
-    """A TOML file may hold any setting, under the flag's name or the field's."""
+    """A TOML file may hold any setting, under the name of the flag or of the field."""
 
     def read(self, tmp_path: Path, text: str) -> dict[str, Any]:
         file = tmp_path / "recipe.toml"
@@ -119,30 +119,30 @@ class TestToml:
 
 
 class TestAbsentSettings:
-    """A file of a run may lack settings: those that a later version added, or that were cut out by hand."""
+    """The config file of a run may lack settings: those added by a later version, or removed by hand."""
 
-    OTHERS: ClassVar[dict[str, Any]] = {  # what today's defaults might become
+    OTHERS: ClassVar[dict[str, Any]] = {  # possible future defaults
         "activation": ("gelu",), "momentum": 0.5, "nesterov": True, "lr": 0.3, "batch_size": 64, "val_fraction": 0.3,
         "one_logit": True, "engine": "explicit", "missing": "mean", "pixel_scale": 16.0, "test": "test.csv",
     }  # fmt: skip
 
     @pytest.fixture
     def other_defaults(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Let a new TrainConfig have other defaults than today's."""
+        """Give TrainConfig other defaults than the current ones."""
         for name, value in self.OTHERS.items():
             monkeypatch.setitem(TrainConfig.__init__.__kwdefaults__, name, value)
         assert TrainConfig() == TrainConfig(**self.OTHERS)
 
     def test_each_setting_has_a_value_when_absent(self):
-        """A setting added later needs a row in WHEN_ABSENT too: what the versions before it did."""
+        """A new setting needs a row in WHEN_ABSENT: the behaviour of the versions before it."""
         assert set(WHEN_ABSENT) == {field.name for field in dataclasses.fields(TrainConfig)}
 
     def test_an_absent_setting_has_the_default_of_version_0_1(self):
-        """That version wrote its defaults into defaults.json."""
+        """defaults.json holds the defaults that version 0.1 wrote."""
         path = Path(__file__).parents[1] / "fixtures" / "runs-0.1" / "defaults.json"
-        found = json.loads(json.dumps(from_json("config.json", {}).to_json()))
+        actual = json.loads(json.dumps(from_json("config.json", {}).to_json()))
         expected = json.loads(path.read_text())
-        assert {name: found[name] for name in expected} == expected
+        assert {name: actual[name] for name in expected} == expected
 
     @pytest.mark.usefixtures("other_defaults")
     def test_new_defaults_do_not_change_an_old_config_file(self):

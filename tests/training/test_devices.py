@@ -1,4 +1,4 @@
-"""Devices and threads: chosen by rules, refused with reasons."""
+"""The choice of device and number of threads, and what is refused."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class TestTuning:
         assert list(tune_threads(lambda: None, 1, seconds=0)) == [1]
 
     def test_work_runs_with_the_number_of_threads_being_timed(self):
-        """Two threads are made to take longer, as on a machine whose cores others hold."""
+        """Two threads are made slower, as on a machine whose cores are busy."""
         seen = set()
 
         def work() -> None:
@@ -93,7 +93,7 @@ class TestTuning:
 
 @pytest.mark.parametrize("engine", ["autograd", "explicit"])
 def test_a_tuned_run_equals_a_run_with_that_number_of_threads(run: Callable[..., Result], engine: str):
-    """The copy that was timed leaves no trace in weights, order or velocities."""
+    """Tuning on a copy changes neither weights nor order nor velocities."""
     tuned = run(threads="tune", engine=engine)
     resolved = json.loads((tuned.folder / "config.json").read_text())["resolved"]
     assert str(resolved["threads"]) in resolved["threads_tuned"]

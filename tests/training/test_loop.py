@@ -1,4 +1,4 @@
-"""A training run: what it learns, what it leaves behind, and that it does so again."""
+"""A training run: its accuracy, its files, and its reproducibility."""
 
 from __future__ import annotations
 
@@ -30,22 +30,22 @@ Run = Callable[..., Result]
 
 @pytest.fixture(scope="module")
 def sine(tmp_path_factory: pytest.TempPathFactory) -> Result:
-    """A run that has learnt a sine."""
+    """A run trained on the sine."""
     folder = tmp_path_factory.mktemp("sine") / "run"
     return train(TrainConfig(data="sine", hidden=(64, 32), epochs=30, log_every=0, seed=0, run_dir=folder))
 
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Result:
-    """The run of the fixture ``run`` when no setting is replaced; to be read, not changed."""
+    """The run of the fixture ``run`` with no setting replaced; read-only."""
     return starter(tmp_path_factory.mktemp("plain"))()
 
 
 class TestLearning:
-    """Every data set is learnt with the default settings."""
+    """Every data set is learned with the default settings."""
 
     def test_the_default_run_classifies_97_percent_of_the_digits(self, tmp_path: Path):
-        """Less its pictures, which take longer than the training (with them: tests/test_docs.py)."""
+        """Without plots, which take longer than the training (tests/test_docs.py runs it with them)."""
         result = train(TrainConfig(run_dir=tmp_path / "run", log_every=0))
         assert result.metrics["test_accuracy"] >= 0.97
 
@@ -73,24 +73,24 @@ class TestLearning:
 
     @pytest.mark.parametrize("loss", ["mse", "quadratic", "binary-cross-entropy", "huber", "l1"])
     def test_every_loss_learns_classes(self, run: Run, loss: str):
-        """Cross-entropy, which is the default, does above."""
+        """All but cross-entropy, the default, which is tested above."""
         assert run(loss=loss, hidden=(32,), epochs=8).metrics["test_accuracy"] >= 0.85
 
     @pytest.mark.parametrize("loss", ["quadratic", "huber", "l1"])
     def test_every_regression_loss_learns_the_sine(self, run: Run, loss: str):
-        """The mean squared error, which is the default, does above."""
+        """All but the mean squared error, the default, which is tested above."""
         assert run(data="sine", loss=loss, hidden=(64, 32), epochs=20).metrics["test_rmse"] < 0.3
 
     def test_splits_evaluated_in_parallel_have_the_same_metrics(self, run: Run, monkeypatch: pytest.MonkeyPatch):
-        """With a core to spare the two are judged in two threads: the same bits."""
+        """With two cores the validation and test rows are evaluated in two threads: the same bits."""
         results, threads = [], set()
-        judge = evaluate.evaluate
+        real = evaluate.evaluate
 
-        def judged(*args: Any) -> Any:
+        def evaluate_and_record(*args: Any) -> Any:
             threads.add(threading.get_ident())
-            return judge(*args)
+            return real(*args)
 
-        monkeypatch.setattr(evaluate, "evaluate", judged)
+        monkeypatch.setattr(evaluate, "evaluate", evaluate_and_record)
         for cores in (1, 2):
             threads.clear()
             monkeypatch.setattr(Setup, "parts_at_once", cores)
@@ -123,16 +123,16 @@ class TestLearning:
         assert result.metrics["step"] == rows
 
     def test_no_hidden_layer_is_a_linear_model(self, run: Run):
-        """Moons overlap for any straight line: it gets most right, but not all."""
+        """No straight line separates the moons: most predictions are right, but not all."""
         accuracy = run(hidden=(), epochs=20).metrics["test_accuracy"]
         assert 0.8 <= accuracy < 0.97
 
 
 class TestTextbook:
-    """The loop is the textbook's, and nothing else."""
+    """The loop computes exactly the textbook's steps."""
 
     def test_an_epoch_equals_torch_nn_step_by_step(self):
-        """Same weights, same order, same η: float64 parameters agree to 1e-12 after 7 steps, the last one smaller."""
+        """With the same weights, order and η float64 parameters agree to 1e-12 after 7 steps, the last one smaller."""
         torch.manual_seed(0)
         x, y = torch.randn(20, 4, dtype=torch.float64), torch.randint(3, (20,))
         ours = MLP([4, 5, 3], "tanh", dtype=torch.float64)
@@ -174,7 +174,7 @@ class TestTextbook:
         for key, value in one.items():
             torch.testing.assert_close(three[key], value, rtol=1e-5, atol=1e-6)
 
-    # Each differs from the fixture's run (moons, one hidden layer of 8, 3 epochs) in this one setting.
+    # Each changes one setting of the fixture's run (moons, one hidden layer of 8, 3 epochs).
     SETTINGS: ClassVar[list[dict[str, Any]]] = [
         {"hidden": (9,)}, {"activation": ("tanh",)}, {"output_activation": "tanh"}, {"loss": "mse"},
         {"init": "xavier"}, {"lr": 0.04}, {"momentum": 0.8}, {"nesterov": True}, {"weight_decay": 0.01},
@@ -201,7 +201,7 @@ class TestReproducible:
     def test_same_seed_same_weights_and_same_metrics(self, run: Run):
         torch.manual_seed(1)
         first = run()
-        torch.manual_seed(2)  # the run's seed counts, not the global generator's state
+        torch.manual_seed(2)  # the run depends on its seed, not on the state of the global generator
         second = run()
         for name in ("model.safetensors", "best.safetensors"):
             assert (first.folder / name).read_bytes() == (second.folder / name).read_bytes()
@@ -212,14 +212,16 @@ class TestReproducible:
         assert (first.folder / "model.safetensors").read_bytes() != (second.folder / "model.safetensors").read_bytes()
 
     def test_logging_changes_no_bit(self, run: Run):
-        """Histograms and δ norms come from a probe apart from training: the weights are the same bits."""
-        blind, seen = run(log_every=0, epochs=2), run(log_every=1, epochs=2)
-        assert (blind.folder / "model.safetensors").read_bytes() == (seen.folder / "model.safetensors").read_bytes()
+        """Histograms and δ norms come from a separate pass: the weights are the same bits."""
+        unlogged, logged = run(log_every=0, epochs=2), run(log_every=1, epochs=2)
+        assert (unlogged.folder / "model.safetensors").read_bytes() == (
+            logged.folder / "model.safetensors"
+        ).read_bytes()
 
     def test_threads_are_set_during_the_run(self, tmp_path: Path):
         from deltaprop.training.report.reporter import Silent
 
-        class Asks(Silent):
+        class RecordsThreads(Silent):
             seen: ClassVar[list[int]] = []
 
             def epoch(self, setup: object, metrics: object) -> None:
@@ -227,12 +229,12 @@ class TestReproducible:
 
         for threads in ("2", "auto"):
             config = TrainConfig(data="moons", hidden=(8,), epochs=1, log_every=0, threads=threads)
-            train(dataclasses.replace(config, run_dir=tmp_path / threads), Asks())
+            train(dataclasses.replace(config, run_dir=tmp_path / threads), RecordsThreads())
         wide = TrainConfig(
             data="moons", hidden=(2**10,), batch_size=2**14, epochs=1, log_every=0, run_dir=tmp_path / "w"
         )
-        train(wide, Asks())  # 2^10 · 2 · 2^14 = 2^25 multiply-adds
-        assert Asks.seen == [2, 1, joblib.cpu_count(only_physical_cores=True)]
+        train(wide, RecordsThreads())  # 2^10 · 2 · 2^14 = 2^25 multiply-adds
+        assert RecordsThreads.seen == [2, 1, joblib.cpu_count(only_physical_cores=True)]
 
     def test_the_callers_random_state_and_threads_are_unchanged(self, run: Run):
         torch.manual_seed(7)
@@ -243,13 +245,13 @@ class TestReproducible:
 
 
 class TestRunFolder:
-    """What a run leaves behind."""
+    """The files that a run writes."""
 
     def test_the_folder_holds_config_metrics_weights_and_events(self, plain: Result):
         names = {path.name.split(".tfevents")[0].split(".out")[0] for path in plain.folder.iterdir()}
         assert {"config.json", "metrics.jsonl", "model.safetensors", "best.safetensors"} <= names
         assert any(name.startswith("events") for name in names)
-        assert not any(".tmp-" in name for name in names)  # no temporary file stays
+        assert not any(".tmp-" in name for name in names)  # no temporary file is left
 
     def test_a_write_that_fails_leaves_the_old_file_and_no_temporary(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -286,12 +288,12 @@ class TestRunFolder:
 
     @pytest.mark.parametrize("part", ["val", "test"])
     def test_regression_losses_are_in_target_units(self, run: Run, part: str):
-        """The mean squared error is the square of the rmse, which is in the target's own units."""
+        """The mean squared error is the square of the rmse, which is in target units."""
         for line in metrics_of(run(data="sine")):
             assert line[f"{part}_loss"] == pytest.approx(line[f"{part}_rmse"] ** 2, rel=1e-4)
 
     def test_the_regression_training_loss_is_in_target_units(self, run: Run):
-        """With an η of almost nothing the training loss is that of the untrained net, worked out here."""
+        """With a tiny η the training loss is that of the untrained network, computed here."""
         from deltaprop.training.setup import prepare
 
         result = run(data="sine", lr=1e-12, epochs=1)
@@ -323,7 +325,7 @@ class TestRunFolder:
         assert result.best == min(lines, key=lambda line: line["val_loss"])
 
     def test_the_saved_weights_give_the_metrics_of_their_epoch(self, run: Run):
-        """best.safetensors gives the best line's validation figures, model.safetensors the last line's."""
+        """best.safetensors gives the metrics of the best epoch, model.safetensors those of the last."""
         from deltaprop.data import load
 
         result = run(epochs=12, lr=1.0)  # overshoots: the best epoch is not the last
@@ -340,7 +342,7 @@ class TestRunFolder:
                 assert line[f"{part}_accuracy"] == pytest.approx(accuracy)
 
     def test_config_json_holds_the_scaling_of_inputs_and_targets(self, sine: Result):
-        """At x = π/2 it gives about sin(π/2) = 1 in the target's own units, with plain PyTorch."""
+        """At x = π/2 plain PyTorch gives about sin(π/2) = 1, in target units."""
         resolved = json.loads((sine.folder / "config.json").read_text())["resolved"]
         inputs, targets = resolved["input_scaling"], resolved["target_scaling"]
         twin = nn.Sequential(nn.Linear(1, 64), nn.ReLU(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 1))
@@ -352,11 +354,11 @@ class TestRunFolder:
     def test_runs_that_start_in_the_same_second_get_separate_folders(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ):
-        """Both look for a free name before either has made its folder; the second takes the next number."""
+        """Both look for a free name before either has created its folder; the second uses the next number."""
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr("time.strftime", lambda form: "20260101-000000")
-        taken = iter([Path("runs/xor-20260101-000000"), Path("runs/xor-20260101-000000"), Path("runs/xor-2")])
-        monkeypatch.setattr("deltaprop.training.run_folder.default_folder", lambda data: next(taken))
+        names = iter([Path("runs/xor-20260101-000000"), Path("runs/xor-20260101-000000"), Path("runs/xor-2")])
+        monkeypatch.setattr("deltaprop.training.run_folder.default_folder", lambda data: next(names))
         first = RunFolder.make(None, "xor")
         second = RunFolder.make(None, "xor")
         assert first.path != second.path
@@ -368,7 +370,7 @@ class TestRunFolder:
         assert metrics_of(result)[0]["val_loss"] is None
 
     def test_patience_stops_when_validation_no_longer_improves(self, run: Run):
-        """η so small that nothing moves in float32 after the first epochs would not do; a large one overshoots."""
+        """A large η overshoots, so the validation loss stops improving."""
         result = run(epochs=200, patience=2, lr=1.0, momentum=0.0)
         assert result.stopped_early
         assert result.best is not None
@@ -376,7 +378,7 @@ class TestRunFolder:
 
 
 class TestRefusals:
-    """Bad input is refused before anything is written."""
+    """Invalid input is refused before anything is written."""
 
     def test_a_non_finite_loss_ends_the_run_with_a_remedy(self, run: Run, tmp_path: Path):
         with pytest.raises(TrainingError, match=r"not finite: layer 1 .*, steps .* lower `lr`"):
@@ -384,7 +386,7 @@ class TestRefusals:
 
     @pytest.mark.parametrize("log_every", [0, 1])
     def test_divergence_in_the_last_step_saves_nothing_non_finite(self, run: Run, tmp_path: Path, log_every: int):
-        """One huge step: the epoch's training loss is still finite, what follows is not."""
+        """One huge step: the training loss of the epoch is still finite, the evaluation after it is not."""
         with pytest.raises(TrainingError, match=r"not finite|loss became"):
             run(batch_size=10**6, lr=1e38, epochs=1, log_every=log_every)
         assert not (tmp_path / "run1" / "metrics.jsonl").exists()

@@ -1,4 +1,4 @@
-"""The loss of a run: the right one for the data, on the right targets."""
+"""The choice of a run's loss for its data, and the conversion of targets."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_an_output_activation_that_the_loss_does_not_contain_is_accepted(loss: s
 
 
 def test_binary_cross_entropy_is_summed_over_outputs_and_averaged_over_samples():
-    """At z = 0 each output costs ln 2, whatever y: two outputs, 2 ln 2 a sample."""
+    """At z = 0 each output has the loss ln 2 for every y: two outputs, 2 ln 2 per sample."""
     z, y = torch.zeros(5, 2), torch.tensor([[1.0, 0.0]]).expand(5, 2)
     assert_close(binary_cross_entropy_per_sample(z, y), torch.tensor(2 * math.log(2)))
 

@@ -1,4 +1,4 @@
-"""A run that goes on: to the same bits as one that was never broken off, and not as another run by mistake."""
+"""Resume: the same bits as an uninterrupted run, and refusal of changes that would alter the result."""
 
 from __future__ import annotations
 
@@ -35,43 +35,43 @@ Run = Callable[..., Result]
 
 
 class StopAt(Silent):
-    """A reporter that has the run stopped, as by SIGTERM, when it has taken so many steps.
+    """A reporter that stops the run by SIGTERM after a number of steps.
 
     Args:
-        step: How many.
-        seen: How many have been taken before; None for one less than it is first told of.
+        step: The number of steps.
+        seen: The number of steps done before; None to count from the first one reported.
     """
 
     def __init__(self, step: int, seen: int | None = 0) -> None:
-        self.left, self.seen = step, seen
+        self.remaining, self.seen = step, seen
 
     def step(self, epoch: int, steps: int, step: int) -> None:
         done = (epoch - 1) * steps + step
-        left, self.left = self.left, self.left - (1 if self.seen is None else done - self.seen)
+        before, self.remaining = self.remaining, self.remaining - (1 if self.seen is None else done - self.seen)
         self.seen = done
-        if self.left <= 0 < left:
+        if self.remaining <= 0 < before:
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-def broken_off(config: TrainConfig, *stops: int) -> Path:
-    """Run to the end with stops after so many steps each; return the folder."""
+def interrupted_and_resumed(config: TrainConfig, *stops: int) -> Path:
+    """Train to the end with interruptions after these numbers of steps; return the folder."""
     folder = config.run_dir
     assert folder is not None
     with pytest.raises(Terminated):
         train(config, StopAt(stops[0]))
     for steps in stops[1:]:
-        with contextlib.suppress(Terminated):  # the explicit engine stops between blocks, and may have come to the end
+        with contextlib.suppress(Terminated):  # the explicit engine stops between blocks, possibly at the end
             train(config, StopAt(steps, seen=None), resume=folder)
     train(config, resume=folder)
     return folder
 
 
-def same(folder: Path, whole: Result) -> None:
-    """Hold a folder to what a run left that was never broken off."""
+def assert_same_run(folder: Path, whole: Result) -> None:
+    """Assert that a folder holds the same weights and metrics as an uninterrupted run."""
     for name in ("model.safetensors", "best.safetensors"):
         assert (folder / name).read_bytes() == (whole.folder / name).read_bytes(), name
-    ours = dataclasses.replace(whole, folder=folder)
-    assert without_times(ours) == without_times(whole)
+    resumed = dataclasses.replace(whole, folder=folder)
+    assert without_times(resumed) == without_times(whole)
 
 
 SETTINGS: list[dict[str, Any]] = [
@@ -89,8 +89,8 @@ SETTINGS: list[dict[str, Any]] = [
 @pytest.mark.parametrize("engine", ["autograd", "explicit"])
 def test_resume_in_mid_epoch_gives_the_same_bits(engine: str, settings: dict[str, Any], run: Run, tmp_path: Path):
     whole = run(engine=engine, **settings)
-    config = dataclasses.replace(TrainConfig(**{**json_of(whole), "run_dir": tmp_path / "broken"}))
-    same(broken_off(config, 20, 1, 33), whole)
+    config = dataclasses.replace(TrainConfig(**{**json_of(whole), "run_dir": tmp_path / "interrupted"}))
+    assert_same_run(interrupted_and_resumed(config, 20, 1, 33), whole)
 
 
 def json_of(result: Result) -> dict[str, Any]:
@@ -100,37 +100,37 @@ def json_of(result: Result) -> dict[str, Any]:
 
 
 def test_resume_after_any_step_gives_the_same_bits(run: Run, tmp_path: Path):
-    """12 steps in 2 epochs."""
+    """After each of the 12 steps of 2 epochs but the last."""
     whole = run(batch_size=128, epochs=2)
     for step in range(1, 12):
         config = TrainConfig(**{**json_of(whole), "run_dir": tmp_path / f"at{step}"})
-        same(broken_off(config, step), whole)
+        assert_same_run(interrupted_and_resumed(config, step), whole)
 
 
 def test_saving_in_mid_epoch_changes_no_bit(run: Run, monkeypatch: pytest.MonkeyPatch):
     whole = run()
     monkeypatch.setattr(TrainConfig, "save_seconds", property(lambda self: 0.0))
-    same(run().folder, whole)
+    assert_same_run(run().folder, whole)
 
 
 def test_adding_epochs_equals_one_longer_run(run: Run, tmp_path: Path):
     whole, short = run(epochs=5), run(epochs=2)
     config = TrainConfig(**{**json_of(short), "epochs": 5})
     train(config, resume=short.folder)
-    same(short.folder, whole)
+    assert_same_run(short.folder, whole)
     assert json.loads((short.folder / "config.json").read_text())["epochs"] == 5
 
 
 def test_resume_finishes_the_epoch_before_patience_applies(run: Run, tmp_path: Path):
-    config = TrainConfig(**{**json_of(run(epochs=9, lr=0.5)), "run_dir": tmp_path / "broken"})
+    config = TrainConfig(**{**json_of(run(epochs=9, lr=0.5)), "run_dir": tmp_path / "interrupted"})
     with pytest.raises(Terminated):
         train(config, StopAt(45 * 6 + 20))
-    result = train(dataclasses.replace(config, patience=1), resume=tmp_path / "broken")
-    judged = json.loads((tmp_path / "broken" / "metrics.jsonl").read_text().splitlines()[-1])
-    setup = load_run(tmp_path / "broken")
+    result = train(dataclasses.replace(config, patience=1), resume=tmp_path / "interrupted")
+    last_line = json.loads((tmp_path / "interrupted" / "metrics.jsonl").read_text().splitlines()[-1])
+    setup = load_run(tmp_path / "interrupted")
     test = evaluate(setup.model, setup.objective, setup.dataset.test, setup.dataset.target_scaling)
     assert test is not None
-    assert judged["test_loss"] == pytest.approx(test.loss)
+    assert last_line["test_loss"] == pytest.approx(test.loss)
     assert result.metrics["epoch"] >= 7
 
 
@@ -142,7 +142,7 @@ def test_final_weights_are_removed_until_a_resumed_run_ends(run: Run):
 
 
 def test_best_weights_are_restored_from_the_checkpoint(run: Run):
-    """Whatever a run that was killed had written of a later epoch."""
+    """Even if a killed run had already written those of a later epoch."""
     result = run(epochs=3)
     path = result.folder / "best.safetensors"
     before = path.read_bytes()
@@ -159,12 +159,12 @@ def test_adding_epochs_to_a_cosine_schedule_warns(run: Run, capsys: pytest.Captu
 
 
 def test_events_are_flushed_before_each_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    deeds: list[str] = []
+    calls: list[str] = []
     flush, write = TensorBoardReporter.flush, RunFolder.save_checkpoint
-    monkeypatch.setattr(TensorBoardReporter, "flush", lambda self: deeds.append("flush") or flush(self))
-    monkeypatch.setattr(RunFolder, "save_checkpoint", lambda *a: deeds.append("save") or write(*a))
+    monkeypatch.setattr(TensorBoardReporter, "flush", lambda self: calls.append("flush") or flush(self))
+    monkeypatch.setattr(RunFolder, "save_checkpoint", lambda *a: calls.append("save") or write(*a))
     train(TrainConfig(data="moons", hidden=(4,), epochs=2, log_every=0, save_every="1", run_dir=tmp_path / "run"))
-    assert deeds == ["flush", "save"] * 4
+    assert calls == ["flush", "save"] * 4
 
 
 def test_resume_leaves_a_finished_run_unchanged(run: Run):
@@ -178,28 +178,32 @@ def test_resume_leaves_a_finished_run_unchanged(run: Run):
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Result:
-    """A run of two epochs, to be copied."""
-    return starter(tmp_path_factory.mktemp("made"))(epochs=2)
+def two_epochs(tmp_path_factory: pytest.TempPathFactory) -> Result:
+    """A run of two epochs; read-only."""
+    return starter(tmp_path_factory.mktemp("two"))(epochs=2)
 
 
 @pytest.fixture(scope="module")
-def of_three(tmp_path_factory: pytest.TempPathFactory) -> Result:
-    """One of three."""
+def three_epochs(tmp_path_factory: pytest.TempPathFactory) -> Result:
+    """A run of three epochs; read-only."""
     return starter(tmp_path_factory.mktemp("three"))(epochs=3)
 
 
 class TestMetrics:
-    """metrics.jsonl is as long as the checkpoint says, and never torn."""
+    """On resume metrics.jsonl has the epochs of the checkpoint, and only valid lines."""
 
-    @pytest.mark.parametrize("torn", ['{"epoch": 3, "ste', '{"epoch": 3}\n{"ep', "\0\0\0\0", '{"epoch": 9}\n', "[1]\n"])
-    def test_invalid_trailing_lines_are_repaired(self, torn: str, made: Result, of_three: Result, tmp_path: Path):
-        shutil.copytree(made.folder, tmp_path / "short")
+    @pytest.mark.parametrize(
+        "trailing", ['{"epoch": 3, "ste', '{"epoch": 3}\n{"ep', "\0\0\0\0", '{"epoch": 9}\n', "[1]\n"]
+    )
+    def test_invalid_trailing_lines_are_repaired(
+        self, trailing: str, two_epochs: Result, three_epochs: Result, tmp_path: Path
+    ):
+        shutil.copytree(two_epochs.folder, tmp_path / "short")
         with open(tmp_path / "short" / "metrics.jsonl", "a") as file:
-            file.write(torn)
-        config = {**json_of(made), "epochs": 3, "run_dir": tmp_path / "short"}
+            file.write(trailing)
+        config = {**json_of(two_epochs), "epochs": 3, "run_dir": tmp_path / "short"}
         train(TrainConfig(**config), resume=tmp_path / "short")
-        same(tmp_path / "short", of_three)
+        assert_same_run(tmp_path / "short", three_epochs)
 
     def test_a_damaged_line_is_reported_and_only_it_is_dropped(self, run: Run, capsys: pytest.CaptureFixture[str]):
         result = run(epochs=5)
@@ -211,7 +215,7 @@ class TestMetrics:
         assert [json.loads(line)["epoch"] for line in path.read_text().splitlines()] == [1, 3, 4, 5, 6]
 
     def test_resume_from_an_older_checkpoint_makes_it_the_last_one_first(self, run: Run):
-        """Killed right after, the run goes on from there, and its lines are those of what it goes on from."""
+        """So that a run killed right after this resume can resume from there, with the metrics up to there."""
         result = run(epochs=4, save_every="1", keep=9)
         config = TrainConfig(**json_of(result))
         with pytest.MonkeyPatch.context() as patch:
@@ -222,25 +226,26 @@ class TestMetrics:
                 train(config, resume=RunFolder(result.folder).numbered()[2])
         assert load_checkpoint(result.folder / "checkpoints" / LAST).state["epoch"] == 3
         train(config, resume=result.folder)
-        same(result.folder, run(epochs=4))
+        assert_same_run(result.folder, run(epochs=4))
 
     def test_resume_from_an_older_checkpoint_drops_later_metrics(self, run: Run):
-        """Going on from a numbered checkpoint of epoch 2 of a run that has come to epoch 4."""
+        """Resuming a run of 4 epochs from its numbered checkpoint after epoch 2."""
         whole, run4 = run(epochs=4), run(epochs=4, save_every="1", keep=9)
         steps = len(RunFolder(run4.folder).numbered())
         assert steps == 5  # before the first epoch, and after each
         path = RunFolder(run4.folder).numbered()[2]
         assert load_checkpoint(path).state["epoch"] == 3
         train(TrainConfig(**json_of(run4)), resume=path)
-        same(run4.folder, whole)
+        assert_same_run(run4.folder, whole)
 
 
 class TestChangedSettings:
     def refused(self, result: Result, *words: str) -> str:
-        """Return what is said on stderr."""
-        return self.told(result, 2, *words)
+        """Assert that the resume is refused and changes no file; return the message."""
+        return self.resume(result, 2, *words)
 
-    def told(self, result: Result, code: int, *words: str) -> str:
+    def resume(self, result: Result, code: int, *words: str) -> str:
+        """Assert that the resume ends with this exit code; return its stderr."""
         before = {p: p.read_bytes() for p in result.folder.rglob("*") if p.is_file()}
         assert main(["train", "--resume", str(result.folder), *words]) == code
         if code == 2:
@@ -254,10 +259,10 @@ class TestChangedSettings:
         self.capsys = capsys
 
     @pytest.fixture
-    def short(self, made: Result, tmp_path: Path) -> Result:
+    def short(self, two_epochs: Result, tmp_path: Path) -> Result:
         """A copy of a run of two epochs."""
-        shutil.copytree(made.folder, tmp_path / "short")
-        return dataclasses.replace(made, folder=tmp_path / "short")
+        shutil.copytree(two_epochs.folder, tmp_path / "short")
+        return dataclasses.replace(two_epochs, folder=tmp_path / "short")
 
     @pytest.mark.parametrize(
         "words",
@@ -265,7 +270,7 @@ class TestChangedSettings:
         ids=str,
     )
     def test_harmless_changes_are_accepted(self, words: list[str], short: Result):
-        assert self.told(short, 0, *words) == ""
+        assert self.resume(short, 0, *words) == ""
 
     @pytest.mark.parametrize(
         ("words", "diff"),
@@ -327,24 +332,24 @@ class TestChangedSettings:
         ],
     )
     def test_an_override_is_recorded(self, words: list[str], setting: str, old: object, new: object, short: Result):
-        assert self.told(short, 0, "--epochs", "3", *words, "--override", setting.replace("_", "-")) == ""
+        assert self.resume(short, 0, "--epochs", "3", *words, "--override", setting.replace("_", "-")) == ""
         config = json.loads((short.folder / "config.json").read_text())
         assert config["overrides"] == [{"epoch": 3, "step": 0, "setting": setting, "from": old, "to": new}]
         assert config[setting] == new
-        self.told(short, 0, "--epochs", "4")  # as it is now, without saying so again
+        self.resume(short, 0, "--epochs", "4")  # the new value persists without a second --override
         assert len(json.loads((short.folder / "config.json").read_text())["overrides"]) == 1
 
     def test_another_seed_keeps_the_split(self, short: Result):
-        """Or rows would be judged by that were learnt from."""
-        self.told(short, 0, "--epochs", "3", "--seed", "7", "--override", "seed")
+        """Otherwise training rows would become validation rows."""
+        self.resume(short, 0, "--epochs", "3", "--seed", "7", "--override", "seed")
         assert load_checkpoint(short.folder / "checkpoints" / LAST).state["split_seed"] == 0
-        assert load_run(short.folder).split_seed == 0  # for evaluate and all others too
+        assert load_run(short.folder).split_seed == 0  # for all other commands too
 
     def test_another_batch_size_in_mid_epoch_restarts_the_epoch(self, run: Run, tmp_path: Path):
-        config = TrainConfig(**{**json_of(run()), "run_dir": tmp_path / "broken"})
+        config = TrainConfig(**{**json_of(run()), "run_dir": tmp_path / "interrupted"})
         with pytest.raises(Terminated):
             train(config, StopAt(60))  # in the second epoch of 45 steps
-        folder = tmp_path / "broken"
+        folder = tmp_path / "interrupted"
         train(dataclasses.replace(config, batch_size=90), resume=folder, override=["batch-size"])
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         assert [line["step"] for line in lines] == [45, 16, 24]  # 720 rows are 8 steps of 90
@@ -352,7 +357,7 @@ class TestChangedSettings:
     def test_a_toml_file_changes_settings_as_flags_do(self, short: Result, tmp_path: Path):
         (tmp_path / "more.toml").write_text("epochs = 3\nlr = 0.2\n")
         assert "lr 0.05 → 0.2" in self.refused(short, "--config", str(tmp_path / "more.toml"))
-        assert self.told(short, 0, "--config", str(tmp_path / "more.toml"), "--lr", "0.05") == ""
+        assert self.resume(short, 0, "--config", str(tmp_path / "more.toml"), "--lr", "0.05") == ""
 
 
 class TestCommand:
@@ -375,7 +380,7 @@ class TestCommand:
         assert not list((tmp_path / "run").rglob(".*.tmp-*"))
 
     def test_auto_does_not_restart_a_run_that_another_process_began(self, run: Run, monkeypatch: pytest.MonkeyPatch):
-        """It looked before that one had saved, and got the lock when that one had ended."""
+        """This process looked before the other one had saved, and got the lock after the other one had ended."""
         result = run()
         before = {path: path.read_bytes() for path in result.folder.rglob("*") if path.is_file()}
         monkeypatch.setattr("deltaprop.training.run_folder.is_incomplete_run", lambda path: True)
@@ -425,17 +430,17 @@ class TestCommand:
         result = run(keep=2, save_every="1")
         path = result.folder / "checkpoints" / LAST
         path.write_bytes(path.read_bytes()[:-1])
-        for told in (True, False):
+        for warned in (True, False):
             assert main(["train", "--resume", str(result.folder)]) == 0
-            assert ("damaged: " in capsys.readouterr().err) == told
+            assert ("damaged: " in capsys.readouterr().err) == warned
         load_checkpoint(path)
 
 
-def test_weights_load_without_deltaprop_and_checkpoints_without_pickle(made: Result):
-    """Plain safetensors all of them."""
+def test_weights_load_without_deltaprop_and_checkpoints_without_pickle(two_epochs: Result):
+    """All of them are plain safetensors files."""
     from safetensors import safe_open
 
-    for path in made.folder.rglob("*.safetensors"):
+    for path in two_epochs.folder.rglob("*.safetensors"):
         with safe_open(path, "pt") as file:
             assert file.keys()
 
@@ -452,7 +457,7 @@ def test_resume_keeps_the_callers_random_state(run: Run):
 
 
 def scalars(logdir: Path, tag: str, fast: bool) -> list[int]:
-    """Return the steps of a tag as a real TensorBoard serves them, by its fast loader or its old one."""
+    """Return the steps of a tag as a TensorBoard server shows them, with its fast or its old loader."""
     command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(logdir), "--host", "127.0.0.1", "--port", "0"]
     command += [f"--load_fast={'true' if fast else 'false'}", "--reload_interval", "1"]
     environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
@@ -467,7 +472,7 @@ def scalars(logdir: Path, tag: str, fast: bool) -> list[int]:
                 with urllib.request.urlopen(url, timeout=30) as answer:
                     found = [step for _, step, _ in json.load(answer)]
                 if found:
-                    time.sleep(2)  # the loader may be at it
+                    time.sleep(2)  # the loader may still be reading
                     with urllib.request.urlopen(url, timeout=30) as answer:
                         return [step for _, step, _ in json.load(answer)]
             except OSError:
@@ -483,7 +488,7 @@ def scalars(logdir: Path, tag: str, fast: bool) -> list[int]:
 @pytest.mark.slow
 @pytest.mark.parametrize("fast", [True, False], ids=["fast loader", "old loader"])
 def test_tensorboard_shows_each_epoch_once_after_a_resume(fast: bool, run: Run, tmp_path: Path):
-    """Going on from epoch 3 of a run that has written 5, and then from the end."""
+    """Resuming a run of 5 epochs from epoch 3, and then from its end."""
     folder = tmp_path / "logs" / "run"
     config = TrainConfig(data="moons", hidden=(8,), epochs=5, log_every=0, save_every="1", keep=9, run_dir=folder)
     train(config)
@@ -493,7 +498,7 @@ def test_tensorboard_shows_each_epoch_once_after_a_resume(fast: bool, run: Run, 
 
 
 def test_the_events_hold_each_epoch_once_after_a_resume(tmp_path: Path):
-    """By the reader that TensorBoard's old loader uses; the real server is asked in the slow test."""
+    """With the reader of TensorBoard's old loader; the slow test queries a server."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     folder = tmp_path / "run"

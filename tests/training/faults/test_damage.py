@@ -1,4 +1,4 @@
-"""Damaged and hostile checkpoints: none is loaded in silence, none runs anything, none takes more than its size."""
+"""Damaged and malicious checkpoints: none is loaded, none executes code, none needs much memory."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from deltaprop import UserError
 from deltaprop.training import TrainConfig, train
 from deltaprop.training.checkpoint import Checkpoint, DamagedError, encode
 from deltaprop.training.run_folder import LAST, RunFolder, load_checkpoint
-from tests.training.faults.shim import forked, left, small
+from tests.training.faults.shim import forked, run_outputs, small
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def good(run: Path) -> bytes:
 
 
 def loads(content: bytes, path: Path) -> bool:
-    """Return whether some bytes are taken for a sound checkpoint."""
+    """Return whether some bytes are accepted as a valid checkpoint."""
     path.write_bytes(content)
     try:
         load_checkpoint(path)
@@ -53,7 +53,7 @@ def test_a_valid_checkpoint_loads(good: bytes, tmp_path: Path):
 
 
 def test_truncated_checkpoints_are_refused(good: bytes, tmp_path: Path):
-    """Every seventh length here, and every one of the header's beginning and the last hundred."""
+    """Every seventh length, and each of the first 200 and the last 100."""
     lengths = [*range(200), *range(200, len(good) - 100, 7), *range(len(good) - 100, len(good))]
     assert [n for n in lengths if loads(good[:n], tmp_path / "c")] == []
 
@@ -68,7 +68,7 @@ def test_a_checkpoint_with_trailing_bytes_is_refused(good: bytes, tmp_path: Path
 
 
 def flips(good: bytes, path: Path, bits: list[int]) -> list[int]:
-    """Return those of some single-bit flips that are loaded."""
+    """Return the single-bit flips after which the checkpoint still loads."""
     loaded = []
     for bit in bits:
         content = bytearray(good)
@@ -79,32 +79,32 @@ def flips(good: bytes, path: Path, bits: list[int]) -> list[int]:
 
 
 def test_600_single_bit_flips_are_refused(good: bytes, tmp_path: Path):
-    """Half of them in the header, whose every character counts."""
-    drawn = random.Random(0)
+    """Half of them in the header."""
+    rng = random.Random(0)
     header = 8 + int.from_bytes(good[:8], "little")
-    bits = [drawn.randrange(8 * header) for _ in range(300)] + [drawn.randrange(8 * len(good)) for _ in range(300)]
+    bits = [rng.randrange(8 * header) for _ in range(300)] + [rng.randrange(8 * len(good)) for _ in range(300)]
     assert flips(good, tmp_path / "c", bits) == []
 
 
 @pytest.mark.slow
 def test_3000_single_bit_flips_are_refused(good: bytes, tmp_path: Path):
-    drawn = random.Random(1)
-    assert flips(good, tmp_path / "c", [drawn.randrange(8 * len(good)) for _ in range(3000)]) == []
+    rng = random.Random(1)
+    assert flips(good, tmp_path / "c", [rng.randrange(8 * len(good)) for _ in range(3000)]) == []
 
 
 def test_without_the_digest_flipped_weights_would_load(good: bytes, tmp_path: Path):
-    """What the digest is for: safetensors alone takes a flip among the numbers for numbers."""
+    """The digest is needed: safetensors alone accepts flipped bits in the tensors."""
     import safetensors.torch
 
-    drawn = random.Random(2)
+    rng = random.Random(2)
     start = 8 + int.from_bytes(good[:8], "little")
-    taken = 0
+    loaded = 0
     for _ in range(50):
         content = bytearray(good)
-        content[drawn.randrange(start, len(good))] ^= 4
+        content[rng.randrange(start, len(good))] ^= 4
         safetensors.torch.load(bytes(content))
-        taken += 1
-    assert taken == 50
+        loaded += 1
+    assert loaded == 50
 
 
 def test_an_unreadable_file_counts_as_damaged(good: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -120,7 +120,7 @@ def test_an_unreadable_file_counts_as_damaged(good: bytes, tmp_path: Path, monke
 
 
 def test_a_shape_with_many_dimensions_is_refused_quickly(tmp_path: Path):
-    """Their product would be a number of a million digits."""
+    """Their product would have about a million digits."""
     shape = {"dtype": "F32", "shape": [2**61] * 50_000, "data_offsets": [0, 4]}
     (tmp_path / "c").write_bytes(with_header({"__metadata__": META, "a": shape}, b"1234")(tmp_path))
     began = time.monotonic()
@@ -130,7 +130,7 @@ def test_a_shape_with_many_dimensions_is_refused_quickly(tmp_path: Path):
 
 
 class TestFallback:
-    """A damaged last checkpoint: the newest sound one is taken, and everybody is told."""
+    """If the last checkpoint is damaged, the newest valid one is used, with a warning."""
 
     @pytest.fixture
     def folder(self, tmp_path: Path) -> Path:
@@ -138,56 +138,56 @@ class TestFallback:
         return tmp_path / "run"
 
     @staticmethod
-    def spoil(path: Path) -> None:
+    def damage(path: Path) -> None:
         content = bytearray(path.read_bytes())
         content[-1] ^= 1
         path.write_bytes(bytes(content))
 
     def test_damaged_checkpoints_are_reported_and_resume_gives_the_same_bits(self, folder: Path):
-        expected = left(folder)
-        told: list[str] = []
-        self.spoil(folder / "checkpoints" / LAST)
+        expected = run_outputs(folder)
+        warnings: list[str] = []
+        self.damage(folder / "checkpoints" / LAST)
         newest = RunFolder(folder).numbered()[0]
-        self.spoil(newest)
-        found = RunFolder(folder).latest_checkpoint(told.append)
-        assert found[0] == RunFolder(folder).numbered()[1]
-        assert [line.partition(": ")[0] for line in told] == [str(folder / "checkpoints" / LAST), str(newest)]
+        self.damage(newest)
+        path, *_ = RunFolder(folder).latest_checkpoint(warnings.append)
+        assert path == RunFolder(folder).numbered()[1]
+        assert [line.partition(": ")[0] for line in warnings] == [str(folder / "checkpoints" / LAST), str(newest)]
         assert forked(lambda: train(small(folder, epochs=3, keep=3), resume=folder)) == 0
-        assert left(folder) == expected
+        assert run_outputs(folder) == expected
 
     def test_resume_without_a_valid_checkpoint_is_refused(self, folder: Path):
         for path in (folder / "checkpoints").iterdir():
-            self.spoil(path)
+            self.damage(path)
         with pytest.raises(UserError, match="none of its 4 checkpoints is valid"):
             train(small(folder, epochs=3), resume=folder)
 
     def test_a_named_checkpoint_has_no_fallback(self, folder: Path):
         path = folder / "checkpoints" / LAST
-        self.spoil(path)
+        self.damage(path)
         with pytest.raises(UserError, match=r"checkpoints/last\.safetensors: damaged: its SHA-256"):
             train(small(folder, epochs=3), resume=path)
 
 
-# --- hostile ones ---
+# --- malicious files ---
 
 
 class Trap:
-    """What a pickle would run."""
+    """A pickle that creates a file when it is loaded."""
 
-    def __init__(self, sprung: Path) -> None:
-        self.sprung = sprung
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
 
     def __reduce__(self) -> Any:
-        return (Path.touch, (self.sprung,))
+        return (Path.touch, (self.marker,))
 
 
-def pickled(sprung: Path) -> bytes:
-    return pickle.dumps(Trap(sprung))
+def pickled(marker: Path) -> bytes:
+    return pickle.dumps(Trap(marker))
 
 
-def torch_saved(sprung: Path) -> bytes:
+def torch_saved(marker: Path) -> bytes:
     file = io.BytesIO()
-    torch.save({"model": Trap(sprung)}, file)
+    torch.save({"model": Trap(marker)}, file)
     return file.getvalue()
 
 
@@ -199,7 +199,7 @@ def zip_bomb(_: Path) -> bytes:
 
 
 def with_header(header: Any, tail: bytes = b"") -> Callable[[Path], bytes]:
-    """Return a file with a header and a digest that is right."""
+    """Return a function that makes a file with this header and the right digest."""
     raw = header if isinstance(header, bytes) else json.dumps(header, separators=(",", ":")).encode()
     content = len(raw).to_bytes(8, "little") + raw + tail
     return lambda _: content.replace(DIGEST, b'"sha256":"' + hashlib.sha256(content).hexdigest().encode(), 1)
@@ -216,7 +216,7 @@ HUGE = {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("make", "message"),
     [
         (pickled, "damaged or not a checkpoint"),
         (torch_saved, "damaged or not a checkpoint"),
@@ -243,18 +243,18 @@ HUGE = {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}
     ids=range(21),
 )
 def test_a_file_that_is_not_a_checkpoint_runs_no_code_and_is_refused_in_one_line(
-    make: Callable[[Path], bytes], said: str, tmp_path: Path
+    make: Callable[[Path], bytes], message: str, tmp_path: Path
 ):
-    path, sprung = tmp_path / "c", tmp_path / "sprung"
-    path.write_bytes(make(sprung))
-    with pytest.raises(DamagedError, match=said) as error:
+    path, marker = tmp_path / "c", tmp_path / "marker"
+    path.write_bytes(make(marker))
+    with pytest.raises(DamagedError, match=message) as error:
         load_checkpoint(path)
     assert "\n" not in str(error.value)
-    assert not sprung.exists()
+    assert not marker.exists()
 
 
 def test_a_network_larger_than_the_file_is_not_allocated(good: bytes, tmp_path: Path):
-    """With a digest that is right: a configuration of 10^12 weights, tensors of the small net."""
+    """With the right digest: a configuration of 10^12 weights, and the tensors of a small network."""
     state = state_of(good)
     state["config"]["hidden"], state["resolved"]["sizes"] = [10**6, 10**6], [2, 10**6, 10**6, 2]
     path = tmp_path / "c"
@@ -264,7 +264,7 @@ def test_a_network_larger_than_the_file_is_not_allocated(good: bytes, tmp_path: 
 
 
 def test_a_large_file_is_checked_in_little_memory(tmp_path: Path):
-    """A sparse 256 MiB whose header fits it: its digest is taken piece by piece."""
+    """A sparse file of 256 MiB with a matching header: its digest is computed piece by piece."""
     size = 2**28
     header = {"__metadata__": {**META, "state": '{"format": 1}'}, "a": {"dtype": "U8", "shape": [size],
                                                                         "data_offsets": [0, size]}}  # fmt: skip
@@ -299,7 +299,7 @@ def test_a_large_file_is_checked_in_little_memory(tmp_path: Path):
     ids=str,
 )  # fmt: skip
 def test_an_impossible_state_is_refused(change: dict[str, Any], good: bytes, tmp_path: Path):
-    """Each with a digest that is right."""
+    """Each with the right digest."""
     import safetensors.torch
 
     state = {**state_of(good), **change}
@@ -328,10 +328,10 @@ def test_invalid_json_numbers_and_missing_tensors_are_refused(good: bytes, tmp_p
         assert not loads(encode(Checkpoint(fewer, state_of(good))), tmp_path / "c")
     garbage = {**tensors, "generator": torch.zeros_like(tensors["generator"])}
     assert not loads(encode(Checkpoint(garbage, state_of(good))), tmp_path / "c")
-    sound = encode(Checkpoint(tensors, {**state_of(good), "seconds": 123456}))
-    assert loads(sound, tmp_path / "c")
-    header = sound.replace(b"123456", b"   NaN")
-    assert not loads(header, tmp_path / "c")
+    valid = encode(Checkpoint(tensors, {**state_of(good), "seconds": 123456}))
+    assert loads(valid, tmp_path / "c")
+    with_nan = valid.replace(b"123456", b"   NaN")
+    assert not loads(with_nan, tmp_path / "c")
 
 
 @pytest.mark.parametrize("name", ["../../outside", "/etc/outside", "model.0.weight/../../x"])
@@ -345,7 +345,7 @@ def test_a_tensor_name_with_a_path_writes_no_file(name: str, good: bytes, tmp_pa
 
 
 def test_the_run_dir_in_a_checkpoint_is_ignored(run: Path, good: bytes, tmp_path: Path):
-    """A run folder within the configuration is not where anything is written."""
+    """Nothing is written to the run_dir in the configuration of a checkpoint."""
     state = state_of(good)
     state["config"] = {**state["config"], "run_dir": str(tmp_path / "elsewhere")}
     config = TrainConfig()

@@ -1,4 +1,4 @@
-"""TensorBoard: everything a learner asks for is there, in one run."""
+"""TensorBoard: the scalars, histograms, plots and texts of a run, as a real server shows them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ HPARAMS = {"hparam/test_loss", "hparam/test_accuracy"}
 
 
 class Server:
-    """A TensorBoard on loopback."""
+    """A TensorBoard server on the loopback interface."""
 
     def __init__(self, logdir: Path) -> None:
         command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(logdir), "--host", "127.0.0.1"]
@@ -39,7 +39,7 @@ class Server:
             env={**os.environ, "PYTHONWARNINGS": "ignore"},
         )
         assert self.process.stderr is not None
-        for line in self.process.stderr:  # it says its address once it listens
+        for line in self.process.stderr:  # it prints its address when it listens
             found = re.search(r"http://127\.0\.0\.1:\d+", line)
             if found:
                 self.address = found[0]
@@ -47,11 +47,11 @@ class Server:
         raise RuntimeError("TensorBoard did not start")
 
     def get(self, path: str) -> Any:
-        with urllib.request.urlopen(f"{self.address}/data/{path}", timeout=30) as answer:
-            return json.load(answer)
+        with urllib.request.urlopen(f"{self.address}/data/{path}", timeout=30) as response:
+            return json.load(response)
 
     def tags(self, plugin: str) -> dict[str, set[str]]:
-        """Return the tags of each run, once the loader has seen any."""
+        """Return the tags of each run, as soon as the server has loaded any."""
         deadline = time.monotonic() + 60
         while not (runs := self.get(f"plugin/{plugin}/tags")) and time.monotonic() < deadline:
             time.sleep(0.3)
@@ -60,7 +60,7 @@ class Server:
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, Path]]:
-    """Serve three fresh runs: two classes in the plane, numbers, and digits without the costly views."""
+    """Serve three new runs: moons, the sine, and digits without histograms and plots."""
     from deltaprop.training import TrainConfig, train
 
     root = tmp_path_factory.mktemp("runs")
@@ -104,7 +104,7 @@ def test_log_every_0_omits_histograms_and_plots(served: tuple[Server, Path]):
 
 
 def test_each_run_appears_once(served: tuple[Server, Path]):
-    """add_hparams and add_scalars make runs of their own unless held back."""
+    """By default add_hparams and add_scalars would create additional runs."""
     server, _ = served
     assert sorted(server.get("runs")) == ["digits", "moons", "sine"]
 
@@ -129,8 +129,8 @@ def test_hyperparameters_are_in_the_run_itself(served: tuple[Server, Path]):
     request = urllib.request.Request(
         f"{server.address}/data/plugin/hparams/experiment", data=b"{}", headers={"Content-Type": "application/json"}
     )
-    with urllib.request.urlopen(request, timeout=30) as answer:
-        experiment = json.load(answer)
+    with urllib.request.urlopen(request, timeout=30) as response:
+        experiment = json.load(response)
     assert {"lr", "hidden", "activation", "momentum", "batch_size"} <= {h["name"] for h in experiment["hparamInfos"]}
 
 
@@ -143,7 +143,7 @@ def test_log_every_records_the_start_every_n_epochs_and_the_end(run: Callable[..
 
 
 def test_a_new_run_purges_older_events(run: Callable[..., Result]):
-    """A session start at step 0 makes readers drop whatever an earlier writer of the folder left from there on."""
+    """A session start at step 0 makes readers drop the events that an earlier writer left in the folder."""
     from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
     first, *_ = sorted(run().folder.glob("events.out.tfevents.*"))
@@ -152,9 +152,9 @@ def test_a_new_run_purges_older_events(run: Callable[..., Result]):
 
 
 def test_exceptions_in_other_threads_are_still_reported(run: Callable[..., Result], monkeypatch: Any):
-    """Only of the events writer's own thread the traceback is left out, while a run is at work."""
-    heard: list[Any] = []
-    monkeypatch.setattr(threading, "excepthook", heard.append)
+    """During a run only the tracebacks of the event writer's own thread are suppressed."""
+    reported: list[Any] = []
+    monkeypatch.setattr(threading, "excepthook", reported.append)
 
     class Failing(Silent):
         def epoch(self, setup: Any, metrics: dict[str, Any]) -> None:
@@ -163,12 +163,12 @@ def test_exceptions_in_other_threads_are_still_reported(run: Callable[..., Resul
             thread.join()
 
     run(epochs=1, reporter=Failing())
-    assert [arguments.exc_type for arguments in heard] == [ZeroDivisionError]
-    assert threading.excepthook == heard.append
+    assert [arguments.exc_type for arguments in reported] == [ZeroDivisionError]
+    assert threading.excepthook == reported.append
 
 
 def test_layer_statistics_match_the_captured_layers(run: Callable[..., Result], tmp_path: Path):
-    """At epoch 0 each histogram has the count, sum and squares of W, b, a or δ of the untrained net."""
+    """At epoch 0 each histogram has the count, sum and sum of squares of W, b, a or δ of the untrained network."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     from deltaprop.tracing.capture import capture_layers, delta_norm
@@ -176,7 +176,9 @@ def test_layer_statistics_match_the_captured_layers(run: Callable[..., Result], 
     from deltaprop.training.setup import prepare
 
     settings = {"data": "moons", "hidden": (8,), "epochs": 1, "log_every": 1, "seed": 0}
-    events = EventAccumulator(str(run(**settings).folder), size_guidance={"histograms": 0})  # all, not the last
+    events = EventAccumulator(
+        str(run(**settings).folder), size_guidance={"histograms": 0}
+    )  # all histograms, not only the last
     events.Reload()
     setup = prepare(TrainConfig(**settings, run_dir=tmp_path / "other"))
     train = setup.dataset.train
