@@ -1,4 +1,4 @@
-"""Cross-entropy of labels: its derivatives of every order, hooks, exports, refusals."""
+"""Cross-entropy of labels: higher derivatives, hooks, export, and refused labels."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ def test_forward_mode_over_backward(z: Tensor):
     c = F.cross_entropy(z, Y)
     (one,) = torch.autograd.grad(c, z, retain_graph=True)
     with forward_ad.dual_level():
-        given = forward_ad.make_dual(torch.ones_like(c), torch.full_like(c, 3.0))
-        tangent = forward_ad.unpack_dual(torch.autograd.grad(c, z, given)[0]).tangent
+        grad_output = forward_ad.make_dual(torch.ones_like(c), torch.full_like(c, 3.0))
+        tangent = forward_ad.unpack_dual(torch.autograd.grad(c, z, grad_output)[0]).tangent
     torch.testing.assert_close(tangent, 3 * one)  # backward is linear
 
 
 @pytest.mark.parametrize("graph", [False, True])
 def test_a_hook_on_the_logits_is_called_once(z: Tensor, graph: bool):
-    """Also where a graph of the gradient is asked for."""
+    """With and without create_graph."""
     logits = 2 * z
     seen: list[Tensor] = []
     logits.register_hook(seen.append)
@@ -61,7 +61,7 @@ def test_a_hook_on_the_logits_is_called_once(z: Tensor, graph: bool):
 
 
 def test_logits_may_be_modified_in_place_after_the_loss(z: Tensor):
-    """Log p is kept, not z: as by PyTorch."""
+    """As in PyTorch, log p is saved and not z."""
     (expected,) = torch.autograd.grad(F.cross_entropy(2 * z, Y), z)
     logits = 2 * z
     c = F.cross_entropy(logits, Y)
@@ -71,7 +71,7 @@ def test_logits_may_be_modified_in_place_after_the_loss(z: Tensor):
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_export_with_a_dynamic_batch_size():
-    """No question about a size becomes a guard."""
+    """No check of a size becomes a guard."""
 
     class Loss(torch.nn.Module):
         def forward(self, z: Tensor, y: Tensor) -> Tensor:

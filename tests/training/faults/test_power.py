@@ -132,7 +132,7 @@ def test_after_every_operation_the_last_checkpoint_is_an_old_or_a_new_one(
 def test_resume_after_a_power_failure_gives_the_same_bits(
     recorded_run: tuple[Path, Log, dict[str, Any]], tmp_path: Path
 ):
-    """From a draw of what may be run_outputs after the cut, at every tenth operation."""
+    """From random disk contents after a failure at every tenth operation."""
     folder, log, settings = recorded_run
     rng = random.Random(1)
     for number in range(0, len(log) + 1, 10):
