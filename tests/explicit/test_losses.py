@@ -1,4 +1,4 @@
-"""The losses within the driver: ∂C/∂a of each batch, and the mean of C over an epoch."""
+"""The losses in the explicit driver: ∂C/∂a of each batch, and the mean of C over an epoch."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ CASES: list[tuple[str, dict[str, Any]]] = [
 
 
 def reference(name: str, options: dict[str, Any], a: Tensor, y: Tensor) -> Tensor:
-    """Return C by PyTorch alone."""
-    theirs = torch.nn.functional
+    """Return C computed by PyTorch."""
+    functional = torch.nn.functional
     if name == "quadratic_loss":
-        return theirs.mse_loss(a, y, reduction="sum") / (2 * len(a))
+        return functional.mse_loss(a, y, reduction="sum") / (2 * len(a))
     if name == "binary_cross_entropy_per_sample":
-        return theirs.binary_cross_entropy_with_logits(a, y, reduction="sum") / len(a)
-    c: Tensor = getattr(theirs, name)(a, y, **options)
+        return functional.binary_cross_entropy_with_logits(a, y, reduction="sum") / len(a)
+    c: Tensor = getattr(functional, name)(a, y, **options)
     return c
 
 
@@ -59,15 +59,15 @@ def losses_of(name: str, options: dict[str, Any]) -> LossSpec:
 
 
 def compare(name: str, options: dict[str, Any], a: Tensor, y: Tensor) -> None:
-    """Compare C and ∂C/∂a of each batch with PyTorch's, the targets being made ready for all batches at once."""
+    """Compare C and ∂C/∂a of each batch with PyTorch's; the targets are prepared for all batches at once."""
     loss = losses_of(name, options).on_targets(y)
     by_batch = zip(*[t.split(N) for t in loss.targets(y, torch.empty_like(a))], strict=True)
-    for part, ready, target in zip(a.split(N), by_batch, y.split(N), strict=True):
+    for part, prepared, target in zip(a.split(N), by_batch, y.split(N), strict=True):
         part = part.clone().requires_grad_()
         expected = reference(name, options, part, target)
-        c, saved = loss.forward(part.detach(), ready[0])
+        c, saved = loss.forward(part.detach(), prepared[0])
         torch.testing.assert_close(c, expected.detach(), rtol=1e-13, atol=1e-14)
-        grad_a = loss.grad_input(saved, ready)
+        grad_a = loss.grad_input(saved, prepared)
         torch.testing.assert_close(grad_a, torch.autograd.grad(expected, part)[0], rtol=1e-13, atol=1e-14)
 
 
@@ -92,7 +92,7 @@ def test_class_probabilities():
 
 
 def test_an_impossible_class_does_not_affect_the_others():
-    """A logit of −∞ at a class that is not the label's: C is finite, as PyTorch's; 0 · (−∞) would be NaN."""
+    """With a logit of −∞ for another class C is finite, as in PyTorch; 0 · (−∞) would be NaN."""
     z, y = torch.randn(2 * N, OUTPUTS, dtype=F64), torch.arange(2 * N) % 2
     z[:, 2] = -torch.inf
     compare("cross_entropy", {}, z, y)
@@ -111,7 +111,7 @@ def test_logits_of_800_do_not_overflow():
 
 
 class Fixed:
-    """Learns nothing, η being 0: the mean of C over an epoch is then C of all rows at once."""
+    """A trainer with η = 0, so that the mean of C over an epoch is C of all rows at once."""
 
     def __init__(self, loss: Any, outputs: int = OUTPUTS, dtype: torch.dtype = F64) -> None:
         self.model = dp.MLP([5, outputs], dtype=dtype)
@@ -123,16 +123,16 @@ class Fixed:
 
 
 class TestEpochMean:
-    """Each sample counts once, in whatever batch it is: by its class weight, and not at all where it is ignored."""
+    """Each sample counts once, by its class weight, whatever its batch; ignored samples do not count."""
 
     @pytest.mark.parametrize("batch_size", [1, 8, 23, 40])
     @pytest.mark.parametrize(
         ("name", "options"), [case for case in CASES if case[1].get("reduction") != "sum"], ids=str
     )
     def test_the_mean_equals_the_loss_of_all_rows(self, name: str, options: dict[str, Any], batch_size: int):
-        """23 rows; in batches of one some have a class of weight 0 or an ignored label, where C is NaN.
+        """23 rows; in batches of one row C is NaN if the class has weight 0 or the label is ignored.
 
-        (With a weight of 0 and smoothing C would be infinite there, by PyTorch too, and so the mean is not to be had.)
+        (With a weight of 0 and smoothing C would be infinite there, also in PyTorch, and the mean undefined.)
         """
         if {"weight", "label_smoothing"} <= options.keys():
             options = {**options, "weight": 0.25 + WEIGHT}
@@ -143,7 +143,7 @@ class TestEpochMean:
         net.assert_mean(expected, x, y, batch_size, order=torch.randperm(23))
 
     def test_batches_with_more_and_fewer_ignored_labels(self):
-        """4, 1, 0 and 3 of 4 labels count. By batches of equal rights, the mean would be another."""
+        """4, 1, 0 and 3 of 4 labels count. With equal weights of the batches the mean would be different."""
         net = Fixed("cross_entropy")
         x = torch.randn(16, 5, dtype=F64)
         y = torch.tensor([0, 1, 2, 3, *[-100, -100, 2, -100], *[-100] * 4, *[1, -100, 0, 2]])
@@ -158,7 +158,7 @@ class TestEpochMean:
         assert net.trainer.epoch(torch.randn(4, 5, dtype=F64), torch.full((4,), -100), 2).isnan()
 
     def test_with_reduction_sum_it_is_the_mean_of_the_sums(self):
-        """Sums of 2, 2 and 1 rows, each as often as it has rows."""
+        """Sums over batches of 2, 2 and 1 rows, weighted by their rows."""
         net = Fixed(partial(F.mse_loss, reduction="sum"))
         x, y = torch.randn(5, 5, dtype=F64), torch.randn(5, OUTPUTS, dtype=F64)
         parts = zip(net.model(x).split(2), y.split(2), strict=True)
@@ -166,7 +166,7 @@ class TestEpochMean:
         net.assert_mean(expected, x, y, 2)
 
     def test_a_nan_step_makes_the_mean_nan(self):
-        """What blows up is told; only a batch without labels that count is left out."""
+        """Divergence shows in the mean; only a batch in which every label is ignored is left out."""
         net = Fixed("cross_entropy")
         x, y = torch.randn(8, 5, dtype=F64), torch.arange(8) % OUTPUTS
         x[3] = torch.nan
@@ -175,7 +175,7 @@ class TestEpochMean:
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_a_batch_of_ignored_labels_has_a_gradient_of_0(momentum: float):
-    """C is NaN, as PyTorch's, but no parameter is; with momentum, v goes on by what is left of it."""
+    """C is NaN, as in PyTorch, but no parameter is; with momentum v decays and is applied as usual."""
     model = dp.MLP([5, 3, OUTPUTS], dtype=F64)
     sgd = dp.SGD(model.parameters(), lr=0.1, momentum=momentum)
     trainer = dp.ExplicitTrainer(model, "cross_entropy", sgd)
@@ -208,7 +208,7 @@ def test_the_number_of_targets_prepared_at_once_changes_no_bit(
 
 
 class TestInvalidOptions:
-    """What would broadcast wrongly, or fail on the last, smaller batch, is refused before anything is trained."""
+    """Options that would broadcast wrongly, or fail on the smaller last batch, are refused before any update."""
 
     @staticmethod
     def train(loss: str, options: dict[str, Any], y: Tensor) -> None:
@@ -227,15 +227,15 @@ class TestInvalidOptions:
             self.train("cross_entropy", {"weight": weight}, torch.tensor([0, 1, 2]))
 
     @pytest.mark.parametrize(
-        ("loss", "weight", "said"),
+        ("loss", "weight", "message"),
         [
             ("cross_entropy", [1.0, 2.0, 3.0], r"weight must hold one number a class, \[3\] of torch.float32, got \[1"),
             ("binary_cross_entropy_with_logits", 2.0, r"weight must be a tensor, \[3\], got 2\.0"),
         ],
     )
-    def test_weights_that_are_not_a_tensor(self, loss: str, weight: Any, said: str):
+    def test_weights_that_are_not_a_tensor(self, loss: str, weight: Any, message: str):
         y = torch.arange(3) if loss == "cross_entropy" else torch.ones(5, 3)
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             self.train(loss, {"weight": weight}, y)
 
     @pytest.mark.parametrize("name", ["weight", "pos_weight"])
