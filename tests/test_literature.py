@@ -1,4 +1,4 @@
-"""The table of the literature: every recipe is one, and what is told of runs is what they gave."""
+"""The table of published results: recipes, reported numbers, and the benchmark's result file."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ from tests.data.conftest import MNIST as MNIST_FOLDER
 
 
 def test_every_recipe_is_in_the_table_and_every_row_has_one():
-    recipes = [*(found.recipe for found in PUBLISHED), *SPEEDS]
+    recipes = [*(row.recipe for row in PUBLISHED), *SPEEDS]
     assert sorted(path.stem for path in RECIPES.glob("*.toml")) == sorted(recipes)
 
 
-@pytest.mark.parametrize("name", [*(found.recipe for found in PUBLISHED), *SPEEDS])
+@pytest.mark.parametrize("name", [*(row.recipe for row in PUBLISHED), *SPEEDS])
 def test_a_recipe_is_a_valid_configuration(name: str):
     TrainConfig(**read_toml(RECIPES / f"{name}.toml")).validate()
 
 
-@pytest.mark.parametrize("name", [*(found.recipe for found in PUBLISHED), *SPEEDS])
+@pytest.mark.parametrize("name", [*(row.recipe for row in PUBLISHED), *SPEEDS])
 def test_a_recipe_names_the_published_result_and_its_source(name: str):
-    """The figures of its row in the table, and their source."""
+    """The comment has the numbers of its row in the table, and their source."""
     comment = (RECIPES / f"{name}.toml").read_text().split("\nhidden")[0]
-    row = {found.recipe: ((f"{found.figure:g}",), found.source) for found in PUBLISHED}
-    figures, source = row[name] if name in row else (SPEEDS[name], "chapter 5")
+    published = {row.recipe: ((f"{row.figure:g}",), row.source) for row in PUBLISHED}
+    figures, source = published[name] if name in published else (SPEEDS[name], "chapter 5")
     assert comment.startswith("# ")
     for word in (*figures, *source.partition(",")[0].split()):
         assert word in comment, word
 
 
 def test_the_table_shows_mean_range_and_time_to_accuracy():
-    """Two runs of three epochs of 2 s: one is at 95 % after 4 s, the other never."""
+    """Two runs of three epochs of 2 s: one reaches 95 % after 4 s, the other never."""
     runs: list[dict[str, Any]] = [
         {"val_accuracy": [0.5] * 3, "test_accuracy": [0.9, 0.95, 0.96], "seconds": [2.0] * 3},
         {"val_accuracy": [0.5] * 3, "test_accuracy": [0.9, 0.91, 0.92], "seconds": [2.0] * 3},
@@ -62,7 +62,7 @@ def test_the_speed_table_summarizes_all_draws():
 
 
 def test_a_speed_is_the_norm_of_the_bias_gradient(monkeypatch: pytest.MonkeyPatch):
-    """By autograd through PyTorch's own modules, over the first of the 1000 training images."""
+    """Compared with autograd and PyTorch's own modules, on 50 training images."""
     if not MNIST_FOLDER.is_dir():
         pytest.skip("needs the MNIST files in ../shared/data/mnist")
     monkeypatch.setattr(literature, "DRAWS", 1)
@@ -76,11 +76,11 @@ def test_a_speed_is_the_norm_of_the_bias_gradient(monkeypatch: pytest.MonkeyPatc
     (torch.nn.functional.binary_cross_entropy_with_logits(z, y.to(z), reduction="sum") / 50).backward()
     norms = [float(twin[place].bias.grad.norm()) for place in (0, 2)]  # type: ignore[index, union-attr]
     assert [first, second] == pytest.approx(norms, rel=1e-5)
-    assert first < second  # it vanishes
+    assert first < second  # the gradient vanishes
 
 
 def test_the_page_keeps_the_text_around_the_table(tmp_path: Any, monkeypatch: pytest.MonkeyPatch):
-    """And gets table, command and picture in the place of the old ones."""
+    """Table, command and picture replace the old ones."""
     page, picture = tmp_path / "results.md", tmp_path / "results.png"
     page.write_text("before\n<!-- table -->\nold\n<!-- end of table -->\nafter\n")
     monkeypatch.setattr(literature, "PAGE", page)
@@ -94,12 +94,12 @@ def test_the_page_keeps_the_text_around_the_table(tmp_path: Any, monkeypatch: py
         assert text.endswith("<!-- end of table -->\nafter\n")
         assert "old" not in text
         assert text.count("| 96.00 (96.00 to 96.00) |") == text.count("`python -m benchmarks.literature") == 1
-        assert "a version." in text  # by what the runs were trained, not by what the page is written
+        assert "a version." in text  # the version that trained the runs, not the one that writes the page
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
 class Trained:
-    """Stands in for training: notes what is asked for, and fails where it is told to."""
+    """A stand-in for training: records the seeds, and fails for one of them."""
 
     def __init__(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.path, self.seeds, self.fails = path, [], -1
@@ -108,14 +108,14 @@ class Trained:
 
     seeds: list[int]
 
-    def train(self, found: Published, seed: int, data: str) -> dict[str, Any]:
+    def train(self, published: Published, seed: int, data: str) -> dict[str, Any]:
         self.seeds.append(seed)
         if seed == self.fails:
             raise SystemExit("no")
         return {"val_accuracy": [0.5], "test_accuracy": [0.9], "seconds": [1.0]}
 
     def __call__(self, *more: str, data: str = "one") -> list[int]:
-        """Return the seeds that a call trains."""
+        """Run the benchmark; return the seeds that it trains."""
         self.seeds.clear()
         words = [data, "--recipes", PUBLISHED[0].recipe, "--results", str(self.path), *more]
         assert literature.main(words) == 0

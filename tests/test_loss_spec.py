@@ -1,4 +1,4 @@
-"""What a loss may be given as, what is refused, and how batches count; new rows of the tables train by every driver."""
+"""The accepted forms of a loss, refused losses, the weights of batches, and training with new rows of the tables."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ F64 = torch.float64
 WEIGHT = torch.tensor([0.5, 1.0, 2.0], dtype=F64)
 OF_TORCH = [name for name in LOSSES if hasattr(nn.functional, name)]
 
-# Every loss module of torch.nn that has an equal here, with each of its options.
+# Every loss module of torch.nn that is supported, with each of its options.
 MODULES: list[tuple[nn.Module, str, dict[str, Any]]] = [
     (nn.CrossEntropyLoss(), "cross_entropy", {}),
     (nn.CrossEntropyLoss(WEIGHT), "cross_entropy", {"weight": WEIGHT}),
@@ -50,17 +50,17 @@ MODULES: list[tuple[nn.Module, str, dict[str, Any]]] = [
 
 
 def assert_is(loss: Any, name: str, **options: Any) -> None:
-    """Assert that a loss is read as this one, with these options and the defaults of the others."""
+    """Assert that ``parse_loss`` gives this loss, with these options and defaults for the others."""
     spec = parse_loss(loss)
     assert spec.name == name
     assert spec.definition is LOSSES[name]
     for option, default in LOSSES[name].options().items():
-        expected, given = options.get(option, default), spec.options.get(option, default)
-        assert given is expected if isinstance(expected, Tensor) else given == expected, option
+        expected, actual = options.get(option, default), spec.options.get(option, default)
+        assert actual is expected if isinstance(expected, Tensor) else actual == expected, option
 
 
 class TestForms:
-    """A function, its equal of PyTorch's, a name, a partial, a module of torch.nn: all are one loss."""
+    """A function, PyTorch's function of the same name, a name, a partial and a module of torch.nn are equivalent."""
 
     @pytest.mark.parametrize("name", LOSSES)
     def test_a_function(self, name: str):
@@ -129,7 +129,7 @@ class TestForms:
 
 class TestRefusals:
     @pytest.mark.parametrize(
-        ("loss", "said"),
+        ("loss", "message"),
         [
             ("cross_entrpy", r"unknown loss 'cross_entrpy': did you mean 'cross_entropy'\? \(known: cross_entropy, "),
             ("cross-entropi", r"unknown loss 'cross-entropi': did you mean 'cross_entropy'\?"),
@@ -143,12 +143,12 @@ class TestRefusals:
         ],
         ids=lambda value: value if isinstance(value, str) else getattr(value, "__name__", repr(value)),
     )
-    def test_an_unsupported_loss(self, loss: Any, said: str):
-        with pytest.raises(UserError, match=said):
+    def test_an_unsupported_loss(self, loss: Any, message: str):
+        with pytest.raises(UserError, match=message):
             parse_loss(loss)
 
     def test_a_subclass_of_a_pytorch_loss(self):
-        """What it adds is not known."""
+        """The changes of a subclass are unknown, so it is refused."""
 
         class Mine(nn.MSELoss):
             def forward(self, input: Tensor, target: Tensor) -> Tensor:
@@ -158,7 +158,7 @@ class TestRefusals:
             parse_loss(Mine())
 
     @pytest.mark.parametrize(
-        ("loss", "said"),
+        ("loss", "message"),
         [
             (partial(F.mse_loss, smoothing=1), "mse_loss has no option 'smoothing'; it has reduction, weight"),
             (
@@ -170,8 +170,8 @@ class TestRefusals:
         ],
         ids=lambda value: value if isinstance(value, str) else value.func.__name__,
     )
-    def test_an_unknown_option(self, loss: Any, said: str):
-        with pytest.raises(UserError, match=said):
+    def test_an_unknown_option(self, loss: Any, message: str):
+        with pytest.raises(UserError, match=message):
             parse_loss(loss)
 
     @pytest.mark.parametrize("reduction", ["none", None, "average"])
@@ -206,7 +206,7 @@ class TestRefusals:
 
 
 class TestCount:
-    """How much a batch counts in the mean of several: what its own mean counts, in samples."""
+    """The weight of a batch in the mean over batches: the number of samples in its own mean."""
 
     A = torch.zeros(4, 3, dtype=F64)
     Y = torch.tensor([0, 2, 2, -100])
@@ -217,7 +217,7 @@ class TestCount:
 
     @pytest.mark.parametrize("loss", [name for name in LOSSES if name != "cross_entropy"])
     def test_regression_targets_count_as_rows(self, loss: str):
-        """Though the mean of mse is over 12 entries."""
+        """Although the mean of mse is over 12 entries."""
         assert self.count(loss, self.A) == 4
 
     def test_class_probabilities_count_as_rows(self):
@@ -238,7 +238,7 @@ class TestCount:
 
 
 class TestOnTargets:
-    """Where no label is ignored, nothing looks for one at each step."""
+    """If no label is ignored, steps need not check for ignored labels."""
 
     def test_without_ignored_labels_ignore_index_is_dropped(self):
         spec = parse_loss(partial(F.cross_entropy, weight=WEIGHT, label_smoothing=0.1))
@@ -261,12 +261,12 @@ class TestOnTargets:
         spec = parse_loss(partial(F.cross_entropy, **options))
         a, y = torch.randn(5, 3, dtype=F64), torch.tensor([0, 2, 1, 1, 0])
 
-        def results(of: LossSpec) -> list[Any]:
-            c, saved = of.forward(a, y)
+        def results(loss: LossSpec) -> list[Any]:
+            c, saved = loss.forward(a, y)
             return [
                 c,
-                of.grad_input(saved, of.targets(y, saved)),
-                torch.as_tensor(of.count(a, of.targets(y, a))).to(F64),
+                loss.grad_input(saved, loss.targets(y, saved)),
+                torch.as_tensor(loss.count(a, loss.targets(y, a))).to(F64),
             ]
 
         torch.testing.assert_close(results(spec.on_targets(y)), results(spec), rtol=1e-14, atol=1e-15)
@@ -329,7 +329,7 @@ class LogCosh(core.ElementwiseLoss):
 
 @pytest.fixture
 def rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Add three activations and a loss, each by one row."""
+    """Add three activations and a loss, one row each."""
     for name, definition in (("softsign", Softsign), ("cauchy", Cauchy), ("normalised", Normalised)):
         monkeypatch.setitem(core.ACTIVATIONS, name, definition)
     monkeypatch.setitem(core.LOSSES, "log_cosh", LogCosh)
@@ -337,7 +337,7 @@ def rows(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("rows")
 class TestNewRows:
-    """A class and a row is all that a driver needs."""
+    """A driver needs only a class and a row of the table."""
 
     @pytest.mark.parametrize("activation", ["softsign", "cauchy", "normalised"])
     @pytest.mark.parametrize(
@@ -346,7 +346,7 @@ class TestNewRows:
         ids=str,
     )
     def test_new_rows_train_with_both_drivers(self, activation: str, loss: str, options: dict[str, Any]):
-        """Beside PyTorch's derivatives of the same formulas, to 10⁻¹² in float64."""
+        """They agree with PyTorch's derivatives of the same formulas to 10⁻¹² in float64."""
         x, y = torch.randn(23, 5, dtype=F64), targets(loss, 23, 3)
         ours = dp.MLP([5, 7, 6, 3], activation, dtype=F64)
         tape, theirs = copy.deepcopy(ours), copy.deepcopy(ours)
@@ -374,14 +374,14 @@ class TestNewRows:
         ours, tape = (dp.SGD(m.parameters(), lr=0.1) for m in (model, twin))
         trainer = dp.ExplicitTrainer(model, "log_cosh", ours)
         x, y = torch.randn(23, 5, dtype=F64), torch.randn(23, 3, dtype=F64)
-        for c in (0.5, 2.0):  # and it may be changed, as of any
+        for c in (0.5, 2.0):  # and it may be changed
             model[1].c = twin[1].c = c
             trainer.epoch(x, y, 8)
             by_autograd(twin, parse_loss("log_cosh"), tape, x, y, 8)
         assert_same(model, twin, ours, tape)
 
     def test_pytorchs_module_of_the_same_name_is_supported(self):
-        """What torch.nn calls Softsign has an equal here now, and trains; PyTorch's autograd is the reference."""
+        """torch.nn.Softsign is now supported and trains; PyTorch's autograd is the reference."""
         model = nn.Sequential(nn.Linear(5, 7), nn.Softsign(), nn.Linear(7, 3)).to(F64)
         twin = copy.deepcopy(model)
         ours, tape = (dp.SGD(m.parameters(), lr=0.1) for m in (model, twin))
@@ -416,7 +416,7 @@ def test_a_removed_row_is_unknown_again():
 
 
 def reference(loss: str, options: dict[str, Any]) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return a loss of PyTorch's operations; a partial, so that one sees what its options are."""
+    """Return a loss of PyTorch operations, as a partial with its options."""
 
     def log_cosh(a: Tensor, y: Tensor, *, sharpness: float = 1.0, reduction: str = "mean") -> Tensor:
         entries = LogCosh.value(a, y, sharpness)

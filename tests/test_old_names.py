@@ -11,7 +11,7 @@ import deltaprop as dp
 from deltaprop._old_names import MOVED
 
 _ACTIVATIONS = "ELU GELU Identity LeakyReLU LogSoftmax ReLU SiLU Sigmoid Softmax Softplus Step Tanh"
-PUBLIC = {  # what version 0.1 had there
+PUBLIC = {  # the public names of version 0.1
     "modules": f"{_ACTIVATIONS} Activation Linear MLP activation_module from_torch to_torch",
     "initialization": "INITS initialize",
     "perceptron": "Perceptron PerceptronFit",
@@ -60,7 +60,7 @@ def test_an_old_path_gives_the_same_class():
     from deltaprop.modules import MLP
 
     assert MLP is dp.MLP
-    assert dp.modules.MLP is dp.MLP  # as an attribute of the package
+    assert dp.modules.MLP is dp.MLP  # also as an attribute of the package
 
 
 def test_the_warning_points_to_the_import_line():

@@ -1,4 +1,4 @@
-"""An addition is a class and a row: everything else finds it there."""
+"""A new activation, loss or table format needs only a class and a row of a table."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class LogCosh(core.ElementwiseLoss):
 
 @pytest.fixture
 def rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An activation and a loss, each a class and a row."""
+    """Add an activation and a loss, each a class and a row."""
     monkeypatch.setitem(core.ACTIVATIONS, "mish", Mish)
     monkeypatch.setitem(core.LOSSES, "log_cosh_loss", LogCosh)
 
@@ -97,7 +97,7 @@ def test_a_trace_shows_the_formulas_of_new_rows():
 
 
 class Semicolons(CsvTable):
-    """A table whose cells are parted by semicolons, whatever is asked for."""
+    """A table whose cells are always separated by semicolons."""
 
     @classmethod
     def open(cls, path: Path, delimiter: str = "auto", **options: Any) -> CsvTable:  # type: ignore[override]

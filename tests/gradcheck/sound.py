@@ -1,4 +1,4 @@
-"""Correct Functions of many styles: none of them may raise an alarm."""
+"""Correct Functions of many styles: no check may fail, but the listed ones."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class Sound:
 
     Attributes:
         op: The function.
-        inputs: To try it on.
-        name: Of the style.
-        alarms: The checks that find fault with it, and are right.
+        inputs: Its inputs in the test.
+        name: The name of the style.
+        alarms: The checks that rightly fail.
     """
 
     op: Any
@@ -33,12 +33,12 @@ class Sound:
     alarms: frozenset[str] = frozenset()
 
 
-torch.manual_seed(0)  # of the nets below, whatever was drawn before this module was imported
+torch.manual_seed(0)  # the networks below do not depend on earlier random numbers
 SOUND: list[Sound] = []
 
 
 def sound(inputs: tuple[Any, ...] = X, alarms: tuple[str, ...] = ()) -> Any:
-    """Put a function on the list."""
+    """Add a function to ``SOUND``."""
 
     def put(op: Any) -> Any:
         SOUND.append(Sound(op, inputs, op.__name__, frozenset(alarms)))
@@ -90,7 +90,7 @@ class SetupContext(Function):
 
 @sound()
 class Once(Function):
-    """once_differentiable: it says that there is no second derivative."""
+    """once_differentiable: there is no second derivative."""
 
     @staticmethod
     def forward(ctx, x):
@@ -121,7 +121,7 @@ class TwoOutputs(Function):
 
 @sound()
 class IndexOutput(Function):
-    """An output without a gradient: the maximum's place."""
+    """An output without a gradient: the index of the maximum."""
 
     @staticmethod
     def forward(ctx, x):
@@ -140,7 +140,7 @@ class IndexOutput(Function):
 
 @sound((normal(4, 3), None))
 class OptionalInput(Function):
-    """None for an input that may be left out."""
+    """None for an optional input."""
 
     @staticmethod
     def forward(ctx, x, bias):
@@ -170,7 +170,7 @@ class IntegerInput(Function):
 
 @sound((normal(4, 3), 2.5, "up"))
 class ConstantInputs(Function):
-    """Numbers and words among the arguments."""
+    """Numbers and strings among the arguments."""
 
     @staticmethod
     def forward(ctx, x, scale, way):
@@ -197,7 +197,7 @@ class ReturnsAView(Function):
 
 @sound()
 class InPlace(Function):
-    """Written in place, and said so by mark_dirty."""
+    """An in-place operation, marked by mark_dirty."""
 
     @staticmethod
     def forward(ctx, x):
@@ -214,7 +214,7 @@ class InPlace(Function):
 
 @sound(AFFINE)
 class SkipsWhatNobodyNeeds(Function):
-    """needs_input_grad heeded."""
+    """Uses needs_input_grad."""
 
     @staticmethod
     def forward(ctx, a, weight, bias):
@@ -235,7 +235,7 @@ class SkipsWhatNobodyNeeds(Function):
 
 @sound((normal(4, 3), normal(3)))
 class Broadcasts(Function):
-    """A bias that is broadcast, and summed back."""
+    """A bias that is broadcast; its gradient is summed."""
 
     @staticmethod
     def forward(ctx, x, bias):
@@ -249,7 +249,7 @@ class Broadcasts(Function):
 
 @sound()
 class DoesNotMaterialize(Function):
-    """None for an output that nobody used."""
+    """None as the gradient of an unused output."""
 
     @staticmethod
     def forward(ctx, x):
@@ -264,7 +264,7 @@ class DoesNotMaterialize(Function):
 
 @sound()
 class HiddenOutput(Function):
-    """What backward needs as an output of its own, so that it has a graph."""
+    """An additional output for backward, so that it has a graph."""
 
     @staticmethod
     def forward(ctx, x):
@@ -280,7 +280,7 @@ class HiddenOutput(Function):
 
 @sound((normal(4, 3), normal(3, 4)))
 class Constant(Function):
-    """An input that does not matter, and says so."""
+    """A gradient of None for an input on which the output does not depend."""
 
     @staticmethod
     def forward(ctx, x, unused):
@@ -307,26 +307,26 @@ class Straight(Function):
 
 @sound()
 def plain_function(x: Tensor) -> Tensor:
-    """Not custom at all."""
+    """A function without a custom Function."""
     return torch.tanh(x) * x.softmax(-1)
 
 
 @sound(([normal(4, 3), normal(4, 3)],))
 def of_a_list(tensors: list[Tensor]) -> dict[str, Tensor]:
-    """Tensors in a list, and out in a dictionary."""
+    """Tensors in a list, results in a dictionary."""
     first, second = tensors
     return {"sum": first + second, "product": first * second}
 
 
 @sound()
 def with_dropout(x: Tensor) -> Tensor:
-    """What it draws at random is the same at every call of the check."""
+    """Random numbers are the same at every call of a check."""
     return torch.nn.functional.dropout(x, 0.5) * x
 
 
 @sound((torch.tensor([[1e-3, 2e-4], [5e-4, 3e-3]], dtype=torch.float64),))
 def steep(x: Tensor) -> Tensor:
-    """A curve that bends within h."""
+    """A function with high curvature within h."""
     return 1 / x + x.log()
 
 
@@ -338,7 +338,7 @@ def at_a_kink(x: Tensor) -> Tensor:
 
 @sound((normal(4, 4), normal(4, 4)))
 def square(x: Tensor, weight: Tensor) -> Tensor:
-    """As many rows as samples."""
+    """A square weight with as many rows as samples."""
     return F.linear(x, weight)
 
 
@@ -350,12 +350,12 @@ def of_complex_numbers(x: Tensor) -> Tensor:
 
 @sound((torch.zeros(0, 3, dtype=torch.float64),))
 def of_no_samples(x: Tensor) -> Tensor:
-    """Nothing to try."""
+    """An empty result."""
     return x.sin()
 
 
 class Checkpointed(nn.Module):
-    """Its layer is called again in backward; the second call must see the same parameters."""
+    """Its layer is called again in backward, with the same parameters."""
 
     def __init__(self, use_reentrant: bool = False) -> None:
         super().__init__()

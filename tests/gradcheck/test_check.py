@@ -1,4 +1,4 @@
-"""``check_gradients`` finds every planted mistake by the check that should, and none in correct code."""
+"""``check_gradients`` detects every planted mistake with the expected check, and accepts correct code."""
 
 from __future__ import annotations
 
@@ -81,25 +81,25 @@ def test_every_op_of_the_library_passes(op: Any, inputs: tuple[Any, ...]):
     assert report.errors == report.warnings == [], str(report)
 
 
-# PyTorch's own examples that are wrong, or wrong on purpose, and by which checks.
+# PyTorch's own examples with wrong gradients, some intended, and the checks that fail.
 EXPLAINED = {
     "NumpyCubeNotComposableAutogradFunction": {"values", "grad_output", "linear"},  # its backward ignores grad_output
     "CubeGenVmapAutogradFunction": {"values", "linear", "second"},  # adds 6 dx without grad_saved
-    "ScaleGradGenVmapAutogradFunction": {"values", "jvp"},  # scales the gradient on purpose
-    "ZeroGradientsGenVmapAutogradFunction": {"values", "jvp", "one_sample", "shapes"},  # is 0 on purpose
-    "NumpySortAutogradFunction": {"values", "jvp", "one_sample", "three_dimensions"},  # forward gives x unsorted
+    "ScaleGradGenVmapAutogradFunction": {"values", "jvp"},  # scales the gradient, intended
+    "ZeroGradientsGenVmapAutogradFunction": {"values", "jvp", "one_sample", "shapes"},  # is 0, intended
+    "NumpySortAutogradFunction": {"values", "jvp", "one_sample", "three_dimensions"},  # forward returns x unsorted
     # These return gradients that are broadcast.
     "NumpyMulAutogradFunction": {"shapes"},
     "MulGenVmapAutogradFunction": {"shapes"},
 }
-IN_NUMPY = {"vmap"}  # nothing maps over NumPy, which is a warning
+IN_NUMPY = {"vmap"}  # vmap does not work with NumPy, which is a warning
 
 
 @pytest.mark.parametrize(
     "most", [1, pytest.param(None, marks=pytest.mark.slow)], ids=["on a sample of each", "on all samples"]
 )
 def test_pytorchs_own_examples(most: int | None, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(torch.backends, "disable_global_flags", lambda: None)  # for all tests that come after it
+    monkeypatch.setattr(torch.backends, "disable_global_flags", lambda: None)  # it would affect all later tests
     db = pytest.importorskip("torch.testing._internal.autograd_function_db", exc_type=ImportError)
     for op in db.autograd_function_db:
         for sample in itertools.islice(op.sample_inputs("cpu", torch.float64, requires_grad=True), most):
@@ -111,7 +111,7 @@ def test_pytorchs_own_examples(most: int | None, monkeypatch: pytest.MonkeyPatch
 
 
 class Straight(Function):
-    """A straight-through estimator: wrong on purpose."""
+    """A straight-through estimator: its gradient is wrong intentionally."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -123,7 +123,7 @@ class Straight(Function):
 
 
 class Single(Function):
-    """A kernel that has float32 alone."""
+    """A kernel that supports float32 only."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -229,7 +229,7 @@ class TestReport:
         (unsummed,) = [bug for bug in BUGS if bug.check == "shapes"]
         only_shapes = set(CHECKS) - {"shapes"}
         assert_gradients(unsummed.op, AFFINE, skip=only_shapes)
-        for no_warnings in ({"allow_warnings": False}, {"warnings": False}):  # the latter as in version 0.1
+        for no_warnings in ({"allow_warnings": False}, {"warnings": False}):  # the latter is the name of version 0.1
             with pytest.raises(AssertionError, match="direct calls of backward do not"):
                 assert_gradients(unsummed.op, AFFINE, skip=only_shapes, **no_warnings)
 
@@ -246,7 +246,7 @@ def test_a_sparse_gradient_is_treated_as_dense():
 
 class TestRefusals:
     @pytest.mark.parametrize(
-        ("fn", "inputs", "options", "said"),
+        ("fn", "inputs", "options", "message"),
         [
             (torch.sin, (torch.arange(3),), {}, "sin has no input to differentiate"),
             (torch.mm, (normal(4, 3), normal(4, 3)), {}, "mm raises on these inputs in torch.float64: RuntimeError"),
@@ -257,8 +257,8 @@ class TestRefusals:
             (torch.sin, X, {"dtype": torch.float32}, "differences in torch.float32 are too inaccurate"),
         ],
     )
-    def test_errors_are_one_line(self, fn: Any, inputs: Any, options: Any, said: str):
-        with pytest.raises(UserError, match=said) as error:
+    def test_errors_are_one_line(self, fn: Any, inputs: Any, options: Any, message: str):
+        with pytest.raises(UserError, match=message) as error:
             check_gradients(fn, inputs, **options)
         assert "\n" not in str(error.value)
 

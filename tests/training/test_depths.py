@@ -55,9 +55,9 @@ def test_training_and_evaluation_match_a_run_with_the_same_settings():
     config = TrainConfig(epochs=2, lr=0.1, momentum=0.0, hidden=(30,), activation=("tanh",), init="xavier", log_every=0)
     with tempfile.TemporaryDirectory() as folder:
         result = train(dataclasses.replace(config, run_dir=Path(folder) / "run"))
-    result = measure_depth(config, Variant("tanh", "xavier"), 1, 30)
-    assert result.accuracy == result.metrics["val_accuracy"]
-    assert result.loss == pytest.approx(result.metrics["val_loss"], rel=1e-6)
+    depth_result = measure_depth(config, Variant("tanh", "xavier"), 1, 30)
+    assert depth_result.accuracy == result.metrics["val_accuracy"]
+    assert depth_result.loss == pytest.approx(result.metrics["val_loss"], rel=1e-6)
 
 
 def test_regression_and_one_hot_targets_are_supported():

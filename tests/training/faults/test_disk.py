@@ -49,7 +49,7 @@ def test_a_full_disk_is_reported_in_one_line_and_the_run_can_resume(
     with monkeypatch.context() as patch:
         patch.setattr("deltaprop.training.TrainConfig.save_seconds", property(lambda self: 0.0))
         patch.setattr(atomic_files.os, "write", full_after(writes, folder))
-        with pytest.raises(TrainingError, match=rf"{folder}/\S+: No space run_outputs on device \(errno 28\)") as error:
+        with pytest.raises(TrainingError, match=rf"{folder}/\S+: No space left on device \(errno 28\)") as error:
             train(small(folder))
     assert "\n" not in str(error.value)
     if (folder / "checkpoints" / LAST).exists():
@@ -90,7 +90,7 @@ def test_a_full_file_system_is_reported_in_one_line(tmpfs: Path, capfd: pytest.C
     words = ["--data", "moons", "--hidden", "1000", "--log-every", "0", "--save-every", "1", "--run-dir", str(folder)]
     assert forked(lambda: (_ for _ in ()).throw(SystemExit(main(["train", *words, "--epochs", "500"])))) == 1
     line = capfd.readouterr().err.splitlines()[-1]
-    assert "No space run_outputs on device (errno 28)" in line
+    assert "No space left on device (errno 28)" in line
     load_checkpoint(folder / "checkpoints" / LAST)
 
 
@@ -146,7 +146,7 @@ def test_a_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.M
     path = tmp_path / "file"
     atomic_files.write_whole(path, b"old")
     monkeypatch.setattr(atomic_files.os, "write", full_after(1, tmp_path))
-    with pytest.raises(OSError, match="No space run_outputs"):
+    with pytest.raises(OSError, match="No space left"):
         atomic_files.write_whole(path, b"new content")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
