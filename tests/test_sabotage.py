@@ -222,7 +222,7 @@ def cases() -> dict[str, Case]:
 
 
 Outcome = dict[str, Any]
-"""The result of a case with a driver: ``weights`` after the step and ``loss``, or ``error``; the formulas that ``ran``."""
+"""The result of a case with a driver: ``weights`` and ``loss`` after the step, or ``error``; formulas that ``ran``."""
 
 
 def _by_autograd(model: Any, loss: Any, optimizer: Any, x: Any, y: Any) -> Any:
