@@ -35,7 +35,7 @@ def main() -> None:
     arguments = parser.parse_args()
     columns = [
         "table",
-        "judged by",
+        "metric",
         "deltaprop train",
         "sklearn sgd, its η 0.001",
         "sklearn sgd, our η",

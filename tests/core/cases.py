@@ -3,8 +3,8 @@
 A case is one call: a function of ``deltaprop.functional``, its reference, inputs and options. A new op is a few lines
 in :data:`CASES`; it is then compared with PyTorch, differentiated numerically, vmapped, compiled and so on.
 
-Inputs keep 0.1 away from the kinks of relu and its like, where no derivative exists to compare with. N is 4 or 5, so
-that a mean taken twice or not at all shows.
+Inputs are at least 0.1 away from the kinks of relu and similar functions, where no derivative exists. N is 4 or 5, so
+that a missing or repeated mean is detected.
 """
 
 from __future__ import annotations

@@ -356,7 +356,7 @@ class SmallAndWrong(Function):
 
 @bug("values", (torch.tensor([[14.0, -1.0, 1.0], [-3.0, 2.0, 0.5]], dtype=torch.float64),))
 class SmallBesideLarge(Function):
-    """Entries of 10⁶ beside one that is missing."""
+    """Large entries and a small one that is missing."""
 
     @staticmethod
     def forward(ctx, x):

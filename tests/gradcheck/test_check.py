@@ -17,8 +17,8 @@ from deltaprop import UserError, check_gradients
 from deltaprop.gradcheck.check import CHECKS
 from deltaprop.gradcheck.library import library_ops
 from deltaprop.testing import assert_gradients
+from tests.gradcheck.correct import CORRECT, Checkpointed, Correct
 from tests.gradcheck.planted import AFFINE, BUGS, Bug, SlopeOfZ, X, normal
-from tests.gradcheck.sound import SOUND, Checkpointed, Sound
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The use of `x.T` on tensors:UserWarning"),
@@ -26,7 +26,7 @@ pytestmark = [
 ]
 
 
-def name_of(case: Bug | Sound) -> str:
+def name_of(case: Bug | Correct) -> str:
     return getattr(case, "name", None) or case.op.__name__
 
 
@@ -40,17 +40,17 @@ def test_a_planted_mistake_is_found_by_its_check(bug: Bug):
         assert not report.ok
 
 
-@pytest.mark.parametrize("sound", SOUND, ids=name_of)
-def test_correct_code_raises_no_alarm(sound: Sound):
-    report = check_gradients(sound.op, sound.inputs, fast=True)
-    assert {check.name for check in report.errors + report.warnings} == sound.alarms, str(report)
+@pytest.mark.parametrize("correct", CORRECT, ids=name_of)
+def test_correct_code_passes(correct: Correct):
+    report = check_gradients(correct.op, correct.inputs, fast=True)
+    assert {check.name for check in report.errors + report.warnings} == correct.expected_failures, str(report)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sound", SOUND, ids=name_of)
-def test_correct_code_raises_no_alarm_with_all_checks(sound: Sound):
-    report = check_gradients(sound.op, sound.inputs)
-    assert {check.name for check in report.errors + report.warnings} == sound.alarms, str(report)
+@pytest.mark.parametrize("correct", CORRECT, ids=name_of)
+def test_correct_code_passes_all_checks(correct: Correct):
+    report = check_gradients(correct.op, correct.inputs)
+    assert {check.name for check in report.errors + report.warnings} == correct.expected_failures, str(report)
 
 
 def passes_gradcheck(bug: Bug) -> bool:
@@ -72,7 +72,7 @@ def test_gradcheck_passes_the_number_of_mistakes_in_the_docs():
 def test_every_check_has_a_mistake_that_it_finds():
     assert {bug.check for bug in BUGS} == set(CHECKS)
     assert len(BUGS) >= 25
-    assert len(SOUND) >= 15
+    assert len(CORRECT) >= 15
 
 
 @pytest.mark.parametrize(("op", "inputs"), [pytest.param(*case, id=case[0].__name__) for case in library_ops()])
@@ -104,10 +104,10 @@ def test_pytorchs_own_examples(most: int | None, monkeypatch: pytest.MonkeyPatch
     for op in db.autograd_function_db:
         for sample in itertools.islice(op.sample_inputs("cpu", torch.float64, requires_grad=True), most):
             report = check_gradients(op.op, (sample.input, *sample.args), fast=True)
-            alarms = {check.name for check in report.errors + report.warnings}
+            failed = {check.name for check in report.errors + report.warnings}
             allowed = EXPLAINED.get(op.name, set()) | (IN_NUMPY if "Numpy" in op.name else set())
-            assert alarms <= allowed, f"{op.name}: {alarms}\n{report}"
-            assert EXPLAINED.get(op.name, set()) & alarms or op.name not in EXPLAINED, op.name
+            assert failed <= allowed, f"{op.name}: {failed}\n{report}"
+            assert EXPLAINED.get(op.name, set()) & failed or op.name not in EXPLAINED, op.name
 
 
 class Straight(Function):

@@ -66,7 +66,7 @@ class TestLearning:
         assert sine.metrics["test_rmse"] < 0.2
 
     @pytest.mark.slow
-    @pytest.mark.skipif(not MNIST.is_dir(), reason="no MNIST folder beside the checkout")
+    @pytest.mark.skipif(not MNIST.is_dir(), reason="no MNIST folder next to the checkout")
     def test_mnist_reaches_97_5_percent_within_10_epochs(self, run: Run):
         result = run(data=str(MNIST), hidden=(100,), lr_schedule="cosine", batch_size=64, epochs=10)
         assert result.metrics["test_accuracy"] >= 0.975
