@@ -1,1 +1,1 @@
-"""deltaprop beside its peers, in one run: ``python -m benchmarks``."""
+"""Benchmarks of deltaprop and other libraries: ``python -m benchmarks``."""

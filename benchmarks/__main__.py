@@ -1,4 +1,4 @@
-"""``python -m benchmarks``: deltaprop beside its peers, every table a process, ratios of medians within one run."""
+"""``python -m benchmarks``: compare deltaprop with other libraries, each table in its own process."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SIZES = {
     "784-512-512-10": 128,
     "1024-2048-2048-10": 256,
 }
-EPOCH = "784-30-10"  # over as many rows as MNIST has for training, 10 000 of its 60 000 kept for validation
+EPOCH = "784-30-10"  # with as many training rows as MNIST, 10 000 of whose 60 000 images are for validation
 EPOCH_ROWS = 50_000
 MEMORY = "1024-2048-2048-10"
 MEMORY_PEERS = (
@@ -38,13 +38,13 @@ MEMORY_PEERS = (
     "JAX jit",
 )
 TABLES = ("steps", "activations", "epochs", "memory")
-ACTIVATIONS = ("relu", "sigmoid", "gelu")  # of the table of the three drivers; all others have relu
+ACTIVATIONS = ("relu", "sigmoid", "gelu")  # for the table of the drivers; all others use relu
 DRIVERS = ("explicit .epoch", "autograd", "torch.nn, SGD loop")
-DISTURBED = 0.1  # what the same row may differ by when it is measured twice
+DISTURBED = 0.1  # largest relative difference between two measurements of the same row
 
 
 def main() -> None:
-    """Run the tables that are asked for."""
+    """Run the requested tables."""
     arguments = parse(sys.argv[1:])
     wanted = arguments.tables
     console = Console()
@@ -68,7 +68,7 @@ def main() -> None:
 
 
 def parse(words: list[str]) -> argparse.Namespace:
-    """Return what is asked for; what makes no sense ends the program with one line and exit code 2."""
+    """Parse the arguments; invalid ones end the program with one line and exit code 2."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description=__doc__,
@@ -78,20 +78,25 @@ def parse(words: list[str]) -> argparse.Namespace:
         "tables", nargs="*", help="steps, activations, epochs, memory; all by default; before the options"
     )
     parser.add_argument(
-        "--sizes", nargs="+", default=list(SIZES), help=f"of the steps, out of {', '.join(SIZES)}; all by default"
+        "--sizes",
+        nargs="+",
+        default=list(SIZES),
+        help=f"layer sizes for the table of steps: {', '.join(SIZES)}; all by default",
     )
     parser.add_argument(
         "--threads",
         nargs="+",
         default=["1", "auto"],
-        help="numbers, or auto: the rule of train.py --threads auto; 1 and auto by default",
+        help="numbers of threads, or auto, as for train.py --threads; 1 and auto by default",
     )
     parser.add_argument(
-        "--rounds", type=int, default=40, help="figures of each peer, a quarter of it for epochs; 40 by default"
+        "--rounds", type=int, default=40, help="measurements of each peer, a quarter of it for epochs; 40 by default"
     )
     peers = list(dict.fromkeys([*PEERS, *EPOCHS]))
-    parser.add_argument("--peers", nargs="+", help=f"beginnings of their names: {', '.join(peers)}; all by default")
-    parser.add_argument("--write", action="store_true", help="put the tables into docs/benchmarks.md, for this machine")
+    parser.add_argument("--peers", nargs="+", help=f"names or their beginnings: {', '.join(peers)}; all by default")
+    parser.add_argument(
+        "--write", action="store_true", help="write the tables into docs/benchmarks.md, for this machine"
+    )
     arguments = parser.parse_args(words)
     arguments.tables = arguments.tables or list(TABLES)
     for option, given, known in (("table", arguments.tables, TABLES), ("--sizes", arguments.sizes, SIZES)):
@@ -110,7 +115,7 @@ def parse(words: list[str]) -> argparse.Namespace:
 
 
 def _rows_of_steps(sizes: list[str], threads: list[str]) -> list[tuple[str, int]]:
-    """Return each size with each number of threads, once: where ``auto`` says 1, that has been measured."""
+    """Return the combinations of sizes and numbers of threads, without duplicates if ``auto`` gives 1."""
     return list(dict.fromkeys((size, _threads(given, size)) for given in threads for size in sizes))
 
 
@@ -119,15 +124,15 @@ def _threads(given: str, size: str) -> int:
 
 
 def steps(size: str, threads: int, arguments: argparse.Namespace) -> Table:
-    """Return the table of one size."""
+    """Return the table of steps for one size."""
     result = _measure("steps", size, threads, arguments.rounds, arguments.peers)
     return _timed(f"{size}, batch {SIZES[size]}, {_count(threads)}", "µs a step", result, lambda q: f"{q:.1f}")
 
 
 def activations(arguments: argparse.Namespace) -> Table:
-    """Return the table of both drivers beside torch.nn, by activation and size, one thread."""
+    """Return the table of both drivers and torch.nn, by activation and size, with one thread."""
     table = Table(
-        "Both drivers beside torch.nn, 1 thread",
+        "Both engines beside torch.nn, 1 thread",
         [
             "",
             "activation",
@@ -146,7 +151,7 @@ def activations(arguments: argparse.Namespace) -> Table:
             times = f"{theirs:.0f}", f"{explicit:.1f}", f"{autograd:.0f}"
             row = [f"{size}, batch {SIZES[size]}", activation, times[0], times[1], ratios[0], times[2], ratios[1]]
             table.rows.append(row)
-    table.notes.append(f"Medians of {arguments.rounds} rounds; each row is one run, in which the three take turns.")
+    table.notes.append(f"Medians of {arguments.rounds} rounds; in each row the three are measured in turn.")
     return table
 
 
@@ -162,7 +167,9 @@ def _timed(title: str, unit: str, result: dict[str, Any], text: Any) -> Table:
     table = Table(title, ["", unit, "quartiles", "× explicit .epoch"])
     ours, again = (result["figures"].get(name) for name in ("explicit .epoch", "explicit .epoch again (A/A)"))
     if ours and again and abs(again[1] / ours[1] - 1) > DISTURBED:
-        table.notes.append("The machine was disturbed, as the row measured twice shows: no ratio of this table counts.")
+        table.notes.append(
+            "Other work disturbed the machine: the row measured twice differs, so the ratios are not valid."
+        )
     table.notes.append(f"Medians of {result['rounds']} rounds.")
     for name, (low, median, high) in result["figures"].items():
         void = " (void: its weights part from ours)" if name in result["void"] else ""
@@ -172,14 +179,14 @@ def _timed(title: str, unit: str, result: dict[str, Any], text: Any) -> Table:
         f"{name} {s:.1f} s" for name, s in result["first"].items() if name.startswith(("torch.compile", "JAX"))
     ]
     if compiling:
-        table.notes.append(f"Compiling and the first pass, not counted above: {', '.join(compiling)}.")
+        table.notes.append(f"Compilation and the first pass, not included above: {', '.join(compiling)}.")
     for name, reason in result["absent"].items():
         table.notes.append(f"{name}: {reason}.")
     return table
 
 
 def memory(arguments: argparse.Namespace) -> Table:
-    """Return the table of peak memory at the widest size, each peer in a process of its own."""
+    """Return the table of peak memory for the widest size, each peer in its own process."""
     sizes, rows = [int(n) for n in MEMORY.split("-")], SIZES[MEMORY]
     weights = sum(n_out * (n_in + 1) for n_in, n_out in pairwise(sizes))
     least = 4 * (weights + rows * (sizes[0] + 2 * sum(sizes[1:]))) / 2**20
@@ -199,7 +206,7 @@ def _measure(what: str, size: str, threads: int, rounds: int, peers: list[str] |
     command = [sys.executable, "-m", "benchmarks.worker", what, "--sizes", size, "--batch-size", str(SIZES[size])]
     command += ["--threads", str(threads), "--rounds", str(rounds), *more]
     command += ["--peers", *peers] if peers else []
-    with tempfile.TemporaryDirectory() as cache:  # a compiler that has compiled it before would compile in no time
+    with tempfile.TemporaryDirectory() as cache:  # an empty cache, so that the compilation time is measured
         environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": cache}
         result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
     measured: dict[str, Any] = json.loads(result.stdout)

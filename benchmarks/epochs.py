@@ -1,7 +1,7 @@
-"""The rivals over a whole epoch, shuffling and data movement included. Each computes the loss of every step.
+"""The peers over a whole epoch, including shuffling and data movement. Each computes the loss of every step.
 
-A peer is a function of a problem that returns ``(run, weights)``, as in ``peers.py``: ``run()`` takes one epoch in the
-next order. All but scikit-learn, which shuffles by itself, take the same orders, and must end at the same weights.
+A peer is a function of a problem that returns ``(run, weights)``, as in ``peers.py``: ``run()`` trains one epoch in the
+next order. All but scikit-learn, which shuffles by itself, use the same orders, and must end at the same weights.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from benchmarks.problem import LR, Problem
 
 
 def orders(problem: Problem) -> Iterator[Tensor]:
-    """Return one permutation of the rows after the other, the same ones at every call."""
+    """Yield random permutations of the rows, the same ones at every call."""
     generator = torch.Generator().manual_seed(1)
     while True:
         yield torch.randperm(len(problem.x), generator=generator)
@@ -39,7 +39,7 @@ def explicit(problem: Problem) -> Peer:
 
 
 def data_loader(problem: Problem) -> Peer:
-    """torch.nn and torch.optim.SGD over a DataLoader, as PyTorch's tutorials have it."""
+    """torch.nn and torch.optim.SGD with a DataLoader, as in PyTorch's tutorials."""
     model = dp.to_torch(problem.model())
     optimizer = torch.optim.SGD(model.parameters(), lr=LR)
     dataset = torch.utils.data.TensorDataset(problem.x, problem.y)
@@ -60,7 +60,7 @@ def data_loader(problem: Problem) -> Peer:
 
 
 def in_batches(problem: Problem) -> Peer:
-    """torch.nn and torch.optim.SGD, each batch gathered by ``index_select``: a DataLoader is most of the row above."""
+    """torch.nn and torch.optim.SGD, with batches by ``index_select``, since a DataLoader takes most of the time."""
     model = dp.to_torch(problem.model())
     optimizer = torch.optim.SGD(model.parameters(), lr=LR)
     order = orders(problem)
@@ -79,7 +79,7 @@ def in_batches(problem: Problem) -> Peer:
 
 
 def scikit_learn(problem: Problem) -> Peer:
-    """MLPClassifier: ``fit`` for one epoch more, with plain SGD; it starts from weights of its own."""
+    """MLPClassifier with plain SGD: each ``fit`` is one more epoch; the initial weights are its own."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.neural_network import MLPClassifier
 
@@ -107,7 +107,7 @@ def scikit_learn(problem: Problem) -> Peer:
 
 
 def jax_scan(problem: Problem) -> Peer:
-    """JAX: the epoch as one ``lax.scan`` over batches gathered by number, weights donated."""
+    """JAX: the epoch as one ``lax.scan`` over batches of row indices, with donated weights."""
     import jax
     import jax.numpy as jnp
 

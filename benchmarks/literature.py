@@ -1,11 +1,10 @@
-"""What the literature reports of MNIST beside what the recipes give: ``python -m benchmarks.literature FOLDER``.
+"""Compare published results on MNIST with those of the recipes: ``python -m benchmarks.literature FOLDER``.
 
-Each recipe of recipes/ is trained by ``deltaprop train --config`` as it stands, with seeds 0, 1, …, each run in a
-process of its own with one thread. What a run gave is kept beside the others, so that the command may be broken off and
-go on: what is there of the same settings, data, machine and number of jobs is not trained again (the page tells what
-code it was trained by; without the file all is). Of two recipes the literature reports what there is before training,
-how fast each layer would learn; so they are not trained here.
-``--write`` puts tables and picture into docs/results.md.
+Each recipe in recipes/ is trained unchanged by ``deltaprop train --config`` with seeds 0, 1, …, each run in its own
+process with one thread. Results are saved, so the command may be interrupted and repeated: runs with the same settings,
+data, machine and number of jobs are not trained again (the page names the code version that trained them; delete the
+file to train all again). For two recipes the published numbers are norms of gradients before training, so they are not
+trained. ``--write`` writes tables and picture into docs/results.md.
 """
 
 from __future__ import annotations
@@ -42,12 +41,12 @@ RECIPES, PAGE, PICTURE = ROOT / "recipes", ROOT / "docs" / "results.md", ROOT / 
 
 @dataclass(frozen=True)
 class Group:
-    """Figures that are reported alike.
+    """Published results in one table.
 
     Attributes:
-        title: Above their table.
-        unit: ``"right"`` or ``"wrong"``: what the % are of.
-        levels: % of the test images right: the seconds to each are told.
+        title: The title of the table.
+        unit: ``"right"`` or ``"wrong"``: whether percentages are accuracies or error rates.
+        levels: Test accuracies in %; the table has the seconds of training to each.
     """
 
     title: str
@@ -61,15 +60,15 @@ MNIST = Group("The MNIST table, and its recipes", "wrong", (97, 98, 98.5, 99))
 
 @dataclass(frozen=True)
 class Published:
-    """A figure of the literature.
+    """A published result.
 
     Attributes:
         recipe: Name of the file in recipes/.
         net: Its layers and its loss.
-        figure: %, of what the group says.
+        figure: Accuracy or error rate in %, as the group says.
         source: Where it is published.
-        group: Which others it stands beside.
-        part: Of which images: ``"test"`` or ``"val"``.
+        group: Its table.
+        part: The images: ``"test"`` or ``"val"``.
     """
 
     recipe: str
@@ -94,39 +93,42 @@ PUBLISHED = (
     Published("elastic-800", "784-800-10, elastic deformations", 0.7, "Simard 2003", MNIST),
 )
 
-# Before training, of the hidden layers from the first: ‖∂C/∂b^l‖ over so many training images.
+# ‖∂C/∂b^l‖ of the hidden layers, from the first, before training, over ``IMAGES`` training images.
 SPEEDS = {"nielsen-2-hidden": ("0.0657", "0.309"), "nielsen-4-hidden": ("0.0030", "0.0171", "0.0695", "0.285")}
 IMAGES, DRAWS = 1000, 20
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Train what has not been trained yet, show the table, and with --write put it into the page."""
+    """Train the missing runs, print the tables, and with --write write them into the page."""
     arguments = parse(words)
-    chosen = [found for found in PUBLISHED if not arguments.recipes or found.recipe in arguments.recipes]
+    chosen = [published for published in PUBLISHED if not arguments.recipes or published.recipe in arguments.recipes]
     speeds_of = [recipe for recipe in SPEEDS if not arguments.recipes or recipe in arguments.recipes]
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
-    keeper = Keeper(arguments.results, digest(arguments.data), arguments.jobs)
+    results = Results(arguments.results, digest(arguments.data), arguments.jobs)
     missing = [
-        (found, seed)
+        (published, seed)
         for seed in range(arguments.seeds)
-        for found in chosen
-        if keeper.key(found, seed) not in keeper.kept
+        for published in chosen
+        if results.key(published, seed) not in results.saved
     ]
 
-    def job(found: Published, seed: int) -> None:
-        run = _train(found, seed, arguments.data)
-        keeper.keep(found, seed, run)
-        console.print(f"{found.recipe}, seed {seed}: {_figure(run, found):.2f} % {found.group.unit}")
+    def job(published: Published, seed: int) -> None:
+        run = _train(published, seed, arguments.data)
+        results.save(published, seed, run)
+        console.print(f"{published.recipe}, seed {seed}: {_figure(run, published):.2f} % {published.group.unit}")
 
     with ThreadPoolExecutor(arguments.jobs) as pool:
         try:
-            for future in as_completed([pool.submit(job, found, seed) for found, seed in missing]):
+            for future in as_completed([pool.submit(job, published, seed) for published, seed in missing]):
                 future.result()
         except BaseException:
-            pool.shutdown(cancel_futures=True)  # those that run come to their end, and are kept
+            pool.shutdown(cancel_futures=True)  # running jobs finish, and their results are saved
             raise
-    runs = {found: [keeper.kept[keeper.key(found, seed)] for seed in range(arguments.seeds)] for found in chosen}
-    tables = [shown(runs, group) for group in dict.fromkeys(found.group for found in chosen)]
+    runs = {
+        published: [results.saved[results.key(published, seed)] for seed in range(arguments.seeds)]
+        for published in chosen
+    }
+    tables = [shown(runs, group) for group in dict.fromkeys(published.group for published in chosen)]
     if speeds_of:
         tables.append(shown_speeds({recipe: speeds(recipe, arguments.data) for recipe in speeds_of}))
     for table in tables:
@@ -138,15 +140,17 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def parse(words: Sequence[str] | None) -> argparse.Namespace:
-    """Return what is asked for; what makes no sense ends the program with one line and exit code 2."""
+    """Parse the arguments; invalid ones end the program with one line and exit code 2."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.literature", description=__doc__)
     parser.add_argument("data", help="folder of MNIST's IDX files")
-    names = [*(found.recipe for found in PUBLISHED), *SPEEDS]
-    parser.add_argument("--recipes", nargs="+", choices=names, metavar="NAME", help="some of them")
-    parser.add_argument("--seeds", type=int, default=5, help="runs of each; 5 by default")
-    parser.add_argument("--jobs", type=int, default=1, help="at a time; 1 by default, which the seconds are true for")
-    parser.add_argument("--results", type=Path, default=ROOT / "runs" / "literature.jsonl", help="where runs are kept")
-    parser.add_argument("--write", action="store_true", help="put table and picture into docs/results.md")
+    names = [*(published.recipe for published in PUBLISHED), *SPEEDS]
+    parser.add_argument("--recipes", nargs="+", choices=names, metavar="NAME", help="only these; all by default")
+    parser.add_argument("--seeds", type=int, default=5, help="runs per recipe; 5 by default")
+    parser.add_argument(
+        "--jobs", type=int, default=1, help="runs at a time; 1 by default, for which the seconds are right"
+    )
+    parser.add_argument("--results", type=Path, default=ROOT / "runs" / "literature.jsonl", help="file for the results")
+    parser.add_argument("--write", action="store_true", help="write tables and picture into docs/results.md")
     arguments = parser.parse_args(words)
     if arguments.write and arguments.recipes:
         parser.error("--write is for all recipes: leave --recipes out")
@@ -165,21 +169,21 @@ def digest(folder: str) -> str:
     """Return the digest of the data.
 
     Raises:
-        UserError: If they are not MNIST, whose figures these are.
+        UserError: If they are not MNIST.
     """
     check_source(folder)
-    found = load(folder)
-    counts = len(found.train) + len(found.val), len(found.test), found.n_inputs, len(found.class_names)
+    dataset = load(folder)
+    counts = len(dataset.train) + len(dataset.val), len(dataset.test), dataset.n_inputs, len(dataset.class_names)
     if counts != (60_000, 10_000, 784, 10):
         raise UserError(f"{folder}: this is not MNIST: {counts[0]} + {counts[1]} rows of {counts[2]} inputs")
-    return found.digest
+    return dataset.digest
 
 
 # --- the runs ---
 
 
-class Keeper:
-    """Keeps what runs gave, a line each, under all that it hangs on.
+class Results:
+    """Saves the results of runs, a line each, with a key of everything that they depend on.
 
     Args:
         path: The file.
@@ -187,69 +191,69 @@ class Keeper:
         jobs: Runs at a time.
 
     Attributes:
-        kept: What each run gave, by key.
+        saved: The result of each run, by key.
     """
 
     def __init__(self, path: Path, data: str, jobs: int) -> None:
         self.path, self._around, self._writing = path, [data, machine(), jobs], threading.Lock()
-        self.kept: dict[str, dict[str, Any]] = {}
+        self.saved: dict[str, dict[str, Any]] = {}
         for line in path.read_text().splitlines() if path.exists() else []:
-            with contextlib.suppress(ValueError):  # the last, of a call that was broken off as it wrote
+            with contextlib.suppress(ValueError):  # the last line, if a call was interrupted while writing
                 run = json.loads(line)
-                self.kept[run["key"]] = run
+                self.saved[run["key"]] = run
 
-    def key(self, found: Published, seed: int) -> str:
-        """Return what a run hangs on: settings, data, and for its seconds the machine and how many run at a time."""
-        settings = read_toml(RECIPES / f"{found.recipe}.toml")
-        all_of_it = json.dumps([settings, self._around], sort_keys=True, default=str)
-        return f"{found.recipe}-{seed}-{hashlib.sha256(all_of_it.encode()).hexdigest()[:12]}"
+    def key(self, published: Published, seed: int) -> str:
+        """Return the key of a run: its settings, its data and, for its seconds, the machine and the number of jobs."""
+        settings = read_toml(RECIPES / f"{published.recipe}.toml")
+        text = json.dumps([settings, self._around], sort_keys=True, default=str)
+        return f"{published.recipe}-{seed}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
-    def keep(self, found: Published, seed: int, run: dict[str, Any]) -> None:
-        """Keep what a run gave, and by what code."""
-        key = self.key(found, seed)
+    def save(self, published: Published, seed: int, run: dict[str, Any]) -> None:
+        """Save the result of a run, and the version of the code."""
+        key = self.key(published, seed)
         with self._writing:
-            self.kept[key] = {"key": key, "versions": versions(), **run}
-            torn = self.path.exists() and self.path.read_bytes()[-1:] not in (b"", b"\n")
+            self.saved[key] = {"key": key, "versions": versions(), **run}
+            is_truncated = self.path.exists() and self.path.read_bytes()[-1:] not in (b"", b"\n")
             with self.path.open("a") as file:
-                file.write("\n" * torn + json.dumps(self.kept[key]) + "\n")
+                file.write("\n" * is_truncated + json.dumps(self.saved[key]) + "\n")
 
 
-def _train(found: Published, seed: int, data: str) -> dict[str, Any]:
-    """Train a recipe; return its figures, epoch by epoch."""
+def _train(published: Published, seed: int, data: str) -> dict[str, Any]:
+    """Train a recipe; return accuracies and seconds of each epoch."""
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
         command = [
-            sys.executable, "-m", "deltaprop", "train", "--config", str(RECIPES / f"{found.recipe}.toml"),
+            sys.executable, "-m", "deltaprop", "train", "--config", str(RECIPES / f"{published.recipe}.toml"),
             "--data", data, "--seed", str(seed), "--threads", "1", "--run-dir", str(run),
         ]  # fmt: skip
         done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
         if done.returncode:
-            raise SystemExit(f"{found.recipe}, seed {seed}: {done.stderr.strip()}")
+            raise SystemExit(f"{published.recipe}, seed {seed}: {done.stderr.strip()}")
         lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     names = ("val_accuracy", "test_accuracy", "seconds")
     return {name: [line[name] for line in lines] for name in names}
 
 
-# --- what is shown ---
+# --- output ---
 
 
-def _figure(run: dict[str, Any], found: Published) -> float:
-    """Return % right, or wrong, after the last epoch."""
-    right = 100 * float(run[f"{found.part}_accuracy"][-1])
-    return right if found.group.unit == "right" else 100 - right
+def _figure(run: dict[str, Any], published: Published) -> float:
+    """Return the accuracy or error rate in % after the last epoch."""
+    right = 100 * float(run[f"{published.part}_accuracy"][-1])
+    return right if published.group.unit == "right" else 100 - right
 
 
 def _seconds(run: dict[str, Any], level: float) -> float | None:
-    """Return the seconds of training to a level of % of the test images; None where it is never there."""
-    gone = 0.0
+    """Return the seconds of training to a test accuracy in %; None if it is not reached."""
+    elapsed = 0.0
     for right, seconds in zip(run["test_accuracy"], run["seconds"], strict=True):
-        gone += seconds
+        elapsed += seconds
         if 100 * right >= level:
-            return gone
+            return elapsed
     return None
 
 
-def _told(figures: Sequence[float], digits: str) -> str:
+def _mean_and_range(figures: Sequence[float], digits: str) -> str:
     """Return mean and range."""
     mean, least, most = (f"{figure:{digits}}" for figure in (statistics.mean(figures), min(figures), max(figures)))
     return f"{mean} ({least} to {most})"
@@ -262,78 +266,81 @@ def shown(runs: dict[Published, list[dict[str, Any]]], group: Group) -> Table:
         ["recipe", "net", f"published, % {group.unit}", f"ours, mean (least to largest), % {group.unit}", "runs",
          *(f"s to {level:g} % right" for level in group.levels), "s in all"],
     )  # fmt: skip
-    for found, of in runs.items():
-        if found.group is not group:
+    for published, results in runs.items():
+        if published.group is not group:
             continue
-        part = " (validation)" if found.part == "val" else ""
+        part = " (validation)" if published.part == "val" else ""
         cells = []
         for level in group.levels:
-            times = [_seconds(run, level) for run in of]
+            times = [_seconds(run, level) for run in results]
             reached = [seconds for seconds in times if seconds is not None]
             share = "" if len(reached) == len(times) else f" ({len(reached)} of {len(times)})"
             cells.append(f"{statistics.median(reached):.1f}{share}" if reached else "never")
         table.rows.append(
-            [found.recipe, found.net, f"{found.figure:g}{part}, {found.source}",
-             _told([_figure(run, found) for run in of], ".2f"), str(len(of)), *cells,
-             f"{statistics.median(sum(run['seconds']) for run in of):.1f}"]
+            [published.recipe, published.net, f"{published.figure:g}{part}, {published.source}",
+             _mean_and_range([_figure(run, published) for run in results], ".2f"), str(len(results)), *cells,
+             f"{statistics.median(sum(run['seconds']) for run in results):.1f}"]
         )  # fmt: skip
     table.notes.append(
-        "After the last epoch, no epoch picked out. Seconds of training alone, median of the runs; one thread, "
-        "and one more that deforms."
+        "After the last epoch, not the best one. Seconds of training only, median of the runs; one thread, "
+        "and one more for augmentation."
     )
     return table
 
 
 def speeds(recipe: str, data: str) -> list[list[float]]:
-    """Return ‖∂C/∂b^l‖ of the hidden layers, from the first, before training: a list for each draw of the weights."""
+    """Return ‖∂C/∂b^l‖ of the hidden layers before training, from the first, for each draw of the weights."""
     settings = {**read_toml(RECIPES / f"{recipe}.toml"), "data": data, "device": "cpu"}
-    found = []
+    norms = []
     for seed in range(DRAWS):
         setup = prepare(TrainConfig(**settings, seed=seed))
         batch = DataLoader(setup.dataset.train, setup.objective, setup.config.batch_size).first_rows(IMAGES)
         hidden = capture_layers(setup.model, setup.objective.call, *batch)[:-1]
-        found.append([float(layer.grad_bias.norm()) for layer in hidden if layer.grad_bias is not None])
-    return found
+        norms.append([float(layer.grad_bias.norm()) for layer in hidden if layer.grad_bias is not None])
+    return norms
 
 
 def shown_speeds(drawn: dict[str, list[list[float]]]) -> Table:
-    """Return the table of how fast each hidden layer would learn before training."""
+    """Return the table of ‖∂C/∂b^l‖ of each hidden layer before training."""
     table = Table(
         "Nielsen's book, chapter 5: ‖∂C/∂b‖ of each hidden layer before training",
         ["recipe", "hidden layer", "published", "ours, mean (least to largest)", "draws"],
     )
-    for recipe, of in drawn.items():
-        for number, (theirs, ours) in enumerate(zip(SPEEDS[recipe], zip(*of, strict=True), strict=True), start=1):
-            table.rows.append([recipe, str(number), theirs, _told(ours, ".2g"), str(len(of))])
-    table.notes.append(f"Over the first {IMAGES} training images; weights N(0, 1/n), biases N(0, 1), a draw a seed.")
+    for recipe, results in drawn.items():
+        for number, (theirs, ours) in enumerate(zip(SPEEDS[recipe], zip(*results, strict=True), strict=True), start=1):
+            table.rows.append([recipe, str(number), theirs, _mean_and_range(ours, ".2g"), str(len(results))])
+    table.notes.append(
+        f"Over the first {IMAGES} training images; weights N(0, 1/n), biases N(0, 1), one draw per seed."
+    )
     return table
 
 
 def _write(tables: Sequence[Table], runs: dict[Published, list[dict[str, Any]]], command: str) -> None:
-    """Put the tables into the page, between its marks, and draw the curves."""
+    """Write the tables into the page, between its marks, and draw the curves."""
     page = PAGE.read_text(encoding="utf-8")
     begin, end = "<!-- table -->\n", "<!-- end of table -->\n"
     head, tail = page.split(begin)[0], page.split(end)[1]
-    by = " and ".join(dict.fromkeys(run["versions"] for of in runs.values() for run in of))
-    told = f"`{command}`: {machine()}, {by}."
+    by = " and ".join(dict.fromkeys(run["versions"] for results in runs.values() for run in results))
+    source = f"`{command}`: {machine()}, {by}."
     parts = "\n".join(table.markdown() for table in tables).strip()
-    PAGE.write_text(f"{head}{begin}\n{parts}\n\n{told}\n\n{end}{tail}", encoding="utf-8")
+    PAGE.write_text(f"{head}{begin}\n{parts}\n\n{source}\n\n{end}{tail}", encoding="utf-8")
     draw(runs, PICTURE)
 
 
 def draw(runs: dict[Published, list[dict[str, Any]]], path: Path) -> None:
-    """Draw the error on the test images over the epochs, the mean of the runs, each recipe a curve."""
+    """Draw the test error over the epochs, the mean of the runs, one curve per recipe."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import FixedLocator, NullLocator
 
     figure = Figure(figsize=(8, 5), dpi=110, layout="constrained")
     axes = figure.subplots()
-    for number, (found, of) in enumerate(runs.items()):
+    for number, (published, results) in enumerate(runs.items()):
         errors = [
-            100 - 100 * statistics.mean(rights) for rights in zip(*(run["test_accuracy"] for run in of), strict=True)
+            100 - 100 * statistics.mean(rights)
+            for rights in zip(*(run["test_accuracy"] for run in results), strict=True)
         ]
         colour = f"C{number}" if number < 10 else "black"
-        axes.semilogy(range(1, len(errors) + 1), errors, color=colour, lw=1.4, label=found.recipe)
+        axes.semilogy(range(1, len(errors) + 1), errors, color=colour, lw=1.4, label=published.recipe)
     axes.set(xlabel="epoch", ylabel="test error, %", title="MNIST's test images: the mean of the runs of each recipe")
     axes.yaxis.set_major_locator(FixedLocator([0.5, 1, 2, 3, 5, 10, 20, 50]))
     axes.yaxis.set_major_formatter("{x:g}")

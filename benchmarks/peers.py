@@ -1,7 +1,7 @@
-"""The rivals. Each takes one pass over the batches, a step a batch, and computes the loss of every step.
+"""The peers. Each makes one pass over the batches, one step per batch, and computes the loss of every step.
 
-A peer is a function of a problem that returns ``(run, weights)``: ``run()`` takes the pass, ``weights()`` returns
-W^1, b^1, … as they are then. A peer whose weights part from ours is no peer: its row is void.
+A peer is a function of a problem that returns ``(run, weights)``: ``run()`` makes the pass, ``weights()`` returns the
+current W^1, b^1, …. If the weights of a peer differ from deltaprop's, its row is void.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ Peer = tuple[Callable[[], object], Callable[[], list[Any]]]
 
 
 def parameters(model: nn.Module) -> Callable[[], list[Any]]:
-    """Return what returns W^1, b^1, … of a model as they are then."""
+    """Return a function that returns the current W^1, b^1, … of a model."""
     return lambda: [p.detach().numpy() for p in model.parameters()]
 
 
 def explicit_epoch(problem: Problem) -> Peer:
-    """``ExplicitTrainer.epoch``, rows as they come: the other rows have their batches ready, too."""
+    """``ExplicitTrainer.epoch`` without shuffling, since the batches of the other peers are prepared too."""
     model = problem.model()
     trainer = dp.ExplicitTrainer(model, "cross_entropy", dp.SGD(model.parameters(), lr=LR))
     return lambda: trainer.epoch(problem.x, problem.y, problem.batch_size), parameters(model)
 
 
 def explicit_step(problem: Problem) -> Peer:
-    """``ExplicitTrainer.step``, called once a batch."""
+    """``ExplicitTrainer.step``, called once per batch."""
     model = problem.model()
     trainer = dp.ExplicitTrainer(model, "cross_entropy", dp.SGD(model.parameters(), lr=LR))
     batches = problem.batches
@@ -49,7 +49,9 @@ def explicit_step(problem: Problem) -> Peer:
     return run, parameters(model)
 
 
-def _by_tape(problem: Problem, model: nn.Module, loss: Callable[..., Tensor], optimizer: torch.optim.Optimizer) -> Peer:
+def _with_autograd(
+    problem: Problem, model: nn.Module, loss: Callable[..., Tensor], optimizer: torch.optim.Optimizer
+) -> Peer:
     batches = problem.batches
 
     def run() -> None:
@@ -63,21 +65,21 @@ def _by_tape(problem: Problem, model: nn.Module, loss: Callable[..., Tensor], op
 
 
 def autograd(problem: Problem) -> Peer:
-    """Our modules and SGD by autograd."""
+    """Deltaprop's modules and SGD with autograd."""
     model = problem.model()
-    return _by_tape(problem, model, F.cross_entropy, dp.SGD(model.parameters(), lr=LR))
+    return _with_autograd(problem, model, F.cross_entropy, dp.SGD(model.parameters(), lr=LR))
 
 
 def torch_nn(problem: Problem, **kind: bool) -> Peer:
     """torch.nn and torch.optim.SGD."""
     model = dp.to_torch(problem.model())
     optimizer = torch.optim.SGD(model.parameters(), lr=LR, **kind)
-    return _by_tape(problem, model, nn.functional.cross_entropy, optimizer)
+    return _with_autograd(problem, model, nn.functional.cross_entropy, optimizer)
 
 
 def torch_compile(problem: Problem) -> Peer:
-    """torch.nn with model, loss and optimizer compiled; what compiling takes is not counted."""
-    torch._logging.set_logs(all=logging.ERROR)  # it tells that the optimizer's entry in the profiler is left out
+    """torch.nn with compiled model, loss and optimizer; the compilation time is not counted."""
+    torch._logging.set_logs(all=logging.ERROR)  # it warns that the optimizer's profiler entry is omitted
     model = dp.to_torch(problem.model())
     optimizer = torch.optim.SGD(model.parameters(), lr=LR)
     forward = torch.compile(lambda x, y: nn.functional.cross_entropy(model(x), y))
@@ -95,10 +97,10 @@ def torch_compile(problem: Problem) -> Peer:
 
 
 def in_numpy(problem: Problem) -> Peer:
-    """NumPy as a good NumPy user writes it: float32 throughout, in place where it helps, log-sum-exp.
+    """Well-written NumPy: float32 throughout, in-place operations where they help, log-sum-exp.
 
     Raises:
-        UserError: If the activation is one that NumPy has no function for.
+        UserError: If NumPy has no function for the activation.
     """
     if problem.activation not in ("relu", "sigmoid"):
         raise UserError(f"NumPy has no {problem.activation}")
@@ -148,7 +150,7 @@ def in_numpy(problem: Problem) -> Peer:
 
 
 def jax_step(params: list[Any], x: Any, y: Any, activation: str) -> tuple[list[Any], Any]:
-    """One step in JAX: the parameters after it, and C."""
+    """Take one step in JAX; return the updated parameters and C."""
     import jax
     import jax.numpy as jnp
 
@@ -168,7 +170,7 @@ def jax_step(params: list[Any], x: Any, y: Any, activation: str) -> tuple[list[A
 
 
 def jax_jit(problem: Problem) -> Peer:
-    """JAX: the step compiled as a whole, weights donated."""
+    """JAX: the whole step compiled, with donated weights."""
     import jax
     import jax.numpy as jnp
 
@@ -186,7 +188,7 @@ def jax_jit(problem: Problem) -> Peer:
 
 
 def products(problem: Problem) -> Peer:
-    """The 3L − 1 products alone, in buffers: what no step can do without."""
+    """Only the 3L − 1 matrix products, into preallocated buffers: a lower bound for a step."""
     layers = list(pairwise(problem.sizes))
     n = problem.batch_size
     a = [torch.rand(n, size) for size in problem.sizes]
@@ -210,10 +212,10 @@ def products(problem: Problem) -> Peer:
 
 
 def explicit_bf16(problem: Problem) -> Peer:
-    """``ExplicitTrainer.epoch`` with bf16 products, where the device has them; its weights part from ours by rounding.
+    """``ExplicitTrainer.epoch`` with bf16 products; its weights differ from the others by rounding.
 
     Raises:
-        UserError: If it has not.
+        UserError: If the device does not support bf16.
     """
     model = problem.model()
     trainer = dp.ExplicitTrainer(model, "cross_entropy", dp.SGD(model.parameters(), lr=LR), precision="bf16")

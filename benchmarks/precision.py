@@ -1,7 +1,7 @@
-"""What coarser products cost in accuracy: ``python -m benchmarks.precision FOLDER``, with MNIST as IDX files in it.
+"""Accuracy with matrix products of lower precision: ``python -m benchmarks.precision FOLDER``, with MNIST's IDX files.
 
-784-100-10, batch 64, cosine schedule, 10 epochs, the explicit engine, seeds 0 to 4. A CPU without bf16 products rounds
-the factors by hand: the same numbers but for the order of sums.
+784-100-10, batch 64, cosine schedule, 10 epochs, the explicit engine, seeds 0 to 4. On a CPU without bf16 products the
+factors are rounded explicitly, which gives the same numbers except for the order of sums.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SEEDS = range(5)
 
 
 def main() -> None:
-    """Train with float32 and with the precision that is asked for, and print the test accuracies side by side."""
+    """Train with float32 and with the requested precision, and print the test accuracies."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.precision", description=__doc__)
     parser.add_argument("data", help="folder of MNIST's IDX files")
     parser.add_argument("--precision", default="bf16", choices=precision.PRECISIONS[1:])
@@ -35,14 +35,14 @@ def main() -> None:
     device = pick_device("auto")
     try:
         precision.check_precision(arguments.precision, device, torch.float32)
-        how = f"{arguments.precision} on {device}"
+        label = f"{arguments.precision} on {device}"
     except UserError as error:
         if arguments.precision != "bf16" or device.type != "cpu":
             parser.error(str(error))
         precision.ROUNDED.add("cpu")
         precision._has = lambda *_: True
-        how = "bf16, factors rounded by hand"
-    table = Table("seed", "float32", how, "points", title="test accuracy in %", title_justify="left")
+        label = "bf16, factors rounded explicitly"
+    table = Table("seed", "float32", label, "points", title="test accuracy in %", title_justify="left")
     gaps = []
     if arguments.epochs < 1:
         parser.error(f"--epochs must be at least 1, got {arguments.epochs}")

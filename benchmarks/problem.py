@@ -1,4 +1,4 @@
-"""What every peer is given: the same weights, the same batches, the same η."""
+"""The problem that every peer solves: the same weights, batches and η."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ LR = 0.01
 
 @dataclass(frozen=True)
 class Problem:
-    """An MLP with cross-entropy and plain SGD, on batches that never change.
+    """An MLP with cross-entropy and plain SGD, and fixed batches.
 
     Attributes:
         sizes: [n_0, …, n_L].
         x: Inputs of all batches, [B N, n_0].
         y: Labels, [B N].
         batch_size: N.
-        weights: W^1, b^1, W^2, b^2, … to begin with.
-        activation: Of the hidden layers.
+        weights: The initial W^1, b^1, W^2, b^2, ….
+        activation: The activation of the hidden layers.
     """
 
     sizes: tuple[int, ...]
@@ -38,7 +38,7 @@ class Problem:
         return list(zip(self.x.split(self.batch_size), self.y.split(self.batch_size), strict=True))
 
     def model(self) -> dp.MLP:
-        """Return our model with these weights."""
+        """Return a deltaprop model with these weights."""
         model = dp.MLP(self.sizes, self.activation)
         with torch.no_grad():
             for p, weight in zip(model.parameters(), self.weights, strict=True):
@@ -47,7 +47,7 @@ class Problem:
 
 
 def make_problem(sizes: tuple[int, ...], batch_size: int, batches: int, activation: str = "relu") -> Problem:
-    """Return the problem of these sizes; the same at every call."""
+    """Return the problem with these sizes, the same at every call."""
     generator = torch.Generator().manual_seed(0)
     torch.manual_seed(0)
     model = dp.MLP(sizes, activation, init="xavier")

@@ -1,9 +1,9 @@
-"""How well a table is learnt beside scikit-learn: ``python -m benchmarks.quality [--write]``.
+"""Compare the accuracy on tables with scikit-learn: ``python -m benchmarks.quality [--write]``.
 
-scikit-learn's own five tables, written to CSV, five folds, three seeds; each fold is trained by
-``deltaprop train --data … --test …`` as it stands (128-64, batch 16, 30 epochs, --lr auto, momentum 0.9), on all of
-the four others. Beside it scikit-learn's MLP of the same size, batch, epochs and seeds, on the same folds,
-standardised likewise: ``solver="sgd"`` with its own η, with ours, and its default Adam.
+scikit-learn's five tables as CSV, five folds, three seeds. For each fold ``deltaprop train --data … --test …`` trains
+with its default settings (128-64, batch 16, 30 epochs, --lr auto, momentum 0.9) on the four other folds. It is compared
+with scikit-learn's MLP of the same size, batch, epochs and seeds, on the same folds, standardised too:
+``solver="sgd"`` with its default η and with deltaprop's, and its default Adam.
 """
 
 from __future__ import annotations
@@ -25,26 +25,24 @@ from deltaprop.cli import main as deltaprop
 
 NAMES = ("iris", "wine", "breast_cancer", "digits", "diabetes")
 HIDDEN, BATCH, EPOCHS, FOLDS, SEEDS = (128, 64), 16, 30, 5, range(3)
-LR = {"classification": 0.02, "regression": 0.001}  # what --lr auto is for tables
+LR = {"classification": 0.02, "regression": 0.001}  # the values of --lr auto for tables
 
 
 def main() -> None:
-    """Train, compare, print, and with --write put the table into the page."""
+    """Train, compare, print, and with --write write the table into the page."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.quality", description=__doc__)
-    parser.add_argument("--write", action="store_true", help="put the table into docs/benchmarks.md")
+    parser.add_argument("--write", action="store_true", help="write the table into docs/benchmarks.md")
     arguments = parser.parse_args()
     columns = [
         "table",
-        "judged by",
+        "metric",
         "deltaprop train",
         "sklearn sgd, its η 0.001",
         "sklearn sgd, our η",
         "sklearn Adam",
     ]
     table = Table("Tables: five folds, three seeds, 128-64, batch 16, 30 epochs", columns)
-    table.notes.append(
-        "Mean ± standard deviation over folds and seeds; accuracy in %, R² for diabetes, whose targets are numbers."
-    )
+    table.notes.append("Mean ± standard deviation over folds and seeds; accuracy in %, R² for diabetes, a regression.")
     for name in NAMES:
         table.rows.append(row(name))
         Console().print(table.rows[-1])
@@ -54,7 +52,7 @@ def main() -> None:
 
 
 def row(name: str) -> list[str]:
-    """Return the row of a table of scikit-learn's."""
+    """Return the results for one of scikit-learn's tables."""
     from sklearn.model_selection import KFold, StratifiedKFold
 
     from sklearn import datasets
@@ -63,40 +61,40 @@ def row(name: str) -> list[str]:
     task = "regression" if name == "diabetes" else "classification"
     x, y = bunch.data, bunch.target
     folds = (KFold if task == "regression" else StratifiedKFold)(FOLDS, shuffle=True, random_state=0).split(x, y)
-    judged: list[list[float]] = [[], [], [], []]
+    all_scores: list[list[float]] = [[], [], [], []]
     peers = ({"solver": "sgd"}, {"solver": "sgd", "learning_rate_init": LR[task]}, {})
-    for kept, held in folds:
+    for train_rows, test_rows in folds:
         for seed in SEEDS:
-            judged[0].append(ours(x, y, kept, held, task, list(map(str, bunch.feature_names)), seed))
-            for scores, settings in zip(judged[1:], peers, strict=True):
-                scores.append(theirs(x, y, kept, held, task, {**settings, "random_state": seed}))
-    shown = [cell(scores, 1 if task == "regression" else 100) for scores in judged]
+            all_scores[0].append(ours(x, y, train_rows, test_rows, task, list(map(str, bunch.feature_names)), seed))
+            for scores, settings in zip(all_scores[1:], peers, strict=True):
+                scores.append(theirs(x, y, train_rows, test_rows, task, {**settings, "random_state": seed}))
+    shown = [cell(scores, 1 if task == "regression" else 100) for scores in all_scores]
     return [name, "R²" if task == "regression" else "accuracy", *shown]
 
 
 def cell(scores: list[float], unit: float) -> str:
-    """Return mean and deviation."""
+    """Return mean and standard deviation as text."""
     digits = 3 if unit == 1 else 2
     return f"{unit * statistics.mean(scores):.{digits}f} ± {unit * statistics.stdev(scores):.{digits}f}"
 
 
-def ours(x: Any, y: Any, kept: Any, held: Any, task: str, names: list[str], seed: int) -> float:
-    """Return what ``deltaprop evaluate`` says of a fold."""
+def ours(x: Any, y: Any, train_rows: Any, test_rows: Any, task: str, names: list[str], seed: int) -> float:
+    """Return the score that ``deltaprop evaluate`` gives for a fold."""
     with tempfile.TemporaryDirectory() as folder:
-        for part, rows in (("train", kept), ("test", held)):
+        for part, rows in (("train", train_rows), ("test", test_rows)):
             with (Path(folder) / f"{part}.csv").open("w", newline="") as file:
                 csv.writer(file).writerows([[*names, "y"], *([*x[at].tolist(), y[at]] for at in rows)])
         quiet(
             ["train", "--data", f"{folder}/train.csv", "--test", f"{folder}/test.csv", "--task", task,
              "--val-fraction", "0", "--log-every", "0", "--run-dir", f"{folder}/run", "--seed", str(seed)],
-            ["evaluate", f"{folder}/run", "--data", f"{folder}/test.csv", "--json", f"{folder}/judged.json"],
+            ["evaluate", f"{folder}/run", "--data", f"{folder}/test.csv", "--json", f"{folder}/evaluation.json"],
         )  # fmt: skip
-        found = json.loads((Path(folder) / "judged.json").read_text())
-    return float(found["r2" if task == "regression" else "accuracy"])
+        evaluation = json.loads((Path(folder) / "evaluation.json").read_text())
+    return float(evaluation["r2" if task == "regression" else "accuracy"])
 
 
 def quiet(*commands: list[str]) -> None:
-    """Run commands, and say nothing.
+    """Run commands without output.
 
     Raises:
         RuntimeError: If one fails.
@@ -110,8 +108,8 @@ def quiet(*commands: list[str]) -> None:
                 raise RuntimeError(f"deltaprop {' '.join(command)}")
 
 
-def theirs(x: Any, y: Any, kept: Any, held: Any, task: str, settings: dict[str, Any]) -> float:
-    """Return what scikit-learn's MLP reaches on a fold."""
+def theirs(x: Any, y: Any, train_rows: Any, test_rows: Any, task: str, settings: dict[str, Any]) -> float:
+    """Return the score of scikit-learn's MLP for a fold."""
     from sklearn.compose import TransformedTargetRegressor
     from sklearn.neural_network import MLPClassifier, MLPRegressor
     from sklearn.pipeline import make_pipeline
@@ -128,8 +126,10 @@ def theirs(x: Any, y: Any, kept: Any, held: Any, task: str, settings: dict[str, 
     if task == "regression":
         net = TransformedTargetRegressor(net, transformer=StandardScaler())
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that it has not converged
-        return float(make_pipeline(StandardScaler(), net).fit(x[kept], y[kept]).score(x[held], y[held]))
+        warnings.simplefilter("ignore")  # about convergence
+        return float(
+            make_pipeline(StandardScaler(), net).fit(x[train_rows], y[train_rows]).score(x[test_rows], y[test_rows])
+        )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Tables for the terminal and for docs/benchmarks.md, a section of the page for each machine."""
+"""Tables for the terminal and for docs/benchmarks.md, which has a section for each machine."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
 
 @dataclass
 class Table:
-    """A table with a title, and notes under it.
+    """A table with a title and notes.
 
     Attributes:
-        title: Above it.
-        columns: Of the first one, words; of the others, figures.
-        rows: Texts.
-        notes: Sentences.
+        title: The title.
+        columns: The column names; the first column holds names, the others numbers.
+        rows: The cells as text.
+        notes: Sentences below the table.
     """
 
     title: str
@@ -33,7 +33,7 @@ class Table:
     notes: list[str] = field(default_factory=list)
 
     def rich(self) -> RichTable:
-        """Return it for the terminal."""
+        """Return the table for the terminal."""
         table = RichTable(title=self.title, title_justify="left", caption="\n".join(self.notes), caption_justify="left")
         for number, column in enumerate(self.columns):
             table.add_column(column, justify="right" if number else "left", overflow="fold", no_wrap=not number)
@@ -42,19 +42,19 @@ class Table:
         return table
 
     def markdown(self) -> str:
-        """Return it for the page."""
+        """Return the table as Markdown."""
         ruler = ["---", *["---:"] * (len(self.columns) - 1)]
         lines = [f"### {self.title}", "", *(f"| {' | '.join(row)} |" for row in (self.columns, ruler, *self.rows))]
         return "\n".join([*lines, *(line for note in self.notes for line in ("", note)), ""])
 
 
 def machine() -> str:
-    """Return what the figures were measured on."""
+    """Return the processor and its number of cores."""
     return f"{_processor()}, {physical_cores()} cores"
 
 
 def versions() -> str:
-    """Return what was measured, in one line: deltaprop by its commit, where it is a checkout."""
+    """Return the versions of Python and the packages in one line; deltaprop's is its commit, if it is a checkout."""
     git = ["git", "-C", str(PAGE.parent), "describe", "--always", "--dirty", "--exclude=*"]
     try:
         commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
@@ -79,15 +79,15 @@ def _processor() -> str:
 
 
 def write(tables: list[Table], command: str, page: Path = PAGE) -> None:
-    """Put tables into this machine's section of the page; each takes the place of the one with its title.
+    """Write tables into this machine's section of the page; each replaces the one with its title.
 
     Raises:
         OSError: If the page cannot be read or written.
     """
     head, *sections = re.split(r"(?m)^(?=## )", page.read_text(encoding="utf-8"))
     title = f"## {machine()}\n"
-    found = [section for section in sections if section.startswith(title)]
-    own = re.split(r"(?m)^(?=### )", found[0])[1:] if found else []
+    own_sections = [section for section in sections if section.startswith(title)]
+    own = re.split(r"(?m)^(?=### )", own_sections[0])[1:] if own_sections else []
     parts = {part.splitlines()[0]: part.strip() for part in own}
     for table in tables:
         table.notes.append(f"`{command}`: {versions()}.")

@@ -1,9 +1,9 @@
-"""``python -m benchmarks.tables``: a table larger than memory: how long it takes to read, and to train from its cache.
+"""``python -m benchmarks.tables``: the time to read a table larger than memory, and to train from its cache.
 
-The table is made up: numbers, two columns of categories, a class that hangs on three of the numbers. Whatever is
-measured has a process of its own, with one thread. An epoch from the cache is timed twice: after the pages of the cache
-were dropped from the system's memory (``posix_fadvise``), as they would be of a file that does not fit there, so that
-what is shown is what the disk gives; and with those pages that the system has kept.
+The table is synthetic: numbers, two columns of categories, and a class that depends on three of the numbers. Each
+measurement has its own process with one thread. An epoch from the cache is timed twice: after the pages of the cache
+were dropped from the page cache (``posix_fadvise``), as for a file that does not fit in memory, which shows the speed
+of the disk; and with the pages that the system has kept.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ from rich.console import Console
 
 from benchmarks.report import Table, machine, versions, write
 
-NUMBERS, DIGITS = 40, 6  # columns, and digits of a number: 3.14159
+NUMBERS, DIGITS = 40, 6  # number of columns, and digits per number: 3.14159
 CITIES, PETS, CLASSES = (b"Bern", b"Lima", b"Oslo", b"Riga", b"Rome"), (b"cats", b"dogs"), (b"a", b"b", b"c")
 ROWS_AT_ONCE = 100_000
 NETS = {"32": [32], "128 64 (the default)": [128, 64]}
 ENGINES = ("explicit", "autograd")
-FIT = 8  # one part in so many of the table is what is compared with rows in memory
+FIT = 8  # 1/FIT of the table is compared with rows in memory
 MEASURED = (
-    "Peak RSS: of the whole process, imports and all: VmHWM, which it reads in /proc/self/status at its end, and "
-    "ru_maxrss, which wait4 tells of it; pages of the cache that are mapped count, those that the system keeps do not."
+    "Peak RSS of the whole process, including imports: VmHWM, from /proc/self/status at its end, and ru_maxrss, from "
+    "wait4. Mapped pages of the cache count, pages that the system keeps do not."
 )
 
 
 def main() -> None:
-    """Write a table, read it, train from it, and show the figures."""
+    """Write a table, read it, train from it, and print the measurements."""
     arguments = parse(sys.argv[1:])
     if arguments.worker:
         what, *words = arguments.worker
@@ -58,14 +58,18 @@ def main() -> None:
 
 
 def parse(words: list[str]) -> argparse.Namespace:
-    """Return what is asked for; what makes no sense ends the program with one line and exit code 2."""
+    """Parse the arguments; invalid ones end the program with one line and exit code 2."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.tables", description=__doc__)
-    parser.add_argument("--gib", type=float, default=6.0, help="size of the table; 6 by default")
-    parser.add_argument("--folder", type=Path, help="where table and cache lie meanwhile; by default that of tempfile")
-    parser.add_argument("--memory", default="256m", help="what it may take in memory; 256m by default")
-    parser.add_argument("--batch-size", type=int, nargs="+", default=[16, 256], help="of the epochs that are compared")
-    parser.add_argument("--rounds", type=int, default=5, help="epochs of each kind that are compared; 5 by default")
-    parser.add_argument("--write", action="store_true", help="put the tables into docs/benchmarks.md, for this machine")
+    parser.add_argument("--gib", type=float, default=6.0, help="size of the table in GiB; 6 by default")
+    parser.add_argument("--folder", type=Path, help="folder for table and cache; by default the temporary folder")
+    parser.add_argument("--memory", default="256m", help="memory limit for the rows; 256m by default")
+    parser.add_argument(
+        "--batch-size", type=int, nargs="+", default=[16, 256], help="batch sizes of the compared epochs"
+    )
+    parser.add_argument("--rounds", type=int, default=5, help="compared epochs of each kind; 5 by default")
+    parser.add_argument(
+        "--write", action="store_true", help="write the tables into docs/benchmarks.md, for this machine"
+    )
     parser.add_argument("--worker", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     arguments = parser.parse_args(words)
     if not 0.01 <= arguments.gib <= 1e6:
@@ -81,7 +85,7 @@ def parse(words: list[str]) -> argparse.Namespace:
 
 
 def write_table(path: Path, size: int) -> int:
-    """Write a CSV file of about so many bytes; return its rows."""
+    """Write a CSV file of about ``size`` bytes; return its number of rows."""
     names = [*(f"x{number}" for number in range(NUMBERS)), "city", "pet", "class"]
     rng = np.random.default_rng(0)
     rows = max(30, size // _rows(rng, 1).nbytes)
@@ -93,12 +97,14 @@ def write_table(path: Path, size: int) -> int:
 
 
 def _rows(rng: np.random.Generator, count: int) -> NDArray[np.uint8]:
-    """Return the bytes of so many rows, [count, bytes of a row]: every cell of a column is as wide as the others."""
+    """Return the bytes of ``count`` rows, [count, bytes per row]; all cells of a column have the same width."""
     digits = rng.integers(0, 10, (count, NUMBERS, DIGITS), dtype=np.uint8)
     cells = np.empty((count, NUMBERS, DIGITS + 2), dtype=np.uint8)  # with a point and a comma
     cells[:, :, 0], cells[:, :, 1], cells[:, :, -1] = digits[:, :, 0] + ord("0"), ord("."), ord(",")
     cells[:, :, 2:-1] = digits[:, :, 1:] + ord("0")
-    total = digits[:, :3, 0].sum(axis=1)  # of three digits: 9, 10 and 9 of its 28 values are each class's
+    total = digits[:, :3, 0].sum(
+        axis=1
+    )  # the sum of three digits has 28 values, 9, 10 and 9 of which belong to the classes
     parts = [
         cells.reshape(count, -1),
         *(_words(words, rng.integers(0, len(words), count), b",") for words in (CITIES, PETS)),
@@ -108,15 +114,15 @@ def _rows(rng: np.random.Generator, count: int) -> NDArray[np.uint8]:
 
 
 def _words(words: tuple[bytes, ...], which: NDArray[np.int64], end: bytes) -> NDArray[np.uint8]:
-    """Return words of one length as bytes [rows, length], with what ends the cell."""
+    """Return words of the same length as bytes [rows, length], with the separator."""
     return np.array([[*word, *end] for word in words], dtype=np.uint8)[which]
 
 
-# --- what is shown ---
+# --- the results ---
 
 
 def larger_than_memory(folder: Path, arguments: argparse.Namespace) -> Table:
-    """Return the table of a whole table: read into the cache and trained from, then trained from again."""
+    """Measure the whole table: read into the cache and trained, then trained again."""
     path = folder / "table.csv"
     began = time.perf_counter()
     rows = write_table(path, int(arguments.gib * 2**30))
@@ -127,8 +133,8 @@ def larger_than_memory(folder: Path, arguments: argparse.Namespace) -> Table:
     )
     table.notes.append(f"Written in {time.perf_counter() - began:.0f} s. {MEASURED}")
     table.notes.append(
-        "Reading: from the start of the process, imports and all, until the cache is whole. An epoch: batch 256, its "
-        "training alone; the whole process also reads and judges the validation and test rows."
+        "Reading: from the start of the process, including imports, until the cache is complete. An epoch: batch 256, "
+        "training only; the whole process also reads and evaluates the validation and test rows."
     )
     common = [
         "--data", str(path), "--cache", str(folder / "cache"), "--memory", arguments.memory,
@@ -140,20 +146,20 @@ def larger_than_memory(folder: Path, arguments: argparse.Namespace) -> Table:
             run = folder / f"run{number}"
             words = [*common, "--engine", engine, "--hidden", *map(str, hidden), "--run-dir", str(run)]
             _drop_pages(folder)
-            begun = time.time()
+            start = time.time()
             measured = _worker("train", *words)
             line = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
             if number == 0:
                 if not (folder / "cache").is_dir():
                     raise SystemExit(f"--memory {arguments.memory}: the table of {arguments.gib} GiB fits: take less")
                 (about,) = (folder / "cache").glob("*/about.json")
-                seconds = about.stat().st_mtime - begun
+                seconds = about.stat().st_mtime - start
                 table.rows.append(["reading", f"{seconds:.0f}", f"{size / 1e6 / seconds:.0f}", "", "", ""])
-                kept = sum(file.stat().st_size for file in about.parent.iterdir())
-                table.notes.append(f"The cache: {kept / 2**30:.2f} GiB, {kept / rows:.0f} bytes a row.")
-            what = "reading and an epoch" if number == 0 else "an epoch"
+                cache_size = sum(file.stat().st_size for file in about.parent.iterdir())
+                table.notes.append(f"The cache: {cache_size / 2**30:.2f} GiB, {cache_size / rows:.0f} bytes per row.")
+            label = "reading and an epoch" if number == 0 else "an epoch"
             table.rows.append(
-                [f"{what}, {engine}, --hidden {net}", f"{line['seconds']:.0f}", "",
+                [f"{label}, {engine}, --hidden {net}", f"{line['seconds']:.0f}", "",
                  f"{line['samples_per_second']:.0f}", f"{measured['hwm'] / 1024:.0f}", f"{measured['max'] / 1024:.0f}"]
             )  # fmt: skip
             number += 1
@@ -163,7 +169,7 @@ def larger_than_memory(folder: Path, arguments: argparse.Namespace) -> Table:
 
 
 def beside_memory(folder: Path, arguments: argparse.Namespace) -> Table:
-    """Return the table of the same rows trained from the disk and from memory, epochs in turn."""
+    """Measure epochs of the same rows from disk and from memory, in turn."""
     path = folder / "part.csv"
     rows = write_table(path, int(arguments.gib * 2**30 / FIT))
     table = Table(
@@ -171,9 +177,9 @@ def beside_memory(folder: Path, arguments: argparse.Namespace) -> Table:
         ["", "samples/s, disk", "pages kept", "memory", "times as long from disk", "pages kept"],
     )
     table.notes.append(
-        f"Medians of {arguments.rounds} epochs each, from disk, from the pages that the system has kept of it, and "
-        "from memory, in turn after one of each that is not counted; the ratio is of the medians, in parentheses from "
-        "the least to the largest of a round."
+        f"Medians of {arguments.rounds} epochs from disk, from the pages that the system has kept, and from memory, in "
+        "turn, after a warm-up epoch of each. Ratios are of the medians, in parentheses the range of the ratios within "
+        "a round."
     )
     words = [str(path), str(folder / "cache"), str(arguments.rounds), *map(str, arguments.batch_size)]
     for name, (disk, kept, memory) in _worker("rates", *words)["seconds"].items():
@@ -183,23 +189,23 @@ def beside_memory(folder: Path, arguments: argparse.Namespace) -> Table:
 
 
 def _times(slow: list[float], fast: list[float]) -> str:
-    """Return how many times as long one takes as the other."""
+    """Return the ratio of two lists of times as text."""
     ratios = [one / other for one, other in zip(slow, fast, strict=True)]
     ratio = statistics.median(slow) / statistics.median(fast)
     return f"{ratio:.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
 
 
 def _samples(rows: int) -> int:
-    """Return how many rows are trained on: less a fifth for the test, and a tenth of the rest for validation."""
+    """Return the number of training rows: without a fifth for the test, and a tenth of the rest for validation."""
     rest = rows - round(0.2 * rows)
     return rest - round(0.1 * rest)
 
 
-# --- a process of its own ---
+# --- the worker processes ---
 
 
 def _worker(*words: str) -> dict[str, Any]:
-    """Run a worker; return what it prints last, with ``max``: its peak RSS in KiB as the system tells its parent."""
+    """Run a worker; return its last line of output, and as ``max`` its peak RSS in KiB as reported by wait4."""
     command = [sys.executable, "-m", "benchmarks.tables", "--worker", *words]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
@@ -214,7 +220,7 @@ def _worker(*words: str) -> dict[str, Any]:
 
 
 def train(words: list[str]) -> None:
-    """Do what ``deltaprop train`` does; print the peak of its memory."""
+    """Run ``deltaprop train``, and print its peak memory."""
     from deltaprop.cli import main as deltaprop
 
     code = deltaprop(["train", *words])
@@ -225,7 +231,7 @@ def train(words: list[str]) -> None:
 
 
 def rates(words: list[str]) -> None:
-    """Print the seconds of each epoch, by where its rows come from, of each engine, net and batch size."""
+    """Print the seconds of each epoch by the source of its rows, for each engine, network and batch size."""
     import torch
 
     from deltaprop.training.config import TrainConfig
@@ -236,7 +242,7 @@ def rates(words: list[str]) -> None:
     path, cache, rounds, *batch_sizes = words
     config = TrainConfig(data=path, cache=Path(cache), threads="1", lr=0.01)
     setups = {storage: prepare(config, storage=storage) for storage in ("memory", "disk")}
-    found: dict[str, list[list[float]]] = {}
+    result: dict[str, list[list[float]]] = {}
     for batch_size in map(int, batch_sizes):
         for net, hidden in NETS.items():
             for engine in ENGINES:
@@ -253,31 +259,31 @@ def rates(words: list[str]) -> None:
                         next(kind)
                         if number:  # the first warms up
                             seconds[at].append(time.perf_counter() - start)
-                found[f"{engine}, --hidden {net}, batch {batch_size}"] = seconds
-    print(json.dumps({"seconds": found}))
+                result[f"{engine}, --hidden {net}, batch {batch_size}"] = seconds
+    print(json.dumps({"seconds": result}))
 
 
-def _epochs(feed: Any, engine: str, hidden: list[int], setup: Any) -> Iterator[None]:
-    """Train an epoch, shuffled, each time that the next is asked for."""
+def _epochs(loader: Any, engine: str, hidden: list[int], setup: Any) -> Iterator[None]:
+    """Train one shuffled epoch at each ``next``."""
     import torch
 
     from deltaprop.epoch_state import EpochState
     from deltaprop.nn.modules import MLP
-    from deltaprop.training.engines import ENGINES as MADE
+    from deltaprop.training.engines import ENGINES as ENGINE_FACTORIES
     from deltaprop.training.setup import make_optimizer
 
     generator = torch.Generator().manual_seed(0)
     model = MLP([setup.sizes[0], *hidden, setup.sizes[-1]], ["relu"] * len(hidden))
-    made: Callable[..., Any] = MADE[engine]
-    trained = made(model, setup.objective, make_optimizer(model, setup.config))
+    make_engine: Callable[..., Any] = ENGINE_FACTORIES[engine]
+    train_epoch = make_engine(model, setup.objective, make_optimizer(model, setup.config))
     while True:
-        for chunk in feed.shards(feed.draw(generator), 0):
-            trained(chunk.x, chunk.y, chunk.order, feed.batch_size, EpochState(torch.zeros(())))
+        for shard in loader.shards(loader.draw(generator), 0):
+            train_epoch(shard.x, shard.y, shard.order, loader.batch_size, EpochState(torch.zeros(())))
         yield
 
 
 def _drop_pages(folder: Path) -> None:
-    """Have the system forget the pages of the files below a folder, once they are on the disk."""
+    """Drop the pages of the files below a folder from the page cache, after they are written to disk."""
     for path in folder.rglob("*"):
         if path.is_file():
             with path.open("rb") as file:

@@ -1,7 +1,7 @@
-"""The rule of ``--threads auto`` beside the clock: ``python -m benchmarks.threads``.
+"""Compare the rule of ``--threads auto`` with measured times: ``python -m benchmarks.threads``.
 
-Nets of two equally wide hidden layers over a grid of widths and batches; each is timed at 1, 2, 4, … threads, as
-``--threads tune`` does it, on either engine; with ``--busy 1`` beside a program that holds a core.
+Networks with two equally wide hidden layers over a grid of widths and batch sizes; each is timed with 1, 2, 4, …
+threads, as ``--threads tune`` does, with either engine; with ``--busy 1`` while another program uses a core.
 """
 
 from __future__ import annotations
@@ -26,11 +26,13 @@ STEPS = 4
 
 
 def main() -> None:
-    """Print the grid, and where the rule is more than a tenth slower than the best."""
+    """Print the grid; mark where the rule is more than a tenth slower than the best."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.threads", description=__doc__)
     parser.add_argument("--engine", default="explicit", choices=["explicit", "autograd"])
-    parser.add_argument("--busy", type=int, default=0, help="programs beside it that do nothing but hold a core")
-    parser.add_argument("--write", action="store_true", help="put the table into docs/benchmarks.md, for this machine")
+    parser.add_argument("--busy", type=int, default=0, help="number of other programs that each use a core")
+    parser.add_argument(
+        "--write", action="store_true", help="write the table into docs/benchmarks.md, for this machine"
+    )
     arguments = parser.parse_args()
     console = Console()
     console.print(f"{machine()}, {versions()}", highlight=False)
@@ -56,18 +58,18 @@ def main() -> None:
 
 @contextmanager
 def busy(programs: int) -> Iterator[None]:
-    """Let so many programs hold a core each, or try to."""
-    held = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(programs)]
+    """Run this number of programs that each use a core."""
+    running = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(programs)]
     try:
         yield
     finally:
-        for program in held:
+        for program in running:
             program.kill()
             program.wait()
 
 
 def _steps(sizes: list[int], batch: int, engine: str) -> Callable[[], object]:
-    """Return what takes a few steps of a net."""
+    """Return a function that takes a few steps of a network."""
     model = dp.MLP(sizes, "sigmoid")
     optimizer = dp.SGD(model.parameters(), lr=0.01)
     x, y = torch.rand(STEPS * batch, sizes[0]), torch.randint(10, (STEPS * batch,))
@@ -75,14 +77,14 @@ def _steps(sizes: list[int], batch: int, engine: str) -> Callable[[], object]:
         trainer = dp.ExplicitTrainer(model, "cross_entropy", optimizer)
         return lambda: trainer.epoch(x, y, batch)
 
-    def by_tape() -> None:
+    def with_autograd() -> None:
         for batch_x, batch_y in zip(x.split(batch), y.split(batch), strict=True):
             loss = F.cross_entropy(model(batch_x), batch_y)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
 
-    return by_tape
+    return with_autograd
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Time peers beside each other: rounds in rotated order, medians and quartiles, ratios within the run."""
+"""Time several functions in interleaved rounds of random order; medians and quartiles."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from collections.abc import Callable
 
 
 def interleave(runs: dict[str, Callable[[], object]], rounds: int, seconds: float) -> dict[str, list[float]]:
-    """Return the seconds of one call of each, a figure a round.
+    """Return the seconds of one call of each function, one measurement per round.
 
     Args:
-        runs: What is timed; each is called twice beforehand, to warm up.
-        rounds: How many figures of each. The order is drawn anew for each round: who follows whom is left to chance,
-            for what one leaves in the caches the next may find.
-        seconds: About how long a figure is measured; a call that is quicker is repeated.
+        runs: The functions; each is called twice before, to warm up.
+        rounds: The number of measurements of each. The order is random in each round, since a function may profit from
+            what the previous one leaves in the caches.
+        seconds: The approximate time of a measurement; faster calls are repeated.
     """
     repeats = {}
     for name, run in runs.items():
@@ -24,9 +24,9 @@ def interleave(runs: dict[str, Callable[[], object]], rounds: int, seconds: floa
         run()
         repeats[name] = max(1, round(seconds / (time.perf_counter() - start)))
     figures: dict[str, list[float]] = {name: [] for name in runs}
-    chance = random.Random(0)
+    rng = random.Random(0)
     for _ in range(rounds):
-        for name in chance.sample(list(runs), len(runs)):
+        for name in rng.sample(list(runs), len(runs)):
             run = runs[name]
             start = time.perf_counter()
             for _ in range(repeats[name]):

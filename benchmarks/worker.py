@@ -1,6 +1,6 @@
-"""One table's rows in a process of its own: pinned to as many cores as it has threads, before anything is imported.
+"""Measures the rows of one table, in a process that is pinned to as many cores as threads before any import.
 
-JAX takes every core that it may run on, whatever its flags say; so the process is given no more than it should take.
+JAX uses every available core despite its flags, so the process gets only the cores that it should use.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from typing import Any
 
 
 def main() -> None:
-    """Print one line of JSON: what is asked for, of each peer."""
+    """Print one line of JSON: the requested measurement of each peer."""
     parser = argparse.ArgumentParser()
     parser.add_argument("measure", choices=["steps", "epochs", "memory"])
     parser.add_argument("--sizes", required=True)
     parser.add_argument("--batch-size", type=int, required=True)
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--rounds", type=int, required=True)
-    parser.add_argument("--rows", type=int, help="of the data; by default some batches, fewer of the large ones")
+    parser.add_argument("--rows", type=int, help="number of rows; by default some batches, fewer if they are large")
     parser.add_argument("--activation", default="relu")
     parser.add_argument("--peers", nargs="*")
     arguments = parser.parse_args()
@@ -38,7 +38,7 @@ def main() -> None:
     torch.set_num_threads(len(cores))
     sizes = tuple(map(int, arguments.sizes.split("-")))
     work = arguments.batch_size * sum(n_in * n_out for n_in, n_out in itertools.pairwise(sizes))
-    # As many that what is done once an epoch counts for little, as in any real one.
+    # Enough batches that the work done once per epoch is negligible, as in real training.
     batches = arguments.rows // arguments.batch_size if arguments.rows else int(min(200, max(10, 2e9 // work)))
     problem = make_problem(sizes, arguments.batch_size, batches, arguments.activation)
     measure = {"steps": time_steps, "epochs": time_epochs, "memory": measure_memory}[arguments.measure]
@@ -46,7 +46,7 @@ def main() -> None:
 
 
 def time_steps(problem: Any, batches: int, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return µs a step of each peer."""
+    """Return the time per step of each peer in µs."""
     from benchmarks.peers import PEERS
 
     result = _time(PEERS, problem, arguments, seconds=0.03)
@@ -55,17 +55,17 @@ def time_steps(problem: Any, batches: int, arguments: argparse.Namespace) -> dic
 
 
 def time_epochs(problem: Any, batches: int, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return seconds an epoch of each peer."""
+    """Return the time per epoch of each peer in s."""
     from benchmarks.epochs import EPOCHS
 
     return _time(EPOCHS, problem, arguments, seconds=0.0)
 
 
 def measure_memory(problem: Any, batches: int, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return MB of the one peer that is asked for: at the peak, beyond the data and the weights it starts from.
+    """Return the peak memory of one peer in MiB, beyond the data and the initial weights.
 
-    Libraries are loaded and warmed up before the count begins: by a small problem, and by the products of this one, for
-    which PyTorch's BLAS keeps some MB of its own, whoever asks for them.
+    Libraries are loaded and warmed up before the measurement, by a small problem and by the products of this one, for
+    which PyTorch's BLAS always keeps some MB.
     """
     from benchmarks.peers import PEERS
     from benchmarks.problem import make_problem
@@ -80,9 +80,9 @@ def measure_memory(problem: Any, batches: int, arguments: argparse.Namespace) ->
     products, _ = PEERS["the products alone"](problem)
     products()
     del products
-    ctypes.CDLL(None).malloc_trim(0)  # what was freed goes back: it would not count when it is taken again
+    ctypes.CDLL(None).malloc_trim(0)  # return freed memory to the system; otherwise its reuse would not be counted
     with open("/proc/self/clear_refs", "w") as file:
-        file.write("5")  # the peak begins anew from what there is now
+        file.write("5")  # reset the peak to the current size
     before = _status("VmRSS")
     run, _ = PEERS[name](problem)
     for _ in range(3):
@@ -97,7 +97,7 @@ def _status(key: str) -> int:
 
 
 def _time(peers: Any, problem: Any, arguments: argparse.Namespace, seconds: float) -> dict[str, Any]:
-    """Return each peer's quartiles and first call in seconds, who parts from us, and who is not here."""
+    """Return the quartiles and the first call of each peer in seconds, peers with other weights, and missing peers."""
     import numpy as np
 
     from benchmarks.timing import interleave, quartiles
@@ -117,11 +117,11 @@ def _time(peers: Any, problem: Any, arguments: argparse.Namespace, seconds: floa
         after = [np.array(weight) for weight in weights()]
         if after:
             reference = after if reference is None else reference
-            parted = max(
+            difference = max(
                 float(np.abs(ours - theirs).max() / np.abs(ours).max())
                 for ours, theirs in zip(reference, after, strict=True)
             )
-            if parted > 1e-3:  # float32, after a pass: rounding stays far below
+            if difference > 1e-3:  # float32 rounding after a pass is far below
                 void.append(name)
         runs[name] = run
     figures = interleave(runs, arguments.rounds, seconds)

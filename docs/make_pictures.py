@@ -1,8 +1,8 @@
 """Draw the pictures of the README and docs: ``python docs/make_pictures.py [path/to/mnist]``. Takes some seconds.
 
-The one of deformed digits is drawn where the folder of MNIST's files is given.
+The picture of deformed digits is drawn only if the folder of MNIST's files is given.
 
-The TensorBoard screenshot beside it is of the run
+The TensorBoard screenshot in the same folder shows the run
 ``python train.py --hidden 30 30 30 --activation sigmoid --init xavier --lr 0.5 --momentum 0 --log-every 1``.
 """
 
@@ -22,7 +22,7 @@ from deltaprop.training.engines import train_epoch
 from deltaprop.training.report.plots import COLOURS, decision_boundary
 from deltaprop.training.setup import make_optimizer, prepare
 
-# Each line of code stands in src/deltaprop/core (linear.py, activations.py, sgd.py); a test looks for it there.
+# Each line of code is in src/deltaprop/core (linear.py, activations.py, sgd.py), which a test checks.
 SGD = "add_gradient(param, 1 - lr * weight_decay, -lr * sign)"
 LINES = [
     (r"$z^l = a^{l-1}\,(W^l)^{\top} + b^l$", "linear(a_prev, weight, bias, out=out)", "FWD"),
@@ -63,7 +63,7 @@ def delta_norms(activation: str, epochs: int) -> list[list[float]]:
 
 
 def overview(path: Path) -> None:
-    """Write the picture of the README: the page, a net that learnt, and the error signal layer by layer."""
+    """Write the picture of the README: the equations, a trained network, and the norm of δ layer by layer."""
     config = TrainConfig(data="spirals", epochs=30)
     setup = prepare(config)
     optimizer = make_optimizer(setup.model, setup.config)
@@ -76,7 +76,7 @@ def overview(path: Path) -> None:
     figure = Figure(figsize=(13.5, 4.3), dpi=110, layout="constrained")
     page, plane, chart = figure.subplots(1, 3, width_ratios=[1, 1, 1])
     page.axis("off")
-    page.set_title("the page, and its code", fontsize=11)
+    page.set_title("the equations and their code", fontsize=11)
     for index, (formula, code, tag) in enumerate(LINES):
         top = 0.97 - index * 0.168
         page.text(0.04, top, formula, fontsize=14, va="top", transform=page.transAxes)
@@ -86,7 +86,7 @@ def overview(path: Path) -> None:
                   transform=page.transAxes)  # fmt: skip
     plane.imshow(decision_boundary(setup))
     plane.axis("off")
-    plane.set_title("a network that learnt by it", fontsize=11)
+    plane.set_title("a network trained with them", fontsize=11)
     norms = delta_norms("sigmoid", 30)
     for layer, values in enumerate(zip(*norms, strict=True), start=1):
         chart.semilogy(values, color=COLOURS[(layer - 1) % 6], marker="os^Dv"[layer - 1], ms=3, label=f"layer {layer}")
@@ -98,12 +98,12 @@ def overview(path: Path) -> None:
 
 
 def deformed(path: Path, folder: str) -> None:
-    """Write the picture of deformed digits: the first of each kind as it is, and three times by each kind."""
-    found = load(folder, scaling="pixel")
-    shape = found.image_shape
+    """Write the picture of deformed digits: each digit unchanged, and three times with each deformation."""
+    dataset = load(folder, scaling="pixel")
+    shape = dataset.image_shape
     assert shape is not None
-    firsts = [int((found.train.y == digit).nonzero()[0]) for digit in range(10)]
-    x = found.train.x[firsts]
+    firsts = [int((dataset.train.y == digit).nonzero()[0]) for digit in range(10)]
+    x = dataset.train.x[firsts]
     parts = [("as they are", [x])]
     for kind in ("affine", "elastic", "affine-elastic"):
         deform, generator = Deformation(kind, shape), torch.Generator().manual_seed(0)

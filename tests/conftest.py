@@ -1,4 +1,4 @@
-"""What every test starts from: one thread, a fixed seed, a compiler without a past."""
+"""Fixtures of all tests: one thread, a fixed seed, an empty compiler cache."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import torch
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Let pass the one warning that PyTorch 2.13 gives by itself: its forward mode and compiler still load scripts."""
+    """Ignore a warning of PyTorch 2.13's own: its forward mode and its compiler still use ``torch.jit.script``."""
     config.addinivalue_line("filterwarnings", "ignore:`torch.jit.script.* is deprecated:DeprecationWarning:torch.jit")
 
 
 @pytest.hookimpl(optionalhook=True, tryfirst=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """A file at a time where `-n` alone is given: what the tests of a file share, such as runs, is made once."""
+    """Distribute whole files if only `-n` is given, so that fixtures shared within a file are made once."""
     if config.getvalue("dist") != "load":
         return None
     from xdist.scheduler import LoadFileScheduling
@@ -28,13 +28,13 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
-    """One thread: the tensors are tiny, and the workers of pytest-xdist would fight over the cores."""
+    """Use one thread: the tensors are tiny, and the workers of pytest-xdist would compete for the cores."""
     torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _no_seeds_for_devices_that_are_not_there() -> Iterator[None]:
-    """``torch.manual_seed`` notes a traceback for each kind of device that is not in use: 1 ms, a thousand times."""
+def _no_seeding_of_missing_devices() -> Iterator[None]:
+    """Do not seed missing devices: ``torch.manual_seed`` stores a traceback for each, 1 ms per test."""
     with pytest.MonkeyPatch.context() as patch:
         for devices in (torch.cuda, torch.xpu, torch.mtia):
             if not devices.is_available():
@@ -42,12 +42,12 @@ def _no_seeds_for_devices_that_are_not_there() -> Iterator[None]:
         yield
 
 
-_frozen = 0  # how many modules there were
+_frozen = 0  # number of imported modules at the last gc.freeze
 
 
 @pytest.fixture(autouse=True)
 def _few_objects_to_collect() -> None:
-    """What imports have made, up to a million objects, is left out of garbage collections, which then take no time."""
+    """Exclude the objects made by imports, up to a million, from garbage collection, which makes it fast."""
     global _frozen
     if len(sys.modules) > _frozen + 20:
         gc.collect()
@@ -57,23 +57,23 @@ def _few_objects_to_collect() -> None:
 
 @pytest.fixture(autouse=True)
 def _seed() -> None:
-    """The same random numbers in every test, whatever ran before it."""
+    """Seed PyTorch, so that a test draws the same random numbers whatever ran before it."""
     torch.manual_seed(0)
 
 
-# Where there is no CUDA device, one test says so (core/test_cuda.py) instead of thousands.
+# Without a CUDA device one test is skipped (core/test_cuda.py) instead of thousands.
 _DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)] if torch.cuda.is_available() else ["cpu"]
 
 
 @pytest.fixture(params=_DEVICES)
 def device(request: pytest.FixtureRequest) -> str:
-    """Each device in turn: the same cases run on all of them."""
+    """Each available device: the same cases run on all of them."""
     return request.param
 
 
 @pytest.fixture
 def fresh_compiler() -> Iterator[None]:
-    """A compiler that has seen no other test: its cache counts recompilations, and refuses the ninth."""
+    """Reset the compiler: its cache counts recompilations across tests and refuses the ninth."""
     torch._dynamo.reset()
     yield
     torch._dynamo.reset()

@@ -1,4 +1,4 @@
-"""The benchmarks compare what is comparable: every peer takes the same steps."""
+"""The benchmarks compare equal work: every peer takes the same steps."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from benchmarks.problem import Problem, make_problem
 from benchmarks.report import Table, machine, write
 from benchmarks.timing import interleave, quartiles
 
-# torch.compile takes a minute to compile, JAX is an extra, not every device has bf16.
+# torch.compile takes a minute, JAX is an optional dependency, not every device supports bf16.
 LEFT_OUT = ("torch.compile", "JAX jit", "the products alone", "explicit .epoch, bf16")
 QUICK = [name for name in PEERS if name not in LEFT_OUT]
 
@@ -27,33 +27,33 @@ def problem() -> Problem:
 
 @pytest.mark.parametrize("name", QUICK)
 def test_peers_end_at_the_same_weights(problem: Problem, name: str):
-    """After two passes in float32, to rounding; and they have moved."""
+    """After two passes in float32 the weights agree up to rounding, and have changed."""
     ends = []
     for peer in (PEERS["autograd"], PEERS[name]):
         run, weights = peer(problem)
         run()
         run()
         ends.append(weights())
-    for ours, theirs, start in zip(*ends, problem.weights, strict=True):
-        np.testing.assert_allclose(theirs, ours, rtol=1e-4, atol=1e-6)
-        assert np.abs(theirs - start.numpy()).max() > 1e-5
+    for expected, actual, start in zip(*ends, problem.weights, strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-6)
+        assert np.abs(actual - start.numpy()).max() > 1e-5
 
 
 @pytest.mark.parametrize("name", [name for name in EPOCHS if not name.startswith(("JAX", "scikit"))])
 def test_epochs_end_at_the_same_weights(problem: Problem, name: str):
-    """After two epochs in the same orders; scikit-learn shuffles by itself, and has no row among these."""
+    """After two epochs with the same orders; scikit-learn is left out, since it shuffles by itself."""
     ends = []
     for peer in (EPOCHS["torch.nn with a DataLoader"], EPOCHS[name]):
         run, weights = peer(problem)
         run()
         run()
         ends.append(weights())
-    for ours, theirs in zip(*ends, strict=True):
-        np.testing.assert_allclose(theirs, ours, rtol=1e-4, atol=1e-6)
+    for expected, actual in zip(*ends, strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["stepz"], "table: unknown 'stepz'; there are steps, activations, epochs, memory"),
         (["--sizes", "7-8"], "--sizes: unknown '7-8'; there are 784-30-10"),
@@ -65,11 +65,11 @@ def test_epochs_end_at_the_same_weights(problem: Problem, name: str):
     ],
     ids=str,
 )
-def test_what_makes_no_sense_is_told_in_one_line(words: list[str], said: str, capsys: pytest.CaptureFixture[str]):
+def test_invalid_arguments_are_refused_in_one_line(words: list[str], message: str, capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit) as end:
         parse(words)
     assert end.value.code == 2
-    assert said in capsys.readouterr().err.splitlines()[-1]
+    assert message in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_everything_is_measured_by_default():
@@ -77,7 +77,7 @@ def test_everything_is_measured_by_default():
     assert (arguments.tables, arguments.sizes) == (["steps", "activations", "epochs", "memory"], list(SIZES))
 
 
-def test_scikit_learn_takes_one_epoch_more_at_each_call(problem: Problem):
+def test_scikit_learn_trains_one_more_epoch_per_call(problem: Problem):
     run, weights = EPOCHS["scikit-learn MLPClassifier"](problem)
     run()
     run()
@@ -85,7 +85,7 @@ def test_scikit_learn_takes_one_epoch_more_at_each_call(problem: Problem):
 
 
 class TestPage:
-    """docs/benchmarks.md has a section for each machine, and a table of each title in it."""
+    """docs/benchmarks.md has a section per machine, and in it one table per title."""
 
     @pytest.fixture
     def page(self, tmp_path: Path) -> Path:
@@ -93,14 +93,14 @@ class TestPage:
         page.write_text("# Benchmarks\n\nHow.\n\n## Another machine, 8 cores\n\n### Old\n\nkept\n")
         return page
 
-    def test_a_new_machine_gets_a_section_and_others_keep_theirs(self, page: Path):
+    def test_a_new_machine_gets_a_new_section(self, page: Path):
         write([Table("A size", ["", "µs"], [["ours", "1.0"]], ["A note."])], "python -m benchmarks", page)
         text = page.read_text()
         assert text.startswith("# Benchmarks\n\nHow.\n\n## Another machine, 8 cores\n\n### Old\n\nkept\n\n")
         assert f"\n## {machine()}\n\n### A size\n\n|  | µs |\n| --- | ---: |\n| ours | 1.0 |\n\nA note.\n" in text
         assert "`python -m benchmarks`: Python 3" in text
 
-    def test_a_table_takes_the_place_of_the_one_with_its_title(self, page: Path):
+    def test_a_table_replaces_the_one_with_its_title(self, page: Path):
         for value in ("1.0", "2.0"):
             write([Table("A size", ["", "µs"], [["ours", value]])], "python -m benchmarks", page)
             write([Table("Another", ["", "µs"], [["ours", "3.0"]])], "python -m benchmarks", page)
@@ -110,8 +110,8 @@ class TestPage:
         assert "| ours | 1.0 |" not in text
 
 
-def test_every_round_times_every_peer_in_an_order_left_to_chance():
-    """Two calls of each to warm up; in 40 rounds each has been the first."""
+def test_every_round_times_every_peer_in_random_order():
+    """Each is called twice to warm up; in 40 rounds each is the first at least once."""
     calls: list[str] = []
     figures = interleave({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, rounds=40, seconds=0)
     assert [len(f) for f in figures.values()] == [40, 40]
@@ -120,5 +120,5 @@ def test_every_round_times_every_peer_in_an_order_left_to_chance():
 
 
 def test_quartiles():
-    """Of 1 … 7: 2, 4 and 6."""
+    """The quartiles of 1 … 7 are 2, 4 and 6."""
     assert quartiles([7.0, 1.0, 4.0, 2.0, 6.0, 3.0, 5.0]) == (2, 4, 6)

@@ -1,7 +1,7 @@
-"""It works with the tools people have: skorch and scikit-learn, Lightning, torchmetrics, plain PyTorch.
+"""Compatibility with skorch and scikit-learn, Lightning, torchmetrics, and plain PyTorch.
 
-The real packages run here. One that is missing is skipped, saying so; with DELTAPROP_COMPAT=1 it fails.
-A twin is built of torch.nn alone, and trained by the same tool with torch's own SGD and losses.
+The real packages are used. Tests of a missing package are skipped, or fail with DELTAPROP_COMPAT=1. A twin is a model
+of torch.nn modules only, trained with the same tool and torch's own SGD and losses.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from deltaprop.training import TrainConfig, train
 
 
 def required(name: str) -> ModuleType:
-    """Return a package; skip the test where it is missing, or fail it where DELTAPROP_COMPAT=1."""
+    """Return a package; if it is missing, skip the test, or fail it with DELTAPROP_COMPAT=1."""
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:  # of the package, or of one that it needs
@@ -66,12 +66,12 @@ def iris() -> tuple[Tensor, Tensor]:
     return ((x - x.mean(0)) / x.std(0))[order], y[order]
 
 
-# Of iris a third is right by chance; Fisher's linear discriminant (1936) gets 147 of the 150 right, 0.98.
-LEARNT = 0.93
+# Chance is a third; Fisher's linear discriminant (1936) has 147 of the 150 right, 0.98.
+GOOD_ACCURACY = 0.93
 
 
 def ours_and_twin() -> tuple[dp.MLP, nn.Sequential]:
-    """An MLP for iris, and plain torch.nn with the same weights, each with tensors of its own."""
+    """Return an MLP for iris and a torch.nn model with copies of its weights."""
     twin = nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 3)).double()
     ours = dp.MLP([4, 16, 3], "tanh", dtype=torch.float64)
     ours.load_state_dict(twin.state_dict())
@@ -79,7 +79,7 @@ def ours_and_twin() -> tuple[dp.MLP, nn.Sequential]:
 
 
 def assert_trained_alike(ours: nn.Module, twin: nn.Module, start: dict[str, Tensor]) -> None:
-    """Every parameter moved from where it started, and to where the twin's did: float64, to 1e-12."""
+    """Assert that every parameter has changed, and equals the twin's to 1e-12 in float64."""
     assert ours.state_dict().keys() == twin.state_dict().keys() == start.keys()
     for key, value in twin.state_dict().items():
         assert not torch.allclose(value, start[key], rtol=1e-3), key
@@ -87,34 +87,34 @@ def assert_trained_alike(ours: nn.Module, twin: nn.Module, start: dict[str, Tens
 
 
 def state_of(module: nn.Module) -> dict[str, Tensor]:
-    """Return a copy of a module's state_dict, which training leaves alone."""
+    """Return a copy of a module's state_dict, which training does not change."""
     return {key: value.clone() for key, value in module.state_dict().items()}
 
 
 def assert_same_bits(first: nn.Module, second: nn.Module) -> None:
-    """Every parameter is the same to the bit."""
+    """Assert that every parameter is the same to the bit."""
     for (key, one), other in zip(first.state_dict().items(), second.state_dict().values(), strict=True):
         assert torch.equal(one, other), key
 
 
 class TestMissingPackages:
-    """A package that is not there says so, and is not taken for one that works."""
+    """A missing package is reported, and its tests do not pass."""
 
-    def test_it_is_skipped_by_its_name(self, monkeypatch: pytest.MonkeyPatch):
+    def test_a_missing_package_skips_the_test(self, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.delenv("DELTAPROP_COMPAT", raising=False)
         with pytest.raises(pytest.skip.Exception, match="no_such_package cannot be imported"):
             required("no_such_package")
 
-    def test_it_fails_where_compat_is_asked_for(self, monkeypatch: pytest.MonkeyPatch):
+    def test_a_missing_package_fails_with_deltaprop_compat(self, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setenv("DELTAPROP_COMPAT", "1")
-        ends = (pytest.fail.Exception, pytest.skip.Exception)  # a skip, let through, would skip this test
+        ends = (pytest.fail.Exception, pytest.skip.Exception)  # an uncaught skip would skip this test
         with pytest.raises(ends, match="no_such_package cannot be imported") as raised:
             required("no_such_package")
         assert raised.type is pytest.fail.Exception
 
 
 class CrossEntropy(nn.Module):
-    """Our loss as a criterion of skorch, which wants a module class."""
+    """The library's loss as a criterion for skorch, which requires a module class."""
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """Return C from logits and labels."""
@@ -122,20 +122,20 @@ class CrossEntropy(nn.Module):
 
 
 class InferredCrossEntropy(CrossEntropy, nn.CrossEntropyLoss):
-    """The same; skorch puts a softmax after the logits, as it knows to do for torch's."""
+    """The same as a subclass of torch's loss, after which skorch applies a softmax to the logits."""
 
 
 def softmax(logits: Tensor) -> Tensor:
-    """What skorch shall put after logits; a function of the module, for pickle finds no lambda."""
+    """The nonlinearity after the logits for skorch; a module-level function, since a lambda cannot be pickled."""
     return logits.softmax(-1)
 
 
 class TestSkorch:
-    """dp.MLP and dp.SGD within NeuralNetClassifier, and that within scikit-learn."""
+    """dp.MLP and dp.SGD in a NeuralNetClassifier, and this in scikit-learn."""
 
     @staticmethod
     def net(skorch: ModuleType, module: Any = dp.MLP, **settings: Any) -> Any:
-        """Return a classifier of iris; settings may be replaced."""
+        """Return a classifier for iris; settings may be replaced."""
         sizes = {"module__sizes": [4, 16, 3], "module__activation": "tanh"} if module is dp.MLP else {}
         usual = {
             "criterion": CrossEntropy, "predict_nonlinearity": softmax, "optimizer": dp.SGD,
@@ -148,7 +148,7 @@ class TestSkorch:
     def test_it_learns(self, skorch: ModuleType, iris: tuple[Tensor, Tensor], criterion: type[nn.Module]):
         x, y = iris[0].float().numpy(), iris[1].numpy()
         net = self.net(skorch, criterion=criterion).fit(x, y)
-        assert net.score(x, y) >= LEARNT
+        assert net.score(x, y) >= GOOD_ACCURACY
         assert net.history[-1, "train_loss"] < net.history[0, "train_loss"] / 2
 
     @pytest.mark.parametrize("criterion", [nn.CrossEntropyLoss, CrossEntropy])
@@ -156,7 +156,7 @@ class TestSkorch:
     def test_the_weights_equal_a_torch_twins(
         self, skorch: ModuleType, iris: tuple[Tensor, Tensor], criterion: type[nn.Module], helped: bool
     ):
-        """Same start, same batches; the twin has torch's SGD and loss. skorch draws batches from torch's generator."""
+        """Same weights and batches; the twin has torch's SGD and loss. skorch uses torch's global generator."""
         nets = [
             self.net(skorch, module__dtype=torch.float64, criterion=criterion),
             self.net(skorch, ours_and_twin()[1], criterion=nn.CrossEntropyLoss, optimizer=torch.optim.SGD),
@@ -173,27 +173,25 @@ class TestSkorch:
         assert (type(ours), type(twin)) == (dp.MLP, nn.Sequential)
         assert_trained_alike(ours, twin, start)
 
-    def test_it_is_cross_validated_in_a_pipeline(self, skorch: ModuleType):
+    def test_cross_validation_in_a_pipeline(self, skorch: ModuleType):
         x, y = load_iris(return_X_y=True)
         pipeline = make_pipeline(StandardScaler(), self.net(skorch))
         scores = cross_val_score(pipeline, x.astype("float32"), y, cv=3, error_score="raise")
-        assert scores.mean() >= LEARNT
+        assert scores.mean() >= GOOD_ACCURACY
 
-    def test_a_grid_search_finds_the_eta_that_learns(self, skorch: ModuleType, iris: tuple[Tensor, Tensor]):
-        """With η = 1e-9 nothing moves; each cell of the grid builds an MLP of its own sizes and activation."""
+    def test_a_grid_search_finds_the_learning_rate_that_learns(self, skorch: ModuleType, iris: tuple[Tensor, Tensor]):
+        """With η = 1e-9 nothing is learned; each point of the grid is an MLP with other sizes and activation."""
         grid = {"lr": [1e-9, 0.1], "module__sizes": [[4, 8, 3], [4, 8, 8, 3]], "module__activation": ["relu", "tanh"]}
         search = GridSearchCV(self.net(skorch, max_epochs=10), grid, cv=2, error_score="raise")
         search.fit(iris[0].float().numpy(), iris[1].numpy())
         assert search.best_params_["lr"] == 0.1
-        assert search.best_score_ >= LEARNT
+        assert search.best_score_ >= GOOD_ACCURACY
         sizes = search.best_params_["module__sizes"]
         widths = [layer.out_features for layer in search.best_estimator_.module_ if isinstance(layer, dp.Linear)]
         assert widths == sizes[1:]
 
-    def test_a_pickled_net_predicts_and_trains_on_to_the_same_bits(
-        self, skorch: ModuleType, iris: tuple[Tensor, Tensor]
-    ):
-        """The momentum travels with it: without, the second fit would go another way."""
+    def test_a_pickled_net_predicts_and_trains_to_the_same_bits(self, skorch: ModuleType, iris: tuple[Tensor, Tensor]):
+        """The momentum is pickled too; otherwise the second fit would differ."""
         x, y = iris[0].float().numpy(), iris[1].numpy()
         net = self.net(skorch, max_epochs=3).fit(x, y)
         loaded = pickle.loads(pickle.dumps(net))
@@ -204,10 +202,10 @@ class TestSkorch:
             each.partial_fit(x, y)
         assert_same_bits(net.module_, loaded.module_)
 
-    def test_our_loss_as_a_kind_of_torchs_gives_probabilities_unasked(
+    def test_a_loss_derived_from_torchs_gives_probabilities_by_default(
         self, skorch: ModuleType, iris: tuple[Tensor, Tensor]
     ):
-        """Outputs for nn.CrossEntropyLoss are logits, as skorch knows; those for another class it returns unchanged."""
+        """Skorch applies a softmax to outputs for nn.CrossEntropyLoss; for another class it returns them unchanged."""
         x, y = iris[0].float().numpy(), iris[1].numpy()
         for criterion, inferred in ((InferredCrossEntropy, True), (CrossEntropy, False)):
             net = self.net(skorch, criterion=criterion, predict_nonlinearity="auto", max_epochs=1).fit(x, y)
@@ -216,14 +214,14 @@ class TestSkorch:
             expected = logits.softmax(1) if inferred else logits
             torch.testing.assert_close(torch.from_numpy(net.predict_proba(x)), expected)
 
-    def test_sizes_that_make_no_net_are_told_in_our_words(self, skorch: ModuleType):
+    def test_invalid_sizes_raise_a_user_error(self, skorch: ModuleType):
         with pytest.raises(dp.UserError, match="sizes must be two or more positive integers"):
             self.net(skorch, module__sizes=[4]).initialize()
 
 
 @pytest.fixture
 def learner(lightning: ModuleType) -> type:
-    """The LightningModule that a user would write: a net, a loss, an optimizer."""
+    """A LightningModule as a user would write it: a network, a loss, an optimizer."""
 
     class Learner(lightning.LightningModule):
         def __init__(self, net: nn.Module, loss: Callable[..., Tensor] = F.cross_entropy, sgd: type = dp.SGD):
@@ -256,7 +254,7 @@ def batches(iris: tuple[Tensor, Tensor]) -> torch.utils.data.DataLoader:
 
 @pytest.fixture
 def trainer(lightning: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
-    """Return a function that makes a quiet Trainer on the CPU, which writes below tmp_path if at all."""
+    """Return a function that makes a Trainer on the CPU without output; files are written below tmp_path."""
     monkeypatch.chdir(tmp_path)
 
     def make(**options: Any) -> Any:
@@ -267,14 +265,14 @@ def trainer(lightning: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     return make
 
 
-# Lightning 2.6 makes a LeafSpec, which PyTorch 2.13 deprecates.
+# Lightning 2.6 uses LeafSpec, which PyTorch 2.13 deprecates.
 @pytest.mark.filterwarnings("ignore:.*LeafSpec.* is deprecated:FutureWarning")
-# On a machine with more than one core it would rather see worker processes: for 150 rows they are slower.
+# On a machine with more than one core Lightning suggests worker processes; for 150 rows they are slower.
 @pytest.mark.filterwarnings("ignore:The '.*dataloader' does not have many workers:UserWarning")
-# On a machine with a GPU it says that the CPU was asked for.
+# On a machine with a GPU Lightning warns that the CPU is used.
 @pytest.mark.filterwarnings("ignore:GPU available but not used:UserWarning")
 class TestLightning:
-    """A LightningModule around dp.MLP, trained by Lightning's Trainer."""
+    """A LightningModule with a dp.MLP, trained by Lightning's Trainer."""
 
     def test_it_learns(self, learner: type, trainer: Callable[..., Any], batches: Any, iris: tuple[Tensor, Tensor]):
         x, y = iris
@@ -284,8 +282,8 @@ class TestLightning:
         run.fit(learner(net), batches)
         after = nn.functional.cross_entropy(net(x), y)
         assert after < before / 2
-        assert (net(x).argmax(1) == y).double().mean() >= LEARNT
-        assert run.callback_metrics["loss"] < before / 2  # what self.log was given
+        assert (net(x).argmax(1) == y).double().mean() >= GOOD_ACCURACY
+        assert run.callback_metrics["loss"] < before / 2  # the value passed to self.log
 
     OPTIONS: ClassVar[list[dict[str, Any]]] = [
         {}, {"gradient_clip_val": 0.5}, {"accumulate_grad_batches": 3}, {"detect_anomaly": True},
@@ -295,7 +293,7 @@ class TestLightning:
     def test_the_weights_equal_a_torch_twins(
         self, learner: type, trainer: Callable[..., Any], batches: Any, options: dict[str, Any]
     ):
-        """Same start, same batches; the twin has torch's SGD and loss."""
+        """With the same weights and batches; the twin has torch's SGD and loss."""
         ours, twin = ours_and_twin()
         start = state_of(twin)
         trainer(**options).fit(learner(ours), batches)
@@ -316,12 +314,14 @@ class TestLightning:
 
         first = ours_and_twin()[0]
         second, start = copy.deepcopy(first), state_of(first)
-        trainer(max_epochs=2).fit(learner(first), batches)  # η is halved after these: nobody steps Manual's schedule
+        trainer(max_epochs=2).fit(
+            learner(first), batches
+        )  # η is halved after two epochs, and Manual does not step its schedule
         trainer(max_epochs=2).fit(Manual(second), batches)
         assert not torch.equal(first[0].weight, start["0.weight"])
         assert_same_bits(first, second)
 
-    def test_its_checkpoint_gives_the_same_outputs_in_lightning_and_in_plain_torch(
+    def test_a_checkpoint_gives_the_same_outputs_in_lightning_and_plain_torch(
         self, lightning: ModuleType, learner: type, trainer: Callable[..., Any], batches: Any, iris: Any, tmp_path: Path
     ):
         x, (ours, twin) = iris[0], ours_and_twin()
@@ -336,16 +336,16 @@ class TestLightning:
         twin.load_state_dict({key.removeprefix("net."): value for key, value in weights.items()})
         torch.testing.assert_close(twin(x), ours(x), rtol=1e-12, atol=1e-14)
 
-    def test_a_run_resumed_from_its_checkpoint_ends_at_the_same_bits(
+    def test_a_run_resumed_from_a_checkpoint_gives_the_same_bits(
         self, learner: type, trainer: Callable[..., Any], batches: Any, tmp_path: Path
     ):
-        """2 epochs and 3 more are 5: velocities and the schedule of dp.SGD come back too."""
+        """2 epochs and 3 more equal 5: velocities and schedule of dp.SGD are restored too."""
         whole = ours_and_twin()[0]
-        parts = [copy.deepcopy(whole), ours_and_twin()[0]]  # the second has other weights, until it loads
+        parts = [copy.deepcopy(whole), ours_and_twin()[0]]  # the second has other weights until it loads the checkpoint
         trainer(max_epochs=5).fit(learner(whole), batches)
-        broken_off = trainer(max_epochs=2)
-        broken_off.fit(learner(parts[0]), batches)
-        broken_off.save_checkpoint(tmp_path / "two.ckpt")
+        interrupted = trainer(max_epochs=2)
+        interrupted.fit(learner(parts[0]), batches)
+        interrupted.save_checkpoint(tmp_path / "two.ckpt")
         resumed = trainer(max_epochs=5)
         resumed.fit(learner(parts[1]), batches, ckpt_path=tmp_path / "two.ckpt")
         assert resumed.global_step == 5 * 10  # 150 rows are 10 batches
@@ -354,7 +354,7 @@ class TestLightning:
     def test_predict_gives_the_nets_own_outputs(
         self, learner: type, trainer: Callable[..., Any], batches: Any, iris: tuple[Tensor, Tensor]
     ):
-        """Lightning predicts in inference mode, where an MLP keeps no tape and takes another way."""
+        """Lightning predicts in inference mode, where an MLP records no graph and uses another code path."""
         ours, twin = ours_and_twin()
         outputs = trainer().predict(learner(ours), batches)
         assert all(output.is_inference() for output in outputs)
@@ -362,9 +362,9 @@ class TestLightning:
 
 
 class TestTorchmetrics:
-    """Metrics of the outputs of dp.MLP."""
+    """torchmetrics with the outputs of dp.MLP."""
 
-    def test_classes_by_hand(self, torchmetrics: ModuleType):
+    def test_classification_by_hand(self, torchmetrics: ModuleType):
         """W is the identity and b is 0: the logits are x, their largest [0, 1, 0, 1], against [0, 1, 1, 1]: 3 of 4."""
         net = dp.MLP([2, 2])
         net.load_state_dict({"0.weight": torch.eye(2), "0.bias": torch.zeros(2)})
@@ -372,9 +372,9 @@ class TestTorchmetrics:
         accuracy = torchmetrics.Accuracy(task="multiclass", num_classes=2, average="micro")
         assert accuracy(net(x), y) == 0.75
         confusion = torchmetrics.ConfusionMatrix(task="multiclass", num_classes=2)
-        assert confusion(net(x), y).tolist() == [[1, 0], [1, 2]]  # rows: what it is; columns: what it was taken for
+        assert confusion(net(x), y).tolist() == [[1, 0], [1, 2]]  # rows: true classes; columns: predictions
 
-    def test_numbers_by_hand(self, torchmetrics: ModuleType):
+    def test_regression_by_hand(self, torchmetrics: ModuleType):
         """From x = [0, 1] come a = 2 x + 1 = [1, 3], against [0, 5]: (1² + 2²) / 2."""
         net = dp.MLP([1, 1])
         net.load_state_dict({"0.weight": torch.tensor([[2.0]]), "0.bias": torch.tensor([1.0])})
@@ -383,7 +383,7 @@ class TestTorchmetrics:
     def test_a_collection_over_batches_equals_counting_with_torch(
         self, torchmetrics: ModuleType, iris: tuple[Tensor, Tensor]
     ):
-        """Batches of 40, the last of 30; counted by the twin's outputs."""
+        """Batches of 40, the last of 30; the expected counts come from the twin's outputs."""
         (x, y), (ours, twin) = iris, ours_and_twin()
         metrics = torchmetrics.MetricCollection({
             "accuracy": torchmetrics.Accuracy(task="multiclass", num_classes=3, average="micro"),
@@ -391,22 +391,20 @@ class TestTorchmetrics:
         })  # fmt: skip
         for rows in torch.arange(150).split(40):
             metrics.update(ours(x[rows]), y[rows])
-        found, taken_for = metrics.compute(), twin(x).argmax(1)
+        result, predicted = metrics.compute(), twin(x).argmax(1)
         counts = torch.zeros(3, 3, dtype=torch.int64)
-        for label, other in zip(y, taken_for, strict=True):
+        for label, other in zip(y, predicted, strict=True):
             counts[label, other] += 1
-        assert torch.equal(found["confusion"], counts)
-        assert found["accuracy"].item() == pytest.approx((taken_for == y).double().mean().item(), rel=1e-6)
+        assert torch.equal(result["confusion"], counts)
+        assert result["accuracy"].item() == pytest.approx((predicted == y).double().mean().item(), rel=1e-6)
 
-    def test_in_a_training_loop_they_tell_and_change_nothing(
-        self, torchmetrics: ModuleType, iris: tuple[Tensor, Tensor]
-    ):
-        """The outputs given ask for gradients; the weights are the bits of a loop without metrics."""
+    def test_metrics_in_a_training_loop_change_nothing(self, torchmetrics: ModuleType, iris: tuple[Tensor, Tensor]):
+        """The outputs passed to the metric require grad; the weights are the bits of a loop without metrics."""
         x, y = iris
-        watched = ours_and_twin()[0]
-        alone = copy.deepcopy(watched)
+        with_metric = ours_and_twin()[0]
+        without_metric = copy.deepcopy(with_metric)
         accuracy = torchmetrics.Accuracy(task="multiclass", num_classes=3, average="micro")
-        for net in (watched, alone):
+        for net in (with_metric, without_metric):
             optimizer = dp.SGD(net.parameters(), lr=0.1, momentum=0.9)
             for _ in range(10):
                 right = 0
@@ -414,27 +412,27 @@ class TestTorchmetrics:
                 for rows in torch.arange(150).split(40):
                     outputs = net(x[rows])
                     assert outputs.requires_grad
-                    if net is watched:
+                    if net is with_metric:
                         accuracy(outputs, y[rows])
                     right += (outputs.argmax(1) == y[rows]).sum().item()
                     loss = F.cross_entropy(outputs, y[rows])
                     optimizer.zero_grad()
                     loss.backward()
                     optimizer.step()
-                if net is watched:
-                    told = accuracy.compute()
-                    assert not told.requires_grad
-                    assert told.item() == pytest.approx(right / 150, rel=1e-6)
-        assert told >= 0.8  # it learns: a third would be chance
-        assert_same_bits(watched, alone)
+                if net is with_metric:
+                    value = accuracy.compute()
+                    assert not value.requires_grad
+                    assert value.item() == pytest.approx(right / 150, rel=1e-6)
+        assert value >= 0.8  # chance is a third
+        assert_same_bits(with_metric, without_metric)
 
     def test_a_differentiable_metric_gives_the_gradients_of_the_loss(
         self, torchmetrics: ModuleType, iris: tuple[Tensor, Tensor]
     ):
-        """The value of MeanSquaredError for a batch leads back through an MLP, as torch's mse_loss does in the twin."""
+        """MeanSquaredError of a batch can be differentiated through an MLP, like torch's mse_loss in the twin."""
         x, nets = iris[0], ours_and_twin()
         y = torch.randn(150, 3, dtype=torch.float64)
-        metric = torchmetrics.MeanSquaredError().set_dtype(torch.float64)  # it would round to float32
+        metric = torchmetrics.MeanSquaredError().set_dtype(torch.float64)  # by default it rounds to float32
         metric(nets[0](x), y).backward()
         nn.functional.mse_loss(nets[1](x), y).backward()
         for ours, theirs in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
@@ -454,7 +452,7 @@ try:
 except ImportError:
     pass
 else:
-    raise SystemExit("deltaprop was there")
+    raise SystemExit("deltaprop was imported")
 
 folder, x = sys.argv[1], load_file("inputs.safetensors")["x"]
 model = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 6), nn.GELU(), nn.Linear(6, 2))
@@ -470,10 +468,10 @@ print("held:", *held)
 
 
 class TestPlainPytorch:
-    """What a run leaves behind needs no deltaprop."""
+    """The weights of a run can be used without deltaprop."""
 
-    def test_weights_of_a_run_give_the_same_outputs_where_there_is_no_deltaprop(self, tmp_path: Path):
-        """Another process, in which deltaprop cannot be imported, on the test rows of moons; float32, to rounding."""
+    def test_weights_of_a_run_give_the_same_outputs_without_deltaprop(self, tmp_path: Path):
+        """In another process, where deltaprop cannot be imported, on the test rows of moons; up to float32 rounding."""
         net = {"hidden": (8, 6), "activation": ("tanh", "gelu")}
         result = train(TrainConfig(data="moons", **net, epochs=5, seed=0, log_every=0, run_dir=tmp_path / "run"))
         test = load("moons", seed=0).test

@@ -1,4 +1,4 @@
-"""What the docs say is so: names exist, snippets run, commands parse."""
+"""The docs are right: names exist, code blocks run, commands run and print what is shown."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import pytest
 from tests.data.conftest import MNIST, encode_idx
 
 ROOT = Path(__file__).parents[1]
-# The pages of which every block is run: by this file, or where `ELSEWHERE` says.
+# The pages whose every block is run, by this file or by the tests in `ELSEWHERE`.
 PAGES = {
     "README.md": (ROOT / "README.md").read_text(),
     **{
@@ -30,14 +30,14 @@ README = PAGES["README.md"]
 EQUATIONS = (ROOT / "docs" / "equations.md").read_text()
 RELIABILITY = (ROOT / "docs" / "reliability.md").read_text()
 
-# The text blocks: what a command prints, by the beginning of the block. Each has a test below.
+# The text blocks, which show the output of a command, by the beginning of the block. Each has a test below.
 OUTPUTS = {
     "README.md": ["data    digits"],
     "tables.md": ["data    penguins", '"island"', "error:"],
     "trace.md": ["FWD", "sigmoid, torch"],
 }
 
-# Commands that are not run by this file, and what runs them.
+# Commands that are not run by this file, and the tests or scripts that run them.
 ELSEWHERE = {
     "pip install -e . && python train.py": ".ci/run",
     'pip install -e ".[test]" && pytest': ".ci/run",
@@ -47,7 +47,7 @@ ELSEWHERE = {
         "tests/cli/test_predict.py"
     ),
     "deltaprop gradcheck": "tests/cli/test_gradcheck.py",
-    "tensorboard --logdir runs": "tests/training/report",  # PyTorch's own program, on events that are read there
+    "tensorboard --logdir runs": "tests/training/report",  # TensorBoard itself, with events that are tested there
 }
 
 
@@ -57,9 +57,9 @@ def blocks(text: str, language: str) -> list[str]:
 
 
 def output(page: str, beginning: str) -> str:
-    """Return the text block of a page that begins so."""
-    (found,) = [block for block in blocks(PAGES[page], "text") if block.startswith(beginning)]
-    return found
+    """Return the text block of a page that starts with ``beginning``."""
+    (block,) = [block for block in blocks(PAGES[page], "text") if block.startswith(beginning)]
+    return block
 
 
 def command_lines(text: str) -> list[str]:
@@ -117,7 +117,7 @@ def test_every_block_has_a_test(page: str):
         assert output(page, beginning)
 
 
-def test_commands_that_are_run_elsewhere_stand_on_a_page_and_their_test_exists():
+def test_commands_run_elsewhere_are_on_a_page_and_have_a_test():
     written = {line for text in PAGES.values() for line in command_lines(text)}
     for line, place in ELSEWHERE.items():
         assert line in written
@@ -135,7 +135,7 @@ def penguins(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
     printed = {}
     with contextlib.chdir(folder):
         for line in blocks(section, "sh")[0].splitlines():
-            # Less the pictures, which take longer than the run; looking changes no bit (tests/training/test_loop.py).
+            # Without plots, which take longer than the run; logging changes no bit (tests/training/test_loop.py).
             words = shlex.split(line.replace("python train.py", "deltaprop train --log-every 0"))
             out = io.StringIO()
             with contextlib.redirect_stdout(out):
@@ -145,8 +145,8 @@ def penguins(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
 
 
 @pytest.fixture(scope="module")
-def workplace(penguins: tuple[Path, dict[str, str]]) -> Path:
-    """Return a folder with all that the blocks name: two runs, a data set of IDX files, and files of a user's own."""
+def workspace(penguins: tuple[Path, dict[str, str]]) -> Path:
+    """Return a folder with all files that the blocks use: two runs, a data set of IDX files, and a user's modules."""
     from deltaprop.training import TrainConfig, train
 
     folder, _ = penguins
@@ -169,16 +169,16 @@ def workplace(penguins: tuple[Path, dict[str, str]]) -> Path:
 
 
 def python_blocks() -> list[tuple[str, int]]:
-    """Return (page, number) of the blocks that run by themselves: the others have tests of their own below."""
+    """Return (page, number) of the blocks that run by themselves; the others have separate tests below."""
     whole = {**PAGES, "extending.md": "", "tables.md": PAGES["tables.md"].split("## Exported models")[0]}
     return [(page, number) for page, text in whole.items() for number in range(len(blocks(text, "python")))]
 
 
 @pytest.mark.parametrize(("page", "number"), python_blocks(), ids=str)
-def test_the_python_blocks_run(page: str, number: int, workplace: Path, capsys: pytest.CaptureFixture[str]):
-    """And print what stands behind a print."""
+def test_the_python_blocks_run(page: str, number: int, workspace: Path, capsys: pytest.CaptureFixture[str]):
+    """Each prints what the comment after its print shows."""
     code = blocks(PAGES[page], "python")[number].replace("<run>", "digits")
-    with contextlib.chdir(workplace):
+    with contextlib.chdir(workspace):
         exec(compile(code, page, "exec"), {})
     printed = capsys.readouterr().out
     for words in re.findall(r"print\(.*\) +# (.*….*)", code):
@@ -186,31 +186,31 @@ def test_the_python_blocks_run(page: str, number: int, workplace: Path, capsys: 
             assert part.strip() in printed
 
 
-def test_the_python_blocks_say_what_they_print():
-    """So the test above has something to compare."""
+def test_the_python_blocks_show_what_they_print():
+    """The test above has something to compare."""
     every = "".join(block for text in PAGES.values() for block in blocks(text, "python"))
     assert len(re.findall(r"print\(.*\) +# (.*….*)", every)) >= 5
 
 
 def shell_lines() -> list[tuple[str, str]]:
-    """Return (page, command) of those that run in the folder of `workplace`."""
+    """Return (page, command) of the commands that run in the folder of `workspace`."""
     three = blocks(README.split("### Your own table in three commands")[1], "sh")[0].splitlines()  # by `penguins`
     exports = blocks(PAGES["tables.md"].split("## Exported models")[1], "sh")[0].splitlines()  # by `exports`
-    depths = ["deltaprop depths --picture depths.png"]  # beside its output
+    depths = ["deltaprop depths --picture depths.png"]  # tested with its output
     skipped = {*ELSEWHERE, *three, *exports, *depths}
     return [(page, line) for page, text in PAGES.items() for line in command_lines(text) if line not in skipped]
 
 
 @pytest.mark.parametrize(("page", "line"), shell_lines(), ids=str)
-def test_the_commands_run(page: str, line: str, workplace: Path):
-    """As they stand; a training run for one epoch, and without the pictures for TensorBoard."""
+def test_the_commands_run(page: str, line: str, workspace: Path):
+    """Unchanged, except that a training run has one epoch and no plots for TensorBoard."""
     from deltaprop.cli import main
 
     words = shlex.split(line.replace("python train.py", "deltaprop train").replace("<run>", "digits"))
     assert words[0] == "deltaprop"
     shorter = ["--epochs", "1", "--log-every", "0"] if words[1] == "train" else []
     out = io.StringIO()
-    with contextlib.chdir(workplace), contextlib.redirect_stdout(out):
+    with contextlib.chdir(workspace), contextlib.redirect_stdout(out):
         assert main([*words[1:], *shorter]) == 0
     if words[1] == "export":
         assert "parity: at most" in out.getvalue()
@@ -243,26 +243,26 @@ def test_every_flag_is_listed_with_its_default():
     assert listed == {**defaults, "resume": "", "override": ""}
 
 
-def test_the_table_is_read_as_the_page_says(penguins: tuple[Path, dict[str, str]]):
-    """Line by line, but for how many are right on another processor."""
+def test_the_training_output_matches_the_page(penguins: tuple[Path, dict[str, str]]):
+    """Line by line, except for the test accuracy, which depends on the processor."""
     _, printed = penguins
     for line in output("tables.md", "data ").splitlines():
         assert line in printed["train"].splitlines() or line.startswith(("  …", "test ")), line
 
 
-def test_the_predictions_on_the_page_are_those_of_the_command(penguins: tuple[Path, dict[str, str]]):
+def test_the_predictions_match_the_page(penguins: tuple[Path, dict[str, str]]):
     folder, _ = penguins
     shown = output("tables.md", '"island"').splitlines()
-    found = (folder / "answers.csv").read_text().splitlines()
-    assert found[0] == shown[0]
-    assert found[1].split(",")[:2] == shown[1].split(",")[:2]
-    assert [float(v) for v in found[1].split(",")[2:]] == pytest.approx(
+    lines = (folder / "answers.csv").read_text().splitlines()
+    assert lines[0] == shown[0]
+    assert lines[1].split(",")[:2] == shown[1].split(",")[:2]
+    assert [float(v) for v in lines[1].split(",")[2:]] == pytest.approx(
         [float(v) for v in shown[1].split(",")[2:]], abs=1e-4
     )
-    assert len(found) == 1 + 344  # rows of the file
+    assert len(lines) == 1 + 344  # rows of the file
 
 
-def test_the_refusal_on_the_page_is_that_of_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+def test_the_error_message_matches_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
     from deltaprop.cli import main
 
     monkeypatch.chdir(tmp_path)
@@ -273,7 +273,7 @@ def test_the_refusal_on_the_page_is_that_of_the_command(tmp_path: Path, monkeypa
 
 @pytest.fixture(scope="module")
 def exports(penguins: tuple[Path, dict[str, str]]) -> tuple[Path, str]:
-    """Run the commands of docs/tables.md that export the model; return the folder, and what they printed."""
+    """Run the export commands of docs/tables.md; return the folder, and what they printed."""
     from deltaprop.cli import main
 
     folder, out = penguins[0], io.StringIO()
@@ -284,47 +284,47 @@ def exports(penguins: tuple[Path, dict[str, str]]) -> tuple[Path, str]:
 
 
 @pytest.mark.parametrize("number", range(3), ids=["onnx", "torch-export", "state-dict"])
-def test_exports_are_used_as_the_docs_say(number: int, exports: tuple[Path, str]):
-    """Each block as it stands, on rows of which 11 have a cell that is missing, beside the model itself."""
+def test_exports_work_as_documented(number: int, exports: tuple[Path, str]):
+    """Each block, unchanged, gives the model's own predictions; 11 of the rows have missing cells."""
     import deltaprop as dp
 
     folder, printed = exports
-    code, found = blocks(PAGES["tables.md"].split("## Exported models")[1], "python")[number], {}
+    code, namespace = blocks(PAGES["tables.md"].split("## Exported models")[1], "python")[number], {}
     with contextlib.chdir(folder):
-        exec(compile(code, "docs/tables.md", "exec"), found)
+        exec(compile(code, "docs/tables.md", "exec"), namespace)
         model = dp.load("runs/penguins")
-        own, probabilities = model.predict("examples/penguins.csv"), model.predict_proba("examples/penguins.csv")
-    theirs = found["probabilities"]
-    theirs = theirs if number == 0 else theirs.detach().numpy()
-    assert abs(theirs - probabilities).max() < 1e-5  # of float32, in another order of sums
-    assert [*found["label"]] == own.tolist()
-    if number == 2:  # the net of the block is the one that export prints, but for bias=True
+        labels, probabilities = model.predict("examples/penguins.csv"), model.predict_proba("examples/penguins.csv")
+    exported = namespace["probabilities"]
+    exported = exported if number == 0 else exported.detach().numpy()
+    assert abs(exported - probabilities).max() < 1e-5  # float32 rounding: sums have another order
+    assert [*namespace["label"]] == labels.tolist()
+    if number == 2:  # the network in the block is the one that export prints, except for bias=True
         layers = re.findall(r"nn\.Sequential\((.*)\)  #", code)[0].replace("nn.", "")
         assert layers in printed.replace("in_features=", "").replace("out_features=", "").replace(", bias=True", "")
 
 
-def test_the_readmes_first_run_prints_what_it_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
-    """Line by line, but for times and digits that another processor's rounding may change."""
+def test_the_first_run_prints_what_the_readme_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    """Line by line, except for times and digits that depend on the processor's rounding."""
     from deltaprop.cli import main
 
     monkeypatch.chdir(tmp_path)
     assert main(["train"]) == 0
-    found = capsys.readouterr().out.splitlines()
+    printed = capsys.readouterr().out.splitlines()
     for line in output("README.md", "data ").splitlines():
         if line.split()[:1] == ["30"]:  # the last epoch: nearly all of the validation rows are right
-            (row,) = [other for other in found if other.split()[:1] == ["30"]]
+            (row,) = [other for other in printed if other.split()[:1] == ["30"]]
             assert float(row.split()[3]) == pytest.approx(float(line.split()[3]), abs=2)
             assert len(row.split()) == len(line.split())
         elif line.startswith("test"):
-            (row,) = [other for other in found if other.startswith("test")]
+            (row,) = [other for other in printed if other.startswith("test")]
             shown, right = (int(re.findall(r"\((\d+) of 359\)", text)[0]) for text in (line, row))
             assert abs(shown - right) <= 4
         elif line != "  …":
-            assert line in found, line
+            assert line in printed, line
 
 
-def test_the_worked_example_is_what_the_command_prints(capsys: pytest.CaptureFixture[str]):
-    """Line by line; the last but for its digits of rounding."""
+def test_the_worked_example_matches_the_command(capsys: pytest.CaptureFixture[str]):
+    """Line by line; the last line except for its rounding errors."""
     from deltaprop.cli import main
 
     assert main(["trace", "--sizes", "2", "3", "1", "--output-activation", "sigmoid"]) == 0
@@ -335,10 +335,10 @@ def test_the_worked_example_is_what_the_command_prints(capsys: pytest.CaptureFix
     assert "ok: PyTorch's autograd has the same numbers " in " ".join(shown)
 
 
-def vanishing(words: list[str], capsys: pytest.CaptureFixture[str]) -> set[str]:
-    """Hold what ``depths`` prints to docs/trace.md; return the lines of that page that it printed.
+def matching_lines(words: list[str], capsys: pytest.CaptureFixture[str]) -> set[str]:
+    """Run ``depths``; return the lines of docs/trace.md that it printed.
 
-    Before training to the digit; after it as near as the rounding of another processor leaves it.
+    Lines before training must be equal; lines after it within 10 %, since rounding depends on the processor.
     """
     from deltaprop.cli import main
 
@@ -348,34 +348,34 @@ def vanishing(words: list[str], capsys: pytest.CaptureFixture[str]) -> set[str]:
     found = {line for line in page.splitlines() if line in shown}
     for line in page.splitlines():
         if "after" in line:
-            likely = [other for other in shown if other.split()[:1] == ["after"] and len(other) == len(line)]
+            candidates = [other for other in shown if other.split()[:1] == ["after"] and len(other) == len(line)]
             numbers = [float(word) for word in line.split()[1:6]]
-            if any([float(w) for w in other.split()[1:6]] == pytest.approx(numbers, rel=0.1) for other in likely):
+            if any([float(w) for w in other.split()[1:6]] == pytest.approx(numbers, rel=0.1) for other in candidates):
                 found.add(line)
     return found
 
 
-def test_the_vanishing_gradients_are_what_the_command_prints(capsys: pytest.CaptureFixture[str]):
-    """The nets that the page shows; each is what it is whatever was trained before it."""
+def test_the_vanishing_gradients_match_the_command(capsys: pytest.CaptureFixture[str]):
+    """Some networks of the page; the results do not depend on the others."""
     page = output("trace.md", "sigmoid, torch")
-    found = vanishing(["--depths", "4", "--arms", "sigmoid:torch"], capsys)
+    found = matching_lines(["--depths", "4", "--arms", "sigmoid:torch"], capsys)
     assert sum("after" in line for line in found) == 1
-    # What the page has of these two is before training.
-    found |= vanishing(["--depths", "4", "--arms", "relu:kaiming", "relu:normal", "--epochs", "1"], capsys)
+    # For these two networks the page shows only the norms before training.
+    found |= matching_lines(["--depths", "4", "--arms", "relu:kaiming", "relu:normal", "--epochs", "1"], capsys)
     assert found == {*page.splitlines()} - {"…"}
 
 
 @pytest.mark.slow
-def test_so_is_all_of_the_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_all_vanishing_gradients_match_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     (line,) = [line for line in command_lines(PAGES["trace.md"]) if "depths" in line]
     with contextlib.chdir(tmp_path):
-        found = vanishing(shlex.split(line)[2:], capsys)
+        found = matching_lines(shlex.split(line)[2:], capsys)
     assert (tmp_path / "depths.png").exists()
     assert found == {*output("trace.md", "sigmoid, torch").splitlines()} - {"…"}
 
 
-def test_the_activation_of_the_page_is_right():
-    """Its class, as printed, against PyTorch's own derivative of its forward, at random z in float64."""
+def test_the_example_activation_passes_gradcheck():
+    """The class as printed, against finite differences at random z in float64."""
     import torch
 
     from deltaprop.core import Elementwise, primitive
@@ -387,7 +387,7 @@ def test_the_activation_of_the_page_is_right():
     assert torch.autograd.gradcheck(mish, torch.randn(5, dtype=torch.float64, requires_grad=True))
 
 
-def test_the_page_names_every_check():
+def test_the_docs_name_every_check():
     from deltaprop.gradcheck.check import CHECKS
 
     table = PAGES["gradcheck.md"].split("| check | what it finds |")[1].split("\n\n")[0]
@@ -397,7 +397,7 @@ def test_the_page_names_every_check():
         assert f"akes {len(CHECKS)} checks" in PAGES[page]
 
 
-def test_the_lines_of_code_of_the_equations_stand_in_the_source():
+def test_the_quoted_equation_lines_are_in_the_source():
     table = EQUATIONS.split("| tag | code | file |")[1].split("\n\n")[0]
     rows = re.findall(r"^\| [A-Z0-9, ]+ \| `(.*)` \| `(.*)` \|$", table, flags=re.MULTILINE)
     assert len(rows) == 6
@@ -405,7 +405,7 @@ def test_the_lines_of_code_of_the_equations_stand_in_the_source():
         assert code in (ROOT / "src" / "deltaprop" / "core" / file).read_text(), code
 
 
-def test_the_readme_is_two_screens():
+def test_the_readme_is_short():
     assert len(README.encode()) <= 12 * 1024
 
 
@@ -426,7 +426,7 @@ def test_the_resume_commands_run(line: str, tmp_path: Path, monkeypatch: pytest.
     assert main(["train", *words, *(small if "auto" in words else [])]) == 0
 
 
-def test_the_pictures_lines_of_code_stand_in_the_source():
+def test_the_code_in_the_pictures_is_in_the_source():
     source = "".join(path.read_text() for path in (ROOT / "src").rglob("*.py"))
     pictures = runpy.run_path(str(ROOT / "docs" / "make_pictures.py"))
     drawn = [code for _, code, _ in pictures["LINES"]]
@@ -447,8 +447,8 @@ def test_the_pictures_can_be_drawn(tmp_path: Path):
 
 
 @pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")], ids=str)
-def test_links_within_the_project_lead_somewhere(page: Path):
-    """To a file that exists and, after #, to a heading of it, by GitHub's rule for their names."""
+def test_internal_links_have_a_target(page: Path):
+    """Each link leads to an existing file and, after #, to an existing heading, named by GitHub's rule."""
     for target, heading in re.findall(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)", page.read_text()):
         file = page.parent / target if target else page
         assert file.exists(), target
@@ -457,6 +457,6 @@ def test_links_within_the_project_lead_somewhere(page: Path):
         assert not heading or heading in names, f"{target}#{heading}"
 
 
-def test_the_readme_leads_to_every_page():
+def test_the_readme_links_to_every_page():
     for page in (ROOT / "docs").glob("*.md"):
         assert f"](docs/{page.name})" in README, page.name

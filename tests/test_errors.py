@@ -1,4 +1,4 @@
-"""UserError: one line, a ValueError, and the nearest name where one was misspelt."""
+"""UserError is a ValueError of one line, and suggests the nearest name for a misspelt one."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_the_nearest_name(name, near):
 
 @pytest.mark.parametrize("name", ["", "qqq", None, 3])
 def test_nothing_near(name):
-    """A name like none of them gets no suggestion, only the list; it need not be a string."""
+    """A name that is not similar to a known one gets the list only; it need not be a string."""
     error = unknown_name("loss", name, iter(KNOWN))
     assert isinstance(error, UserError)
     assert str(error) == f"unknown loss {name!r} (known: relu, leaky_relu, sigmoid)"

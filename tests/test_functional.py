@@ -1,4 +1,4 @@
-"""The public functions behave as those of torch.nn.functional: signatures, defaults, warnings, and what they refuse."""
+"""The public functions behave like torch.nn.functional: signatures, defaults, warnings and errors."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ REAL = torch.rand(4, 3, generator=torch.Generator().manual_seed(1))
 
 NONE = inspect.Parameter.empty
 
-# As PyTorch documents the functions that are written in C++.
+# Signatures of functions that are written in C++, from PyTorch's documentation.
 BUILTIN = {
     "linear": {"input": NONE, "weight": NONE, "bias": None},
     "gelu": {"input": NONE, "approximate": "none"},
@@ -39,21 +39,21 @@ BUILTIN = {
 
 @pytest.mark.parametrize("name", SHARED)
 def test_arguments(name):
-    """Shared positional arguments stand where PyTorch has them, and every argument has PyTorch's name and default."""
+    """Positional arguments have PyTorch's order, and every argument has PyTorch's name and default."""
     ours = inspect.signature(getattr(F, name)).parameters
     try:
         reference = {p.name: p.default for p in inspect.signature(getattr(T, name)).parameters.values()}
-    except ValueError:  # a builtin has none
+    except ValueError:  # a builtin has no signature
         reference = BUILTIN[name]
     for p in ours.values():
-        if p.name != "dim":  # PyTorch guesses it if it is left out, with a warning
+        if p.name != "dim":  # PyTorch guesses a missing dim, with a warning
             assert p.default == reference[p.name]
     positional = [p.name for p in ours.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
     assert positional == list(reference)[: len(positional)]
     assert set(ours) <= set(reference)
 
 
-def test_all_is_everything():
+def test_all_lists_every_public_function():
     """__all__ lists every public function of the module."""
     functions = {
         name
@@ -65,7 +65,7 @@ def test_all_is_everything():
 
 @pytest.mark.parametrize("name", F.__all__)
 def test_every_function_is_documented(name):
-    """A docstring with the formula, and the arguments by name."""
+    """The docstring names every argument."""
     function = getattr(F, name)
     assert all(f"{p}:" in function.__doc__ for p in inspect.signature(function).parameters)
 
@@ -92,7 +92,7 @@ def test_dtype_is_cast_first(name):
 def test_labels_of_one_byte(ignore_index):
     """Labels may be uint8, as images' labels are stored: value and δ are PyTorch's.
 
-    Among 200 classes, 156 is -100 modulo 256; it must not be taken for the label to ignore.
+    Among 200 classes, 156 is -100 modulo 256; it must not be confused with the ignored label.
     """
     labels = torch.tensor([156, 1, 2, ignore_index % 256], dtype=torch.uint8)
     logits = torch.randn(4, 200)
@@ -107,7 +107,7 @@ def test_labels_of_one_byte(ignore_index):
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_the_weight_of_an_absent_class(smoothing):
-    """An ignored sample takes no class's weight: value and δ are PyTorch's, NaN only where PyTorch's are."""
+    """The weight of a class that only ignored samples have is not used: value and δ are PyTorch's."""
     weight = torch.tensor([math.nan, 2.0, 3.0])
     results = []
     for functional in (F, T):
@@ -120,7 +120,7 @@ def test_the_weight_of_an_absent_class(smoothing):
 
 
 def test_every_label_ignored():
-    """A mean over no sample at all is NaN, as in PyTorch, yet no sample gets a δ: such a batch spoils no weight."""
+    """The mean over no sample is NaN, as in PyTorch, but δ is 0, so such a batch does not change the weights."""
     ignored = torch.full((4,), -100)
     for reduction, expected in (("mean", math.nan), ("sum", 0.0)):
         results = []
@@ -135,7 +135,7 @@ def test_every_label_ignored():
 
 @pytest.mark.parametrize("name", ["mse_loss", "l1_loss", "huber_loss", "quadratic_loss"])
 @pytest.mark.parametrize(("a", "y"), [((4, 3), (3,)), ((4, 1), (4,))], ids=str)
-def test_broadcasting_is_told(name, a, y):
+def test_broadcasting_warns(name, a, y):
     """A target of another shape is broadcast with a warning that shows both; [4, 1] against [4] makes 16 residuals."""
     with pytest.warns(UserWarning, match="target of shape .* against input of shape") as caught:
         getattr(F, name)(torch.zeros(a), torch.zeros(y))
@@ -146,13 +146,13 @@ def test_broadcasting_is_told(name, a, y):
 
 @pytest.mark.parametrize("name", ["mse_loss", "l1_loss", "huber_loss", "quadratic_loss"])
 def test_no_warning_for_equal_shapes(name):
-    """Nothing is said where shapes agree."""
+    """There is no warning for equal shapes."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         getattr(F, name)(Z, REAL)
 
 
-# huber_loss works too, but PyTorch's own refuses the backward.
+# huber_loss works too, but PyTorch's raises in backward.
 @pytest.mark.parametrize("name", ["mse_loss", "l1_loss", "cross_entropy", BINARY])
 def test_mixed_dtypes(name):
     """float32 against float64: PyTorch's result dtype, and each gradient in its input's."""
@@ -168,7 +168,7 @@ def test_mixed_dtypes(name):
 
 @pytest.mark.parametrize("name", ["mse_loss", "l1_loss"])
 def test_integer_targets(name):
-    """An integer target is a number like another, as in PyTorch."""
+    """Integer targets are accepted as numbers, as in PyTorch."""
     y = torch.arange(12).reshape(4, 3)
     torch.testing.assert_close(getattr(F, name)(Z, y), getattr(T, name)(Z, y))
 
@@ -179,12 +179,12 @@ Call = Callable[[ModuleType], object]
 INTS = torch.arange(12).reshape(4, 3)
 
 BAD_CALLS: dict[str, Call] = {
-    # no tensors
+    # not tensors
     "list for z": lambda m: m.relu([1.0, 2.0]),
     "list for a_prev": lambda m: m.linear([1.0, 2.0, 3.0], torch.randn(2, 3)),
     "None for z": lambda m: m.silu(None),
-    # integers have no slope
-    "integer input of sigmoid's kin": lambda m: m.silu(INTS),
+    # integers cannot be differentiated
+    "integer input of silu": lambda m: m.silu(INTS),
     "integer input of elu": lambda m: m.elu(INTS),
     "integer input of gelu": lambda m: m.gelu(INTS),
     "integer input of leaky_relu": lambda m: m.leaky_relu(INTS, 0.2),
@@ -258,7 +258,7 @@ BAD_CALLS: dict[str, Call] = {
 @pytest.mark.filterwarnings("ignore:target of shape:UserWarning", "ignore:Using a target size:UserWarning")
 @pytest.mark.parametrize("name", BAD_CALLS)
 def test_bad_calls(name):
-    """What PyTorch refuses is refused with the same type of exception, and a message."""
+    """Calls that PyTorch refuses are refused with the same type of exception, and a message."""
     call = BAD_CALLS[name]
     with pytest.raises(Exception) as theirs:  # noqa: PT011
         _differentiated(call(T))
@@ -269,7 +269,7 @@ def test_bad_calls(name):
 
 
 def _differentiated(result: object) -> None:
-    """Ask for the gradient, which is where PyTorch refuses one for a constant."""
+    """Compute the gradient: PyTorch refuses gradients of constants only there."""
     if isinstance(result, Tensor) and result.requires_grad:
         result.sum().backward()
 
@@ -277,14 +277,14 @@ def _differentiated(result: object) -> None:
 @pytest.mark.parametrize("label", [-1, 3, -101, 1000])
 @pytest.mark.parametrize("options", [{}, {"weight": torch.ones(3)}, {"label_smoothing": 0.1}], ids=["", "w", "eps"])
 def test_a_label_out_of_range(label, options):
-    """A label below 0 or above C - 1 is an IndexError that names it: not the last class, as Python would count."""
+    """A label below 0 or above C - 1 is an IndexError that names it; -1 is not the last class."""
     with pytest.raises(IndexError, match=rf"Target {label} is out of bounds"):
         F.cross_entropy(Z.clone().requires_grad_(), torch.tensor([0, label, 1, 0]), **options)
 
 
 @pytest.mark.parametrize("name", ["relu", "leaky_relu", "elu", "silu"])
 def test_inplace_is_refused(name):
-    """inplace=True is refused with the reason, where PyTorch would overwrite z; inplace=False is what it is."""
+    """inplace=True, with which PyTorch would overwrite z, is refused with the reason; inplace=False works."""
     z = Z.clone()
     with pytest.raises(ValueError, match="inplace=True is not possible here: the δ formulas read"):
         getattr(F, name)(z, inplace=True)
@@ -296,19 +296,19 @@ def test_inplace_is_refused(name):
 
 
 def test_negative_smoothing_is_refused():
-    """ε below 0 is refused; PyTorch ignores it without a word."""
+    """ε below 0 is refused; PyTorch ignores it silently."""
     with pytest.raises(RuntimeError, match=r"label_smoothing must be between 0.0 and 1.0, got -0.1"):
         F.cross_entropy(Z, LABELS, label_smoothing=-0.1)
 
 
 @pytest.mark.parametrize("constant", ["weight", "pos_weight"])
 def test_constants_of_binary_cross_entropy(constant):
-    """A gradient for a weight is refused, and the message says what would do: it would silently be none."""
+    """A weight that requires grad is refused with a remedy; otherwise its gradient would silently be None."""
     with pytest.raises(RuntimeError, match=rf"^{constant} is a constant .*{constant}.detach\(\)"):
         getattr(F, BINARY)(Z, REAL, **{constant: torch.ones(3, requires_grad=True)})
 
 
-def test_huber_loss_takes_reduction_and_delta_by_position_as_in_pytorch():
+def test_huber_loss_takes_reduction_and_delta_by_position():
     a, y = torch.rand(4, 3, dtype=torch.float64), 3 * torch.rand(4, 3, dtype=torch.float64)
     for reduction in ("mean", "sum", "none"):
         ours, theirs = F.huber_loss(a, y, reduction, 0.7), torch.nn.functional.huber_loss(a, y, reduction, 0.7)

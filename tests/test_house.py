@@ -1,4 +1,4 @@
-"""The house: imports run one way, one name means one thing, and a formula's line carries its tag."""
+"""The structure of the package: layered imports, unique names, short functions, and tagged equations."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SRC = ROOT / "src" / "deltaprop"
 
-# From the ground up: a part may import itself and what stands in the rows above its own.
-FLOORS = [
+# The layers from the lowest up: a part may import itself and the parts in the rows above its own.
+LAYERS = [
     ["errors", "_torch_compat", "_version", "_old_names"],
     ["core"],
     ["functional", "epoch_state"],
@@ -25,7 +25,7 @@ FLOORS = [
     ["inference", "sklearn"],
     ["cli"],
 ]
-HEIGHT = {part: height for height, parts in enumerate(FLOORS) for part in parts}
+LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 
 
 def module_of(path: Path) -> str:
@@ -36,11 +36,11 @@ def module_of(path: Path) -> str:
 
 MODULES = {module_of(path): path for path in sorted(SRC.rglob("*.py"))}
 TREES = {name: ast.parse(path.read_text(), str(path)) for name, path in MODULES.items()}
-ALONE = {"deltaprop", "deltaprop.__main__"}  # which may name everything
+TOP_LEVEL = {"deltaprop", "deltaprop.__main__"}  # may import everything
 
 
 def imports(name: str) -> set[str]:
-    """Return the modules of the package that a module imports, at its top, within functions and for types."""
+    """Return the modules of the package that a module imports, also within functions and for type checking."""
     found = set()
     for node in ast.walk(TREES[name]):
         if isinstance(node, ast.Import):
@@ -54,31 +54,31 @@ def imports(name: str) -> set[str]:
 
 
 def part_of(module: str) -> str:
-    """Return the part of the house that a module is in."""
+    """Return the part of the package that a module belongs to."""
     return (module + ".").split(".")[1]
 
 
 def definitions(name: str) -> list[str]:
-    """Return the functions and classes at the top of a module."""
+    """Return the functions and classes at the top level of a module."""
     kinds = (ast.FunctionDef, ast.ClassDef)
     return [node.name for node in TREES[name].body if isinstance(node, kinds)]
 
 
-def test_every_part_stands_on_a_floor():
-    assert {part_of(name) for name in MODULES.keys() - ALONE} == HEIGHT.keys()
+def test_every_part_has_a_layer():
+    assert {part_of(name) for name in MODULES.keys() - TOP_LEVEL} == LEVEL.keys()
 
 
-@pytest.mark.parametrize("name", sorted(MODULES.keys() - ALONE))
+@pytest.mark.parametrize("name", sorted(MODULES.keys() - TOP_LEVEL))
 def test_imports_run_one_way(name: str):
     own = part_of(name)
     for other in imports(name):
-        assert other not in ALONE, f"{name} imports {other}, which names everything"
+        assert other not in TOP_LEVEL, f"{name} imports {other}, which imports everything"
         part = part_of(other)
-        assert part == own or HEIGHT[part] < HEIGHT[own], f"{name} imports {other}"
+        assert part == own or LEVEL[part] < LEVEL[own], f"{name} imports {other}"
 
 
-def test_no_circle():
-    """Imports within functions count: a circle that is put off is a circle."""
+def test_no_import_cycle():
+    """Imports within functions count too."""
     done: set[str] = set()
 
     def visit(name: str, trail: tuple[str, ...]) -> None:
@@ -92,8 +92,8 @@ def test_no_circle():
         visit(name, ())
 
 
-def test_no_module_hides_behind_a_function_of_its_name():
-    """``import deltaprop.x.y as y`` gives the attribute of ``deltaprop.x``: it must be the module."""
+def test_no_module_is_shadowed_by_a_function_of_its_name():
+    """``import deltaprop.x.y as y`` returns the attribute of ``deltaprop.x``, which must be the module."""
     for name, tree in TREES.items():
         below = {module.rpartition(".")[2] for module in MODULES if module.rpartition(".")[0] == name}
         bound = set(definitions(name))
@@ -104,7 +104,7 @@ def test_no_module_hides_behind_a_function_of_its_name():
 
 
 def top_level_names(name: str) -> list[str]:
-    """Return the functions, classes and constants that a module defines at its top, but for private ones."""
+    """Return the public functions, classes and constants that a module defines at its top level."""
     found = definitions(name)
     for node in TREES[name].body:
         targets = (
@@ -123,7 +123,7 @@ SHARED = {
 
 
 def test_a_name_means_one_thing():
-    """But a module of ``nn`` has the name of the definition it wraps, as in PyTorch, and those in ``SHARED``."""
+    """Except for modules of ``nn``, which have the name of the definition they wrap, and the names in ``SHARED``."""
     places = defaultdict(list)
     for module in MODULES:
         for name in top_level_names(module):
@@ -137,12 +137,12 @@ def test_a_name_means_one_thing():
 # Functions of more than 8 parameters, and why.
 LONG_SIGNATURES = {
     "check_gradients": "public: one keyword for each option",
-    "train_epoch": "the textbook's loop takes model, loss, optimizer, x and y by name, as a reader writes it",
+    "train_epoch": "the textbook's training loop takes model, loss, optimizer, x and y by name",
 }
 
 
 def test_functions_are_short():
-    """At most 8 parameters, and 80 lines without the docstring."""
+    """A function has at most 8 parameters, and 80 lines without the docstring."""
     long = set()
     for name, tree in TREES.items():
         for node in ast.walk(tree):
@@ -157,7 +157,7 @@ def test_functions_are_short():
     assert long == LONG_SIGNATURES.keys()
 
 
-def test_the_core_knows_torch_alone():
+def test_the_core_depends_on_torch_only():
     allowed = {"torch", "deltaprop.core", "deltaprop._torch_compat", "__future__", "collections", "dataclasses"}
     allowed |= {"functools", "inspect", "math", "typing"}
     for path in (SRC / "core").glob("*.py"):
@@ -168,8 +168,8 @@ def test_the_core_knows_torch_alone():
                 assert any(name == root or name.startswith(f"{root}.") for root in allowed), f"{path.name}: {name}"
 
 
-def test_private_entry_points_of_torch_stand_in_one_file():
-    """A private name that the package does not define is somebody else's."""
+def test_private_names_of_torch_are_used_in_one_file():
+    """A private name that the package does not define belongs to another package."""
     own = set()
     for tree in TREES.values():
         for node in ast.walk(tree):
@@ -189,8 +189,8 @@ def test_private_entry_points_of_torch_stand_in_one_file():
             assert not private, f"{name}: {private}"
 
 
-def test_each_equation_stands_on_one_line_of_the_formulas():
-    """BP3 in two places would be one place too many; the recursion calls these lines, and names them again."""
+def test_each_equation_is_tagged_on_one_line():
+    """Each equation is computed in one place; the recursion calls these lines and repeats their tags."""
     formulas = [path for path in (SRC / "core").glob("*.py") if path.name != "recursion.py"]
     lines = [line for path in formulas for line in path.read_text().splitlines()]
     for tag in ("FWD", "BP1, BP2:", "BP2, left factor", "BP3", "BP4", "SGD:"):
@@ -198,14 +198,14 @@ def test_each_equation_stands_on_one_line_of_the_formulas():
     tags = ("# FWD", "# BP", "# SGD")
     others = [path for path in SRC.rglob("*.py") if SRC / "core" not in path.parents]
     places = {path.name for path in others for line in path.read_text().splitlines() if any(t in line for t in tags)}
-    assert places == {"trainer.py", "engines.py", "trace.py"}  # each a call, of a whole pass or loss
+    assert places == {"trainer.py", "engines.py", "trace.py"}  # each calls a whole pass or a loss
 
 
 FLAG = re.compile(r"--[a-z]")
 
 
 @pytest.mark.parametrize("name", sorted(name for name in MODULES if part_of(name) != "cli"))
-def test_only_the_command_line_speaks_of_flags(name: str):
-    """Who trains from Python reads settings as Python has them; the command line makes flags of them."""
+def test_only_the_command_line_mentions_flags(name: str):
+    """Messages name settings as in Python; the command line turns them into flags."""
     strings = [node.value for node in ast.walk(TREES[name]) if isinstance(node, ast.Constant)]
     assert [text for text in strings if isinstance(text, str) and FLAG.search(text)] == []

@@ -1,4 +1,4 @@
-"""What `import deltaprop` costs and promises: torch, and nothing that only a command or a picture needs."""
+"""`import deltaprop` imports torch, and no package that only some commands or plots need."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import pytest
 
 import deltaprop as dp
 
-# Needed by single commands alone, and slow to import.
+# Needed by some commands only, and slow to import.
 HEAVY = ("sklearn", "matplotlib", "tensorboard", "tyro", "rich", "pandas", "scipy", "PIL", "safetensors", "hypothesis")
 
 
-# In one fresh interpreter, one after the other: each is an import of torch, and a second or two.
+# Executed one after the other in one new interpreter, since importing torch takes a second or two.
 STATEMENTS = {
     "torch": "import torch",
     "deltaprop": "import deltaprop as dp",
@@ -34,7 +34,7 @@ with TemporaryDirectory() as folder:
 
 
 def printed_by(program: str) -> list[str]:
-    """Return the lines that a program prints in a fresh interpreter."""
+    """Return the lines that a program prints in a new interpreter."""
     # The same search path, so that the same source is imported wherever the tests run.
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     result = subprocess.run(
@@ -45,9 +45,9 @@ def printed_by(program: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def modules() -> dict[str, set[str]]:
-    """The modules that a fresh interpreter holds after each of the statements, and those before it."""
-    told = "print('after', *sys.modules)"
-    lines = printed_by("\n".join(["import sys", *(f"{each}\n{told}" for each in STATEMENTS.values())]))
+    """The modules that are imported in a new interpreter after each statement and those before it."""
+    report = "print('after', *sys.modules)"
+    lines = printed_by("\n".join(["import sys", *(f"{each}\n{report}" for each in STATEMENTS.values())]))
     held = [{*line.split()[1:]} for line in lines if line.startswith("after ")]
     return dict(zip(STATEMENTS, held, strict=True))
 
@@ -55,37 +55,37 @@ def modules() -> dict[str, set[str]]:
 @pytest.mark.parametrize("name", HEAVY)
 def test_nothing_heavy(name, modules):
     """`import deltaprop` imports none of the packages that only a command needs."""
-    assert importlib.util.find_spec(name) or name in ("pandas", "PIL", "scipy")  # else the test says nothing
+    assert importlib.util.find_spec(name) or name in ("pandas", "PIL", "scipy")  # otherwise the test proves nothing
     assert name not in {module.partition(".")[0] for module in modules["deltaprop"]}
 
 
 def test_little_more_than_torch(modules):
-    """Beyond `import torch` it loads its own modules, and no package from outside the standard library."""
+    """Besides torch, `import deltaprop` loads only its own modules and the standard library."""
     added = modules["deltaprop"] - modules["torch"]
     foreign = {m for m in added if m.partition(".")[0] not in ({"deltaprop"} | sys.stdlib_module_names)}
     assert {m for m in foreign if not m.startswith("torch.")} == set()
     assert "deltaprop.core.linear" in added
 
 
-def test_data_sets_bring_in_no_scikit_learn(modules):
-    """It takes longer to import than the package: only a set or a split that needs it brings it in."""
+def test_data_sets_import_no_scikit_learn(modules):
+    """scikit-learn is slow to import, so only data sets and splits that need it import it."""
     assert "deltaprop.data" in modules["its data"]
     assert "sklearn" not in modules["its data"]
 
 
-def test_an_optimizer_brings_in_no_compiler(modules):
-    """As torch.optim.SGD does, in its first breath: a second."""
+def test_an_optimizer_imports_no_compiler(modules):
+    """torch.optim.SGD imports it when it is created, which takes a second."""
     assert "torch._dynamo" not in modules["our SGD"]
     assert "torch._dynamo" in modules["torch's SGD"]
 
 
-def test_a_run_without_pictures_brings_in_neither_compiler_nor_matplotlib(modules):
+def test_a_run_without_plots_imports_neither_compiler_nor_matplotlib(modules):
     assert not {"torch._dynamo", "matplotlib"} & modules["a run"]
     assert "torch.utils.tensorboard" in modules["a run"]
 
 
-def test_a_command_leaves_what_imports_made_to_the_end():
-    """The garbage collector does not go through PyTorch again and again, whichever way a command is called."""
+def test_a_command_excludes_imports_from_garbage_collection():
+    """The objects made by imports are frozen, so that garbage collections stay fast, however a command is called."""
     program = "import gc, runpy, deltaprop.cli as cli\ncli.main = lambda words: print('frozen', gc.get_freeze_count())"
     for how in ("run_path('train.py'", "run_module('deltaprop'"):
         program += f"\ngc.unfreeze()\ntry: runpy.{how}, run_name='__main__')\nexcept SystemExit: pass"

@@ -1,4 +1,4 @@
-"""The table of the literature: every recipe is one, and what is told of runs is what they gave."""
+"""The table of published results: recipes, reported numbers, and the benchmark's result file."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ from tests.data.conftest import MNIST as MNIST_FOLDER
 
 
 def test_every_recipe_is_in_the_table_and_every_row_has_one():
-    recipes = [*(found.recipe for found in PUBLISHED), *SPEEDS]
+    recipes = [*(row.recipe for row in PUBLISHED), *SPEEDS]
     assert sorted(path.stem for path in RECIPES.glob("*.toml")) == sorted(recipes)
 
 
-@pytest.mark.parametrize("name", [*(found.recipe for found in PUBLISHED), *SPEEDS])
-def test_a_recipe_is_taken_as_it_stands(name: str):
+@pytest.mark.parametrize("name", [*(row.recipe for row in PUBLISHED), *SPEEDS])
+def test_a_recipe_is_a_valid_configuration(name: str):
     TrainConfig(**read_toml(RECIPES / f"{name}.toml")).validate()
 
 
-@pytest.mark.parametrize("name", [*(found.recipe for found in PUBLISHED), *SPEEDS])
-def test_a_recipe_says_above_what_is_published_and_where(name: str):
-    """The figures of its row in the table, and their source."""
+@pytest.mark.parametrize("name", [*(row.recipe for row in PUBLISHED), *SPEEDS])
+def test_a_recipe_names_the_published_result_and_its_source(name: str):
+    """The comment has the numbers of its row in the table, and their source."""
     comment = (RECIPES / f"{name}.toml").read_text().split("\nhidden")[0]
-    row = {found.recipe: ((f"{found.figure:g}",), found.source) for found in PUBLISHED}
-    figures, source = row[name] if name in row else (SPEEDS[name], "chapter 5")
+    published = {row.recipe: ((f"{row.figure:g}",), row.source) for row in PUBLISHED}
+    figures, source = published[name] if name in published else (SPEEDS[name], "chapter 5")
     assert comment.startswith("# ")
     for word in (*figures, *source.partition(",")[0].split()):
         assert word in comment, word
 
 
-def test_the_table_tells_mean_range_and_the_time_to_a_level():
-    """Two runs of three epochs of 2 s: one is at 95 % after 4 s, the other never."""
+def test_the_table_shows_mean_range_and_time_to_accuracy():
+    """Two runs of three epochs of 2 s: one reaches 95 % after 4 s, the other never."""
     runs: list[dict[str, Any]] = [
         {"val_accuracy": [0.5] * 3, "test_accuracy": [0.9, 0.95, 0.96], "seconds": [2.0] * 3},
         {"val_accuracy": [0.5] * 3, "test_accuracy": [0.9, 0.91, 0.92], "seconds": [2.0] * 3},
@@ -53,7 +53,7 @@ def test_the_table_tells_mean_range_and_the_time_to_a_level():
     assert row[2:4] == ["51 (validation), page 1", "50.00 (50.00 to 50.00)"]
 
 
-def test_the_speed_of_each_hidden_layer_is_told_over_all_draws():
+def test_the_speed_table_summarizes_all_draws():
     rows = shown_speeds({"nielsen-2-hidden": [[0.05, 0.2], [0.07, 0.4]]}).rows
     assert rows == [
         ["nielsen-2-hidden", "1", "0.0657", "0.06 (0.05 to 0.07)", "2"],
@@ -61,8 +61,8 @@ def test_the_speed_of_each_hidden_layer_is_told_over_all_draws():
     ]
 
 
-def test_a_speed_is_the_norm_of_the_gradient_of_the_biases(monkeypatch: pytest.MonkeyPatch):
-    """By autograd through PyTorch's own modules, over the first of the 1000 training images."""
+def test_a_speed_is_the_norm_of_the_bias_gradient(monkeypatch: pytest.MonkeyPatch):
+    """Compared with autograd and PyTorch's own modules, on 50 training images."""
     if not MNIST_FOLDER.is_dir():
         pytest.skip("needs the MNIST files in ../shared/data/mnist")
     monkeypatch.setattr(literature, "DRAWS", 1)
@@ -76,11 +76,11 @@ def test_a_speed_is_the_norm_of_the_gradient_of_the_biases(monkeypatch: pytest.M
     (torch.nn.functional.binary_cross_entropy_with_logits(z, y.to(z), reduction="sum") / 50).backward()
     norms = [float(twin[place].bias.grad.norm()) for place in (0, 2)]  # type: ignore[index, union-attr]
     assert [first, second] == pytest.approx(norms, rel=1e-5)
-    assert first < second  # it vanishes
+    assert first < second  # the gradient vanishes
 
 
-def test_the_page_keeps_what_stands_about_the_table(tmp_path: Any, monkeypatch: pytest.MonkeyPatch):
-    """And gets table, command and picture in the place of the old ones."""
+def test_the_page_keeps_the_text_around_the_table(tmp_path: Any, monkeypatch: pytest.MonkeyPatch):
+    """Table, command and picture replace the old ones."""
     page, picture = tmp_path / "results.md", tmp_path / "results.png"
     page.write_text("before\n<!-- table -->\nold\n<!-- end of table -->\nafter\n")
     monkeypatch.setattr(literature, "PAGE", page)
@@ -94,12 +94,12 @@ def test_the_page_keeps_what_stands_about_the_table(tmp_path: Any, monkeypatch: 
         assert text.endswith("<!-- end of table -->\nafter\n")
         assert "old" not in text
         assert text.count("| 96.00 (96.00 to 96.00) |") == text.count("`python -m benchmarks.literature") == 1
-        assert "a version." in text  # by what the runs were trained, not by what the page is written
+        assert "a version." in text  # the version that trained the runs, not the one that writes the page
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
 class Trained:
-    """Stands in for training: notes what is asked for, and fails where it is told to."""
+    """A stand-in for training: records the seeds, and fails for one of them."""
 
     def __init__(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.path, self.seeds, self.fails = path, [], -1
@@ -108,14 +108,14 @@ class Trained:
 
     seeds: list[int]
 
-    def train(self, found: Published, seed: int, data: str) -> dict[str, Any]:
+    def train(self, published: Published, seed: int, data: str) -> dict[str, Any]:
         self.seeds.append(seed)
         if seed == self.fails:
             raise SystemExit("no")
         return {"val_accuracy": [0.5], "test_accuracy": [0.9], "seconds": [1.0]}
 
     def __call__(self, *more: str, data: str = "one") -> list[int]:
-        """Return the seeds that a call trains."""
+        """Run the benchmark; return the seeds that it trains."""
         self.seeds.clear()
         words = [data, "--recipes", PUBLISHED[0].recipe, "--results", str(self.path), *more]
         assert literature.main(words) == 0
@@ -127,12 +127,12 @@ def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Trained:
     return Trained(tmp_path / "results.jsonl", monkeypatch)
 
 
-def test_what_was_trained_is_not_trained_again(trained: Trained):
+def test_finished_seeds_are_not_trained_again(trained: Trained):
     assert trained("--seeds", "2") == [0, 1]
     assert trained("--seeds", "3") == [2]
 
 
-def test_what_was_trained_on_other_data_or_beside_others_is(trained: Trained):
+def test_seeds_with_other_data_or_jobs_are_trained_again(trained: Trained):
     trained("--seeds", "2")
     assert trained("--seeds", "2", data="another") == [0, 1]
     assert sorted(trained("--seeds", "2", "--jobs", "2")) == [0, 1]
@@ -146,7 +146,7 @@ def test_other_data_are_refused(capsys: pytest.CaptureFixture[str]):
     assert "digits: this is not MNIST: 1438 + 359 rows of 64 inputs" in capsys.readouterr().err
 
 
-def test_what_others_gave_is_kept_where_one_fails(trained: Trained):
+def test_results_of_other_seeds_are_kept_if_one_fails(trained: Trained):
     trained.fails = 0
     with pytest.raises(SystemExit, match="no"):
         trained("--seeds", "2", "--jobs", "2")
@@ -155,14 +155,14 @@ def test_what_others_gave_is_kept_where_one_fails(trained: Trained):
     assert trained("--seeds", "2", "--jobs", "2") == []
 
 
-def test_a_line_that_was_torn_is_trained_again(trained: Trained):
+def test_a_truncated_line_is_trained_again(trained: Trained):
     trained("--seeds", "2")
     trained.path.write_text(trained.path.read_text()[:-20])
     assert trained("--seeds", "2") == [1]
     assert trained("--seeds", "2") == []
 
 
-def test_some_recipes_are_not_written_as_if_they_were_all(trained: Trained, capsys: pytest.CaptureFixture[str]):
+def test_write_is_refused_for_some_recipes(trained: Trained, capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit):
         trained("--write")
     assert "--write is for all recipes: leave --recipes out" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""What a loss may be given as, what is refused, and how batches count; new rows of the tables train by every driver."""
+"""The accepted forms of a loss, refused losses, the weights of batches, and training with new rows of the tables."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ F64 = torch.float64
 WEIGHT = torch.tensor([0.5, 1.0, 2.0], dtype=F64)
 OF_TORCH = [name for name in LOSSES if hasattr(nn.functional, name)]
 
-# Every loss module of torch.nn that has an equal here, with each of its options.
+# Every loss module of torch.nn that is supported, with each of its options.
 MODULES: list[tuple[nn.Module, str, dict[str, Any]]] = [
     (nn.CrossEntropyLoss(), "cross_entropy", {}),
     (nn.CrossEntropyLoss(WEIGHT), "cross_entropy", {"weight": WEIGHT}),
@@ -50,17 +50,17 @@ MODULES: list[tuple[nn.Module, str, dict[str, Any]]] = [
 
 
 def assert_is(loss: Any, name: str, **options: Any) -> None:
-    """Assert that a loss is read as this one, with these options and the defaults of the others."""
+    """Assert that ``parse_loss`` gives this loss, with these options and defaults for the others."""
     spec = parse_loss(loss)
     assert spec.name == name
     assert spec.definition is LOSSES[name]
     for option, default in LOSSES[name].options().items():
-        expected, given = options.get(option, default), spec.options.get(option, default)
-        assert given is expected if isinstance(expected, Tensor) else given == expected, option
+        expected, actual = options.get(option, default), spec.options.get(option, default)
+        assert actual is expected if isinstance(expected, Tensor) else actual == expected, option
 
 
 class TestForms:
-    """A function, its equal of PyTorch's, a name, a partial, a module of torch.nn: all are one loss."""
+    """A function, PyTorch's function of the same name, a name, a partial and a module of torch.nn are equivalent."""
 
     @pytest.mark.parametrize("name", LOSSES)
     def test_a_function(self, name: str):
@@ -71,7 +71,7 @@ class TestForms:
         assert_is(getattr(nn.functional, name), name)
 
     @pytest.mark.parametrize("name", LOSSES)
-    def test_a_name_as_python_spells_it(self, name: str):
+    def test_a_python_name(self, name: str):
         assert_is(name, name)
 
     @pytest.mark.parametrize(
@@ -86,11 +86,11 @@ class TestForms:
             ("l1", "l1_loss"),
         ],
     )
-    def test_a_name_as_the_command_line_spells_it(self, name: str, row: str):
+    def test_a_command_line_name(self, name: str, row: str):
         assert_is(name, row)
         assert short_name(row) == name
 
-    def test_every_row_has_a_name_of_its_own_on_the_command_line(self):
+    def test_command_line_names_are_unique(self):
         assert len({short_name(row) for row in LOSSES}) == len(LOSSES)
 
     @pytest.mark.parametrize("module", [F, nn.functional], ids=["ours", "PyTorch's"])
@@ -99,7 +99,7 @@ class TestForms:
         smoothed = partial(partial(module.cross_entropy, weight=WEIGHT), label_smoothing=0.1)
         assert_is(smoothed, "cross_entropy", weight=WEIGHT, label_smoothing=0.1)
 
-    def test_an_option_that_is_none_is_its_default(self):
+    def test_an_option_of_none_is_the_default(self):
         assert_is(partial(F.cross_entropy, weight=None), "cross_entropy")
 
     @pytest.mark.parametrize(("module", "name", "options"), MODULES, ids=lambda value: repr(value)[:60])
@@ -115,12 +115,12 @@ class TestForms:
         (gradient,) = torch.autograd.grad(expected, a)
         torch.testing.assert_close(spec.grad_input(saved, spec.targets(y, saved)), gradient, rtol=1e-13, atol=1e-14)
 
-    def test_one_that_is_read_already(self):
+    def test_a_loss_spec_is_returned_unchanged(self):
         spec = parse_loss("mse")
         assert parse_loss(spec) is spec
 
     @pytest.mark.parametrize("name", LOSSES)
-    def test_called_it_is_the_function(self, name: str):
+    def test_calling_it_equals_the_function(self, name: str):
         a, y = torch.randn(6, 3, dtype=F64, requires_grad=True), targets(name, 6, 3)
         c = parse_loss(name)(a, y)
         assert torch.equal(c, getattr(F, name)(a, y))
@@ -129,7 +129,7 @@ class TestForms:
 
 class TestRefusals:
     @pytest.mark.parametrize(
-        ("loss", "said"),
+        ("loss", "message"),
         [
             ("cross_entrpy", r"unknown loss 'cross_entrpy': did you mean 'cross_entropy'\? \(known: cross_entropy, "),
             ("cross-entropi", r"unknown loss 'cross-entropi': did you mean 'cross_entropy'\?"),
@@ -143,12 +143,12 @@ class TestRefusals:
         ],
         ids=lambda value: value if isinstance(value, str) else getattr(value, "__name__", repr(value)),
     )
-    def test_what_is_not_a_loss_that_has_a_delta_here(self, loss: Any, said: str):
-        with pytest.raises(UserError, match=said):
+    def test_an_unsupported_loss(self, loss: Any, message: str):
+        with pytest.raises(UserError, match=message):
             parse_loss(loss)
 
-    def test_a_module_that_extends_one_of_pytorchs(self):
-        """What it adds is not known."""
+    def test_a_subclass_of_a_pytorch_loss(self):
+        """The changes of a subclass are unknown, so it is refused."""
 
         class Mine(nn.MSELoss):
             def forward(self, input: Tensor, target: Tensor) -> Tensor:
@@ -158,7 +158,7 @@ class TestRefusals:
             parse_loss(Mine())
 
     @pytest.mark.parametrize(
-        ("loss", "said"),
+        ("loss", "message"),
         [
             (partial(F.mse_loss, smoothing=1), "mse_loss has no option 'smoothing'; it has reduction, weight"),
             (
@@ -170,16 +170,16 @@ class TestRefusals:
         ],
         ids=lambda value: value if isinstance(value, str) else value.func.__name__,
     )
-    def test_an_option_that_it_does_not_have(self, loss: Any, said: str):
-        with pytest.raises(UserError, match=said):
+    def test_an_unknown_option(self, loss: Any, message: str):
+        with pytest.raises(UserError, match=message):
             parse_loss(loss)
 
     @pytest.mark.parametrize("reduction", ["none", None, "average"])
-    def test_a_loss_that_is_not_one_number(self, reduction: Any):
+    def test_a_reduction_to_more_than_one_number(self, reduction: Any):
         with pytest.raises(UserError, match=f"must be one number: reduction 'mean' or 'sum', got {reduction!r}"):
             parse_loss(partial(F.mse_loss, reduction=reduction))
 
-    def test_a_module_of_entries(self):
+    def test_a_module_without_reduction(self):
         with pytest.raises(UserError, match="must be one number: reduction 'mean' or 'sum', got 'none'"):
             parse_loss(nn.CrossEntropyLoss(reduction="none"))
 
@@ -188,17 +188,17 @@ class TestRefusals:
             parse_loss(partial(F.mse_loss, torch.ones(1)))
 
     @pytest.mark.parametrize("delta", [-1, 0, float("nan")])
-    def test_a_threshold_of_huber_that_is_not_above_0(self, delta: float):
+    def test_a_huber_delta_that_is_not_positive(self, delta: float):
         for loss in (partial(F.huber_loss, delta=delta), nn.HuberLoss(delta=delta)):
             with pytest.raises(UserError, match=f"delta of huber_loss must be a number above 0, got {delta}"):
                 parse_loss(loss)
 
     @pytest.mark.parametrize("smoothing", [-0.1, 1.5, float("nan")])
-    def test_label_smoothing_out_of_its_range(self, smoothing: float):
+    def test_label_smoothing_out_of_range(self, smoothing: float):
         with pytest.raises(UserError, match=f"label_smoothing must be between 0 and 1, got {smoothing}"):
             parse_loss(partial(F.cross_entropy, label_smoothing=smoothing))
 
-    def test_a_trainer_refuses_at_once(self):
+    def test_a_trainer_refuses_an_invalid_loss(self):
         model = dp.MLP([2, 2])
         for loss in ("cross_entrpy", nn.NLLLoss(), partial(F.huber_loss, delta=-1)):
             with pytest.raises(UserError):
@@ -206,7 +206,7 @@ class TestRefusals:
 
 
 class TestCount:
-    """How much a batch counts in the mean of several: what its own mean counts, in samples."""
+    """The weight of a batch in the mean over batches: the number of samples in its own mean."""
 
     A = torch.zeros(4, 3, dtype=F64)
     Y = torch.tensor([0, 2, 2, -100])
@@ -216,41 +216,41 @@ class TestCount:
         return float(spec.count(self.A, spec.targets(y, self.A)))
 
     @pytest.mark.parametrize("loss", [name for name in LOSSES if name != "cross_entropy"])
-    def test_of_numbers_it_is_the_rows(self, loss: str):
-        """Though the mean of mse is over 12 entries."""
+    def test_regression_targets_count_as_rows(self, loss: str):
+        """Although the mean of mse is over 12 entries."""
         assert self.count(loss, self.A) == 4
 
-    def test_of_class_probabilities_it_is_the_rows(self):
+    def test_class_probabilities_count_as_rows(self):
         assert self.count(partial(F.cross_entropy, weight=WEIGHT), self.A + 1 / 3) == 4
 
-    def test_of_labels_it_is_those_that_are_not_ignored(self):
+    def test_ignored_labels_do_not_count(self):
         assert self.count("cross_entropy", self.Y) == 3
         assert self.count(partial(F.cross_entropy, ignore_index=2), self.Y.clamp(min=0)) == 2
         assert self.count("cross_entropy", torch.full((4,), -100)) == 0
 
-    def test_by_their_class_weights(self):
+    def test_labels_count_by_class_weight(self):
         """Classes 0, 2 and 2: 0.5 + 2 + 2."""
         assert self.count(partial(F.cross_entropy, weight=WEIGHT), self.Y) == 4.5
 
-    def test_of_a_sum_it_is_the_rows(self):
+    def test_with_reduction_sum_rows_count(self):
         assert self.count(partial(F.cross_entropy, weight=WEIGHT, reduction="sum"), self.Y) == 4
         assert self.count(partial(F.mse_loss, reduction="sum"), self.A) == 4
 
 
 class TestOnTargets:
-    """Where no label is ignored, nothing looks for one at each step."""
+    """If no label is ignored, steps need not check for ignored labels."""
 
-    def test_without_one_nothing_looks_for_it(self):
+    def test_without_ignored_labels_ignore_index_is_dropped(self):
         spec = parse_loss(partial(F.cross_entropy, weight=WEIGHT, label_smoothing=0.1))
         on = spec.on_targets(torch.tensor([0, 2, 1]))
         assert on.options == {**spec.options, "ignore_index": None}
 
     @pytest.mark.parametrize("ignored", [-100, 1])
-    def test_with_one_it_is_the_same_loss(self, ignored: int):
+    def test_with_ignored_labels_the_loss_is_unchanged(self, ignored: int):
         spec = parse_loss(partial(F.cross_entropy, ignore_index=ignored))
         assert spec.on_targets(torch.tensor([0, 2, ignored])) is spec
 
-    def test_of_other_targets_it_is_the_same_loss(self):
+    def test_for_other_targets_the_loss_is_unchanged(self):
         for spec, y in ((parse_loss("mse"), torch.ones(3, 2)), (parse_loss("cross_entropy"), torch.ones(3, 2) / 2)):
             assert spec.on_targets(y) is spec
 
@@ -261,12 +261,12 @@ class TestOnTargets:
         spec = parse_loss(partial(F.cross_entropy, **options))
         a, y = torch.randn(5, 3, dtype=F64), torch.tensor([0, 2, 1, 1, 0])
 
-        def results(of: LossSpec) -> list[Any]:
-            c, saved = of.forward(a, y)
+        def results(loss: LossSpec) -> list[Any]:
+            c, saved = loss.forward(a, y)
             return [
                 c,
-                of.grad_input(saved, of.targets(y, saved)),
-                torch.as_tensor(of.count(a, of.targets(y, a))).to(F64),
+                loss.grad_input(saved, loss.targets(y, saved)),
+                torch.as_tensor(loss.count(a, loss.targets(y, a))).to(F64),
             ]
 
         torch.testing.assert_close(results(spec.on_targets(y)), results(spec), rtol=1e-14, atol=1e-15)
@@ -329,7 +329,7 @@ class LogCosh(core.ElementwiseLoss):
 
 @pytest.fixture
 def rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Add three activations and a loss, each by one row."""
+    """Add three activations and a loss, one row each."""
     for name, definition in (("softsign", Softsign), ("cauchy", Cauchy), ("normalised", Normalised)):
         monkeypatch.setitem(core.ACTIVATIONS, name, definition)
     monkeypatch.setitem(core.LOSSES, "log_cosh", LogCosh)
@@ -337,7 +337,7 @@ def rows(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("rows")
 class TestNewRows:
-    """A class and a row is all that a driver needs."""
+    """A driver needs only a class and a row of the table."""
 
     @pytest.mark.parametrize("activation", ["softsign", "cauchy", "normalised"])
     @pytest.mark.parametrize(
@@ -345,8 +345,8 @@ class TestNewRows:
         [("log_cosh", {}), ("log_cosh", {"reduction": "sum", "sharpness": 2.0}), ("cross_entropy", {})],
         ids=str,
     )
-    def test_they_train_by_both_drivers(self, activation: str, loss: str, options: dict[str, Any]):
-        """Beside PyTorch's derivatives of the same formulas, to 10⁻¹² in float64."""
+    def test_new_rows_train_with_both_drivers(self, activation: str, loss: str, options: dict[str, Any]):
+        """They agree with PyTorch's derivatives of the same formulas to 10⁻¹² in float64."""
         x, y = torch.randn(23, 5, dtype=F64), targets(loss, 23, 3)
         ours = dp.MLP([5, 7, 6, 3], activation, dtype=F64)
         tape, theirs = copy.deepcopy(ours), copy.deepcopy(ours)
@@ -374,14 +374,14 @@ class TestNewRows:
         ours, tape = (dp.SGD(m.parameters(), lr=0.1) for m in (model, twin))
         trainer = dp.ExplicitTrainer(model, "log_cosh", ours)
         x, y = torch.randn(23, 5, dtype=F64), torch.randn(23, 3, dtype=F64)
-        for c in (0.5, 2.0):  # and it may be changed, as of any
+        for c in (0.5, 2.0):  # and it may be changed
             model[1].c = twin[1].c = c
             trainer.epoch(x, y, 8)
             by_autograd(twin, parse_loss("log_cosh"), tape, x, y, 8)
         assert_same(model, twin, ours, tape)
 
-    def test_pytorchs_module_of_its_name_is_ours(self):
-        """What torch.nn calls Softsign has an equal here now, and trains; PyTorch's autograd is the reference."""
+    def test_pytorchs_module_of_the_same_name_is_supported(self):
+        """torch.nn.Softsign is now supported and trains; PyTorch's autograd is the reference."""
         model = nn.Sequential(nn.Linear(5, 7), nn.Softsign(), nn.Linear(7, 3)).to(F64)
         twin = copy.deepcopy(model)
         ours, tape = (dp.SGD(m.parameters(), lr=0.1) for m in (model, twin))
@@ -390,14 +390,14 @@ class TestNewRows:
         by_autograd(twin, reference("log_cosh", {}), tape, x, y, 8)
         assert_same(model, twin, ours, tape)
 
-    def test_the_loss_is_found_by_its_name_on_the_command_line(self):
+    def test_the_loss_is_found_by_its_command_line_name(self):
         assert_is("log-cosh", "log_cosh")
 
     def test_its_function_is_the_loss(self):
         assert_is(F.log_cosh, "log_cosh")
         assert_is(partial(F.log_cosh, sharpness=2.0), "log_cosh", sharpness=2.0)
 
-    def test_an_option_that_it_does_not_have_is_refused(self):
+    def test_an_unknown_option_is_refused(self):
         with pytest.raises(UserError, match="log_cosh has no option 'shapness'; it has reduction, sharpness, weight"):
             parse_loss(partial(F.log_cosh, shapness=2.0))
 
@@ -408,7 +408,7 @@ class TestNewRows:
             dp.ExplicitTrainer(model, "log_cosh", dp.SGD(model.parameters()))
 
 
-def test_a_row_that_is_gone_is_unknown_again():
+def test_a_removed_row_is_unknown_again():
     with pytest.raises(UserError, match="unknown loss 'log_cosh'"):
         parse_loss("log_cosh")
     with pytest.raises(UserError, match="unknown activation 'softsign'"):
@@ -416,7 +416,7 @@ def test_a_row_that_is_gone_is_unknown_again():
 
 
 def reference(loss: str, options: dict[str, Any]) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return a loss of PyTorch's operations; a partial, so that one sees what its options are."""
+    """Return a loss of PyTorch operations, as a partial with its options."""
 
     def log_cosh(a: Tensor, y: Tensor, *, sharpness: float = 1.0, reduction: str = "mean") -> Tensor:
         entries = LogCosh.value(a, y, sharpness)

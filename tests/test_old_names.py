@@ -11,7 +11,7 @@ import deltaprop as dp
 from deltaprop._old_names import MOVED
 
 _ACTIVATIONS = "ELU GELU Identity LeakyReLU LogSoftmax ReLU SiLU Sigmoid Softmax Softplus Step Tanh"
-PUBLIC = {  # what version 0.1 had there
+PUBLIC = {  # the public names of version 0.1
     "modules": f"{_ACTIVATIONS} Activation Linear MLP activation_module from_torch to_torch",
     "initialization": "INITS initialize",
     "perceptron": "Perceptron PerceptronFit",
@@ -48,7 +48,7 @@ def test_public_names_of_0_1_resolve(old: str):
 
 @pytest.mark.parametrize("old", MOVED)
 @pytest.mark.filterwarnings("ignore:deltaprop:DeprecationWarning")
-def test_each_old_path_leads_to_a_module(old: str):
+def test_each_old_path_gives_its_new_module(old: str):
     assert (
         importlib.import_module(f"deltaprop.{old}").__doc__
         == importlib.import_module(f"deltaprop.{MOVED[old]}").__doc__
@@ -56,14 +56,14 @@ def test_each_old_path_leads_to_a_module(old: str):
 
 
 @pytest.mark.filterwarnings("ignore:deltaprop:DeprecationWarning")
-def test_an_old_path_gives_the_very_same_class():
+def test_an_old_path_gives_the_same_class():
     from deltaprop.modules import MLP
 
     assert MLP is dp.MLP
-    assert dp.modules.MLP is dp.MLP  # as an attribute of the package
+    assert dp.modules.MLP is dp.MLP  # also as an attribute of the package
 
 
-def test_the_warning_points_at_the_line_that_imports():
+def test_the_warning_points_to_the_import_line():
     sys.modules.pop("deltaprop.perceptron", None)
     with pytest.warns(DeprecationWarning, match="deltaprop.perceptron is") as caught:
         from deltaprop.perceptron import Perceptron
@@ -73,12 +73,12 @@ def test_the_warning_points_at_the_line_that_imports():
 
 @pytest.mark.filterwarnings("ignore:deltaprop:DeprecationWarning")
 @pytest.mark.parametrize("path", ["modules.init", "verify.given", "perceptron.x"])
-def test_files_below_a_new_path_are_not_loaded_a_second_time_below_the_old_one(path: str):
+def test_submodules_of_a_new_path_are_not_loaded_again_under_the_old_path(path: str):
     with pytest.raises(ModuleNotFoundError):
         importlib.import_module(f"deltaprop.{path}")
 
 
-def test_what_never_was_is_not_found():
+def test_an_unknown_name_is_not_found():
     with pytest.raises(ModuleNotFoundError):
         importlib.import_module("deltaprop.modles")
     with pytest.raises(AttributeError):

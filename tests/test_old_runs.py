@@ -1,7 +1,7 @@
-"""What version 0.1.0 wrote still loads, gives the same answers and trains on.
+"""Files written by version 0.1.0 still load, give the same predictions and can be resumed.
 
-``fixtures/runs-0.1`` was made by version 0.1.0 with ``fixtures/make_runs_0_1.py``; what it gave is beside each run. A
-test that fails here means that files of users no longer work: change the code, not the files.
+``fixtures/runs-0.1`` was made by version 0.1.0 with ``fixtures/make_runs_0_1.py``, together with its expected outputs.
+A failing test means that files of users no longer work: change the code, not the files.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from deltaprop.cli import main
 pytestmark = pytest.mark.filterwarnings("ignore:deltaprop.* is deltaprop.* now:DeprecationWarning")
 
 OLD = Path(__file__).parent / "fixtures" / "runs-0.1"
-ENDED = {  # what makes a run that has ended train on
+FINISHED = {  # the arguments with which a finished run continues
     "classes": ["--epochs", "6"],
     "numbers": ["--epochs", "6"],
     "categories": ["--epochs", "6"],
@@ -33,8 +33,8 @@ ENDED = {  # what makes a run that has ended train on
 }
 STOPPED = ["stopped-autograd", "stopped-explicit"]  # in the second of three epochs
 
-ROUNDING = {"rtol": 1e-5, "atol": 1e-6}  # of float32, in one forward pass
-TRAINED = {  # in at most 94 steps, whose rounding adds up
+ROUNDING = {"rtol": 1e-5, "atol": 1e-6}  # float32 rounding in one forward pass
+TRAINED = {  # rounding accumulated in at most 94 steps
     torch.float32: {"rtol": 1e-4, "atol": 1e-5},
     torch.float64: {"rtol": 1e-9, "atol": 1e-9},
 }
@@ -42,14 +42,14 @@ TRAINED = {  # in at most 94 steps, whose rounding adds up
 
 @pytest.fixture
 def run(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Enter a copy of a run's folder, where ``run`` is the run and ``data.csv`` its data; return its name."""
+    """Change into a copy of a run's folder, with the run in ``run`` and its data in ``data.csv``; return its name."""
     name: str = request.param
     shutil.copytree(OLD / name, tmp_path / name)
     monkeypatch.chdir(tmp_path / name)
     return name
 
 
-of_each_ended_run = pytest.mark.parametrize("run", ENDED, indirect=True)
+for_each_finished_run = pytest.mark.parametrize("run", FINISHED, indirect=True)
 
 
 def evaluated(*words: str) -> Any:
@@ -57,23 +57,23 @@ def evaluated(*words: str) -> Any:
     return json.loads(Path("found.json").read_text())
 
 
-def assert_same_figures(found: Any, expected: Any, where: str = "") -> None:
-    """Compare what ``evaluate`` wrote; a later version may add figures, and word its texts in another way."""
+def assert_same_metrics(actual: Any, expected: Any, path: str = "") -> None:
+    """Compare the output of ``evaluate``; a later version may add metrics and change texts."""
     if isinstance(expected, dict):
         for name in expected.keys() - {"data", "warnings"}:
-            assert_same_figures(found[name], expected[name], f"{where}/{name}")
+            assert_same_metrics(actual[name], expected[name], f"{path}/{name}")
     elif isinstance(expected, list):
-        assert len(found) == len(expected), where
-        for at, (one, other) in enumerate(zip(found, expected, strict=True)):
-            assert_same_figures(one, other, f"{where}/{at}")
+        assert len(actual) == len(expected), path
+        for index, (one, other) in enumerate(zip(actual, expected, strict=True)):
+            assert_same_metrics(one, other, f"{path}/{index}")
     elif isinstance(expected, float):
-        assert_allclose(found, expected, **ROUNDING, err_msg=where)
+        assert_allclose(actual, expected, **ROUNDING, err_msg=path)
     else:
-        assert found == expected, where
+        assert actual == expected, path
 
 
 def assert_same_predictions(found: str, expected: str) -> None:
-    """Compare two files that ``predict`` wrote: names and classes as text, numbers up to rounding."""
+    """Compare two prediction files: names and classes as text, numbers up to rounding."""
     with open(found, encoding="utf-8") as one, open(expected, encoding="utf-8") as other:
         ours, theirs = list(csv.DictReader(one)), list(csv.DictReader(other))
     assert [*ours[0]] == [*theirs[0]]
@@ -82,7 +82,7 @@ def assert_same_predictions(found: str, expected: str) -> None:
         cells, expected_cells = [row[name] for row in ours], [row[name] for row in theirs]
         try:
             values = np.array(expected_cells, dtype=float)
-        except ValueError:  # names of classes
+        except ValueError:  # class names
             assert cells == expected_cells
         else:
             assert_allclose(np.array(cells, dtype=float), values, **ROUNDING, err_msg=name)
@@ -99,19 +99,19 @@ def assert_same_weights(found: str, expected: str, tolerance: dict[str, float] |
 # --- runs ---
 
 
-@of_each_ended_run
-def test_a_run_evaluates_to_the_same_figures(run: str):
-    """On its own test rows, which are split off as they were, and on new ones."""
-    assert_same_figures(evaluated(), json.loads(Path("evaluation.json").read_text()))
+@for_each_finished_run
+def test_a_run_evaluates_to_the_same_metrics(run: str):
+    """On its own test rows, which are the same as before, and on new rows."""
+    assert_same_metrics(evaluated(), json.loads(Path("evaluation.json").read_text()))
     expected = json.loads(Path("evaluation-new.json").read_text())
     found = evaluated("--data", "new.csv")
-    assert_same_figures(found, expected)
+    assert_same_metrics(found, expected)
     assert len(found["warnings"]) == len(expected["warnings"])
 
 
-@of_each_ended_run
+@for_each_finished_run
 def test_a_run_predicts_the_same(run: str):
-    """Among the rows of ``categories``: a category that training has not seen, and missing numbers."""
+    """The rows of ``categories`` include an unseen category and missing numbers."""
     assert main(["predict", "run", "--data", "new.csv", "--out", "found.csv"]) == 0
     assert_same_predictions("found.csv", "predictions.csv")
 
@@ -122,8 +122,8 @@ def test_the_best_weights_of_a_run_predict_the_same(run: str):
     assert_same_predictions("found.csv", "predictions-best.csv")
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")  # of a category that training has not seen
-@of_each_ended_run
+@pytest.mark.filterwarnings("ignore::UserWarning")  # about an unseen category
+@for_each_finished_run
 def test_a_run_loads_in_python_and_predicts_the_same(run: str):
     found = dp.load("run").predict("new.csv").reshape(15, -1)
     with open("predictions.csv", encoding="utf-8") as file:
@@ -135,34 +135,32 @@ def test_a_run_loads_in_python_and_predicts_the_same(run: str):
         assert found.tolist() == expected.tolist()
 
 
-@of_each_ended_run
+@for_each_finished_run
 def test_a_run_exports_the_same_weights(run: str):
     assert main(["export", "run", "--to", "state-dict", "--out", "found.safetensors"]) == 0
     assert_same_weights("found.safetensors", "exported.safetensors", ROUNDING)
 
 
-@pytest.mark.parametrize("run", [*ENDED, *STOPPED], indirect=True)
-def test_info_tells_what_a_run_was(run: str, capsys: pytest.CaptureFixture[str]):
+@pytest.mark.parametrize("run", [*FINISHED, *STOPPED], indirect=True)
+def test_info_shows_the_version_of_a_run(run: str, capsys: pytest.CaptureFixture[str]):
     assert main(["info", "run"]) == 0
     assert "0.1.0" in capsys.readouterr().out
 
 
-@of_each_ended_run
-def test_a_run_that_ended_trains_on_as_if_it_had_never_ended(run: str, capsys: pytest.CaptureFixture[str]):
-    """Its momentum goes on, and the order of its samples; the lines of its epochs stay as they are."""
+@for_each_finished_run
+def test_a_finished_run_continues_like_an_uninterrupted_run(run: str, capsys: pytest.CaptureFixture[str]):
+    """Momentum and order of samples continue; the metrics of earlier epochs are unchanged."""
     before = Path("run/metrics.jsonl").read_text()
-    assert main(["train", "--resume", "run", *ENDED[run]]) == 0
+    assert main(["train", "--resume", "run", *FINISHED[run]]) == 0
     assert_warns_of_versions(capsys)
     assert_same_weights("run/model.safetensors", "longer.safetensors")
     after = Path("run/metrics.jsonl").read_text()
     assert after.startswith(before)
-    assert [json.loads(line)["epoch"] for line in after.splitlines()] == [*range(1, int(ENDED[run][1]) + 1)]
+    assert [json.loads(line)["epoch"] for line in after.splitlines()] == [*range(1, int(FINISHED[run][1]) + 1)]
 
 
 @pytest.mark.parametrize("run", STOPPED, indirect=True)
-def test_a_run_stopped_in_the_middle_of_an_epoch_ends_with_the_weights_of_one_that_was_not(
-    run: str, capsys: pytest.CaptureFixture[str]
-):
+def test_a_run_stopped_in_mid_epoch_resumes_to_the_same_weights(run: str, capsys: pytest.CaptureFixture[str]):
     assert not Path("run/model.safetensors").exists()
     assert main(["train", "--resume", "run"]) == 0
     assert_warns_of_versions(capsys)
@@ -172,17 +170,17 @@ def test_a_run_stopped_in_the_middle_of_an_epoch_ends_with_the_weights_of_one_th
 
 
 @pytest.mark.parametrize("run", ["patience"], indirect=True)
-def test_a_numbered_checkpoint_is_taken_where_the_last_is_damaged(run: str, capsys: pytest.CaptureFixture[str]):
+def test_a_numbered_checkpoint_is_used_if_the_last_is_damaged(run: str, capsys: pytest.CaptureFixture[str]):
     last = Path("run/checkpoints/last.safetensors")
     last.write_bytes(last.read_bytes()[:-1])
-    assert main(["train", "--resume", "run", *ENDED[run]]) == 0
+    assert main(["train", "--resume", "run", *FINISHED[run]]) == 0
     assert "warning: run/checkpoints/last.safetensors: damaged" in capsys.readouterr().err
     assert_same_weights("run/model.safetensors", "longer.safetensors")
 
 
 @pytest.mark.parametrize("run", ["classes"], indirect=True)
-def test_what_would_make_it_another_run_is_still_refused(run: str, capsys: pytest.CaptureFixture[str]):
-    """The settings in a checkpoint of version 0.1.0 are those that today's are compared with."""
+def test_changes_of_the_result_are_still_refused(run: str, capsys: pytest.CaptureFixture[str]):
+    """New settings are compared with those in the checkpoint of version 0.1.0."""
     assert main(["train", "--resume", "run", "--epochs", "6", "--momentum", "0.9"]) == 2
     assert "momentum 0.8 → 0.9; " in capsys.readouterr().err
     words = ["--epochs", "6", "--momentum", "0.9", "--override", "momentum"]
@@ -191,31 +189,31 @@ def test_what_would_make_it_another_run_is_still_refused(run: str, capsys: pytes
     assert record == {"epoch": 5, "step": 0, "setting": "momentum", "from": 0.8, "to": 0.9}
 
 
-@of_each_ended_run
-def test_a_setting_that_config_json_lacks_means_what_it_meant_in_that_version(run: str):
-    """Of config.json are removed all settings that had the default of version 0.1.0."""
+@for_each_finished_run
+def test_settings_missing_in_config_json_have_the_defaults_of_0_1(run: str):
+    """All settings with the default of version 0.1.0 are removed from config.json."""
     path, defaults = Path("run/config.json"), json.loads((OLD / "defaults.json").read_text())
     config = json.loads(path.read_text())
-    kept = {name: value for name, value in config.items() if name not in defaults or value != defaults[name]}
-    assert len(kept) < len(config) - 20
-    path.write_text(json.dumps(kept))
-    assert_same_figures(evaluated(), json.loads(Path("evaluation.json").read_text()))
+    remaining = {name: value for name, value in config.items() if name not in defaults or value != defaults[name]}
+    assert len(remaining) < len(config) - 20
+    path.write_text(json.dumps(remaining))
+    assert_same_metrics(evaluated(), json.loads(Path("evaluation.json").read_text()))
 
 
 def assert_warns_of_versions(capsys: pytest.CaptureFixture[str]) -> None:
-    """Hold stderr to one line: the versions in the fixture name a platform that is none, so that they always differ."""
+    """Assert that stderr is one warning about versions, which always differ: the fixture names an unknown platform."""
     err = capsys.readouterr().err
     assert err.startswith("warning: ")
     assert "versions" in err
     assert err.count("\n") == 1
 
 
-# --- what was pickled ---
+# --- pickled objects ---
 
 
 @pytest.fixture(scope="module")
 def estimators() -> Any:
-    """Return rows, and what the estimators of version 0.1.0 gave for them."""
+    """Return rows, and the outputs of the estimators of version 0.1.0 for them."""
     return json.loads((OLD / "estimators.json").read_text())
 
 
@@ -229,7 +227,7 @@ def test_a_dumped_classifier_gives_the_same_probabilities(estimators: Any):
 
 
 def test_a_dumped_regressor_gives_the_same_values_and_trains_on(estimators: Any):
-    """Dumped between two calls of partial_fit: the next goes on with its velocities and its random state."""
+    """Dumped between two calls of partial_fit: the next one continues with its velocities and random state."""
     regressor = joblib.load(OLD / "regressor.joblib")
     assert_allclose(regressor.predict(estimators["inputs"]), estimators["values"], **ROUNDING)
     regressor.partial_fit(estimators["x"], estimators["y"])
@@ -239,12 +237,12 @@ def test_a_dumped_regressor_gives_the_same_values_and_trains_on(estimators: Any)
 
 @pytest.fixture(scope="module")
 def nets() -> Any:
-    """Return inputs, and what the nets of version 0.1.0 gave for them."""
+    """Return inputs, and the outputs of the networks of version 0.1.0 for them."""
     return json.loads((OLD / "nets.json").read_text())
 
 
 def test_a_saved_module_loads_and_computes_the_same(nets: Any):
-    """A net for each activation, and for those that have constants one with others than the defaults."""
+    """A network for each activation, and another with non-default constants if it has constants."""
     models = torch.load(OLD / "model.pt", weights_only=False)
     assert models.keys() == nets["outputs"].keys()
     for name, model in models.items():
@@ -255,7 +253,7 @@ def test_a_saved_module_loads_and_computes_the_same(nets: Any):
 
 
 def test_a_state_dict_loads_with_its_optimizers_and_trains_on(nets: Any):
-    """Without unpickling; the step taken here is the third, with the momentum of the two before."""
+    """Without unpickling; the step here is the third, with the momentum of the two before."""
     saved, expected = torch.load(OLD / "state_dict.pt", weights_only=True), nets["state_dict"]
     x, classes = torch.tensor(nets["inputs"]), torch.tensor(expected["classes"])
     model = dp.MLP([3, 5, 2], "tanh")

@@ -1,7 +1,7 @@
-"""SGD beside torch.optim.SGD: options, groups, schedules, resumed runs; and the pure update.
+"""SGD against torch.optim.SGD: options, groups, schedules, resumed runs; and the pure update.
 
-To the bit, but with weight decay and by Nesterov: there the same sums are taken in another order, and agree up to
-rounding (``core/test_sgd.py`` has the bound of a step).
+The bits are equal, except with weight decay or Nesterov momentum: there the order of sums differs, and results agree
+up to rounding (``core/test_sgd.py`` has the bound of a step).
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def test_bits_of_torch(options, dtype):
 
 
 @pytest.mark.parametrize("options", REORDERED, ids=name_of)
-def test_with_weight_decay_and_by_nesterov_it_is_torchs_up_to_rounding(options):
+def test_weight_decay_and_nesterov_match_torch_up_to_rounding(options):
     """After each of 20 steps the parameters, and the velocities with them."""
     ours, theirs = twins()
     one, other = dp.SGD(ours, lr=0.1, **options), torch.optim.SGD(theirs, lr=0.1, **options)
@@ -100,14 +100,14 @@ def test_defaults():
 
 
 def test_positional_arguments():
-    """lr, momentum, dampening, weight_decay and nesterov stand where PyTorch has them."""
+    """lr, momentum, dampening, weight_decay and nesterov have PyTorch's positions."""
     ours, theirs = twins()
     one, other = dp.SGD(ours, 0.1, 0.9, 0.0, 0.01, True), torch.optim.SGD(theirs, 0.1, 0.9, 0.0, 0.01, True)
     assert one.defaults == {name: other.defaults[name] for name in one.defaults}
 
 
 def test_groups():
-    """Each group goes by its own options; those that it leaves out are the optimizer's."""
+    """Each group uses its own options, and the optimizer's for those it does not set."""
     ours, theirs = twins()
 
     def groups(params: list[nn.Parameter]) -> list[dict[str, Any]]:
@@ -127,7 +127,7 @@ def test_groups():
 
 
 def test_add_param_group():
-    """A group added later is updated by its options."""
+    """A group added later is updated with its options."""
     ours, theirs = twins()
     one, other = dp.SGD(ours[:2], lr=0.1), torch.optim.SGD(theirs[:2], lr=0.1)
     one.add_param_group({"params": ours[2:], "lr": 0.2})
@@ -141,14 +141,14 @@ def test_add_param_group():
 SCHEDULES: dict[str, Callable[[torch.optim.Optimizer], lr_scheduler.LRScheduler]] = {
     "StepLR": lambda o: lr_scheduler.StepLR(o, step_size=3, gamma=0.5),
     "CosineAnnealingLR": lambda o: lr_scheduler.CosineAnnealingLR(o, T_max=STEPS),
-    "OneCycleLR": lambda o: lr_scheduler.OneCycleLR(o, max_lr=0.3, total_steps=STEPS),  # moves momentum too
+    "OneCycleLR": lambda o: lr_scheduler.OneCycleLR(o, max_lr=0.3, total_steps=STEPS),  # changes momentum too
     "LambdaLR": lambda o: lr_scheduler.LambdaLR(o, lambda step: 1 / (1 + step)),
 }
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_schedules(name):
-    """Lr (and momentum) are read from the groups at each step: under every schedule the bits are PyTorch's."""
+    """The groups' lr and momentum are read at each step: with every schedule the bits are PyTorch's."""
     ours, theirs = twins()
     one, other = dp.SGD(ours, lr=0.1, momentum=0.9), torch.optim.SGD(theirs, lr=0.1, momentum=0.9)
     schedules = SCHEDULES[name](one), SCHEDULES[name](other)
@@ -165,7 +165,7 @@ def test_schedules(name):
 
 
 def test_no_gradient_no_step():
-    """A parameter without gradient is left alone, weight decay and velocity too; a gradient of zero is a gradient."""
+    """A parameter without gradient and its velocity are unchanged, also with weight decay; a zero gradient counts."""
     ours, theirs = twins()
     options = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.1}
     one, other = dp.SGD(ours, **options), torch.optim.SGD(theirs, **options)
@@ -208,8 +208,8 @@ def test_closure():
     assert weight.item() == pytest.approx(3 - 0.1 * 6)  # θ − η 2θ
 
 
-def test_gradients_are_left_as_they_are():
-    """A step writes into no gradient: with weight decay, maximize and momentum, which PyTorch once wrote in place."""
+def test_gradients_are_unchanged():
+    """A step modifies no gradient, also with weight decay, maximize and momentum."""
     for options in GRID:
         ours, theirs = twins()
         optimizer = dp.SGD(ours, lr=0.1, **options)
@@ -220,8 +220,8 @@ def test_gradients_are_left_as_they_are():
 
 
 @pytest.mark.parametrize("set_to_none", [True, False])
-def test_gradients_are_forgotten_as_by_torch(set_to_none: bool):
-    """In every group, and where there is none."""
+def test_zero_grad_matches_torch(set_to_none: bool):
+    """In every group, also for parameters without a gradient."""
     ours, theirs = ([nn.Parameter(torch.ones(2)) for _ in range(3)] for _ in range(2))
     for params, kind in ((ours, dp.SGD), (theirs, torch.optim.SGD)):
         for p in params[:2]:
@@ -233,7 +233,7 @@ def test_gradients_are_forgotten_as_by_torch(set_to_none: bool):
 
 
 def test_the_first_velocity_is_a_copy():
-    """V ← g at the first step is a tensor of its own: zeroing the gradient in place leaves it."""
+    """V ← g at the first step is a copy: zeroing the gradient in place does not change it."""
     weight = nn.Parameter(torch.tensor([1.0]))
     optimizer = dp.SGD([weight], lr=0.1, momentum=0.9)
     weight.grad = torch.tensor([2.0])
@@ -243,20 +243,20 @@ def test_the_first_velocity_is_a_copy():
 
 
 def test_the_velocity_keeps_its_memory():
-    """The velocity is one tensor from the first step on, as in PyTorch: who holds it sees it move."""
+    """The velocity is the same tensor from the first step on, as in PyTorch."""
     weight = nn.Parameter(torch.tensor([1.0]))
     optimizer = dp.SGD([weight], lr=0.1, momentum=0.5)
-    held = []
+    velocities = []
     for grad in (2.0, 4.0):
         weight.grad = torch.tensor([grad])
         optimizer.step()
-        held.append(optimizer.state[weight]["momentum_buffer"])
-    assert held[0] is held[1]
-    assert held[0].item() == 0.5 * 2 + 4  # v ← μ v + g
+        velocities.append(optimizer.state[weight]["momentum_buffer"])
+    assert velocities[0] is velocities[1]
+    assert velocities[0].item() == 0.5 * 2 + 4  # v ← μ v + g
 
 
 def test_parameters_keep_their_memory():
-    """The update is in place: views of a parameter, and models that share it, see it."""
+    """The update is in place, so views of a parameter change too."""
     model = nn.Linear(3, 2)
     view, address = model.weight.view(-1), model.weight.data_ptr()
     before = view.detach().clone()
@@ -267,21 +267,21 @@ def test_parameters_keep_their_memory():
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_state_goes_to_torch_and_back(momentum):
-    """A state_dict loads into torch.optim.SGD and back in mid-run: the bits are those of an unbroken run."""
+def test_state_dict_is_compatible_with_torch(momentum):
+    """A state_dict can be loaded into torch.optim.SGD and back during a run, with the same bits."""
     ours, theirs = twins()
     options = {"lr": 0.1, "momentum": momentum, "dampening": 0.3}
-    unbroken = torch.optim.SGD(theirs, **options)
+    uninterrupted = torch.optim.SGD(theirs, **options)
     kinds = itertools.cycle([dp.SGD, torch.optim.SGD])
     optimizer = next(kinds)(ours, **options)
     for step in range(STEPS):
         if step % 5 == 4:
             state = copy.deepcopy(optimizer.state_dict())
-            optimizer = next(kinds)(ours, lr=77.0)  # what is loaded overrides it
+            optimizer = next(kinds)(ours, lr=77.0)  # overridden by the loaded state
             optimizer.load_state_dict(state)
         set_gradients(ours, theirs, step)
         optimizer.step()
-        unbroken.step()
+        uninterrupted.step()
         assert_same_bits(ours, theirs)
     assert type(optimizer) is dp.SGD
 
@@ -314,7 +314,7 @@ def test_deepcopy():
     ids=["lr", "lr NaN", "momentum", "weight decay", "nesterov", "nesterov and dampening"],
 )
 def test_refused_options(options, message):
-    """What PyTorch refuses is refused with its exception type, saying what would be right."""
+    """Options that PyTorch refuses are refused with the same exception type and a remedy."""
     weight = [nn.Parameter(torch.ones(1))]
     with pytest.raises(ValueError, match=message):
         dp.SGD(weight, **options)
@@ -355,13 +355,13 @@ def table(*numbers: float) -> Tensor:
         ({"momentum": 0.5, "dampening": 0.25}, (0.8, 0.4), (2, 4)),
         # direction g + μ v: 2 + 1 = 3, θ = 0.7; v = 1 + 4 = 5, 4 + 2.5 = 6.5, θ = 0.05
         ({"momentum": 0.5, "nesterov": True}, (0.7, 0.05), (2, 5)),
-        # g = −2 + 0.5 · 1 = −1.5, θ = 1.15; g = −4 + 0.575 = −3.425: the penalty is not turned round
+        # g = −2 + 0.5 · 1 = −1.5, θ = 1.15; g = −4 + 0.575 = −3.425: the sign of the penalty does not change
         ({"weight_decay": 0.5, "maximize": True}, (1.15, 1.4925), (None, None)),
     ],
     ids=lambda value: name_of(value) if isinstance(value, dict) else "",
 )
 def test_update_by_hand(options, params, velocities):
-    """Two steps of sgd_update as derived in the table."""
+    """Two steps of sgd_update, as derived in the table."""
     theta, velocity = table(1), None
     for grad, expected, expected_velocity in zip((2, 4), params, velocities, strict=True):
         theta, velocity = sgd_update(theta, table(grad), velocity, lr=0.1, **options)
@@ -374,7 +374,7 @@ def test_update_by_hand(options, params, velocities):
 
 @pytest.mark.parametrize("options", GRID, ids=name_of)
 def test_update_is_pure(options):
-    """sgd_update writes into nothing that it is given and returns new tensors."""
+    """sgd_update modifies none of its arguments and returns new tensors."""
     given_tensors = theta, grad, velocity = table(1, -2), table(3, 4), table(5, 6)
     before = [t.clone() for t in given_tensors]
     results = sgd_update(theta, grad, velocity, lr=0.1, **options)
@@ -385,7 +385,7 @@ def test_update_is_pure(options):
 
 
 def test_update_is_differentiable():
-    """The pure update has a derivative: ∂(θ − η g)/∂θ = 1 − η λ with weight decay, as meta-learning needs it."""
+    """The pure update can be differentiated: ∂(θ − η g)/∂θ = 1 − η λ with weight decay, as for meta-learning."""
     theta = table(1).requires_grad_()
     new, _ = sgd_update(theta, table(2), lr=0.1, weight_decay=0.5)
     new.backward()
@@ -439,14 +439,14 @@ def test_any_options(theta, grads, lr, momentum, dampening, weight_decay, nester
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12 * largest)
 
 
-def test_options_that_do_not_exist_are_refused():
-    """As a misspelt one would else be 0."""
+def test_unknown_options_are_refused():
+    """Otherwise a misspelt option would be ignored."""
     with pytest.raises(TypeError, match="momentun"):
         sgd_update(table(1), table(2), lr=0.1, momentun=0.9)
 
 
 def test_a_model_learns():
-    """Ten steps on a linear model lower the loss at each: η = 0.1 is below 2 / (largest curvature) here.
+    """Each of ten steps on a linear model lowers the loss, since η = 0.1 is below 2 / (largest curvature).
 
     C = 1/(2N) Σ ‖x w − y‖² has the curvature xᵀx/N, whose trace, a bound, is the mean ‖x‖² = 2.
     """

@@ -1,4 +1,4 @@
-"""An addition is a class and a row: everything else finds it there."""
+"""A new activation, loss or table format needs only a class and a row of a table."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class LogCosh(core.ElementwiseLoss):
 
 @pytest.fixture
 def rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An activation and a loss, each a class and a row."""
+    """Add an activation and a loss, each a class and a row."""
     monkeypatch.setitem(core.ACTIVATIONS, "mish", Mish)
     monkeypatch.setitem(core.LOSSES, "log_cosh_loss", LogCosh)
 
@@ -70,7 +70,7 @@ def test_functions_and_modules_follow_from_the_row():
 
 
 @pytest.mark.parametrize("engine", ["autograd", "explicit"])
-def test_both_engines_train_by_them(engine: str, tmp_path: Path):
+def test_both_engines_train_with_new_rows(engine: str, tmp_path: Path):
     words = ["--data", "sine", "--activation", "mish", "--loss", "log-cosh", "--hidden", "16", "--epochs", "15"]
     run = tmp_path / "run"
     assert main(["train", *words, "--engine", engine, "--run-dir", str(run), "--log-every", "5"]) == 0
@@ -83,7 +83,7 @@ def test_both_engines_train_by_them(engine: str, tmp_path: Path):
     assert any("tanh(log(1 + e^z))" in text.decode() for strings in texts for text in strings)
 
 
-def test_help_names_them(capsys: pytest.CaptureFixture[str]):
+def test_help_names_new_rows(capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit):
         main(["train", "--help"])
     shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
@@ -91,7 +91,7 @@ def test_help_names_them(capsys: pytest.CaptureFixture[str]):
     assert "log-cosh" in shown
 
 
-def test_a_trace_writes_out_their_formulas():
+def test_a_trace_shows_the_formulas_of_new_rows():
     text = str(dp.trace(dp.MLP([2, 2, 1], "mish"), "log-cosh", torch.rand(1, 2), torch.rand(1, 1)))
     assert "a¹ = mish(z¹)" in text
     assert "z tanh(log(1 + e^z))" in text
@@ -100,14 +100,14 @@ def test_a_trace_writes_out_their_formulas():
 
 
 class Semicolons(CsvTable):
-    """A table whose cells are parted by semicolons, whatever is asked for."""
+    """A table whose cells are always separated by semicolons."""
 
     @classmethod
     def open(cls, path: Path, delimiter: str = "auto", **options: Any) -> CsvTable:  # type: ignore[override]
         return CsvTable.open(path, ";", **options)
 
 
-def test_a_format_of_tables_is_a_class_and_a_row(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys):
+def test_a_table_format_is_a_class_and_a_row(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys):
     monkeypatch.setitem(formats.FORMATS, ".scsv", Semicolons.open)
     monkeypatch.chdir(tmp_path)
     Path("t.scsv").write_text("a;b;y\n" + "".join(f"{i};{i % 7};{'no' if i % 2 else 'yes'}\n" for i in range(60)))
@@ -119,7 +119,7 @@ def test_a_format_of_tables_is_a_class_and_a_row(monkeypatch: pytest.MonkeyPatch
     assert ".scsv" in capsys.readouterr().err
 
 
-def test_the_longest_ending_decides(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_the_longest_file_extension_decides(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setitem(formats.FORMATS, ".a.csv", Semicolons.open)
     monkeypatch.setitem(formats.FORMATS, ".b.a.csv", CsvTable.open)
     for name, names in (("t.a.csv", ["p,q", "r"]), ("t.b.a.csv", ["p", "q;r"])):

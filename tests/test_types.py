@@ -1,4 +1,4 @@
-"""What a type checker says of a user's file: `mypy --strict` accepts right calls and refuses wrong ones."""
+"""Type annotations of the public API: `mypy --strict` accepts right calls and refuses wrong ones."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""``python -m examples.nielsen RUN --data FOLDER``: the book's figures, ours beside them, and how far apart they are.
+"""``python -m examples.nielsen RUN --data FOLDER``: compare the book's published numbers with deltaprop's.
 
-Exit code 0 if every figure is within the bound of its dtype, 1 if one is not, 2 for what the user got wrong.
+Exit code 0 if every number is within the bound of its dtype, 1 if not, 2 for a user error.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from examples.nielsen.replay import RUNS, Network, Row, mnist
 
 @dataclass(frozen=True)
 class Bound:
-    """How far ours may be from the book's.
+    """The largest accepted difference from the book.
 
     Attributes:
-        images: Of counts of images.
-        cost: Of costs, relative.
+        images: For counts of images.
+        cost: For costs, relative.
     """
 
     images: int
     cost: float
 
 
-# In float64 the sums are the book's but for their order. In float32 an update below half a unit in the last place of
-# its weight is lost, and an image on the edge between two digits falls to the other side: three
-# times what was measured (docs/results.md).
+# In float64 only the order of sums differs from the book. In float32 an update below half a unit in the last place of
+# its weight is lost, and predictions near the boundary of two digits may differ: the bounds are three times the
+# measured differences (docs/results.md).
 BOUNDS = {
     "float64": dict.fromkeys(RUNS, Bound(images=0, cost=1e-9)),
     "float32": {
@@ -49,7 +49,7 @@ BOUNDS = {
 def main(words: Sequence[str] | None = None) -> int:
     """Replay a run; return the exit code."""
     arguments = _parse(words)
-    torch.set_num_threads(1)  # products of 784×30 are too small to share out
+    torch.set_num_threads(1)  # products of 784×30 are too small for more threads
     dtype, bound = getattr(torch, arguments.dtype), BOUNDS[arguments.dtype][arguments.run]
     try:
         data = mnist(arguments.data, dtype)
@@ -72,8 +72,8 @@ def main(words: Sequence[str] | None = None) -> int:
 
 def _parse(words: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m examples.nielsen", description=__doc__)
-    parser.add_argument("run", choices=RUNS, help="a figure of the book's chapter 3")
-    parser.add_argument("--data", type=Path, required=True, metavar="FOLDER", help="with MNIST's four IDX files")
+    parser.add_argument("run", choices=RUNS, help="a run of the book's chapter 3")
+    parser.add_argument("--data", type=Path, required=True, metavar="FOLDER", help="folder with MNIST's four IDX files")
     parser.add_argument("--engine", choices=("explicit", "autograd"), default="explicit", help="explicit by default")
     parser.add_argument("--dtype", choices=BOUNDS, default="float64", help="float64 by default, as the book's")
     parser.add_argument(
@@ -85,24 +85,24 @@ def _parse(words: Sequence[str] | None) -> argparse.Namespace:
     return arguments
 
 
-# --- what is shown ---
+# --- output ---
 
 AFTER = {"overfitting": "epoch", "weight-initialization": "weights, epoch", "more-data": "images"}
-WIDTHS = {True: (4, 4, 3), False: (6, 6, 6)}  # of ours, the book's and the difference: of counts, of costs
+WIDTHS = {True: (4, 4, 3), False: (6, 6, 6)}  # of the columns ours, book and difference, for counts and for costs
 
 
 def within(row: Row, bound: Bound) -> bool:
-    """Return whether every figure is as near to the published one as it must be."""
+    """Return whether every number is within the bound of the published one."""
     return all(abs(off) <= (bound.images if is_count(name) else bound.cost) for name, off in apart(row))
 
 
 def is_count(name: str) -> bool:
-    """Return whether a figure counts images; if not, it is a cost."""
+    """Return whether a number is a count of images; otherwise it is a cost."""
     return name.endswith("right")
 
 
 def apart(row: Row) -> Iterator[tuple[str, float]]:
-    """Give each figure's difference: of counts, images; of costs, relative."""
+    """Yield the difference of each number: absolute for counts, relative for costs."""
     for name, theirs in row.published.items():
         off = row.ours[name] - theirs
         yield name, off if is_count(name) else off / theirs
@@ -134,7 +134,7 @@ def _line(row: Row, width: int) -> str:
 
 
 def _verdict(rows: list[Row], bound: Bound) -> list[str]:
-    """Return what comes of it, figure by figure."""
+    """Return the summary, one line per number."""
     lines = []
     for name in rows[0].published:
         offs = [abs(dict(apart(row))[name]) for row in rows]

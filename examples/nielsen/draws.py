@@ -1,7 +1,7 @@
-"""What chance decided in the book's runs: the initial weights, and the order of the samples.
+"""The random numbers of the book's runs: the initial weights, and the order of the samples.
 
-The book's code ran under Python 2. Its generators draw the same numbers today; ``random.shuffle`` alone has changed
-since, so it is written out as it was.
+The book's code ran under Python 2. The generators still draw the same numbers, but ``random.shuffle`` has changed, so
+the old version is implemented here.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ class Draws:
     """The two generators of a run, seeded once.
 
     Args:
-        seed: Of both.
+        seed: The seed of both.
     """
 
     def __init__(self, seed: int = SEED) -> None:
         self._numbers, self._orders = np.random.RandomState(seed), random.Random(seed)
 
     def default(self, model: nn.Sequential) -> None:
-        """Draw b ~ N(0, 1) of all layers, then W ~ N(0, 1/n_in) of all."""
+        """Draw b ~ N(0, 1) for all layers, then W ~ N(0, 1/n_in) for all layers."""
         self._parameters(model, is_large=False)
 
     def large(self, model: nn.Sequential) -> None:
-        """Draw b ~ N(0, 1) of all layers, then W ~ N(0, 1) of all."""
+        """Draw b ~ N(0, 1) for all layers, then W ~ N(0, 1) for all layers."""
         self._parameters(model, is_large=True)
 
     def shuffle(self, rows: list[int]) -> None:
-        """Shuffle in place, as ``random.shuffle`` did."""
+        """Shuffle in place, like ``random.shuffle`` of Python 2."""
         for last in range(len(rows) - 1, 0, -1):
             other = int(self._orders.random() * (last + 1))
             rows[last], rows[other] = rows[other], rows[last]

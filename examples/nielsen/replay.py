@@ -1,6 +1,6 @@
 """The book's three runs, trained by this library.
 
-x [N, 784] are pixels in 256ths. The network gives z^L [N, 10]: its σ, the book's a^L, is within the cost.
+x [N, 784] are pixels divided by 256. The network gives z^L [N, 10]; σ, which gives the book's a^L, is part of the cost.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from examples.nielsen.draws import Draws
 
 SIZES = [784, 30, 10]
 BATCH = 10
-SAMPLES = 1_500_000  # that each network of more_data sees: epochs · images
+SAMPLES = 1_500_000  # for each network of more_data: epochs · images
 
 
 @dataclass(frozen=True)
 class Part:
-    """Some images.
+    """Images and their labels.
 
     Attributes:
         x: Pixels, [N, 784].
         y: Digits, [N].
-        targets: The same one-hot, [N, 10].
+        targets: The digits one-hot, [N, 10].
     """
 
     x: Tensor
@@ -39,13 +39,13 @@ class Part:
     targets: Tensor
 
     def first(self, count: int) -> Part:
-        """Return the first so many."""
+        """Return the first ``count`` images."""
         return Part(self.x[:count], self.y[:count], self.targets[:count])
 
 
 @dataclass(frozen=True)
 class Mnist:
-    """The book's three parts: the first 50 000 training images, the other 10 000, and the 10 000 test images."""
+    """The book's split: the first 50 000 training images, 10 000 validation images and 10 000 test images."""
 
     train: Part
     val: Part
@@ -53,54 +53,54 @@ class Mnist:
 
 
 def mnist(folder: Path, dtype: torch.dtype) -> Mnist:
-    """Return MNIST as the book took it.
+    """Return MNIST with the book's split and scaling.
 
     Args:
-        folder: With its four IDX files.
-        dtype: Of pixels and targets; a pixel is value/256, which every float holds exactly.
+        folder: The folder with the four IDX files.
+        dtype: The dtype of pixels and targets; a pixel is value/256, which is exact in every dtype.
 
     Raises:
-        UserError: If the folder holds something else.
+        UserError: If the folder holds other data.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; one with MNIST's four IDX files is needed")
-    found = load(
+    dataset = load(
         str(folder), seed=0, test_fraction=0.2, val_fraction=1 / 6, val_split="tail",
         scaling="pixel", pixel_scale=256, dtype=dtype,
     )  # fmt: skip
-    parts = found.train, found.val, found.test
-    shapes = [[len(part), found.n_inputs] for part in parts]
-    if shapes != [[50_000, 784], [10_000, 784], [10_000, 784]] or len(found.class_names) != 10:
+    parts = dataset.train, dataset.val, dataset.test
+    shapes = [[len(part), dataset.n_inputs] for part in parts]
+    if shapes != [[50_000, 784], [10_000, 784], [10_000, 784]] or len(dataset.class_names) != 10:
         counts = " + ".join(str(len(part)) for part in parts)
-        raise UserError(f"{folder}: this is not MNIST: {counts} images of {found.n_inputs} pixels")
+        raise UserError(f"{folder}: this is not MNIST: {counts} images of {dataset.n_inputs} pixels")
     return Mnist(*(
         Part(part.inputs(slice(None)), part.y, torch.nn.functional.one_hot(part.y, 10).to(dtype)) for part in parts
     ))  # fmt: skip
 
 
 class Network:
-    """784-30-10 of sigmoids, and the generators that it was drawn by.
+    """The 784-30-10 sigmoid network, and its random generators.
 
     Args:
-        dtype: Of its parameters.
-        engine: ``"explicit"`` or ``"autograd"``: which of the library's two drivers trains it.
+        dtype: The dtype of its parameters.
+        engine: ``"explicit"`` or ``"autograd"``.
     """
 
     def __init__(self, dtype: torch.dtype, engine: str) -> None:
         self.engine = engine
         self.draws = Draws()
         self.model = dp.MLP(SIZES, "sigmoid", dtype=dtype)
-        self.draws.default(self.model)  # as the book's network drew its own when it was made
+        self.draws.default(self.model)  # the book's network draws its weights when it is created
 
     def epochs(self, part: Part, rows: list[int], count: int, *, lr: float, penalty: float = 0.0) -> Iterator[int]:
-        """Train; give the number of each epoch that is done.
+        """Train; yield the number of each epoch after it.
 
         Args:
             part: The images.
-            rows: Which of them, in the order that the epoch before left them in; shuffled in place.
-            count: Epochs.
+            rows: The row indices, in the order after the previous epoch; shuffled in place.
+            count: The number of epochs.
             lr: η.
-            penalty: λ of the book's cost C + λ/(2n) Σ w², n images: on weights alone.
+            penalty: λ of the book's cost C + λ/(2n) Σ w², n images, on weights only.
         """
         weights = [p for p in self.model.parameters() if p.ndim == 2]
         biases = [p for p in self.model.parameters() if p.ndim == 1]
@@ -113,7 +113,7 @@ class Network:
 
     @torch.no_grad()
     def right(self, part: Part) -> int:
-        """Return how many images have their digit's output as the largest, the first of them where σ rounds to 1."""
+        """Return the number of correct predictions; if several outputs round to 1, the first is the prediction."""
         return int((F.sigmoid(self.model(part.x)).argmax(dim=1) == part.y).sum())
 
     @torch.no_grad()
@@ -123,13 +123,13 @@ class Network:
 
 
 def explicit(model: dp.MLP, optimizer: dp.SGD) -> Callable[[Part, Tensor], object]:
-    """Return what trains an epoch by the δ recursion, without a tape."""
+    """Return a function that trains an epoch with the explicit driver."""
     trainer = dp.ExplicitTrainer(model, F.binary_cross_entropy_per_sample, optimizer)
     return lambda part, order: trainer.epoch(part.x, part.targets, BATCH, order=order)
 
 
 def autograd(model: dp.MLP, optimizer: dp.SGD) -> Callable[[Part, Tensor], object]:
-    """Return what trains an epoch by PyTorch's tape over the hand-written backward passes."""
+    """Return a function that trains an epoch with autograd and the hand-written backward passes."""
 
     def epoch(part: Part, order: Tensor) -> None:
         for rows in order.split(BATCH):
@@ -146,12 +146,12 @@ def autograd(model: dp.MLP, optimizer: dp.SGD) -> Callable[[Part, Tensor], objec
 
 @dataclass(frozen=True)
 class Row:
-    """A moment of a run that was published.
+    """The numbers after an epoch or a run.
 
     Attributes:
-        label: What it is after.
-        ours: Figures by name: counts of images, and costs.
-        published: The same of the book.
+        label: The epoch or run.
+        ours: Counts of images, and costs, by name.
+        published: The book's numbers, by name.
     """
 
     label: str
@@ -160,7 +160,7 @@ class Row:
 
 
 def overfitting(data: Mnist, network: Network) -> Iterator[Row]:
-    """Train on 1000 images until the network knows them by heart: large weights, η 0.5, no penalty, 400 epochs."""
+    """Train on 1000 images until the network has memorized them: large weights, η 0.5, no penalty, 400 epochs."""
     network.draws.large(network.model)
     few, rows = data.train.first(1000), [*range(1000)]
     figures = published.overfitting()
@@ -173,7 +173,7 @@ def overfitting(data: Mnist, network: Network) -> Iterator[Row]:
 
 
 def weight_initialization(data: Mnist, network: Network) -> Iterator[Row]:
-    """Train from small and then from large weights: η 0.1, λ 5, 30 epochs each, the samples staying shuffled."""
+    """Train from small and then from large weights: η 0.1, λ 5, 30 epochs each; the samples stay shuffled."""
     rows = [*range(len(data.train.x))]
     for name, figures in (("small", published.DEFAULT_WEIGHTS), ("large", published.LARGE_WEIGHTS)):
         if name == "large":
@@ -184,7 +184,7 @@ def weight_initialization(data: Mnist, network: Network) -> Iterator[Row]:
 
 
 def more_data(data: Mnist, network: Network) -> Iterator[Row]:
-    """Train on more and more images, each time from large weights and for as many steps: η 0.5, λ/n 0.0001."""
+    """Train on more and more images, each time from large weights, for the same number of steps: η 0.5, λ/n 0.0001."""
     for size, right in published.MORE_DATA.items():
         network.draws.large(network.model)
         for _ in network.epochs(data.train, [*range(size)], SAMPLES // size, lr=0.5, penalty=size * 0.0001):

@@ -1,11 +1,11 @@
-"""Why a digit is lost: ``python -m examples.nielsen.saturation RUN``.
+"""Saturated output neurons: ``python -m examples.nielsen.saturation RUN``.
 
-RUN is the folder of a run of recipes/nielsen-quadratic-100.toml, or of another net with sigmoid outputs.
+RUN is the folder of a run of recipes/nielsen-quadratic-100.toml, or of another network with sigmoid outputs.
 
-With quadratic cost δ^L = (a − y) ⊙ σ'(z^L). Weights from N(0, 1) behind 100 neurons make z^L of an output unit large,
-whatever the image, and the first steps throw it further: at z = −15 it says 0 for its own digit too, as wrong as can
-be, but σ' = a (1 − a) is nearly 0, and so is δ. It may take many epochs to come back. With cross-entropy δ^L = a − y:
-the more it is wrong, the faster it learns.
+With the quadratic cost δ^L = (a − y) ⊙ σ'(z^L). Weights from N(0, 1) for 100 inputs make z^L of an output neuron large
+for every image, and the first steps make it larger: at z = −15 its output is 0 for its own digit too, completely wrong,
+but σ' = a (1 − a) is nearly 0, and so is δ. It may take many epochs to recover. With cross-entropy δ^L = a − y: the
+larger the error, the faster it learns.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from deltaprop.errors import UserError
 from deltaprop.tracing.capture import capture_layers
 from deltaprop.training.load_run import load_run
 
-# Loss and output activation of nets whose a^L is σ(z^L).
+# Loss and output activation of networks whose a^L is σ(z^L).
 NETS = (("quadratic", "sigmoid"), ("binary-cross-entropy", "none"))
 
 
 @dataclass(frozen=True)
 class Unit:
-    """What an output unit does for the images of its own class, means over them.
+    """Means of an output neuron over the images of its own class.
 
     Attributes:
-        images: How many there are.
-        right: Share of them that it wins.
+        images: Number of images.
+        right: Share of correct predictions.
         z: z^L.
         wrong: |a − y| = 1 − a.
         slope: σ'(z) = a (1 − a).
-        delta: |δ| of an image, its C alone: |a − y| σ'(z) with quadratic cost.
+        delta: |δ| of an image without 1/N: |a − y| σ'(z) with the quadratic cost.
     """
 
     images: int
@@ -50,18 +50,18 @@ class Unit:
 
 
 def units(z: Tensor, delta: Tensor, y: Tensor) -> list[Unit]:
-    """Return what each output unit does for its own class.
+    """Return the means of each output neuron over the images of its class.
 
     Args:
-        z: z^L of sigmoids, [N, n_L].
-        delta: δ^L with the 1/N of the mean loss in it, [N, n_L].
+        z: z^L of the sigmoid outputs, [N, n_L].
+        delta: δ^L, including the 1/N of the mean loss, [N, n_L].
         y: Classes, [N].
     """
-    a, found = z.sigmoid(), []
+    a, result = z.sigmoid(), []
     for unit in range(a.shape[1]):
         own = y == unit
         mine = a[own, unit]
-        found.append(
+        result.append(
             Unit(
                 int(own.sum()),
                 float((a[own].argmax(dim=1) == unit).double().mean()),
@@ -71,11 +71,11 @@ def units(z: Tensor, delta: Tensor, y: Tensor) -> list[Unit]:
                 float(delta[own, unit].abs().mean()) * len(a),
             )
         )
-    return found
+    return result
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Tell what each output unit of a run does for its own digit; return the exit code."""
+    """Print the means of each output neuron of a run over the images of its digit; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m examples.nielsen.saturation", description=__doc__)
     parser.add_argument("run", type=Path, help="folder of a run: sigmoid outputs and quadratic cost, or cross-entropy")
     run: Path = parser.parse_args(words).run
@@ -86,15 +86,15 @@ def main(words: Sequence[str] | None = None) -> int:
             setup.objective.task != "classification"
             or (setup.objective.name, setup.config.output_activation) not in NETS
         ):
-            found = f"{setup.objective.name} on output activation {setup.config.output_activation}"
-            raise UserError(f"{run}: its loss is {found}; quadratic on sigmoid or binary-cross-entropy expected")
+            actual = f"{setup.objective.name} on output activation {setup.config.output_activation}"
+            raise UserError(f"{run}: its loss is {actual}; quadratic on sigmoid or binary-cross-entropy expected")
     except UserError as error:
         print(f"python -m examples.nielsen.saturation: {error}", file=sys.stderr)
         return 2
     test = setup.dataset.test
     x = test.inputs(slice(None))
     last = capture_layers(setup.model, setup.objective.call, x, setup.objective.targets(test.y, x.dtype))[-1]
-    print(f"{run}: {setup.objective.name}. Each output unit on the test images of its own digit, means over them;")
+    print(f"{run}: {setup.objective.name}. Means of each output neuron over the test images of its digit;")
     print("|δ| = |a − y|" + (" σ'(z)" if setup.objective.name == "quadratic" else ""))
     print("digit  images  right %      z  |a − y|   σ'(z)      |δ|")
     for digit, unit in enumerate(units(last.z, last.delta, test.y)):

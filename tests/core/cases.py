@@ -3,8 +3,8 @@
 A case is one call: a function of ``deltaprop.functional``, its reference, inputs and options. A new op is a few lines
 in :data:`CASES`; it is then compared with PyTorch, differentiated numerically, vmapped, compiled and so on.
 
-Inputs keep 0.1 away from the kinks of relu and its like, where no derivative exists to compare with. N is 4 or 5, so
-that a mean taken twice or not at all shows.
+Inputs are at least 0.1 away from the kinks of relu and similar functions, where no derivative exists. N is 4 or 5, so
+that a missing or repeated mean is detected.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from deltaprop import core
 
 Inputs = dict[str, Tensor]
 
-# What PyTorch has under no name of its own. sign has the slope 0 everywhere, and so has the step.
+# Functions that PyTorch does not have. sign has the derivative 0 everywhere, and so has step.
 FORMULAS: dict[str, Callable[..., Tensor]] = {
     "step": lambda input: torch.sign(input).clamp(min=0),
     "identity": lambda input: 1 * input,
@@ -39,13 +39,13 @@ class Case:
     """One call of one op.
 
     Attributes:
-        name: How the test report calls it.
+        name: Its name in the test report.
         op: The function, by its name in ``deltaprop.functional``.
         make: Inputs by argument name, float64 or int64, from a generator.
-        differentiable: The inputs that may ask for a gradient.
-        batched: The inputs whose first axis counts samples; none where the case has no such axis.
+        differentiable: The inputs that may require grad.
+        batched: The inputs whose first axis counts samples; empty if the case has no such axis.
         options: Further arguments.
-        warns: Whether PyTorch warns that it broadcasts (and so do we).
+        warns: Whether PyTorch, and so deltaprop, warns about broadcasting.
         names: The inputs' names, in the order of :meth:`inputs`.
     """
 
@@ -63,7 +63,7 @@ class Case:
 
     @property
     def at(self) -> tuple[int, ...]:
-        """The places of the differentiable inputs."""
+        """The positions of the differentiable inputs."""
         return tuple(i for i, name in enumerate(self.names) if name in self.differentiable)
 
     def inputs(
@@ -72,24 +72,24 @@ class Case:
         device: str = "cpu",
         *,
         draw: int = 0,
-        asking: Iterable[str] | None = None,
+        requires_grad: Iterable[str] | None = None,
         layout: Callable[[Tensor], Tensor] = lambda t: t,
     ) -> list[Tensor]:
-        """Return fresh leaves, with labels left as integers.
+        """Return new leaves; labels stay integers.
 
         Args:
-            dtype: Of all but labels.
-            device: Of all.
-            draw: Which of the case's random draws.
-            asking: The inputs that ask for a gradient; None for all that may.
+            dtype: The dtype of all inputs but labels.
+            device: The device of all inputs.
+            draw: The number of the random draw.
+            requires_grad: The inputs that require grad; None for all differentiable ones.
             layout: Applied to each input before it becomes a leaf.
         """
         generator = Generator().manual_seed(zlib.crc32(self.name.encode()) + draw)
-        asking = self.differentiable if asking is None else tuple(asking)
+        requires_grad = self.differentiable if requires_grad is None else tuple(requires_grad)
         leaves = []
         for name, value in self.make(generator).items():
             leaf = layout(value.to(device, dtype if value.is_floating_point() else None)).detach()
-            leaves.append(leaf.requires_grad_(name in asking))
+            leaves.append(leaf.requires_grad_(name in requires_grad))
         return leaves
 
     def ours(self, *inputs: Tensor) -> Tensor:
@@ -100,7 +100,7 @@ class Case:
     def theirs(self, *inputs: Tensor) -> Tensor:
         """Call the reference."""
         reference = FORMULAS.get(self.op) or getattr(torch.nn.functional, self.op, None)
-        if reference is None:  # a new row that PyTorch has no name for: its forward, differentiated by PyTorch
+        if reference is None:  # a new row that PyTorch does not have: its forward, differentiated by PyTorch
             reference = lambda input: core.ACTIVATIONS[self.op].forward(input)  # noqa: E731
         return _call(reference, self.names, inputs, self.options)
 
@@ -110,7 +110,7 @@ def _call(function: Callable[..., Tensor], names: Sequence[str], inputs: Sequenc
 
 
 def off_kinks(generator: Generator, shape: Sequence[int], kinks: Sequence[float] = (0.0,)) -> Tensor:
-    """Return normal numbers, none within 0.1 of a kink (0.25 moves them out; kinks lie further apart than that)."""
+    """Return normal numbers, none within 0.1 of a kink (they are moved by 0.25)."""
     z = torch.randn(*shape, generator=generator, dtype=torch.float64)
     for kink in kinks:
         z = torch.where((z - kink).abs() < 0.1, z + 0.25, z)
@@ -118,12 +118,12 @@ def off_kinks(generator: Generator, shape: Sequence[int], kinks: Sequence[float]
 
 
 def positive(generator: Generator, shape: Sequence[int]) -> Tensor:
-    """Return numbers in [0.5, 1.5): weights."""
+    """Return weights: numbers in [0.5, 1.5)."""
     return torch.rand(*shape, generator=generator, dtype=torch.float64) + 0.5
 
 
 def probabilities(generator: Generator, shape: Sequence[int], axis: int) -> Tensor:
-    """Return positive numbers that add up to 1 along an axis."""
+    """Return positive numbers that sum to 1 along an axis."""
     return torch.randn(*shape, generator=generator, dtype=torch.float64).softmax(axis)
 
 
@@ -147,7 +147,7 @@ ACTIVATIONS = [
     _activation("gelu, tanh", "gelu", approximate="tanh"),
     _activation("silu", "silu"),
     _activation("softplus", "softplus"),
-    # From beta z = 1 on, z = 0.5, softplus is z: draws lie on both sides.
+    # From beta z = 1 on, z = 0.5, softplus is z; the draws are on both sides.
     _activation("softplus, beta 2, threshold 1", "softplus", kinks=[0.5], beta=2, threshold=1),
     _activation("sigmoid", "sigmoid"),
     _activation("tanh", "tanh"),
@@ -159,7 +159,7 @@ ACTIVATIONS = [
     _activation("log_softmax, dim 1 of 3", "log_softmax", shape=(4, 3, 2), dim=1),
 ]
 
-# A new row of the table is held to all of this before anyone writes a case for it.
+# A new row of the table is tested automatically.
 ACTIVATIONS += [
     _activation(f"{name}, by its row alone", name, kinks=[0])
     for name in core.ACTIVATIONS
@@ -212,7 +212,7 @@ def _residual(
     weight: bool = False,
     **options: Any,
 ) -> Case:
-    """A case whose residuals keep away from the kinks: with y broadcast too, since a is y plus the residual."""
+    """Return a case whose residuals are away from the kinks; a is y plus the residual, so y may be broadcast."""
 
     def make(g: Generator) -> Inputs:
         y = torch.randn(*(input if target is None else target), generator=g, dtype=torch.float64)
@@ -252,7 +252,7 @@ RESIDUAL = [
 
 # --- cross-entropy ---
 
-# Shapes of z; classes lie along axis 1, and along 0 in [C].
+# Shapes of z; the classes are axis 1, or axis 0 in [C].
 _LOGITS = {"[N, C]": (5, 3), "[C]": (3,), "[N, C, d]": (4, 3, 2)}
 
 
@@ -261,7 +261,7 @@ def _class_axis(shape: Sequence[int]) -> int:
 
 
 def _labels(name: str, shape: str = "[N, C]", *, weight: bool = False, ignored: bool = False, **options: Any) -> Case:
-    """Cross-entropy of labels; with ``ignored``, one sample (or position) carries the ignored label."""
+    """Return a case of cross-entropy of labels; with ``ignored``, one sample (or position) has the ignored label."""
     z_shape = _LOGITS[shape]
     classes = z_shape[_class_axis(z_shape)]
     y_shape = [n for axis, n in enumerate(z_shape) if axis != _class_axis(z_shape)]
@@ -271,7 +271,7 @@ def _labels(name: str, shape: str = "[N, C]", *, weight: bool = False, ignored: 
         y = torch.randint(0, classes, y_shape, generator=g)
         if ignored:
             y.view(-1)[1] = options.get("ignore_index", -100)
-            y.view(-1)[0] = 0  # never all of them
+            y.view(-1)[0] = 0  # not all labels are ignored
         return {"input": z, "target": y} | ({"weight": positive(g, [classes])} if weight else {})
 
     batched = () if shape == "[C]" else ("input", "target")
@@ -279,7 +279,7 @@ def _labels(name: str, shape: str = "[N, C]", *, weight: bool = False, ignored: 
 
 
 def _soft(name: str, shape: str = "[N, C]", *, weight: bool = False, **options: Any) -> Case:
-    """Cross-entropy of class probabilities."""
+    """Return a case of cross-entropy of class probabilities."""
     z_shape = _LOGITS[shape]
     axis = _class_axis(z_shape)
 
@@ -339,7 +339,7 @@ def _binary(
     pos_weight: Sequence[int] = (),
     **options: Any,
 ) -> Case:
-    """Binary cross-entropy; ``weight`` and ``pos_weight`` are shapes that broadcast to [4, 3]."""
+    """Return a case of binary cross-entropy; ``weight`` and ``pos_weight`` are shapes that broadcast to [4, 3]."""
 
     def make(g: Generator) -> Inputs:
         z = 2 * torch.randn(4, 3, generator=g, dtype=torch.float64)
@@ -365,7 +365,7 @@ BINARY = [
 LOSSES = [*RESIDUAL, *LABELS, *SOFT, *BINARY]
 CASES = [*ACTIVATIONS, *LINEAR, *LOSSES]
 
-# Each op once, with as many of its arguments as one case can have, for the tests that are dear.
+# Each op once, with as many of its arguments as one case can have, for slow tests.
 _RICH = {
     "leaky_relu": "leaky_relu, slope 0.2",
     "elu": "elu, alpha 0.7",
@@ -380,8 +380,8 @@ ONE_PER_OP = [
 ] + [next(case for case in CASES if case.name == "cross_entropy, probabilities, mean, weight and smoothing")]
 
 
-# For the tests that are dear: a mean with each option, since what it divides by hangs on them; a sum and the table of
-# entries with none of the others and with all of them. So each two arguments of a loss meet in some case.
+# For slow tests: reduction "mean" with each option, since the divisor depends on them; "sum" and "none" with no other
+# option and with all of them. So each pair of a loss's arguments occurs in some case.
 _ENDS = ("sum", "none", "everything", "weight and smoothing", "weight and pos_weight")
 PAIRWISE = [
     case
@@ -391,7 +391,7 @@ PAIRWISE = [
 
 
 def over(cases: Iterable[Case]) -> pytest.MarkDecorator:
-    """Parametrise a test over cases; those that broadcast may say so."""
+    """Parametrize a test over cases; ignore the warning of those that broadcast."""
     marks = pytest.mark.filterwarnings("ignore:target of shape:UserWarning", "ignore:Using a target size:UserWarning")
     params = [pytest.param(case, id=case.name, marks=marks if case.warns else ()) for case in cases]
     return pytest.mark.parametrize("case", params)

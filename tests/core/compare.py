@@ -1,4 +1,4 @@
-"""What the tests in this folder ask of two results, and of the graph behind one."""
+"""Comparisons of results, and of the autograd graph behind a result, for the tests in this folder."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from torch import Tensor
 from deltaprop.gradcheck.target import python_nodes
 from tests.core.cases import Case
 
-# float64: thousands of units in the last place, and still 10^9 below a wrong digit; float32: some 20 units.
+# float64: thousands of units in the last place, but far below any error in a formula; float32: some 20 units.
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6}
 
 
 def assert_same(ours: Any, theirs: Any, *, equal_nan: bool = False, tolerance: float | None = None) -> None:
     """Assert equal structure, shape, dtype and device, and values equal up to rounding.
 
-    Rounding is measured against the largest entry of a tensor, since a sum's rounding is, and against 10⁻³ where all
-    entries should be 0 and one side is 10⁻¹⁷.
+    The tolerance is relative to the largest entry of a tensor, as the rounding of a sum is, but to at least 10⁻³, so
+    that 10⁻¹⁷ counts as 0.
     """
     if not isinstance(theirs, Tensor):
         assert isinstance(ours, tuple | list)
@@ -37,20 +37,20 @@ def assert_same(ours: Any, theirs: Any, *, equal_nan: bool = False, tolerance: f
 def value_and_gradients(
     function: Callable[..., Tensor], inputs: Sequence[Tensor], grad_output: Tensor | None = None
 ) -> tuple[Tensor, tuple[Tensor, ...], Tensor]:
-    """Return the value, the gradients of the inputs that ask for one, and the ∂C/∂value they came from.
+    """Return the value, the gradients of the inputs that require grad, and the ∂C/∂value that was used.
 
-    Without ``grad_output`` a random one is drawn: with ones, a formula that ignores it would pass.
+    Without ``grad_output`` a random one is drawn: with ones a formula that ignores it would pass.
     """
     output = function(*inputs)
     if grad_output is None:
         grad_output = torch.randn_like(output)
-    asking = [t for t in inputs if t.requires_grad]
-    gradients = torch.autograd.grad(output, asking, grad_output) if asking else ()
+    differentiable = [t for t in inputs if t.requires_grad]
+    gradients = torch.autograd.grad(output, differentiable, grad_output) if differentiable else ()
     return output.detach(), gradients, grad_output
 
 
 def frozen(case: Case, function: Callable[..., Tensor], inputs: Sequence[Tensor]) -> Callable[..., Tensor]:
-    """Return the function of its differentiable inputs alone, the others being held."""
+    """Return the function of its differentiable inputs only; the others are fixed."""
 
     def of_differentiable(*differentiable: Tensor) -> Tensor:
         full = list(inputs)
@@ -65,12 +65,12 @@ def frozen(case: Case, function: Callable[..., Tensor], inputs: Sequence[Tensor]
 
 
 def our_nodes(output: Tensor) -> Iterator[Any]:
-    """Yield the nodes of the graph that are written in Python, which are ours."""
+    """Yield the nodes of the graph that are written in Python, which are those of this library."""
     return python_nodes([output])
 
 
 def raw_gradients(output: Tensor) -> tuple[Any, tuple[Tensor | None, ...]]:
-    """Return our node and what its backward returns by itself, before autograd sums or casts anything."""
+    """Return the library's node and the result of its backward, before autograd sums or casts anything."""
     (node,) = our_nodes(output)
     received: list[tuple[Tensor | None, ...]] = []
     hook = node.register_prehook(received.append)
@@ -82,11 +82,11 @@ def raw_gradients(output: Tensor) -> tuple[Any, tuple[Tensor | None, ...]]:
 
 
 def assert_raw_gradients(output: Tensor) -> None:
-    """Assert that our node returns a gradient in its input's shape and dtype for each input that asks, None for others.
+    """Assert that backward returns a gradient in its input's shape and dtype for each input that needs one, else None.
 
-    Autograd would sum or cast what is not, so a missing Σ_n in ∂C/∂b passes every other test (pytorch issue 65244).
+    Autograd would sum or cast it otherwise, so a missing Σ_n in ∂C/∂b passes every other test (pytorch issue 65244).
     """
-    if not list(our_nodes(output)):  # only the entries' weights ask: a product outside the op
+    if not list(our_nodes(output)):  # only the weights of the entries require grad: a product outside the op
         return
     node, raw = raw_gradients(output)
     edges = iter([edge for edge in node.next_functions if edge[0] is not None])

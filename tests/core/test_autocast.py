@@ -1,4 +1,4 @@
-"""Mixed precision: under autocast to bfloat16 the dtypes are PyTorch's, and backward works inside of it and outside."""
+"""Mixed precision: under autocast to bfloat16 the dtypes are PyTorch's, and backward works inside and outside of it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from deltaprop import core
 from tests.core.cases import CASES, Case, over
 from tests.core.compare import assert_raw_gradients, assert_same, value_and_gradients
 
-# bfloat16 has 8 bits: 2⁻⁸ = 0.004 a rounding, a few of them in a row, against the largest entry.
+# bfloat16 has 8 bits: each rounding has an error of 2⁻⁸ = 0.004 of the largest entry, and there are several.
 BFLOAT16 = 0.03
 
 
@@ -34,9 +34,9 @@ def _run(function, inputs: list[Tensor], grad_output: Tensor | None, device: str
 @pytest.mark.parametrize("backward_inside", [False, True], ids=["backward outside", "backward inside"])
 @pytest.mark.parametrize("narrow", [False, True], ids=["float32", "bfloat16"])
 def test_autocast(case: Case, narrow, backward_inside, device):
-    """The output has PyTorch's dtype, each gradient its input's, and the numbers are close.
+    """The output has PyTorch's dtype, each gradient its input's, and the values are close.
 
-    ``narrow``: the first input is bfloat16 already, as it is behind a linear layer under autocast.
+    ``narrow``: the first input is already bfloat16, like the output of a linear layer under autocast.
     """
     inputs = case.inputs(torch.float32, device)
     if narrow:
@@ -62,15 +62,15 @@ def test_raw_gradients_under_autocast(case: Case, narrow, device):
 
 @over(CASES)
 def test_bfloat16_without_autocast(case: Case, device):
-    """All in bfloat16, as after model.bfloat16(): value and gradients are bfloat16 and close to PyTorch's."""
+    """With bfloat16 inputs, as after model.bfloat16(), value and gradients are bfloat16 and close to PyTorch's."""
     inputs = case.inputs(torch.bfloat16, device)
     value, gradients, grad_output = value_and_gradients(case.ours, inputs)
     expected = value_and_gradients(case.theirs, inputs, grad_output)[:2]
     assert_same((value, gradients), expected, tolerance=BFLOAT16)
 
 
-def test_a_narrow_z_is_widened_first():
-    """Where autocast widens a (softplus on CUDA), σ' is computed in the gradient's precision, not in z's."""
+def test_a_bfloat16_z_is_widened_first():
+    """If autocast widens a (softplus on CUDA), σ' is computed in the precision of the gradient, not of z."""
     z, grad_a = torch.randn(100).bfloat16(), torch.randn(100)
     context = SimpleNamespace(saved_tensors=(z,), constants=(1.0, 20.0))
     delta, *_ = core.activations.Softplus.backward(context, grad_a)
@@ -79,7 +79,7 @@ def test_a_narrow_z_is_widened_first():
 
 @pytest.mark.parametrize("backward_inside", [False, True], ids=["backward outside", "backward inside"])
 def test_a_net_under_autocast(backward_inside, device):
-    """Layer, activation, layer, loss: the parameters' gradients are float32 and close to PyTorch's."""
+    """For two layers, an activation and a loss, the gradients of the parameters are float32 and close to PyTorch's."""
     x, y = torch.randn(8, 5, device=device), torch.randint(0, 3, (8,), device=device)
     shapes = [(6, 5), (6,), (3, 6), (3,)]
     parameters = [torch.randn(shape, device=device, requires_grad=True) for shape in shapes]

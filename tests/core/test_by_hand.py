@@ -1,4 +1,4 @@
-"""Every formula once on numbers that can be checked on paper.
+"""Every formula on numbers that can be checked by hand.
 
 The logits are logarithms of whole numbers, so that probabilities are fractions: σ(ln 3) = 3/4, tanh(½ ln 3) = 1/2,
 softmax(0, ln 2, ln 5) = (1, 2, 5)/8. Batches hold N = 2 samples, so that a 1/N missing or applied twice shows.
@@ -25,7 +25,7 @@ def table(*numbers) -> Tensor:
 
 
 def leaf(*numbers) -> Tensor:
-    """Return numbers as a float64 tensor that asks for a gradient."""
+    """Return numbers as a float64 tensor that requires grad."""
     return table(*numbers).requires_grad_()
 
 
@@ -51,7 +51,7 @@ def test_bp2_left_factor():
 
 
 def test_bp3():
-    """BP3, Σ_n δ_n: (1-1, 0+1, 2+0), a sum over samples and no mean."""
+    """BP3, Σ_n δ_n: (1-1, 0+1, 2+0), a sum over samples, not a mean."""
     assert_same(linear_grad_bias(DELTA), table(0, 1, 2))
 
 
@@ -61,7 +61,7 @@ def test_bp4():
 
 
 def test_linear_gradients():
-    """What autograd delivers are these three."""
+    """Autograd returns these three gradients."""
     a_prev, weight, bias = (t.clone().requires_grad_() for t in (A_PREV, WEIGHT, BIAS))
     F.linear(a_prev, weight, bias).backward(DELTA)
     assert_same(
@@ -170,7 +170,7 @@ RESIDUAL = {
 
 @pytest.mark.parametrize("name", RESIDUAL)
 def test_residual_losses(name):
-    """C and ∂C/∂a as the table derives them; ∂C/∂y is -∂C/∂a."""
+    """C and ∂C/∂a as derived in the table; ∂C/∂y is -∂C/∂a."""
     options, loss, gradient = RESIDUAL[name]
     a, y = (Y + R).requires_grad_(), Y.clone().requires_grad_()
     ours = getattr(F, name.split(",")[0])(a, y, **options)
@@ -210,7 +210,7 @@ LABELS = {
 
 @pytest.mark.parametrize("name", LABELS)
 def test_cross_entropy_of_labels(name):
-    """C and δ as the table derives them."""
+    """C and δ as derived in the table."""
     options, loss, delta = LABELS[name]
     z = leaf(*LOGITS)
     ours = F.cross_entropy(z, torch.tensor([2, 0]), **options)
@@ -250,7 +250,7 @@ BINARY = {
 
 @pytest.mark.parametrize("name", BINARY)
 def test_binary_cross_entropy(name):
-    """C and δ as the table derives them."""
+    """C and δ as derived in the table."""
     options, loss, delta = BINARY[name]
     z = leaf(LN3, 0)
     ours = F.binary_cross_entropy_with_logits(z, table(1, 0), **options)
@@ -275,7 +275,7 @@ def test_binary_cross_entropy_by_the_target():
 class Net:
     """Two inputs, two sigmoid neurons, one output without activation; quadratic loss; N = 2.
 
-    The comments are the derivation; every test below reads off one equation of it.
+    The comments derive the numbers; each test below checks one equation.
     """
 
     def __init__(self) -> None:
@@ -298,7 +298,7 @@ class Net:
 
 @pytest.fixture
 def net() -> Net:
-    """The net after one backward pass."""
+    """The network after one backward pass."""
     return Net()
 
 
@@ -311,7 +311,7 @@ def test_net_fwd(net):
 
 
 def test_net_bp1(net):
-    """BP1: δ² = ∂C/∂a² ⊙ 1 = (a - y)/N = (1/2, -1): the only 1/N there is."""
+    """BP1: δ² = ∂C/∂a² ⊙ 1 = (a - y)/N = (1/2, -1): 1/N occurs only here."""
     assert_same(net.z2.grad, table([1 / 2], [-1]))
 
 

@@ -1,4 +1,4 @@
-"""The compiler: whole graphs without a break, with the same numbers; and export."""
+"""torch.compile without graph breaks and with the same numbers, and torch.export."""
 
 from __future__ import annotations
 
@@ -19,36 +19,36 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*autograd.function.Function.* should not be instantiated:DeprecationWarning"),
 ]
 
-# The compiler cannot trace the warning that they give in eager mode.
+# They warn in eager mode, which the compiler cannot trace.
 BROADCAST = [case for case in CASES if case.name in ("mse_loss, broadcast target", "quadratic_loss, broadcast target")]
 
 
 @over([*ONE_PER_OP, *BROADCAST])
 def test_one_graph(case: Case):
-    """torch.compile takes every op without a graph break; value and gradients are those of eager mode."""
+    """torch.compile compiles every op without a graph break; value and gradients are those of eager mode."""
     inputs = case.inputs()
     value, gradients, grad_output = value_and_gradients(case.ours, inputs)
     compiled = torch.compile(case.ours, fullgraph=True, backend="aot_eager", dynamic=False)
     assert_same(value_and_gradients(compiled, inputs, grad_output)[:2], (value, gradients))
 
 
-# One of each way to write an op: by σ' of z or of a, with constants, by a δ; a layer; losses of each base.
+# One op of each kind: σ' from z or from a, with constants, with its own δ; a layer; losses of each base class.
 EACH_WAY = {"gelu", "sigmoid", "leaky_relu", "softmax", "linear", "mse_loss", "cross_entropy", "quadratic_loss"}
 
 
 @over([case for case in ONE_PER_OP if case.op in EACH_WAY])
 def test_one_graph_without_gradients(case: Case):
-    """Nor does it break a graph that nobody differentiates: the compiler goes another way then.
+    """Without gradients there is no graph break either: the compiler takes another code path then.
 
-    Each formula is compiled above; here it is the way to it that counts.
+    Every formula is compiled above, so one op of each kind is enough here.
     """
-    inputs = case.inputs(asking=())
+    inputs = case.inputs(requires_grad=())
     compiled = torch.compile(case.ours, fullgraph=True, backend="eager", dynamic=False)
     assert_same(compiled(*inputs), case.ours(*inputs))
 
 
-def test_the_compiled_backward_is_ours():
-    """The compiler traces the backward that is written here, not PyTorch's own: a δ of twice the size shows."""
+def test_the_compiler_uses_the_backward_written_here():
+    """The compiler traces the backward of the definition, not PyTorch's: doubling δ doubles the gradient."""
     op = dp.core.activations.Tanh
     forward, delta = op.forward, op.delta
 
@@ -75,7 +75,7 @@ def _loss(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 @pytest.mark.skipif(not any(map(shutil.which, ("g++", "c++", "clang++"))), reason="inductor needs a C++ compiler")
 def test_inductor():
-    """Through the default backend, generated code and all: a layer, an activation and a loss."""
+    """The default backend, with generated code: a layer, an activation and a loss."""
     x, y = torch.randn(4, 3), torch.tensor([0, 1, 1, 0])
     weight, bias = torch.randn(2, 3, requires_grad=True), torch.randn(2, requires_grad=True)
     inputs = [x, y, weight, bias]
@@ -86,7 +86,7 @@ def test_inductor():
 
 @pytest.mark.parametrize("name", ["sigmoid", "softplus"])
 def test_compiled_transforms(name):
-    """torch.func within torch.compile gives the same numbers: by PyTorch's own derivatives there (issue 193279)."""
+    """torch.func within torch.compile gives the same numbers; it uses PyTorch's derivatives there (issue 193279)."""
     function, z = getattr(F, name), torch.randn(5, dtype=torch.float64)
     for transform in (torch.func.vmap, lambda f: torch.func.vmap(torch.func.grad(f))):
         compiled = torch.compile(transform(function), fullgraph=True, backend="aot_eager", dynamic=False)
@@ -94,7 +94,7 @@ def test_compiled_transforms(name):
 
 
 def test_dynamic_batch():
-    """One graph serves batches of every size."""
+    """One graph is used for batches of every size."""
     model = dp.MLP([3, 4, 2], activation="tanh")
     graphs = []
 

@@ -1,4 +1,4 @@
-"""What a backward method owes to autograd: gradients that were asked for, in their inputs' shapes, and clean hands."""
+"""Autograd's rules for a backward method: which gradients it returns, their shapes, and no side effects."""
 
 from __future__ import annotations
 
@@ -24,44 +24,44 @@ from tests.core.compare import assert_raw_gradients, assert_same, our_nodes, raw
 
 
 @over(CASES)
-def test_every_mask(case: Case, device):
-    """Whichever inputs ask for a gradient, these get PyTorch's and the others none."""
+def test_every_combination_of_inputs_that_require_grad(case: Case, device):
+    """For every set of inputs that require grad, these get PyTorch's gradients and the others None."""
     for count in range(1, len(case.differentiable) + 1):
-        for asking in itertools.combinations(case.differentiable, count):
-            inputs = case.inputs(device=device, asking=asking)
+        for requires_grad in itertools.combinations(case.differentiable, count):
+            inputs = case.inputs(device=device, requires_grad=requires_grad)
             _, gradients, grad_output = value_and_gradients(case.ours, inputs)
             assert_same(gradients, value_and_gradients(case.theirs, inputs, grad_output)[1])
             case.ours(*inputs).backward(grad_output)
-            assert [t.grad is not None for t in inputs] == [name in asking for name in case.names]
+            assert [t.grad is not None for t in inputs] == [name in requires_grad for name in case.names]
 
 
 @over(CASES)
-def test_nobody_asks(case: Case, device):
-    """No graph where no input asks for one, nor under no_grad."""
-    assert not case.ours(*case.inputs(device=device, asking=())).requires_grad
+def test_no_graph_if_no_input_requires_grad(case: Case, device):
+    """No graph is recorded if no input requires grad, nor under no_grad."""
+    assert not case.ours(*case.inputs(device=device, requires_grad=())).requires_grad
     with torch.no_grad():
         assert not case.ours(*case.inputs(device=device)).requires_grad
 
 
 @over(CASES)
 def test_raw_gradients(case: Case, device):
-    """Backward itself returns a gradient in its input's shape and dtype for each input that asks, None for the others.
+    """Backward returns a gradient in its input's shape and dtype for each input that requires grad, else None.
 
-    Whichever ask; autograd would sum or cast what is wrong, and hide it.
+    This is tested without autograd, which would sum or cast a wrong gradient and hide the error.
     """
     for count in range(1, len(case.differentiable) + 1):
-        for asking in itertools.combinations(case.differentiable, count):
-            assert_raw_gradients(case.ours(*case.inputs(device=device, asking=asking)))
+        for requires_grad in itertools.combinations(case.differentiable, count):
+            assert_raw_gradients(case.ours(*case.inputs(device=device, requires_grad=requires_grad)))
 
 
 @over([*RESIDUAL, *SOFT, *BINARY])
 def test_raw_gradients_of_mixed_dtypes(case: Case, device):
-    """So it does where a is float32 and y float64: each gradient comes back in its own input's dtype."""
+    """If a is float32 and y float64, backward returns each gradient in the dtype of its input."""
     a, *others = case.inputs(device=device)
     assert_raw_gradients(case.ours(a.detach().float().requires_grad_(), *others))
 
 
-# As PyTorch takes them: a bias [4, 1] or [4, 2] is one for each of four samples.
+# The shapes that PyTorch accepts: a bias [4, 1] or [4, 2] has a row for each of four samples.
 BIASES = {(): [(2,), (1,), (), (1, 2)], (4,): [(2,), (1,), (), (1, 2), (4, 2), (4, 1)], (3, 4): [(2,), (1,), (4, 2)]}
 
 
@@ -69,7 +69,7 @@ BIASES = {(): [(2,), (1,), (), (1, 2)], (4,): [(2,), (1,), (), (1, 2), (4, 2), (
     ("leading", "shape"), [(leading, shape) for leading, shapes in BIASES.items() for shape in shapes], ids=str
 )
 def test_bias_of_every_shape(leading, shape, device):
-    """∂C/∂b is summed along just the axes that b was spread over, whichever of PyTorch's bias shapes it has."""
+    """∂C/∂b is summed exactly over the axes along which b was broadcast, for every bias shape of PyTorch."""
     a_prev, weight = torch.randn(*leading, 3, device=device), torch.randn(2, 3, device=device)
     bias = torch.randn(torch.Size(shape), device=device, requires_grad=True)
     z = F.linear(a_prev, weight, bias)
@@ -96,7 +96,7 @@ class _Products(TorchDispatchMode):
 
 
 @pytest.mark.parametrize(
-    ("asking", "products"),
+    ("requires_grad", "products"),
     [
         (("weight", "bias"), [(2, 3)]),  # the first layer: δᵀ a alone, no δ W for the data
         (("input", "weight", "bias"), [(5, 3), (2, 3)]),
@@ -105,10 +105,10 @@ class _Products(TorchDispatchMode):
     ],
     ids=["first layer", "all", "frozen layer", "bias alone"],
 )
-def test_no_product_for_nobody(asking, products):
-    """The first layer forms no ∂C/∂x and a frozen one no ∂C/∂W: N = 5, n_in = 3, n_out = 2."""
+def test_no_matrix_product_for_unneeded_gradients(requires_grad, products):
+    """The first layer computes no ∂C/∂x and a frozen one no ∂C/∂W: N = 5, n_in = 3, n_out = 2."""
     inputs = {"input": torch.randn(5, 3), "weight": torch.randn(2, 3), "bias": torch.randn(2)}
-    for name in asking:
+    for name in requires_grad:
         inputs[name].requires_grad_()
     z = F.linear(**inputs)
     with _Products() as counted:
@@ -117,7 +117,7 @@ def test_no_product_for_nobody(asking, products):
 
 
 def test_first_layer_of_a_net():
-    """In a 784-30-10 net, backward forms three products: δ² W², δ²ᵀ a¹ and δ¹ᵀ x."""
+    """In a 784-30-10 network backward computes three products: δ² W², δ²ᵀ a¹ and δ¹ᵀ x."""
     x, y = torch.randn(7, 784), torch.randint(0, 10, (7,))
     w1, w2 = torch.randn(30, 784, requires_grad=True), torch.randn(10, 30, requires_grad=True)
     loss = F.cross_entropy(F.linear(F.sigmoid(F.linear(x, w1)), w2), y)
@@ -126,13 +126,13 @@ def test_first_layer_of_a_net():
     assert sorted(counted.shapes) == [(7, 30), (10, 30), (30, 784)]
 
 
-# --- clean hands ---
+# --- no side effects ---
 
 
 @over(CASES)
 @pytest.mark.parametrize("spread", [False, True], ids=["", "expanded grad_output"])
 def test_nothing_is_written_in_place(case: Case, spread, device):
-    """Forward and backward leave the inputs and ∂C/∂output as they were: the same numbers, the same version."""
+    """Forward and backward leave the inputs and ∂C/∂output unchanged: the same numbers and version counters."""
     inputs = case.inputs(device=device)
     output = case.ours(*inputs)
     grad_output = torch.tensor(1.5, dtype=output.dtype, device=device).expand_as(output)
@@ -147,23 +147,23 @@ def test_nothing_is_written_in_place(case: Case, spread, device):
 
 @over(CASES)
 def test_no_gradient_shares_memory(case: Case, device):
-    """What is stored in .grad is no view of ∂C/∂output or of an input: an optimizer may write into it."""
+    """The tensor in .grad is not a view of ∂C/∂output or of an input, so an optimizer may modify it in place."""
     inputs = case.inputs(device=device)
     output = case.ours(*inputs)
     grad_output = torch.randn_like(output)
-    kept = grad_output.clone()
+    before = grad_output.clone()
     output.backward(grad_output)
     values = [t.detach().clone() for t in inputs]
     with torch.no_grad():
         for i in case.at:
             inputs[i].grad.mul_(2).add_(1)
-    assert torch.equal(grad_output, kept)
+    assert torch.equal(grad_output, before)
     assert all(torch.equal(t, value) for t, value in zip(inputs, values, strict=True))
 
 
 @over(CASES)
-def test_an_overwritten_input_is_noticed(case: Case, device):
-    """What was saved and then written in place raises at backward, as in PyTorch: never a silently wrong gradient."""
+def test_an_overwritten_input_raises(case: Case, device):
+    """If a saved tensor was modified in place, backward raises as in PyTorch, instead of a wrong gradient."""
     inputs = [t.clone() for t in case.inputs(device=device)]
     output = case.ours(*inputs)
     saved = [t for node in our_nodes(output) for t in node.saved_tensors if t is not None]
@@ -178,8 +178,8 @@ def test_an_overwritten_input_is_noticed(case: Case, device):
 
 
 @over(CASES)
-def test_memory_is_freed_at_once(case: Case, device):
-    """When the output goes out of scope, so do the graph and what it saved, without the cyclic garbage collector."""
+def test_memory_is_freed_immediately(case: Case, device):
+    """When the output is deleted, its graph and saved tensors are freed without the cyclic garbage collector."""
     inputs = case.inputs(device=device)
     gc.disable()
     try:
@@ -198,7 +198,7 @@ def test_memory_is_freed_at_once(case: Case, device):
 
 
 def saved_by(case: Case, inputs: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-    """Return the output, and the tensors that saved_tensors_hooks see go by."""
+    """Return the output, and the tensors that saved_tensors_hooks receive."""
     seen: list[Tensor] = []
 
     def pack(t: Tensor) -> Tensor:
@@ -221,15 +221,15 @@ def test_one_tensor_is_saved(case: Case, device):
 
 @over(LINEAR)
 def test_linear_saves_no_bias(case: Case, device):
-    """A linear layer saves a_prev and W: b is in no formula of its backward pass."""
+    """A linear layer saves a_prev and W, since no formula of its backward pass uses b."""
     inputs = case.inputs(device=device)
     _, seen = saved_by(case, inputs)
     assert {t.data_ptr() for t in seen} == {t.data_ptr() for t in inputs[:2]}
 
 
 @over(CASES)
-def test_saved_tensors_can_be_kept_elsewhere(case: Case, device):
-    """With saved tensors packed away as bytes, backward unpacks them and the gradient is the same to the bit."""
+def test_saved_tensors_can_be_packed_by_hooks(case: Case, device):
+    """If hooks pack the saved tensors as bytes, backward unpacks them and the gradient is the same to the bit."""
     inputs = case.inputs(device=device)
     _, expected, grad_output = value_and_gradients(case.ours, inputs)
     unpacked = []
@@ -246,7 +246,7 @@ def test_saved_tensors_can_be_kept_elsewhere(case: Case, device):
 
 @over(CASES)
 def test_checkpoint(case: Case, device):
-    """Recomputed in backward by torch.utils.checkpoint, the gradient is the same to the bit."""
+    """With torch.utils.checkpoint, which recomputes the forward pass, the gradient is the same to the bit."""
     inputs = case.inputs(device=device)
     _, expected, grad_output = value_and_gradients(case.ours, inputs)
     _, gradients, _ = value_and_gradients(
@@ -257,7 +257,7 @@ def test_checkpoint(case: Case, device):
 
 @over(CASES)
 def test_backward_twice(case: Case, device):
-    """A kept graph gives the same gradient again; a freed one refuses."""
+    """A retained graph gives the same gradient again; a freed one raises."""
     inputs = case.inputs(device=device)
     differentiable = [inputs[i] for i in case.at]
     output = case.ours(*inputs)
@@ -271,7 +271,7 @@ def test_backward_twice(case: Case, device):
 
 @over(ONE_PER_OP)
 def test_hooks_see_the_gradient(case: Case, device):
-    """A hook on an input sees ∂C/∂input, and what it returns takes its place."""
+    """A hook on an input receives ∂C/∂input, and its result replaces the gradient."""
     inputs = case.inputs(device=device)
     _, expected, grad_output = value_and_gradients(case.ours, inputs)
     for i in case.at:

@@ -1,4 +1,4 @@
-"""Cross-entropy of labels: its derivatives of every order, hooks, exports, refusals."""
+"""Cross-entropy of labels: higher derivatives, hooks, export, and refused labels."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def z() -> Tensor:
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_a_graph_of_the_gradient_is_right_and_changes_no_gradient(z: Tensor, options: dict[str, Any]):
+def test_create_graph_changes_no_gradient_and_gives_right_second_derivatives(z: Tensor, options: dict[str, Any]):
     plain, graphed = (
         torch.autograd.grad(F.cross_entropy(2 * z, Y, **options), z, create_graph=graph)[0] for graph in (False, True)
     )
@@ -34,25 +34,25 @@ def test_a_graph_of_the_gradient_is_right_and_changes_no_gradient(z: Tensor, opt
     assert gradgradcheck(lambda z: F.cross_entropy(2 * z, Y, **options), (z,), check_batched_grad=True)
 
 
-def test_gradients_of_many_at_once(z: Tensor):
+def test_batched_gradients(z: Tensor):
     many = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
     (batched,) = torch.autograd.grad(F.cross_entropy(z, Y), z, many, is_grads_batched=True)
     (one,) = torch.autograd.grad(F.cross_entropy(z, Y), z)
     torch.testing.assert_close(batched, many.view(-1, 1, 1) * one, rtol=1e-13, atol=1e-15)
 
 
-def test_a_tangent_of_the_gradient_given(z: Tensor):
+def test_forward_mode_over_backward(z: Tensor):
     c = F.cross_entropy(z, Y)
     (one,) = torch.autograd.grad(c, z, retain_graph=True)
     with forward_ad.dual_level():
-        given = forward_ad.make_dual(torch.ones_like(c), torch.full_like(c, 3.0))
-        tangent = forward_ad.unpack_dual(torch.autograd.grad(c, z, given)[0]).tangent
+        grad_output = forward_ad.make_dual(torch.ones_like(c), torch.full_like(c, 3.0))
+        tangent = forward_ad.unpack_dual(torch.autograd.grad(c, z, grad_output)[0]).tangent
     torch.testing.assert_close(tangent, 3 * one)  # backward is linear
 
 
 @pytest.mark.parametrize("graph", [False, True])
 def test_a_hook_on_the_logits_is_called_once(z: Tensor, graph: bool):
-    """Also where a graph of the gradient is asked for."""
+    """With and without create_graph."""
     logits = 2 * z
     seen: list[Tensor] = []
     logits.register_hook(seen.append)
@@ -60,8 +60,8 @@ def test_a_hook_on_the_logits_is_called_once(z: Tensor, graph: bool):
     assert len(seen) == 1
 
 
-def test_logits_may_be_written_to_after_the_loss(z: Tensor):
-    """Log p is kept, not z: as by PyTorch."""
+def test_logits_may_be_modified_in_place_after_the_loss(z: Tensor):
+    """As in PyTorch, log p is saved and not z."""
     (expected,) = torch.autograd.grad(F.cross_entropy(2 * z, Y), z)
     logits = 2 * z
     c = F.cross_entropy(logits, Y)
@@ -70,8 +70,8 @@ def test_logits_may_be_written_to_after_the_loss(z: Tensor):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_it_is_exported_for_batches_of_any_size():
-    """No question about a size becomes a guard."""
+def test_export_with_a_dynamic_batch_size():
+    """No check of a size becomes a guard."""
 
     class Loss(torch.nn.Module):
         def forward(self, z: Tensor, y: Tensor) -> Tensor:
@@ -84,6 +84,6 @@ def test_it_is_exported_for_batches_of_any_size():
 
 
 @pytest.mark.parametrize("label", [-1, 4])
-def test_a_label_that_is_no_class_is_refused(label: int):
+def test_a_label_out_of_range_is_refused(label: int):
     with pytest.raises(IndexError):
         F.cross_entropy(Z, torch.full((6,), label))

@@ -1,4 +1,4 @@
-"""The whole table runs on CUDA too, where there is a device; every case then has a twin marked ``cuda``."""
+"""If a CUDA device is available, the whole table also runs on it: every case has a twin marked ``cuda``."""
 
 from __future__ import annotations
 

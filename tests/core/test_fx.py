@@ -1,7 +1,7 @@
-"""The formulas can be read by a machine: ``torch.fx`` traces each to a graph, which computes the same to the bit.
+"""``torch.fx`` traces each formula to a graph that computes the same bits.
 
-Source in another language is emitted from these graphs, so a formula may not look at a tensor's values in an ``if``.
-Its constants (a slope, a threshold) are Python's and closed over.
+Source code in other languages is generated from these graphs, so a formula may not use a tensor's values in an ``if``.
+Its constants (a slope, a threshold) are Python numbers.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from deltaprop.core import Activation, Elementwise, ElementwiseLoss
 
 F64 = torch.float64
 
-# Constants besides the defaults, which every row is tried with.
+# Constants besides the defaults, with which every row is tested.
 CONSTANTS: dict[str, list[dict[str, Any]]] = {
     "leaky_relu": [{"negative_slope": 0.2}, {"negative_slope": -0.3}],
     "elu": [{"alpha": 0.7}],
@@ -32,19 +32,21 @@ CONSTANTS: dict[str, list[dict[str, Any]]] = {
     "binary_cross_entropy_with_logits": [{"pos_weight": torch.tensor([0.5, 1.0, 2.5], dtype=F64)}],
 }
 
-# Kinks (0; 0.5, where softplus of β = 2 and threshold 1 becomes z) and both sides of them; numbers whose exponential
-# overflows; infinities and NaN.
+# Kinks (0; 0.5, from where softplus of β = 2 and threshold 1 equals z) and both sides of them; numbers whose
+# exponential overflows; infinities and NaN.
 SPECIAL = [0.0, -0.0, 0.3, -0.3, 0.5, 1.0, -1.0, 30.0, -30.0, 800.0, -800.0, math.inf, -math.inf, math.nan]
 
 
 def formulas(method: str, table: dict[str, Any], kind: type) -> Iterator[Any]:
-    """Yield a method of each definition of a kind, once with each of its constants."""
+    """Yield a method of each definition of a kind, once for each set of constants."""
     for row, definition in table.items():
         if not issubclass(definition, kind):
             continue
         for constants in [{}, *CONSTANTS.get(row, [])]:
-            words = ", ".join([f"{row}.{method}", *[f"{name} {value}" for name, value in constants.items()]])
-            yield pytest.param(functools.partial(getattr(definition, method), **constants), id=words)
+            name_and_constants = ", ".join(
+                [f"{row}.{method}", *[f"{name} {value}" for name, value in constants.items()]]
+            )
+            yield pytest.param(functools.partial(getattr(definition, method), **constants), id=name_and_constants)
 
 
 MATRICES = {row: definition for row, definition in core.ACTIVATIONS.items() if not issubclass(definition, Elementwise)}
@@ -75,9 +77,9 @@ def assert_traced(formula: Callable[..., Tensor], *inputs: Tensor) -> None:
     graph = traced(formula, len(inputs))
     for dtype in (torch.float64, torch.float32):
         cast = [t.to(dtype) for t in inputs]
-        expected, found = formula(*cast), graph(*cast)
-        assert found.dtype == expected.dtype
-        assert torch.equal(found.view(torch.uint8), expected.view(torch.uint8))
+        expected, actual = formula(*cast), graph(*cast)
+        assert actual.dtype == expected.dtype
+        assert torch.equal(actual.view(torch.uint8), expected.view(torch.uint8))
     assert operators(graph)
     assert not [name for name in operators(graph) if "backward" in name]
 
@@ -90,7 +92,7 @@ def z() -> Tensor:
 
 @pytest.mark.parametrize("formula", OF_Z)
 def test_activations(formula: Callable[..., Tensor], z: Tensor):
-    """Every activation's forward and derivative."""
+    """Forward and derivative of every activation."""
     assert_traced(formula, z)
 
 
@@ -102,24 +104,24 @@ def test_deltas_of_matrices(formula: Callable[..., Tensor], z: Tensor):
 
 @pytest.mark.parametrize("formula", OF_A_AND_Y)
 def test_losses(formula: Callable[..., Tensor], z: Tensor):
-    """Every element-wise loss's value and derivative."""
+    """Value and derivative of every element-wise loss."""
     assert_traced(formula, z, torch.rand(len(z), 3, dtype=F64))
 
 
-def test_a_backward_kernel_is_seen():
-    """A derivative that calls a backward kernel is found by what its graph calls."""
+def test_a_backward_kernel_is_detected():
+    """A derivative that calls a backward kernel is detected in its graph."""
     with pytest.raises(AssertionError, match="sigmoid_backward"):
         assert_traced(lambda a: torch.ops.aten.sigmoid_backward(torch.ones_like(a), a), torch.zeros(2, 3))
 
 
-def test_an_if_on_values_is_refused():
-    """A formula that looks at a tensor's values cannot be traced."""
+def test_an_if_on_values_cannot_be_traced():
+    """A formula that uses a tensor's values in an ``if`` cannot be traced."""
     with pytest.raises(fx.proxy.TraceError):
         assert_traced(lambda z: z if z.sum() > 0 else -z, torch.ones(2, 3))
 
 
-def test_another_result_is_seen():
-    """A formula that does not compute the same twice differs from its graph."""
-    results = iter([1.0, 2.0, 3.0])  # the first when it is traced
+def test_a_different_result_is_detected():
+    """A formula that gives another result at each call differs from its graph."""
+    results = iter([1.0, 2.0, 3.0])  # the first is used by the tracing
     with pytest.raises(AssertionError):
         assert_traced(lambda z: z + next(results), torch.zeros(2, 3))

@@ -1,4 +1,4 @@
-"""The derivatives are right: against finite differences, in every mode, and once more for the second derivative."""
+"""First and second derivatives against finite differences, in every mode of autograd."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.core.compare import assert_same, frozen
 
 @over(PAIRWISE)
 def test_gradcheck(case: Case, device):
-    """Backward and jvp agree with finite differences; a batch of gradients, of tangents and an undefined one work."""
+    """Backward and jvp agree with finite differences; batched gradients, batched tangents and undefined ones work."""
     inputs = case.inputs(device=device)
     differentiable = [inputs[i] for i in case.at]
     assert gradcheck(
@@ -26,7 +26,7 @@ def test_gradcheck(case: Case, device):
 
 @over(PAIRWISE)
 def test_gradgradcheck(case: Case, device):
-    """The derivative of the gradient agrees with finite differences, forward over backward too."""
+    """The derivative of the gradient agrees with finite differences, also with forward over backward."""
     inputs = case.inputs(device=device)
     differentiable = [inputs[i] for i in case.at]
     assert gradgradcheck(
@@ -36,7 +36,7 @@ def test_gradgradcheck(case: Case, device):
 
 @over(CASES)
 def test_second_derivative(case: Case, device):
-    """The gradient of ⟨gradient, v⟩ equals PyTorch's, for a random v, by every input and by ∂C/∂output."""
+    """The gradient of ⟨gradient, v⟩ with respect to every input and ∂C/∂output equals PyTorch's, for a random v."""
     inputs = case.inputs(device=device)
     differentiable = [inputs[i] for i in case.at]
     output = case.ours(*inputs)
@@ -47,7 +47,7 @@ def test_second_derivative(case: Case, device):
         gradients = torch.autograd.grad(function(*inputs), differentiable, grad_output, create_graph=True)
         along = sum((g * v).sum() for g, v in zip(gradients, directions, strict=True))
         by = [*differentiable, grad_output]
-        if not along.requires_grad:  # a gradient of 0, whatever comes in
+        if not along.requires_grad:  # the gradient is always 0
             return [torch.zeros_like(t) for t in by]
         return torch.autograd.grad(along, by, materialize_grads=True)
 

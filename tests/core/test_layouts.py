@@ -1,4 +1,4 @@
-"""Strides do not matter: every input and ∂C/∂output in every layout give what PyTorch gives."""
+"""Strides do not matter: with every layout of the inputs and ∂C/∂output the results are PyTorch's."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from tests.core.compare import assert_same, value_and_gradients
 
 
 def transposed(t: Tensor) -> Tensor:
-    """The same numbers, column by column in memory."""
+    """Return the same numbers, stored column by column."""
     return t.transpose(0, -1).contiguous().transpose(0, -1) if t.dim() else t
 
 
 def expanded(t: Tensor) -> Tensor:
-    """The first row in every row, stored once: stride 0."""
+    """Return the first row repeated, stored once: stride 0."""
     return t[:1].expand_as(t) if t.dim() else t
 
 
 def stepped(t: Tensor) -> Tensor:
-    """The same numbers, every second place of a wider tensor."""
+    """Return the same numbers as every second entry of a wider tensor."""
     return torch.stack([t, torch.zeros_like(t)], dim=-1)[..., 0]
 
 
 def flipped(t: Tensor) -> Tensor:
-    """The same numbers at an offset, in a view of a view."""
+    """Return the same numbers at an offset, as a view of a view."""
     return torch.cat([torch.zeros_like(t[:1]), t])[1:] if t.dim() else t
 
 
@@ -44,7 +44,7 @@ def test_layouts(case: Case, layout, device):
 @over([case for case in ACTIVATIONS if case.options.get("dim") != 1])
 @pytest.mark.parametrize("shape", [(), (5,), (2, 3, 4), (0,), (2, 0, 3)], ids=str)
 def test_any_shape(case: Case, shape, device):
-    """An activation takes z of any shape: a number, a vector, a table of tables, nothing."""
+    """An activation accepts z of any shape: a scalar, a vector, three axes, no entries."""
     z = torch.randn(torch.Size(shape), dtype=torch.float64, device=device, requires_grad=True)
     value, gradients, grad_output = value_and_gradients(case.ours, [z])
     assert_same((value, gradients), value_and_gradients(case.theirs, [z], grad_output)[:2])
@@ -53,7 +53,7 @@ def test_any_shape(case: Case, shape, device):
 @pytest.mark.parametrize("leading", [(), (4,), (2, 4)], ids=["1-D", "2-D", "3-D"])
 @pytest.mark.parametrize(("n_in", "n_out"), [(0, 2), (3, 0)], ids=["no inputs", "no outputs"])
 def test_linear_without_neurons(leading, n_in, n_out, device):
-    """A layer of no inputs (z = b) or of no outputs: PyTorch's value, gradients of the right shape."""
+    """A layer with no inputs (z = b) or no outputs has PyTorch's value and gradients of the right shape."""
     inputs = [
         torch.randn(shape, dtype=torch.float64, device=device, requires_grad=True)
         for shape in [(*leading, n_in), (n_out, n_in), (n_out,)]

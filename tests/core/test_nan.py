@@ -1,8 +1,8 @@
-"""A NaN is never lost: one in an input or a weight ends in a NaN C and a NaN δ, so that training can notice it.
+"""A NaN in an input or a weight makes C and δ NaN, so that training can detect it.
 
-Two exceptions, both PyTorch's too:
+There are two exceptions, as in PyTorch:
 
-- ``step`` compares z with 0, and a comparison with NaN is false: what lies behind it sees 0.
+- ``step`` compares z with 0, and a comparison with NaN is false: the next layer gets 0.
 - ``l1_loss`` has the derivative sign(a − y), and ``torch.sign`` of NaN is 0: C is NaN, ∂C/∂a is not.
 """
 
@@ -33,7 +33,7 @@ def x_with_nan(model: dp.MLP, x: Tensor) -> None:
 
 
 def first_weight_with_nan(model: dp.MLP, x: Tensor) -> None:
-    """Put a NaN into W of the lowest layer: z^1 of one neuron is NaN."""
+    """Put a NaN into W of the first layer: z^1 of one neuron is NaN."""
     model[0].weight[1, 2] = math.nan
 
 
@@ -42,22 +42,22 @@ def hidden_weight_with_nan(model: dp.MLP, x: Tensor) -> None:
     model[2].weight[1, 2] = math.nan
 
 
-RowRange = Callable[[dp.MLP, Tensor], None]
+PutNan = Callable[[dp.MLP, Tensor], None]
 everywhere = pytest.mark.parametrize(
-    "where", [x_with_nan, first_weight_with_nan, hidden_weight_with_nan], ids=lambda where: where.__name__
+    "put_nan", [x_with_nan, first_weight_with_nan, hidden_weight_with_nan], ids=lambda put_nan: put_nan.__name__
 )
 
 
 def loss_and_lowest_delta(
-    activation: str, loss: str, where: RowRange, output_activation: str | None = None
+    activation: str, loss: str, put_nan: PutNan, output_activation: str | None = None
 ) -> list[tuple[Tensor, Tensor]]:
-    """Return C and δ^1, [5, 4], of a 3-4-4-2 net on five samples: by ``capture_layers`` and by autograd."""
+    """Return C and δ^1, [5, 4], of a 3-4-4-2 network on five samples: by ``capture_layers`` and by autograd."""
     model = dp.MLP([3, 4, 4, 2], activation, output_activation, dtype=F64)
     x, y = torch.randn(5, 3, dtype=F64), torch.rand(5, 2, dtype=F64)
     if core.LOSSES[loss].takes_labels:
         y = torch.arange(5) % 2
     with torch.no_grad():
-        where(model, x)
+        put_nan(model, x)
     layers = capture_layers(model, loss, x, y)
     observed = parse_loss(loss).forward(layers[-1].a, y)[0]
     lowest, *others = model
@@ -68,7 +68,7 @@ def loss_and_lowest_delta(
 
 
 def pairs(losses: list[str], activations: list[str]) -> pytest.MarkDecorator:
-    """Each activation and each loss: what a NaN passes in one layer does not hang on what it passes in another."""
+    """Pair activations and losses so that each occurs: how a NaN passes one layer does not depend on the others."""
     each = [(activation, losses[at % len(losses)]) for at, activation in enumerate(activations)]
     each += [("sigmoid", loss) for loss in losses if ("sigmoid", loss) not in each]
     return pytest.mark.parametrize(("activation", "loss"), each)
@@ -76,27 +76,27 @@ def pairs(losses: list[str], activations: list[str]) -> pytest.MarkDecorator:
 
 @pairs(LOSSES, ACTIVATIONS)
 @everywhere
-def test_a_nan_reaches_the_loss_and_the_lowest_layer(activation: str, loss: str, where: RowRange):
+def test_a_nan_reaches_the_loss_and_the_lowest_layer(activation: str, loss: str, put_nan: PutNan):
     """C is NaN, and so is at least one entry of δ^1, with every activation in the hidden layers."""
-    for c, delta in loss_and_lowest_delta(activation, loss, where):
+    for c, delta in loss_and_lowest_delta(activation, loss, put_nan):
         assert c.isnan()
         assert delta.isnan().any()
 
 
 @pairs([name for name in LOSSES if not core.LOSSES[name].contains], ACTIVATIONS)
 @everywhere
-def test_a_nan_passes_the_output_activation(activation: str, loss: str, where: RowRange):
+def test_a_nan_passes_the_output_activation(activation: str, loss: str, put_nan: PutNan):
     """The same with every activation at the output too."""
-    for c, delta in loss_and_lowest_delta(activation, loss, where, output_activation=activation):
+    for c, delta in loss_and_lowest_delta(activation, loss, put_nan, output_activation=activation):
         assert c.isnan()
         assert delta.isnan().any()
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @everywhere
-def test_l1_reports_a_nan_in_its_value_alone(activation: str, where: RowRange):
-    """With l1 C is NaN; its ∂C/∂a is 0 at a NaN, as in PyTorch."""
-    for c, _ in loss_and_lowest_delta(activation, "l1_loss", where):
+def test_l1_has_a_nan_loss_but_a_finite_gradient(activation: str, put_nan: PutNan):
+    """With l1_loss C is NaN, but ∂C/∂a is 0 at a NaN, as in PyTorch."""
+    for c, _ in loss_and_lowest_delta(activation, "l1_loss", put_nan):
         assert c.isnan()
     a = torch.tensor([math.nan], requires_grad=True)
     for function in (F.l1_loss, torch.nn.functional.l1_loss):
@@ -106,16 +106,16 @@ def test_l1_reports_a_nan_in_its_value_alone(activation: str, where: RowRange):
 
 @pytest.mark.parametrize("loss", LOSSES)
 @everywhere
-def test_step_hides_a_nan(loss: str, where: RowRange):
-    """With step C is a number, and δ^1 is 0 but where δ^2 is multiplied by a W^2 that has a NaN itself."""
-    for c, delta in loss_and_lowest_delta("step", loss, where):
+def test_step_hides_a_nan(loss: str, put_nan: PutNan):
+    """With step C is finite, and δ^1 is 0 unless δ^2 is multiplied by a W^2 that contains the NaN."""
+    for c, delta in loss_and_lowest_delta("step", loss, put_nan):
         assert c.isfinite()
-        assert delta.isnan().any() if where is hidden_weight_with_nan else not delta.any()
+        assert delta.isnan().any() if put_nan is hidden_weight_with_nan else not delta.any()
 
 
 @pairs([*core.LOSSES], [*ACTIVATIONS, "step"])
-def test_without_a_nan_there_is_none(activation: str, loss: str):
-    """The same nets on the same samples have finite C and δ, so the NaN above came from where it was put."""
+def test_without_a_nan_all_results_are_finite(activation: str, loss: str):
+    """The same networks on the same samples have finite C and δ, so the NaN above comes from the inserted one."""
     for c, delta in loss_and_lowest_delta(activation, loss, lambda model, x: None):
         assert c.isfinite()
         assert delta.isfinite().all()

@@ -1,4 +1,4 @@
-"""The update, and what adds ∂C/∂θ to a tensor for it: by hand, beside torch.optim.SGD, and from a product's factors."""
+"""The SGD update and the functions that add ∂C/∂θ to a tensor: by hand, and against torch.optim.SGD."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from deltaprop.core.sgd import SGDOptions, sgd_step
 
 F64 = torch.float64
 
-# Every combination that is allowed: Nesterov needs momentum and no dampening.
+# Every valid combination: Nesterov needs momentum and no dampening.
 GRID: list[dict[str, Any]] = [
     {"momentum": momentum, "dampening": dampening, "weight_decay": decay, "nesterov": nesterov, "maximize": maximize}
     for momentum, dampening, decay, nesterov, maximize in itertools.product(
@@ -32,7 +32,7 @@ REORDERED = [options for options in GRID if options not in AS_TORCH]
 
 
 def name_of(options: dict[str, Any]) -> str:
-    """Return the options that are on."""
+    """Return the options that are set, as a test ID."""
     return ", ".join(f"{name} {value:g}" for name, value in options.items() if value) or "plain"
 
 
@@ -58,13 +58,13 @@ class TestByHand:
             ({"momentum": 0.5, "nesterov": True}, (0.7, 0.05), (2, 5)),
             # μ = λ = 0.5: g = 2.5, v = 2.5, θ = 0.75; g = 4.375, v = 1.25 + 4.375 = 5.625, θ = 0.1875
             ({"momentum": 0.5, "weight_decay": 0.5}, (0.75, 0.1875), (2.5, 5.625)),
-            # g = −2 + 0.5 · 1 = −1.5, θ = 1.15; g = −4 + 0.575 = −3.425: the penalty is not turned round
+            # g = −2 + 0.5 · 1 = −1.5, θ = 1.15; g = −4 + 0.575 = −3.425: the sign of the penalty does not change
             ({"weight_decay": 0.5, "maximize": True}, (1.15, 1.4925), (0, 0)),
         ],
         ids=lambda value: name_of(value) if isinstance(value, dict) else "",
     )
     def test_two_steps(self, options: dict[str, Any], params: Any, velocities: Any):
-        theta, v = numbers(1), torch.full((1,), torch.nan, dtype=F64)  # what v was before the first step is no matter
+        theta, v = numbers(1), torch.full((1,), torch.nan, dtype=F64)  # v is not read at the first step
         for step, grad in enumerate((2, 4)):
             velocity = v if options.get("momentum") else None
             sgd_step(theta, velocity, partial(add_scaled, numbers(grad)), SGDOptions(0.1, **options), step == 0)
@@ -72,8 +72,8 @@ class TestByHand:
             if velocity is not None:
                 torch.testing.assert_close(v, numbers(velocities[step]), rtol=1e-14, atol=0)
 
-    def test_no_two_combinations_are_the_same(self):
-        """A test over the grid that mixed options up could not pass. Dampening without momentum does nothing."""
+    def test_all_combinations_give_different_results(self):
+        """So tests over the grid detect options that are mixed up. Dampening without momentum has no effect."""
         ends = []
         for options in GRID:
             if options["dampening"] and not options["momentum"]:
@@ -86,8 +86,8 @@ class TestByHand:
         assert len({round(end, 9) for end in ends}) == len(ends)
 
 
-class TestBesideTorch:
-    """Ten steps on normal numbers by dp.SGD, which gives sgd_step the gradient that is stored, and torch.optim.SGD."""
+class TestAgainstTorch:
+    """Ten steps on normal numbers by dp.SGD, which passes the stored gradient to sgd_step, and by torch.optim.SGD."""
 
     @staticmethod
     def twins(options: dict[str, Any], dtype: torch.dtype, lr: float) -> tuple[Any, Any, Tensor, Tensor]:
@@ -97,8 +97,8 @@ class TestBesideTorch:
 
     @pytest.mark.parametrize("options", AS_TORCH, ids=name_of)
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
-    def test_to_the_bit(self, options: dict[str, Any], dtype: torch.dtype):
-        """Without weight decay and Nesterov's momentum, parameters and velocities alike."""
+    def test_bits_are_equal(self, options: dict[str, Any], dtype: torch.dtype):
+        """Parameters and velocities, without weight decay and Nesterov momentum."""
         one, other, ours, theirs = self.twins(options, dtype, 0.1)
         for _ in range(10):
             ours.grad = torch.randn_like(ours)
@@ -112,11 +112,11 @@ class TestBesideTorch:
     @pytest.mark.parametrize("options", REORDERED, ids=name_of)
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
     @pytest.mark.parametrize("lr", [0.1, 0.001])
-    def test_but_for_the_order_of_sums(self, options: dict[str, Any], dtype: torch.dtype, lr: float):
-        """A step from the same θ and v rounds to within 4 ε of the sizes of its terms, ε = 2⁻²³ or 2⁻⁵².
+    def test_equal_up_to_the_order_of_sums(self, options: dict[str, Any], dtype: torch.dtype, lr: float):
+        """From the same θ and v a step differs by at most 4 ε of the sizes of its terms, ε = 2⁻²³ or 2⁻⁵².
 
-        The largest seen is 3.1 ε, and for v 1.8 ε. Measured by the result itself there is no bound: where θ − η g
-        comes near 0, the digits that are left are all rounding.
+        The largest difference seen is 3.1 ε, and 1.8 ε for v. Relative to the result there is no bound: where θ − η g
+        is near 0, the remaining digits are all rounding.
         """
         one, other, ours, theirs = self.twins(options, dtype, lr)
         epsilon, mu, decay = torch.finfo(dtype).eps, options["momentum"], options["weight_decay"]
@@ -133,11 +133,11 @@ class TestBesideTorch:
                 v, expected = (o.state[p]["momentum_buffer"] for o, p in ((one, ours), (other, theirs)))
                 assert ((v - expected).double().abs() <= 4 * epsilon * of_v).all()
                 v_before = v.copy_(expected).clone()
-            ours.data.copy_(theirs.data)  # from the same place again, so that each step is judged by itself
+            ours.data.copy_(theirs.data)  # the same start for the next step, so that each step is compared by itself
 
     @pytest.mark.parametrize("options", GRID, ids=name_of)
-    def test_from_the_factors_of_a_gradient(self, options: dict[str, Any]):
-        """W and b of a layer, from δ and a_prev as the explicit driver has them, as from the gradient itself."""
+    def test_update_from_the_factors_of_a_gradient(self, options: dict[str, Any]):
+        """Updating W and b from δ and a_prev, as the explicit driver does, equals updating from the gradient."""
         params = [nn.Parameter(torch.randn(shape, dtype=F64)) for shape in ((4, 3), (4,))]
         ours, velocities = [p.detach().clone() for p in params], [torch.zeros_like(p) for p in params]
         sgd = torch.optim.SGD(params, lr=0.1, **options)
@@ -153,8 +153,8 @@ class TestBesideTorch:
             torch.testing.assert_close(theta, p.detach(), rtol=1e-12, atol=1e-13)
 
 
-class TestWhatItAsksFor:
-    """∂C/∂θ is added where it is wanted, and need not be stored: once, to θ or to v; to both by Nesterov."""
+class TestGradientTarget:
+    """∂C/∂θ is added directly to θ or to v, and with Nesterov to both; it is not stored."""
 
     @pytest.mark.parametrize(
         ("options", "targets"),
@@ -167,30 +167,30 @@ class TestWhatItAsksFor:
         ids=str,
     )
     @pytest.mark.parametrize("first_step", [True, False])
-    def test_where(self, options: dict[str, Any], targets: list[str], first_step: bool):
-        theta, v, asked = numbers(1), numbers(2), []
+    def test_the_gradient_is_added_where_needed(self, options: dict[str, Any], targets: list[str], first_step: bool):
+        theta, v, added_to = numbers(1), numbers(2), []
 
         def add(into: Tensor, beta: float, alpha: float) -> None:
-            asked.append("θ" if into is theta else "v")
+            added_to.append("θ" if into is theta else "v")
             add_scaled(numbers(3), into, beta, alpha)
 
         sgd_step(theta, v if options.get("momentum") else None, add, SGDOptions(0.1, **options), first_step)
-        assert asked == targets
+        assert added_to == targets
 
 
 class TestOptions:
-    def test_of_a_parameter_group(self):
-        """Those of torch.optim.SGD, which has more that say how and not what."""
+    def test_from_a_parameter_group(self):
+        """The options of torch.optim.SGD; it has more, which do not change the result."""
         group = torch.optim.SGD([nn.Parameter(torch.ones(1))], 0.1, 0.9, 0.0, 0.01, True).param_groups[0]
         assert SGDOptions.of(group) == SGDOptions(0.1, 0.9, 0.0, 0.01, True, False)
 
-    def test_a_learning_rate_that_is_a_tensor_is_its_number(self):
+    def test_a_tensor_learning_rate_becomes_a_float(self):
         options = SGDOptions.of({**SGDOptions(0.0)._asdict(), "lr": torch.tensor(0.25)})
         assert type(options.lr) is float
         assert options.lr == 0.25
 
 
-# δ of two layers of samples, [2, 4, 3], and of one, [4, 3]; a_prev alike.
+# Leading shapes of δ, such as [4, 3] and [2, 4, 3], and of a_prev.
 SHAPES: list[tuple[int, ...]] = [(4,), (2, 4), (1,)]
 
 
@@ -199,11 +199,11 @@ def factors(shape: tuple[int, ...], dtype: torch.dtype = F64) -> tuple[Tensor, T
 
 
 class TestAddingAGradient:
-    """into ← β into + α gradient, in place: a stored one, BP3's sum, or BP4's product."""
+    """into ← β into + α gradient, in place, for a stored gradient, BP3's sum and BP4's product."""
 
     @pytest.fixture(params=["stored", "BP3", "BP4"])
     def gradient(self, request: pytest.FixtureRequest) -> Callable[..., Tensor]:
-        """Return a gradient by itself, or added to a tensor."""
+        """A function that returns a gradient, or adds it to a tensor."""
         delta, a_prev = factors((4,))
         stored = torch.randn(3, 5, dtype=F64)
 
@@ -219,41 +219,41 @@ class TestAddingAGradient:
 
     @pytest.mark.parametrize("beta", [0, 1, 0.5, -2.0])
     @pytest.mark.parametrize("alpha", [1, -0.1, 0, 3.0])
-    def test_it_is_added_in_place(self, gradient: Callable[..., Tensor], beta: float, alpha: float):
+    def test_gradient_is_added_in_place(self, gradient: Callable[..., Tensor], beta: float, alpha: float):
         into = torch.randn_like(gradient())
-        before, place = into.clone(), into.data_ptr()
+        before, address = into.clone(), into.data_ptr()
         assert gradient(into, beta, alpha) is into
-        assert into.data_ptr() == place
+        assert into.data_ptr() == address
         torch.testing.assert_close(into, beta * before + alpha * gradient(), rtol=1e-14, atol=1e-14)
 
-    def test_at_beta_0_what_was_there_does_not_count(self, gradient: Callable[..., Tensor]):
-        """Memory that has never been written to may hold NaN, and 0 · NaN is NaN."""
-        for odd in (torch.nan, torch.inf):
-            into = torch.full_like(gradient(), odd)
+    def test_beta_0_ignores_the_old_values(self, gradient: Callable[..., Tensor]):
+        """Uninitialized memory may hold NaN, and 0 · NaN is NaN."""
+        for value in (torch.nan, torch.inf):
+            into = torch.full_like(gradient(), value)
             gradient(into, 0, 1)
             assert torch.equal(into, gradient())
 
-    def test_a_nan_that_counts_is_seen(self, gradient: Callable[..., Tensor]):
+    def test_beta_1_propagates_nan(self, gradient: Callable[..., Tensor]):
         into = torch.full_like(gradient(), torch.nan)
         assert gradient(into, 1, 1).isnan().all()
 
-    def test_the_gradient_is_left_as_it_is(self, gradient: Callable[..., Tensor]):
+    def test_the_gradient_is_unchanged(self, gradient: Callable[..., Tensor]):
         before = gradient().clone()
         gradient(torch.ones_like(before), 0.5, 2.0)
         assert torch.equal(gradient(), before)
 
 
-class TestGradientsOfALinearLayer:
+class TestLinearGradients:
     @pytest.mark.parametrize("shape", SHAPES, ids=str)
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
-    def test_they_are_the_sum_and_the_product_to_the_bit(self, shape: tuple[int, ...], dtype: torch.dtype):
+    def test_gradients_equal_sum_and_product_to_the_bit(self, shape: tuple[int, ...], dtype: torch.dtype):
         delta, a_prev = factors(shape, dtype)
         flat, flat_a = delta.reshape(-1, 3), a_prev.reshape(-1, 5)
         assert torch.equal(linear_grad_bias(delta), flat.sum(0))
         assert torch.equal(linear_grad_weight(delta, a_prev), torch.mm(flat.T, flat_a))
 
-    def test_of_a_batch_without_samples_they_are_0(self):
-        """Also where they are written to memory that holds NaN."""
+    def test_gradients_of_an_empty_batch_are_0(self):
+        """Also if they are written to memory that holds NaN."""
         delta, a_prev = factors((0,))
         assert not linear_grad_bias(delta).any()
         assert not linear_grad_weight(delta, a_prev).any()
@@ -261,21 +261,21 @@ class TestGradientsOfALinearLayer:
         assert not linear_grad_weight(delta, a_prev, torch.full((3, 5), torch.nan, dtype=F64)).any()
 
     @pytest.mark.parametrize("shape", SHAPES, ids=str)
-    def test_they_can_be_differentiated_twice(self, shape: tuple[int, ...]):
+    def test_gradients_can_be_differentiated_twice(self, shape: tuple[int, ...]):
         delta, a_prev = (t.requires_grad_() for t in factors(shape))
         for check in (gradcheck, gradgradcheck):
             assert check(linear_grad_weight, (delta, a_prev))
             assert check(linear_grad_bias, (delta,))
 
     @pytest.mark.parametrize("beta", [0, 1, 0.5])
-    def test_so_can_what_is_added_to_a_tensor(self, beta: float):
+    def test_add_scaled_can_be_differentiated_twice(self, beta: float):
         """As ``create_graph=True`` needs it, through a tensor that is not a leaf."""
         gradient, into = (torch.randn(3, dtype=F64, requires_grad=True) for _ in range(2))
         for check in (gradcheck, gradgradcheck):
             assert check(lambda g, t: add_scaled(g, t.clone(), beta, 2.0), (gradient, into))
 
     def test_under_vmap(self):
-        """Gradients of each sample: one product for each of the 6 pairs."""
+        """Per-sample gradients: one product for each of the 6 pairs."""
         delta, a_prev = torch.randn(6, 4, 3, dtype=F64), torch.randn(6, 4, 5, dtype=F64)
         each = [torch.mm(d.T, a) for d, a in zip(delta, a_prev, strict=True)]
         torch.testing.assert_close(vmap(linear_grad_weight)(delta, a_prev), torch.stack(each), rtol=1e-14, atol=1e-14)

@@ -1,7 +1,7 @@
-"""The tape behind C: every node of it is one of this library's Functions, and no step runs a kernel named backward.
+"""The graph behind C: every node is a Function of this library, and no step runs a kernel named backward.
 
-Two observers. The graph is walked from C to the leaves, and each node is asked for the Function that made it: a node of
-PyTorch's has none. A dispatch mode notes the name of each operator that runs in a step, by either driver.
+There are two checks. The graph is walked from C to the leaves, and each node must come from a Function of the library;
+PyTorch's own nodes have no Function. A dispatch mode records the name of each operator of a step, with either driver.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ F64 = torch.float64
 DEFINITIONS = [*core.ACTIVATIONS.values(), *core.LOSSES.values(), core.Linear, core.Cast]
 
 
-# --- the observers ---
+# --- the checks ---
 
 
 def nodes_behind(output: Tensor) -> Iterator[Any]:
@@ -42,8 +42,8 @@ def nodes_behind(output: Tensor) -> Iterator[Any]:
 def is_ours(node: Any) -> bool:
     """Return whether a node was made by ``primitive`` from a definition of ``core``, or stores a leaf's gradient.
 
-    A Function of Python knows its class, which nodes of PyTorch's do not have; ``primitive`` makes those classes in
-    ``core/function.py`` and names each after its definition.
+    The node of a Python Function has its class as an attribute, PyTorch's own nodes do not; ``primitive`` makes these
+    classes in ``core/function.py`` and names each after its definition.
     """
     if node.name() == "torch::autograd::AccumulateGrad":
         return True
@@ -53,26 +53,26 @@ def is_ours(node: Any) -> bool:
 
 
 def assert_all_ours(output: Tensor) -> None:
-    """Assert that every node behind a tensor is ours, and that there are some."""
+    """Assert that there are nodes behind a tensor, and that all are the library's."""
     nodes = list(nodes_behind(output))
     assert nodes
     assert not [node.name() for node in nodes if not is_ours(node)]
 
 
 class Operators(TorchDispatchMode):
-    """Notes the names of the operators that run."""
+    """Records the names of the operators that run."""
 
     def __init__(self) -> None:
         super().__init__()
         self.names: list[str] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run an operator, and note its name."""
+        """Run an operator and record its name."""
         self.names.append(func.name().partition(".")[0])  # without its overload
         return func(*args, **(kwargs or {}))
 
     def assert_none_backward(self, *expected: str) -> None:
-        """Assert that none is named backward, and that these were among them: the mode has been looking."""
+        """Assert that no name contains backward, and that the expected names were recorded."""
         assert set(expected) <= set(self.names)
         assert not [name for name in self.names if "backward" in name.lower()]
 
@@ -82,7 +82,7 @@ class Operators(TorchDispatchMode):
 
 @over(CASES)
 def test_a_call_is_one_node(case: Case):
-    """A call of an activation, a loss or a linear layer, with any option, puts one node on the tape: ours."""
+    """A call of an activation, a loss or a linear layer, with any option, records one node, of the library."""
     output = case.ours(*case.inputs())
     assert_all_ours(output)
     assert sum(node.name() != "torch::autograd::AccumulateGrad" for node in nodes_behind(output)) == 1
@@ -90,25 +90,25 @@ def test_a_call_is_one_node(case: Case):
 
 @over(CASES)
 def test_no_kernel_named_backward_runs(case: Case):
-    """Its backward pass calls no backward kernel of PyTorch's, whichever inputs have a gradient."""
+    """The backward pass of an op calls no backward kernel of PyTorch."""
     inputs = case.inputs()
-    with Operators() as ran:
+    with Operators() as operators:
         output = case.ours(*inputs)
         torch.autograd.grad(output, [t for t in inputs if t.requires_grad], torch.ones_like(output))
-    ran.assert_none_backward()
-    assert ran.names
+    operators.assert_none_backward()
+    assert operators.names
 
 
 @pytest.mark.parametrize("name", ["softmax", "log_softmax"])
-def test_a_cast_is_a_node_of_ours(name: str):
-    """With a dtype, softmax casts by a Function of the library, too."""
+def test_a_cast_is_a_node_of_the_library(name: str):
+    """With a dtype argument softmax casts by a Function of the library."""
     z = torch.randn(4, 3, requires_grad=True)
-    with Operators() as ran:
+    with Operators() as operators:
         a = getattr(F, name)(z, -1, dtype=F64)
         assert [node.name() for node in nodes_behind(a)][1] == "CastBackward"
         assert_all_ours(a)
         a.backward(torch.ones_like(a))
-    ran.assert_none_backward()
+    operators.assert_none_backward()
 
 
 # --- a training step ---
@@ -141,7 +141,7 @@ STEPS: list[tuple[str, dict[str, Any], Tensor]] = [
         ]
     ],
 ]
-# A row without options here is tried without: a new one, too.
+# All other losses, including new ones, without options.
 STEPS += [
     (name, {}, LABELS if loss.takes_labels else SOFT)
     for name, loss in core.LOSSES.items()
@@ -160,30 +160,30 @@ over_momentum = pytest.mark.parametrize("sgd", [{}, {"momentum": 0.9, "nesterov"
 def step_by_autograd(
     model: dp.MLP, loss: Callable[..., Tensor], x: Tensor, y: Tensor, sgd: dict[str, Any] | None = None
 ) -> Operators:
-    """Take a step by the tape, assert that the tape is ours, and return what ran."""
+    """Take a step with autograd, assert that all nodes are the library's, and return the operators."""
     optimizer = dp.SGD(model.parameters(), lr=0.1, **(sgd or {}))
-    with Operators() as ran:
+    with Operators() as operators:
         c = loss(model(x), y)
         assert_all_ours(c)
         c.backward()
         optimizer.step()
-    return ran
+    return operators
 
 
 def steps_explicitly(
     model: dp.MLP, loss: Callable[..., Tensor], x: Tensor, y: Tensor, sgd: dict[str, Any] | None = None
 ) -> Operators:
-    """Take a step and an epoch of two steps by the explicit driver, and return what ran."""
+    """Take a step and an epoch of two steps with the explicit driver, and return the operators."""
     trainer = dp.ExplicitTrainer(model, loss, dp.SGD(model.parameters(), lr=0.1, **(sgd or {})))
-    with Operators() as ran:
+    with Operators() as operators:
         trainer.step(x, y)
         trainer.epoch(x, y, batch_size=3, order=torch.arange(5))
-    return ran
+    return operators
 
 
 @over_steps
 def test_a_step_with_any_loss(loss: str, options: dict[str, Any], y: Tensor):
-    """From C down, all is ours; no driver runs a backward kernel of PyTorch's, whatever the loss and its options."""
+    """For every loss and option all nodes are the library's, and no driver runs a backward kernel of PyTorch."""
     model, x = dp.MLP([3, 4, 2], "tanh", dtype=F64), torch.randn(5, 3, dtype=F64)
     function = functools.partial(getattr(F, loss), **options)
     step_by_autograd(model, function, x, y).assert_none_backward("aten::tanh", "aten::mm")
@@ -193,7 +193,7 @@ def test_a_step_with_any_loss(loss: str, options: dict[str, Any], y: Tensor):
 @over_activations
 @over_momentum
 def test_a_step_with_any_activation(activation: str, sgd: dict[str, Any]):
-    """So it is with every activation, hidden and at the output, and with momentum."""
+    """The same for every activation, in hidden layers and at the output, and with momentum."""
     model, x = dp.MLP([3, 4, 2], activation, activation, dtype=F64), torch.randn(5, 3, dtype=F64)
     step_by_autograd(model, F.mse_loss, x, SOFT, sgd).assert_none_backward("aten::mm")
     steps_explicitly(model, F.mse_loss, x, SOFT, sgd).assert_none_backward("aten::addmm")
@@ -202,7 +202,7 @@ def test_a_step_with_any_activation(activation: str, sgd: dict[str, Any]):
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("bias", [True, False])
 def test_a_step_on_any_shape(shape: tuple[int, ...], bias: bool):
-    """So it is with one sample, rows of samples and batches of rows, with biases and without, by the tape."""
+    """The same for inputs of one, two and three axes, with and without biases, with autograd."""
     model, x = dp.MLP([3, 4, 2], "sigmoid", bias=bias, dtype=F64), torch.randn(*shape, dtype=F64)
     step_by_autograd(model, F.quadratic_loss, x, torch.zeros(*shape[:-1], 2, dtype=F64)).assert_none_backward()
 
@@ -211,17 +211,17 @@ def test_a_step_on_any_shape(shape: tuple[int, ...], bias: bool):
 @pytest.mark.parametrize("loss", ["mse_loss", "l1_loss", "huber_loss", "quadratic_loss"])
 @pytest.mark.parametrize("target", [(2,), (5, 1), ()], ids=str)
 def test_a_step_on_broadcast_targets(loss: str, target: tuple[int, ...]):
-    """So it is where targets are broadcast to the outputs, or outputs to them, by the tape."""
+    """The same if targets are broadcast to the outputs or outputs to targets, with autograd."""
     x, y = torch.randn(5, 3, dtype=F64), torch.zeros(target, dtype=F64)
     step_by_autograd(dp.MLP([3, 4, 2], dtype=F64), getattr(F, loss), x, y).assert_none_backward()
     step_by_autograd(dp.MLP([3, 4, 1], dtype=F64), getattr(F, loss), x, torch.zeros(5, 2)).assert_none_backward()
 
 
-# --- the observers see what they should ---
+# --- tests of the checks ---
 
 
 class ByPyTorch(Function):
-    """a = σ(z), with PyTorch's kernel for δ."""
+    """a = σ(z), with δ by PyTorch's kernel."""
 
     @staticmethod
     def forward(z: Tensor) -> Tensor:
@@ -241,41 +241,41 @@ class ByPyTorch(Function):
 
 
 @pytest.mark.parametrize("call", [ByPyTorch.apply, core.primitive(ByPyTorch), torch.sigmoid])
-def test_a_backward_kernel_is_seen(call: Callable[[Tensor], Tensor]):
-    """A Function whose backward calls a kernel of PyTorch's is found out, and so is PyTorch's own sigmoid."""
+def test_a_backward_kernel_is_detected(call: Callable[[Tensor], Tensor]):
+    """A Function whose backward calls a kernel of PyTorch is detected, and so is PyTorch's own sigmoid."""
     a = call(torch.zeros(2, requires_grad=True))
-    with Operators() as ran:
+    with Operators() as operators:
         a.backward(torch.ones(2))
     with pytest.raises(AssertionError, match="aten::sigmoid_backward"):
-        ran.assert_none_backward()
+        operators.assert_none_backward()
 
 
 @pytest.mark.parametrize(
     ("op", "node"),
     [
-        (lambda z: 2 * F.sigmoid(z), "MulBackward0"),  # above ours
-        (lambda z: F.sigmoid(2 * z), "MulBackward0"),  # below
+        (lambda z: 2 * F.sigmoid(z), "MulBackward0"),  # after the library's node
+        (lambda z: F.sigmoid(2 * z), "MulBackward0"),  # before it
         (lambda z: F.sigmoid(z)[0], "SelectBackward0"),
         (torch.sigmoid, "SigmoidBackward0"),
-        (ByPyTorch.apply, "ByPyTorchBackward"),  # a Function, and not of this library
+        (ByPyTorch.apply, "ByPyTorchBackward"),  # a Function that is not of this library
         (core.primitive(ByPyTorch), "ByPyTorchBackward"),
         (lambda z: F.mse_loss(z, torch.zeros(2)).exp(), "ExpBackward0"),
     ],
 )
-def test_another_node_is_refused(op: Callable[[Tensor], Tensor], node: str):
-    """A node of PyTorch's anywhere in the graph is found out, and so is a Function from elsewhere."""
+def test_a_foreign_node_is_detected(op: Callable[[Tensor], Tensor], node: str):
+    """A node of PyTorch anywhere in the graph is detected, and so is a Function that is not the library's."""
     with pytest.raises(AssertionError, match=node):
         assert_all_ours(op(torch.zeros(2, requires_grad=True)))
 
 
-def test_a_tensor_off_the_tape_is_refused():
-    """A tensor without a graph proves nothing."""
+def test_a_tensor_without_a_graph_is_refused():
+    """A tensor without a graph is not accepted."""
     with pytest.raises(AssertionError):
         assert_all_ours(torch.zeros(2))
 
 
-def test_the_explicit_driver_is_seen():
-    """The mode sees what runs in inference mode: a derivative by PyTorch's kernel in the explicit driver."""
+def test_a_kernel_in_the_explicit_driver_is_detected():
+    """The dispatch mode also works in inference mode: it detects PyTorch's kernel in the explicit driver."""
     row = "sigmoid by pytorch"
     derivative = staticmethod(lambda a: torch.ops.aten.sigmoid_backward(torch.ones_like(a), a))
     core.ACTIVATIONS[row] = type("Sneaky", (core.ACTIVATIONS["sigmoid"],), {"derivative": derivative})
@@ -284,9 +284,9 @@ def test_the_explicit_driver_is_seen():
         x = torch.randn(5, 3, dtype=F64)
         trainer = dp.ExplicitTrainer(model, "mse", dp.SGD(model.parameters(), lr=0.1))
         for run in (lambda: trainer.step(x, SOFT), lambda: trainer.epoch(x, SOFT, batch_size=3)):
-            with Operators() as ran:
+            with Operators() as operators:
                 run()
             with pytest.raises(AssertionError, match="aten::sigmoid_backward"):
-                ran.assert_none_backward()
+                operators.assert_none_backward()
     finally:
         del core.ACTIVATIONS[row]

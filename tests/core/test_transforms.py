@@ -1,4 +1,4 @@
-"""torch.func and forward mode: every op under vmap, grad, jacrev, jacfwd, hessian and jvp, and one within another."""
+"""torch.func and forward mode: every op under vmap, grad, jacrev, jacfwd, hessian and jvp, also nested."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ DRAWS = 3
 
 
 def plain(case: Case, device: str, *, draw: int = 0) -> list[Tensor]:
-    """Return the inputs without a tape: torch.func differentiates what it is told to."""
+    """Return the inputs without requires_grad, as torch.func expects them."""
     return [t.detach() for t in case.inputs(device=device, draw=draw)]
 
 
 def scalar(function: Callable[..., Tensor], inputs: list[Tensor]) -> Callable[..., Tensor]:
-    """Return ⟨output², v⟩ for a fixed random v: a scalar whose second derivative is not that of the op alone."""
+    """Return the function ⟨output², v⟩ for a fixed random v: a scalar with a second derivative for every op."""
     generator = torch.Generator(inputs[0].device).manual_seed(1)
     output = function(*inputs)
     v = torch.randn(output.shape, generator=generator, dtype=output.dtype, device=output.device)
@@ -40,7 +40,7 @@ def test_vmap(case: Case, device):
 @over(CASES)
 @pytest.mark.filterwarnings("ignore:An output with one or more elements was resized")  # by PyTorch's huber_loss
 def test_vmap_over_one_input(case: Case, device):
-    """Vmap over a last axis of one differentiable input, the others being shared."""
+    """Vmap over the last axis of one differentiable input; the others are shared."""
     inputs = plain(case, device)
     for i in case.at:
         draws = [plain(case, device, draw=draw)[i] for draw in range(DRAWS)]

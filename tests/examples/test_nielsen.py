@@ -1,4 +1,4 @@
-"""The book's figures, image by image: the first of them in every run of the tests, all of them with ``-m slow``."""
+"""The book's numbers are reproduced: the first of them in every test run, all of them with ``-m slow``."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ main = command.main
 
 @pytest.fixture
 def mnist() -> str:
-    """The folder of the four MNIST files, where it is there."""
+    """The folder of the four MNIST files; skips the test if it is missing."""
     if not MNIST.is_dir():
         pytest.skip("needs the MNIST files in ../shared/data/mnist")
     return str(MNIST)
@@ -32,13 +32,13 @@ def mnist() -> str:
 
 
 @pytest.mark.parametrize("engine", ["explicit", "autograd"])
-def test_the_first_epochs_of_overfitting_are_the_books(engine: str, mnist: str, capsys: pytest.CaptureFixture[str]):
-    """Of 10 000 test images and 1000 training images as many right, and both costs to 1e-9."""
+def test_the_first_overfitting_epochs_match_the_book(engine: str, mnist: str, capsys: pytest.CaptureFixture[str]):
+    """As many of the 10 000 test and 1000 training images are right, and both costs agree to 1e-9."""
     assert main(["overfitting", "--data", mnist, "--engine", engine, "--first", "20"]) == 0
     out = capsys.readouterr().out
     assert "test right: 20 of 20 the same, at most 0 off" in out
     assert "training right: 20 of 20 the same, at most 0 off" in out
-    if engine == "explicit":  # docs/results.md shows it: all but the last digits of the differences
+    if engine == "explicit":  # docs/results.md shows this output; the last digits of the differences may vary
         page = (Path(__file__).parents[2] / "docs" / "results.md").read_text()
         shown = page.split("python -m examples.nielsen overfitting")[1].split("```text\n")[1].splitlines()[:5]
         assert [re.sub(r"[+-]\S+", "", line) for line in shown] == [
@@ -46,14 +46,14 @@ def test_the_first_epochs_of_overfitting_are_the_books(engine: str, mnist: str, 
         ]
 
 
-def test_the_first_epochs_with_weight_decay_are_the_books(mnist: str, capsys: pytest.CaptureFixture[str]):
-    """λ 5 on weights alone: 50 000 images, 10 000 to validate."""
+def test_the_first_weight_decay_epochs_match_the_book(mnist: str, capsys: pytest.CaptureFixture[str]):
+    """λ = 5 on weights only; 50 000 training images and 10 000 validation images."""
     assert main(["weight-initialization", "--data", mnist, "--first", "2"]) == 0
     assert "validation right: 2 of 2 the same" in capsys.readouterr().out
 
 
-def test_in_float32_it_strays_a_little(mnist: str):
-    """A cost by less than 1e-5 in 20 epochs; no image yet."""
+def test_float32_deviates_slightly(mnist: str):
+    """In 20 epochs the cost differs by less than 1e-5, and no prediction differs."""
     network = replay.Network(torch.float32, "explicit")
     rows = [
         row
@@ -76,31 +76,35 @@ def test_in_float32_it_strays_a_little(mnist: str):
         ("more-data", "explicit", 9),
     ],
 )
-def test_every_figure_is_the_books(run: str, engine: str, rows: int, mnist: str, capsys: pytest.CaptureFixture[str]):
+def test_every_number_matches_the_book(
+    run: str, engine: str, rows: int, mnist: str, capsys: pytest.CaptureFixture[str]
+):
     assert main([run, "--data", mnist, "--engine", engine]) == 0
     assert f"right: {rows} of {rows} the same, at most 0 off" in capsys.readouterr().out
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("run", "rows"), [("overfitting", 400), ("weight-initialization", 60), ("more-data", 9)])
-def test_in_float32_every_figure_is_near_the_books(run: str, rows: int, mnist: str, capsys: pytest.CaptureFixture[str]):
-    """Within the bound of the run, and as many images right at most moments."""
+def test_every_number_is_close_to_the_book_in_float32(
+    run: str, rows: int, mnist: str, capsys: pytest.CaptureFixture[str]
+):
+    """Within the bound of the run; in at least half of the rows as many images are right."""
     assert main([run, "--data", mnist, "--dtype", "float32"]) == 0
     (same,) = re.findall(rf"(?:test|validation) right: (\d+) of {rows} the same", capsys.readouterr().out)
     assert int(same) >= rows / 2
 
 
-# --- the draws ---
+# --- random numbers ---
 
 
-def test_a_shuffle_is_that_of_python_2():
-    """From the end: place i changes with place ⌊(i + 1) u⌋, one u of the generator each."""
+def test_shuffle_matches_python_2():
+    """From the end on, entry i is exchanged with entry ⌊(i + 1) u⌋, with one random number u each."""
     rows, generator = [*"abcdef"], random.Random(SEED)
     Draws().shuffle(rows)  # type: ignore[arg-type]
     expected = [*"abcdef"]
-    for place, u in zip((5, 4, 3, 2, 1), [generator.random() for _ in range(5)], strict=True):
-        other = int((place + 1) * u)
-        expected[place], expected[other] = expected[other], expected[place]
+    for index, u in zip((5, 4, 3, 2, 1), [generator.random() for _ in range(5)], strict=True):
+        other = int((index + 1) * u)
+        expected[index], expected[other] = expected[other], expected[index]
     assert rows == expected != [*"abcdef"]
 
 
@@ -115,11 +119,11 @@ def test_biases_are_drawn_before_weights(draw: str, divisor: Callable[..., float
         np.testing.assert_array_equal(layer.bias.detach().numpy(), bias)
 
 
-# --- what is published, and what is told ---
+# --- published numbers, and the report ---
 
 
-def test_the_published_figures_are_all_there():
-    """400 epochs, 30 and 30, nine sizes; the last line of each."""
+def test_all_published_numbers_are_present():
+    """400, 30 and 30 epochs and nine training set sizes, and the last value of each."""
     rows = published.overfitting()
     assert len(rows) == 400
     assert rows[-1] == {
@@ -132,27 +136,27 @@ def test_the_published_figures_are_all_there():
 
 
 @pytest.mark.parametrize(
-    ("name", "change", "told"),
+    ("name", "change", "message"),
     [
         ("test right", lambda value: value + 1, "test right: 1 of 2 the same, at most 1 off (bound 0)"),
         ("training cost", lambda value: value * (1 + 1e-8), "training cost: at most 1e-08 off, relative (bound 1e-09)"),
     ],
 )
-def test_a_figure_beyond_the_bound_is_told(
-    name: str, change: Callable[[float], float], told: str, mnist: str,
+def test_a_number_beyond_the_bound_is_reported(
+    name: str, change: Callable[[float], float], message: str, mnist: str,
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ):  # fmt: skip
-    """The second row's; exit code 1."""
+    """Here in the second row; the exit code is 1."""
     rows = published.overfitting()
     rows[1] = {**rows[1], name: change(rows[1][name])}
     monkeypatch.setattr(published, "overfitting", lambda: rows)
     assert main(["overfitting", "--data", mnist, "--first", "2"]) == 1
     out = capsys.readouterr().out
-    assert told in out
+    assert message in out
     assert "beyond the bound: 1 of 2, first at 2" in out
 
 
-def test_no_number_is_beyond_the_bound():
+def test_nan_is_beyond_the_bound():
     row = replay.Row("1", {"test cost": float("nan")}, {"test cost": 1.0})
     assert not command.within(row, command.BOUNDS["float32"]["overfitting"])
 
@@ -166,6 +170,6 @@ def test_a_folder_of_other_images_is_refused(tmp_path: Path, capsys: pytest.Capt
     assert f"{tmp_path}: this is not MNIST" in err
 
 
-def test_a_folder_that_is_not_there_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_missing_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["overfitting", "--data", str(tmp_path / "none")]) == 2
     assert capsys.readouterr().err.count("\n") == 1

@@ -1,4 +1,4 @@
-"""A lost digit: as wrong as can be, and hardly any δ."""
+"""A saturated output: its predictions are wrong, but its δ is small."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from examples.nielsen.saturation import main, units
 
 
 def test_by_hand():
-    """Two outputs, three images, δ = (a − y) a (1 − a) / 3: the second output says 0.1 to its only image."""
+    """Two outputs, three images, δ = (a − y) a (1 − a) / 3: the second output is 0.1 for its only image."""
     a = torch.tensor([[0.5, 0.2], [0.9, 0.1], [0.8, 0.1]], dtype=torch.float64)
     y = torch.tensor([0, 0, 1])
     delta = (a - torch.nn.functional.one_hot(y, 2)) * a * (1 - a) / 3
@@ -31,7 +31,7 @@ def test_by_hand():
 
 @pytest.fixture
 def run(tmp_path: Path) -> Callable[[str], Path]:
-    """Trains on the digits with a loss; returns the folder."""
+    """Return a function that trains on the digits with a loss and returns the run folder."""
 
     def trained(loss: str) -> Path:
         output = "sigmoid" if loss == "quadratic" else "none"
@@ -45,8 +45,8 @@ def run(tmp_path: Path) -> Callable[[str], Path]:
 
 
 @pytest.mark.parametrize("loss", ["quadratic", "binary-cross-entropy"])
-def test_a_run_is_told_digit_by_digit(loss: str, run: Callable[[str], Path], capsys: pytest.CaptureFixture[str]):
-    """|δ| is |a − y| by cross-entropy, and less by quadratic cost."""
+def test_a_run_is_reported_digit_by_digit(loss: str, run: Callable[[str], Path], capsys: pytest.CaptureFixture[str]):
+    """|δ| is |a − y| with cross-entropy, and less with the quadratic cost."""
     assert main([str(run(loss))]) == 0
     lines = capsys.readouterr().out.splitlines()[-10:]
     for digit, line in enumerate(lines):
@@ -56,7 +56,7 @@ def test_a_run_is_told_digit_by_digit(loss: str, run: Callable[[str], Path], cap
         if loss == "quadratic":
             assert delta < wrong / 2  # σ' is at most 1/4
         else:
-            assert delta == pytest.approx(wrong, rel=0.06, abs=5e-5)  # of the digits shown
+            assert delta == pytest.approx(wrong, rel=0.06, abs=5e-5)  # rounding of the printed digits
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_a_run_is_told_digit_by_digit(loss: str, run: Callable[[str], Path], cap
      {"loss": "quadratic", "data": "sine"}, {"loss": "quadratic", "output_activation": "sigmoid", "data": "sine"}],
     ids=str,
 )  # fmt: skip
-def test_a_net_whose_outputs_are_no_sigmoids_of_classes_is_refused(
+def test_a_network_without_sigmoid_class_outputs_is_refused(
     settings: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     folder = train(TrainConfig(**settings, epochs=1, log_every=0, run_dir=tmp_path / "run")).folder
@@ -75,6 +75,6 @@ def test_a_net_whose_outputs_are_no_sigmoids_of_classes_is_refused(
     assert f"its loss is {settings['loss']} on output activation" in err
 
 
-def test_what_is_no_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_folder_without_a_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert main([str(tmp_path / "none")]) == 2
     assert capsys.readouterr().err.count("\n") == 1

@@ -1,4 +1,4 @@
-"""Both drivers on the same problem, step by step the same batches."""
+"""Helpers that train both drivers on the same batches and compare them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ X, Y = torch.randn(23, 5, dtype=F64, generator=torch.Generator().manual_seed(1))
 
 
 def targets(loss: str, rows: int, outputs: int, dtype: torch.dtype = torch.float64) -> Tensor:
-    """Return targets such as a loss takes: labels, numbers, or numbers in [0, 1]."""
+    """Return targets for a loss: labels for cross_entropy, else numbers in [0, 1]."""
     if loss == "cross_entropy":
         return torch.randint(outputs, (rows,))
     return torch.rand(rows, outputs, dtype=dtype)
@@ -42,7 +42,7 @@ def by_autograd(
     y: Tensor,
     batch_size: int,
 ) -> float:
-    """Take one pass over the rows by the tape; return the mean loss, each sample counting once."""
+    """Train one epoch with autograd; return the mean loss over the samples."""
     total = seen = 0.0
     for batch_x, batch_y in zip(x.split(batch_size), y.split(batch_size), strict=True):
         c = loss(model(batch_x), batch_y)
@@ -56,7 +56,7 @@ def by_autograd(
 
 
 def counted(loss: Callable[[Tensor, Tensor], Tensor], y: Tensor) -> float:
-    """Return how many samples a batch of targets counts as in a mean: a label by its weight, an ignored one not."""
+    """Return the weight of a batch in a mean: the sum of the class weights of the labels that are not ignored."""
     options = loss.keywords if isinstance(loss, functools.partial) else {}
     if y.is_floating_point() or options.get("reduction") == "sum":
         return len(y)
@@ -76,21 +76,21 @@ def both(
     loss_options: Any = None,
     **sgd: Any,
 ) -> dp.ExplicitTrainer:
-    """Train twins by both drivers and assert that parameters, velocities and losses agree; return the trainer."""
+    """Train a model with both drivers and assert that parameters, velocities and losses agree; return the trainer."""
     twin = copy.deepcopy(model)
     function = functools.partial(getattr(F, loss), **(loss_options or {}))
-    tape, ours = (dp.SGD(learning(m), **{"lr": 0.1, **sgd}) for m in (twin, model))
+    tape, ours = (dp.SGD(trainable(m), **{"lr": 0.1, **sgd}) for m in (twin, model))
     trainer = dp.ExplicitTrainer(model, function, ours)
     for _ in range(epochs):
         expected = by_autograd(twin, function, tape, x, y, batch_size)
-        if not abs(expected) < 1e6:  # a net that blows up blows up rounding with it
+        if not abs(expected) < 1e6:  # divergence magnifies rounding errors
             hypothesis.reject()
         torch.testing.assert_close(float(trainer.epoch(x, y, batch_size)), expected, rtol=1e-11, atol=1e-12)
     assert_same(model, twin, ours, tape)
     return trainer
 
 
-def learning(model: nn.Module) -> list[nn.Parameter]:
+def trainable(model: nn.Module) -> list[nn.Parameter]:
     """Return the parameters that are not frozen."""
     return [p for p in model.parameters() if p.requires_grad]
 
@@ -118,19 +118,21 @@ def problem(sizes: list[int], loss: str = "cross_entropy", rows: int = 23) -> tu
 
 
 def weights(trainer: dp.ExplicitTrainer) -> Tensor:
-    """Return all parameters in a row."""
+    """Return all parameters as one vector."""
     return nn.utils.parameters_to_vector(trainer.model.parameters()).detach().clone()
 
 
 def twin_of(trainer: dp.ExplicitTrainer) -> dp.ExplicitTrainer:
-    """Return a trainer of a copy, as it is now."""
+    """Return a trainer of a copy of the model and optimizer."""
     model = copy.deepcopy(trainer.model)
     optimizer = dp.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    optimizer.load_state_dict(copy.deepcopy(trainer.optimizer.state_dict()))  # it would share the velocities
+    optimizer.load_state_dict(
+        copy.deepcopy(trainer.optimizer.state_dict())
+    )  # without deepcopy they would share the velocities
     return dp.ExplicitTrainer(model, "cross_entropy", optimizer)
 
 
 def velocity(trainer: dp.ExplicitTrainer) -> Tensor:
-    """Return all momentum buffers in a row."""
+    """Return all momentum buffers as one vector."""
     buffers = [trainer.optimizer.state[p]["momentum_buffer"] for p in trainer.model.parameters()]
     return torch.cat([b.reshape(-1) for b in buffers])

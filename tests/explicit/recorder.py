@@ -1,7 +1,7 @@
-"""A CUDA graph for machines without CUDA: what is captured is a list of operations, replayed on the same memory.
+"""A stand-in for CUDA graphs on machines without CUDA: a list of operations, replayed on the same memory.
 
-Like a CUDA graph it does not do the work while it captures, keeps every host number as it was, writes results to the
-same places again, and refuses to answer a question.
+Like a CUDA graph it has no effect while it captures, keeps every host number, writes results to the same memory again,
+and refuses synchronization with the host.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-QUESTIONS = {"_local_scalar_dense", "item", "nonzero", "masked_select", "_unique2", "equal", "is_nonzero"}
+SYNCHRONIZING = {"_local_scalar_dense", "item", "nonzero", "masked_select", "_unique2", "equal", "is_nonzero"}
 
 
 class Recorder(TorchDispatchMode):
-    """Records every operation, and what its memory held before."""
+    """Records every operation, and the previous content of the memory it writes to."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -27,16 +27,16 @@ class Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if asks(function, args):
+        if synchronizes(function, args):
             raise RuntimeError(f"operation not permitted when stream is capturing: {function}")
-        for t in written(function, args, kwargs):
+        for t in written_tensors(function, args, kwargs):
             self.before.setdefault(t.untyped_storage().data_ptr(), (storage(t), storage(t).clone()))
         result = function(*args, **kwargs)
         self.calls.append((function, args, kwargs, result))
         return result
 
     def replay(self) -> None:
-        """Do all of it again, on the same memory."""
+        """Run all recorded operations again on the same memory."""
         for function, args, kwargs, result in self.calls:
             again = function(*args, **kwargs)
             mine = [t.untyped_storage().data_ptr() for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
@@ -45,14 +45,14 @@ class Recorder(TorchDispatchMode):
                     old.copy_(new)
 
 
-def asks(function: Any, args: Any) -> bool:
-    """Return whether an operation waits for the device: its result is a number of Python's, or a shape."""
+def synchronizes(function: Any, args: Any) -> bool:
+    """Return whether an operation waits for the device: its result is a Python number, or a shape."""
     name = function.overloadpacket.__name__
     masks = name == "index" and any(t is not None and t.dtype == torch.bool for t in args[1])
-    return name in QUESTIONS or masks
+    return name in SYNCHRONIZING or masks
 
 
-def written(function: Any, args: Any, kwargs: Any) -> list[Tensor]:
+def written_tensors(function: Any, args: Any, kwargs: Any) -> list[Tensor]:
     """Return the tensors that an operation writes to."""
     found = []
     for number, argument in enumerate(function._schema.arguments):
@@ -63,16 +63,16 @@ def written(function: Any, args: Any, kwargs: Any) -> list[Tensor]:
 
 
 def storage(t: Tensor) -> Tensor:
-    """Return all of a tensor's memory as one row."""
+    """Return the whole storage of a tensor as a vector."""
     size = t.untyped_storage().nbytes() // t.element_size()
     return t.as_strided((size,), (1,), 0)
 
 
 def capture(work: Callable[[], object], device: torch.device) -> Callable[[], object]:
-    """Stand in for ``graph.capture``."""
+    """Replace ``graph.capture``."""
     recorder = Recorder()
     with recorder:
         work()
-    for memory, held in recorder.before.values():
-        memory.copy_(held)
+    for memory, content in recorder.before.values():
+        memory.copy_(content)
     return recorder.replay

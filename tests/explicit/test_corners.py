@@ -1,4 +1,4 @@
-"""Corners in which the explicit driver would train wrongly, or stop in the middle of an update."""
+"""Corner cases in which the explicit driver could train wrongly, or stop in the middle of an update."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ def sgd(model: nn.Module, **options: float) -> dp.SGD:
     return dp.SGD(model.parameters(), lr=0.1, **options)
 
 
-def refused_unchanged(trainer: dp.ExplicitTrainer, x: Tensor, y: Tensor, said: str) -> None:
+def assert_refused_unchanged(trainer: dp.ExplicitTrainer, x: Tensor, y: Tensor, message: str) -> None:
     before = [p.clone() for p in trainer.model.parameters()]
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         trainer.step(x, y)
     assert all(map(torch.equal, before, trainer.model.parameters()))
 
 
 class Cube(core.Elementwise):
-    """a = z³;  σ'(z) = 3 z², in a δ of its own."""
+    """a = z³;  σ'(z) = 3 z², with its own delta."""
 
     @staticmethod
     def forward(z: Tensor) -> Tensor:
@@ -54,7 +54,7 @@ class Scaled(core.Elementwise):
 
 @pytest.fixture
 def rows() -> Iterator[None]:
-    """Two activations as a user would register them."""
+    """Register two activations, as a user would."""
     core.ACTIVATIONS.update(cube=Cube, scaled=Scaled)
     yield
     del core.ACTIVATIONS["cube"], core.ACTIVATIONS["scaled"]
@@ -62,14 +62,14 @@ def rows() -> Iterator[None]:
 
 @pytest.mark.usefixtures("rows")
 @pytest.mark.parametrize("hidden", [4, 3000])
-def test_an_elementwise_activation_with_a_delta_of_its_own(hidden: int):
+def test_an_elementwise_activation_with_its_own_delta(hidden: int):
     both(dp.MLP([3, hidden, 2], "cube", dtype=F64), "mse_loss", torch.rand(30, 3, dtype=F64), torch.rand(30, 2), 30)
 
 
 @pytest.mark.usefixtures("rows")
-@pytest.mark.parametrize("hidden", [4, 3000])  # the wide one would be computed in pieces of rows
+@pytest.mark.parametrize("hidden", [4, 3000])  # the wide layer is computed in pieces of rows
 def test_a_constant_for_each_sample(hidden: int):
-    """A new tensor in its place is read anew."""
+    """A tensor that replaces the constant is used."""
     x, y = torch.rand(30, 3, dtype=F64), torch.rand(30, 2, dtype=F64)
     model = nn.Sequential(dp.Linear(3, hidden), activation_module("scaled")(torch.rand(30, 1)), dp.Linear(hidden, 2))
     model = model.to(F64)
@@ -88,7 +88,7 @@ def test_a_constant_for_each_sample(hidden: int):
 @pytest.mark.parametrize("option", ["weight", "pos_weight"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_weights_of_a_wider_dtype(option: str, dtype: torch.dtype):
-    """By autograd they are taken, and what is wider ends at the loss."""
+    """Autograd accepts them, and only the loss is computed in the wider dtype."""
     model = dp.MLP([3, 4, 2], dtype=dtype)
     twin = copy.deepcopy(model)
     loss = functools.partial(F.binary_cross_entropy_with_logits, **{option: torch.tensor([1.0, 2.0], dtype=F64)})
@@ -104,11 +104,11 @@ def test_weights_of_a_wider_dtype(option: str, dtype: torch.dtype):
         torch.testing.assert_close(ours, theirs)
 
 
-def test_a_forward_that_was_replaced_later_is_refused():
+def test_a_forward_replaced_later_is_refused():
     model = dp.MLP([3, 3, 3], "tanh")
     trainer = dp.ExplicitTrainer(model, "mse", sgd(model))
     model[1].forward = lambda z: z
-    refused_unchanged(trainer, torch.rand(4, 3), torch.rand(4, 3), "a forward of its own")
+    assert_refused_unchanged(trainer, torch.rand(4, 3), torch.rand(4, 3), "a forward of its own")
 
 
 def test_parameters_in_the_same_memory_are_refused():
@@ -124,11 +124,13 @@ def test_momentum_of_another_dtype_is_refused_before_any_update():
     trainer.step(torch.rand(4, 3), torch.rand(4, 2))
     model.double()
     x, y = torch.rand(4, 3, dtype=F64), torch.rand(4, 2, dtype=F64)
-    refused_unchanged(trainer, x, y, "momentum buffer .*float64 on cpu, is torch.float32 on cpu: make the optimizer")
+    assert_refused_unchanged(
+        trainer, x, y, "momentum buffer .*float64 on cpu, is torch.float32 on cpu: make the optimizer"
+    )
 
 
-def test_another_dtype_in_the_same_memory_is_noticed():
-    """As where an allocator hands back the old address."""
+def test_another_dtype_in_the_same_memory_is_detected():
+    """This happens if an allocator returns the old address."""
     model = dp.MLP([3, 4, 2], dtype=torch.bfloat16)
     trainer = dp.ExplicitTrainer(model, "mse", sgd(model))
     trainer.step(torch.rand(4, 3).bfloat16(), torch.rand(4, 2).bfloat16())
@@ -142,7 +144,7 @@ def test_another_dtype_in_the_same_memory_is_noticed():
 def test_complex_targets_are_refused():
     model = dp.MLP([3, 2])
     trainer = dp.ExplicitTrainer(model, "mse", sgd(model))
-    refused_unchanged(trainer, torch.rand(4, 3), torch.zeros(4, 2) + 1j, "targets must be real numbers")
+    assert_refused_unchanged(trainer, torch.rand(4, 3), torch.zeros(4, 2) + 1j, "targets must be real numbers")
 
 
 @pytest.mark.parametrize("enabled", [False, True])
@@ -154,8 +156,8 @@ def test_on_step_has_the_callers_grad_mode(enabled: bool):
     assert seen == [enabled] * 2
 
 
-def test_no_memory_where_nothing_is_written():
-    """∂C/∂a^L is the loss's own, and below the lowest layer that learns there is none."""
+def test_no_unused_memory_is_allocated():
+    """∂C/∂a^L is memory of the loss, and below the lowest trainable layer there is no ∂C/∂a."""
     model = dp.MLP([3, 5, 4, 2])
     model[0].requires_grad_(False)
     trainer = dp.ExplicitTrainer(model, "mse", sgd(model))

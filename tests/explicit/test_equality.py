@@ -1,4 +1,4 @@
-"""Both drivers take the same steps: over every op and option, to 1e-12 in float64."""
+"""Both drivers take the same steps for every op and option, to 1e-12 in float64."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from tests.explicit.compare import (
     assert_same,
     both,
     by_autograd,
-    learning,
     problem,
     targets,
+    trainable,
 )
 from tests.explicit.test_losses import CASES, OUTPUTS
 
@@ -36,7 +36,7 @@ class TestEquality:
     @pytest.mark.parametrize("loss", LOSSES)
     @pytest.mark.parametrize("activation", ACTIVATIONS)
     def test_every_activation_with_every_loss(self, activation: str, loss: str):
-        """23 rows in batches of 8: the last batch has 7. At a higher η log-softmax within a net blows up."""
+        """23 rows in batches of 8: the last batch has 7. At a higher η log-softmax in a hidden layer diverges."""
         sizes = [5, 7, 6, 3]
         both(dp.MLP(sizes, activation, dtype=F64), loss, *problem(sizes, loss), 8, momentum=0.5, lr=0.02)
 
@@ -48,7 +48,7 @@ class TestEquality:
 
     @pytest.mark.parametrize(("loss", "options"), CASES, ids=str)
     def test_every_option_of_every_loss(self, loss: str, options: dict[str, Any]):
-        """By class weights and ignored labels batches count differently, and the mean over them is still the same."""
+        """With class weights and ignored labels batches count differently, and the epoch mean is still the same."""
         sizes = [5, 7, OUTPUTS]
         both(dp.MLP(sizes, "tanh", dtype=F64), loss, *problem(sizes, loss), 8, lr=0.02, loss_options=options)
 
@@ -82,10 +82,10 @@ class TestEquality:
         both(dp.MLP(sizes, "sigmoid", dtype=F64), "cross_entropy", *problem(sizes, rows=90), 40, momentum=0.9)
 
     @pytest.mark.parametrize("activation", ["relu", "gelu"])  # δ follows from a, from z
-    def test_layers_so_wide_that_they_are_computed_in_pieces(self, activation: str):
+    def test_wide_layers_computed_in_pieces(self, activation: str):
         sizes = [6, 1500, 3]
         model = dp.MLP(sizes, activation, dtype=F64)
-        x, y = problem(sizes, rows=2 * 50 + 33)  # a last batch, and a last piece of each, that are smaller
+        x, y = problem(sizes, rows=2 * 50 + 33)  # the last batch, and the last piece of each batch, are smaller
         assert 2 * PIECE < 50 * 1500 * 8
         both(model, "cross_entropy", x, y, 50, momentum=0.9)
 
@@ -102,7 +102,7 @@ class TestEquality:
         for name, p in model.named_parameters():
             assert torch.equal(p, before[name]) == (name in names), name
 
-    def test_a_parameter_that_the_optimizer_does_not_have_stays(self):
+    def test_a_parameter_outside_the_optimizer_is_unchanged(self):
         model = dp.MLP([5, 7, 3], dtype=F64)
         before = model[0].weight.clone()
         trainer = dp.ExplicitTrainer(model, "cross_entropy", dp.SGD(model[2].parameters(), lr=0.1))
@@ -115,7 +115,7 @@ class TestEquality:
         ids=str,
     )
     @pytest.mark.parametrize("nesterov", [False, True])
-    def test_groups_that_part_weights_from_biases(self, biases: dict[str, Any], nesterov: bool):
+    def test_separate_groups_for_weights_and_biases(self, biases: dict[str, Any], nesterov: bool):
         if nesterov and not biases.get("momentum", 0.9):
             biases = {**biases, "nesterov": False}
         model = dp.MLP([5, 7, 3], "tanh", dtype=F64)
@@ -140,13 +140,13 @@ class TestEquality:
             trainer.epoch(x, y, 8)
         assert_same(model, twin, ours, tape)
 
-    def test_steps_taken_singly(self):
+    def test_single_steps(self):
         model = dp.MLP([5, 7, 3], dtype=F64)
         twin = copy.deepcopy(model)
         ours, tape = (dp.SGD(m.parameters(), lr=0.1, momentum=0.9) for m in (model, twin))
         trainer = dp.ExplicitTrainer(model, "cross_entropy", ours)
         x, y = problem([5, 7, 3], rows=24)
-        for batch_x, batch_y in zip(x.split(7), y.split(7), strict=True):  # and a last one of 3
+        for batch_x, batch_y in zip(x.split(7), y.split(7), strict=True):  # the last batch has 3 rows
             expected = by_autograd(twin, F.cross_entropy, tape, batch_x, batch_y, 7)
             assert trainer.step(batch_x, batch_y).item() == pytest.approx(expected, rel=1e-12)
         assert_same(model, twin, ours, tape)
@@ -155,8 +155,8 @@ class TestEquality:
     @pytest.mark.parametrize(
         "activation", [getattr(nn, op.__name__) for op in ACTIVATIONS.values() if hasattr(nn, op.__name__)]
     )
-    def test_pytorch_alone_takes_the_same_steps(self, activation: type[nn.Module], loss: str):
-        """On PyTorch's modules, loss and optimizer, with PyTorch's derivatives: nothing of ours is in the reference."""
+    def test_plain_pytorch_takes_the_same_steps(self, activation: type[nn.Module], loss: str):
+        """The reference uses PyTorch's modules, loss, optimizer and derivatives only."""
         sigma = activation(-1) if "Softmax" in activation.__name__ else activation()
         model = nn.Sequential(nn.Linear(5, 7), nn.Sequential(sigma, nn.Linear(7, 3))).to(F64)
         twin = copy.deepcopy(model)
@@ -167,8 +167,8 @@ class TestEquality:
         by_autograd(twin, function, tape, x, y, 8)
         assert_same(model, twin, ours, tape)
 
-    def test_activations_in_place_of_pytorchs(self):
-        """They write over z by the tape; here z and a are apart."""
+    def test_inplace_activations_of_pytorch(self):
+        """With autograd they overwrite z; the explicit driver keeps z and a separately."""
         model = nn.Sequential(nn.Linear(5, 7), nn.ReLU(inplace=True), nn.Linear(7, 3)).to(F64)
         both(model, "cross_entropy", X, Y, 8)
 
@@ -184,7 +184,7 @@ class TestEquality:
         by_autograd(twin, F.cross_entropy, tape, x, y, 3)
         assert_same(model, twin, ours, tape)
 
-    def test_float32_agrees_but_for_rounding(self):
+    def test_float32_agrees_up_to_rounding(self):
         model = dp.MLP([20, 30, 5], "sigmoid")
         twin = copy.deepcopy(model)
         x, y = torch.randn(200, 20), torch.randint(5, (200,))
@@ -210,7 +210,7 @@ class TestEquality:
             loss,
             *problem(sizes, loss, rows),
             data.draw(st.integers(1, 40)),
-            lr=0.001 if maximize else data.draw(st.sampled_from([0.01, 0.1])),  # uphill there is no end
+            lr=0.001 if maximize else data.draw(st.sampled_from([0.01, 0.1])),  # maximizing diverges
             momentum=momentum,
             nesterov=nesterov,
             dampening=0.0 if nesterov else data.draw(st.sampled_from([0.0, 0.3])),
@@ -226,11 +226,11 @@ def test_class_probabilities():
     both(model, "cross_entropy", X, y, 8, loss_options={"label_smoothing": 0.1, "weight": weight})
 
 
-def test_only_what_learns_is_in_the_comparison():
-    """The comparison itself: a frozen parameter is not in the optimizer."""
+def test_only_trainable_parameters_are_compared():
+    """A test of the comparison: a frozen parameter is not in the optimizer."""
     model = dp.MLP([2, 2])
     model[0].bias.requires_grad_(False)
-    assert [p.dim() for p in learning(model)] == [2]
+    assert [p.dim() for p in trainable(model)] == [2]
 
 
 def test_functools_partial_of_a_torch_function():

@@ -1,4 +1,4 @@
-"""The step as a graph: replayed, it is the step. On CUDA a CUDA graph; elsewhere one that keeps to its rules."""
+"""Steps replayed from a captured graph: a CUDA graph on CUDA, elsewhere a stand-in that follows its rules."""
 
 from __future__ import annotations
 
@@ -21,32 +21,32 @@ from deltaprop.explicit import graph, trainer, workspace
 from tests.explicit import recorder
 from tests.explicit.compare import F64, SGD_OPTIONS, assert_same, by_autograd, targets
 from tests.explicit.test_losses import CASES, OUTPUTS
-from tests.explicit.test_stories import STORIES, Twins
+from tests.explicit.test_sequences import SEQUENCES, Twins
 
 
 @pytest.fixture(autouse=True)
 def graphs(monkeypatch: pytest.MonkeyPatch, device: str) -> list[str]:
-    """Count captures and replays; let the CPU be a device that has graphs."""
-    seen: list[str] = []
-    take = recorder.capture if device == "cpu" else graph.capture
+    """Record captures and replays; treat the CPU as a device that has graphs."""
+    events: list[str] = []
+    real_capture = recorder.capture if device == "cpu" else graph.capture
 
     def counted(work: Any, on: torch.device) -> Any:
-        replay = take(work, on)
-        seen.append("capture")
+        replay = real_capture(work, on)
+        events.append("capture")
 
-        def again() -> None:
-            seen.append("replay")
+        def recorded_replay() -> None:
+            events.append("replay")
             replay()
 
-        return again
+        return recorded_replay
 
     monkeypatch.setattr(graph, "capture", counted)
     monkeypatch.setattr(trainer, "can_capture", lambda device: True)
-    return seen
+    return events
 
 
 def both(loss: str, device: str, activation: str = "tanh", loss_options: Any = None, **sgd: Any) -> None:
-    """Train twins for some epochs, one by graphs and one by autograd, and compare."""
+    """Train two copies of a model, one with graphs and one with autograd, and compare them."""
     model = dp.MLP([4, 6, 5, OUTPUTS], activation, dtype=F64).to(device)
     twin = copy.deepcopy(model)
     options = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in (loss_options or {}).items()}
@@ -61,21 +61,21 @@ def both(loss: str, device: str, activation: str = "tanh", loss_options: Any = N
 
 
 class TestReplayedSteps:
-    """Eight batches, the last a smaller one; the first steps go operation by operation."""
+    """Eight batches, the last one smaller; the first steps run without a graph."""
 
     @pytest.mark.parametrize("options", SGD_OPTIONS, ids=str)
-    def test_of_every_option_of_sgd(self, options: dict[str, Any], device: str, graphs: list[str]):
+    def test_every_option_of_sgd(self, options: dict[str, Any], device: str, graphs: list[str]):
         both("cross_entropy", device, **options)
         assert graphs.count("capture") >= 1
         assert graphs.count("replay") >= 10
 
     @pytest.mark.parametrize("activation", sorted(core.ACTIVATIONS))
-    def test_of_every_activation(self, activation: str, device: str, graphs: list[str]):
+    def test_every_activation(self, activation: str, device: str, graphs: list[str]):
         both("quadratic_loss", device, activation, lr=0.01)
         assert "replay" in graphs
 
     @pytest.mark.parametrize(("loss", "options"), CASES, ids=str)
-    def test_of_every_loss(self, loss: str, options: dict[str, Any], device: str, graphs: list[str]):
+    def test_every_loss(self, loss: str, options: dict[str, Any], device: str, graphs: list[str]):
         both(loss, device, loss_options=options, lr=0.01)
         assert "replay" in graphs
 
@@ -93,13 +93,13 @@ class Net:
         return self.trainer.epoch(self.x, self.y, 3, **options)
 
     def twin(self) -> Net:
-        """Return a copy that goes on from here, on the same data."""
+        """Return a copy that continues from here on the same data."""
         other = copy.copy(self)
         other.trainer = copy.deepcopy(self.trainer)
         other.model, other.sgd = other.trainer.model, other.trainer.optimizer
         return other
 
-    def by_tape(self) -> float:
+    def train_by_autograd(self) -> float:
         return by_autograd(self.model, F.cross_entropy, self.sgd, self.x, self.y, 3)
 
     def assert_same(self, other: Net) -> None:
@@ -107,26 +107,26 @@ class Net:
 
 
 def assert_same_epochs(net: Net, tape: Net, epochs: int = 1) -> None:
-    """Train one by graphs and the other by the tape, and assert that they have the same losses."""
+    """Train one with graphs and the other with autograd, and assert that they have the same losses."""
     for _ in range(epochs):
-        assert float(net.epoch()) == pytest.approx(tape.by_tape(), rel=1e-11)
+        assert float(net.epoch()) == pytest.approx(tape.train_by_autograd(), rel=1e-11)
 
 
-class TestWhenItIsCaptured:
+class TestCapture:
     def test_one_capture_serves_epoch_after_epoch(self, device: str, graphs: list[str]):
         net = Net(device)
         for _ in range(4):
             net.epoch()
         assert graphs.count("capture") == 1
-        assert graphs.count("replay") == 4 * 10 - 1  # the very first step is taken operation by operation
+        assert graphs.count("replay") == 4 * 10 - 1  # the first step runs without a graph
 
     def test_with_momentum_after_two_steps(self, device: str, graphs: list[str]):
-        """The first makes the momentum buffers, and is another update than those that follow."""
+        """The first step creates the momentum buffers, so its update differs from the later ones."""
         Net(device, momentum=0.9).epoch()
         assert graphs.count("replay") == 10 - 2
 
-    def test_another_lr_is_captured_anew(self, device: str, graphs: list[str]):
-        """And what stood in the old graph is not used again."""
+    def test_another_lr_is_captured_again(self, device: str, graphs: list[str]):
+        """The old graph with the old learning rate is not used again."""
         net = Net(device)
         tape = net.twin()
         for lr in (0.1, 0.05, 0.2):
@@ -145,8 +145,8 @@ class TestWhenItIsCaptured:
         assert graphs == []
 
     @pytest.mark.parametrize("nesterov", [False, True])
-    def test_momentum_buffers_that_are_loaded_are_used(self, nesterov: bool, device: str, graphs: list[str]):
-        """The optimizer holds other tensors from then on; the old graph writes to those that nobody has any more."""
+    def test_loaded_momentum_buffers_are_used(self, nesterov: bool, device: str, graphs: list[str]):
+        """The optimizer then holds other tensors, and the old graph would write to the old ones."""
         net = Net(device, momentum=0.9, nesterov=nesterov)
         tape = net.twin()
         for _ in range(3):
@@ -156,7 +156,7 @@ class TestWhenItIsCaptured:
         net.assert_same(tape)
         assert graphs.count("capture") == 3
 
-    def test_momentum_buffers_that_are_forgotten_begin_anew(self, device: str):
+    def test_deleted_momentum_buffers_start_again(self, device: str):
         net = Net(device, momentum=0.9)
         tape = net.twin()
         for _ in range(2):
@@ -166,7 +166,7 @@ class TestWhenItIsCaptured:
         assert_same_epochs(net, tape, epochs=2)
         net.assert_same(tape)
 
-    def test_a_frozen_layer_is_captured_anew(self, device: str, graphs: list[str]):
+    def test_a_frozen_layer_is_captured_again(self, device: str, graphs: list[str]):
         net = Net(device, momentum=0.9)
         tape = net.twin()
         for requires_grad in (True, False, True):
@@ -177,11 +177,13 @@ class TestWhenItIsCaptured:
         net.assert_same(tape)
         assert graphs.count("capture") == 3
 
-    def test_a_formula_from_outside_is_not(self, monkeypatch: pytest.MonkeyPatch, device: str, graphs: list[str]):
-        """One of the user's may ask the device for a number, which no graph can hold."""
+    def test_a_user_defined_activation_is_not_captured(
+        self, monkeypatch: pytest.MonkeyPatch, device: str, graphs: list[str]
+    ):
+        """A user's formula may synchronize with the device, which a graph cannot do."""
 
-        class Asking(core.Elementwise):
-            """a = z if Σ z is a number, as one hopes."""
+        class Synchronizing(core.Elementwise):
+            """a = z if Σ z is finite, else 0."""
 
             @staticmethod
             def forward(z: Tensor) -> Tensor:
@@ -191,34 +193,34 @@ class TestWhenItIsCaptured:
             def derivative(z: Tensor) -> Tensor:
                 return torch.ones_like(z)
 
-        monkeypatch.setitem(core.ACTIVATIONS, "asking", Asking)
-        net = Net(device, "asking")
+        monkeypatch.setitem(core.ACTIVATIONS, "synchronizing", Synchronizing)
+        net = Net(device, "synchronizing")
         assert_same_epochs(net, net.twin(), epochs=2)
         assert graphs == []
 
-    def test_what_asks_cannot_be_captured(self, device: str):
-        """The rule behind the test above, which a stand-in must keep as well."""
-        if device == "cpu":  # on CUDA the failure would spoil the device for what follows
+    def test_a_synchronization_cannot_be_captured(self, device: str):
+        """The reason for the test above; the stand-in must follow this rule too."""
+        if device == "cpu":  # on CUDA the failure would break the device for later tests
             with pytest.raises(RuntimeError, match="not permitted when stream is capturing"):
                 graph.capture(lambda: torch.ones(2).sum().item(), torch.device(device))
 
-    def test_a_device_without_graphs_trains_too(self, device: str, graphs: list[str], monkeypatch: pytest.MonkeyPatch):
-        """As mps is."""
+    def test_a_device_without_graphs_trains(self, device: str, graphs: list[str], monkeypatch: pytest.MonkeyPatch):
+        """Such as mps."""
         monkeypatch.setattr(trainer, "can_capture", lambda device: False)
         both("cross_entropy", device)
         assert graphs == []
 
 
-@pytest.mark.parametrize("deeds", STORIES, ids=", ".join)
-def test_whatever_users_do_replayed_steps_stay_with_those_of_the_tape(deeds: list[str], device: str):
+@pytest.mark.parametrize("operations", SEQUENCES, ids=", ".join)
+def test_replayed_steps_match_autograd_in_every_sequence(operations: list[str], device: str):
     twins = Twins(0, device)
-    for deed in deeds:
-        twins.do(deed)
+    for operation in operations:
+        twins.do(operation)
     assert_same(twins.model, twins.twin, twins.ours, twins.tape)
 
 
 class TestData:
-    def test_other_data_are_captured_anew(self, device: str, graphs: list[str]):
+    def test_other_data_is_captured_again(self, device: str, graphs: list[str]):
         net = Net(device)
         tape = net.twin()
         for _ in range(2):
@@ -226,8 +228,8 @@ class TestData:
             net.x = tape.x = torch.randn_like(net.x)
         assert graphs.count("capture") == 2
 
-    def test_data_that_are_done_with_are_not_kept(self, device: str):
-        """Data that come chunk by chunk would else fill the device."""
+    def test_old_data_is_released(self, device: str):
+        """Otherwise data that is streamed in shards would fill the device."""
         net = Net(device)
         net.epoch()
         before = weakref.ref(net.x)
@@ -236,14 +238,14 @@ class TestData:
         gc.collect()
         assert before() is None
 
-    def test_of_many_batch_sizes_the_last_are_kept(self, device: str):
+    def test_graphs_are_kept_for_the_last_batch_sizes(self, device: str):
         net = Net(device)
         for rows in range(19, 0, -1):
             net.trainer.epoch(net.x, net.y, rows)
         assert list(net.trainer._workspace._captured)[-1] == 1
         assert len(net.trainer._workspace._captured) == workspace.MOST_CAPTURED
 
-    def test_data_written_to_in_place_are_seen(self, device: str, graphs: list[str]):
+    def test_in_place_changes_of_the_data_take_effect(self, device: str, graphs: list[str]):
         net = Net(device)
         tape = net.twin()
         for _ in range(2):
@@ -253,7 +255,7 @@ class TestData:
 
     @pytest.mark.parametrize("ignored", [[4], [4, 9, 10, 11]], ids=["a label", "a whole batch"])
     def test_labels_ignored_in_one_epoch_and_not_in_the_next(self, ignored: list[int], device: str):
-        """Written to the same memory: a step that was captured looking for none must not serve where there are some."""
+        """In the same memory: a graph captured for labels without ignored ones must not be used for others."""
         net = Net(device)
         tape = net.twin()
         whole = net.y.clone()
@@ -271,36 +273,36 @@ class TestData:
             order = torch.randperm(30, device=device)
             mean = net.epoch(order=order)
             tape.x, tape.y = net.x[order], net.y[order]
-            assert float(mean) == pytest.approx(tape.by_tape(), rel=1e-11)
+            assert float(mean) == pytest.approx(tape.train_by_autograd(), rel=1e-11)
         assert graphs.count("capture") == 1
 
     @pytest.mark.parametrize("rows", [0, 1, 4])
     def test_an_order_of_few_rows_or_none(self, rows: int, device: str):
-        """Of none no step is taken, and the weights do not decay."""
+        """For an empty order no step is taken, and the weights do not decay."""
         net = Net(device, weight_decay=0.1)
         net.epoch()
         tape = net.twin()
         mean = net.epoch(order=torch.arange(rows, device=device))
         if rows:
             tape.x, tape.y = net.x[:rows], net.y[:rows]
-            assert float(mean) == pytest.approx(tape.by_tape(), rel=1e-11)
+            assert float(mean) == pytest.approx(tape.train_by_autograd(), rel=1e-11)
         else:
             assert mean.isnan()
         net.assert_same(tape)
 
 
 class TestBetweenReplays:
-    def test_the_epoch_can_end_after_any_step_and_go_on(self, device: str):
+    def test_the_epoch_can_stop_and_resume(self, device: str):
         net = Net(device)
         tape = net.twin()
         assert_same_epochs(net, tape)
         net.epoch(on_step=lambda step: step == 4)
         net.epoch(start=4)
-        tape.by_tape()
+        tape.train_by_autograd()
         net.assert_same(tape)
 
     @pytest.mark.parametrize("pause", [1, 4, 7])
-    def test_an_epoch_with_pauses_adds_up_to_the_same_bits(self, pause: int, device: str):
+    def test_an_epoch_with_pauses_gives_the_same_bits(self, pause: int, device: str):
         net = Net(device, momentum=0.9)
         whole = net.twin()
         states = []
@@ -313,7 +315,7 @@ class TestBetweenReplays:
         for p, q in zip(net.model.parameters(), whole.model.parameters(), strict=True):
             assert torch.equal(p, q)
 
-    def test_a_report_is_of_the_outputs_of_that_very_batch(self, device: str):
+    def test_report_gets_the_outputs_of_each_batch(self, device: str):
         net = Net(device)
         tape = net.twin()
         seen: list[tuple[Tensor, Tensor]] = []
@@ -332,8 +334,8 @@ class TestBetweenReplays:
             torch.testing.assert_close(a, tape.model(x_batch).detach(), rtol=1e-11, atol=1e-13)
             by_autograd(tape.model, F.cross_entropy, tape.sgd, x_batch, y_batch, 3)
 
-    def test_a_step_taken_singly_disturbs_nothing(self, device: str, graphs: list[str]):
-        """Of as many rows, of fewer, and of more, for which there is no memory yet."""
+    def test_single_steps_between_epochs_change_nothing_else(self, device: str, graphs: list[str]):
+        """With as many rows, fewer, and more, for which memory is allocated."""
         net = Net(device, momentum=0.9)
         tape = net.twin()
         for rows in (3, 2, 20, 3):
@@ -341,9 +343,9 @@ class TestBetweenReplays:
             net.trainer.step(net.x[:rows], net.y[:rows])
             by_autograd(tape.model, F.cross_entropy, tape.sgd, net.x[:rows], net.y[:rows], rows)
         net.assert_same(tape)
-        assert graphs.count("capture") == 2  # once more where all memory is new
+        assert graphs.count("capture") == 2  # again when all memory is new
 
-    def test_parameters_may_be_looked_at_and_changed(self, device: str):
+    def test_parameters_may_be_read_and_changed(self, device: str):
         net = Net(device)
         tape = net.twin()
         assert_same_epochs(net, tape)
@@ -352,7 +354,7 @@ class TestBetweenReplays:
                 model[0].weight.mul_(0.5)
         seen: list[Tensor] = []
         net.epoch(on_step=lambda step: seen.append(net.model[0].weight.detach().clone()))
-        tape.by_tape()
+        tape.train_by_autograd()
         net.assert_same(tape)
         assert torch.equal(seen[-1], net.model[0].weight)
         assert not any(torch.equal(before, after) for before, after in pairwise(seen))

@@ -1,4 +1,4 @@
-"""The losses within the driver: ∂C/∂a of each batch, and the mean of C over an epoch."""
+"""The losses in the explicit driver: ∂C/∂a of each batch, and the mean of C over an epoch."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ CASES: list[tuple[str, dict[str, Any]]] = [
 
 
 def reference(name: str, options: dict[str, Any], a: Tensor, y: Tensor) -> Tensor:
-    """Return C by PyTorch alone."""
-    theirs = torch.nn.functional
+    """Return C computed by PyTorch."""
+    functional = torch.nn.functional
     if name == "quadratic_loss":
-        return theirs.mse_loss(a, y, reduction="sum") / (2 * len(a))
+        return functional.mse_loss(a, y, reduction="sum") / (2 * len(a))
     if name == "binary_cross_entropy_per_sample":
-        return theirs.binary_cross_entropy_with_logits(a, y, reduction="sum") / len(a)
-    c: Tensor = getattr(theirs, name)(a, y, **options)
+        return functional.binary_cross_entropy_with_logits(a, y, reduction="sum") / len(a)
+    c: Tensor = getattr(functional, name)(a, y, **options)
     return c
 
 
@@ -59,20 +59,20 @@ def losses_of(name: str, options: dict[str, Any]) -> LossSpec:
 
 
 def compare(name: str, options: dict[str, Any], a: Tensor, y: Tensor) -> None:
-    """Compare C and ∂C/∂a of each batch with PyTorch's, the targets being made ready for all batches at once."""
+    """Compare C and ∂C/∂a of each batch with PyTorch's; the targets are prepared for all batches at once."""
     loss = losses_of(name, options).on_targets(y)
     by_batch = zip(*[t.split(N) for t in loss.targets(y, torch.empty_like(a))], strict=True)
-    for part, ready, target in zip(a.split(N), by_batch, y.split(N), strict=True):
+    for part, prepared, target in zip(a.split(N), by_batch, y.split(N), strict=True):
         part = part.clone().requires_grad_()
         expected = reference(name, options, part, target)
-        c, saved = loss.forward(part.detach(), ready[0])
+        c, saved = loss.forward(part.detach(), prepared[0])
         torch.testing.assert_close(c, expected.detach(), rtol=1e-13, atol=1e-14)
-        grad_a = loss.grad_input(saved, ready)
+        grad_a = loss.grad_input(saved, prepared)
         torch.testing.assert_close(grad_a, torch.autograd.grad(expected, part)[0], rtol=1e-13, atol=1e-14)
 
 
 @pytest.mark.parametrize(("name", "options"), CASES, ids=str)
-def test_value_and_gradient_are_pytorchs(name: str, options: dict[str, Any]):
+def test_value_and_gradient_match_pytorch(name: str, options: dict[str, Any]):
     a = 3 * torch.randn(3 * N, OUTPUTS, dtype=F64)
     compare(name, options, a, targets(name, len(a), OUTPUTS))
 
@@ -91,8 +91,8 @@ def test_class_probabilities():
         compare("cross_entropy", options, a, y)
 
 
-def test_a_class_that_is_impossible_is_no_matter_for_the_others():
-    """A logit of −∞ at a class that is not the label's: C is finite, as PyTorch's; 0 · (−∞) would be NaN."""
+def test_an_impossible_class_does_not_affect_the_others():
+    """With a logit of −∞ for another class C is finite, as in PyTorch; 0 · (−∞) would be NaN."""
     z, y = torch.randn(2 * N, OUTPUTS, dtype=F64), torch.arange(2 * N) % 2
     z[:, 2] = -torch.inf
     compare("cross_entropy", {}, z, y)
@@ -102,7 +102,7 @@ def test_many_classes():
     compare("cross_entropy", {}, torch.randn(N, 300, dtype=F64), torch.randint(300, (N,)))
 
 
-def test_logits_of_800_are_no_matter():
+def test_logits_of_800_do_not_overflow():
     z, y = torch.tensor([[800.0, -800.0]], dtype=F64), torch.tensor([1])
     loss = parse_loss("cross_entropy")
     c, log_p = loss.forward(z, y)
@@ -111,7 +111,7 @@ def test_logits_of_800_are_no_matter():
 
 
 class Fixed:
-    """Learns nothing, η being 0: the mean of C over an epoch is then C of all rows at once."""
+    """A trainer with η = 0, so that the mean of C over an epoch is C of all rows at once."""
 
     def __init__(self, loss: Any, outputs: int = OUTPUTS, dtype: torch.dtype = F64) -> None:
         self.model = dp.MLP([5, outputs], dtype=dtype)
@@ -122,17 +122,17 @@ class Fixed:
         torch.testing.assert_close(mean, expected.detach(), rtol=1e-12, atol=0)
 
 
-class TestTheMeanOverAnEpoch:
-    """Each sample counts once, in whatever batch it is: by its class weight, and not at all where it is ignored."""
+class TestEpochMean:
+    """Each sample counts once, by its class weight, whatever its batch; ignored samples do not count."""
 
     @pytest.mark.parametrize("batch_size", [1, 8, 23, 40])
     @pytest.mark.parametrize(
         ("name", "options"), [case for case in CASES if case[1].get("reduction") != "sum"], ids=str
     )
-    def test_it_is_the_loss_of_all_rows_at_once(self, name: str, options: dict[str, Any], batch_size: int):
-        """23 rows; in batches of one some have a class of weight 0 or an ignored label, where C is NaN.
+    def test_the_mean_equals_the_loss_of_all_rows(self, name: str, options: dict[str, Any], batch_size: int):
+        """23 rows; in batches of one row C is NaN if the class has weight 0 or the label is ignored.
 
-        (With a weight of 0 and smoothing C would be infinite there, by PyTorch too, and so the mean is not to be had.)
+        (With a weight of 0 and smoothing C would be infinite there, also in PyTorch, and the mean undefined.)
         """
         if {"weight", "label_smoothing"} <= options.keys():
             options = {**options, "weight": 0.25 + WEIGHT}
@@ -143,7 +143,7 @@ class TestTheMeanOverAnEpoch:
         net.assert_mean(expected, x, y, batch_size, order=torch.randperm(23))
 
     def test_batches_with_more_and_fewer_ignored_labels(self):
-        """4, 1, 0 and 3 of 4 labels count. By batches of equal rights, the mean would be another."""
+        """4, 1, 0 and 3 of 4 labels count. With equal weights of the batches the mean would be different."""
         net = Fixed("cross_entropy")
         x = torch.randn(16, 5, dtype=F64)
         y = torch.tensor([0, 1, 2, 3, *[-100, -100, 2, -100], *[-100] * 4, *[1, -100, 0, 2]])
@@ -153,20 +153,20 @@ class TestTheMeanOverAnEpoch:
         assert not math.isclose(expected.item(), torch.stack(of_batches).nanmean().item(), rel_tol=1e-3)
         net.assert_mean(expected, x, y, 4)
 
-    def test_of_no_label_that_counts_it_is_nan(self):
+    def test_the_mean_is_nan_if_every_label_is_ignored(self):
         net = Fixed("cross_entropy")
         assert net.trainer.epoch(torch.randn(4, 5, dtype=F64), torch.full((4,), -100), 2).isnan()
 
-    def test_of_a_sum_it_is_the_mean_of_the_sums(self):
-        """Sums of 2, 2 and 1 rows, each as often as it has rows."""
+    def test_with_reduction_sum_it_is_the_mean_of_the_sums(self):
+        """Sums over batches of 2, 2 and 1 rows, weighted by their rows."""
         net = Fixed(partial(F.mse_loss, reduction="sum"))
         x, y = torch.randn(5, 5, dtype=F64), torch.randn(5, OUTPUTS, dtype=F64)
         parts = zip(net.model(x).split(2), y.split(2), strict=True)
         expected = sum(len(a) * torch.nn.functional.mse_loss(a, b, reduction="sum") for a, b in parts) / 5
         net.assert_mean(expected, x, y, 2)
 
-    def test_a_step_that_is_nan_is_seen_in_it(self):
-        """What blows up is told; only a batch without labels that count is left out."""
+    def test_a_nan_step_makes_the_mean_nan(self):
+        """Divergence shows in the mean; only a batch in which every label is ignored is left out."""
         net = Fixed("cross_entropy")
         x, y = torch.randn(8, 5, dtype=F64), torch.arange(8) % OUTPUTS
         x[3] = torch.nan
@@ -175,7 +175,7 @@ class TestTheMeanOverAnEpoch:
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_a_batch_of_ignored_labels_has_a_gradient_of_0(momentum: float):
-    """C is NaN, as PyTorch's, but no parameter is; with momentum, v goes on by what is left of it."""
+    """C is NaN, as in PyTorch, but no parameter is; with momentum v decays and is applied as usual."""
     model = dp.MLP([5, 3, OUTPUTS], dtype=F64)
     sgd = dp.SGD(model.parameters(), lr=0.1, momentum=momentum)
     trainer = dp.ExplicitTrainer(model, "cross_entropy", sgd)
@@ -189,7 +189,7 @@ def test_a_batch_of_ignored_labels_has_a_gradient_of_0(momentum: float):
 
 
 @pytest.mark.parametrize(("name", "options"), [case for case in CASES if case[0] != "l1_loss"], ids=str)
-def test_how_many_targets_are_prepared_at_once_changes_no_bit(
+def test_the_number_of_targets_prepared_at_once_changes_no_bit(
     name: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ):
     x, y, order = torch.randn(50, 5, dtype=F64), targets(name, 50, OUTPUTS), torch.randperm(50)
@@ -207,8 +207,8 @@ def test_how_many_targets_are_prepared_at_once_changes_no_bit(
         assert torch.equal(weights, ends[0][1])
 
 
-class TestOptionsThatDoNotFit:
-    """What would broadcast wrongly, or fail on the last, smaller batch, is refused before anything is trained."""
+class TestInvalidOptions:
+    """Options that would broadcast wrongly, or fail on the smaller last batch, are refused before any update."""
 
     @staticmethod
     def train(loss: str, options: dict[str, Any], y: Tensor) -> None:
@@ -227,31 +227,31 @@ class TestOptionsThatDoNotFit:
             self.train("cross_entropy", {"weight": weight}, torch.tensor([0, 1, 2]))
 
     @pytest.mark.parametrize(
-        ("loss", "weight", "said"),
+        ("loss", "weight", "message"),
         [
             ("cross_entropy", [1.0, 2.0, 3.0], r"weight must hold one number a class, \[3\] of torch.float32, got \[1"),
             ("binary_cross_entropy_with_logits", 2.0, r"weight must be a tensor, \[3\], got 2\.0"),
         ],
     )
-    def test_weights_that_are_not_a_tensor(self, loss: str, weight: Any, said: str):
+    def test_weights_that_are_not_a_tensor(self, loss: str, weight: Any, message: str):
         y = torch.arange(3) if loss == "cross_entropy" else torch.ones(5, 3)
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             self.train(loss, {"weight": weight}, y)
 
     @pytest.mark.parametrize("name", ["weight", "pos_weight"])
     @pytest.mark.parametrize("shape", [(2, 3), (2,), (3, 1)])
-    def test_weights_of_entries_that_differ_by_sample(self, name: str, shape: tuple[int, ...]):
+    def test_entry_weights_that_differ_by_sample_are_refused(self, name: str, shape: tuple[int, ...]):
         with pytest.raises(UserError, match=rf"{name} must be one number an output, \[3\], got .*autograd"):
             self.train("binary_cross_entropy_with_logits", {name: torch.ones(shape)}, torch.ones(5, 3))
 
     @pytest.mark.parametrize("shape", [(), (1,), (3,), (1, 3)])
-    def test_weights_of_entries_that_do_not(self, shape: tuple[int, ...]):
+    def test_entry_weights_shared_by_all_samples_are_accepted(self, shape: tuple[int, ...]):
         self.train("binary_cross_entropy_with_logits", {"weight": torch.ones(shape)}, torch.ones(5, 3))
 
-    def test_weights_of_entries_of_a_residual(self):
+    def test_entry_weights_of_mse_are_refused(self):
         with pytest.raises(UserError, match=r"not support weights of the entries in mse_loss.*autograd"):
             self.train("mse_loss", {"weight": torch.ones(5, 3)}, torch.ones(5, 3))
 
-    def test_ignored_labels_among_probabilities(self):
+    def test_ignore_index_with_probabilities_is_refused(self):
         with pytest.raises(UserError, match="ignore_index is for labels"):
             self.train("cross_entropy", {"ignore_index": 0}, torch.full((4, 3), 1 / 3))

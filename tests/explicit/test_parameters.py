@@ -1,4 +1,4 @@
-"""Parameters, velocities and losses stay the user's: ordinary tensors, to be read, written to, saved and trained on."""
+"""Parameters, velocities and losses stay ordinary tensors, which can be read, changed, saved and trained."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from tests.explicit.compare import (
 )
 
 
-class TestParametersStayTheUsers:
-    def test_they_stay_ordinary(self, trainer: dp.ExplicitTrainer):
+class TestParameters:
+    def test_parameters_stay_ordinary_tensors(self, trainer: dp.ExplicitTrainer):
         pointers = [p.data_ptr() for p in trainer.model.parameters()]
         trainer.epoch(X, Y, 8)
         trainer.step(X, Y)
@@ -54,8 +54,8 @@ class TestParametersStayTheUsers:
         ],
         ids=["init", "load_state_dict", "vector_to_parameters", "data replaced", "data written", "frozen", "constant"],
     )
-    def test_what_others_write_between_calls_is_heeded(self, trainer: dp.ExplicitTrainer, change: Callable[[Any], Any]):
-        trainer.model[1] = nn.LeakyReLU()  # PyTorch's, which has a constant
+    def test_changes_between_calls_take_effect(self, trainer: dp.ExplicitTrainer, change: Callable[[Any], Any]):
+        trainer.model[1] = nn.LeakyReLU()  # PyTorch's module, which has a constant
         trainer.epoch(X, Y, 8)
         trainer.step(X, Y)
         change(trainer.model)
@@ -67,7 +67,7 @@ class TestParametersStayTheUsers:
             t.epoch(X, Y, 8)
         assert torch.equal(weights(trainer), weights(other))
 
-    def test_velocities_that_are_loaded_are_heeded(self, trainer: dp.ExplicitTrainer):
+    def test_loaded_velocities_are_used(self, trainer: dp.ExplicitTrainer):
         trainer.epoch(X, Y, 8)
         state = copy.deepcopy(trainer.optimizer.state_dict())
         start = weights(trainer)
@@ -78,7 +78,7 @@ class TestParametersStayTheUsers:
         trainer.epoch(X, Y, 8)
         assert torch.equal(weights(trainer), after)
 
-    def test_a_model_made_double_goes_on(self):
+    def test_a_model_converted_to_double_can_be_trained(self):
         model = dp.MLP([5, 7, 3])
         trainer = dp.ExplicitTrainer(model, "cross_entropy", dp.SGD(model.parameters(), lr=0.1))
         trainer.epoch(X.float(), Y, 8)
@@ -120,7 +120,7 @@ class TestParametersStayTheUsers:
         for p, q in zip(model.parameters(), twin.parameters(), strict=True):
             torch.testing.assert_close(p, q, rtol=1e-7, atol=1e-9)
 
-    def test_good_weights_loaded_after_a_nan_are_good(self, trainer: dp.ExplicitTrainer):
+    def test_training_recovers_from_nan_when_weights_are_loaded(self, trainer: dp.ExplicitTrainer):
         good, options = copy.deepcopy(trainer.model.state_dict()), copy.deepcopy(trainer.optimizer.state_dict())
         trainer.epoch(X * torch.nan, Y, 8)
         trainer.model.load_state_dict(good)
@@ -128,21 +128,21 @@ class TestParametersStayTheUsers:
         assert trainer.epoch(X, Y, 8).isfinite()
         assert weights(trainer).isfinite().all()
 
-    def test_good_velocities_after_a_nan_are_good(self, trainer: dp.ExplicitTrainer):
-        """What has been NaN in the memory of the layers is written over."""
+    def test_training_recovers_from_nan_when_velocities_are_restored(self, trainer: dp.ExplicitTrainer):
+        """NaN in the memory of the layers is overwritten."""
         trainer.epoch(X, Y, 8)
         good, options = copy.deepcopy(trainer.model.state_dict()), copy.deepcopy(trainer.optimizer.state_dict())
         trainer.epoch(X * torch.nan, Y, 8)
         trainer.model.load_state_dict(good)
         for number, p in enumerate(trainer.model.parameters()):
             buffer = trainer.optimizer.state[p]["momentum_buffer"]
-            buffer.copy_(options["state"][number]["momentum_buffer"])  # the tensors stay
+            buffer.copy_(options["state"][number]["momentum_buffer"])  # in place
         for _ in range(2):
             assert trainer.epoch(X, Y, 8).isfinite()
         assert weights(trainer).isfinite().all()
 
-    def test_a_pass_by_autograd_within_an_epoch_disturbs_nothing(self, trainer: dp.ExplicitTrainer):
-        """And sees the weights as they are then."""
+    def test_an_autograd_pass_within_an_epoch_changes_nothing(self, trainer: dp.ExplicitTrainer):
+        """It uses the current weights."""
         other = twin_of(trainer)
         seen: list[Tensor] = []
 
@@ -158,7 +158,7 @@ class TestParametersStayTheUsers:
         other.epoch(X, Y, 4, start=2)
         assert torch.equal(weights(trainer), weights(other))
 
-    def test_what_it_refused_once_it_takes_when_mended(self, trainer: dp.ExplicitTrainer):
+    def test_a_refused_model_is_accepted_after_the_fix(self, trainer: dp.ExplicitTrainer):
         trainer.epoch(X, Y, 8)
         trainer.model.requires_grad_(False)
         with pytest.raises(UserError, match="nothing to learn"):
@@ -171,15 +171,15 @@ class TestParametersStayTheUsers:
             t.epoch(X, Y, 8)
         assert torch.equal(weights(trainer), weights(other))
 
-    def test_memory_follows_the_rows_there_are(self, trainer: dp.ExplicitTrainer):
-        """And not the batch size that was asked for."""
+    def test_memory_depends_on_the_number_of_rows(self, trainer: dp.ExplicitTrainer):
+        """It does not depend on the requested batch size."""
         for rows, expected in ((5, 5), (23, 23), (5, 23)):
             trainer.epoch(X, Y, 10**9, order=torch.arange(rows))
             memory = [layer.z_out.untyped_storage().nbytes() for layer in trainer._workspace.layers]
             assert memory == [8 * expected * n for n in (7, 3)]
 
-    def test_what_a_step_returns_may_be_used_by_autograd(self, trainer: dp.ExplicitTrainer):
-        """C of a step or an epoch is saved for a backward pass like any tensor; those of inference mode cannot be."""
+    def test_the_returned_loss_can_be_used_by_autograd(self, trainer: dp.ExplicitTrainer):
+        """C of a step or an epoch can be saved for a backward pass; tensors of inference mode cannot."""
         scale = torch.ones((), dtype=F64, requires_grad=True)
         for c in (trainer.step(X, Y), trainer.epoch(X, Y, 8), trainer.epoch(X, Y, 8, on_step=lambda step: True)):
             assert not c.is_inference()
@@ -187,8 +187,8 @@ class TestParametersStayTheUsers:
             (scale * c).backward()
             assert scale.grad == c
 
-    def test_what_a_step_returns_stays(self, trainer: dp.ExplicitTrainer):
-        """It is not memory of the trainer's, which the next step would write over."""
+    def test_the_returned_loss_is_not_overwritten(self, trainer: dp.ExplicitTrainer):
+        """It is not memory of the trainer, which the next step would overwrite."""
         first, mean = trainer.step(X, Y), trainer.epoch(X, Y, 8)
         before = first.clone(), mean.clone()
         trainer.step(2 * X, Y)
@@ -197,8 +197,8 @@ class TestParametersStayTheUsers:
 
     @pytest.mark.parametrize("kind", [dp.SGD, torch.optim.SGD])
     @pytest.mark.parametrize("call", ["step", "epoch"])
-    def test_autograd_goes_on_where_it_ends(self, kind: type[torch.optim.Optimizer], call: str):
-        """With its optimizer, on momentum buffers that were made here."""
+    def test_autograd_can_continue_the_training(self, kind: type[torch.optim.Optimizer], call: str):
+        """With the same optimizer, whose momentum buffers the trainer created."""
         model = dp.MLP([5, 7, 3], dtype=F64)
         twin = copy.deepcopy(model)
         ours, tape = (kind(m.parameters(), lr=0.1, momentum=0.9, nesterov=True) for m in (model, twin))  # type: ignore[call-arg]
@@ -217,8 +217,8 @@ class TestParametersStayTheUsers:
         trainer.epoch(X, Y, 8)
         assert all(torch.equal(p, q) for p, q in zip(other.parameters(), before, strict=True))
 
-    def test_a_group_that_is_added_learns(self):
-        """Also to an optimizer whose groups are others since it has loaded a state."""
+    def test_an_added_parameter_group_is_trained(self):
+        """Also after load_state_dict, which replaces the groups of the optimizer."""
         model = dp.MLP([5, 7, 3], dtype=F64)
         trainer = dp.ExplicitTrainer(model, "cross_entropy", dp.SGD(model[2].parameters(), lr=0.1))
         trainer.epoch(X, Y, 8)
@@ -229,14 +229,14 @@ class TestParametersStayTheUsers:
         assert not torch.equal(model[0].weight, before)
 
     @pytest.mark.parametrize("name", ["model", "optimizer", "precision"])
-    def test_what_it_was_made_of_stays(self, trainer: dp.ExplicitTrainer, name: str):
-        """To set another would be to train with the old one, and say nothing."""
+    def test_constructor_arguments_cannot_be_replaced(self, trainer: dp.ExplicitTrainer, name: str):
+        """A replacement would have no effect, so it is refused."""
         with pytest.raises(AttributeError):
             setattr(trainer, name, None)
 
 
 def test_a_trainer_can_be_copied_and_pickled_at_any_time():
-    """Copies go on from where it is, on parameters and velocities of their own."""
+    """Copies continue from the current state with their own parameters and velocities."""
     model = dp.MLP([5, 4, 3], dtype=F64)
     trainer = dp.ExplicitTrainer(model, "cross_entropy", dp.SGD(model.parameters(), lr=0.1, momentum=0.9))
     trainer.epoch(X, Y, 8)

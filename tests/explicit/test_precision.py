@@ -1,4 +1,4 @@
-"""The precision of products: on for the products of a step alone, and refused where it would do nothing."""
+"""The precision of matrix products: set only for the products of a step, and refused if unsupported."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ CPU = torch.device("cpu")
 X, Y = torch.rand(12, 4), torch.randint(3, (12,))
 
 
-def switch() -> str:
-    """Return where PyTorch's switch for the CPU stands."""
+def current_precision() -> str:
+    """Return PyTorch's current setting for the CPU."""
     matmul: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
     return str(matmul.fp32_precision)
 
 
 @pytest.fixture
 def any_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let every device have every precision: what the switch does is another matter than when it is on."""
+    """Treat every precision as supported by every device."""
     monkeypatch.setattr(precision, "_has", lambda *_: True)
 
 
@@ -39,91 +39,91 @@ def trainer(name: str) -> dp.ExplicitTrainer:
 
 
 class TestMatmulPrecision:
-    def test_it_is_on_within_and_off_after(self):
-        before = switch()
+    def test_precision_is_set_within_the_context_only(self):
+        before = current_precision()
         products = products_in("bf16", CPU)
         for _ in range(2):
             with products:
-                assert switch() == "bf16"
-            assert switch() == before
+                assert current_precision() == "bf16"
+            assert current_precision() == before
 
-    def test_a_setting_for_all_operations_is_followed_afterwards(self):
+    def test_a_backend_wide_setting_applies_afterwards(self):
         backend: Any = torch.backends.mkldnn
         before = backend.fp32_precision
         try:
             for everywhere in ("tf32", "bf16", "tf32"):
                 backend.fp32_precision = everywhere
-                assert switch() == everywhere
+                assert current_precision() == everywhere
                 with products_in("bf16", CPU):
                     pass
         finally:
             backend.fp32_precision = before
 
-    def test_an_error_switches_it_off_too(self):
-        before = switch()
+    def test_precision_is_restored_after_an_error(self):
+        before = current_precision()
         with pytest.raises(KeyError), products_in("tf32", CPU):
             raise KeyError
-        assert switch() == before
+        assert current_precision() == before
 
-    def test_float32_leaves_it_as_the_user_has_set_it(self):
+    def test_float32_keeps_the_users_setting(self):
         with products_in("bf16", CPU), products_in("float32", CPU):
-            assert switch() == "bf16"
+            assert current_precision() == "bf16"
 
-    def test_bf16_on_cuda_has_none_and_the_factors_are_rounded(self):
+    def test_bf16_on_cuda_rounds_the_factors(self):
         assert isinstance(products_in("bf16", torch.device("cuda")), RoundedFactors)
         assert isinstance(products_in("tf32", torch.device("cuda")), MatmulPrecision)
 
     @pytest.mark.usefixtures("any_device")
     @pytest.mark.parametrize("name", ["tf32", "bf16"])
-    def test_the_products_of_a_step_see_it_and_a_callback_does_not(self, name: str, monkeypatch: pytest.MonkeyPatch):
+    def test_precision_applies_to_products_and_not_to_callbacks(self, name: str, monkeypatch: pytest.MonkeyPatch):
         during, between = [], []
         ours, forward, back = trainer(name), Layer.activate, Layer.apply_activation_grad
 
         def activate(layer: Layer) -> Tensor:
-            during.append(switch())
+            during.append(current_precision())
             return forward(layer)
 
         def apply_activation_grad(layer: Layer, grad_a: Tensor) -> Tensor:
-            during.append(switch())
+            during.append(current_precision())
             return back(layer, grad_a)
 
         monkeypatch.setattr(Layer, "activate", activate)
         monkeypatch.setattr(Layer, "apply_activation_grad", apply_activation_grad)
-        before = switch()
-        ours.epoch(X, Y, 4, on_step=lambda step: between.append(switch()))
+        before = current_precision()
+        ours.epoch(X, Y, 4, on_step=lambda step: between.append(current_precision()))
         ours.step(X, Y)
         assert during == [name] * 4 * 4  # three steps and one, two layers each way
         assert between == [before] * 3
-        assert switch() == before
+        assert current_precision() == before
 
     @pytest.mark.usefixtures("any_device")
-    def test_a_copy_has_it_too(self):
-        """One that is pickled as well: its products are not another's."""
+    def test_a_copy_keeps_the_precision(self):
+        """A pickled copy too."""
         ours = trainer("bf16")
         assert copy.deepcopy(ours).precision == pickle.loads(pickle.dumps(ours)).precision == "bf16"
 
     @pytest.mark.usefixtures("any_device")
-    def test_it_is_off_after_a_refusal_and_after_an_interruption(self):
-        before, ours = switch(), trainer("bf16")
+    def test_precision_is_restored_after_a_refusal_and_an_interrupt(self):
+        before, ours = current_precision(), trainer("bf16")
         with pytest.raises(dp.UserError):
             ours.step(X, Y + 5)
-        assert switch() == before
+        assert current_precision() == before
 
         def interrupt(step: int) -> None:
             raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
             ours.epoch(X, Y, 4, on_step=interrupt)
-        assert switch() == before
+        assert current_precision() == before
 
 
 class TestRefusals:
-    def test_a_device_without_such_products(self, monkeypatch: pytest.MonkeyPatch):
+    def test_an_unsupported_device(self, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr(precision, "_has", lambda *_: False)
         with pytest.raises(dp.UserError, match="precision bf16: the cpu here does not support it; use float32"):
             trainer("bf16")
 
-    def test_a_device_that_nobody_has_tried(self):
+    def test_an_untested_device(self):
         with pytest.raises(dp.UserError, match="precision tf32: the mps here does not support it"):
             check_precision("tf32", torch.device("mps"), torch.float32)
 
@@ -138,7 +138,7 @@ class TestRefusals:
 
 @pytest.mark.parametrize("name", PRECISIONS[1:])
 def test_a_product_shows_whether_the_device_rounds(name: str, monkeypatch: pytest.MonkeyPatch):
-    """Rounding 1 + 2^−b to b bits gives 1; a device that only says so gives what is finer."""
+    """Rounding 1 + 2^−b to b bits gives 1; a device that ignores the setting gives the finer number."""
     assert not precision._has(name, CPU) or _rounds(name)
 
     def rounded(left: Tensor, right: Tensor) -> Tensor:
@@ -149,13 +149,13 @@ def test_a_product_shows_whether_the_device_rounds(name: str, monkeypatch: pytes
 
 
 def rounded(t: Tensor) -> Tensor:
-    """Return numbers with the eight bits of bf16."""
+    """Return numbers rounded to the eight bits of bf16."""
     return t.to(torch.bfloat16).to(t.dtype)
 
 
 @pytest.fixture
 def cpu_as_cuda(any_device: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the CPU stand in for CUDA: the factors are rounded alike, the sums are float32 in both."""
+    """Use the CPU in place of CUDA: factors are rounded in the same way, and sums are float32 on both."""
     monkeypatch.setattr(precision, "ROUNDED", {"cpu", "cuda"})
 
 
@@ -165,7 +165,7 @@ class TestRoundedFactors:
 
     @pytest.mark.parametrize("call", ["step", "epoch"])
     @pytest.mark.parametrize("momentum", [0.0, 0.9])
-    def test_the_factors_are_rounded_and_nothing_else(self, call: str, momentum: float):
+    def test_only_the_factors_are_rounded(self, call: str, momentum: float):
         """One step of a 3-4-2 net on five samples, with every factor rounded by hand."""
         model = dp.MLP([3, 4, 2], "tanh")
         w1, b1, w2, b2 = (p.detach().clone() for p in model.parameters())
@@ -185,8 +185,8 @@ class TestRoundedFactors:
         for p, should_be in zip(model.parameters(), expected, strict=True):
             torch.testing.assert_close(p.detach(), should_be, rtol=1e-6, atol=1e-6)
 
-    def test_steps_too_small_for_a_bf16_weight_add_up(self):
-        """W = 1 takes 100 steps of 10⁻⁴; the next bf16 number below 1 is 2⁻⁸ away."""
+    def test_steps_too_small_for_a_bf16_weight_accumulate(self):
+        """W = 1 is changed by 100 steps of 10⁻⁴; the next bf16 number below 1 is 2⁻⁸ away."""
         model = dp.MLP([1, 1])
         with torch.no_grad():
             model[0].weight.fill_(1)
@@ -198,8 +198,8 @@ class TestRoundedFactors:
 
     @pytest.mark.parametrize("options", [{}, {"momentum": 0.9, "nesterov": True, "weight_decay": 0.01}], ids=str)
     @pytest.mark.parametrize("bias", [True, False])
-    def test_it_learns_as_float32_does(self, device: str, options: dict[str, Any], bias: bool):
-        """Within what eight bits allow: weights after a few steps part by about a percent of what they moved."""
+    def test_bf16_trains_like_float32(self, device: str, options: dict[str, Any], bias: bool):
+        """Up to eight bits: after a few steps the weights differ by about a percent of their change."""
         model = dp.MLP([20, 30, 10], "sigmoid", bias=bias).to(device)
         start = [p.detach().clone() for p in model.parameters()]
         twin = copy.deepcopy(model)
@@ -215,9 +215,9 @@ class TestRoundedFactors:
         for p, q, before in zip(model.parameters(), twin.parameters(), start, strict=True):
             assert p.dtype == torch.float32
             assert (p - q).norm() <= 0.03 * (q - before).norm()
-            assert not torch.equal(p, q)  # something was rounded
+            assert not torch.equal(p, q)  # the factors were rounded
 
-    def test_it_is_over_with_the_step(self):
+    def test_rounding_ends_with_the_step(self):
         ours = trainer("bf16")
         seen: list[Tensor] = []
         fine = torch.full((4, 4), 1 + 2.0**-12)

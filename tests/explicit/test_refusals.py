@@ -1,4 +1,4 @@
-"""What it cannot train it names, before anything is trained, and says where to go."""
+"""Unsupported models, optimizers and batches are refused by name, before any update, with a remedy."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from tests.explicit.compare import (
 
 
 class TestRefusals:
-    """What it cannot train it names, before anything is trained, and says where to go."""
+    """Unsupported models, optimizers and batches are refused by name, before any update, with a remedy."""
 
     @pytest.mark.parametrize(
-        ("model", "said"),
+        ("model", "message"),
         [
             (lambda: nn.Linear(2, 2), "takes an nn.Sequential, got Linear"),
             (
@@ -47,17 +47,17 @@ class TestRefusals:
                 "must all be torch.float32",
             ),
             (lambda: Hooked(), r"module 0 \(Linear\) has hooks or a forward"),
-            (lambda: Own(nn.Linear(2, 2)), "the model has a forward or hooks"),
+            (lambda: OwnForward(nn.Linear(2, 2)), "the model has a forward or hooks"),
             (lambda: patched(nn.Sequential(nn.Linear(2, 2))), "the model has a forward or hooks"),
             (lambda: nn.Sequential(nn.Linear(2, 2), Steeper()), r"module 1 \(Steeper\) is neither"),
             (lambda: nn.Sequential(nn.Linear(2, 2)).requires_grad_(False), "nothing to learn"),
             (lambda: nn.Sequential(nn.Linear(2, 2), nn.Softmax(1)), "cross_entropy already contains Softmax"),
         ],
     )
-    def test_models(self, model: Callable[[], nn.Module], said: str):
+    def test_models(self, model: Callable[[], nn.Module], message: str):
         built = model()
         parameters = list(built.parameters()) or [nn.Parameter(torch.ones(1))]
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             dp.ExplicitTrainer(built, "cross_entropy", dp.SGD(parameters))
 
     def test_hooks_on_all_modules(self):
@@ -86,14 +86,14 @@ class TestRefusals:
         with pytest.raises(UserError, match=r"SGD.*got Adam"):
             dp.ExplicitTrainer(model, "mse_loss", torch.optim.Adam(model.parameters()))
 
-    def test_a_hook_that_is_set_later(self, trainer: dp.ExplicitTrainer):
+    def test_a_hook_added_later(self, trainer: dp.ExplicitTrainer):
         trainer.step(X, Y)
         trainer.model[0].register_forward_hook(lambda *_: None)
         with pytest.raises(UserError, match="has hooks"):
             trainer.epoch(X, Y, 8)
 
     @pytest.mark.parametrize("register", ["register_hook", "register_post_accumulate_grad_hook"])
-    def test_a_hook_on_a_parameter_that_is_set_later(self, trainer: dp.ExplicitTrainer, register: str):
+    def test_a_parameter_hook_added_later(self, trainer: dp.ExplicitTrainer, register: str):
         trainer.step(X, Y)
         handle = getattr(trainer.model[0].weight, register)(lambda *_: None)
         with pytest.raises(UserError, match=r"a parameter of shape \[7, 5\] has hooks"):
@@ -102,7 +102,7 @@ class TestRefusals:
         trainer.step(X, Y)
 
     @pytest.mark.parametrize(
-        ("x", "y", "said"),
+        ("x", "y", "message"),
         [
             (X[:, :4], Y, r"inputs must be \[N, 5\] with N at least 1, got \[23, 4\]"),
             (X[0], Y[:1], r"inputs must be \[N, 5\] with N at least 1, got \[5\]"),
@@ -113,13 +113,13 @@ class TestRefusals:
             (X, Y - 1, "labels must be 0 to 2, as there are 3 outputs, got -1"),
         ],
     )
-    def test_data(self, trainer: dp.ExplicitTrainer, x: Tensor, y: Tensor, said: str):
+    def test_data(self, trainer: dp.ExplicitTrainer, x: Tensor, y: Tensor, message: str):
         before = weights(trainer)
         for call in (lambda: trainer.step(x, y), lambda: trainer.epoch(x, y, 8)):
-            with pytest.raises(UserError, match=said):
+            with pytest.raises(UserError, match=message):
                 call()
         assert torch.equal(weights(trainer), before)
-        assert not trainer.optimizer.state  # no velocity has been begun
+        assert not trainer.optimizer.state  # no velocity was created
 
     @pytest.mark.parametrize(
         "options",
@@ -131,22 +131,22 @@ class TestRefusals:
         ],
         ids=str,
     )
-    @pytest.mark.parametrize(("wrong", "said"), [(3, "got 3"), (-1, "got -1"), (200, "got 200")])
-    def test_a_label_that_is_not_a_class(self, options: dict[str, Any], wrong: int, said: str):
-        """Whatever the options of the loss, and in any row; of a step taken singly before anything is learnt, too."""
+    @pytest.mark.parametrize(("wrong", "message"), [(3, "got 3"), (-1, "got -1"), (200, "got 200")])
+    def test_a_label_that_is_not_a_class(self, options: dict[str, Any], wrong: int, message: str):
+        """With every option of the loss and in any row; also in a single step before the first update."""
         model = dp.MLP([5, 7, 3], "tanh", dtype=F64)
         loss = partial(F.cross_entropy, **options)
         trainer = dp.ExplicitTrainer(model, loss, dp.SGD(model.parameters(), lr=0.1, momentum=0.9))
         before, y = weights(trainer), Y.clone()
         y[20] = wrong
         for call in (lambda: trainer.step(X, y), lambda: trainer.epoch(X, y, 8)):
-            with pytest.raises(UserError, match=f"labels must be 0 to 2, as there are 3 outputs, {said}"):
+            with pytest.raises(UserError, match=f"labels must be 0 to 2, as there are 3 outputs, {message}"):
                 call()
         assert torch.equal(weights(trainer), before)
         assert not trainer.optimizer.state
 
-    def test_contradictory_options_that_are_set_later(self, trainer: dp.ExplicitTrainer):
-        """The optimizer itself would have refused them at the start."""
+    def test_contradictory_options_set_later(self, trainer: dp.ExplicitTrainer):
+        """The constructor of the optimizer would refuse them."""
         trainer.step(X, Y)
         before = weights(trainer)
         trainer.optimizer.param_groups[0].update(nesterov=True, dampening=0.5)
@@ -162,20 +162,20 @@ class TestRefusals:
             trainer.epoch(X, Y.double(), 8)
 
     @pytest.mark.parametrize(
-        ("order", "said"),
+        ("order", "message"),
         [
             (torch.arange(24), "order must hold rows 0 to 22, got 0 to 23"),
             (torch.tensor([-1]), "order must hold rows 0 to 22, got -1 to -1"),
             (torch.ones(23, dtype=torch.bool), r"order must be row indices \[M\] of int64, got torch.bool"),
         ],
     )
-    def test_orders(self, trainer: dp.ExplicitTrainer, order: Tensor, said: str):
+    def test_orders(self, trainer: dp.ExplicitTrainer, order: Tensor, message: str):
         before = weights(trainer)
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             trainer.epoch(X, Y, 8, order=order)
         assert torch.equal(weights(trainer), before)
 
-    def test_what_is_not_a_tensor(self, trainer: dp.ExplicitTrainer):
+    def test_inputs_that_are_not_tensors(self, trainer: dp.ExplicitTrainer):
         with pytest.raises(UserError, match=r"must be tensors .*got ndarray and Tensor"):
             trainer.step(X.numpy(), Y)
         with pytest.raises(UserError, match="order must be a tensor of row indices, got list"):
@@ -188,7 +188,7 @@ class TestRefusals:
                 call()
         assert torch.equal(weights(trainer), before)
 
-    def test_what_is_not_an_optimizer(self):
+    def test_an_argument_that_is_not_an_optimizer(self):
         with pytest.raises(UserError, match="SGD itself into its products, got NoneType"):
             dp.ExplicitTrainer(dp.MLP([2, 1]), "mse_loss", None)  # type: ignore[arg-type]
 
@@ -206,9 +206,9 @@ class TestRefusals:
     def test_training_within_training(self, trainer: dp.ExplicitTrainer):
         with pytest.raises(UserError, match="epoch was called within an epoch of the same trainer"):
             trainer.epoch(X, Y, 8, on_step=lambda step: trainer.epoch(X, Y, 8))
-        trainer.epoch(X, Y, 8)  # and afterwards as before
+        trainer.epoch(X, Y, 8)  # and works afterwards
 
-    def test_steps_of_the_optimizer_that_are_the_users(self):
+    def test_optimizer_step_hooks(self):
         model = dp.MLP([2, 1])
         optimizer = dp.SGD(model.parameters())
         optimizer.register_step_pre_hook(lambda *_: None)
@@ -216,7 +216,7 @@ class TestRefusals:
             dp.ExplicitTrainer(model, "mse_loss", optimizer)
 
     @pytest.mark.parametrize("everywhere", [False, True])
-    def test_steps_of_the_optimizer_that_become_the_users(self, trainer: dp.ExplicitTrainer, everywhere: bool):
+    def test_optimizer_step_hooks_added_later(self, trainer: dp.ExplicitTrainer, everywhere: bool):
         trainer.step(X, Y)
         register = register_optimizer_step_post_hook if everywhere else trainer.optimizer.register_step_post_hook
         handle = register(lambda *_: None)
@@ -227,13 +227,13 @@ class TestRefusals:
             handle.remove()
         trainer.step(X, Y)
 
-    def test_memory_that_does_not_lie_as_the_weights_do(self, trainer: dp.ExplicitTrainer):
+    def test_parameters_that_become_non_contiguous(self, trainer: dp.ExplicitTrainer):
         trainer.model[0] = dp.Linear(5, 5, dtype=F64)
         trainer.model[2] = dp.Linear(5, 3, dtype=F64)
         trainer.optimizer.param_groups[0]["params"] = list(trainer.model.parameters())
         trainer.step(X, Y)
         weight = trainer.model[0].weight
-        weight.data = weight.data.t()  # the same memory, the other way round
+        weight.data = weight.data.t()  # the same memory, transposed
         with pytest.raises(UserError, match="parameters must be contiguous"):
             trainer.step(X, Y)
 
@@ -257,21 +257,21 @@ class TestRefusals:
 
 
 class Steeper(dp.Tanh):
-    """An activation that does not do what its base does."""
+    """A subclass of an activation with another forward."""
 
     def forward(self, input: Tensor) -> Tensor:
         return 2 * super().forward(input)
 
 
-class Own(nn.Sequential):
-    """A Sequential that does not do what Sequentials do."""
+class OwnForward(nn.Sequential):
+    """A subclass of Sequential with another forward."""
 
     def forward(self, input: Tensor) -> Tensor:
         return 2 * super().forward(input)
 
 
 def patched(model: nn.Module) -> nn.Module:
-    """Return it with a forward set on the instance."""
+    """Return the model with a forward set on the instance."""
     model.forward = lambda input: 2 * input  # type: ignore[method-assign]
     return model
 

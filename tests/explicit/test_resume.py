@@ -1,4 +1,4 @@
-"""An epoch that is broken off and goes on, as the training loop has it: by its state, and to the same bits."""
+"""An interrupted epoch that is resumed from its EpochState, as by the training loop, gives the same bits."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.explicit.test_losses import CASES, OUTPUTS
 
 
 class Resumed:
-    """A net that can be trained in one go or in parts, each part by a new process's trainer, as far as one can tell."""
+    """A network that is trained in one or several parts, each with a new trainer, as in a new process."""
 
     def __init__(self, data: st.DataObject | None, seed: int) -> None:
         torch.manual_seed(seed)
@@ -45,16 +45,16 @@ class Resumed:
         self.steps = math.ceil(rows / self.batch_size)
 
     def trained(self, ends: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
-        """Return parameters, velocities and mean loss after an epoch that was broken off after so many steps."""
+        """Return parameters, velocities and mean loss after an epoch that was interrupted after these steps."""
         name, options = self.loss
         options = {k: v.to(self.dtype) if isinstance(v, Tensor) else v for k, v in options.items()}
         model, sgd = copy.deepcopy(self.start), None
         state = EpochState(self.x.new_zeros(()))
         for end in [*ends, self.steps]:
-            held, model = sgd, copy.deepcopy(model)
+            previous, model = sgd, copy.deepcopy(model)
             sgd = dp.SGD(model.parameters(), **self.options)
-            if held is not None:
-                sgd.load_state_dict(copy.deepcopy(held.state_dict()))
+            if previous is not None:
+                sgd.load_state_dict(copy.deepcopy(previous.state_dict()))
             trainer = dp.ExplicitTrainer(model, functools.partial(getattr(F, name), **options), sgd)
             state = EpochState(state.total.clone(), state.done, state.seen, lambda done, end=end: done == end)  # type: ignore[misc]
             trainer._epoch(self.x, self.y, self.batch_size, self.order, state)
@@ -68,28 +68,28 @@ class Resumed:
 
 
 class TestResume:
-    """An epoch that is broken off anywhere and goes on in another process ends with the same bits."""
+    """An epoch that is interrupted after any step and resumed in another process gives the same bits."""
 
     @settings(max_examples=40, deadline=None)
     @given(data=st.data(), seed=st.integers(0, 2**32))
-    def test_anywhere(self, data: st.DataObject, seed: int):
+    def test_resume_after_any_step(self, data: st.DataObject, seed: int):
         net = Resumed(data, seed)
         ends = data.draw(st.lists(st.integers(1, net.steps), max_size=3, unique=True).map(sorted))
         net.assert_same_bits([end for end in ends if end < net.steps])
 
-    def test_before_the_last_smaller_batch(self):
-        """784-30-10 in batches of 10, 10 and 3: memory for 3 rows begins elsewhere, and products round by where."""
+    def test_resume_before_a_smaller_last_batch(self):
+        """784-30-10 in batches of 10, 10 and 3: memory for 3 rows has another address, which may change rounding."""
         Resumed(None, 0).assert_same_bits([2])
 
-    def test_the_questions_come_every_so_many_steps(self, trainer: dp.ExplicitTrainer):
-        asked: list[int] = []
-        state = EpochState(X.new_zeros(()), interval=2, pause=asked.append)  # type: ignore[arg-type]
+    def test_pause_is_called_once_per_interval(self, trainer: dp.ExplicitTrainer):
+        paused_at: list[int] = []
+        state = EpochState(X.new_zeros(()), interval=2, pause=paused_at.append)  # type: ignore[arg-type]
         trainer._epoch(X, Y, 4, None, state)
-        assert asked == [2, 4, 6]
+        assert paused_at == [2, 4, 6]
         assert state.done == 6
 
-    def test_a_report_is_added_up_in_place_of_the_loss(self, trainer: dp.ExplicitTrainer):
-        """Σ a of each batch, times its rows; by the weights before the step, as C is."""
+    def test_a_report_is_summed_instead_of_the_loss(self, trainer: dp.ExplicitTrainer):
+        """Σ a of each batch, times its rows, with the weights before the step, like C."""
         other = twin_of(trainer)
         state = EpochState(X.new_zeros(()), report=lambda a, y: a.sum() + y.sum())
         trainer._epoch(X, Y, 8, None, state)

@@ -1,4 +1,4 @@
-"""The trainer's calls: a step, an epoch, and the callbacks within one."""
+"""The methods of the trainer: step, epoch, and the callback on_step."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class TestOnPaper:
 
     @staticmethod
     def trained(call: Callable[[dp.ExplicitTrainer, Tensor, Tensor], Tensor]) -> tuple[float, list[float]]:
-        """Return C and the parameters after it."""
+        """Return C and the updated parameters."""
         model = dp.MLP([1, 1, 1], dp.LeakyReLU(0.5), dtype=F64)
         with torch.no_grad():
             for p, value in zip(model.parameters(), (2.0, -5.0, 3.0, -1.0), strict=True):
@@ -39,18 +39,18 @@ class TestOnPaper:
         return c.item(), [p.item() for p in model.parameters()]
 
     def test_a_step(self):
-        c, learnt = self.trained(lambda trainer, x, y: trainer.step(x, y))
+        c, params = self.trained(lambda trainer, x, y: trainer.step(x, y))
         assert c == 2
-        assert learnt == pytest.approx([1.7, -5.3, 3.3, -1.2], rel=1e-15)
+        assert params == pytest.approx([1.7, -5.3, 3.3, -1.2], rel=1e-15)
 
     def test_an_epoch_of_one_step(self):
-        c, learnt = self.trained(lambda trainer, x, y: trainer.epoch(x, y, 1))
+        c, params = self.trained(lambda trainer, x, y: trainer.epoch(x, y, 1))
         assert c == 2
-        assert learnt == pytest.approx([1.7, -5.3, 3.3, -1.2], rel=1e-15)
+        assert params == pytest.approx([1.7, -5.3, 3.3, -1.2], rel=1e-15)
 
 
 class TestEpoch:
-    def test_order_is_that_of_the_rows_given(self, trainer: dp.ExplicitTrainer):
+    def test_order_selects_the_rows(self, trainer: dp.ExplicitTrainer):
         other = twin_of(trainer)
         order = torch.randperm(23)
         trainer.epoch(X, Y, 8, order=order)
@@ -69,27 +69,29 @@ class TestEpoch:
         other.epoch(X[:11], Y[:11], 8)
         assert torch.equal(weights(trainer), weights(other))
 
-    @pytest.mark.parametrize("broken_off", [1, 2, 3])
-    def test_an_epoch_broken_off_and_resumed_is_the_whole_epoch(self, trainer: dp.ExplicitTrainer, broken_off: int):
+    @pytest.mark.parametrize("stopped_after", [1, 2, 3])
+    def test_an_interrupted_and_resumed_epoch_equals_the_whole_epoch(
+        self, trainer: dp.ExplicitTrainer, stopped_after: int
+    ):
         whole = twin_of(trainer)
         steps: list[int] = []
-        trainer.epoch(X, Y, 8, on_step=lambda step: step == broken_off)
-        trainer.epoch(X, Y, 8, start=broken_off, on_step=steps.append)
+        trainer.epoch(X, Y, 8, on_step=lambda step: step == stopped_after)
+        trainer.epoch(X, Y, 8, start=stopped_after, on_step=steps.append)
         whole.epoch(X, Y, 8)
         assert torch.equal(weights(trainer), weights(whole))
         assert torch.equal(velocity(trainer), velocity(whole))
-        assert steps == list(range(broken_off + 1, 4))
+        assert steps == list(range(stopped_after + 1, 4))
 
     @pytest.mark.parametrize("taken", [1, 2, 3])
     def test_the_mean_loss_counts_the_steps_taken(self, trainer: dp.ExplicitTrainer, taken: int):
-        trainer.epoch(X, Y, 8, on_step=lambda step: None)  # leaves its own losses in the block
+        trainer.epoch(X, Y, 8, on_step=lambda step: None)  # leaves its losses in the reused memory
         other = twin_of(trainer)
         mean = trainer.epoch(X, Y, 8, on_step=lambda step: step == taken)
-        batches = list(zip(X.split(8), Y.split(8), strict=True))[:taken]  # the last one of 7
+        batches = list(zip(X.split(8), Y.split(8), strict=True))[:taken]  # the last batch has 7 rows
         total = sum(other.step(x, y) * len(x) for x, y in batches)
         torch.testing.assert_close(mean, total / sum(len(x) for x, _ in batches), rtol=1e-12, atol=0)
 
-    def test_no_step_no_loss(self, trainer: dp.ExplicitTrainer):
+    def test_the_mean_loss_of_no_step_is_nan(self, trainer: dp.ExplicitTrainer):
         assert trainer.epoch(X, Y, 8, start=3).isnan()
 
     def test_on_step_counts(self, trainer: dp.ExplicitTrainer):
@@ -99,7 +101,7 @@ class TestEpoch:
 
     @pytest.mark.parametrize("result", [1, "yes", torch.tensor(True), None])
     def test_only_true_ends_the_epoch(self, trainer: dp.ExplicitTrainer, result: Any):
-        """What a callback happens to return, such as the length of a list, does not."""
+        """Any other return value, such as the length of a list, does not."""
         other = twin_of(trainer)
         trainer.epoch(X, Y, 8, on_step=lambda step: result)
         other.epoch(X, Y, 8)
@@ -114,13 +116,13 @@ class TestEpoch:
             assert torch.equal(seen[batch][0], weights(other))
             assert torch.equal(seen[batch][1], velocity(other))
 
-    def test_with_a_callback_and_without_it_is_the_same_epoch(self, trainer: dp.ExplicitTrainer):
+    def test_a_callback_changes_no_bit(self, trainer: dp.ExplicitTrainer):
         other = twin_of(trainer)
         assert torch.equal(trainer.epoch(X, Y, 8), other.epoch(X, Y, 8, on_step=lambda step: None))
         assert torch.equal(weights(trainer), weights(other))
 
-    def test_on_step_may_change_parameters_and_train_on(self, trainer: dp.ExplicitTrainer):
-        """It runs outside inference mode, so that what it makes can be trained."""
+    def test_on_step_may_change_parameters_and_use_autograd(self, trainer: dp.ExplicitTrainer):
+        """It runs outside inference mode, so its tensors can be used by autograd."""
 
         def zero(step: int) -> None:
             with torch.no_grad():
@@ -140,8 +142,8 @@ class TestEpoch:
         ],
         ids=["frozen", "data replaced", "another activation"],
     )
-    @pytest.mark.parametrize("rows", [23, 24], ids=["and a smaller batch to come", "and none"])
-    def test_what_on_step_changes_in_the_model_counts_from_the_next(
+    @pytest.mark.parametrize("rows", [23, 24], ids=["a smaller last batch", "equal batches"])
+    def test_model_changes_in_on_step_apply_from_the_next_step(
         self, trainer: dp.ExplicitTrainer, change: Callable[[Any], Any], rows: int
     ):
         x, y = torch.randn(rows, 5, dtype=F64), torch.arange(rows) % 3
@@ -150,7 +152,7 @@ class TestEpoch:
         trainer.epoch(x, y, 4, on_step=lambda step: change(trainer.model) if step == 2 else None)
         by_autograd(model, F.cross_entropy, tape, x[:8], y[:8], 4)
         change(model)
-        tape.zero_grad()  # what is frozen has none from here on
+        tape.zero_grad()  # frozen parameters have no gradient from here on
         by_autograd(model, F.cross_entropy, tape, x[8:], y[8:], 4)
         assert_same(trainer.model, model, trainer.optimizer, tape)
 
@@ -162,7 +164,7 @@ class TestEpoch:
         ],
         ids=["frozen", "data replaced"],
     )
-    def test_a_step_within_on_step_after_a_change_leaves_nothing_of_the_old(
+    def test_a_step_within_on_step_uses_the_changed_model(
         self, trainer: dp.ExplicitTrainer, change: Callable[[Any], Any]
     ):
         model = copy.deepcopy(trainer.model)
@@ -181,8 +183,8 @@ class TestEpoch:
         by_autograd(model, F.cross_entropy, tape, X[4:], Y[4:], 4)
         assert_same(trainer.model, model, trainer.optimizer, tape)
 
-    def test_labels_of_uint8_are_labels(self):
-        """Also 156, which −100 would be in eight bits, the label that is ignored."""
+    def test_uint8_labels_are_accepted(self):
+        """Also 156, which is −100, the ignored label, modulo 256."""
         model = dp.MLP([5, 200], dtype=F64)
         other = copy.deepcopy(model)
         y, results = torch.arange(23) + 140, []
@@ -192,22 +194,22 @@ class TestEpoch:
         for narrow, wide in zip(*results, strict=True):
             assert torch.equal(narrow, wide)
 
-    def test_targets_of_another_dtype_are_converted_and_what_is_written_to_them_is_seen(self):
-        """Also by NumPy, behind PyTorch's back."""
+    def test_converted_targets_follow_in_place_changes(self):
+        """Also changes through NumPy, which PyTorch does not notice."""
         model = dp.MLP([5, 7, 3], dtype=F64)
         other = copy.deepcopy(model)
         trainer, fresh = (
             dp.ExplicitTrainer(m, "cross_entropy", dp.SGD(m.parameters(), lr=0.1)) for m in (model, other)
         )
-        behind = Y.to(torch.uint8).numpy().copy()
-        narrow = torch.from_numpy(behind)
+        array = Y.to(torch.uint8).numpy().copy()
+        narrow = torch.from_numpy(array)
         for _ in range(2):
             trainer.epoch(X, narrow, 8)
             fresh.epoch(X, narrow.long(), 8)
             assert torch.equal(weights(trainer), weights(fresh))
-            behind[:] = 2 - behind
+            array[:] = 2 - array
 
-    def test_an_interrupted_epoch_leaves_the_steps_taken(self, trainer: dp.ExplicitTrainer):
+    def test_an_interrupted_epoch_keeps_the_steps_taken(self, trainer: dp.ExplicitTrainer):
         other = twin_of(trainer)
 
         def interrupt(step: int) -> None:
@@ -218,11 +220,11 @@ class TestEpoch:
             trainer.epoch(X, Y, 8, on_step=interrupt)
         other.epoch(X, Y, 8, on_step=lambda step: step == 2)
         assert torch.equal(weights(trainer), weights(other))
-        for t in (trainer, other):  # and goes on
+        for t in (trainer, other):  # and resumes
             t.epoch(X, Y, 8, start=2)
         assert torch.equal(weights(trainer), weights(other))
 
-    def test_options_changed_between_steps_count_from_the_next(self, trainer: dp.ExplicitTrainer):
+    def test_options_changed_between_steps_apply_from_the_next_step(self, trainer: dp.ExplicitTrainer):
         model = copy.deepcopy(trainer.model)
         optimizer = dp.SGD(model.parameters(), lr=0.1, momentum=0.9)
 

@@ -1,4 +1,4 @@
-"""Functions with one plausible mistake each, and the check that should find it."""
+"""Functions with one plausible mistake each, and the check that should detect it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.autograd import Function
 
 
 def normal(*shape: int) -> Tensor:
-    """Return the same random numbers at every call, off 0."""
+    """Return the same random numbers at every call, at least 0.1 away from 0."""
     t = torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(sum(shape)))
     return t + 0.1 * t.sign()
 
@@ -22,13 +22,13 @@ AFFINE = (normal(4, 3), normal(5, 3), normal(5))
 
 @dataclass(frozen=True)
 class Bug:
-    """A mistake.
+    """A function with a mistake.
 
     Attributes:
-        op: A function with it.
-        inputs: To try it on.
-        check: Which should find it.
-        severity: Of what it finds.
+        op: The function.
+        inputs: Its inputs in the test.
+        check: The check that should detect the mistake.
+        severity: The severity of the failure.
     """
 
     op: Any
@@ -41,7 +41,7 @@ BUGS: list[Bug] = []
 
 
 def bug(check: str, inputs: tuple[Any, ...] = X, severity: str = "error") -> Any:
-    """Put a function on the list."""
+    """Add a function to ``BUGS``."""
 
     def put(op: Any) -> Any:
         BUGS.append(Bug(op, inputs, check, severity))
@@ -55,7 +55,7 @@ def bug(check: str, inputs: tuple[Any, ...] = X, severity: str = "error") -> Any
 
 @bug("values")
 class SlopeOfZ(Function):
-    """σ' computed from z where a is meant."""
+    """σ' is computed from z instead of a."""
 
     @staticmethod
     def forward(ctx, z):
@@ -70,7 +70,7 @@ class SlopeOfZ(Function):
 
 @bug("values")
 class MissingMean(Function):
-    """The 1/N of a mean over samples left out: right for one sample alone."""
+    """The 1/N of a mean over samples is missing: right for a single sample only."""
 
     @staticmethod
     def forward(ctx, x):
@@ -85,7 +85,7 @@ class MissingMean(Function):
 
 @bug("values")
 class WrongSign(Function):
-    """−sin for the derivative of sin's derivative."""
+    """The derivative of cos with the wrong sign."""
 
     @staticmethod
     def forward(ctx, x):
@@ -100,7 +100,7 @@ class WrongSign(Function):
 
 @bug("values", (normal(3, 3), normal(3, 3)))
 class SquareTransposed(Function):
-    """W for Wᵀ: no shape tells where both are square."""
+    """W instead of Wᵀ, which shapes do not reveal if W is square."""
 
     @staticmethod
     def forward(ctx, a, weight):
@@ -115,7 +115,7 @@ class SquareTransposed(Function):
 
 @bug("values", (normal(4, 3),))
 class OneEntryWrong(Function):
-    """A right formula, and an index off by one at the border."""
+    """A right formula with an index that is off by one at the border."""
 
     @staticmethod
     def forward(ctx, x):
@@ -130,12 +130,12 @@ class OneEntryWrong(Function):
         return gradient
 
 
-# --- none where there should be one ---
+# --- missing gradients ---
 
 
 @bug("missing", (normal(4, 3), normal(4, 3)))
 class ForgottenInput(Function):
-    """None for a second input that matters."""
+    """None for a second input on which the output depends."""
 
     @staticmethod
     def forward(ctx, x, y):
@@ -150,13 +150,13 @@ class ForgottenInput(Function):
 
 @bug("values")
 def detached(x):
-    """Forward through NumPy: no graph at all."""
+    """Forward through NumPy, so that there is no graph."""
     return torch.from_numpy(x.detach().numpy() ** 2)
 
 
 @bug("values")
 def half_detached(x):
-    """One factor of two detached."""
+    """One of two factors is detached."""
     return x.detach() * x
 
 
@@ -165,7 +165,7 @@ def half_detached(x):
 
 @bug("shapes", AFFINE, "warning")
 class BiasNeverSummed(Function):
-    """∂C/∂b left [N, O]: autograd sums what was broadcast, and gradcheck passes it."""
+    """∂C/∂b stays [N, O]: autograd sums over the broadcast axis, and gradcheck passes it."""
 
     @staticmethod
     def forward(ctx, a, weight, bias):
@@ -180,7 +180,7 @@ class BiasNeverSummed(Function):
 
 @bug("values", (normal(4, 3), normal(3)))
 class WrongShape(Function):
-    """∂C/∂b that no broadcasting makes b's."""
+    """∂C/∂b has a shape that does not broadcast to that of b."""
 
     @staticmethod
     def forward(ctx, x, bias):
@@ -193,7 +193,7 @@ class WrongShape(Function):
 
 @bug("dtypes")
 class NarrowGradient(Function):
-    """Computed in float32 for speed, and left so."""
+    """Computed in float32 for speed, and not converted back."""
 
     @staticmethod
     def forward(ctx, x):
@@ -205,12 +205,12 @@ class NarrowGradient(Function):
         return (2 * grad_output).float()
 
 
-# --- what comes from above ---
+# --- grad_output ---
 
 
 @bug("grad_output")
 class IgnoresGradOutput(Function):
-    """Right where C is the output itself."""
+    """Ignores grad_output: right only if ∂C/∂output is 1."""
 
     @staticmethod
     def forward(ctx, x):
@@ -225,7 +225,7 @@ class IgnoresGradOutput(Function):
 
 @bug("grad_output", (normal(4, 3),))
 class LossThatIgnoresGradOutput(Function):
-    """A loss whose backward takes ∂C/∂C to be one."""
+    """A loss whose backward assumes that ∂C/∂C is 1."""
 
     @staticmethod
     def forward(ctx, x):
@@ -239,7 +239,7 @@ class LossThatIgnoresGradOutput(Function):
 
 @bug("linear")
 class SquaresGradOutput(Function):
-    """grad_output twice, as where it was multiplied in by a helper and again."""
+    """grad_output is multiplied in twice."""
 
     @staticmethod
     def forward(ctx, x):
@@ -253,7 +253,7 @@ class SquaresGradOutput(Function):
 
 @bug("linear")
 class ClipsGradOutput(Function):
-    """A clip within backward: gradients of other losses than the tried one are wrong."""
+    """Gradient clipping within backward: wrong for large gradients."""
 
     @staticmethod
     def forward(ctx, x):
@@ -266,7 +266,7 @@ class ClipsGradOutput(Function):
 
 @bug("linear")
 class AddsDecay(Function):
-    """Weight decay sneaked into a gradient."""
+    """Weight decay added to the gradient."""
 
     @staticmethod
     def forward(ctx, x):
@@ -280,7 +280,7 @@ class AddsDecay(Function):
 
 @bug("linear")
 class ClipsWhatIsLarge(Function):
-    """A clip that the v of a small loss never meets."""
+    """Clipping that small values of grad_output never reach."""
 
     @staticmethod
     def forward(ctx, x):
@@ -296,7 +296,7 @@ class ClipsWhatIsLarge(Function):
 
 @bug("outputs", (normal(4, 3),))
 class NeedsBothOutputs(Function):
-    """None for an output that nobody used, and multiplied all the same."""
+    """The gradient of an unused output is None, and is multiplied nevertheless."""
 
     @staticmethod
     def forward(ctx, x):
@@ -312,7 +312,7 @@ class NeedsBothOutputs(Function):
 
 @bug("calls")
 class KeepsOnTheClass(Function):
-    """What backward needs on the class: that of the last call."""
+    """Tensors for backward are stored on the class, so those of the last call are used."""
 
     x: Tensor
 
@@ -328,7 +328,7 @@ class KeepsOnTheClass(Function):
 
 @bug("calls")
 class WritesWhatItKept(Function):
-    """A buffer on ctx that backward writes over."""
+    """Backward overwrites a buffer on ctx."""
 
     @staticmethod
     def forward(ctx, x):
@@ -356,7 +356,7 @@ class SmallAndWrong(Function):
 
 @bug("values", (torch.tensor([[14.0, -1.0, 1.0], [-3.0, 2.0, 0.5]], dtype=torch.float64),))
 class SmallBesideLarge(Function):
-    """Entries of 10⁶ beside one that is left out."""
+    """Large entries and a small one that is missing."""
 
     @staticmethod
     def forward(ctx, x):
@@ -375,7 +375,7 @@ class SmallBesideLarge(Function):
 
 @bug("subsets", AFFINE)
 class ReturnsInTheOrderAskedFor(Function):
-    """Gradients packed together where one is not needed."""
+    """Gradients are packed together although one is not needed."""
 
     @staticmethod
     def forward(ctx, a, weight, bias):
@@ -392,7 +392,7 @@ class ReturnsInTheOrderAskedFor(Function):
 
 @bug("subsets", (normal(4, 3), normal(4, 3)))
 class NeedsTheOther(Function):
-    """The flag of the other input looked at."""
+    """needs_input_grad of the wrong input is used."""
 
     @staticmethod
     def forward(ctx, x, y):
@@ -411,7 +411,7 @@ class NeedsTheOther(Function):
 
 @bug("in_place")
 class WritesInput(Function):
-    """z overwritten by a, without mark_dirty."""
+    """z is overwritten by a without mark_dirty."""
 
     @staticmethod
     def forward(ctx, z):
@@ -429,7 +429,7 @@ class WritesInput(Function):
 
 @bug("in_place")
 class WritesGradOutput(Function):
-    """δ made where ∂C/∂a lay, which another branch may need, too."""
+    """δ overwrites ∂C/∂a, which another branch may need."""
 
     @staticmethod
     def forward(ctx, z):
@@ -448,7 +448,7 @@ class WritesGradOutput(Function):
 
 @bug("non_contiguous")
 class ViewsGradOutput(Function):
-    """``.view`` on a gradient that need not be contiguous."""
+    """``.view`` on a gradient that may be non-contiguous."""
 
     @staticmethod
     def forward(ctx, x):
@@ -461,7 +461,7 @@ class ViewsGradOutput(Function):
 
 @bug("non_contiguous")
 class AssumesStrides(Function):
-    """The memory of the input read as a kernel reads it: entry after entry."""
+    """Reads the memory of the input as if it were contiguous."""
 
     @staticmethod
     def forward(ctx, x):
@@ -476,7 +476,7 @@ class AssumesStrides(Function):
 
 @bug("expanded")
 class AssumesStridesOfGradOutput(Function):
-    """The memory of grad_output read so: an expanded one has a single entry."""
+    """Wrong for an expanded grad_output, as if its memory were contiguous."""
 
     @staticmethod
     def forward(ctx, x):
@@ -507,7 +507,7 @@ class FailsOnNoSamples(Function):
 
 @bug("one_sample")
 class SqueezesOneSample(Function):
-    """A squeeze that takes the axis of samples away where there is one, and divides by the wrong size."""
+    """A squeeze removes the axis of a single sample, and the gradient is divided by the wrong size."""
 
     @staticmethod
     def forward(ctx, x):
@@ -522,7 +522,7 @@ class SqueezesOneSample(Function):
 
 @bug("one_dimension", (normal(4, 3),))
 class TakesRowsForGranted(Function):
-    """Normalised along axis 1 in forward by −1, in backward by 1 of two."""
+    """Forward normalises along axis −1 and backward along axis 1, which differ for three axes."""
 
     @staticmethod
     def forward(ctx, z):
@@ -539,7 +539,7 @@ class TakesRowsForGranted(Function):
 
 @bug("three_dimensions", (normal(4, 3), normal(5, 3)))
 class TwoDimensionsOnly(Function):
-    """∂C/∂W from the first slice of a batch of batches."""
+    """∂C/∂W is computed from the first slice of a batch with two leading axes."""
 
     @staticmethod
     def forward(ctx, a, weight):
@@ -554,12 +554,12 @@ class TwoDimensionsOnly(Function):
         return grad_output @ weight, delta.T @ a_prev
 
 
-# --- memory and chance ---
+# --- memory and randomness ---
 
 
 @bug("leak")
 class KeepsOutput(Function):
-    """The output on ctx: a circle that only the garbage collector breaks."""
+    """The output is stored on ctx: a reference cycle that only the garbage collector frees."""
 
     @staticmethod
     def forward(ctx, z):
@@ -573,7 +573,7 @@ class KeepsOutput(Function):
 
 @bug("deterministic")
 class Noisy(Function):
-    """Noise that was to regularise, drawn in backward."""
+    """Random noise is added in backward."""
 
     @staticmethod
     def forward(ctx, x):
@@ -586,7 +586,7 @@ class Noisy(Function):
 
 @bug("deterministic", X, "warning")
 class NoisyByRounding(Function):
-    """Sums in an order that changes from run to run, as atomic additions do."""
+    """Sums in an order that changes from call to call, like atomic additions."""
 
     @staticmethod
     def forward(ctx, x):
@@ -602,7 +602,7 @@ class NoisyByRounding(Function):
 
 @bug("second")
 class SavesIntermediate(Function):
-    """An intermediate kept: gradcheck passes it, its derivative is lost."""
+    """A saved intermediate result: gradcheck passes it, but its second derivative is lost."""
 
     @staticmethod
     def forward(ctx, x):
@@ -618,7 +618,7 @@ class SavesIntermediate(Function):
 
 @bug("graph")
 class LosesItsGraph(Function):
-    """A gradient made without a graph, where one was asked for."""
+    """The gradient is computed without a graph although create_graph is set."""
 
     @staticmethod
     def forward(ctx, x):
@@ -657,7 +657,7 @@ class WrongTangent(Function):
 
 @bug("vmap", (normal(4, 3),))
 class CountsRowsOfGradOutput(Function):
-    """A size taken from grad_output, which is another under vmap's own rule."""
+    """Another result for batched gradients, as if a size were taken from grad_output."""
 
     @staticmethod
     def forward(ctx, x):
@@ -672,7 +672,7 @@ class CountsRowsOfGradOutput(Function):
 
 @bug("vmap", X, "warning")
 class AsksForANumber(Function):
-    """``.item()`` in backward: right, but nothing can map over it."""
+    """``.item()`` in backward: right, but vmap does not work."""
 
     @staticmethod
     def forward(ctx, x):
@@ -688,7 +688,7 @@ class AsksForANumber(Function):
 
 @bug("autocast", (normal(4, 3), normal(5, 3)), "warning")
 class MixesDtypesUnderAutocast(Function):
-    """Forward's product is bf16 under autocast, what was saved float32: the product in backward raises."""
+    """Under autocast the forward product is bf16 and the saved tensors float32: the product in backward raises."""
 
     @staticmethod
     def forward(ctx, a, weight):
@@ -703,7 +703,7 @@ class MixesDtypesUnderAutocast(Function):
 
 @bug("autocast")
 class WrongUnderAutocast(Function):
-    """A branch for narrow gradients that was never tried."""
+    """A branch for autocast that omits a factor."""
 
     @staticmethod
     def forward(ctx, x):
@@ -717,7 +717,7 @@ class WrongUnderAutocast(Function):
 
 @bug("compile")
 class OtherwiseWhenCompiled(Function):
-    """A short cut for the compiler that leaves a factor out."""
+    """A branch for the compiler that omits a factor."""
 
     @staticmethod
     def forward(ctx, x):
@@ -732,7 +732,7 @@ class OtherwiseWhenCompiled(Function):
 
 @bug("kink", (torch.tensor([[0.0, 1.5], [-2.0, 0.5]], dtype=torch.float64),), "warning")
 class AtAKink(Function):
-    """relu at 0, where 0 is as good as 1."""
+    """relu evaluated at its kink, 0, where the derivative is not defined."""
 
     @staticmethod
     def forward(ctx, z):
@@ -747,7 +747,7 @@ class AtAKink(Function):
 
 @bug("cancellation", (torch.tensor([[1e-6, 2e-6], [3e-6, -2e-6]], dtype=torch.float64),), "warning")
 class Cancels(Function):
-    """log(1 + x)'s slope as a difference quotient with digits that cancel in float32."""
+    """The derivative of (e^x − 1)/x, written so that digits cancel near 0 in float32."""
 
     @staticmethod
     def forward(ctx, x):

@@ -1,4 +1,4 @@
-"""``check_gradients`` finds every planted mistake by the check that should, and none in correct code."""
+"""``check_gradients`` detects every planted mistake with the expected check, and accepts correct code."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from deltaprop import UserError, check_gradients
 from deltaprop.gradcheck.check import CHECKS
 from deltaprop.gradcheck.library import library_ops
 from deltaprop.testing import assert_gradients
+from tests.gradcheck.correct import CORRECT, Checkpointed, Correct
 from tests.gradcheck.planted import AFFINE, BUGS, Bug, SlopeOfZ, X, normal
-from tests.gradcheck.sound import SOUND, Checkpointed, Sound
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The use of `x.T` on tensors:UserWarning"),
@@ -26,7 +26,7 @@ pytestmark = [
 ]
 
 
-def name_of(case: Bug | Sound) -> str:
+def name_of(case: Bug | Correct) -> str:
     return getattr(case, "name", None) or case.op.__name__
 
 
@@ -40,17 +40,17 @@ def test_a_planted_mistake_is_found_by_its_check(bug: Bug):
         assert not report.ok
 
 
-@pytest.mark.parametrize("sound", SOUND, ids=name_of)
-def test_correct_code_raises_no_alarm(sound: Sound):
-    report = check_gradients(sound.op, sound.inputs, fast=True)
-    assert {check.name for check in report.errors + report.warnings} == sound.alarms, str(report)
+@pytest.mark.parametrize("correct", CORRECT, ids=name_of)
+def test_correct_code_passes(correct: Correct):
+    report = check_gradients(correct.op, correct.inputs, fast=True)
+    assert {check.name for check in report.errors + report.warnings} == correct.expected_failures, str(report)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sound", SOUND, ids=name_of)
-def test_correct_code_raises_no_alarm_with_all_checks(sound: Sound):
-    report = check_gradients(sound.op, sound.inputs)
-    assert {check.name for check in report.errors + report.warnings} == sound.alarms, str(report)
+@pytest.mark.parametrize("correct", CORRECT, ids=name_of)
+def test_correct_code_passes_all_checks(correct: Correct):
+    report = check_gradients(correct.op, correct.inputs)
+    assert {check.name for check in report.errors + report.warnings} == correct.expected_failures, str(report)
 
 
 def passes_gradcheck(bug: Bug) -> bool:
@@ -62,7 +62,7 @@ def passes_gradcheck(bug: Bug) -> bool:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_gradcheck_passes_as_many_of_them_as_the_docs_say():
+def test_gradcheck_passes_the_number_of_mistakes_in_the_docs():
     passed = {bug.op.__name__ for bug in BUGS if passes_gradcheck(bug)}
     page = (Path(__file__).parents[2] / "docs" / "gradcheck.md").read_text()
     assert f"passes {len(passed)} of the {len(BUGS)} mistakes" in page
@@ -72,46 +72,46 @@ def test_gradcheck_passes_as_many_of_them_as_the_docs_say():
 def test_every_check_has_a_mistake_that_it_finds():
     assert {bug.check for bug in BUGS} == set(CHECKS)
     assert len(BUGS) >= 25
-    assert len(SOUND) >= 15
+    assert len(CORRECT) >= 15
 
 
 @pytest.mark.parametrize(("op", "inputs"), [pytest.param(*case, id=case[0].__name__) for case in library_ops()])
-def test_every_op_of_the_library_is_right(op: Any, inputs: tuple[Any, ...]):
+def test_every_op_of_the_library_passes(op: Any, inputs: tuple[Any, ...]):
     report = check_gradients(op, inputs, fast=True)
     assert report.errors == report.warnings == [], str(report)
 
 
-# PyTorch's own examples that are wrong, or wrong on purpose, and by which checks.
+# PyTorch's own examples with wrong gradients, some intended, and the checks that fail.
 EXPLAINED = {
     "NumpyCubeNotComposableAutogradFunction": {"values", "grad_output", "linear"},  # its backward ignores grad_output
     "CubeGenVmapAutogradFunction": {"values", "linear", "second"},  # adds 6 dx without grad_saved
-    "ScaleGradGenVmapAutogradFunction": {"values", "jvp"},  # scales the gradient on purpose
-    "ZeroGradientsGenVmapAutogradFunction": {"values", "jvp", "one_sample", "shapes"},  # is 0 on purpose
-    "NumpySortAutogradFunction": {"values", "jvp", "one_sample", "three_dimensions"},  # forward gives x unsorted
+    "ScaleGradGenVmapAutogradFunction": {"values", "jvp"},  # scales the gradient, intended
+    "ZeroGradientsGenVmapAutogradFunction": {"values", "jvp", "one_sample", "shapes"},  # is 0, intended
+    "NumpySortAutogradFunction": {"values", "jvp", "one_sample", "three_dimensions"},  # forward returns x unsorted
     # These return gradients that are broadcast.
     "NumpyMulAutogradFunction": {"shapes"},
     "MulGenVmapAutogradFunction": {"shapes"},
 }
-IN_NUMPY = {"vmap"}  # nothing maps over NumPy, which is a warning
+IN_NUMPY = {"vmap"}  # vmap does not work with NumPy, which is a warning
 
 
 @pytest.mark.parametrize(
     "most", [1, pytest.param(None, marks=pytest.mark.slow)], ids=["on a sample of each", "on all samples"]
 )
 def test_pytorchs_own_examples(most: int | None, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(torch.backends, "disable_global_flags", lambda: None)  # for all tests that come after it
+    monkeypatch.setattr(torch.backends, "disable_global_flags", lambda: None)  # it would affect all later tests
     db = pytest.importorskip("torch.testing._internal.autograd_function_db", exc_type=ImportError)
     for op in db.autograd_function_db:
         for sample in itertools.islice(op.sample_inputs("cpu", torch.float64, requires_grad=True), most):
             report = check_gradients(op.op, (sample.input, *sample.args), fast=True)
-            alarms = {check.name for check in report.errors + report.warnings}
+            failed = {check.name for check in report.errors + report.warnings}
             allowed = EXPLAINED.get(op.name, set()) | (IN_NUMPY if "Numpy" in op.name else set())
-            assert alarms <= allowed, f"{op.name}: {alarms}\n{report}"
-            assert EXPLAINED.get(op.name, set()) & alarms or op.name not in EXPLAINED, op.name
+            assert failed <= allowed, f"{op.name}: {failed}\n{report}"
+            assert EXPLAINED.get(op.name, set()) & failed or op.name not in EXPLAINED, op.name
 
 
 class Straight(Function):
-    """A straight-through estimator: wrong on purpose."""
+    """A straight-through estimator: its gradient is wrong intentionally."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -123,7 +123,7 @@ class Straight(Function):
 
 
 class Single(Function):
-    """A kernel that has float32 alone."""
+    """A kernel that supports float32 only."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -138,14 +138,14 @@ class Single(Function):
 
 
 class TestOptions:
-    def test_what_is_wrong_on_purpose_can_be_skipped(self):
+    def test_intended_deviations_can_be_skipped(self):
         assert not check_gradients(Straight, X, fast=True).ok
         by_differences = {"values", "one_sample", "one_dimension", "three_dimensions"}
         report = check_gradients(Straight, X, fast=True, skip=by_differences)
         assert report.ok
         assert (report["values"].outcome, report["values"].detail) == ("skipped", "as requested")
 
-    def test_a_reference_in_place_of_differences(self):
+    def test_a_reference_replaces_finite_differences(self):
         right = check_gradients(Single, X, reference=torch.sin, dtype=torch.float32, fast=True)
         assert right["values"].outcome == "passed"
         wrong = check_gradients(Single, X, reference=torch.cos, dtype=torch.float32, fast=True)
@@ -182,7 +182,7 @@ class TestOptions:
         report = check_gradients(Wrong(), X, fast=True)
         assert "∂C/∂scale" in report["values"].detail
 
-    def test_nothing_of_the_callers_is_touched(self):
+    def test_the_callers_tensors_and_random_state_are_unchanged(self):
         model, x = dp.MLP([3, 4, 2]), torch.randn(4, 3)
         before, state = x.clone(), torch.get_rng_state()
         check_gradients(model, (x,), fast=True)
@@ -190,7 +190,7 @@ class TestOptions:
         assert torch.equal(x, before)
         assert all(p.grad is None and p.dtype == torch.float32 for p in model.parameters())
 
-    def test_constants_and_buffers_are_not_written_to(self):
+    def test_constants_and_buffers_are_unchanged(self):
         x = normal(4, 3).requires_grad_()
         mean, var, norm = torch.zeros(3), torch.ones(3), nn.BatchNorm1d(3)
         check_gradients(lambda x, m, v: nn.functional.batch_norm(x, m, v, training=True), (x, mean, var), fast=True)
@@ -199,7 +199,7 @@ class TestOptions:
         assert not norm.running_mean.any()
 
     @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, lambda: torch.autocast("cpu")])
-    def test_modes_of_the_callers_do_not_matter(self, mode: Any):
+    def test_the_callers_modes_do_not_matter(self, mode: Any):
         with mode():
             assert check_gradients(torch.sin, X, fast=True).ok
 
@@ -222,14 +222,14 @@ class TestReport:
         assert json.loads(json.dumps(report.to_json()))["ok"] is False
         assert [check.name for check in report] == list(CHECKS)
 
-    def test_one_line_in_a_test_suite(self):
+    def test_assert_gradients(self):
         assert assert_gradients(torch.sigmoid, X, fast=True).ok
         with pytest.raises(AssertionError, match="∂C/∂z"):
             assert_gradients(SlopeOfZ, X, fast=True)
         (unsummed,) = [bug for bug in BUGS if bug.check == "shapes"]
         only_shapes = set(CHECKS) - {"shapes"}
         assert_gradients(unsummed.op, AFFINE, skip=only_shapes)
-        for no_warnings in ({"allow_warnings": False}, {"warnings": False}):  # the latter as in version 0.1
+        for no_warnings in ({"allow_warnings": False}, {"warnings": False}):  # the latter is the name of version 0.1
             with pytest.raises(AssertionError, match="direct calls of backward do not"):
                 assert_gradients(unsummed.op, AFFINE, skip=only_shapes, **no_warnings)
 
@@ -238,7 +238,7 @@ class TestReport:
         assert repr(report) == f"<GradientReport of sigmoid: {report.summary()}>"
 
 
-def test_a_sparse_gradient_is_taken_as_a_dense_one():
+def test_a_sparse_gradient_is_treated_as_dense():
     report = check_gradients(nn.Embedding(7, 3, sparse=True), (torch.tensor([1, 4, 1]),))
     assert report.ok, report
     assert report["values"].outcome == "passed"
@@ -246,7 +246,7 @@ def test_a_sparse_gradient_is_taken_as_a_dense_one():
 
 class TestRefusals:
     @pytest.mark.parametrize(
-        ("fn", "inputs", "options", "said"),
+        ("fn", "inputs", "options", "message"),
         [
             (torch.sin, (torch.arange(3),), {}, "sin has no input to differentiate"),
             (torch.mm, (normal(4, 3), normal(4, 3)), {}, "mm raises on these inputs in torch.float64: RuntimeError"),
@@ -257,12 +257,12 @@ class TestRefusals:
             (torch.sin, X, {"dtype": torch.float32}, "differences in torch.float32 are too inaccurate"),
         ],
     )
-    def test_errors_are_one_line(self, fn: Any, inputs: Any, options: Any, said: str):
-        with pytest.raises(UserError, match=said) as error:
+    def test_errors_are_one_line(self, fn: Any, inputs: Any, options: Any, message: str):
+        with pytest.raises(UserError, match=message) as error:
             check_gradients(fn, inputs, **options)
         assert "\n" not in str(error.value)
 
 
-def test_no_two_bugs_are_one():
+def test_all_planted_mistakes_are_distinct():
     for one, other in itertools.combinations(BUGS, 2):
         assert one.op is not other.op

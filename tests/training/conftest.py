@@ -1,4 +1,4 @@
-"""What the tests of training share."""
+"""Fixtures and helpers of the training tests."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def run(tmp_path: Path) -> Callable[..., Result]:
 
 
 def starter(tmp_path: Path) -> Callable[..., Result]:
-    """Return that function, for new folders in a folder."""
+    """Return the function of the fixture ``run``, for new folders below ``tmp_path``."""
     count = 0
 
     def start(reporter: Reporter | None = None, **settings: Any) -> Result:
@@ -48,5 +48,5 @@ TIMES = ("seconds", "samples_per_second")
 
 
 def without_times(result: Result) -> list[dict[str, Any]]:
-    """Return the lines of a run's metrics.jsonl, less what a clock said."""
+    """Return the lines of a run's metrics.jsonl without the measured times."""
     return [{k: v for k, v in line.items() if k not in TIMES} for line in metrics_of(result)]

@@ -17,7 +17,7 @@ from deltaprop.training.checkpoint import Checkpoint, encode, load_state_tensors
 
 
 def unusual() -> nn.Sequential:
-    """Return a model with names, nested modules, an embedding, a parameter of no axis, and buffers."""
+    """Return a model with named and nested modules, an embedding, a scalar parameter, and buffers."""
     model = nn.Sequential()
     model.add_module("embed", nn.Embedding(10, 4))
     model.add_module("body", nn.Sequential(nn.Flatten(), nn.Linear(12, 6, bias=False), nn.BatchNorm1d(6), nn.PReLU()))
@@ -54,7 +54,10 @@ def test_any_model_and_optimizer_continue_exactly_from_a_checkpoint(make: Any, t
     for seed in range(3):
         step(model, optimizer, seed)
     tensors = state_tensors(model, optimizer)
-    for name, parameter in model.named_parameters():  # each under the name of its parameter, whatever the groups
+    for (
+        name,
+        parameter,
+    ) in model.named_parameters():  # each is stored under the name of its parameter, whatever the groups
         for key, value in optimizer.state[parameter].items():
             assert value is None or torch.equal(tensors[f"optimizer.{key}.{name}"], value)
     (tmp_path / "c").write_bytes(encode(Checkpoint(tensors, {})))
@@ -63,24 +66,24 @@ def test_any_model_and_optimizer_continue_exactly_from_a_checkpoint(make: Any, t
     other = make(restored)
     load_state_tensors(read_checkpoint(tmp_path / "c").tensors, restored, other)
     assert_same(restored.state_dict(), model.state_dict())
-    for ours, theirs in zip(restored.parameters(), model.parameters(), strict=True):
-        found = {key: value for key, value in optimizer.state[theirs].items() if value is not None}
-        assert_same(other.state[ours], found)
+    for p, q in zip(restored.parameters(), model.parameters(), strict=True):
+        expected = {key: value for key, value in optimizer.state[q].items() if value is not None}
+        assert_same(other.state[p], expected)
     for seed in range(3, 6):
         step(model, optimizer, seed)
         step(restored, other, seed)
     assert_same(restored.state_dict(), model.state_dict())
 
 
-def assert_same(found: Any, expected: dict[str, Tensor]) -> None:
-    """Compare two dicts of tensors bit by bit."""
-    assert found.keys() == expected.keys()
+def assert_same(actual: Any, expected: dict[str, Tensor]) -> None:
+    """Assert that two dicts of tensors are equal bit for bit."""
+    assert actual.keys() == expected.keys()
     for name, value in expected.items():
-        assert_close(found[name], value, rtol=0, atol=0)
+        assert_close(actual[name], value, rtol=0, atol=0)
 
 
-def test_restored_state_is_in_memory_of_its_own(tmp_path: Path):
-    """Not in that of the file, where its address would change how a product is rounded."""
+def test_restored_state_has_its_own_memory(tmp_path: Path):
+    """Memory of the file would have another alignment, which changes how a product is rounded."""
     model = nn.Sequential(nn.Linear(2, 3))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     model(torch.ones(1, 2)).sum().backward()
@@ -106,8 +109,8 @@ def test_a_checkpoint_has_the_names_of_the_state_dicts(run: Callable[..., Result
     assert names == {f"{kind}.{name}" for kind in kinds for name in weights} | {"generator", "total"}
 
 
-def test_tensors_of_format_1_have_the_names_of_today(tmp_path: Path):
-    """Version 0.1 had one kind of state, momentum."""
+def test_tensors_of_format_1_get_the_current_names(tmp_path: Path):
+    """Version 0.1 saved one kind of optimizer state, the momentum."""
     tensors = {"model.0.weight": torch.ones(2), "momentum.0.weight": torch.zeros(2)}
     (tmp_path / "c").write_bytes(encode(Checkpoint(tensors, {"format": 1})))
     assert read_checkpoint(tmp_path / "c").tensors.keys() == {"model.0.weight", "optimizer.momentum_buffer.0.weight"}

@@ -1,4 +1,4 @@
-"""Two classes by one logit or by two, and classes that count alike though they are not alike in number."""
+"""Binary classification with one or two logits, and balanced class weights."""
 
 from __future__ import annotations
 
@@ -27,25 +27,25 @@ Z = torch.tensor([-30.0, -2.0, 0.0, 0.5, 3.0, 40.0], dtype=torch.float64)  # log
 Y = torch.tensor([0, 1, 1, 0, 0, 0])
 
 
-def one(**how: Any) -> Objective:
+def one(**options: Any) -> Objective:
     """Return binary cross-entropy on one logit."""
-    return choose_objective("auto", "classification", 2, "none", one_logit=True, **how)
+    return choose_objective("auto", "classification", 2, "none", one_logit=True, **options)
 
 
-def two(**how: Any) -> Objective:
+def two(**options: Any) -> Objective:
     """Return cross-entropy on two logits."""
-    return choose_objective("auto", "classification", 2, "none", **how)
+    return choose_objective("auto", "classification", 2, "none", **options)
 
 
 def logits(z: torch.Tensor, shift: float = 0.7) -> torch.Tensor:
-    """Return two logits whose difference is z, both shifted, which the softmax does not see."""
+    """Return two logits whose difference is z; both are shifted, which does not change the softmax."""
     return torch.stack([torch.full_like(z, shift), z + shift], dim=1)
 
 
 # One logit and two --------------------------------------------------------------------------------------------------
 
 
-def test_auto_takes_binary_cross_entropy_for_one_logit():
+def test_auto_selects_binary_cross_entropy_for_one_logit():
     assert (one().name, two().name) == ("binary-cross-entropy", "cross-entropy")
 
 
@@ -58,18 +58,18 @@ def test_one_logit_by_hand():
         assert objective(z, y).item() == pytest.approx(cost)
 
 
-def test_one_logit_says_what_two_say():
-    """Probabilities and decisions of σ(z) are those of the softmax of two logits that are z apart."""
+def test_one_logit_gives_the_probabilities_and_decisions_of_two():
+    """σ(z) equals the softmax of two logits whose difference is z."""
     ours, theirs = one(), two()
     assert_close(ours.probabilities(Z[:, None]), theirs.probabilities(logits(Z)), rtol=1e-12, atol=0)
-    decisive = Z != 0  # at 0 both are as likely
+    decisive = Z != 0  # at 0 both classes are equally likely
     assert torch.equal(ours.decide(Z[:, None])[decisive], theirs.decide(logits(Z))[decisive])
     assert ours.decide(Z[:, None])[decisive].tolist() == [0, 0, 1, 1, 1]
 
 
 @pytest.mark.parametrize("weights", [None, balanced([4, 2])], ids=["alike", "balanced"])
-def test_the_gradient_by_one_logit_is_that_of_two_in_their_difference(weights: list[float] | None):
-    """∂C/∂z = w_y (σ(z) − y) / N = ∂C/∂z₁ = −∂C/∂z₀; balanced weights of all six samples add up to six."""
+def test_the_gradient_for_one_logit_matches_two_logits(weights: list[float] | None):
+    """∂C/∂z = w_y (σ(z) − y) / N = ∂C/∂z₁ = −∂C/∂z₀; the balanced weights of the six samples sum to six."""
     w = None if weights is None else torch.tensor(weights, dtype=torch.float64)
     ours, theirs = one(class_weights=w), two(class_weights=w)
     z1, z2 = Z[:, None].clone().requires_grad_(), logits(Z).requires_grad_()
@@ -81,8 +81,8 @@ def test_the_gradient_by_one_logit_is_that_of_two_in_their_difference(weights: l
     assert_close(z2.grad[:, :1], -z1.grad, rtol=1e-12, atol=1e-15)
 
 
-def test_one_logit_is_finite_far_out():
-    """At ±1000 the loss of the wrong class is 1000, not infinite."""
+def test_one_logit_has_a_finite_loss_for_large_logits():
+    """At z = ±1000 the loss of the wrong class is 1000, not infinite."""
     objective = one()
     z = torch.tensor([[1000.0], [-1000.0]], dtype=torch.float64)
     assert objective(z, objective.targets(torch.tensor([0, 1]), z.dtype)).item() == pytest.approx(1000)
@@ -95,19 +95,19 @@ def test_a_net_of_one_logit_has_one_output():
 
 @pytest.mark.parametrize("loss", ["mse", "huber", "l1", "quadratic"])
 def test_one_output_without_a_logit_decides_at_one_half(loss: str):
-    """Targets are 0 and 1, so the class is the nearer one."""
+    """Targets are 0 and 1, so the prediction is the nearer one."""
     outputs = torch.tensor([[0.4], [0.6], [-0.1]])
     objective = choose_objective(loss, "classification", 2, "none", one_logit=True)
     assert objective.decide(outputs).tolist() == [0, 1, 0]
 
 
 @pytest.mark.parametrize(("classes", "task"), [(3, "classification"), (0, "regression")])
-def test_one_logit_is_for_two_classes(classes: int, task: Any):
+def test_one_logit_is_refused_without_two_classes(classes: int, task: Any):
     with pytest.raises(UserError, match="`one_logit` is for two classes"):
         choose_objective("auto", task, classes, "none", one_logit=True)
 
 
-def test_one_logit_is_not_for_cross_entropy():
+def test_one_logit_is_refused_for_cross_entropy():
     with pytest.raises(UserError, match="binary-cross-entropy"):
         choose_objective("cross-entropy", "classification", 2, "none", one_logit=True)
 
@@ -116,25 +116,25 @@ def test_one_logit_is_not_for_cross_entropy():
 
 
 def test_balanced_by_hand():
-    """N / (C n_c): of 1, 1 and 4 in 6, three classes: 2, 2 and 1/2; all classes weigh 2 in all."""
+    """N / (C n_c): for 1, 1 and 4 of 6 samples in three classes 2, 2 and 1/2; each class has the total weight 2."""
     assert balanced([1, 1, 4]) == [2.0, 2.0, 0.5]
     assert balanced([3, 3]) == [1.0, 1.0]
 
 
 @pytest.mark.parametrize("logits_", ["one", "two"])
 def test_balanced_loss_by_hand(logits_: str):
-    """Three of class 0 at z = 0 and one of class 1 at ln 3, weights 2/3 and 2: (3 · 2/3 ln 2 + 2 ln 4/3) / 4."""
+    """Class 0 three times at z = 0, class 1 once at ln 3, weights 2/3 and 2: (3 · 2/3 ln 2 + 2 ln 4/3) / 4."""
     w = torch.tensor(balanced([3, 1]), dtype=torch.float64)
     z, y = torch.tensor([0, 0, 0, math.log(3.0)], dtype=torch.float64), torch.tensor([0, 0, 0, 1])
     objective = one(class_weights=w) if logits_ == "one" else two(class_weights=w)
     outputs = z[:, None] if logits_ == "one" else logits(z)
-    found = objective(outputs, objective.targets(y, torch.float64))
-    assert found.item() == pytest.approx((2 * math.log(2) + 2 * math.log(4 / 3)) / 4)
+    c = objective(outputs, objective.targets(y, torch.float64))
+    assert c.item() == pytest.approx((2 * math.log(2) + 2 * math.log(4 / 3)) / 4)
 
 
 @pytest.fixture
-def uneven(tmp_path: Path) -> str:
-    """A table of 90 rows of one class and 10 of another, which overlap."""
+def unbalanced(tmp_path: Path) -> str:
+    """A table of 90 rows of one class and 10 of another; the classes overlap."""
     draw = torch.Generator().manual_seed(0)
     x = torch.randn(100, 2, generator=draw)
     lines = [f"{a + (i >= 90):.4f},{b:.4f},{'rare' if i >= 90 else 'common'}" for i, (a, b) in enumerate(x.tolist())]
@@ -143,13 +143,13 @@ def uneven(tmp_path: Path) -> str:
 
 
 @pytest.mark.parametrize("one_logit", [False, True], ids=["two logits", "one"])
-def test_balanced_weights_are_of_the_training_rows(uneven: str, one_logit: bool):
-    """Test 20 of 100, 2 of them rare; validate a quarter of 80, 2 rare: 54 and 6 to train on.
+def test_balanced_weights_come_from_the_training_rows(unbalanced: str, one_logit: bool):
+    """20 of 100 are test rows, 2 of them rare; a quarter of 80 are validation rows, 2 rare: 54 and 6 training rows.
 
-    So a rare one counts 54/6 = 9 times a common one, and at z = 0, where each costs ln 2, all of them cost ln 2.
+    So a rare sample counts 54/6 = 9 times a common one. At z = 0 each sample has the loss ln 2, and so has the mean.
     """
     config = TrainConfig(
-        data=uneven, class_weight="balanced", one_logit=one_logit, val_fraction=0.25, hidden=(4,), dtype="float64"
+        data=unbalanced, class_weight="balanced", one_logit=one_logit, val_fraction=0.25, hidden=(4,), dtype="float64"
     )
     setup = prepare(config)
     y = setup.dataset.train.y
@@ -164,21 +164,22 @@ def test_balanced_weights_are_of_the_training_rows(uneven: str, one_logit: bool)
 
 @pytest.mark.parametrize("one_logit", [False, True], ids=["two logits", "one"])
 @pytest.mark.parametrize("batch_size", [1, 16])
-def test_balancing_changes_the_net(run: Run, uneven: str, one_logit: bool, batch_size: int):
-    """Whatever the batch: a sample of the rare class counts nine times one of the other."""
-    settings = {"data": uneven, "one_logit": one_logit, "batch_size": batch_size, "lr": 0.01}
-    plain, even = (
-        (run(class_weight=how, **settings).folder / "model.safetensors").read_bytes() for how in ("none", "balanced")
+def test_balanced_class_weights_change_the_trained_weights(run: Run, unbalanced: str, one_logit: bool, batch_size: int):
+    """With every batch size: a sample of the rare class counts nine times a common one."""
+    settings = {"data": unbalanced, "one_logit": one_logit, "batch_size": batch_size, "lr": 0.01}
+    plain, balanced_bytes = (
+        (run(class_weight=weight, **settings).folder / "model.safetensors").read_bytes()
+        for weight in ("none", "balanced")
     )
-    assert plain != even
+    assert plain != balanced_bytes
 
 
 @pytest.mark.parametrize("batch_size", [1, 16, 1000])
-def test_a_balanced_batch_pulls_one_logit_as_it_pulls_two(uneven: str, batch_size: int):
-    """From weights 0, where both nets say the same: ∂C/∂w of one logit is ∂C/∂w₁ of two, whatever the batch."""
+def test_balanced_gradients_match_for_one_and_two_logits(unbalanced: str, batch_size: int):
+    """At weights 0, where both networks give the same outputs, ∂C/∂w with one logit is ∂C/∂w₁ with two."""
     gradients = []
     for one_logit in (True, False):
-        config = TrainConfig(data=uneven, class_weight="balanced", hidden=(), one_logit=one_logit, dtype="float64")
+        config = TrainConfig(data=unbalanced, class_weight="balanced", hidden=(), one_logit=one_logit, dtype="float64")
         setup = prepare(config)
         for parameter in setup.model.parameters():
             torch.nn.init.zeros_(parameter)
@@ -189,22 +190,22 @@ def test_a_balanced_batch_pulls_one_logit_as_it_pulls_two(uneven: str, batch_siz
     assert_close(*gradients, rtol=1e-12, atol=1e-12)
 
 
-def test_the_header_and_info_say_that_classes_count_alike(run: Run, uneven: str, capsys: pytest.CaptureFixture[str]):
+def test_the_header_and_info_show_balanced_class_weights(run: Run, unbalanced: str, capsys: pytest.CaptureFixture[str]):
     for weight in ("balanced", "none"):
-        result = run(data=uneven, class_weight=weight)
+        result = run(data=unbalanced, class_weight=weight)
         header = dict(describe(load_run(result.folder)))["loss"]
         assert main(["info", str(result.folder)]) == 0
-        for said in (header, capsys.readouterr().out):
-            assert ("balanced class weights" in said) == (weight == "balanced")
+        for text in (header, capsys.readouterr().out):
+            assert ("balanced class weights" in text) == (weight == "balanced")
 
 
 @pytest.mark.parametrize("loss", ["mse", "binary-cross-entropy"])
-def test_balanced_is_for_losses_that_take_weights(run: Run, uneven: str, loss: str):
+def test_balanced_is_refused_for_losses_without_class_weights(run: Run, unbalanced: str, loss: str):
     with pytest.raises(UserError, match=f"`class_weight='balanced'` is for .*not for {loss}"):
-        run(data=uneven, class_weight="balanced", loss=loss)
+        run(data=unbalanced, class_weight="balanced", loss=loss)
 
 
-def test_balanced_is_for_classes(run: Run):
+def test_balanced_is_refused_for_regression(run: Run):
     with pytest.raises(UserError, match="`class_weight='balanced'`: the data has numbers"):
         run(data="sine", class_weight="balanced")
 
@@ -212,9 +213,11 @@ def test_balanced_is_for_classes(run: Run):
 @pytest.mark.parametrize("one_logit", [False, True], ids=["two logits", "one"])
 @pytest.mark.parametrize("class_weight", ["none", "balanced"])
 @pytest.mark.parametrize("batch_size", [7, 16])
-def test_both_engines_tell_the_same_figures(run: Run, uneven: str, one_logit: bool, class_weight: str, batch_size: int):
-    """In float64, over three epochs with a last, smaller batch."""
-    settings = {"data": uneven, "one_logit": one_logit, "class_weight": class_weight, "batch_size": batch_size}
+def test_both_engines_give_the_same_metrics(
+    run: Run, unbalanced: str, one_logit: bool, class_weight: str, batch_size: int
+):
+    """In float64, over three epochs whose last batch is smaller."""
+    settings = {"data": unbalanced, "one_logit": one_logit, "class_weight": class_weight, "batch_size": batch_size}
     lines = [without_times(run(engine=engine, dtype="float64", **settings)) for engine in ENGINES]
     for ours, theirs in zip(*lines, strict=True):
         assert ours == pytest.approx(theirs, rel=1e-9)

@@ -1,4 +1,4 @@
-"""The configuration: what is refused, what a TOML file may say, what η becomes."""
+"""TrainConfig: invalid values, TOML files, learning rate schedules, settings missing in old files."""
 
 from __future__ import annotations
 
@@ -55,13 +55,13 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("settings", "message"), REFUSED)
-def test_a_wrong_value_is_refused_in_one_line_that_names_flag_and_remedy(settings: dict[str, Any], message: str):
+def test_an_invalid_value_is_refused_in_one_line(settings: dict[str, Any], message: str):
     with pytest.raises(UserError, match=message) as caught:
         TrainConfig(**settings).validate()
     assert "\n" not in str(caught.value)
 
 
-def test_one_activation_serves_every_hidden_layer():
+def test_one_activation_applies_to_every_hidden_layer():
     assert TrainConfig(hidden=(3, 2), activation=("tanh",)).activations == ["tanh", "tanh"]
     assert TrainConfig(hidden=(3, 2), activation=("tanh", "relu")).activations == ["tanh", "relu"]
     assert TrainConfig(hidden=()).activations == []
@@ -80,7 +80,7 @@ def test_lr_factor_by_hand():
 
 
 class TestToml:
-    """A TOML file may hold any setting, under the flag's name or the field's."""
+    """A TOML file may hold any setting, under the name of the flag or of the field."""
 
     def read(self, tmp_path: Path, text: str) -> dict[str, Any]:
         file = tmp_path / "recipe.toml"
@@ -106,57 +106,57 @@ class TestToml:
             ("lr = = 3", "not TOML"),
         ],
     )
-    def test_what_is_wrong_is_said_with_the_files_name(self, tmp_path: Path, text: str, message: str):
+    def test_an_invalid_file_is_refused_with_its_name(self, tmp_path: Path, text: str, message: str):
         with pytest.raises(UserError) as caught:
             self.read(tmp_path, text)
         assert message in str(caught.value)
         assert "recipe.toml" in str(caught.value)
         assert "\n" not in str(caught.value)
 
-    def test_a_missing_file_is_named(self, tmp_path: Path):
+    def test_a_missing_file_is_refused_with_its_name(self, tmp_path: Path):
         with pytest.raises(UserError, match=r"nowhere.toml'`: No such file"):
             read_toml(tmp_path / "nowhere.toml")
 
 
 class TestAbsentSettings:
-    """A file of a run may lack settings: those that a later version added, or that were cut out by hand."""
+    """The config file of a run may lack settings: those added by a later version, or removed by hand."""
 
-    OTHERS: ClassVar[dict[str, Any]] = {  # what today's defaults might become
+    OTHERS: ClassVar[dict[str, Any]] = {  # possible future defaults
         "activation": ("gelu",), "momentum": 0.5, "nesterov": True, "lr": 0.3, "batch_size": 64, "val_fraction": 0.3,
         "one_logit": True, "engine": "explicit", "missing": "mean", "pixel_scale": 16.0, "test": "test.csv",
     }  # fmt: skip
 
     @pytest.fixture
     def other_defaults(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Let a new TrainConfig have other defaults than today's."""
+        """Give TrainConfig other defaults than the current ones."""
         for name, value in self.OTHERS.items():
             monkeypatch.setitem(TrainConfig.__init__.__kwdefaults__, name, value)
         assert TrainConfig() == TrainConfig(**self.OTHERS)
 
-    def test_each_setting_says_what_its_absence_means(self):
-        """A setting added later needs a row in WHEN_ABSENT too: what the versions before it did."""
+    def test_each_setting_has_a_value_when_absent(self):
+        """A new setting needs a row in WHEN_ABSENT: the behaviour of the versions before it."""
         assert set(WHEN_ABSENT) == {field.name for field in dataclasses.fields(TrainConfig)}
 
     def test_an_absent_setting_has_the_default_of_version_0_1(self):
-        """That version wrote its defaults into defaults.json."""
+        """defaults.json holds the defaults that version 0.1 wrote."""
         path = Path(__file__).parents[1] / "fixtures" / "runs-0.1" / "defaults.json"
-        found = json.loads(json.dumps(from_json("config.json", {}).to_json()))
+        actual = json.loads(json.dumps(from_json("config.json", {}).to_json()))
         expected = json.loads(path.read_text())
-        assert {name: found[name] for name in expected} == expected
+        assert {name: actual[name] for name in expected} == expected
 
     @pytest.mark.usefixtures("other_defaults")
-    def test_another_default_today_does_not_change_what_an_old_file_means(self):
+    def test_new_defaults_do_not_change_an_old_config_file(self):
         expected = TrainConfig(**{**WHEN_ABSENT, "hidden": (3,)})
         assert from_json("config.json", {"hidden": [3]}) == expected
         nulls = {"hidden": [3], "pixel_scale": None, "test": None}
         assert from_json("config.json", nulls) == expected
 
     @pytest.mark.usefixtures("other_defaults")
-    def test_nor_what_an_old_checkpoint_means(self):
+    def test_new_defaults_do_not_change_an_old_checkpoint(self):
         checkpoint = Checkpoint({}, {"config": {"hidden": [3]}})
         expected = TrainConfig(**{**WHEN_ABSENT, "hidden": (3,), "run_dir": Path("run")})
         assert saved_config(checkpoint, Path("run")) == expected
 
-    def test_a_setting_that_is_there_is_taken(self):
+    def test_settings_in_the_file_are_used(self):
         config = TrainConfig(hidden=(3,), lr=0.1, pixel_scale=16.0, run_dir=Path("a"), nesterov=True, seed=7)
         assert from_json("config.json", json.loads(json.dumps(config.to_json()))) == config

@@ -1,4 +1,4 @@
-"""Rows that are streamed: each once an epoch, well mixed, and to the same bits however often a run is broken off."""
+"""The data loader: each row once per epoch, well shuffled, and the same bits however often a run is resumed."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from deltaprop.training.data_loader import BLOCK_BYTES, CHUNK_BYTES, DataLoader,
 from deltaprop.training.objective import choose_objective
 from deltaprop.training.setup import prepare
 from tests.training.faults.shim import forked
-from tests.training.test_resume import broken_off, same
+from tests.training.test_resume import assert_same_run, interrupted_and_resumed
 
-ROWS, BATCH, BLOCK, CHUNK = 1003, 8, 20, 200  # rows: 1003 leaves 3 for the last batch
+ROWS, BATCH, BLOCK, CHUNK = 1003, 8, 20, 200  # rows; 1003 leave 3 for the last batch
 ROW_BYTES = 8  # of two inputs in float32
 
 
@@ -32,13 +32,13 @@ ROW_BYTES = 8  # of two inputs in float32
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Chunks of 25 batches, each of ten blocks."""
+    """Use shards of 25 batches, each of ten blocks."""
     monkeypatch.setattr(data_loader, "CHUNK_BYTES", CHUNK * ROW_BYTES)
     monkeypatch.setattr(data_loader, "BLOCK_BYTES", BLOCK * ROW_BYTES)
 
 
 def streamed(rows: int = ROWS, every: int = 3) -> StreamedSplit:
-    """Return a part whose row i holds (i, −i), each third row of what is stored; labels are i modulo 2."""
+    """Return a split whose row i holds (i, −i) and is every third stored row; labels are i modulo 2."""
     own = np.arange(rows)
     stored = np.repeat(np.stack([own, -own], axis=1).astype(np.float64), every, axis=0)
     return StreamedSplit(
@@ -47,123 +47,123 @@ def streamed(rows: int = ROWS, every: int = 3) -> StreamedSplit:
     )  # fmt: skip
 
 
-def feed(rows: int = ROWS, batch_size: int = BATCH) -> DataLoader:
-    """Return a feed of it."""
+def make_loader(rows: int = ROWS, batch_size: int = BATCH) -> DataLoader:
+    """Return a loader of the streamed split."""
     return DataLoader(streamed(rows), choose_objective("auto", "classification", 2, "none"), batch_size)
 
 
-def drawn(of: DataLoader, seed: int = 0) -> Order:
+def drawn(loader: DataLoader, seed: int = 0) -> Order:
     """Return the order of an epoch."""
-    return of.draw(torch.Generator().manual_seed(seed))
+    return loader.draw(torch.Generator().manual_seed(seed))
 
 
-def batches(of: DataLoader, order: Order, done: int = 0) -> list[tuple[int, torch.Tensor, torch.Tensor]]:
-    """Return the steps that are left of an epoch: the number of each, and its x and y as an engine takes them."""
-    found = []
-    for chunk in of.shards(order, done):
-        for number, rows in enumerate(chunk.order.split(of.batch_size)):
-            found.append((chunk.first + number, chunk.x[rows], chunk.y[rows]))
-    return found
+def batches(loader: DataLoader, order: Order, done: int = 0) -> list[tuple[int, torch.Tensor, torch.Tensor]]:
+    """Return the remaining steps of an epoch: the number of each, and its x and y as an engine takes them."""
+    steps = []
+    for shard in loader.shards(order, done):
+        for number, rows in enumerate(shard.order.split(loader.batch_size)):
+            steps.append((shard.first + number, shard.x[rows], shard.y[rows]))
+    return steps
 
 
 @pytest.mark.parametrize("rows", [1, 7, 8, BLOCK, CHUNK - 1, CHUNK, CHUNK + 1, ROWS])
 def test_an_epoch_takes_each_row_once(rows: int):
-    of = feed(rows)
-    order = drawn(of)
+    loader = make_loader(rows)
+    order = drawn(loader)
     assert order.rows.sort().values.tolist() == [*range(rows)]
-    x = torch.cat([x for _, x, _ in batches(of, order)])
+    x = torch.cat([x for _, x, _ in batches(loader, order)])
     torch.testing.assert_close(x, torch.stack([order.rows, -order.rows], dim=1).float(), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 8, 64, 199, 200, 201, 5000])
-def test_the_steps_are_those_of_an_epoch_in_one_piece(batch_size: int):
-    """No batch straddles a chunk: the n-th holds the n-th rows of the order, and all but the last are full."""
-    of = feed(batch_size=batch_size)
-    order = drawn(of)
-    assert of.chunk % batch_size == 0
-    found = batches(of, order)
-    assert [number for number, _, _ in found] == [*range(-(-ROWS // batch_size))]
-    for (_, x, y), rows in zip(found, order.rows.split(batch_size), strict=True):
+def test_sharded_steps_equal_those_of_an_unsharded_epoch(batch_size: int):
+    """No batch spans two shards: the n-th holds the n-th rows of the order, and all but the last are full."""
+    loader = make_loader(batch_size=batch_size)
+    order = drawn(loader)
+    assert loader.chunk % batch_size == 0
+    steps = batches(loader, order)
+    assert [number for number, _, _ in steps] == [*range(-(-ROWS // batch_size))]
+    for (_, x, y), rows in zip(steps, order.rows.split(batch_size), strict=True):
         torch.testing.assert_close(x[:, 0], rows.float(), rtol=0, atol=0)
         torch.testing.assert_close(y, rows % 2, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("done", [0, 1, 24, 25, 26, 100, 124, 125, 126])
-def test_what_is_left_of_an_epoch_begins_with_the_chunk_it_was_broken_off_in(done: int):
-    """Chunks are of 25 steps; 126 steps in all: when all are done there is nothing left to learn."""
-    of = feed()
-    order = drawn(of)
-    left = batches(of, order, done)
-    whole = batches(of, order)[done // 25 * 25 :]
+def test_a_resumed_epoch_starts_with_the_interrupted_shard(done: int):
+    """A shard has 25 steps and the epoch 126; when all are done, no shard remains."""
+    loader = make_loader()
+    order = drawn(loader)
+    left = batches(loader, order, done)
+    whole = batches(loader, order)[done // 25 * 25 :]
     assert [number for number, _, _ in left] == [number for number, _, _ in whole]
     for (_, x, _), (_, same_x, _) in zip(left, whole, strict=True):
         torch.testing.assert_close(x, same_x, rtol=0, atol=0)
 
 
-def test_rows_are_read_in_the_order_of_the_file(monkeypatch: pytest.MonkeyPatch):
-    """A disk goes forward."""
+def test_rows_are_read_in_file_order(monkeypatch: pytest.MonkeyPatch):
+    """Disks are fastest at reading forward."""
     asked: list[torch.Tensor] = []
     inputs = StreamedSplit.inputs
     monkeypatch.setattr(StreamedSplit, "inputs", lambda self, rows, out: asked.append(rows) or inputs(self, rows, out))
-    of = feed()
-    batches(of, drawn(of))
+    loader = make_loader()
+    batches(loader, drawn(loader))
     assert [len(rows) for rows in asked] == [200, 200, 200, 200, 200, 3]
     assert all(bool((rows.diff() > 0).all()) for rows in asked)
 
 
-def test_one_chunk_is_read_ahead_and_no_more():
-    """Two are in memory at a time: the one that is learnt from, and the next."""
-    of = feed()
+def test_at_most_one_shard_is_read_ahead():
+    """Two shards are in memory at a time: the one that is trained on, and the next."""
+    loader = make_loader()
     read: list[int] = []
-    plain = of._read
-    of._read = lambda first, *rows: read.append(first) or plain(first, *rows)  # type: ignore[method-assign,func-returns-value]
-    for number, _ in enumerate(of.shards(drawn(of), 0), start=1):
+    plain = loader._read
+    loader._read = lambda first, *rows: read.append(first) or plain(first, *rows)  # type: ignore[method-assign,func-returns-value]
+    for number, _ in enumerate(loader.shards(drawn(loader), 0), start=1):
         time.sleep(0.01)
         assert len(read) <= number + 1
     assert read == [0, 25, 50, 75, 100, 125]
 
 
-def test_the_disk_is_asked_for_each_chunk_before_the_one_before_it_is_read(monkeypatch: pytest.MonkeyPatch):
-    """And for the first at once; so the disk never waits for the net, nor the net for more of the disk than it must."""
-    told: list[tuple[str, list[int]]] = []
+def test_each_shard_is_prefetched_before_the_previous_one_is_read(monkeypatch: pytest.MonkeyPatch):
+    """The first is prefetched at once. So neither the disk nor the training waits longer than necessary."""
+    calls: list[tuple[str, list[int]]] = []
     expect, inputs = StreamedSplit.expect, StreamedSplit.inputs
     monkeypatch.setattr(
-        StreamedSplit, "expect", lambda self, rows: told.append(("asked", sorted(rows))) or expect(self, rows)
+        StreamedSplit, "expect", lambda self, rows: calls.append(("asked", sorted(rows))) or expect(self, rows)
     )
     monkeypatch.setattr(
-        StreamedSplit, "inputs", lambda self, rows, out: told.append(("read", sorted(rows))) or inputs(self, rows, out)
+        StreamedSplit, "inputs", lambda self, rows, out: calls.append(("read", sorted(rows))) or inputs(self, rows, out)
     )
-    of = feed(2 * CHUNK + 1)
-    order = drawn(of)
-    batches(of, order)
+    loader = make_loader(2 * CHUNK + 1)
+    order = drawn(loader)
+    batches(loader, order)
     first, second, last = (sorted(part) for part in order.rows.split(CHUNK))
-    assert told == [
+    assert calls == [
         ("asked", first), ("asked", second), ("read", first), ("asked", last), ("read", second), ("read", last)
     ]  # fmt: skip
 
 
-def test_two_pieces_of_memory_serve_all_chunks_of_all_epochs():
-    """A chunk keeps its own until the next is asked for: what is read meanwhile goes to the other."""
-    of, places = feed(), []
+def test_two_buffers_serve_all_shards_of_all_epochs():
+    """A shard keeps its buffer until the next one is requested; meanwhile the other buffer is filled."""
+    loader, addresses = make_loader(), []
     for _ in range(2):
-        order = drawn(of)
-        for chunk, rows in zip(of.shards(order, 0), order.rows.split(CHUNK), strict=True):
+        order = drawn(loader)
+        for shard, rows in zip(loader.shards(order, 0), order.rows.split(CHUNK), strict=True):
             time.sleep(0.01)
-            torch.testing.assert_close(chunk.x[chunk.order, 0], rows.float(), rtol=0, atol=0)
-            places.append(chunk.x.data_ptr())
-    assert len(places) == 12
-    assert places[:2] * 6 == places
-    assert len({*places}) == 2
+            torch.testing.assert_close(shard.x[shard.order, 0], rows.float(), rtol=0, atol=0)
+            addresses.append(shard.x.data_ptr())
+    assert len(addresses) == 12
+    assert addresses[:2] * 6 == addresses
+    assert len({*addresses}) == 2
 
 
-def test_an_epoch_that_is_done_reads_nothing():
-    of = feed(2 * CHUNK)
-    assert batches(of, drawn(of), 50) == []
+def test_a_finished_epoch_reads_nothing():
+    loader = make_loader(2 * CHUNK)
+    assert batches(loader, drawn(loader), 50) == []
 
 
-def test_a_chunk_that_cannot_be_read_ends_the_epoch(monkeypatch: pytest.MonkeyPatch):
-    """What its thread raises is raised here, once what was read before is learnt from; the sixth chunk has 3 rows."""
-    of, inputs = feed(), StreamedSplit.inputs
+def test_a_shard_that_cannot_be_read_ends_the_epoch(monkeypatch: pytest.MonkeyPatch):
+    """An exception of the reader thread is raised after the shards read before it; the sixth shard has 3 rows."""
+    loader, inputs = make_loader(), StreamedSplit.inputs
 
     def gone(self: StreamedSplit, rows: Any, out: Any) -> torch.Tensor:
         if len(rows) == 3:
@@ -171,7 +171,7 @@ def test_a_chunk_that_cannot_be_read_ends_the_epoch(monkeypatch: pytest.MonkeyPa
         return inputs(self, rows, out)
 
     monkeypatch.setattr(StreamedSplit, "inputs", gone)
-    left = of.shards(drawn(of), 0)
+    left = loader.shards(drawn(loader), 0)
     assert [next(left).first for _ in range(5)] == [0, 25, 50, 75, 100]
     with pytest.raises(OSError, match="the disk is gone"):
         next(left)
@@ -180,72 +180,72 @@ def test_a_chunk_that_cannot_be_read_ends_the_epoch(monkeypatch: pytest.MonkeyPa
 # --- the order ---
 
 
-def test_it_hangs_on_the_seed_alone():
-    of = feed()
-    first = drawn(of)
+def test_the_order_depends_only_on_the_seed():
+    loader = make_loader()
+    first = drawn(loader)
     torch.manual_seed(7)
     before = torch.random.get_rng_state()
-    batches(of, first)
-    assert torch.equal(drawn(feed()).rows, first.rows)
+    batches(loader, first)
+    assert torch.equal(drawn(make_loader()).rows, first.rows)
     assert torch.equal(torch.random.get_rng_state(), before)
-    assert not torch.equal(drawn(of, 1).rows, first.rows)
+    assert not torch.equal(drawn(loader, 1).rows, first.rows)
 
 
-def test_no_two_epochs_have_the_same():
-    of, generator = feed(), torch.Generator().manual_seed(0)
-    assert not torch.equal(of.draw(generator).rows, of.draw(generator).rows)
+def test_two_epochs_have_different_orders():
+    loader, generator = make_loader(), torch.Generator().manual_seed(0)
+    assert not torch.equal(loader.draw(generator).rows, loader.draw(generator).rows)
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_each_chunk_mixes_blocks_from_all_over_the_file(seed: int):
-    """Of a file that is sorted: the mean place of a chunk's rows is that of a fair draw of its blocks.
+def test_each_shard_mixes_blocks_from_the_whole_file(seed: int):
+    """For a sorted file: the mean block number of a shard is distributed as for random blocks.
 
-    A chunk holds m = 10 of B = 1000 blocks, drawn without replacement. The number of a block has variance
-    (B² − 1)/12, a mean of m of them a deviation of √((B² − 1)/12 · (B − m)/(B − 1)/m), 91 blocks. Of 100 chunks none
-    is off by more than 4.5 of them (probability 7e-4 for all 100 together, were they normal), and their root mean
-    square is within a quarter of one (it scatters by 1/√200 = 7 %).
+    A shard holds m = 10 of B = 1000 blocks, drawn without replacement. The number of a block has the variance
+    (B² − 1)/12, a mean of m of them the deviation √((B² − 1)/12 · (B − m)/(B − 1)/m), 91 blocks. Of 100 shards none
+    is off by more than 4.5 deviations (probability 7e-4 for all 100 together, if they were normal), and their root
+    mean square is within a quarter of one deviation (its own deviation is 1/√200 = 7 %).
     """
     count, m = 1000, CHUNK // BLOCK
-    order = drawn(feed(count * BLOCK), seed)
+    order = drawn(make_loader(count * BLOCK), seed)
     means = (order.rows // BLOCK).double().split(CHUNK)
     deviation = ((count**2 - 1) / 12 * (count - m) / (count - 1) / m) ** 0.5
-    off = torch.stack([(chunk.mean() - (count - 1) / 2) / deviation for chunk in means])
+    off = torch.stack([(shard.mean() - (count - 1) / 2) / deviation for shard in means])
     assert len(off) == 100
     assert off.abs().max() < 4.5
     assert 0.75 < float(off.square().mean().sqrt()) < 1.25
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_within_a_chunk_neighbours_are_parted(seed: int):
-    """A row of a chunk of 200 is followed by the one that follows it in its block with probability 1/200 · 19/20.
+def test_rows_are_shuffled_within_a_shard(seed: int):
+    """A row of a shard of 200 is followed by its successor in the file with probability 1/200 · 19/20.
 
-    Of 20 000 rows 95 are (Poisson, deviation 9.7: below 95 + 5 deviations); blocks by themselves would leave 19 000.
+    Of 20 000 rows 95 are (Poisson, deviation 9.7: below 95 + 5 deviations); without shuffling it would be 19 000.
     """
-    order = drawn(feed(20_000), seed)
+    order = drawn(make_loader(20_000), seed)
     assert int((order.rows.diff() == 1).sum()) < 95 + 5 * 9.7
 
 
-def test_a_chunk_has_64_blocks():
-    """So of classes that lie one after the other each chunk has a share whose deviation is at most ½/√64 = 6 %."""
+def test_a_shard_has_at_least_64_blocks():
+    """So in a file sorted by class the share of a class in a shard has a deviation of at most ½/√64 = 6 %."""
     assert CHUNK_BYTES // BLOCK_BYTES >= 64
 
 
 @pytest.mark.slow
-def test_an_order_of_many_rows_takes_memory_for_those_alone():
-    """Of 20 million rows the row numbers take 160 MB; a few times as much is room enough to draw them."""
+def test_drawing_an_order_takes_memory_for_its_rows_only():
+    """The indices of 20 million rows take 160 MB; 1 GiB is enough to draw the order."""
 
     def work() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (2**30 + _address_space(), resource.RLIM_INFINITY))
-        of = feed()
-        of.part = range(20_000_000)  # type: ignore[assignment]
-        of.block, of.chunk = 6000, 384_000
-        drawn(of)
+        loader = make_loader()
+        loader.part = range(20_000_000)  # type: ignore[assignment]
+        loader.block, loader.chunk = 6000, 384_000
+        drawn(loader)
 
     assert forked(work) == 0
 
 
-def test_an_order_is_drawn_without_a_copy_of_it_for_each_block(monkeypatch: pytest.MonkeyPatch):
-    """Each row number is made once, however many blocks there are, and lies where the order has it."""
+def test_drawing_an_order_copies_no_row_indices(monkeypatch: pytest.MonkeyPatch):
+    """Each row index is written once, in the memory of the order, however many blocks there are."""
     made: list[torch.Tensor] = []
     arange = torch.arange
 
@@ -254,7 +254,7 @@ def test_an_order_is_drawn_without_a_copy_of_it_for_each_block(monkeypatch: pyte
         return made[-1]
 
     monkeypatch.setattr(torch, "arange", watched)
-    order = drawn(feed())
+    order = drawn(make_loader())
     assert sum(len(numbers) for numbers in made) == ROWS
     assert {numbers.untyped_storage().data_ptr() for numbers in made} == {order.rows.untyped_storage().data_ptr()}
 
@@ -264,50 +264,50 @@ def _address_space() -> int:
         return next(int(line.split()[1]) for line in file if line.startswith("VmSize:")) << 10
 
 
-# --- pictures that are deformed ---
+# --- augmentation ---
 
 
-class Marked:
-    """Adds to each picture a number of its own generator: what is given can be told from what it was made of."""
+class AddsNoise:
+    """A stand-in for an augmentation: adds a random number to each picture."""
 
     def __call__(self, x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         return x + torch.rand((), generator=generator)
 
 
-def deformed(rows: int = 100) -> DataLoader:
-    """Return a feed of pictures [i, i]: labels are i modulo 2; in chunks of 24 rows, 3 steps."""
+def augmented(rows: int = 100) -> DataLoader:
+    """Return a loader of pictures [i, i] with labels i modulo 2, in shards of 24 rows, 3 steps."""
     own = torch.arange(rows)
     part = Split(x=torch.stack([own, own], dim=1).double(), y=own % 2)
     objective = choose_objective("auto", "classification", 2, "none")
-    return DataLoader(part, objective, BATCH, (rows, 3 * BATCH), Marked())  # type: ignore[arg-type]
+    return DataLoader(part, objective, BATCH, (rows, 3 * BATCH), AddsNoise())  # type: ignore[arg-type]
 
 
-def test_each_picture_keeps_its_label_and_its_place():
-    of = deformed()
-    order = drawn(of)
-    found = batches(of, order)
-    assert [number for number, _, _ in found] == [*range(13)]
-    for (_, x, y), rows in zip(found, order.rows.split(BATCH), strict=True):
+def test_each_augmented_picture_keeps_its_label_and_position():
+    loader = augmented()
+    order = drawn(loader)
+    steps = batches(loader, order)
+    assert [number for number, _, _ in steps] == [*range(13)]
+    for (_, x, y), rows in zip(steps, order.rows.split(BATCH), strict=True):
         torch.testing.assert_close(x[:, 0].floor().long(), rows, rtol=0, atol=0)
         torch.testing.assert_close(y, rows % 2, rtol=0, atol=0)
 
 
-def test_what_is_left_of_an_epoch_is_deformed_as_it_would_have_been():
-    whole, broken = deformed(), deformed()
-    order, same = drawn(whole), drawn(broken)
-    assert torch.equal(same.rows, order.rows)
-    assert same.seed == order.seed
-    for (_, x, _), (_, same_x, _) in zip(batches(broken, same, 7), batches(whole, order)[6:], strict=True):
+def test_a_resumed_epoch_is_augmented_as_without_the_interruption():
+    whole, interrupted = augmented(), augmented()
+    order, order_again = drawn(whole), drawn(interrupted)
+    assert torch.equal(order_again.rows, order.rows)
+    assert order_again.seed == order.seed
+    for (_, x, _), (_, same_x, _) in zip(batches(interrupted, order_again, 7), batches(whole, order)[6:], strict=True):
         assert torch.equal(x, same_x)
 
 
-def test_each_epoch_deforms_anew():
-    of, generator = deformed(), torch.Generator().manual_seed(0)
-    marks = []
+def test_each_epoch_is_augmented_differently():
+    loader, generator = augmented(), torch.Generator().manual_seed(0)
+    noise = []
     for _ in range(3):
-        found = batches(of, of.draw(generator))
-        marks += [float(x[0, 0] % 1) for _, x, _ in found[::3]]  # of each chunk
-    assert len({*marks}) == 15
+        steps = batches(loader, loader.draw(generator))
+        noise += [float(x[0, 0] % 1) for _, x, _ in steps[::3]]  # one step of each shard
+    assert len({*noise}) == 15
 
 
 @pytest.mark.parametrize(
@@ -315,9 +315,7 @@ def test_each_epoch_deforms_anew():
     [("autograd", (1,)), ("autograd", (60, 30)), ("explicit", (1,)), ("explicit", (100,))],
     ids=str,
 )
-def test_broken_off_among_deformed_pictures_it_ends_with_the_same_bits(
-    engine: str, stops: tuple[int, ...], tmp_path: Path
-):
+def test_resume_of_an_augmented_run_gives_the_same_bits(engine: str, stops: tuple[int, ...], tmp_path: Path):
     def config(name: str) -> TrainConfig:
         return TrainConfig(
             augment="affine-elastic", engine=engine, epochs=2, hidden=(8,), log_every=0, seed=0,  # type: ignore[arg-type]
@@ -325,12 +323,12 @@ def test_broken_off_among_deformed_pictures_it_ends_with_the_same_bits(
         )  # fmt: skip
 
     whole = train(config("whole"))
-    same(broken_off(config("broken"), *stops), whole)
+    assert_same_run(interrupted_and_resumed(config("interrupted"), *stops), whole)
     plain = train(dataclasses.replace(config("plain"), augment="none"))
     assert plain.metrics["train_loss"] != whole.metrics["train_loss"]
 
 
-def test_the_header_says_that_pictures_are_deformed(tmp_path: Path):
+def test_the_header_mentions_augmentation(tmp_path: Path):
     rows = dict.fromkeys(("elastic", "none"), "")
     for kind in rows:
         setup = prepare(TrainConfig(augment=kind, run_dir=tmp_path / "run"))  # type: ignore[arg-type]
@@ -339,14 +337,14 @@ def test_the_header_says_that_pictures_are_deformed(tmp_path: Path):
     assert "deformed" not in rows["none"]
 
 
-def test_what_is_no_picture_is_not_deformed(tmp_path: Path):
+def test_augmentation_is_refused_for_data_without_pictures(tmp_path: Path):
     with pytest.raises(UserError, match=r"`augment='elastic'` is for pictures .*, and moons has none"):
         train(TrainConfig(data="moons", augment="elastic", run_dir=tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 
 
-def test_pixels_scaled_one_by_one_are_not_deformed(tmp_path: Path):
-    """Ink where there was none would be divided by that pixel's deviation, of nearly 0."""
+def test_augmentation_is_refused_for_pixels_scaled_separately(tmp_path: Path):
+    """A pixel that is nearly constant has a deviation near 0, and a moved stroke would be divided by it."""
     with pytest.raises(
         UserError, match="`augment='affine'` needs the same scaling for all pixels: take `scaling='pixel'`"
     ):

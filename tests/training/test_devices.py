@@ -1,4 +1,4 @@
-"""Devices and threads: chosen by rules, refused with reasons."""
+"""The choice of device and number of threads, and what is refused."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from deltaprop.training.devices import fastest, pick_device, pick_threads, tune_
 NO_CUDA = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
 
 
-def test_cpu_is_always_there():
+def test_cpu_is_always_available():
     assert pick_device("cpu") == torch.device("cpu")
 
 
 @NO_CUDA
 @pytest.mark.parametrize("name", ["cuda", "cuda:0", "cuda:7"])
-def test_cuda_is_refused_where_there_is_none(name: str):
+def test_cuda_is_refused_when_unavailable(name: str):
     with pytest.raises(UserError, match=f"`device='{name}'`: no CUDA device is available"):
         pick_device(name)
 
 
 @NO_CUDA
 @pytest.mark.skipif(torch.backends.mps.is_available(), reason="there is an mps device here")
-def test_auto_takes_the_cpu_where_there_is_nothing_else():
+def test_auto_selects_the_cpu_without_an_accelerator():
     assert pick_device("auto") == torch.device("cpu")
     with pytest.raises(UserError, match="`device='mps'`: not available"):
         pick_device("mps")
@@ -58,7 +58,7 @@ def test_auto_threads_follow_the_widest_product():
     assert pick_threads("auto", [10, 784, 214], 100) == cores
 
 
-def test_a_number_of_threads_is_taken_as_given():
+def test_an_explicit_number_of_threads_is_used():
     assert pick_threads("3", [2, 2], 1) == 3
 
 
@@ -67,8 +67,8 @@ class TestTuning:
         assert list(tune_threads(lambda: None, 6, seconds=0)) == [1, 2, 4, 6]
         assert list(tune_threads(lambda: None, 1, seconds=0)) == [1]
 
-    def test_work_runs_at_the_number_that_is_timed(self):
-        """Two threads are made to take longer, as on a machine whose cores others hold."""
+    def test_work_runs_with_the_number_of_threads_being_timed(self):
+        """Two threads are made slower, as on a machine whose cores are busy."""
         seen = set()
 
         def work() -> None:
@@ -80,20 +80,20 @@ class TestTuning:
         assert fastest(timed) == 1
         assert timed[2] > 0.2 > timed[1]
 
-    def test_threads_are_as_before_afterwards(self):
+    def test_the_number_of_threads_is_restored(self):
         before = torch.get_num_threads()
         tune_threads(lambda: None, 4, seconds=0)
         assert torch.get_num_threads() == before
 
-    def test_more_threads_must_gain_something(self):
+    def test_more_threads_are_chosen_only_if_faster(self):
         assert fastest({1: 1.0, 2: 0.96, 4: 0.97}) == 1
         assert fastest({1: 1.0, 2: 0.7, 4: 0.69}) == 2
         assert fastest({1: 1.0, 2: 0.7, 4: 0.4}) == 4
 
 
 @pytest.mark.parametrize("engine", ["autograd", "explicit"])
-def test_a_tuned_run_trains_as_one_with_that_number_of_threads(run: Callable[..., Result], engine: str):
-    """The copy that was timed leaves no trace in weights, order or velocities."""
+def test_a_tuned_run_equals_a_run_with_that_number_of_threads(run: Callable[..., Result], engine: str):
+    """Tuning on a copy changes neither weights nor order nor velocities."""
     tuned = run(threads="tune", engine=engine)
     resolved = json.loads((tuned.folder / "config.json").read_text())["resolved"]
     assert str(resolved["threads"]) in resolved["threads_tuned"]

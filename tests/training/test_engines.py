@@ -1,4 +1,4 @@
-"""The two engines of a run: the same training, the same figures."""
+"""Both engines train a run alike: the same metrics."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ Run = Callable[..., Result]
     ],
     ids=str,
 )
-def test_a_run_tells_the_same_figures_on_either_engine(run: Run, settings: dict[str, Any]):
-    """In float64, over three epochs with a last, smaller batch; numbers in the target's own units."""
+def test_a_run_has_the_same_metrics_with_either_engine(run: Run, settings: dict[str, Any]):
+    """In float64, over three epochs whose last batch is smaller; regression metrics are in target units."""
     lines = [without_times(run(engine=engine, dtype="float64", **settings)) for engine in ENGINES]
-    for ours, theirs in zip(*lines, strict=True):
-        assert ours == pytest.approx(theirs, rel=1e-9)
+    for first, second in zip(*lines, strict=True):
+        assert first == pytest.approx(second, rel=1e-9)
 
 
 def test_the_same_seed_gives_the_same_bytes(run: Run):
@@ -48,23 +48,23 @@ def test_the_same_seed_gives_the_same_bytes(run: Run):
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("data", ["moons", "sine"])
-def test_an_epoch_with_pauses_is_the_whole_epoch(engine: str, data: str):
-    """To the same bits of weights, momentum and summed loss, wherever it pauses."""
+def test_an_epoch_with_pauses_gives_the_same_bits(engine: str, data: str):
+    """The same bits of weights, momentum and summed loss, wherever it pauses."""
 
     def trained(pauses: bool) -> tuple[EpochState, list[torch.Tensor]]:
         setup = prepare(TrainConfig(data=data, hidden=(8,), batch_size=16))
         optimizer = make_optimizer(setup.model, setup.config)
-        made = ENGINES[engine](setup.model, setup.objective, optimizer)
+        train_epoch = ENGINES[engine](setup.model, setup.objective, optimizer)
         x = setup.dataset.train.x
         y = setup.objective.targets(setup.dataset.train.y, x.dtype)
         order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
         progress = EpochState(x.new_zeros(()), pause=lambda done: pauses)
         steps = -(-len(x) // 16)
-        times = 0
+        calls = 0
         while progress.done < steps:
-            made(x, y, order, 16, progress)
-            times += 1
-        assert (times > 1) == pauses
+            train_epoch(x, y, order, 16, progress)
+            calls += 1
+        assert (calls > 1) == pauses
         buffers = [optimizer.state[p]["momentum_buffer"] for p in setup.model.parameters()]
         return progress, [progress.total, *setup.model.parameters(), *buffers]
 
@@ -72,43 +72,45 @@ def test_an_epoch_with_pauses_is_the_whole_epoch(engine: str, data: str):
         assert torch.equal(whole, parts)
 
 
-def test_looking_changes_no_bit(run: Run):
+def test_logging_changes_no_bit(run: Run):
     first, second = (run(engine="explicit", epochs=2, log_every=log_every) for log_every in (0, 1))
     assert (first.folder / "model.safetensors").read_bytes() == (second.folder / "model.safetensors").read_bytes()
 
 
 class TestPrecision:
-    def test_what_the_device_lacks_is_refused_and_nothing_written(self, run: Run, tmp_path: Path, monkeypatch: Any):
+    def test_an_unsupported_precision_is_refused_and_nothing_is_written(
+        self, run: Run, tmp_path: Path, monkeypatch: Any
+    ):
         monkeypatch.setattr(precision, "_has", lambda *_: False)
         with pytest.raises(UserError, match="precision bf16: the cpu here does not support it"):
             run(precision="bf16", run_dir=tmp_path / "run")
         assert list(tmp_path.iterdir()) == []
 
     @pytest.mark.parametrize("engine", ENGINES)
-    def test_training_has_it_and_evaluation_has_not(self, run: Run, engine: str, monkeypatch: Any):
+    def test_precision_applies_to_training_and_not_to_evaluation(self, run: Run, engine: str, monkeypatch: Any):
         monkeypatch.setattr(precision, "_has", lambda *_: True)
         seen: dict[str, set[str]] = {"training": set(), "evaluation": set()}
         matmul: Any = torch.backends.mkldnn.matmul
-        gradient, evaluated = torch.log_softmax, evaluate.evaluate
+        real_log_softmax, real_evaluate = torch.log_softmax, evaluate.evaluate
 
         def log_softmax(*args: Any, **kwargs: Any) -> Any:
             seen[phase].add(matmul.fp32_precision)
-            return gradient(*args, **kwargs)
+            return real_log_softmax(*args, **kwargs)
 
-        def judge(*args: Any, **kwargs: Any) -> Any:
+        def evaluate_and_mark(*args: Any, **kwargs: Any) -> Any:
             nonlocal phase
             phase = "evaluation"
-            result = evaluated(*args, **kwargs)
+            result = real_evaluate(*args, **kwargs)
             phase = "training"
             return result
 
         phase, before = "training", matmul.fp32_precision
         monkeypatch.setattr(torch, "log_softmax", log_softmax)
-        monkeypatch.setattr(evaluate, "evaluate", judge)
+        monkeypatch.setattr(evaluate, "evaluate", evaluate_and_mark)
         run(engine=engine, precision="bf16", log_every=0)
         assert seen == {"training": {"bf16"}, "evaluation": {before}}
 
-    def test_the_update_and_a_callback_have_it_not_by_autograd(self, monkeypatch: Any):
+    def test_precision_excludes_the_update_and_callbacks_with_autograd(self, monkeypatch: Any):
         monkeypatch.setattr(precision, "_has", lambda *_: True)
         matmul: Any = torch.backends.mkldnn.matmul
         seen, before = [], matmul.fp32_precision
@@ -127,5 +129,5 @@ class TestPrecision:
     @pytest.mark.parametrize("engine", ENGINES)
     def test_bf16_on_cuda_learns(self, run: Run, engine: str):
         plain, rounded = (run(engine=engine, precision=name, device="cuda") for name in ("float32", "bf16"))
-        ours, theirs = (without_times(result)[-1] for result in (rounded, plain))
-        assert ours["test_accuracy"] == pytest.approx(theirs["test_accuracy"], abs=0.03)
+        bf16, float32 = (without_times(result)[-1] for result in (rounded, plain))
+        assert bf16["test_accuracy"] == pytest.approx(float32["test_accuracy"], abs=0.03)

@@ -1,4 +1,4 @@
-"""A run that goes on: to the same bits as one that was never broken off, and not as another run by mistake."""
+"""Resume: the same bits as an uninterrupted run, and refusal of changes that would alter the result."""
 
 from __future__ import annotations
 
@@ -35,43 +35,43 @@ Run = Callable[..., Result]
 
 
 class StopAt(Silent):
-    """A reporter that has the run stopped, as by SIGTERM, when it has taken so many steps.
+    """A reporter that stops the run by SIGTERM after a number of steps.
 
     Args:
-        step: How many.
-        seen: How many have been taken before; None for one less than it is first told of.
+        step: The number of steps.
+        seen: The number of steps done before; None to count from the first one reported.
     """
 
     def __init__(self, step: int, seen: int | None = 0) -> None:
-        self.left, self.seen = step, seen
+        self.remaining, self.seen = step, seen
 
     def step(self, epoch: int, steps: int, step: int) -> None:
         done = (epoch - 1) * steps + step
-        left, self.left = self.left, self.left - (1 if self.seen is None else done - self.seen)
+        before, self.remaining = self.remaining, self.remaining - (1 if self.seen is None else done - self.seen)
         self.seen = done
-        if self.left <= 0 < left:
+        if self.remaining <= 0 < before:
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-def broken_off(config: TrainConfig, *stops: int) -> Path:
-    """Run to the end with stops after so many steps each; return the folder."""
+def interrupted_and_resumed(config: TrainConfig, *stops: int) -> Path:
+    """Train to the end with interruptions after these numbers of steps; return the folder."""
     folder = config.run_dir
     assert folder is not None
     with pytest.raises(Terminated):
         train(config, StopAt(stops[0]))
     for steps in stops[1:]:
-        with contextlib.suppress(Terminated):  # the explicit engine stops between blocks, and may have come to the end
+        with contextlib.suppress(Terminated):  # the explicit engine stops between blocks, possibly at the end
             train(config, StopAt(steps, seen=None), resume=folder)
     train(config, resume=folder)
     return folder
 
 
-def same(folder: Path, whole: Result) -> None:
-    """Hold a folder to what a run left that was never broken off."""
+def assert_same_run(folder: Path, whole: Result) -> None:
+    """Assert that a folder holds the same weights and metrics as an uninterrupted run."""
     for name in ("model.safetensors", "best.safetensors"):
         assert (folder / name).read_bytes() == (whole.folder / name).read_bytes(), name
-    ours = dataclasses.replace(whole, folder=folder)
-    assert without_times(ours) == without_times(whole)
+    resumed = dataclasses.replace(whole, folder=folder)
+    assert without_times(resumed) == without_times(whole)
 
 
 SETTINGS: list[dict[str, Any]] = [
@@ -87,12 +87,10 @@ SETTINGS: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 @pytest.mark.parametrize("engine", ["autograd", "explicit"])
-def test_broken_off_in_mid_epoch_it_ends_with_the_same_bits(
-    engine: str, settings: dict[str, Any], run: Run, tmp_path: Path
-):
+def test_resume_in_mid_epoch_gives_the_same_bits(engine: str, settings: dict[str, Any], run: Run, tmp_path: Path):
     whole = run(engine=engine, **settings)
-    config = dataclasses.replace(TrainConfig(**{**json_of(whole), "run_dir": tmp_path / "broken"}))
-    same(broken_off(config, 20, 1, 33), whole)
+    config = dataclasses.replace(TrainConfig(**{**json_of(whole), "run_dir": tmp_path / "interrupted"}))
+    assert_same_run(interrupted_and_resumed(config, 20, 1, 33), whole)
 
 
 def json_of(result: Result) -> dict[str, Any]:
@@ -101,50 +99,50 @@ def json_of(result: Result) -> dict[str, Any]:
     return {field.name: saved[field.name] for field in dataclasses.fields(TrainConfig) if field.name != "config"}
 
 
-def test_broken_off_after_any_step_it_ends_with_the_same_bits(run: Run, tmp_path: Path):
-    """12 steps in 2 epochs."""
+def test_resume_after_any_step_gives_the_same_bits(run: Run, tmp_path: Path):
+    """After each of the 12 steps of 2 epochs but the last."""
     whole = run(batch_size=128, epochs=2)
     for step in range(1, 12):
         config = TrainConfig(**{**json_of(whole), "run_dir": tmp_path / f"at{step}"})
-        same(broken_off(config, step), whole)
+        assert_same_run(interrupted_and_resumed(config, step), whole)
 
 
 def test_saving_in_mid_epoch_changes_no_bit(run: Run, monkeypatch: pytest.MonkeyPatch):
     whole = run()
     monkeypatch.setattr(TrainConfig, "save_seconds", property(lambda self: 0.0))
-    same(run().folder, whole)
+    assert_same_run(run().folder, whole)
 
 
-def test_more_epochs_are_as_if_they_had_been_asked_for_at_once(run: Run, tmp_path: Path):
+def test_adding_epochs_equals_one_longer_run(run: Run, tmp_path: Path):
     whole, short = run(epochs=5), run(epochs=2)
     config = TrainConfig(**{**json_of(short), "epochs": 5})
     train(config, resume=short.folder)
-    same(short.folder, whole)
+    assert_same_run(short.folder, whole)
     assert json.loads((short.folder / "config.json").read_text())["epochs"] == 5
 
 
-def test_an_epoch_that_was_begun_is_finished_whatever_patience_says(run: Run, tmp_path: Path):
-    config = TrainConfig(**{**json_of(run(epochs=9, lr=0.5)), "run_dir": tmp_path / "broken"})
+def test_resume_finishes_the_epoch_before_patience_applies(run: Run, tmp_path: Path):
+    config = TrainConfig(**{**json_of(run(epochs=9, lr=0.5)), "run_dir": tmp_path / "interrupted"})
     with pytest.raises(Terminated):
         train(config, StopAt(45 * 6 + 20))
-    result = train(dataclasses.replace(config, patience=1), resume=tmp_path / "broken")
-    judged = json.loads((tmp_path / "broken" / "metrics.jsonl").read_text().splitlines()[-1])
-    setup = load_run(tmp_path / "broken")
+    result = train(dataclasses.replace(config, patience=1), resume=tmp_path / "interrupted")
+    last_line = json.loads((tmp_path / "interrupted" / "metrics.jsonl").read_text().splitlines()[-1])
+    setup = load_run(tmp_path / "interrupted")
     test = evaluate(setup.model, setup.objective, setup.dataset.test, setup.dataset.target_scaling)
     assert test is not None
-    assert judged["test_loss"] == pytest.approx(test.loss)
+    assert last_line["test_loss"] == pytest.approx(test.loss)
     assert result.metrics["epoch"] >= 7
 
 
-def test_final_weights_of_a_run_that_goes_on_are_gone_until_it_ends(run: Run):
+def test_final_weights_are_removed_until_a_resumed_run_ends(run: Run):
     result = run(epochs=2)
     with pytest.raises(Terminated):
         train(TrainConfig(**{**json_of(result), "epochs": 9}), StopAt(20), resume=result.folder)
     assert not (result.folder / "model.safetensors").exists()
 
 
-def test_best_weights_are_those_of_the_checkpoint(run: Run):
-    """Whatever a run that was killed had written of a later epoch."""
+def test_best_weights_are_restored_from_the_checkpoint(run: Run):
+    """Even if a killed run had already written those of a later epoch."""
     result = run(epochs=3)
     path = result.folder / "best.safetensors"
     before = path.read_bytes()
@@ -154,22 +152,22 @@ def test_best_weights_are_those_of_the_checkpoint(run: Run):
     assert path.read_bytes() == before
 
 
-def test_a_cosine_schedule_of_more_epochs_is_told(run: Run, capsys: pytest.CaptureFixture[str]):
+def test_adding_epochs_to_a_cosine_schedule_warns(run: Run, capsys: pytest.CaptureFixture[str]):
     result = run(lr_schedule="cosine", epochs=2)
     assert main(["train", "--resume", str(result.folder), "--epochs", "3"]) == 0
     assert "warning: the cosine schedule depends on the number of epochs" in capsys.readouterr().err
 
 
-def test_events_are_on_the_disk_before_a_checkpoint_counts_on_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    deeds: list[str] = []
+def test_events_are_flushed_before_each_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    calls: list[str] = []
     flush, write = TensorBoardReporter.flush, RunFolder.save_checkpoint
-    monkeypatch.setattr(TensorBoardReporter, "flush", lambda self: deeds.append("flush") or flush(self))
-    monkeypatch.setattr(RunFolder, "save_checkpoint", lambda *a: deeds.append("save") or write(*a))
+    monkeypatch.setattr(TensorBoardReporter, "flush", lambda self: calls.append("flush") or flush(self))
+    monkeypatch.setattr(RunFolder, "save_checkpoint", lambda *a: calls.append("save") or write(*a))
     train(TrainConfig(data="moons", hidden=(4,), epochs=2, log_every=0, save_every="1", run_dir=tmp_path / "run"))
-    assert deeds == ["flush", "save"] * 4
+    assert calls == ["flush", "save"] * 4
 
 
-def test_what_has_ended_is_left_as_it_is(run: Run):
+def test_resume_leaves_a_finished_run_unchanged(run: Run):
     result = run()
     before = {path: path.stat().st_mtime_ns for path in result.folder.rglob("*") if path.name != ".lock"}
     again = train(TrainConfig(**json_of(result)), resume=result.folder)
@@ -180,30 +178,34 @@ def test_what_has_ended_is_left_as_it_is(run: Run):
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Result:
-    """A run of two epochs, to be copied."""
-    return starter(tmp_path_factory.mktemp("made"))(epochs=2)
+def two_epochs(tmp_path_factory: pytest.TempPathFactory) -> Result:
+    """A run of two epochs; read-only."""
+    return starter(tmp_path_factory.mktemp("two"))(epochs=2)
 
 
 @pytest.fixture(scope="module")
-def of_three(tmp_path_factory: pytest.TempPathFactory) -> Result:
-    """One of three."""
+def three_epochs(tmp_path_factory: pytest.TempPathFactory) -> Result:
+    """A run of three epochs; read-only."""
     return starter(tmp_path_factory.mktemp("three"))(epochs=3)
 
 
 class TestMetrics:
-    """metrics.jsonl is as long as the checkpoint says, and never torn."""
+    """On resume metrics.jsonl has the epochs of the checkpoint, and only valid lines."""
 
-    @pytest.mark.parametrize("torn", ['{"epoch": 3, "ste', '{"epoch": 3}\n{"ep', "\0\0\0\0", '{"epoch": 9}\n', "[1]\n"])
-    def test_a_torn_last_line_is_repaired(self, torn: str, made: Result, of_three: Result, tmp_path: Path):
-        shutil.copytree(made.folder, tmp_path / "short")
+    @pytest.mark.parametrize(
+        "trailing", ['{"epoch": 3, "ste', '{"epoch": 3}\n{"ep', "\0\0\0\0", '{"epoch": 9}\n', "[1]\n"]
+    )
+    def test_invalid_trailing_lines_are_repaired(
+        self, trailing: str, two_epochs: Result, three_epochs: Result, tmp_path: Path
+    ):
+        shutil.copytree(two_epochs.folder, tmp_path / "short")
         with open(tmp_path / "short" / "metrics.jsonl", "a") as file:
-            file.write(torn)
-        config = {**json_of(made), "epochs": 3, "run_dir": tmp_path / "short"}
+            file.write(trailing)
+        config = {**json_of(two_epochs), "epochs": 3, "run_dir": tmp_path / "short"}
         train(TrainConfig(**config), resume=tmp_path / "short")
-        same(tmp_path / "short", of_three)
+        assert_same_run(tmp_path / "short", three_epochs)
 
-    def test_a_damaged_line_is_told_and_takes_no_other_with_it(self, run: Run, capsys: pytest.CaptureFixture[str]):
+    def test_a_damaged_line_is_reported_and_only_it_is_dropped(self, run: Run, capsys: pytest.CaptureFixture[str]):
         result = run(epochs=5)
         path = result.folder / "metrics.jsonl"
         lines = path.read_text().splitlines(keepends=True)
@@ -212,8 +214,8 @@ class TestMetrics:
         assert "those of 1 of 5 epochs, the first of epoch 2" in capsys.readouterr().err
         assert [json.loads(line)["epoch"] for line in path.read_text().splitlines()] == [1, 3, 4, 5, 6]
 
-    def test_going_on_from_an_older_checkpoint_makes_it_the_last_before_anything_is_dropped(self, run: Run):
-        """Killed right after, the run goes on from there, and its lines are those of what it goes on from."""
+    def test_resume_from_an_older_checkpoint_makes_it_the_last_one_first(self, run: Run):
+        """So that a run killed right after this resume can resume from there, with the metrics up to there."""
         result = run(epochs=4, save_every="1", keep=9)
         config = TrainConfig(**json_of(result))
         with pytest.MonkeyPatch.context() as patch:
@@ -224,25 +226,26 @@ class TestMetrics:
                 train(config, resume=RunFolder(result.folder).numbered()[2])
         assert load_checkpoint(result.folder / "checkpoints" / LAST).state["epoch"] == 3
         train(config, resume=result.folder)
-        same(result.folder, run(epochs=4))
+        assert_same_run(result.folder, run(epochs=4))
 
-    def test_lines_of_a_future_that_was_given_up_are_dropped(self, run: Run):
-        """Going on from a numbered checkpoint of epoch 2 of a run that has come to epoch 4."""
+    def test_resume_from_an_older_checkpoint_drops_later_metrics(self, run: Run):
+        """Resuming a run of 4 epochs from its numbered checkpoint after epoch 2."""
         whole, run4 = run(epochs=4), run(epochs=4, save_every="1", keep=9)
         steps = len(RunFolder(run4.folder).numbered())
         assert steps == 5  # before the first epoch, and after each
         path = RunFolder(run4.folder).numbered()[2]
         assert load_checkpoint(path).state["epoch"] == 3
         train(TrainConfig(**json_of(run4)), resume=path)
-        same(run4.folder, whole)
+        assert_same_run(run4.folder, whole)
 
 
-class TestWhatMayChange:
+class TestChangedSettings:
     def refused(self, result: Result, *words: str) -> str:
-        """Return what is said on stderr."""
-        return self.told(result, 2, *words)
+        """Assert that the resume is refused and changes no file; return the message."""
+        return self.resume(result, 2, *words)
 
-    def told(self, result: Result, code: int, *words: str) -> str:
+    def resume(self, result: Result, code: int, *words: str) -> str:
+        """Assert that the resume ends with this exit code; return its stderr."""
         before = {p: p.read_bytes() for p in result.folder.rglob("*") if p.is_file()}
         assert main(["train", "--resume", str(result.folder), *words]) == code
         if code == 2:
@@ -256,18 +259,18 @@ class TestWhatMayChange:
         self.capsys = capsys
 
     @pytest.fixture
-    def short(self, made: Result, tmp_path: Path) -> Result:
+    def short(self, two_epochs: Result, tmp_path: Path) -> Result:
         """A copy of a run of two epochs."""
-        shutil.copytree(made.folder, tmp_path / "short")
-        return dataclasses.replace(made, folder=tmp_path / "short")
+        shutil.copytree(two_epochs.folder, tmp_path / "short")
+        return dataclasses.replace(two_epochs, folder=tmp_path / "short")
 
     @pytest.mark.parametrize(
         "words",
         [["--epochs", "3"], ["--log-every", "1"], ["--save-every", "5m"], ["--keep", "3"], ["--patience", "4"]],
         ids=str,
     )
-    def test_what_breaks_nothing(self, words: list[str], short: Result):
-        assert self.told(short, 0, *words) == ""
+    def test_harmless_changes_are_accepted(self, words: list[str], short: Result):
+        assert self.resume(short, 0, *words) == ""
 
     @pytest.mark.parametrize(
         ("words", "diff"),
@@ -287,7 +290,7 @@ class TestWhatMayChange:
         ],
         ids=str,
     )
-    def test_what_breaks_exactness_is_refused_with_a_diff(self, words: list[str], diff: str, short: Result):
+    def test_changes_of_the_result_are_refused_with_a_diff(self, words: list[str], diff: str, short: Result):
         line = self.refused(short, "--epochs", "3", *words)
         assert f"error: {short.folder}: this would change the result: " in line
         assert diff in line
@@ -304,9 +307,7 @@ class TestWhatMayChange:
         ],
         ids=str,
     )
-    def test_another_net_or_other_data_is_refused_whatever_is_overridden(
-        self, words: list[str], diff: str, short: Result
-    ):
+    def test_another_network_or_data_set_cannot_be_overridden(self, words: list[str], diff: str, short: Result):
         assert diff in self.refused(short, "--epochs", "3", *words)
         name = words[0].removeprefix("--")
         assert f"--override {name.replace('-', '_')}: must be one of" in self.refused(
@@ -317,7 +318,7 @@ class TestWhatMayChange:
         line = self.refused(short, "--epochs", "3", "--data", "circles", "--override", "data")
         assert "the data in circles are not those that the run was trained on" in line
 
-    def test_fewer_epochs_than_are_done_are_refused(self, short: Result):
+    def test_fewer_epochs_than_done_are_refused(self, short: Result):
         assert "--epochs 1: the run has already completed 2 epochs" in self.refused(short, "--epochs", "1")
 
     @pytest.mark.parametrize(
@@ -331,24 +332,24 @@ class TestWhatMayChange:
         ],
     )
     def test_an_override_is_recorded(self, words: list[str], setting: str, old: object, new: object, short: Result):
-        assert self.told(short, 0, "--epochs", "3", *words, "--override", setting.replace("_", "-")) == ""
+        assert self.resume(short, 0, "--epochs", "3", *words, "--override", setting.replace("_", "-")) == ""
         config = json.loads((short.folder / "config.json").read_text())
         assert config["overrides"] == [{"epoch": 3, "step": 0, "setting": setting, "from": old, "to": new}]
         assert config[setting] == new
-        self.told(short, 0, "--epochs", "4")  # as it is now, without saying so again
+        self.resume(short, 0, "--epochs", "4")  # the new value persists without a second --override
         assert len(json.loads((short.folder / "config.json").read_text())["overrides"]) == 1
 
-    def test_another_seed_leaves_the_split_as_it_was(self, short: Result):
-        """Or rows would be judged by that were learnt from."""
-        self.told(short, 0, "--epochs", "3", "--seed", "7", "--override", "seed")
+    def test_another_seed_keeps_the_split(self, short: Result):
+        """Otherwise training rows would become validation rows."""
+        self.resume(short, 0, "--epochs", "3", "--seed", "7", "--override", "seed")
         assert load_checkpoint(short.folder / "checkpoints" / LAST).state["split_seed"] == 0
-        assert load_run(short.folder).split_seed == 0  # for evaluate and all others too
+        assert load_run(short.folder).split_seed == 0  # for all other commands too
 
-    def test_in_mid_epoch_another_order_begins_the_epoch_anew(self, run: Run, tmp_path: Path):
-        config = TrainConfig(**{**json_of(run()), "run_dir": tmp_path / "broken"})
+    def test_another_batch_size_in_mid_epoch_restarts_the_epoch(self, run: Run, tmp_path: Path):
+        config = TrainConfig(**{**json_of(run()), "run_dir": tmp_path / "interrupted"})
         with pytest.raises(Terminated):
             train(config, StopAt(60))  # in the second epoch of 45 steps
-        folder = tmp_path / "broken"
+        folder = tmp_path / "interrupted"
         train(dataclasses.replace(config, batch_size=90), resume=folder, override=["batch-size"])
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         assert [line["step"] for line in lines] == [45, 16, 24]  # 720 rows are 8 steps of 90
@@ -356,11 +357,11 @@ class TestWhatMayChange:
     def test_a_toml_file_changes_settings_as_flags_do(self, short: Result, tmp_path: Path):
         (tmp_path / "more.toml").write_text("epochs = 3\nlr = 0.2\n")
         assert "lr 0.05 → 0.2" in self.refused(short, "--config", str(tmp_path / "more.toml"))
-        assert self.told(short, 0, "--config", str(tmp_path / "more.toml"), "--lr", "0.05") == ""
+        assert self.resume(short, 0, "--config", str(tmp_path / "more.toml"), "--lr", "0.05") == ""
 
 
 class TestCommand:
-    def test_in_the_run_folder_no_name_is_needed(self, run: Run, monkeypatch: pytest.MonkeyPatch, capsys: Any):
+    def test_resume_in_the_run_folder_needs_no_path(self, run: Run, monkeypatch: pytest.MonkeyPatch, capsys: Any):
         result = run()
         monkeypatch.chdir(result.folder)
         assert main(["train", "--resume", "--epochs", "4"]) == 0
@@ -370,7 +371,7 @@ class TestCommand:
         assert main(["train", "--epochs", "6", "--resume", str(result.folder / "checkpoints" / LAST)]) == 0
         assert len((result.folder / "metrics.jsonl").read_text().splitlines()) == 6
 
-    def test_auto_begins_after_a_kill_in_the_first_save(self, tmp_path: Path):
+    def test_auto_restarts_after_a_kill_during_the_first_save(self, tmp_path: Path):
         (tmp_path / "run" / "checkpoints").mkdir(parents=True)
         (tmp_path / "run" / "checkpoints" / ".step-000000000.safetensors.tmp-1a2b3c4d").write_bytes(b"torn")
         (tmp_path / "run" / "config.json").write_text("{}")
@@ -378,8 +379,8 @@ class TestCommand:
         assert main(["train", "--resume", "auto", *words, "--log-every", "0"]) == 0
         assert not list((tmp_path / "run").rglob(".*.tmp-*"))
 
-    def test_auto_does_not_begin_where_another_process_was_quicker(self, run: Run, monkeypatch: pytest.MonkeyPatch):
-        """It looked before that one had saved, and got the lock when that one had ended."""
+    def test_auto_does_not_restart_a_run_that_another_process_began(self, run: Run, monkeypatch: pytest.MonkeyPatch):
+        """This process looked before the other one had saved, and got the lock after the other one had ended."""
         result = run()
         before = {path: path.read_bytes() for path in result.folder.rglob("*") if path.is_file()}
         monkeypatch.setattr("deltaprop.training.run_folder.is_incomplete_run", lambda path: True)
@@ -387,7 +388,7 @@ class TestCommand:
             train(TrainConfig(**json_of(result)), restart=True)
         assert {path: path.read_bytes() for path in result.folder.rglob("*") if path.is_file()} == before
 
-    def test_a_checkpoint_needs_no_config_json_and_writes_it_again(self, run: Run):
+    def test_resume_without_config_json_writes_it_again(self, run: Run):
         result = run()
         before = json.loads((result.folder / "config.json").read_text())
         (result.folder / "config.json").unlink()
@@ -395,7 +396,7 @@ class TestCommand:
         after = json.loads((result.folder / "config.json").read_text())
         assert {**after, "epochs": 3, "command": 0} == {**before, "threads": "1", "device": "cpu", "command": 0}
 
-    def test_a_folder_behind_a_link_and_with_a_name_of_any_kind(self, tmp_path: Path):
+    def test_resume_through_a_link_and_with_an_unusual_folder_name(self, tmp_path: Path):
         folder = tmp_path / "[b]x é y"
         (tmp_path / "link").symlink_to(folder)
         words = ["train", "--data", "moons", "--hidden", "4", "--log-every", "0"]
@@ -403,12 +404,12 @@ class TestCommand:
         assert main(["train", "--resume", str(tmp_path / "link"), "--epochs", "2"]) == 0
         assert len((folder / "metrics.jsonl").read_text().splitlines()) == 2
 
-    def test_a_checkpoint_is_found_by_its_name_alone(self, run: Run, monkeypatch: pytest.MonkeyPatch):
+    def test_a_checkpoint_is_found_by_its_file_name(self, run: Run, monkeypatch: pytest.MonkeyPatch):
         result = run()
         monkeypatch.chdir(result.folder / "checkpoints")
         assert main(["train", "--resume", LAST, "--epochs", "4"]) == 0
 
-    def test_auto_begins_and_goes_on(self, tmp_path: Path, capsys: Any):
+    def test_auto_starts_and_then_resumes(self, tmp_path: Path, capsys: Any):
         words = ["train", "--resume", "auto", "--run-dir", str(tmp_path / "run"), "--data", "moons", "--hidden", "4"]
         for epochs in ("1", "2"):
             assert main([*words, "--epochs", epochs, "--log-every", "0"]) == 0
@@ -416,7 +417,7 @@ class TestCommand:
         assert out.count("in epoch 2") == 1
         assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 2
 
-    def test_a_damaged_last_checkpoint_is_told_loudly(self, run: Run, capsys: Any):
+    def test_a_damaged_last_checkpoint_gives_a_warning(self, run: Run, capsys: Any):
         result = run(keep=2, save_every="1")
         path = result.folder / "checkpoints" / LAST
         path.write_bytes(path.read_bytes()[:-1])
@@ -425,26 +426,26 @@ class TestCommand:
         assert f"warning: {path}: damaged: " in captured.err
         assert re.search(r"resume +\S+step-\d+\.safetensors: in epoch 4", captured.out)
 
-    def test_a_damaged_last_checkpoint_is_replaced_though_there_is_nothing_to_do(self, run: Run, capsys: Any):
+    def test_a_damaged_last_checkpoint_of_a_finished_run_is_replaced(self, run: Run, capsys: Any):
         result = run(keep=2, save_every="1")
         path = result.folder / "checkpoints" / LAST
         path.write_bytes(path.read_bytes()[:-1])
-        for told in (True, False):
+        for warned in (True, False):
             assert main(["train", "--resume", str(result.folder)]) == 0
-            assert ("damaged: " in capsys.readouterr().err) == told
+            assert ("damaged: " in capsys.readouterr().err) == warned
         load_checkpoint(path)
 
 
-def test_weights_load_without_deltaprop_and_checkpoints_without_pickle(made: Result):
-    """Plain safetensors all of them."""
+def test_weights_load_without_deltaprop_and_checkpoints_without_pickle(two_epochs: Result):
+    """All of them are plain safetensors files."""
     from safetensors import safe_open
 
-    for path in made.folder.rglob("*.safetensors"):
+    for path in two_epochs.folder.rglob("*.safetensors"):
         with safe_open(path, "pt") as file:
             assert file.keys()
 
 
-def test_random_state_of_the_caller_stays(run: Run):
+def test_resume_keeps_the_callers_random_state(run: Run):
     result = run()
     torch.manual_seed(3)
     before = torch.get_rng_state()
@@ -456,7 +457,7 @@ def test_random_state_of_the_caller_stays(run: Run):
 
 
 def scalars(logdir: Path, tag: str, fast: bool) -> list[int]:
-    """Return the steps of a tag as a real TensorBoard serves them, by its fast loader or its old one."""
+    """Return the steps of a tag as a TensorBoard server shows them, with its fast or its old loader."""
     command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(logdir), "--host", "127.0.0.1", "--port", "0"]
     command += [f"--load_fast={'true' if fast else 'false'}", "--reload_interval", "1"]
     environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
@@ -471,7 +472,7 @@ def scalars(logdir: Path, tag: str, fast: bool) -> list[int]:
                 with urllib.request.urlopen(url, timeout=30) as answer:
                     found = [step for _, step, _ in json.load(answer)]
                 if found:
-                    time.sleep(2)  # the loader may be at it
+                    time.sleep(2)  # the loader may still be reading
                     with urllib.request.urlopen(url, timeout=30) as answer:
                         return [step for _, step, _ in json.load(answer)]
             except OSError:
@@ -487,7 +488,7 @@ def scalars(logdir: Path, tag: str, fast: bool) -> list[int]:
 @pytest.mark.slow
 @pytest.mark.parametrize("fast", [True, False], ids=["fast loader", "old loader"])
 def test_tensorboard_shows_each_epoch_once_after_a_resume(fast: bool, run: Run, tmp_path: Path):
-    """Going on from epoch 3 of a run that has written 5, and then from the end."""
+    """Resuming a run of 5 epochs from epoch 3, and then from its end."""
     folder = tmp_path / "logs" / "run"
     config = TrainConfig(data="moons", hidden=(8,), epochs=5, log_every=0, save_every="1", keep=9, run_dir=folder)
     train(config)
@@ -496,8 +497,8 @@ def test_tensorboard_shows_each_epoch_once_after_a_resume(fast: bool, run: Run, 
     assert scalars(tmp_path / "logs", "loss/train", fast) == [1, 2, 3, 4, 5, 6]
 
 
-def test_each_epoch_is_once_in_the_events_after_a_resume(tmp_path: Path):
-    """By the reader that TensorBoard's old loader uses; the real server is asked in the slow test."""
+def test_the_events_hold_each_epoch_once_after_a_resume(tmp_path: Path):
+    """With the reader of TensorBoard's old loader; the slow test queries a server."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     folder = tmp_path / "run"

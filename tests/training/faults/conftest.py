@@ -1,4 +1,4 @@
-"""What the faults share: a process that has done once what its children will do."""
+"""Warms up the test process, whose forked children then start faster."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.training.faults.shim import small
 
 @pytest.fixture(scope="session", autouse=True)
 def warm(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Run once here: what is imported late and looked up once, a child need not do again."""
+    """Train once with each engine, so that late imports and caches need not be repeated in every child."""
     torch.set_num_threads(1)
     for engine in ("autograd", "explicit"):
         train(small(tmp_path_factory.mktemp("warm") / engine, engine=engine))

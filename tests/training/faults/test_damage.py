@@ -1,4 +1,4 @@
-"""Damaged and hostile checkpoints: none is loaded in silence, none runs anything, none takes more than its size."""
+"""Damaged and malicious checkpoints: none is loaded, none executes code, none needs much memory."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from deltaprop import UserError
 from deltaprop.training import TrainConfig, train
 from deltaprop.training.checkpoint import Checkpoint, DamagedError, encode
 from deltaprop.training.run_folder import LAST, RunFolder, load_checkpoint
-from tests.training.faults.shim import forked, left, small
+from tests.training.faults.shim import forked, run_outputs, small
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def good(run: Path) -> bytes:
 
 
 def loads(content: bytes, path: Path) -> bool:
-    """Return whether some bytes are taken for a sound checkpoint."""
+    """Return whether some bytes are accepted as a valid checkpoint."""
     path.write_bytes(content)
     try:
         load_checkpoint(path)
@@ -48,27 +48,27 @@ def loads(content: bytes, path: Path) -> bool:
     return True
 
 
-def test_a_sound_one_loads(good: bytes, tmp_path: Path):
+def test_a_valid_checkpoint_loads(good: bytes, tmp_path: Path):
     assert loads(good, tmp_path / "c")
 
 
-def test_truncated_at_every_length_it_is_refused(good: bytes, tmp_path: Path):
-    """Every seventh length here, and every one of the header's beginning and the last hundred."""
+def test_truncated_checkpoints_are_refused(good: bytes, tmp_path: Path):
+    """Every seventh length, and each of the first 200 and the last 100."""
     lengths = [*range(200), *range(200, len(good) - 100, 7), *range(len(good) - 100, len(good))]
     assert [n for n in lengths if loads(good[:n], tmp_path / "c")] == []
 
 
 @pytest.mark.slow
-def test_truncated_at_truly_every_length_it_is_refused(good: bytes, tmp_path: Path):
+def test_checkpoints_truncated_at_every_length_are_refused(good: bytes, tmp_path: Path):
     assert [n for n in range(len(good)) if loads(good[:n], tmp_path / "c")] == []
 
 
-def test_with_something_behind_it_it_is_refused(good: bytes, tmp_path: Path):
+def test_a_checkpoint_with_trailing_bytes_is_refused(good: bytes, tmp_path: Path):
     assert not loads(good + b"\0", tmp_path / "c")
 
 
 def flips(good: bytes, path: Path, bits: list[int]) -> list[int]:
-    """Return those of some single-bit flips that are loaded."""
+    """Return the single-bit flips after which the checkpoint still loads."""
     loaded = []
     for bit in bits:
         content = bytearray(good)
@@ -78,38 +78,36 @@ def flips(good: bytes, path: Path, bits: list[int]) -> list[int]:
     return loaded
 
 
-def test_of_600_single_bit_flips_none_is_loaded(good: bytes, tmp_path: Path):
-    """Half of them in the header, whose every character counts."""
-    drawn = random.Random(0)
+def test_600_single_bit_flips_are_refused(good: bytes, tmp_path: Path):
+    """Half of them in the header."""
+    rng = random.Random(0)
     header = 8 + int.from_bytes(good[:8], "little")
-    bits = [drawn.randrange(8 * header) for _ in range(300)] + [drawn.randrange(8 * len(good)) for _ in range(300)]
+    bits = [rng.randrange(8 * header) for _ in range(300)] + [rng.randrange(8 * len(good)) for _ in range(300)]
     assert flips(good, tmp_path / "c", bits) == []
 
 
 @pytest.mark.slow
-def test_of_3000_single_bit_flips_none_is_loaded(good: bytes, tmp_path: Path):
-    drawn = random.Random(1)
-    assert flips(good, tmp_path / "c", [drawn.randrange(8 * len(good)) for _ in range(3000)]) == []
+def test_3000_single_bit_flips_are_refused(good: bytes, tmp_path: Path):
+    rng = random.Random(1)
+    assert flips(good, tmp_path / "c", [rng.randrange(8 * len(good)) for _ in range(3000)]) == []
 
 
-def test_without_the_digest_most_flips_of_weights_would_load(good: bytes, tmp_path: Path):
-    """What the digest is for: safetensors alone takes a flip among the numbers for numbers."""
+def test_without_the_digest_flipped_weights_would_load(good: bytes, tmp_path: Path):
+    """The digest is needed: safetensors alone accepts flipped bits in the tensors."""
     import safetensors.torch
 
-    drawn = random.Random(2)
+    rng = random.Random(2)
     start = 8 + int.from_bytes(good[:8], "little")
-    taken = 0
+    loaded = 0
     for _ in range(50):
         content = bytearray(good)
-        content[drawn.randrange(start, len(good))] ^= 4
+        content[rng.randrange(start, len(good))] ^= 4
         safetensors.torch.load(bytes(content))
-        taken += 1
-    assert taken == 50
+        loaded += 1
+    assert loaded == 50
 
 
-def test_a_file_that_the_disk_cannot_read_is_a_damaged_one(
-    good: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_an_unreadable_file_counts_as_damaged(good: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     class Unreadable(io.BytesIO):
         def read(self, size: int | None = -1) -> bytes:
             raise OSError(5, "Input/output error")
@@ -121,8 +119,8 @@ def test_a_file_that_the_disk_cannot_read_is_a_damaged_one(
             load_checkpoint(tmp_path / "c")
 
 
-def test_a_shape_of_many_dimensions_takes_no_time(tmp_path: Path):
-    """Their product would be a number of a million digits."""
+def test_a_shape_with_many_dimensions_is_refused_quickly(tmp_path: Path):
+    """Their product would have about a million digits."""
     shape = {"dtype": "F32", "shape": [2**61] * 50_000, "data_offsets": [0, 4]}
     (tmp_path / "c").write_bytes(with_header({"__metadata__": META, "a": shape}, b"1234")(tmp_path))
     began = time.monotonic()
@@ -131,8 +129,8 @@ def test_a_shape_of_many_dimensions_takes_no_time(tmp_path: Path):
     assert time.monotonic() - began < 1
 
 
-class TestFallingBack:
-    """A damaged last checkpoint: the newest sound one is taken, and everybody is told."""
+class TestFallback:
+    """If the last checkpoint is damaged, the newest valid one is used, with a warning."""
 
     @pytest.fixture
     def folder(self, tmp_path: Path) -> Path:
@@ -140,56 +138,56 @@ class TestFallingBack:
         return tmp_path / "run"
 
     @staticmethod
-    def spoil(path: Path) -> None:
+    def damage(path: Path) -> None:
         content = bytearray(path.read_bytes())
         content[-1] ^= 1
         path.write_bytes(bytes(content))
 
-    def test_it_is_told_and_the_run_ends_as_it_should(self, folder: Path):
-        expected = left(folder)
-        told: list[str] = []
-        self.spoil(folder / "checkpoints" / LAST)
+    def test_damaged_checkpoints_are_reported_and_resume_gives_the_same_bits(self, folder: Path):
+        expected = run_outputs(folder)
+        warnings: list[str] = []
+        self.damage(folder / "checkpoints" / LAST)
         newest = RunFolder(folder).numbered()[0]
-        self.spoil(newest)
-        found = RunFolder(folder).latest_checkpoint(told.append)
-        assert found[0] == RunFolder(folder).numbered()[1]
-        assert [line.partition(": ")[0] for line in told] == [str(folder / "checkpoints" / LAST), str(newest)]
+        self.damage(newest)
+        path, *_ = RunFolder(folder).latest_checkpoint(warnings.append)
+        assert path == RunFolder(folder).numbered()[1]
+        assert [line.partition(": ")[0] for line in warnings] == [str(folder / "checkpoints" / LAST), str(newest)]
         assert forked(lambda: train(small(folder, epochs=3, keep=3), resume=folder)) == 0
-        assert left(folder) == expected
+        assert run_outputs(folder) == expected
 
-    def test_if_none_is_sound_nothing_goes_on(self, folder: Path):
+    def test_resume_without_a_valid_checkpoint_is_refused(self, folder: Path):
         for path in (folder / "checkpoints").iterdir():
-            self.spoil(path)
+            self.damage(path)
         with pytest.raises(UserError, match="none of its 4 checkpoints is valid"):
             train(small(folder, epochs=3), resume=folder)
 
-    def test_one_that_was_asked_for_has_no_stand_in(self, folder: Path):
+    def test_a_named_checkpoint_has_no_fallback(self, folder: Path):
         path = folder / "checkpoints" / LAST
-        self.spoil(path)
+        self.damage(path)
         with pytest.raises(UserError, match=r"checkpoints/last\.safetensors: damaged: its SHA-256"):
             train(small(folder, epochs=3), resume=path)
 
 
-# --- hostile ones ---
+# --- malicious files ---
 
 
 class Trap:
-    """What a pickle would run."""
+    """A pickle that creates a file when it is loaded."""
 
-    def __init__(self, sprung: Path) -> None:
-        self.sprung = sprung
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
 
     def __reduce__(self) -> Any:
-        return (Path.touch, (self.sprung,))
+        return (Path.touch, (self.marker,))
 
 
-def pickled(sprung: Path) -> bytes:
-    return pickle.dumps(Trap(sprung))
+def pickled(marker: Path) -> bytes:
+    return pickle.dumps(Trap(marker))
 
 
-def torch_saved(sprung: Path) -> bytes:
+def torch_saved(marker: Path) -> bytes:
     file = io.BytesIO()
-    torch.save({"model": Trap(sprung)}, file)
+    torch.save({"model": Trap(marker)}, file)
     return file.getvalue()
 
 
@@ -201,7 +199,7 @@ def zip_bomb(_: Path) -> bytes:
 
 
 def with_header(header: Any, tail: bytes = b"") -> Callable[[Path], bytes]:
-    """Return a file with a header and a digest that is right."""
+    """Return a function that makes a file with this header and the right digest."""
     raw = header if isinstance(header, bytes) else json.dumps(header, separators=(",", ":")).encode()
     content = len(raw).to_bytes(8, "little") + raw + tail
     return lambda _: content.replace(DIGEST, b'"sha256":"' + hashlib.sha256(content).hexdigest().encode(), 1)
@@ -218,7 +216,7 @@ HUGE = {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("make", "message"),
     [
         (pickled, "damaged or not a checkpoint"),
         (torch_saved, "damaged or not a checkpoint"),
@@ -244,19 +242,19 @@ HUGE = {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}
     ],
     ids=range(21),
 )
-def test_what_is_no_checkpoint_runs_nothing_and_is_told_in_one_line(
-    make: Callable[[Path], bytes], said: str, tmp_path: Path
+def test_a_file_that_is_not_a_checkpoint_runs_no_code_and_is_refused_in_one_line(
+    make: Callable[[Path], bytes], message: str, tmp_path: Path
 ):
-    path, sprung = tmp_path / "c", tmp_path / "sprung"
-    path.write_bytes(make(sprung))
-    with pytest.raises(DamagedError, match=said) as error:
+    path, marker = tmp_path / "c", tmp_path / "marker"
+    path.write_bytes(make(marker))
+    with pytest.raises(DamagedError, match=message) as error:
         load_checkpoint(path)
     assert "\n" not in str(error.value)
-    assert not sprung.exists()
+    assert not marker.exists()
 
 
-def test_a_net_that_the_file_does_not_hold_is_not_allocated(good: bytes, tmp_path: Path):
-    """With a digest that is right: a configuration of 10^12 weights, tensors of the small net."""
+def test_a_network_larger_than_the_file_is_not_allocated(good: bytes, tmp_path: Path):
+    """With the right digest: a configuration of 10^12 weights, and the tensors of a small network."""
     state = state_of(good)
     state["config"]["hidden"], state["resolved"]["sizes"] = [10**6, 10**6], [2, 10**6, 10**6, 2]
     path = tmp_path / "c"
@@ -265,8 +263,8 @@ def test_a_net_that_the_file_does_not_hold_is_not_allocated(good: bytes, tmp_pat
         load_checkpoint(path)
 
 
-def test_a_large_file_is_looked_through_in_little_memory(tmp_path: Path):
-    """A sparse 256 MiB whose header fits it: its digest is taken piece by piece."""
+def test_a_large_file_is_checked_in_little_memory(tmp_path: Path):
+    """A sparse file of 256 MiB with a matching header: its digest is computed piece by piece."""
     size = 2**28
     header = {"__metadata__": {**META, "state": '{"format": 1}'}, "a": {"dtype": "U8", "shape": [size],
                                                                         "data_offsets": [0, size]}}  # fmt: skip
@@ -300,8 +298,8 @@ def test_a_large_file_is_looked_through_in_little_memory(tmp_path: Path):
     ],
     ids=str,
 )  # fmt: skip
-def test_a_state_that_no_run_can_be_in_is_refused(change: dict[str, Any], good: bytes, tmp_path: Path):
-    """Each with a digest that is right."""
+def test_an_impossible_state_is_refused(change: dict[str, Any], good: bytes, tmp_path: Path):
+    """Each with the right digest."""
     import safetensors.torch
 
     state = {**state_of(good), **change}
@@ -321,7 +319,7 @@ def test_more_steps_than_an_epoch_has_are_refused_before_anything_is_written(run
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
-def test_numbers_that_json_does_not_have_and_tensors_that_are_missing_are_refused(good: bytes, tmp_path: Path):
+def test_invalid_json_numbers_and_missing_tensors_are_refused(good: bytes, tmp_path: Path):
     import safetensors.torch
 
     tensors = safetensors.torch.load(good)
@@ -330,14 +328,14 @@ def test_numbers_that_json_does_not_have_and_tensors_that_are_missing_are_refuse
         assert not loads(encode(Checkpoint(fewer, state_of(good))), tmp_path / "c")
     garbage = {**tensors, "generator": torch.zeros_like(tensors["generator"])}
     assert not loads(encode(Checkpoint(garbage, state_of(good))), tmp_path / "c")
-    sound = encode(Checkpoint(tensors, {**state_of(good), "seconds": 123456}))
-    assert loads(sound, tmp_path / "c")
-    header = sound.replace(b"123456", b"   NaN")
-    assert not loads(header, tmp_path / "c")
+    valid = encode(Checkpoint(tensors, {**state_of(good), "seconds": 123456}))
+    assert loads(valid, tmp_path / "c")
+    with_nan = valid.replace(b"123456", b"   NaN")
+    assert not loads(with_nan, tmp_path / "c")
 
 
 @pytest.mark.parametrize("name", ["../../outside", "/etc/outside", "model.0.weight/../../x"])
-def test_a_name_that_leads_out_of_the_folder_leads_nowhere(name: str, good: bytes, tmp_path: Path):
+def test_a_tensor_name_with_a_path_writes_no_file(name: str, good: bytes, tmp_path: Path):
     path = tmp_path / "run" / "checkpoints" / "c"
     path.parent.mkdir(parents=True)
     path.write_bytes(encode(Checkpoint({name: torch.zeros(4, 2)}, state_of(good))))
@@ -346,8 +344,8 @@ def test_a_name_that_leads_out_of_the_folder_leads_nowhere(name: str, good: byte
     assert {p.name for p in tmp_path.rglob("*")} == {"run", "checkpoints", "c"}
 
 
-def test_where_a_checkpoint_says_it_lies_does_not_count(run: Path, good: bytes, tmp_path: Path):
-    """A run folder within the configuration is not where anything is written."""
+def test_the_run_dir_in_a_checkpoint_is_ignored(run: Path, good: bytes, tmp_path: Path):
+    """Nothing is written to the run_dir in the configuration of a checkpoint."""
     state = state_of(good)
     state["config"] = {**state["config"], "run_dir": str(tmp_path / "elsewhere")}
     config = TrainConfig()
@@ -358,7 +356,7 @@ def test_where_a_checkpoint_says_it_lies_does_not_count(run: Path, good: bytes, 
     assert config.run_dir is None
 
 
-def test_a_folder_and_a_pipe_are_no_checkpoints(tmp_path: Path):
+def test_a_folder_and_a_pipe_are_refused(tmp_path: Path):
     import os
 
     os.mkfifo(tmp_path / "pipe")

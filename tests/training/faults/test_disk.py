@@ -1,4 +1,4 @@
-"""A disk that is full, slow to say so, or gone: the last checkpoint is as it was, and one line says what happened."""
+"""Full and failing disks: the last checkpoint is unchanged, and the error is one line."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from deltaprop.training import TrainingError, atomic_files, train
 from deltaprop.training.report.reporter import Silent
 from deltaprop.training.report.tensorboard import SummaryWriter
 from deltaprop.training.run_folder import LAST, load_checkpoint
-from tests.training.faults.shim import forked, left, plan_resume, save_always, small
+from tests.training.faults.shim import forked, resume_or_start, run_outputs, save_always, small
 
 
 def full_after(writes: int, folder: Path) -> Callable[..., int]:
-    """Return a write that takes so many calls on files of a folder, half of the next one, and then no more."""
-    real, left_ = os.write, [writes]
+    """Return an ``os.write`` that accepts ``writes`` − 1 calls on files of a folder, then half of one, then fails."""
+    real, remaining = os.write, [writes]
 
     def write(handle: int, content: Any) -> int:
         if str(folder) not in os.readlink(f"/proc/self/fd/{handle}"):
             return real(handle, content)
-        left_[0] -= 1
-        if left_[0] > 0:
+        remaining[0] -= 1
+        if remaining[0] > 0:
             return real(handle, content)
-        if left_[0] == 0:
+        if remaining[0] == 0:
             return real(handle, bytes(content)[: max(1, len(content) // 2)])
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -40,10 +40,10 @@ def full_after(writes: int, folder: Path) -> Callable[..., int]:
 
 
 @pytest.mark.parametrize("writes", range(1, 22, 2))
-def test_full_at_any_write_it_is_told_in_one_line_and_the_run_can_go_on(
+def test_a_full_disk_is_reported_in_one_line_and_the_run_can_resume(
     writes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """Path and errno in the line, exit code 1; with room again the run ends as if nothing had been."""
+    """The line has path and errno; when there is space again, the resumed run gives the same bits."""
     train(small(tmp_path / "whole"))
     folder = tmp_path / "run"
     with monkeypatch.context() as patch:
@@ -54,12 +54,12 @@ def test_full_at_any_write_it_is_told_in_one_line_and_the_run_can_go_on(
     assert "\n" not in str(error.value)
     if (folder / "checkpoints" / LAST).exists():
         load_checkpoint(folder / "checkpoints" / LAST)
-    plan_resume(small(folder))
-    assert left(folder) == left(tmp_path / "whole")
+    resume_or_start(small(folder))
+    assert run_outputs(folder) == run_outputs(tmp_path / "whole")
 
 
-def test_beyond_the_largest_file_that_may_be(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
-    """RLIMIT_FSIZE: the kernel itself refuses to write on; a net of 20 kB against 8 kB."""
+def test_a_file_size_limit_is_reported_in_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    """RLIMIT_FSIZE of 8 kB against a network of 20 kB: the kernel refuses the write."""
     folder = tmp_path / "run"
 
     def work() -> None:
@@ -85,7 +85,7 @@ def tmpfs(tmp_path: Path) -> Any:
     os.system(f"umount {place}")
 
 
-def test_a_small_file_system_that_is_really_full(tmpfs: Path, capfd: pytest.CaptureFixture[str]):
+def test_a_full_file_system_is_reported_in_one_line(tmpfs: Path, capfd: pytest.CaptureFixture[str]):
     folder = tmpfs / "run"
     words = ["--data", "moons", "--hidden", "1000", "--log-every", "0", "--save-every", "1", "--run-dir", str(folder)]
     assert forked(lambda: (_ for _ in ()).throw(SystemExit(main(["train", *words, "--epochs", "500"])))) == 1
@@ -94,27 +94,25 @@ def test_a_small_file_system_that_is_really_full(tmpfs: Path, capfd: pytest.Capt
     load_checkpoint(folder / "checkpoints" / LAST)
 
 
-def test_without_events_for_tensorboard_the_run_goes_on_and_says_so_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    """Whatever of them cannot be written: here each scalar, to a disk that is full for them alone."""
+def test_a_run_without_tensorboard_events_continues_and_warns_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Here each scalar fails, as on a disk that is full for the events alone."""
     train(small(tmp_path / "whole"))
 
     def full(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(SummaryWriter, "add_scalar", full)
-    warned: list[str] = []
+    warnings: list[str] = []
     reporter = Silent()
-    monkeypatch.setattr(reporter, "warn", warned.append)
+    monkeypatch.setattr(reporter, "warn", warnings.append)
     train(small(tmp_path / "run"), reporter)
-    assert left(tmp_path / "run") == left(tmp_path / "whole")
-    (line,) = warned
+    assert run_outputs(tmp_path / "run") == run_outputs(tmp_path / "whole")
+    (line,) = warnings
     assert line.startswith("events for TensorBoard cannot be written, the run continues without: ")
 
 
-def test_events_onto_a_device_that_is_always_full(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
-    """/dev/full in the place of the file: the writer's own thread meets it."""
+def test_events_on_a_full_device_do_not_stop_the_run(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    """/dev/full in place of the event file: the error occurs in the writer's own thread."""
     train(small(tmp_path / "whole"))
 
     def work() -> None:
@@ -128,23 +126,23 @@ def test_events_onto_a_device_that_is_always_full(tmp_path: Path, capfd: pytest.
     assert forked(work) == 0
     lines = capfd.readouterr().err.splitlines()
     assert [line for line in lines if line.startswith("warning: events for TensorBoard cannot be written")] == lines[:1]
-    assert left(tmp_path / "run") == left(tmp_path / "whole")
+    assert run_outputs(tmp_path / "run") == run_outputs(tmp_path / "whole")
 
 
-class Vanishing(Silent):
-    """A reporter that takes the run folder away when the first epoch is done."""
+class FolderDeleter(Silent):
+    """A reporter that deletes the run folder after the first epoch."""
 
     def epoch(self, setup: Any, metrics: dict[str, Any]) -> None:
         while setup.config.run_dir.exists():  # TensorBoard's own thread may be writing into it
             shutil.rmtree(setup.config.run_dir, ignore_errors=True)
 
 
-def test_a_run_folder_that_vanishes_is_the_users(tmp_path: Path):
+def test_a_deleted_run_folder_is_a_user_error(tmp_path: Path):
     with pytest.raises(UserError, match=r"run/\S+: No such file or directory \(errno 2\)"):
-        train(small(tmp_path / "run"), Vanishing())
+        train(small(tmp_path / "run"), FolderDeleter())
 
 
-def test_what_is_not_written_whole_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     path = tmp_path / "file"
     atomic_files.write_whole(path, b"old")
     monkeypatch.setattr(atomic_files.os, "write", full_after(1, tmp_path))
@@ -154,7 +152,7 @@ def test_what_is_not_written_whole_is_not_there(tmp_path: Path, monkeypatch: pyt
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_line_that_is_not_written_whole_is_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_partially_written_line_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     path = tmp_path / "lines"
     atomic_files.append(path, b"first\n")
     monkeypatch.setattr(atomic_files.os, "write", full_after(1, tmp_path))
@@ -163,8 +161,8 @@ def test_a_line_that_is_not_written_whole_is_taken_back(tmp_path: Path, monkeypa
     assert path.read_bytes() == b"first\n"
 
 
-def test_saving_always_is_what_the_tests_say_it_is(tmp_path: Path):
-    """The children of these tests save after every step."""
+def test_save_always_saves_at_every_pause(tmp_path: Path):
+    """The child processes of these tests save after every step."""
 
     def work() -> None:
         save_always()

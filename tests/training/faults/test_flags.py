@@ -1,4 +1,4 @@
-"""Whatever flags are given: a run, or one line and exit code 2, and then nothing is written."""
+"""Random flags: either a run, or an error of one line, exit code 2 and no file."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ FLAGS = {
 
 @st.composite
 def flags(draw: st.DrawFn) -> list[str]:
-    """Return some flags, each with a value that may be right, wrong or missing."""
+    """Draw some flags, each with a value that may be valid, invalid or missing."""
     words: list[str] = []
     for name in draw(st.lists(st.sampled_from(sorted(FLAGS)), min_size=1, max_size=4, unique=True)):
         words.append(name)
@@ -71,48 +71,48 @@ def flags(draw: st.DrawFn) -> list[str]:
 
 
 def outcome(words: list[str]) -> tuple[int, str, bool]:
-    """Run a command in an empty folder; return its exit code, what it says on stderr, and whether it wrote anything."""
+    """Run a command in an empty folder; return its exit code, its stderr, and whether it wrote anything."""
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
-        said = io.StringIO()
-        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
+        stderr = io.StringIO()
+        with contextlib.redirect_stderr(stderr), contextlib.redirect_stdout(io.StringIO()):
             plain = ["train", "--data", "xor", "--epochs", "1", "--log-every", "0", "--run-dir", "run"]
             code = main([*plain, *words])
-        return code, said.getvalue(), any(Path(folder).iterdir())
+        return code, stderr.getvalue(), any(Path(folder).iterdir())
 
 
-TRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+SETTINGS = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 
 
-@settings(TRIED, max_examples=100)
+@settings(SETTINGS, max_examples=100)
 @given(flags())
-def test_a_run_or_one_line(words: list[str]):
+def test_random_flags_give_a_run_or_an_error_of_one_line(words: list[str]):
     check(words)
 
 
 @pytest.mark.slow
-@settings(TRIED, max_examples=1000)
+@settings(SETTINGS, max_examples=1000)
 @given(flags())
-def test_a_run_or_one_line_whatever_is_tried(words: list[str]):
+def test_many_random_flags_give_a_run_or_an_error_of_one_line(words: list[str]):
     check(words)
 
 
 def check(words: list[str]) -> None:
-    """Hold a command to a run, or to one line on stderr and nothing written."""
-    code, said, wrote = outcome(words)
-    if code == 1 and ("not finite" in said or "loss became" in said):  # η that is right in form and too large
+    """Assert that a command trains, or fails with one line on stderr and writes nothing."""
+    code, stderr, wrote = outcome(words)
+    if code == 1 and ("not finite" in stderr or "loss became" in stderr):  # a valid η that is too large
         return
-    assert code in (0, 2), (words, said)
+    assert code in (0, 2), (words, stderr)
     if code == 2:
-        (line,) = said.splitlines()
+        (line,) = stderr.splitlines()
         assert line.startswith("error: ")
         assert len(line) < 400
         assert not wrote
     else:
-        assert "Traceback" not in said
+        assert "Traceback" not in stderr
 
 
 @pytest.mark.parametrize(
-    ("toml", "said"),
+    ("toml", "message"),
     [
         ("lerning_rate = 1", "unknown setting 'lerning_rate'"),
         ("momentun = 0.9", "unknown setting 'momentun': did you mean 'momentum'?"),
@@ -127,10 +127,10 @@ def check(words: list[str]) -> None:
         ("save_every = 0", "save_every must be epochs"),
     ],
 )
-def test_a_file_of_settings_that_cannot_be_is_told_in_one_line(toml: str, said: str, tmp_path: Path, capsys):
+def test_an_invalid_settings_file_is_refused_in_one_line(toml: str, message: str, tmp_path: Path, capsys):
     path = tmp_path / "recipe.toml"
     path.write_text(toml)
     assert main(["train", "--config", str(path), "--run-dir", str(tmp_path / "run")]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert said in line
+    assert message in line
     assert not (tmp_path / "run").exists()

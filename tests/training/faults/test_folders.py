@@ -1,4 +1,4 @@
-"""One run at a time in a folder, and folders that cannot be one: exit code 2, in one line."""
+"""One run at a time per folder, and invalid folders: exit code 2 and one line."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ from deltaprop.cli import main
 from deltaprop.training import TrainingError, train
 from deltaprop.training.report.reporter import Silent
 from deltaprop.training.run_folder import RunFolder
-from tests.training.faults.shim import forked, left, small
+from tests.training.faults.shim import forked, run_outputs, small
 
 
-class Intruder(Silent):
-    """A reporter that tries to start a second run in the folder while the first is at work."""
+class StartsSecondRun(Silent):
+    """A reporter that tries to start a second run in the folder during the first."""
 
-    said: str = ""
+    message: str = ""
 
     def epoch(self, setup: Any, metrics: dict[str, Any]) -> None:
         with pytest.raises(UserError) as error:
             train(small(setup.config.run_dir), resume=setup.config.run_dir)
-        self.said = str(error.value)
+        self.message = str(error.value)
 
 
 def test_a_second_run_in_the_same_folder_is_refused(tmp_path: Path):
-    intruder = Intruder()
-    train(small(tmp_path / "run"), intruder)
-    assert intruder.said == f"{tmp_path / 'run'}: another run is using this folder; name another, or wait"
-    train(small(tmp_path / "run", epochs=3), resume=tmp_path / "run")  # the lock is gone
+    reporter = StartsSecondRun()
+    train(small(tmp_path / "run"), reporter)
+    assert reporter.message == f"{tmp_path / 'run'}: another run is using this folder; name another, or wait"
+    train(small(tmp_path / "run", epochs=3), resume=tmp_path / "run")  # the lock was released
 
 
-def test_a_second_process_is_refused_and_disturbs_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+def test_a_second_process_is_refused_and_changes_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     train(small(tmp_path / "whole", epochs=80))
     folder = tmp_path / "run"
     child = os.fork()
@@ -49,13 +49,13 @@ def test_a_second_process_is_refused_and_disturbs_nothing(tmp_path: Path, capfd:
     assert forked(lambda: (_ for _ in ()).throw(SystemExit(main(["train", "--resume", str(folder)])))) == 2
     assert forked(lambda: (_ for _ in ()).throw(SystemExit(main(["train", "--run-dir", str(folder)])))) == 2
     assert os.waitpid(child, 0)[1] == 0
-    assert left(folder) == left(tmp_path / "whole")
+    assert run_outputs(folder) == run_outputs(tmp_path / "whole")
     first, second = capfd.readouterr().err.splitlines()
     assert "another run is using this folder" in first
     assert "the folder is not empty" in second
 
 
-def test_the_lock_of_a_run_that_was_killed_is_gone(tmp_path: Path):
+def test_the_lock_of_a_killed_run_is_released(tmp_path: Path):
     def work() -> None:
         with RunFolder(tmp_path).locked():
             os.kill(os.getpid(), 9)
@@ -66,7 +66,7 @@ def test_the_lock_of_a_run_that_was_killed_is_gone(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["--run-dir", "{file}"], "there is a file of this name"),
         (["--run-dir", "{file}/run"], "is a file, not a folder"),
@@ -85,45 +85,45 @@ def test_the_lock_of_a_run_that_was_killed_is_gone(tmp_path: Path):
     ],
     ids=str,
 )
-def test_a_place_that_cannot_be_is_told_and_nothing_is_written(
-    words: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_invalid_folders_and_flags_are_refused_and_nothing_is_written(
+    words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("a file")
     (tmp_path / "empty").mkdir()
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").write_text("not ours")
-    places = {name: str(tmp_path / name) for name in ("file", "empty", "gone", "full")}
+    folders = {name: str(tmp_path / name) for name in ("file", "empty", "gone", "full")}
     before = sorted(tmp_path.rglob("*"))
-    assert main(["train", "--data", "moons", *[word.format(**places) for word in words]]) == 2
+    assert main(["train", "--data", "moons", *[word.format(**folders) for word in words]]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert said in line
+    assert message in line
     assert sorted(tmp_path.rglob("*")) == before
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_folder_that_may_not_be_written_to(tmp_path: Path):
+def test_a_read_only_folder_is_refused(tmp_path: Path):
     tmp_path.chmod(0o500)
     with pytest.raises(UserError, match="no permission"):
         train(small(tmp_path / "run"))
 
 
-def test_out_of_memory_says_what_to_try(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """A device that has none left in the second epoch; the last checkpoint is as it was."""
+def test_out_of_memory_suggests_a_smaller_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A device runs out of memory in the second epoch; the run can be resumed from the last checkpoint."""
     from deltaprop.training import engines
 
     train(small(tmp_path / "whole"))
     real, calls = engines.train_epoch, []
 
-    def short(*arguments: Any, **options: Any) -> None:
+    def out_of_memory_in_second_call(*arguments: Any, **options: Any) -> None:
         calls.append(1)
         if len(calls) == 2:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
         real(*arguments, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(engines, "train_epoch", short)
+        patch.setattr(engines, "train_epoch", out_of_memory_in_second_call)
         with pytest.raises(TrainingError, match="out of memory on cpu with `batch_size=256`: try `batch_size=128`"):
             train(small(tmp_path / "run"))
     train(small(tmp_path / "run"), resume=tmp_path / "run")
-    assert left(tmp_path / "run") == left(tmp_path / "whole")
+    assert run_outputs(tmp_path / "run") == run_outputs(tmp_path / "whole")

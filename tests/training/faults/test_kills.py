@@ -1,4 +1,4 @@
-"""kill −9: whenever it comes, there is an old checkpoint or a new one, and the run ends as if nothing had been."""
+"""kill −9 at any moment: the last checkpoint is the old or the new one, and resume gives the same bits."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ import torch
 
 from deltaprop.training import train
 from deltaprop.training.run_folder import LAST, load_checkpoint
-from tests.training.faults.shim import Shim, forked, left, plan_resume, save_always, small
+from tests.training.faults.shim import Shim, forked, resume_or_start, run_outputs, save_always, small
 
 ENGINES = ["autograd", "explicit"]
 
 
-def undisturbed(folder: Path, **settings: Any) -> tuple[bytes, bytes, list[dict[str, Any]]]:
-    """Return what a run leaves that nobody disturbs, and that saves but at the end of its epochs."""
+def uninterrupted(folder: Path, **settings: Any) -> tuple[bytes, bytes, list[dict[str, Any]]]:
+    """Return the outputs of a run that is not interrupted and saves only at the end of each epoch."""
     assert forked(lambda: train(small(folder, **settings))) == 0
-    return left(folder)
+    return run_outputs(folder)
 
 
-def deeds(folder: Path, **settings: Any) -> int:
-    """Return how many deeds on the disk a run takes that saves after every step."""
-    note = folder.parent / "count"
+def count_operations(folder: Path, **settings: Any) -> int:
+    """Return the number of disk operations of a run that saves after every step."""
+    count_file = folder.parent / "count"
 
     def work() -> None:
         save_always()
@@ -35,27 +35,27 @@ def deeds(folder: Path, **settings: Any) -> int:
         shim.install()
         train(small(folder, **settings))
         shim.remove()
-        note.write_text(str(shim.count))
+        count_file.write_text(str(shim.count))
 
     assert forked(work) == 0
-    return int(note.read_text())
+    return int(count_file.read_text())
 
 
 def killed_at(number: int, folder: Path, **settings: Any) -> int:
-    """Let a run that saves after every step die at a deed; return how it ended."""
+    """Kill a run that saves after every step at a disk operation; return its exit status."""
 
     def work() -> None:
         save_always()
         Shim(folder, fatal=number).install()
-        plan_resume(small(folder, **settings))
+        resume_or_start(small(folder, **settings))
 
     return forked(work)
 
 
 def kill_at_each(tmp_path: Path, engine: str, step: int, first: int = 1) -> int:
-    """Kill runs at every so manieth deed, and go on from what they leave; return how many kills there were."""
-    expected = undisturbed(tmp_path / "whole", engine=engine)
-    count = deeds(tmp_path / "counted", engine=engine)
+    """Kill runs at every ``step``-th disk operation and resume each; return the number of kills."""
+    expected = uninterrupted(tmp_path / "whole", engine=engine)
+    count = count_operations(tmp_path / "counted", engine=engine)
     assert count > 60
     for number in range(first, count + 1, step):
         folder = tmp_path / f"killed{number}"
@@ -63,37 +63,35 @@ def kill_at_each(tmp_path: Path, engine: str, step: int, first: int = 1) -> int:
         last = folder / "checkpoints" / LAST
         if last.exists():
             load_checkpoint(last)
-        assert forked(lambda: plan_resume(small(folder, engine=engine))) == 0  # noqa: B023  # called at once
-        assert left(folder) == expected, number
-        assert not list(folder.rglob(".*.tmp-*")), "what the killed writer left is cleared away"
+        assert forked(lambda: resume_or_start(small(folder, engine=engine))) == 0  # noqa: B023  # called at once
+        assert run_outputs(folder) == expected, number
+        assert not list(folder.rglob(".*.tmp-*")), "temporary files of the killed process are removed"
     return len(range(first, count + 1, step))
 
 
 @pytest.mark.parametrize(("engine", "first"), [("autograd", 1), ("explicit", 5)])
-def test_at_every_eighth_write_fsync_and_rename_the_run_goes_on_to_the_same_bits(
-    engine: str, first: int, tmp_path: Path
-):
-    """Weights, best weights and metrics; and at no moment was there a last checkpoint that is not sound.
+def test_a_kill_at_every_eighth_write_fsync_or_rename_gives_the_same_bits(engine: str, first: int, tmp_path: Path):
+    """The bits of weights, best weights and metrics; the last checkpoint is valid after every kill.
 
-    Between them the two engines are killed at every fourth.
+    The two engines together are killed at every fourth operation.
     """
     kill_at_each(tmp_path, engine, 8, first)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
-def test_at_every_write_fsync_and_rename_the_run_goes_on_to_the_same_bits(engine: str, tmp_path: Path):
+def test_a_kill_at_every_write_fsync_or_rename_gives_the_same_bits(engine: str, tmp_path: Path):
     kill_at_each(tmp_path, engine, 1)
 
 
 def killed_after(seconds: float, folder: Path, **settings: Any) -> bool:
-    """Kill a run that saves after every step when so much time has passed; return whether it was still at work."""
+    """Kill a run that saves after every step after some time; return whether it was still running."""
     child = os.fork()
     if not child:
         try:
             torch.set_num_threads(1)
             save_always()
-            plan_resume(small(folder, **settings))
+            resume_or_start(small(folder, **settings))
         finally:
             os._exit(0)
     time.sleep(seconds)
@@ -102,24 +100,24 @@ def killed_after(seconds: float, folder: Path, **settings: Any) -> bool:
 
 
 def random_kills(tmp_path: Path, kills: int) -> tuple[int, int]:
-    """Kill runs at random moments, again and again until each has ended; return how many kills and runs there were."""
-    drawn = random.Random(0)
+    """Kill runs at random moments, repeatedly until each has ended; return the numbers of kills and runs."""
+    rng = random.Random(0)
     settings = [
         {"engine": engine, "data": data, "epochs": 6, "batch_size": 64}
         for engine in ENGINES
         for data in ("moons", "sine")
     ]
-    expected = [undisturbed(tmp_path / f"whole{i}", **these) for i, these in enumerate(settings)]
+    expected = [uninterrupted(tmp_path / f"whole{i}", **these) for i, these in enumerate(settings)]
     done = runs = 0
     while done < kills or runs < 2 * len(settings):
-        which, folder = runs % len(settings), tmp_path / f"run{runs}"
+        index, folder = runs % len(settings), tmp_path / f"run{runs}"
         runs += 1
-        while killed_after(drawn.uniform(0, 0.3), folder, **settings[which]):
+        while killed_after(rng.uniform(0, 0.3), folder, **settings[index]):
             done += 1
-        assert left(folder) == expected[which]
+        assert run_outputs(folder) == expected[index]
     return done, runs
 
 
 @pytest.mark.slow
-def test_at_200_random_moments_the_run_goes_on_to_the_same_bits(tmp_path: Path):
+def test_kills_at_200_random_moments_give_the_same_bits(tmp_path: Path):
     random_kills(tmp_path, 200)

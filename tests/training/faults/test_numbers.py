@@ -1,4 +1,4 @@
-"""NaN and ∞: found within 50 steps, told with steps and layer, and never saved."""
+"""NaN and infinity: detected within 50 steps, reported with steps and layer, and never saved."""
 
 from __future__ import annotations
 
@@ -21,34 +21,34 @@ from tests.training.faults.shim import small
 ENGINES = ["autograd", "explicit"]
 
 
-def finite(folder: Path) -> None:
-    """Hold every tensor of a run folder to being finite."""
+def assert_finite(folder: Path) -> None:
+    """Assert that every tensor in a run folder is finite."""
     for path in folder.rglob("*.safetensors"):
         for name, value in load_file(path).items():
             assert bool(value.isfinite().all()), f"{path}: {name}"
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_a_run_that_blows_up_says_steps_layer_and_remedies(engine: str, tmp_path: Path):
-    """η far too large: in float32 the weights overflow within some steps."""
+def test_divergence_is_reported_with_steps_layer_and_remedies(engine: str, tmp_path: Path):
+    """With a huge η the float32 weights overflow within some steps."""
     folder = tmp_path / "run"
     with pytest.raises(TrainingError) as error:
         train(small(folder, engine=engine, lr=1e30, activation=("identity",), loss="quadratic", batch_size=8))
-    text = str(error.value)
-    assert "\n" not in text
+    message = str(error.value)
+    assert "\n" not in message
     for word in (
         "not finite: layer 1 (",
         "epoch 1, steps 1 to ",
         "lower `lr` (it is 1e+30)",
         "`init`",
     ):
-        assert word in text
-    finite(folder)
+        assert word in message
+    assert_finite(folder)
     load_checkpoint(folder / "checkpoints" / LAST)
 
 
-class Poison(Silent):
-    """A reporter that spoils something after a step, or after those that are taken together with it."""
+class Corruptor(Silent):
+    """A reporter that writes a value into the state after a step, or after the block of steps that contains it."""
 
     def __init__(self, at: int, what: str, value: float) -> None:
         self.at, self.what, self.value = at, what, value
@@ -57,11 +57,11 @@ class Poison(Silent):
     def step(self, epoch: int, steps: int, step: int) -> None:
         before, self.done = self.done, (epoch - 1) * steps + step
         if before < self.at <= self.done:
-            self.spoilt = self.done
-            self.spoil()
+            self.corrupted_at = self.done
+            self.corrupt()
 
-    def spoil(self) -> None:
-        run = Poison.run
+    def corrupt(self) -> None:
+        run = Corruptor.run
         if self.what == "loss":
             run.state.progress.total += self.value
             return
@@ -81,43 +81,43 @@ class Poison(Silent):
     + [("weight", math.inf), ("momentum", -math.inf), ("loss", math.inf)],
 )
 @pytest.mark.parametrize("at", [3, 97])
-def test_wherever_it_comes_from_it_is_found_within_50_steps(
+def test_nan_and_infinity_are_detected_within_50_steps(
     what: str, value: float, at: int, engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """Spoilt after a step of the first of two epochs of 144 steps."""
-    made = Run.__init__
+    """The state is corrupted after a step of the first of two epochs of 144 steps."""
+    init = Run.__init__
 
     def remember(self: Run, *arguments: Any) -> None:
-        made(self, *arguments)
-        Poison.run = self
+        init(self, *arguments)
+        Corruptor.run = self
 
     monkeypatch.setattr(Run, "__init__", remember)
-    reporter = Poison(at, what, value)
+    reporter = Corruptor(at, what, value)
     with pytest.raises(TrainingError) as error:
         train(small(tmp_path / "run", batch_size=5, activation=("tanh",), engine=engine), reporter)
     first, last = (int(word) for word in str(error.value).partition("steps ")[2].partition(":")[0].split(" to "))
-    assert first <= reporter.spoilt + 1
-    assert reporter.spoilt <= last <= reporter.spoilt + 50
-    finite(tmp_path / "run")
+    assert first <= reporter.corrupted_at + 1
+    assert reporter.corrupted_at <= last <= reporter.corrupted_at + 50
+    assert_finite(tmp_path / "run")
 
 
-def test_the_question_is_asked_once_in_so_many_steps_not_at_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """A question waits for the device."""
-    asked = []
-    monkeypatch.setattr("deltaprop.training.loop.all_finite", lambda tensors: asked.append(1) or all_finite(tensors))
+def test_the_finite_check_does_not_run_at_every_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A check waits for the device."""
+    checks = []
+    monkeypatch.setattr("deltaprop.training.loop.all_finite", lambda tensors: checks.append(1) or all_finite(tensors))
     train(small(tmp_path / "run", batch_size=5))  # 288 steps, 2 epochs, and 4 checkpoints
-    assert len(asked) <= 288 // 49 + 2 + 4 + 2
+    assert len(checks) <= 288 // 49 + 2 + 4 + 2
 
 
-def test_a_validation_loss_that_is_no_number_is_never_the_best(tmp_path: Path):
-    """Finite weights that give infinite outputs."""
+def test_a_non_finite_validation_loss_is_never_the_best(tmp_path: Path):
+    """Finite weights may give infinite outputs."""
     folder = tmp_path / "run"
     with pytest.raises(TrainingError, match=r"the (validation|training) loss became|not finite"):
         train(small(folder, lr=1e18, activation=("identity",), loss="quadratic", momentum=0.0))
-    finite(folder)
+    assert_finite(folder)
 
 
-def test_sums_of_finite_numbers_that_overflow_are_no_alarm():
+def test_finite_numbers_whose_sum_overflows_are_accepted():
     big = torch.full((8,), 3e38)
     assert all_finite([big])
     assert not all_finite([big, torch.tensor([math.nan])])

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM, at whatever a run is doing: saved, said, and gone within 2 s; a second Ctrl-C at once."""
+"""Ctrl-C and SIGTERM during any phase of a run: it saves and exits within 2 s; a second Ctrl-C exits at once."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ import torch
 from deltaprop.cli import main
 from deltaprop.training import evaluate, train
 from deltaprop.training.run_folder import LAST, load_checkpoint
-from tests.training.faults.shim import left, plan_resume, small
+from tests.training.faults.shim import resume_or_start, run_outputs, small
 
 WITHIN = 2.0  # seconds
 
 
 class Child:
-    """A run in a process of its own.
+    """A run in a child process.
 
     Args:
-        work: What it does.
-        said: Where its output goes.
+        work: The function that it runs.
+        output: The file for its stdout and stderr.
     """
 
-    def __init__(self, work: Callable[[], Any], said: Path) -> None:
-        self.said = said
+    def __init__(self, work: Callable[[], Any], output: Path) -> None:
+        self.output = output
         self.pid = os.fork()
         if self.pid:
             return
         code = 1
         try:
-            sys.stdout = sys.stderr = open(said, "w")  # noqa: SIM115  # open as long as the process is
+            sys.stdout = sys.stderr = open(output, "w")  # noqa: SIM115  # stays open until the process exits
             torch.set_num_threads(1)
             code = int(work())
         except SystemExit as error:
@@ -49,13 +49,13 @@ class Child:
         os.kill(self.pid, number)
 
     def wait(self) -> int:
-        """Return how it ended."""
+        """Return its exit code, or the negative number of a signal."""
         return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
 
-    def until(self, there: Callable[[], bool]) -> None:
-        """Wait for something that it does."""
+    def wait_for(self, condition: Callable[[], bool]) -> None:
+        """Wait until a condition holds."""
         deadline = time.monotonic() + 60
-        while not there():
+        while not condition():
             assert time.monotonic() < deadline
             time.sleep(0.01)
 
@@ -67,46 +67,46 @@ def words(folder: Path, *more: str) -> list[str]:
 
 @pytest.mark.parametrize("engine", ["autograd", "explicit"])
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
-def test_in_training_it_saves_and_goes(number: int, code: int, engine: str, tmp_path: Path):
+def test_a_signal_during_training_saves_and_exits(number: int, code: int, engine: str, tmp_path: Path):
     folder = tmp_path / "run"
-    child = Child(lambda: main(words(folder, "--epochs", "100000", "--engine", engine)), tmp_path / "said")
-    child.until(lambda: (folder / "metrics.jsonl").exists())
+    child = Child(lambda: main(words(folder, "--epochs", "100000", "--engine", engine)), tmp_path / "output")
+    child.wait_for(lambda: (folder / "metrics.jsonl").exists())
     began = time.monotonic()
     child.send(number)
     assert child.wait() == code
     assert time.monotonic() - began < WITHIN
-    said = (tmp_path / "said").read_text()
-    assert f"saved; resume with: deltaprop train --resume {folder}" in said
-    assert "Traceback" not in said
+    output = (tmp_path / "output").read_text()
+    assert f"saved; resume with: deltaprop train --resume {folder}" in output
+    assert "Traceback" not in output
     assert load_checkpoint(folder / "checkpoints" / LAST).state["epoch"] > 1
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["autograd", "explicit"])
-def test_stopped_again_and_again_it_ends_with_the_same_bits(engine: str, tmp_path: Path):
+def test_repeated_stops_give_the_same_bits(engine: str, tmp_path: Path):
     settings: dict[str, Any] = {"engine": engine, "epochs": 40, "batch_size": 8, "save_every": "1000"}
     train(small(tmp_path / "whole", **settings))
     folder = tmp_path / "run"
     stops = 0
     while True:
-        child = Child(lambda: plan_resume(small(folder, **settings)) or 0, tmp_path / "said")
-        child.until(lambda: (folder / "checkpoints" / LAST).exists())
+        child = Child(lambda: resume_or_start(small(folder, **settings)) or 0, tmp_path / "output")
+        child.wait_for(lambda: (folder / "checkpoints" / LAST).exists())
         time.sleep(0.05 + 0.02 * stops)
         child.send(signal.SIGTERM)
         code = child.wait()
         if code == 0:
             break
-        assert code == 143, (tmp_path / "said").read_text()
+        assert code == 143, (tmp_path / "output").read_text()
         stops += 1
-    assert left(folder) == left(tmp_path / "whole")
+    assert run_outputs(folder) == run_outputs(tmp_path / "whole")
     assert stops > 0
 
 
-def slow(real: Callable[..., Any], note: Path, seconds: float) -> Callable[..., Any]:
-    """Return a function that notes when it is first called, and then takes its time, breakable between chunks."""
+def slow(real: Callable[..., Any], started: Path, seconds: float) -> Callable[..., Any]:
+    """Return a slow version of a function, which touches a file first and can be interrupted between chunks."""
 
     def work(*arguments: Any, **options: Any) -> Any:
-        note.touch()
+        started.touch()
         check = arguments[4] if len(arguments) > 4 else options.get("check", lambda: None)
         for _ in range(int(seconds / 0.05)):
             check()
@@ -116,14 +116,14 @@ def slow(real: Callable[..., Any], note: Path, seconds: float) -> Callable[..., 
     return work
 
 
-def test_in_an_evaluation_the_epoch_that_was_trained_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """An evaluation that would take a minute: the run stands at the end of its epoch, and judges it when resumed."""
+def test_a_signal_during_evaluation_keeps_the_trained_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The evaluation would take a minute: the checkpoint is after the last step, and resume evaluates the epoch."""
     train(small(tmp_path / "whole"))
-    folder, note = tmp_path / "run", tmp_path / "note"
+    folder, started = tmp_path / "run", tmp_path / "started"
     with monkeypatch.context() as patch:
-        patch.setattr(evaluate, "evaluate", slow(evaluate.evaluate, note, 60))
-        child = Child(lambda: train(small(folder)), tmp_path / "said")
-    child.until(note.exists)
+        patch.setattr(evaluate, "evaluate", slow(evaluate.evaluate, started, 60))
+        child = Child(lambda: train(small(folder)), tmp_path / "output")
+    child.wait_for(started.exists)
     began = time.monotonic()
     child.send(signal.SIGTERM)
     assert child.wait() == 143
@@ -131,21 +131,21 @@ def test_in_an_evaluation_the_epoch_that_was_trained_is_kept(tmp_path: Path, mon
     state = load_checkpoint(folder / "checkpoints" / LAST).state
     assert (state["epoch"], state["done"]) == (1, 3)
     train(small(folder), resume=folder)
-    assert left(folder) == left(tmp_path / "whole")
+    assert run_outputs(folder) == run_outputs(tmp_path / "whole")
 
 
-def test_while_data_are_read_it_goes_at_once_and_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Reading that would take a minute, and asks nobody."""
-    folder, note = tmp_path / "run", tmp_path / "note"
+def test_a_signal_during_data_loading_exits_and_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Loading would take a minute, and does not check for signals."""
+    folder, started = tmp_path / "run", tmp_path / "started"
 
     def load(*_: Any, **__: Any) -> None:
-        note.touch()
+        started.touch()
         time.sleep(60)
 
     with monkeypatch.context() as patch:
         patch.setattr("deltaprop.training.setup.load", load)
-        child = Child(lambda: main(words(folder)), tmp_path / "said")
-    child.until(note.exists)
+        child = Child(lambda: main(words(folder)), tmp_path / "output")
+    child.wait_for(started.exists)
     began = time.monotonic()
     child.send(signal.SIGTERM)
     assert child.wait() == 143
@@ -153,28 +153,28 @@ def test_while_data_are_read_it_goes_at_once_and_nothing_is_written(tmp_path: Pa
     assert not folder.exists()
 
 
-def test_while_threads_are_timed_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    folder, note = tmp_path / "run", tmp_path / "note"
+def test_a_signal_during_thread_tuning_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    folder, started = tmp_path / "run", tmp_path / "started"
 
     def timed(run: Callable[[], object], cores: int, seconds: float = 2.0) -> dict[int, float]:
-        note.touch()
-        while True:  # a minute's timing
+        started.touch()
+        while True:  # tuning would never end
             run()
 
     with monkeypatch.context() as patch:
         patch.setattr("deltaprop.training.setup.tune_threads", timed)
-        child = Child(lambda: main(words(folder, "--threads", "tune")), tmp_path / "said")
-    child.until(note.exists)
+        child = Child(lambda: main(words(folder, "--threads", "tune")), tmp_path / "output")
+    child.wait_for(started.exists)
     began = time.monotonic()
     child.send(signal.SIGINT)
     assert child.wait() == 130
     assert time.monotonic() - began < WITHIN
     assert not folder.exists()
-    assert (tmp_path / "said").read_text() == "interrupted\n"
+    assert (tmp_path / "output").read_text() == "interrupted\n"
 
 
-def test_while_saving_the_save_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """A disk that takes a fifth of a second for each write."""
+def test_a_signal_during_a_save_finishes_the_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Each write takes a fifth of a second."""
     from deltaprop.training import atomic_files
 
     train(small(tmp_path / "whole", epochs=6, save_every="1"))
@@ -188,48 +188,48 @@ def test_while_saving_the_save_is_finished(tmp_path: Path, monkeypatch: pytest.M
 
     with monkeypatch.context() as patch:
         patch.setattr(atomic_files.os, "write", write)
-        child = Child(lambda: train(small(folder, epochs=6, save_every="1")), tmp_path / "said")
-    child.until(lambda: bool(list(folder.glob("checkpoints/.*.tmp-*"))))
+        child = Child(lambda: train(small(folder, epochs=6, save_every="1")), tmp_path / "output")
+    child.wait_for(lambda: bool(list(folder.glob("checkpoints/.*.tmp-*"))))
     began = time.monotonic()
     child.send(signal.SIGINT)
     code = child.wait()
-    assert code in (1, 130)  # an exception in this child; the command line makes 130 of it
+    assert code in (1, 130)  # 1: an exception in this child, which the command line would turn into 130
     assert time.monotonic() - began < WITHIN
     load_checkpoint(folder / "checkpoints" / LAST)
     assert not list(folder.rglob(".*.tmp-*"))
     train(small(folder, epochs=6, save_every="1"), resume=folder)
-    assert left(folder) == left(tmp_path / "whole")
+    assert run_outputs(folder) == run_outputs(tmp_path / "whole")
 
 
-def test_a_second_ctrl_c_ends_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Though the step in hand takes a minute."""
-    folder, note = tmp_path / "run", tmp_path / "note"
+def test_a_second_ctrl_c_exits_immediately(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Although the current step takes a minute."""
+    folder, started = tmp_path / "run", tmp_path / "started"
 
     def stuck(*_: Any, **options: Any) -> None:
-        note.touch()
+        started.touch()
         for _ in range(1200):
             time.sleep(0.05)
 
     with monkeypatch.context() as patch:
         patch.setattr("deltaprop.training.engines.train_epoch", stuck)
-        child = Child(lambda: main(words(folder)), tmp_path / "said")
-    child.until(note.exists)
+        child = Child(lambda: main(words(folder)), tmp_path / "output")
+    child.wait_for(started.exists)
     child.send(signal.SIGINT)
     time.sleep(0.3)
-    assert os.waitpid(child.pid, os.WNOHANG) == (0, 0)  # the first waits for the step
+    assert os.waitpid(child.pid, os.WNOHANG) == (0, 0)  # after the first one the run waits for the step
     began = time.monotonic()
     child.send(signal.SIGINT)
     assert child.wait() == 130
     assert time.monotonic() - began < 0.5
 
 
-def test_handlers_are_given_back(tmp_path: Path):
+def test_signal_handlers_are_restored(tmp_path: Path):
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     train(small(tmp_path / "run"))
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
 
-def test_outside_the_main_thread_a_run_hears_nothing_and_runs(tmp_path: Path):
+def test_a_run_outside_the_main_thread_works_without_handlers(tmp_path: Path):
     import threading
 
     done: list[Any] = []

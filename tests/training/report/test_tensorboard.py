@@ -1,4 +1,4 @@
-"""TensorBoard: everything a learner asks for is there, in one run."""
+"""TensorBoard: the scalars, histograms, plots and texts of a run, as a real server shows them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ HPARAMS = {"hparam/test_loss", "hparam/test_accuracy"}
 
 
 class Server:
-    """A TensorBoard on loopback."""
+    """A TensorBoard server on the loopback interface."""
 
     def __init__(self, logdir: Path) -> None:
         command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(logdir), "--host", "127.0.0.1"]
@@ -39,7 +39,7 @@ class Server:
             env={**os.environ, "PYTHONWARNINGS": "ignore"},
         )
         assert self.process.stderr is not None
-        for line in self.process.stderr:  # it says its address once it listens
+        for line in self.process.stderr:  # it prints its address when it listens
             found = re.search(r"http://127\.0\.0\.1:\d+", line)
             if found:
                 self.address = found[0]
@@ -47,11 +47,11 @@ class Server:
         raise RuntimeError("TensorBoard did not start")
 
     def get(self, path: str) -> Any:
-        with urllib.request.urlopen(f"{self.address}/data/{path}", timeout=30) as answer:
-            return json.load(answer)
+        with urllib.request.urlopen(f"{self.address}/data/{path}", timeout=30) as response:
+            return json.load(response)
 
     def tags(self, plugin: str) -> dict[str, set[str]]:
-        """Return the tags of each run, once the loader has seen any."""
+        """Return the tags of each run, as soon as the server has loaded any."""
         deadline = time.monotonic() + 60
         while not (runs := self.get(f"plugin/{plugin}/tags")) and time.monotonic() < deadline:
             time.sleep(0.3)
@@ -60,7 +60,7 @@ class Server:
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, Path]]:
-    """Serve three fresh runs: two classes in the plane, numbers, and digits without the costly views."""
+    """Serve three new runs: moons, the sine, and digits without histograms and plots."""
     from deltaprop.training import TrainConfig, train
 
     root = tmp_path_factory.mktemp("runs")
@@ -79,7 +79,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, P
     server.process.stderr.close()
 
 
-def test_every_tag_is_found_through_http(served: tuple[Server, Path]):
+def test_every_tag_is_served_over_http(served: tuple[Server, Path]):
     server, _ = served
     scalars = server.tags("scalars")
     assert scalars["moons"] == CHEAP | COSTLY | HPARAMS
@@ -90,26 +90,26 @@ def test_every_tag_is_found_through_http(served: tuple[Server, Path]):
     }
 
 
-def test_numbers_have_a_fitted_curve_and_rmse(served: tuple[Server, Path]):
+def test_regression_runs_have_a_fitted_curve_and_rmse(served: tuple[Server, Path]):
     server, _ = served
     assert {"rmse/val", "rmse/test"} <= server.tags("scalars")["sine"]
     assert server.tags("images")["sine"] == {"pictures/first_layer_weights", "pictures/fitted_curve"}
 
 
-def test_log_every_0_leaves_the_costly_views_out(served: tuple[Server, Path]):
+def test_log_every_0_omits_histograms_and_plots(served: tuple[Server, Path]):
     server, _ = served
     assert server.tags("scalars")["digits"] == CHEAP | HPARAMS
     assert "digits" not in server.tags("histograms")
     assert "digits" not in server.tags("images")
 
 
-def test_a_run_stays_one_run(served: tuple[Server, Path]):
-    """add_hparams and add_scalars make runs of their own unless held back."""
+def test_each_run_appears_once(served: tuple[Server, Path]):
+    """By default add_hparams and add_scalars would create additional runs."""
     server, _ = served
     assert sorted(server.get("runs")) == ["digits", "moons", "sine"]
 
 
-def test_the_chart_of_accuracy_is_metrics_jsonl(served: tuple[Server, Path]):
+def test_the_accuracy_chart_matches_metrics_jsonl(served: tuple[Server, Path]):
     server, root = served
     points = server.get("plugin/scalars/scalars?tag=accuracy/val&run=moons")
     lines = [json.loads(line) for line in (root / "moons" / "metrics.jsonl").read_text().splitlines()]
@@ -124,17 +124,17 @@ def test_delta_norms_start_before_training(served: tuple[Server, Path]):
     assert [step for _, step, _ in points] == [0, 1, 2]
 
 
-def test_hyperparameters_stand_in_the_run_itself(served: tuple[Server, Path]):
+def test_hyperparameters_are_in_the_run_itself(served: tuple[Server, Path]):
     server, _ = served
     request = urllib.request.Request(
         f"{server.address}/data/plugin/hparams/experiment", data=b"{}", headers={"Content-Type": "application/json"}
     )
-    with urllib.request.urlopen(request, timeout=30) as answer:
-        experiment = json.load(answer)
+    with urllib.request.urlopen(request, timeout=30) as response:
+        experiment = json.load(response)
     assert {"lr", "hidden", "activation", "momentum", "batch_size"} <= {h["name"] for h in experiment["hparamInfos"]}
 
 
-def test_the_views_of_log_every_are_at_the_start_every_n_epochs_and_the_end(run: Callable[..., Result]):
+def test_log_every_records_the_start_every_n_epochs_and_the_end(run: Callable[..., Result]):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(run(epochs=3, log_every=2).folder))
@@ -142,8 +142,8 @@ def test_the_views_of_log_every_are_at_the_start_every_n_epochs_and_the_end(run:
     assert [event.step for event in events.Scalars("delta_norm/layer1")] == [0, 2, 3]
 
 
-def test_a_run_is_born_with_a_purge(run: Callable[..., Result]):
-    """A session start at step 0 makes readers drop whatever an earlier writer of the folder left from there on."""
+def test_a_new_run_purges_older_events(run: Callable[..., Result]):
+    """A session start at step 0 makes readers drop the events that an earlier writer left in the folder."""
     from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
     first, *_ = sorted(run().folder.glob("events.out.tfevents.*"))
@@ -151,10 +151,10 @@ def test_a_run_is_born_with_a_purge(run: Callable[..., Result]):
     assert [(event.session_log.status, event.step) for event in starts] == [(1, 0)]  # 1 is START
 
 
-def test_what_fails_in_a_thread_of_somebody_else_is_told_as_ever(run: Callable[..., Result], monkeypatch: Any):
-    """Only of the events writer's own thread the traceback is left out, while a run is at work."""
-    heard: list[Any] = []
-    monkeypatch.setattr(threading, "excepthook", heard.append)
+def test_exceptions_in_other_threads_are_still_reported(run: Callable[..., Result], monkeypatch: Any):
+    """During a run only the tracebacks of the event writer's own thread are suppressed."""
+    reported: list[Any] = []
+    monkeypatch.setattr(threading, "excepthook", reported.append)
 
     class Failing(Silent):
         def epoch(self, setup: Any, metrics: dict[str, Any]) -> None:
@@ -163,12 +163,12 @@ def test_what_fails_in_a_thread_of_somebody_else_is_told_as_ever(run: Callable[.
             thread.join()
 
     run(epochs=1, reporter=Failing())
-    assert [arguments.exc_type for arguments in heard] == [ZeroDivisionError]
-    assert threading.excepthook == heard.append
+    assert [arguments.exc_type for arguments in reported] == [ZeroDivisionError]
+    assert threading.excepthook == reported.append
 
 
-def test_the_layers_figures_are_those_of_the_probe(run: Callable[..., Result], tmp_path: Path):
-    """At epoch 0 each histogram has the count, sum and squares of W, b, a or δ of the untrained net."""
+def test_layer_statistics_match_the_captured_layers(run: Callable[..., Result], tmp_path: Path):
+    """At epoch 0 each histogram has the count, sum and sum of squares of W, b, a or δ of the untrained network."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     from deltaprop.tracing.capture import capture_layers, delta_norm
@@ -176,7 +176,9 @@ def test_the_layers_figures_are_those_of_the_probe(run: Callable[..., Result], t
     from deltaprop.training.setup import prepare
 
     settings = {"data": "moons", "hidden": (8,), "epochs": 1, "log_every": 1, "seed": 0}
-    events = EventAccumulator(str(run(**settings).folder), size_guidance={"histograms": 0})  # all, not the last
+    events = EventAccumulator(
+        str(run(**settings).folder), size_guidance={"histograms": 0}
+    )  # all histograms, not only the last
     events.Reload()
     setup = prepare(TrainConfig(**settings, run_dir=tmp_path / "other"))
     train = setup.dataset.train

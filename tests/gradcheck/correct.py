@@ -1,4 +1,4 @@
-"""Correct Functions of many styles: none of them may raise an alarm."""
+"""Correct Functions of many styles: no check may fail, but the listed ones."""
 
 from __future__ import annotations
 
@@ -17,37 +17,37 @@ from tests.gradcheck.planted import AFFINE, X, normal
 
 
 @dataclass(frozen=True)
-class Sound:
+class Correct:
     """A correct function.
 
     Attributes:
         op: The function.
-        inputs: To try it on.
-        name: Of the style.
-        alarms: The checks that find fault with it, and are right.
+        inputs: Its inputs in the test.
+        name: The name of the style.
+        expected_failures: The checks that rightly fail.
     """
 
     op: Any
     inputs: tuple[Any, ...]
     name: str
-    alarms: frozenset[str] = frozenset()
+    expected_failures: frozenset[str] = frozenset()
 
 
-torch.manual_seed(0)  # of the nets below, whatever was drawn before this module was imported
-SOUND: list[Sound] = []
+torch.manual_seed(0)  # the networks below do not depend on earlier random numbers
+CORRECT: list[Correct] = []
 
 
-def sound(inputs: tuple[Any, ...] = X, alarms: tuple[str, ...] = ()) -> Any:
-    """Put a function on the list."""
+def correct(inputs: tuple[Any, ...] = X, expected_failures: tuple[str, ...] = ()) -> Any:
+    """Add a function to ``CORRECT``."""
 
     def put(op: Any) -> Any:
-        SOUND.append(Sound(op, inputs, op.__name__, frozenset(alarms)))
+        CORRECT.append(Correct(op, inputs, op.__name__, frozenset(expected_failures)))
         return op
 
     return put
 
 
-@sound()
+@correct()
 class Legacy(Function):
     """forward(ctx, …)."""
 
@@ -62,7 +62,7 @@ class Legacy(Function):
         return 3 * x * x * grad_output
 
 
-@sound()
+@correct()
 class SetupContext(Function):
     """forward(…), setup_context, jvp and a vmap rule."""
 
@@ -88,9 +88,9 @@ class SetupContext(Function):
         return x_dot * a
 
 
-@sound()
+@correct()
 class Once(Function):
-    """once_differentiable: it says that there is no second derivative."""
+    """once_differentiable: there is no second derivative."""
 
     @staticmethod
     def forward(ctx, x):
@@ -104,7 +104,7 @@ class Once(Function):
         return grad_output * x.cos()
 
 
-@sound((normal(4, 3), normal(4, 3)))
+@correct((normal(4, 3), normal(4, 3)))
 class TwoOutputs(Function):
     """Sum and product."""
 
@@ -119,9 +119,9 @@ class TwoOutputs(Function):
         return grad_sum + grad_product * y, grad_sum + grad_product * x
 
 
-@sound()
+@correct()
 class IndexOutput(Function):
-    """An output without a gradient: the maximum's place."""
+    """An output without a gradient: the index of the maximum."""
 
     @staticmethod
     def forward(ctx, x):
@@ -138,9 +138,9 @@ class IndexOutput(Function):
         return zeros.scatter(-1, indices.unsqueeze(-1), grad_values.unsqueeze(-1))
 
 
-@sound((normal(4, 3), None))
+@correct((normal(4, 3), None))
 class OptionalInput(Function):
-    """None for an input that may be left out."""
+    """None for an optional input."""
 
     @staticmethod
     def forward(ctx, x, bias):
@@ -151,9 +151,9 @@ class OptionalInput(Function):
         return grad_output * 2, None
 
 
-@sound((normal(4, 3), torch.tensor([2, 0, 1, 1])))
+@correct((normal(4, 3), torch.tensor([2, 0, 1, 1])))
 class IntegerInput(Function):
-    """Labels beside logits."""
+    """Labels with logits."""
 
     @staticmethod
     def forward(ctx, x, index):
@@ -168,9 +168,9 @@ class IntegerInput(Function):
         return zeros.scatter(-1, index.unsqueeze(-1), grad_output.unsqueeze(-1)), None
 
 
-@sound((normal(4, 3), 2.5, "up"))
+@correct((normal(4, 3), 2.5, "up"))
 class ConstantInputs(Function):
-    """Numbers and words among the arguments."""
+    """Numbers and strings among the arguments."""
 
     @staticmethod
     def forward(ctx, x, scale, way):
@@ -182,7 +182,7 @@ class ConstantInputs(Function):
         return grad_output * ctx.scale, None, None
 
 
-@sound()
+@correct()
 class ReturnsAView(Function):
     """A view of the input."""
 
@@ -195,9 +195,9 @@ class ReturnsAView(Function):
         return grad_output
 
 
-@sound()
+@correct()
 class InPlace(Function):
-    """Written in place, and said so by mark_dirty."""
+    """An in-place operation, marked by mark_dirty."""
 
     @staticmethod
     def forward(ctx, x):
@@ -212,9 +212,9 @@ class InPlace(Function):
         return grad_output * a
 
 
-@sound(AFFINE)
+@correct(AFFINE)
 class SkipsWhatNobodyNeeds(Function):
-    """needs_input_grad heeded."""
+    """Uses needs_input_grad."""
 
     @staticmethod
     def forward(ctx, a, weight, bias):
@@ -233,9 +233,9 @@ class SkipsWhatNobodyNeeds(Function):
         )
 
 
-@sound((normal(4, 3), normal(3)))
+@correct((normal(4, 3), normal(3)))
 class Broadcasts(Function):
-    """A bias that is broadcast, and summed back."""
+    """A bias that is broadcast; its gradient is summed."""
 
     @staticmethod
     def forward(ctx, x, bias):
@@ -247,9 +247,9 @@ class Broadcasts(Function):
         return tuple(grad_output.sum_to_size(shape) for shape in ctx.shapes)
 
 
-@sound()
+@correct()
 class DoesNotMaterialize(Function):
-    """None for an output that nobody used."""
+    """None as the gradient of an unused output."""
 
     @staticmethod
     def forward(ctx, x):
@@ -262,9 +262,9 @@ class DoesNotMaterialize(Function):
         return sum(parts) if parts else None
 
 
-@sound()
+@correct()
 class HiddenOutput(Function):
-    """What backward needs as an output of its own, so that it has a graph."""
+    """An additional output for backward, so that it has a graph."""
 
     @staticmethod
     def forward(ctx, x):
@@ -278,9 +278,9 @@ class HiddenOutput(Function):
         return grad_output * e / (1 + e) ** 2 - grad_e * e
 
 
-@sound((normal(4, 3), normal(3, 4)))
+@correct((normal(4, 3), normal(3, 4)))
 class Constant(Function):
-    """An input that does not matter, and says so."""
+    """A gradient of None for an input on which the output does not depend."""
 
     @staticmethod
     def forward(ctx, x, unused):
@@ -291,7 +291,7 @@ class Constant(Function):
         return grad_output * 2, None
 
 
-@sound((torch.nn.functional.normalize(normal(4, 3)),))
+@correct((torch.nn.functional.normalize(normal(4, 3)),))
 class Straight(Function):
     """A sum of everything: ∂C/∂x is an expanded number."""
 
@@ -305,57 +305,57 @@ class Straight(Function):
         return grad_output.expand(ctx.shape)
 
 
-@sound()
+@correct()
 def plain_function(x: Tensor) -> Tensor:
-    """Not custom at all."""
+    """A function without a custom Function."""
     return torch.tanh(x) * x.softmax(-1)
 
 
-@sound(([normal(4, 3), normal(4, 3)],))
+@correct(([normal(4, 3), normal(4, 3)],))
 def of_a_list(tensors: list[Tensor]) -> dict[str, Tensor]:
-    """Tensors in a list, and out in a dictionary."""
+    """Tensors in a list, results in a dictionary."""
     first, second = tensors
     return {"sum": first + second, "product": first * second}
 
 
-@sound()
+@correct()
 def with_dropout(x: Tensor) -> Tensor:
-    """What it draws at random is the same at every call of the check."""
+    """Random numbers are the same at every call of a check."""
     return torch.nn.functional.dropout(x, 0.5) * x
 
 
-@sound((torch.tensor([[1e-3, 2e-4], [5e-4, 3e-3]], dtype=torch.float64),))
+@correct((torch.tensor([[1e-3, 2e-4], [5e-4, 3e-3]], dtype=torch.float64),))
 def steep(x: Tensor) -> Tensor:
-    """A curve that bends within h."""
+    """A function with high curvature within h."""
     return 1 / x + x.log()
 
 
-@sound((torch.tensor([[0.0, 1.0], [-2.0, 0.0]], dtype=torch.float64),))
+@correct((torch.tensor([[0.0, 1.0], [-2.0, 0.0]], dtype=torch.float64),))
 def at_a_kink(x: Tensor) -> Tensor:
     """|x| at 0, where the gradient itself jumps."""
     return x.abs()
 
 
-@sound((normal(4, 4), normal(4, 4)))
+@correct((normal(4, 4), normal(4, 4)))
 def square(x: Tensor, weight: Tensor) -> Tensor:
-    """As many rows as samples."""
+    """A square weight with as many rows as samples."""
     return F.linear(x, weight)
 
 
-@sound()
+@correct()
 def of_complex_numbers(x: Tensor) -> Tensor:
     """A complex output."""
     return torch.fft.rfft(x)
 
 
-@sound((torch.zeros(0, 3, dtype=torch.float64),))
+@correct((torch.zeros(0, 3, dtype=torch.float64),))
 def of_no_samples(x: Tensor) -> Tensor:
-    """Nothing to try."""
+    """An empty result."""
     return x.sin()
 
 
 class Checkpointed(nn.Module):
-    """Its layer is called again in backward; the second call must see the same parameters."""
+    """Its layer is called again in backward, with the same parameters."""
 
     def __init__(self, use_reentrant: bool = False) -> None:
         super().__init__()
@@ -366,17 +366,17 @@ class Checkpointed(nn.Module):
 
 
 MODULES = [
-    Sound(Checkpointed(), X, "a checkpoint"),
-    Sound(nn.Sequential(nn.Linear(20, 50), nn.ReLU(), nn.Linear(50, 3)), (normal(64, 20),), "many gates"),
-    Sound(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Tanh()), X, "batch norm in training"),
-    Sound(nn.Sequential(nn.Linear(3, 4), nn.ReLU(inplace=True), nn.Linear(4, 2)), X, "an in-place module"),
-    Sound(nn.GRUCell(3, 4), (normal(4, 3), normal(4, 4)), "a recurrent cell"),
-    Sound(nn.Embedding(7, 3), (torch.tensor([1, 4, 1]),), "an embedding"),
-    Sound(nn.MultiheadAttention(4, 2, batch_first=True), (normal(2, 3, 4),) * 3, "attention"),
-    Sound(dp.MLP([3, 5, 2], "tanh"), X, "an MLP"),
-    Sound(nn.Sequential(nn.Linear(3, 4), nn.GELU(), nn.LayerNorm(4)), X, "torch modules"),
-    Sound(F.linear, AFFINE, "linear"),
-    Sound(F.cross_entropy, (normal(4, 3), torch.tensor([0, 2, 1, 1])), "cross-entropy of labels"),
-    Sound(F.mse_loss, (normal(4, 3), normal(3, 4).T.contiguous()), "a loss of two inputs"),
+    Correct(Checkpointed(), X, "a checkpoint"),
+    Correct(nn.Sequential(nn.Linear(20, 50), nn.ReLU(), nn.Linear(50, 3)), (normal(64, 20),), "many gates"),
+    Correct(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Tanh()), X, "batch norm in training"),
+    Correct(nn.Sequential(nn.Linear(3, 4), nn.ReLU(inplace=True), nn.Linear(4, 2)), X, "an in-place module"),
+    Correct(nn.GRUCell(3, 4), (normal(4, 3), normal(4, 4)), "a recurrent cell"),
+    Correct(nn.Embedding(7, 3), (torch.tensor([1, 4, 1]),), "an embedding"),
+    Correct(nn.MultiheadAttention(4, 2, batch_first=True), (normal(2, 3, 4),) * 3, "attention"),
+    Correct(dp.MLP([3, 5, 2], "tanh"), X, "an MLP"),
+    Correct(nn.Sequential(nn.Linear(3, 4), nn.GELU(), nn.LayerNorm(4)), X, "torch modules"),
+    Correct(F.linear, AFFINE, "linear"),
+    Correct(F.cross_entropy, (normal(4, 3), torch.tensor([0, 2, 1, 1])), "cross-entropy of labels"),
+    Correct(F.mse_loss, (normal(4, 3), normal(3, 4).T.contiguous()), "a loss of two inputs"),
 ]
-SOUND += MODULES
+CORRECT += MODULES

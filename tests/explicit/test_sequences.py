@@ -1,4 +1,4 @@
-"""Both drivers through whatever their users do to them: stories of steps, changes, freezes, reloads and readings."""
+"""Both drivers in sequences of training steps, changed settings, frozen layers, reloads and other operations."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.explicit.compare import (
 
 
 class Twins:
-    """A model by both drivers, through whatever their users do to them."""
+    """A model trained by both drivers, with operations that are applied to both."""
 
     def __init__(self, seed: int, device: str = "cpu") -> None:
         torch.manual_seed(seed)
@@ -36,30 +36,30 @@ class Twins:
         self.x, self.y = (t.to(device) for t in problem([5, 7, 6, 3]))
         self.start = copy.deepcopy(self.model.state_dict())
 
-    def do(self, what: str) -> None:
-        """Take one of the steps of the story on both sides."""
-        name, _, value = what.partition(" ")
+    def do(self, operation: str) -> None:
+        """Apply one operation of a sequence to both."""
+        name, _, value = operation.partition(" ")
         getattr(self, name)(*map(float, value.split()))
 
     def epoch(self, batch_size: float, rows: float = 23) -> None:
         n, m = int(batch_size), int(rows)
         self.trainer.epoch(self.x[:m], self.y[:m], n)
-        self.by_tape(m, n)
+        self.train_by_autograd(m, n)
 
-    def by_tape(self, rows: int, batch_size: int) -> None:
+    def train_by_autograd(self, rows: int, batch_size: int) -> None:
         by_autograd(self.twin, F.cross_entropy, self.tape, self.x[:rows], self.y[:rows], batch_size)
 
     def parts(self, batch_size: float, *ends: float) -> None:
-        """Take an epoch that is broken off here and there."""
+        """Train an epoch that is interrupted after some steps."""
         n, done = int(batch_size), 0
         for end in map(int, ends):
             self.trainer.epoch(self.x, self.y, n, start=done, on_step=lambda step, end=end: step == end)  # type: ignore[misc]
             done = end
         self.trainer.epoch(self.x, self.y, n, start=done)
-        self.by_tape(23, n)
+        self.train_by_autograd(23, n)
 
     def within(self, batch_size: float, rows: float, at: float = 2) -> None:
-        """Take an epoch, and a step of its own within it."""
+        """Train an epoch, with a single step within it."""
         n, m = int(batch_size), int(rows)
         first = int(at) * n
 
@@ -68,36 +68,36 @@ class Twins:
                 self.trainer.step(self.x[:m], self.y[:m])
 
         self.trainer.epoch(self.x, self.y, n, on_step=on_step)
-        self.by_tape(first, n)
-        self.by_tape(m, m)
+        self.train_by_autograd(first, n)
+        self.train_by_autograd(m, m)
         by_autograd(self.twin, F.cross_entropy, self.tape, self.x[first:], self.y[first:], n)
 
     def step(self, rows: float) -> None:
         n = int(rows)
         self.trainer.step(self.x[:n], self.y[:n])
-        self.by_tape(n, n)
+        self.train_by_autograd(n, n)
 
     def backward(self, rows: float) -> None:
-        """Train our model by the tape for a step, on the optimizer that the trainer has."""
+        """Train the trainer's model with autograd for a step, with the trainer's optimizer."""
         n = int(rows)
         by_autograd(self.model, F.cross_entropy, self.ours, self.x[:n], self.y[:n], n)
         self.ours.zero_grad()
-        self.by_tape(n, n)
+        self.train_by_autograd(n, n)
 
     def refused(self) -> None:
-        """Be refused, and change nothing."""
+        """Assert that invalid batches are refused; they change nothing."""
         for x, y in ((self.x[:, :4], self.y), (self.x, self.y + 3), (self.x, self.y[:5])):
             for call in (lambda x=x, y=y: self.trainer.step(x, y), lambda x=x, y=y: self.trainer.epoch(x, y, 8)):  # type: ignore[misc]
                 with pytest.raises(dp.UserError):
                     call()
 
     def copied(self) -> None:
-        """Go on with a copy."""
+        """Continue with a copy."""
         self.trainer = copy.deepcopy(self.trainer)
         self.model, self.ours = self.trainer.model, self.trainer.optimizer  # type: ignore[assignment]
 
     def pickled(self) -> None:
-        """Go on with what a file would hold."""
+        """Continue with a pickled and unpickled copy."""
         self.trainer = pickle.loads(pickle.dumps(self.trainer))
         self.model, self.ours = self.trainer.model, self.trainer.optimizer  # type: ignore[assignment]
 
@@ -127,12 +127,12 @@ class Twins:
         self.freeze(number, 1)
 
     def activation(self, number: float) -> None:
-        """Put another activation in the place of the first."""
+        """Replace the first activation."""
         for m in (self.model, self.twin):
             m[1] = [dp.Tanh(), nn.LeakyReLU(0.2), dp.Softplus(2.0)][int(number)]
 
     def constant(self, value: float) -> None:
-        """Set the constant of an activation of PyTorch's."""
+        """Set the constant of PyTorch's LeakyReLU."""
         for m in (self.model, self.twin):
             if isinstance(m[1], nn.LeakyReLU):
                 m[1].negative_slope = value
@@ -150,13 +150,13 @@ class Twins:
             m.load_state_dict(self.start)
 
     def swap(self) -> None:
-        """Let W² and b² change groups."""
+        """Exchange the groups of W² and b²."""
         for optimizer in (self.ours, self.tape):
             first, second = (group["params"] for group in optimizer.param_groups)
             first[1], second[1] = second[1], first[1]
 
-    def parted(self) -> None:
-        """Take b¹ out of the optimizer with its velocity, or put it back."""
+    def toggle_bias(self) -> None:
+        """Remove b¹ and its velocity from the optimizer, or add it again."""
         for m, optimizer in ((self.model, self.ours), (self.twin, self.tape)):
             biases, bias = optimizer.param_groups[1]["params"], m[0].bias
             others = [p for p in biases if p is not bias]
@@ -165,7 +165,7 @@ class Twins:
         self.twin.zero_grad()
 
 
-STORIES = [
+SEQUENCES = [
     ["epoch 8", "reload", "lr 0.5", "epoch 8"],
     ["lr 0.1 0.3", "epoch 8", "swap", "epoch 8"],
     ["freeze 1", "epoch 8", "thaw 1", "epoch 8", "step 5", "epoch 8"],
@@ -176,34 +176,34 @@ STORIES = [
     ["epoch 8", "backward 8", "backward 23", "within 4 10", "backward 2", "step 8"],
     ["within 4 3", "parts 4 1 3 5", "within 8 20", "epoch 1"],
     ["activation 1", "epoch 8", "constant 0.5", "epoch 8", "constant -0.3", "step 5", "activation 2", "epoch 8"],
-    ["epoch 8", "reload", "parted", "epoch 8", "reload", "parted", "epoch 8"],
+    ["epoch 8", "reload", "toggle_bias", "epoch 8", "reload", "toggle_bias", "epoch 8"],
     ["nesterov 1", "epoch 8", "nesterov 0 1", "forget", "epoch 8", "copied", "epoch 8", "pickled", "epoch 8"],
     ["refused", "epoch 8", "refused", "step 3", "refused", "epoch 5"],
 ]
-DEEDS = [
+OPERATIONS = [
     *("epoch 8", "epoch 5 20", "epoch 5 4", "epoch 40", "parts 8 1", "parts 4 2 3", "within 8 3", "within 5 20 3"),
     *("step 8", "step 5", "step 20", "backward 8", "backward 3", "refused", "copied", "pickled"),
     *("lr 0.2", "lr 0.1 0.05", "momentum 0", "momentum 0.9", "momentum 0.9 0.5", "momentum 0 0.9"),
     *("weight_decay 0.1", "weight_decay 0.1 0", "weight_decay 0", "nesterov 1", "nesterov 0 1", "nesterov 0"),
     *("freeze 0", "thaw 0", "freeze 3", "thaw 3", "freeze 4", "thaw 4", "reload", "forget", "restart", "swap"),
-    *("activation 0", "activation 1", "activation 2", "constant 0.5", "constant 0.1", "parted"),
+    *("activation 0", "activation 1", "activation 2", "constant 0.5", "constant 0.1", "toggle_bias"),
 ]
 
 
-class TestStories:
-    """Whatever is done between steps, in whatever order, both drivers stay together."""
+class TestSequences:
+    """After any sequence of operations both drivers have the same parameters and velocities."""
 
-    @pytest.mark.parametrize("deeds", STORIES, ids=", ".join)
-    def test_told(self, deeds: list[str]):
+    @pytest.mark.parametrize("operations", SEQUENCES, ids=", ".join)
+    def test_fixed_sequences(self, operations: list[str]):
         twins = Twins(0)
-        for deed in deeds:
-            twins.do(deed)
+        for operation in operations:
+            twins.do(operation)
         assert_same(twins.model, twins.twin, twins.ours, twins.tape)
 
     @settings(max_examples=100, deadline=None)
-    @given(deeds=st.lists(st.sampled_from(DEEDS), min_size=3, max_size=14), seed=st.integers(0, 2**32))
-    def test_drawn(self, deeds: list[str], seed: int):
+    @given(operations=st.lists(st.sampled_from(OPERATIONS), min_size=3, max_size=14), seed=st.integers(0, 2**32))
+    def test_random_sequences(self, operations: list[str], seed: int):
         twins = Twins(seed)
-        for deed in deeds:
-            twins.do(deed)
+        for operation in operations:
+            twins.do(operation)
         assert_same(twins.model, twins.twin, twins.ours, twins.tape)
