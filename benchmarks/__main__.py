@@ -38,7 +38,7 @@ MEMORY_PEERS = (
     "JAX jit",
 )
 TABLES = ("steps", "activations", "epochs", "memory")
-ACTIVATIONS = ("relu", "sigmoid", "gelu")  # for the table of the drivers; all others use relu
+ACTIVATIONS = ("relu", "sigmoid", "gelu")  # for the table of the engines; all others use relu
 DRIVERS = ("explicit .epoch", "autograd", "torch.nn, SGD loop")
 DISTURBED = 0.1  # largest relative difference between two measurements of the same row
 
@@ -130,7 +130,7 @@ def steps(size: str, threads: int, arguments: argparse.Namespace) -> Table:
 
 
 def activations(arguments: argparse.Namespace) -> Table:
-    """Return the table of both drivers and torch.nn, by activation and size, with one thread."""
+    """Return the table of both engines and torch.nn, by activation and size, with one thread."""
     table = Table(
         "Both engines beside torch.nn, 1 thread",
         [

@@ -337,7 +337,7 @@ def rows(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("rows")
 class TestNewRows:
-    """A driver needs only a class and a row of the table."""
+    """A engine needs only a class and a row of the table."""
 
     @pytest.mark.parametrize("activation", ["softsign", "cauchy", "normalised"])
     @pytest.mark.parametrize(
@@ -345,7 +345,7 @@ class TestNewRows:
         [("log_cosh", {}), ("log_cosh", {"reduction": "sum", "sharpness": 2.0}), ("cross_entropy", {})],
         ids=str,
     )
-    def test_new_rows_train_with_both_drivers(self, activation: str, loss: str, options: dict[str, Any]):
+    def test_new_rows_train_with_both_engines(self, activation: str, loss: str, options: dict[str, Any]):
         """They agree with PyTorch's derivatives of the same formulas to 10⁻¹² in float64."""
         x, y = torch.randn(23, 5, dtype=F64), targets(loss, 23, 3)
         ours = dp.MLP([5, 7, 6, 3], activation, dtype=F64)

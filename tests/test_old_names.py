@@ -33,6 +33,10 @@ PUBLIC = {  # the public names of version 0.1
     "estimators.classifier": "MLPClassifier",
     "estimators.regressor": "MLPRegressor",
     "export": "FORMATS Exported Whole export",
+    "data.idx": "read_idx load_idx_folder",
+    "layers": "read_layers",
+    "training.reporter": "Reporter Result Silent",
+    "training.console": "ConsoleReporter",
 }
 
 
@@ -83,3 +87,13 @@ def test_an_unknown_name_is_not_found():
         importlib.import_module("deltaprop.modles")
     with pytest.raises(AttributeError):
         dp.modles  # noqa: B018
+
+
+@pytest.mark.parametrize(("old", "new"), [("Choices", "TableOptions"), ("Room", "CacheConfig")])
+def test_old_names_in_a_package_that_has_kept_its_path(old: str, new: str):
+    from deltaprop import data
+
+    with pytest.warns(DeprecationWarning, match=f"{old} is {new} now"):
+        assert getattr(data, old) is getattr(data, new)
+    with pytest.raises(AttributeError, match=r"'deltaprop\.data' has no attribute 'Subject'"):
+        data.Subject  # noqa: B018  # renamed, but of another package

@@ -1,12 +1,12 @@
-"""Every formula is implemented once, and every driver uses that implementation.
+"""Every formula is implemented once, and every engine uses that implementation.
 
-Each formula of ``core/`` is broken in turn, in a copy of the package, and each driver takes a step of gradient descent.
-A driver with a second implementation of the formula would not be affected.
+Each formula of ``core/`` is broken in turn, in a copy of the package, and each engine takes a step of gradient descent.
+A engine with a second implementation of the formula would not be affected.
 
 - *raise*: the formula's first statement is ``raise RuntimeError("sabotage")``: the step fails with this error, with
-  every driver and in every case that runs the formula.
+  every engine and in every case that runs the formula.
 - *change*: what the formula returns is doubled (:func:`changed`), or, where it adds to a tensor in place, what it adds:
-  the weights after the step differ by more than 1e-3 of their norm, for every driver, in a case that runs it. The value
+  the weights after the step differ by more than 1e-3 of their norm, for every engine, in a case that runs it. The value
   of a loss is only reported: there the returned C differs, and not the weights.
 
 Formulas are found by structure (:func:`formulas_in`), so a new class or function is tested automatically. A profiler
@@ -45,7 +45,7 @@ FILES_WITHOUT = {
     "__init__.py": "the tables",
     "function.py": "makes callables from definitions",
     "casting.py": "dtypes",
-    "recursion.py": "the explicit driver's loop over the formulas; autograd has its own",
+    "recursion.py": "the explicit engine's loop over the formulas; autograd has its own",
 }
 
 # Functions that are not formulas. All others are, except those that only raise (abstract methods) or only return
@@ -63,9 +63,9 @@ NAMES_WITHOUT = {
     "_of_one_shape": "shapes",
 }
 
-# Formulas that only the autograd driver uses.
+# Formulas that only the autograd engine uses.
 BY_AUTOGRAD_ALONE = {
-    "linear.Linear.forward": "calls linear_forward, which the explicit driver calls itself",
+    "linear.Linear.forward": "calls linear_forward, which the explicit engine calls itself",
     "linear._grad_broadcast_bias": "calls linear_grad_bias, except for shapes of b that no layer has",
 }
 
@@ -98,8 +98,8 @@ class Formula:
         return f"{self.file.removesuffix('.py')}.{self.path}"
 
     @property
-    def drivers(self) -> tuple[str, ...]:
-        """The drivers that must use it."""
+    def engines(self) -> tuple[str, ...]:
+        """The engines that must use it."""
         return ("autograd",) if self.name in BY_AUTOGRAD_ALONE else tuple(DRIVERS)
 
     @property
@@ -176,7 +176,7 @@ def formulas_in(folder: Path) -> list[Formula]:
 
 FORMULAS = formulas_in(PACKAGE / "core")
 
-# --- in the child: a step of each case by each driver ---
+# --- in the child: a step of each case by each engine ---
 
 
 @dataclass(frozen=True)
@@ -222,7 +222,7 @@ def cases() -> dict[str, Case]:
 
 
 Outcome = dict[str, Any]
-"""The result of a case with a driver: ``weights`` and ``loss`` after the step, or ``error``; formulas that ``ran``."""
+"""The result of a case with a engine: ``weights`` and ``loss`` after the step, or ``error``; formulas that ``ran``."""
 
 
 def _by_autograd(model: Any, loss: Any, optimizer: Any, x: Any, y: Any) -> Any:
@@ -247,7 +247,7 @@ def _by_epoch(model: Any, loss: Any, optimizer: Any, x: Any, y: Any) -> Any:
 DRIVERS = {"autograd": _by_autograd, "explicit step": _by_step, "explicit epoch": _by_epoch}
 
 
-def outcome(case: Case, driver: str) -> Outcome:
+def outcome(case: Case, engine: str) -> Outcome:
     """Take one step; return the outcome."""
     import torch
 
@@ -261,7 +261,7 @@ def outcome(case: Case, driver: str) -> Outcome:
     loss = functools.partial(getattr(F, case.loss), **(case.options or {}))
     optimizer = dp.SGD(model.parameters(), lr=0.5, **(case.sgd or {}))
     try:
-        c = DRIVERS[driver](model, loss, optimizer, x, y)
+        c = DRIVERS[engine](model, loss, optimizer, x, y)
     except Exception as error:
         return {"error": str(error)}
     return {"loss": c.item(), "weights": torch.nn.utils.parameters_to_vector(model.parameters()).tolist()}
@@ -285,7 +285,7 @@ def recorded(folder: Path, ran: set[str]) -> Iterator[None]:
 
 
 def outcomes(package: Path, names: list[str] | None) -> dict[str, dict[str, Outcome]]:
-    """Return the outcomes of these cases with each driver; if ``names`` is None, of all cases, with what ran."""
+    """Return the outcomes of these cases with each engine; if ``names`` is None, of all cases, with what ran."""
     import deltaprop
 
     assert Path(deltaprop.__file__).is_relative_to(package)
@@ -293,10 +293,10 @@ def outcomes(package: Path, names: list[str] | None) -> dict[str, dict[str, Outc
     result: dict[str, dict[str, Outcome]] = {}
     for name in table if names is None else names:
         result[name] = {}
-        for driver in DRIVERS:
+        for engine in DRIVERS:
             ran: set[str] = set()
             with recorded(package / "core", ran) if names is None else contextlib.nullcontext():
-                result[name][driver] = {**outcome(table[name], driver), "ran": sorted(ran)}
+                result[name][engine] = {**outcome(table[name], engine), "ran": sorted(ran)}
     return result
 
 
@@ -334,7 +334,7 @@ Edits = dict[str, Callable[[str], str]]
 """Maps a file of the package to a function that edits its source."""
 
 Table = dict[str, dict[str, Outcome]]
-"""Outcomes by case and driver."""
+"""Outcomes by case and engine."""
 
 
 class Copy:
@@ -392,7 +392,7 @@ def unedited(copy: Copy) -> Table:
 
 
 def undetected(copy: Copy, formula: Formula, kind: str, unedited: Table, *edits: Edits) -> list[str]:
-    """Return with which drivers and in which cases a broken formula is not detected; empty if it always is.
+    """Return with which engines and in which cases a broken formula is not detected; empty if it always is.
 
     Args:
         copy: The copy of the package.
@@ -401,17 +401,17 @@ def undetected(copy: Copy, formula: Formula, kind: str, unedited: Table, *edits:
         unedited: The outcomes of every case with the unbroken formula.
         edits: Further edits of the package, applied first.
     """
-    runs = {driver: {name for name in unedited if formula.name in unedited[name][driver]["ran"]} for driver in DRIVERS}
-    names = [name for name in unedited if all(name in runs[driver] for driver in formula.drivers)]
+    runs = {engine: {name for name in unedited if formula.name in unedited[name][engine]["ran"]} for engine in DRIVERS}
+    names = [name for name in unedited if all(name in runs[engine] for engine in formula.engines)]
     if not names:
-        counts = ", ".join(f"{driver} runs it in {len(runs[driver])}" for driver in formula.drivers)
+        counts = ", ".join(f"{engine} runs it in {len(runs[engine])}" for engine in formula.engines)
         return [f"no case needs {formula.name}: {counts}"]
     sabotage = {f"core/{formula.file}": functools.partial(formula.sabotaged, kind=kind)}
     found: list[str] = []
     for chosen in [names] if kind == "raise" else [names[:1], names[1:]]:
         broken = copy.run(chosen, *edits, sabotage)
         survived = {
-            name: [d for d in formula.drivers if not _shows(formula, kind, unedited[name][d], broken[name][d])]
+            name: [d for d in formula.engines if not _shows(formula, kind, unedited[name][d], broken[name][d])]
             for name in chosen
         }
         if kind == "change" and not all(survived.values()):
@@ -450,7 +450,7 @@ SABOTAGES = [
 
 @pytest.mark.parametrize(("formula", "kind"), SABOTAGES)
 def test_every_broken_formula_is_detected(formula: Formula, kind: str, copy: Copy, unedited: Table):
-    """If a formula fails or changes, so does the step of every driver."""
+    """If a formula fails or changes, so does the step of every engine."""
     assert not undetected(copy, formula, kind, unedited)
 
 
@@ -474,11 +474,11 @@ def _formula(name: str) -> Formula:
     return next(formula for formula in FORMULAS if formula.name == name)
 
 
-def test_without_edits_all_drivers_agree(unedited: Table):
-    """Without edits no step fails, and all drivers give the same weights."""
-    for name, by_driver in unedited.items():
-        assert not [driver for driver in DRIVERS if "error" in by_driver[driver]], by_driver
-        assert all(_distance(by_driver["autograd"], by_driver[driver]) < 1e-12 for driver in DRIVERS), name
+def test_without_edits_all_engines_agree(unedited: Table):
+    """Without edits no step fails, and all engines give the same weights."""
+    for name, by_engine in unedited.items():
+        assert not [engine for engine in DRIVERS if "error" in by_engine[engine]], by_engine
+        assert all(_distance(by_engine["autograd"], by_engine[engine]) < 1e-12 for engine in DRIVERS), name
 
 
 SIGMOID_BY_PYTORCH: Edits = {
@@ -490,11 +490,11 @@ SIGMOID_BY_PYTORCH: Edits = {
 
 @pytest.mark.parametrize("kind", ["raise", "change"])
 def test_a_derivative_computed_by_pytorch_is_detected(kind: str, copy: Copy, unedited: Table):
-    """If sigmoid's δ is computed by a kernel of PyTorch, no driver uses the formula; the harness reports that."""
+    """If sigmoid's δ is computed by a kernel of PyTorch, no engine uses the formula; the harness reports that."""
     formula = _formula("activations.Sigmoid.derivative")
     found = undetected(copy, formula, kind, unedited, SIGMOID_BY_PYTORCH)
     assert [line for line in found if "'hidden sigmoid'" in line] == [
-        f"{formula.name}, {kind}: survived by {driver} in 'hidden sigmoid'" for driver in DRIVERS
+        f"{formula.name}, {kind}: survived by {engine} in 'hidden sigmoid'" for engine in DRIVERS
     ]
     replaced = copy.run(None, SIGMOID_BY_PYTORCH)
     assert undetected(copy, formula, kind, replaced, SIGMOID_BY_PYTORCH) == [
@@ -510,12 +510,12 @@ PRODUCT_OF_ITS_OWN: Edits = {
 
 @pytest.mark.parametrize("kind", ["raise", "change"])
 def test_a_second_copy_of_a_formula_is_detected(kind: str, copy: Copy, unedited: Table):
-    """With a second product δ W the explicit driver does not use linear.py's; the harness reports that."""
+    """With a second product δ W the explicit engine does not use linear.py's; the harness reports that."""
     formula = _formula("linear.linear_grad_input")
     found = undetected(copy, formula, kind, unedited, PRODUCT_OF_ITS_OWN)
     assert [line for line in found if "'hidden tanh'" in line] == [
-        f"{formula.name}, {kind}: survived by {driver} in 'hidden tanh'"
-        for driver in ("explicit step", "explicit epoch")
+        f"{formula.name}, {kind}: survived by {engine} in 'hidden tanh'"
+        for engine in ("explicit step", "explicit epoch")
     ]
     copied = copy.run(None, PRODUCT_OF_ITS_OWN)
     assert undetected(copy, formula, kind, copied, PRODUCT_OF_ITS_OWN) == [

@@ -123,7 +123,7 @@ class Network:
 
 
 def explicit(model: dp.MLP, optimizer: dp.SGD) -> Callable[[Part, Tensor], object]:
-    """Return a function that trains an epoch with the explicit driver."""
+    """Return a function that trains an epoch with the explicit engine."""
     trainer = dp.ExplicitTrainer(model, F.binary_cross_entropy_per_sample, optimizer)
     return lambda part, order: trainer.epoch(part.x, part.targets, BATCH, order=order)
 

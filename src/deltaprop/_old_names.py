@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -18,7 +18,9 @@ MOVED = {
     "data.formats.table": "data.table",
     "data.streaming": "data.encoding",
     "modules": "nn",
+    "data.idx": "data.formats.idx",
     "initialization": "nn.init",
+    "layers": "nn.layers",
     "perceptron": "nn.perceptron",
     "ops": "core",
     "ops.activations": "core.activations",
@@ -26,6 +28,8 @@ MOVED = {
     "ops.linear": "core.linear",
     "ops.losses": "core.losses",
     "ops.primitive": "core.function",
+    "training.console": "cli.console",
+    "training.reporter": "training.report.reporter",
     "verify": "gradcheck",
     "verify.comparing": "tracing.compare",
     "verify.gradients": "gradcheck.check",
@@ -95,6 +99,19 @@ class _OldPaths(MetaPathFinder, Loader):
             return getattr(current, name if hasattr(current, name) else RENAMED.get(name, name))
 
         module.__getattr__ = attribute  # type: ignore[method-assign]
+
+
+def renamed_in(module: str) -> Callable[[str], Any]:
+    """Return the ``__getattr__`` of a module that has kept its path: old names of its classes, with a warning."""
+
+    def attribute(name: str) -> Any:
+        new = RENAMED.get(name)
+        if new not in vars(sys.modules[module]):
+            raise AttributeError(f"module {module!r} has no attribute {name!r}")
+        warnings.warn(f"{name} is {new} now; the old name will be removed in version 2.0", DeprecationWarning, 2)
+        return getattr(sys.modules[module], new)
+
+    return attribute
 
 
 sys.meta_path.append(_OldPaths())

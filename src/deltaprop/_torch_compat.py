@@ -5,6 +5,7 @@ Tried with PyTorch 2.11 to 2.13. Where a release has a public way, that way belo
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
@@ -71,6 +72,12 @@ def tensor_hooks(t: Tensor) -> tuple[Any, Any]:
 def optimizer_hooks(optimizer: torch.optim.Optimizer) -> list[dict[int, Any]]:
     """Return the dictionaries of what an optimizer's step runs besides: ``register_step_pre_hook`` has no query."""
     return [optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks, *GLOBAL_OPTIMIZER_HOOKS]
+
+
+def without_compiler(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a method of an optimizer without PyTorch's wrapper, which imports the compiler: that takes a second."""
+    unwrapped: Callable[..., Any] = inspect.unwrap(method)
+    return unwrapped
 
 
 def mark_step(optimizer: torch.optim.Optimizer) -> None:

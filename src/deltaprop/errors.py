@@ -46,6 +46,17 @@ def as_keys(text: str) -> str:
     return SETTING.sub(lambda found: found[1] if found[2] is None else f"{found[1]} = {found[2]}", text)
 
 
+def listed(names: Iterable[str], most: int = 12) -> str:
+    """Return the user's own names for a message; one with a backtick in quotes, for it is not a setting.
+
+    Example:
+        >>> listed(["age", "`lr`"])
+        "age, '`lr`'"
+    """
+    names = [repr(name) if "`" in name else name for name in names]
+    return ", ".join(names[:most]) + (", …" if len(names) > most else "")
+
+
 def counted(number: int, noun: str) -> str:
     """Return a number of things, such as ``"1 class"`` or ``"2 classes"``."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}{'es' if noun.endswith('s') else 's'}"

@@ -5,13 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable
 from functools import partial
-from inspect import unwrap
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from deltaprop._torch_compat import without_compiler
 from deltaprop.core.linear import add_scaled
 from deltaprop.core.sgd import SGDOptions, sgd_step
 
@@ -117,7 +117,7 @@ class SGD(Optimizer):
         if "torch._dynamo" in sys.modules:
             super().add_param_group(param_group)
         else:
-            unwrap(Optimizer.add_param_group)(self, param_group)
+            without_compiler(Optimizer.add_param_group)(self, param_group)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Reset the gradients, without the profiler entry of PyTorch's, which takes longer than the reset.

@@ -39,7 +39,7 @@ def test_the_plot_is_written(name: str, tmp_path: Path, capsys: pytest.CaptureFi
         (["--arms", "relu"], "--arms must be ACTIVATION:INIT, such as relu:kaiming, got 'relu'"),
         (["--arms", "relu:kaiming", "relo:torch"], "unknown activation 'relo': did you mean 'relu'"),
         (["--arms", "relu:kiming"], "unknown initialisation 'kiming': did you mean 'kaiming'"),
-        (["--picture", "p.gif"], "the name must end in .png, .svg, .pdf"),
+        (["--picture", "p.gif"], "the name must end in .png, .svg or .pdf"),
         (["--picture", "/nope/p.png"], "there is no folder /nope"),
         (["--lr", "-1"], "--lr must be auto or a number above 0"),
         (["--data", "mons"], "unknown data set 'mons': did you mean 'moons'"),

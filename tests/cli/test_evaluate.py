@@ -229,7 +229,7 @@ def test_one_row_can_be_plotted(runs: Runs):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--picture", "o.txt"], "--picture o.txt: the name must end in .png, .svg, .pdf"),
+        (["--picture", "o.txt"], "--picture o.txt: the name must end in .png, .svg or .pdf"),
         (["--picture", "none/o.png"], "--picture none/o.png: there is no folder"),
         (["--json", "none/o.json"], "--json none/o.json: there is no folder"),
         (["--json", "o.csv"], "--json o.csv: the name must end in .json"),

@@ -138,7 +138,7 @@ REFUSED = [
     (["--data"], "--data needs a value"),
     (["--hidden", "4", "b"], "--hidden cannot be '4', 'b'"),
     (["--config"], "--config needs a value"),
-    (["--config", "nowhere.toml"], "--config nowhere.toml: No such file or directory"),
+    (["--config", "nowhere.toml"], "--config nowhere.toml: there is no such file"),
     (["--output-activation", "softmax"], "the loss already contains it"),
     (["extra"], "unrecognized options: extra"),
 ]

@@ -130,7 +130,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], tuple[str, ...], str]] = {
     "a long delimiter": (write_table, ("--delimiter", ";;"), "--delimiter"),
     "unknown weights": (write_table, ("--weights", "last"), "unknown weights 'last'"),
     "unknown flag": (write_table, ("--dat", "t.csv"), "--dat"),
-    "another suffix": (write_table, ("--out", "o.txt"), "--out o.txt: the name must end in .csv, .csv.gz, .parquet"),
+    "another suffix": (write_table, ("--out", "o.txt"), "--out o.txt: the name must end in .csv, .csv.gz or .parquet"),
     "a folder": (lambda: (write_table(), Path("o.csv").mkdir()), (), "--out o.csv: this is a folder"),
     "no folder": (write_table, ("--out", "none/o.csv"), "--out none/o.csv: there is no folder"),
     "the data": (write_table, ("--out", "t.csv"), "--out t.csv: this is the data itself"),

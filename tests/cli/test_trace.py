@@ -22,7 +22,7 @@ def test_a_tiny_network_is_a_worked_example(capsys: pytest.CaptureFixture[str]):
     assert main(["trace", "--sizes", "2", "3", "1", "--output-activation", "sigmoid"]) == 0
     out = capsys.readouterr().out
     assert "BP2  δ¹ = (δ² W²) ⊙ σ'(z¹)" in out
-    assert "ok: PyTorch's autograd has the same numbers " in " ".join(out.split())
+    assert "ok: PyTorch's autograd agrees " in " ".join(out.split())
     assert "  C was 0.07191, and is 0.06547 after the step" in out
 
 
@@ -92,7 +92,7 @@ def test_the_html_page_is_written(run: str, tmp_path: Path, capsys: pytest.Captu
     path = tmp_path / "page.html"
     path.write_text("an older one")
     assert main(["trace", run, "--html", str(path)]) == 0
-    assert f"page {path}" in capsys.readouterr().out
+    assert f"page    {path}" in capsys.readouterr().out
     assert "<title>2 → 8 relu → 2, step by step</title>" in path.read_text()
     assert [p.name for p in tmp_path.iterdir()] == ["page.html"]
 
@@ -104,7 +104,7 @@ def test_tensorboard_events_are_written(
     assert main(["trace", "--tensorboard"]) == 0
     (folder,) = (tmp_path / "runs").iterdir()
     assert folder.name.startswith("trace-")
-    assert "look tensorboard --logdir runs" in capsys.readouterr().out
+    assert "look    tensorboard --logdir runs" in capsys.readouterr().out
     assert main(["trace", "--tensorboard", "--run-dir", "mine"]) == 0
     (events,) = (tmp_path / "mine").iterdir()
     assert events.name.startswith("events.out.tfevents")
@@ -129,7 +129,7 @@ def test_the_named_weights_are_traced(tmp_path: Path, capsys: pytest.CaptureFixt
     assert torch.equal(traces[2].layers[0].weight, 2 * state["0.weight"].double())
     part = make_trace(Arguments(target=str(folder), part="test", rows=5))[0]
     assert torch.equal(part.input, load_run(folder).dataset.test.x[:5].double())
-    assert traces[2].about.endswith("scaled; the step is plain, without the run's momentum")
+    assert traces[2].about.endswith("scaled; the update is plain SGD, without the run's momentum")
     assert traces[2].about.startswith(f"{folder}: its best weights, the first 16 rows of its train part")
 
 
@@ -177,7 +177,7 @@ def test_the_same_seed_gives_the_same_output(capsys: pytest.CaptureFixture[str])
             ["--sizes", "2", "3", "--loss", "cross_entropy", "--output-activation", "softmax"],
             "already contains Softmax",
         ),
-        (["--sizes", "2", "1", "--loss", "cross_entropy"], "--loss cross_entropy of one output is always 0"),
+        (["--sizes", "2", "1", "--loss", "cross_entropy"], "--loss cross_entropy needs at least two outputs"),
         (["OWN:net"], "quadratic_loss does not take outputs [2, 2] and targets [2]"),
         (["--activation", "sgmoid"], "unknown activation 'sgmoid': did you mean 'sigmoid'"),
         (["--init", "xaver"], "unknown initialisation 'xaver': did you mean 'xavier'"),
@@ -190,12 +190,12 @@ def test_the_same_seed_gives_the_same_output(capsys: pytest.CaptureFixture[str])
         (["nowhere"], "nowhere: there is no such folder"),
         (["OWN"], "a target is FILE.py:NAME or package.module:NAME, got"),
         (["OWN:nat"], "own.py has no 'nat'; it has torch, net"),
-        (["EXITS:net"], "example_inputs() beside it fails: SystemExit: 3"),
+        (["EXITS:net"], "example_inputs() in the same file fails: SystemExit: 3"),
         (["OWN:number"], "trace takes an nn.Sequential, got int"),
-        (["OWN:net", "--rows", "3"], "--rows is for a fresh net or the folder of a run, and the target is"),
+        (["OWN:net", "--rows", "3"], "--rows is for a new network or the folder of a run, and the target is"),
         (["math:sin"], "trace takes an nn.Sequential, got builtin_function_or_method"),
-        (["RUN", "--sizes", "2", "3"], "--sizes is for a fresh net, and the target is"),
-        (["RUN", "--loss", "mse_loss"], "--loss is for a fresh net or a net of your own, and the target is"),
+        (["RUN", "--sizes", "2", "3"], "--sizes is for a new network, and the target is"),
+        (["RUN", "--loss", "mse_loss"], "--loss is for a new network or a network of your own, and the target is"),
         (["RUN", "--part", "tset"], "unknown part 'tset': did you mean 'test'"),
         (["RUN", "--weights", "last"], "unknown weights 'last'"),
         (["RUN", "--data", "circles"], "are not those that the run was trained on"),

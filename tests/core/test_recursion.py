@@ -192,7 +192,7 @@ class TestDerivative:
 
 
 class TestMemory:
-    """A driver may preallocate the memory of the layers; the numbers are the same."""
+    """A engine may preallocate the memory of the layers; the numbers are the same."""
 
     @pytest.mark.parametrize("activation", [None, *ACTIVATIONS])
     def test_preallocated_memory_gives_the_same_numbers(self, activation: str | None):

@@ -137,7 +137,7 @@ class TestAgainstTorch:
 
     @pytest.mark.parametrize("options", GRID, ids=name_of)
     def test_update_from_the_factors_of_a_gradient(self, options: dict[str, Any]):
-        """Updating W and b from δ and a_prev, as the explicit driver does, equals updating from the gradient."""
+        """Updating W and b from δ and a_prev, as the explicit engine does, equals updating from the gradient."""
         params = [nn.Parameter(torch.randn(shape, dtype=F64)) for shape in ((4, 3), (4,))]
         ours, velocities = [p.detach().clone() for p in params], [torch.zeros_like(p) for p in params]
         sgd = torch.optim.SGD(params, lr=0.1, **options)

@@ -1,7 +1,7 @@
 """The graph behind C: every node is a Function of this library, and no step runs a kernel named backward.
 
 There are two checks. The graph is walked from C to the leaves, and each node must come from a Function of the library;
-PyTorch's own nodes have no Function. A dispatch mode records the name of each operator of a step, with either driver.
+PyTorch's own nodes have no Function. A dispatch mode records the name of each operator of a step, with either engine.
 """
 
 from __future__ import annotations
@@ -173,7 +173,7 @@ def step_by_autograd(
 def steps_explicitly(
     model: dp.MLP, loss: Callable[..., Tensor], x: Tensor, y: Tensor, sgd: dict[str, Any] | None = None
 ) -> Operators:
-    """Take a step and an epoch of two steps with the explicit driver, and return the operators."""
+    """Take a step and an epoch of two steps with the explicit engine, and return the operators."""
     trainer = dp.ExplicitTrainer(model, loss, dp.SGD(model.parameters(), lr=0.1, **(sgd or {})))
     with Operators() as operators:
         trainer.step(x, y)
@@ -183,7 +183,7 @@ def steps_explicitly(
 
 @over_steps
 def test_a_step_with_any_loss(loss: str, options: dict[str, Any], y: Tensor):
-    """For every loss and option all nodes are the library's, and no driver runs a backward kernel of PyTorch."""
+    """For every loss and option all nodes are the library's, and no engine runs a backward kernel of PyTorch."""
     model, x = dp.MLP([3, 4, 2], "tanh", dtype=F64), torch.randn(5, 3, dtype=F64)
     function = functools.partial(getattr(F, loss), **options)
     step_by_autograd(model, function, x, y).assert_none_backward("aten::tanh", "aten::mm")
@@ -274,8 +274,8 @@ def test_a_tensor_without_a_graph_is_refused():
         assert_all_ours(torch.zeros(2))
 
 
-def test_a_kernel_in_the_explicit_driver_is_detected():
-    """The dispatch mode also works in inference mode: it detects PyTorch's kernel in the explicit driver."""
+def test_a_kernel_in_the_explicit_engine_is_detected():
+    """The dispatch mode also works in inference mode: it detects PyTorch's kernel in the explicit engine."""
     row = "sigmoid by pytorch"
     derivative = staticmethod(lambda a: torch.ops.aten.sigmoid_backward(torch.ones_like(a), a))
     core.ACTIVATIONS[row] = type("Sneaky", (core.ACTIVATIONS["sigmoid"],), {"derivative": derivative})

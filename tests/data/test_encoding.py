@@ -303,4 +303,4 @@ def test_the_summary_gives_a_targets_mean_and_deviation(tmp_path: Path, monkeypa
     monkeypatch.chdir(tmp_path)
     flags = ["--task", "regression", "--test", "t.csv", "--val-fraction", "0", "--hidden", "4", "--epochs", "1"]
     assert main(["train", "--data", "t.csv", *flags, "--log-every", "0", "--device", "cpu"]) == 0
-    assert "        target y: 1000 ± 100 (mean ± deviation)\n" in capsys.readouterr().out
+    assert "        target y: 1000 ± 100 (mean ± standard deviation)\n" in capsys.readouterr().out

@@ -386,7 +386,7 @@ def test_folder_without_the_files_is_refused(tmp_path, read):
         # 0.0001 of 1797 rows is 0.18, rounded to 0; 0.005 of the remaining 1438 is 7, too few for ten classes.
         ({"test_fraction": 0.0001}, "test_fraction=0.0001 of 1797 rows holds out 0: both sides need a row"),
         ({"val_fraction": 0.005}, "val_fraction=0.005 of 1438 rows leaves 7 held out, fewer than the 10 classes"),
-        ({"pixel_scale": 1e-300}, "a value does not fit in torch.float32 after scaling"),
+        ({"pixel_scale": 1e-300}, "does not fit in torch.float32 after scaling"),
     ],
 )
 def test_option_out_of_range_is_refused(options, message):

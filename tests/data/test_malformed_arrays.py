@@ -102,7 +102,7 @@ def saved(array: np.ndarray) -> bytes:
 
 
 DATA = X.tobytes()
-PROMISE = r".*promises 1000000000000000 bytes of float64 \[1000000, 125000000\], the file has \d+"
+PROMISE = r".*declares 1000000000000000 bytes of float64 \[1000000, 125000000\], the file has \d+"
 PICKLED = r".*it holds Python objects, which would have to be unpickled: save .*"
 PROMISES = [
     raw_npy("10^15 bytes", header("(1000000, 125000000)"), r"t\.npy: " + PROMISE),
@@ -152,7 +152,7 @@ REFUSED = [
     arrays("a number that never changes", r"the target 'y' is 0\.5 in every row: .*", x=X, y=Y * 0 + 0.5),
     arrays("text for regression", r"--task regression: the target 'y' has text such as 'u'", "--task", "regression",
            x=X, y=np.array(["u", "v"])[Y]),
-    arrays("several numbers for classes", r"several targets must be numeric, and 'y1' is of --task classification: .*",
+    arrays("several numbers for classes", r"--task classification is for a single target, got y1, y2",
            "--task", "classification", x=X, y=X),
     arrays("a class unseen in training", r"row 2, column 'y_test': class '2' .*training row \(classes: 0, 1\)",
            x=X, y=Y, x_test=X[:4], y_test=Y[:4] + 1),
@@ -190,7 +190,7 @@ def test_refused_in_one_line_with_nothing_written(command: Command, case: Case):
 
 
 @pytest.mark.parametrize("case", ids(PROMISES))
-def test_no_memory_is_allocated_for_data_that_only_the_header_promises(tmp_path: Path, case: Case):
+def test_no_memory_is_allocated_for_data_that_only_the_header_declares(tmp_path: Path, case: Case):
     """Refused in 0.2 s of CPU time and with 1 MiB at most, although the header declares gigabytes."""
     case.write(tmp_path)
     tracemalloc.start()
@@ -264,3 +264,19 @@ def test_integer_classes_that_float64_would_merge_stay_apart(task: TaskChoice, d
     loaded = load(Source(data=str(path), options=TableOptions(task=task)))
     assert loaded.class_names == ("9007199254740992", "9007199254740993")
     assert loaded.test.y.tolist() == [0, 1]
+
+
+def test_byte_labels_that_are_not_utf8_stay_apart(tmp_path: Path):
+    """Latin-1 names: both would be called M�ller."""
+    labels = np.array([b"M\xfcller", b"M\xf6ller"] * 20)
+    np.savez(tmp_path / "a.npz", x=np.random.default_rng(0).normal(size=(40, 2)), y=labels)
+    assert load(str(tmp_path / "a.npz")).class_names == ("M\\xf6ller", "M\\xfcller")
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_boolean_and_0_1_labels_are_the_same_classes(swapped: bool, tmp_path: Path):
+    x, y = np.random.default_rng(0).normal(size=(40, 2)), np.arange(40) % 2
+    np.savez(tmp_path / "train.npz", x=x, y=y.astype(int if swapped else bool))
+    np.savez(tmp_path / "test.npz", x=x, y=y.astype(bool if swapped else int))
+    loaded = load(Source(data=str(tmp_path / "train.npz"), test=str(tmp_path / "test.npz")))
+    assert loaded.test.y.tolist() == y.tolist()

@@ -72,7 +72,8 @@ CHOICES = [
     table("a missing target dropped", GOOD + "1,2,\n", r"1 row dropped because of missing cells", "--missing", "drop"),
     table("a missing cell filled", GOOD + "1,,no\n", r"1 missing cell filled\n", "--missing", "mean"),
     table("an empty column dropped", GOOD.replace(ROWS, "1,,yes\n1,,no\n" * 20), "1 column left out: b", "--drop", "b"),
-    table("several targets", GOOD, r"target a: .* ± .*, b: .* ± .* \(mean ± deviation\)", "--target", "a", "b"),
+    table("several targets", GOOD, r"target a: .* ± .*, b: .* ± .* \(mean ± standard deviation\)",
+          "--target", "a", "b"),
     table("a class of two rows", GOOD + "1,2,hm\n1,3,hm\n", "3 classes: hm 4.76 %"),  # 2 of 42
     table("NA among names, given", NAMED.replace(",p,", ",NA,"), ONE_AND.format(3), "--categorical", "b"),  # Namibia
     table("a class called none, given", GOOD.replace("no\n", "none\n"), "2 classes: none 35 %", "--categorical", "y"),

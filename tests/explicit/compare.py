@@ -1,4 +1,4 @@
-"""Helpers that train both drivers on the same batches and compare them."""
+"""Helpers that train both engines on the same batches and compare them."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def both(
     loss_options: Any = None,
     **sgd: Any,
 ) -> dp.ExplicitTrainer:
-    """Train a model with both drivers and assert that parameters, velocities and losses agree; return the trainer."""
+    """Train a model with both engines and assert that parameters, velocities and losses agree; return the trainer."""
     twin = copy.deepcopy(model)
     function = functools.partial(getattr(F, loss), **(loss_options or {}))
     tape, ours = (dp.SGD(trainable(m), **{"lr": 0.1, **sgd}) for m in (twin, model))

@@ -1,4 +1,4 @@
-"""Corner cases in which the explicit driver could train wrongly, or stop in the middle of an update."""
+"""Corner cases in which the explicit engine could train wrongly, or stop in the middle of an update."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Both drivers take the same steps for every op and option, to 1e-12 in float64."""
+"""Both engines take the same steps for every op and option, to 1e-12 in float64."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ class TestEquality:
         assert_same(model, twin, ours, tape)
 
     def test_inplace_activations_of_pytorch(self):
-        """With autograd they overwrite z; the explicit driver keeps z and a separately."""
+        """With autograd they overwrite z; the explicit engine keeps z and a separately."""
         model = nn.Sequential(nn.Linear(5, 7), nn.ReLU(inplace=True), nn.Linear(7, 3)).to(F64)
         both(model, "cross_entropy", X, Y, 8)
 

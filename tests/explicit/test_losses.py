@@ -1,4 +1,4 @@
-"""The losses in the explicit driver: ∂C/∂a of each batch, and the mean of C over an epoch."""
+"""The losses in the explicit engine: ∂C/∂a of each batch, and the mean of C over an epoch."""
 
 from __future__ import annotations
 

@@ -120,15 +120,15 @@ class TestMatmulPrecision:
 class TestRefusals:
     def test_an_unsupported_device(self, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr(precision, "_has", lambda *_: False)
-        with pytest.raises(dp.UserError, match="precision bf16: the cpu here does not support it; use float32"):
+        with pytest.raises(dp.UserError, match="`precision='bf16'`: the cpu here does not support it; use float32"):
             trainer("bf16")
 
     def test_an_untested_device(self):
-        with pytest.raises(dp.UserError, match="precision tf32: the mps here does not support it"):
+        with pytest.raises(dp.UserError, match="`precision='tf32'`: the mps here does not support it"):
             check_precision("tf32", torch.device("mps"), torch.float32)
 
     def test_weights_of_float64(self):
-        with pytest.raises(dp.UserError, match=r"bf16 is for weights of float32, got torch.float64"):
+        with pytest.raises(dp.UserError, match=r"`precision='bf16'` is for weights of float32, got torch\.float64"):
             check_precision("bf16", CPU, torch.float64)
 
     def test_an_unknown_name(self):

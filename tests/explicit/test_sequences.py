@@ -1,4 +1,4 @@
-"""Both drivers in sequences of training steps, changed settings, frozen layers, reloads and other operations."""
+"""Both engines in sequences of training steps, changed settings, frozen layers, reloads and other operations."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.explicit.compare import (
 
 
 class Twins:
-    """A model trained by both drivers, with operations that are applied to both."""
+    """A model trained by both engines, with operations that are applied to both."""
 
     def __init__(self, seed: int, device: str = "cpu") -> None:
         torch.manual_seed(seed)
@@ -191,7 +191,7 @@ OPERATIONS = [
 
 
 class TestSequences:
-    """After any sequence of operations both drivers have the same parameters and velocities."""
+    """After any sequence of operations both engines have the same parameters and velocities."""
 
     @pytest.mark.parametrize("operations", SEQUENCES, ids=", ".join)
     def test_fixed_sequences(self, operations: list[str]):

@@ -196,7 +196,7 @@ def test_the_summary_table(monkeypatch: pytest.MonkeyPatch):
     )
     comparisons += (Comparison(1, "z", "autograd", 0.0, True),)
     with_errors = dataclasses.replace(traced, comparisons=comparisons)
-    assert verdict(with_errors) == "ok: PyTorch's autograd has the same numbers to 3e-15, central differences to 4e-09"
+    assert verdict(with_errors) == "ok: PyTorch's autograd agrees to 3e-15, central differences to 4e-09"
     assert {q.symbol: (q.autograd, q.differences) for q in quantities(with_errors)}["δ¹"] == ("3e-15", "4e-09")
 
 

@@ -206,7 +206,7 @@ def test_balanced_is_refused_for_losses_without_class_weights(run: Run, unbalanc
 
 
 def test_balanced_is_refused_for_regression(run: Run):
-    with pytest.raises(UserError, match="`class_weight='balanced'`: the data has numbers"):
+    with pytest.raises(UserError, match="`class_weight='balanced'`: the target is numeric"):
         run(data="sine", class_weight="balanced")
 
 

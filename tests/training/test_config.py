@@ -114,7 +114,7 @@ class TestToml:
         assert "\n" not in str(caught.value)
 
     def test_a_missing_file_is_refused_with_its_name(self, tmp_path: Path):
-        with pytest.raises(UserError, match=r"nowhere.toml'`: No such file"):
+        with pytest.raises(UserError, match=r"nowhere.toml'`: there is no such file"):
             read_toml(tmp_path / "nowhere.toml")
 
 

@@ -82,7 +82,7 @@ class TestPrecision:
         self, run: Run, tmp_path: Path, monkeypatch: Any
     ):
         monkeypatch.setattr(precision, "_has", lambda *_: False)
-        with pytest.raises(UserError, match="precision bf16: the cpu here does not support it"):
+        with pytest.raises(UserError, match="`precision='bf16'`: the cpu here does not support it"):
             run(precision="bf16", run_dir=tmp_path / "run")
         assert list(tmp_path.iterdir()) == []
 

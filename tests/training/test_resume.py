@@ -275,14 +275,14 @@ class TestChangedSettings:
     @pytest.mark.parametrize(
         ("words", "diff"),
         [
-            (["--lr", "0.2"], "lr 0.05 → 0.2; if you want that, --override lr"),
-            (["--batch-size", "32"], "batch_size 16 → 32; if you want that, --override batch_size"),
+            (["--lr", "0.2"], "lr 0.05 → 0.2; to allow it, add --override lr"),
+            (["--batch-size", "32"], "batch_size 16 → 32; to allow it, add --override batch_size"),
             (["--seed", "7"], "seed 0 → 7"),
             (["--engine", "explicit"], "engine autograd → explicit"),
             (["--threads", "2"], "threads 1 → 2"),
             (
                 ["--momentum", "0.5", "--lr", "0.2"],
-                "lr 0.05 → 0.2, momentum 0.9 → 0.5; if you want that, --override lr",
+                "lr 0.05 → 0.2, momentum 0.9 → 0.5; to allow it, add --override lr",
             ),
             (["--data", "circles"], "data moons → circles"),
             (["--precision", "bf16"], "precision float32 → bf16"),
@@ -365,7 +365,7 @@ class TestCommand:
         result = run()
         monkeypatch.chdir(result.folder)
         assert main(["train", "--resume", "--epochs", "4"]) == 0
-        assert "checkpoints/last.safetensors: in epoch 4" in capsys.readouterr().out
+        assert "checkpoints/last.safetensors: after epoch 3" in capsys.readouterr().out
         monkeypatch.chdir("/")
         assert main(["train", "--resume", "--run-dir", str(result.folder), "--epochs", "5"]) == 0
         assert main(["train", "--epochs", "6", "--resume", str(result.folder / "checkpoints" / LAST)]) == 0
@@ -414,7 +414,7 @@ class TestCommand:
         for epochs in ("1", "2"):
             assert main([*words, "--epochs", epochs, "--log-every", "0"]) == 0
         out = capsys.readouterr().out
-        assert out.count("in epoch 2") == 1
+        assert out.count(": after epoch 1\n") == 1
         assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 2
 
     def test_a_damaged_last_checkpoint_gives_a_warning(self, run: Run, capsys: Any):
@@ -424,7 +424,7 @@ class TestCommand:
         assert main(["train", "--resume", str(result.folder), "--epochs", "4"]) == 0
         captured = capsys.readouterr()
         assert f"warning: {path}: damaged: " in captured.err
-        assert re.search(r"resume +\S+step-\d+\.safetensors: in epoch 4", captured.out)
+        assert re.search(r"resume +\S+step-\d+\.safetensors: after epoch 3", captured.out)
 
     def test_a_damaged_last_checkpoint_of_a_finished_run_is_replaced(self, run: Run, capsys: Any):
         result = run(keep=2, save_every="1")

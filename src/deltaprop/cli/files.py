@@ -50,7 +50,8 @@ class OutputFile:
         if not os.access(folder, os.W_OK | os.X_OK):
             raise self._error(f"no permission to write in {folder}")
         if not self.path.name.lower().endswith(self.endings or ""):
-            raise self._error(f"the name must end in {', '.join(self.endings)}")
+            *first, last = self.endings
+            raise self._error(f"the name must end in {', '.join(first)}{' or ' if first else ''}{last}")
 
     def check_apart(self, run: Path, *data: str | Path) -> None:
         """Check that writing the file overwrites neither data nor a file that the run has written itself."""

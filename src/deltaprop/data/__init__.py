@@ -3,6 +3,9 @@
 `load` takes a name, a file or a folder to a `Dataset`; the rest are its parts.
 """
 
+from typing import TYPE_CHECKING
+
+from deltaprop import _old_names
 from deltaprop.data.augment import Augment, Deformation
 from deltaprop.data.builtin import BUILTIN
 from deltaprop.data.columns import TableOptions
@@ -35,3 +38,6 @@ __all__ = [
     "read_idx",
     "split_indices",
 ]
+
+if not TYPE_CHECKING:  # else a misspelt name would pass the type checker
+    __getattr__ = _old_names.renamed_in(__name__)

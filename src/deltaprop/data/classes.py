@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from deltaprop.data.columns import ABSENT, Column, Numbers, TaskChoice, plain
 from deltaprop.data.dataset import Task
 from deltaprop.data.splits import Array
-from deltaprop.errors import UserError
+from deltaprop.errors import UserError, listed
 
 VALUES_AT_ONCE = 1 << 20  # rows that are processed together, which bounds the working memory
 MOST_CLASSES = 20  # whole numbers of at most this many different values are taken for classes
@@ -59,10 +59,11 @@ class Targets:
         columns, values, where, numbered = read
         texts = [column for column in columns if column.kind == "categories"]
         column = columns[0]
-        if len(columns) > 1 and (texts or task == "classification"):
-            what = "for `task='classification'`" if task == "classification" else "text"
-            name = (texts or columns)[0].name
-            raise UserError(f"{where}: several targets must be numeric, and {name!r} is {what}: give a single `target`")
+        if len(columns) > 1 and texts:
+            raise UserError(f"{where}: several targets must be numeric, and {texts[0].name!r} is text: name one alone")
+        if len(columns) > 1 and task == "classification":
+            names = listed([column.name for column in columns])
+            raise UserError(f"{where}: `task='classification'` is for a single target, got {names}")
         if texts and task == "regression":
             raise UserError(f"{where}: `task='regression'`: {_has_text(column)}")
         if len(columns) > 1 or task == "regression" or (task == "auto" and not texts and not are_classes(values[:, 0])):
@@ -100,6 +101,9 @@ class Targets:
                 raise UserError(f"{where}: {_has_text(column)}: numbers are needed")
             return values
         indices = {name: at for at, name in enumerate(self.class_names)}
+        if indices.keys() in ({"0", "1"}, {"False", "True"}):  # a file may have the one, another the other
+            first, second = sorted(self.class_names)
+            indices |= dict.fromkeys(("0", "False"), indices[first]) | dict.fromkeys(("1", "True"), indices[second])
         by_number = np.array([indices.get(name, -1) for name in column.names], dtype=np.int64)
         labels = np.empty(len(values), dtype=np.int64)
         for start in range(0, len(values), VALUES_AT_ONCE):
@@ -115,7 +119,7 @@ class Targets:
             number = values[at, 0]
             name = next((name for name, code in column.names.items() if code == number), plain(number))
             row = f"row {at + 1}" if numbered else "a row"
-            known = ", ".join(self.class_names[:12]) + (", …" if len(self.class_names) > 12 else "")
+            known = listed(self.class_names)
             raise UserError(
                 f"{where}: {row}, column {column.name!r}: class {name!r} is in no training row (classes: {known})"
             )
@@ -140,7 +144,9 @@ def array_targets(path: Path | str, name: str, y: Array, task: TaskChoice) -> Ta
     is_label = y.dtype.kind == "b" or (y.dtype.kind in "iu" and _are_large_classes(y, task))
     if y.dtype.kind in "US" or (is_label and y.ndim == 1 and task != "regression"):
         values, which = np.unique(y, return_inverse=True)
-        texts = [value.decode(errors="replace") if isinstance(value, bytes) else str(value) for value in values]
+        texts = [
+            value.decode(errors="backslashreplace") if isinstance(value, bytes) else str(value) for value in values
+        ]
         column = Column(name, "categories")
         codes = np.array([column.names.setdefault(text, len(column.names)) for text in texts], dtype=np.float64)
         return TargetValues([column], codes[which][:, None], str(path))

@@ -215,9 +215,11 @@ class Encoder:
         return self._lines[1:]
 
     def _too_large(self, x: Tensor, store: Store, rows: Rows) -> UserError:
-        """Return the error for the first value that is not finite after scaling."""
-        at, column = (int(index) for index in (~x.isfinite()).nonzero()[0])
-        value = store.take(rows[at : at + 1])[0, self.encoding.numbers[column]]
+        """Return the error for a column with values that are not finite after scaling: the largest of them."""
+        column = int((~x.isfinite()).nonzero()[0, 1])
+        values = store.take(rows)[:, self.encoding.numbers[column]]
+        at = int(np.nanargmax(np.abs(values)))
+        value = values[at]
         name = self.encoding.names[column]
         problem = f"column {name!r}: {value:g} does not fit in {self.dtype} after scaling"
         if isinstance(self.place, str):

@@ -219,16 +219,16 @@ def _read_arrays(path: Path, options: TableOptions, test: Path | None) -> RawDat
 def _prepare(raw: RawData | RawTable, how: _LoadOptions) -> Dataset:
     """Split a data set in three, fit its scaling on the training rows, and encode it."""
     labels = raw.y if raw.task == "classification" else None
-    is_table, seed = isinstance(raw, RawTable), int(how.seed)
+    from_table, seed = isinstance(raw, RawTable), int(how.seed)
     has_test = (raw.test if isinstance(raw, RawTable) else raw.x_test) is not None
-    names = raw.class_names if is_table else ()  # IDX files may have test labels without a name
+    names = raw.class_names if from_table else ()  # IDX files may have test labels without a name
     rest, test_rows = split_indices(
         len(raw.y), labels, 0.0 if has_test else how.test_fraction, seed, "random",
         name="test_fraction", class_names=names,
     )  # fmt: skip
     kept, held_out = split_indices(
         len(rest), None if labels is None else labels[rest], how.val_fraction, seed, how.val_split,
-        name="val_fraction", class_names=names, spare_lonely=is_table,
+        name="val_fraction", class_names=names, spare_lonely=from_table,
     )  # fmt: skip
     train_rows, val_rows = rest[kept], rest[held_out]
     if isinstance(raw, RawTable):
@@ -248,7 +248,7 @@ def _prepare(raw: RawData | RawTable, how: _LoadOptions) -> Dataset:
             y = torch.from_numpy(of.y[rows].astype(np.int64, copy=False))
         else:
             y = target_scaling.apply(torch.from_numpy(of.y[rows]).double()).to(how.dtype)
-            _check_finite(y)
+            _check_finite(y, f"{raw.name}: a target", setting("dtype", "float64"))
         streamed = StreamedSplit(store=of.store, rows=rows, encode=of.encode, width=width, y=y, dtype=how.dtype)
         return Split(x=streamed.inputs(slice(None)), y=y) if in_memory else streamed
 
@@ -281,13 +281,13 @@ def _fit_arrays(raw: RawData, train_rows: Rows, how: _LoadOptions) -> FittedData
         scaling = Scaling.identity(x.shape[1])
     else:
         scaling = Scaling.standard(torch.from_numpy(x[train_rows]))
-    encode, test = _scaler(scaling, how.dtype), None
+    encode, test = _scaler(scaling, how.dtype, raw.name), None
     if raw.x_test is not None and raw.y_test is not None:
         test = EncodedRows(InMemory(raw.x_test.reshape(len(raw.x_test), -1)), encode, raw.y_test)
     return FittedData(scaling, EncodedRows(InMemory(x), encode, raw.y), test, raw.digest())
 
 
-def _scaler(scaling: Scaling, dtype: torch.dtype) -> Callable[[Store, Rows, Tensor], None]:
+def _scaler(scaling: Scaling, dtype: torch.dtype, name: str) -> Callable[[Store, Rows, Tensor], None]:
     """Return what writes rows of an array scaled in float64 and then rounded to ``dtype``, in small blocks."""
     of_bytes: Tensor | None = None
     if scaling.is_uniform:  # each of the 256 values of a byte is scaled once
@@ -306,13 +306,13 @@ def _scaler(scaling: Scaling, dtype: torch.dtype) -> Callable[[Store, Rows, Tens
                     continue
             else:
                 out.copy_(scaling.apply(raw.double()))
-            _check_finite(out)
+            _check_finite(
+                out, f"{name}: an input", f"{setting('scaling', 'standard')} or {setting('dtype', 'float64')}"
+            )
 
     return encode
 
 
-def _check_finite(values: Tensor) -> None:
+def _check_finite(values: Tensor, what: str, remedy: str) -> None:
     if not values.isfinite().all():
-        raise UserError(
-            f"a value does not fit in {values.dtype} after scaling: scaling='standard' or a wider dtype would"
-        )
+        raise UserError(f"{what} does not fit in {values.dtype} after scaling: take {remedy}")

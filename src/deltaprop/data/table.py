@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 from torch import Tensor
 
-from deltaprop.errors import UserError
+from deltaprop.errors import UserError, listed
 
 # pyarrow is imported inside the functions: training on a built-in set does not need it.
 Batch: TypeAlias = Any  # a pyarrow.RecordBatch
@@ -114,6 +114,5 @@ def unlisted(name: str, names: Collection[str], needed_by: str = "", *, noun: st
     """Return the message that a column or an array does not exist, with the nearest name and the existing ones."""
     near = difflib.get_close_matches(name, names, n=1) or [n for n in names if n.lower() == name.lower()]
     hint = f": did you mean {near[0]!r}?" if near else ""
-    shown = ", ".join([*names][:12]) + (", …" if len(names) > 12 else "")
     which = f", which {needed_by}" if needed_by else ""
-    return f"there is no {noun} {name!r}{which}{hint} ({noun}s: {shown})"
+    return f"there is no {noun} {name!r}{which}{hint} ({noun}s: {listed(names)})"

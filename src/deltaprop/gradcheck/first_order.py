@@ -53,7 +53,7 @@ def _likely_cause(comparison: EntryComparison, context: CheckContext, i: int) ->
     if not float(got.norm()):
         return ": all entries are 0 (detached, or a term left out?)"
     factor = float((got @ expected) / norm**2)
-    if float((got - factor * expected).norm()) <= 1e-6 * norm:
+    if abs(factor - 1) > 1e-3 and float((got - factor * expected).norm()) <= 1e-6 * norm:
         causes = [(-1.0, "wrong sign"), (2.0, "a factor of 2"), (0.5, "a factor of ½")]
         if rows > 1:
             causes += [(float(rows), f"a missing 1/N, N = {rows}"), (1 / rows, f"a 1/N too many, N = {rows}")]

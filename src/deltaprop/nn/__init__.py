@@ -58,4 +58,6 @@ __all__ = [
 if not TYPE_CHECKING:  # else a misspelt name would pass the type checker
 
     def __getattr__(name: str) -> Any:
+        if name.startswith("_") or name in vars(modules):  # what modules.py itself imports is not ours to give
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         return getattr(modules, name)  # the module of an activation that was registered at run time

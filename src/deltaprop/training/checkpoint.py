@@ -13,10 +13,9 @@ never allocates more than the file holds.
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +25,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from deltaprop._torch_compat import without_compiler
 from deltaprop.errors import UserError
 from deltaprop.training.config import from_json, is_int, is_number
+from deltaprop.training.setup import make_optimizer
 
 CHECKPOINT_FORMAT = 2  # format 1, of deltaprop 0.1, had momentum.<parameter> for optimizer.momentum_buffer.<parameter>
 MAX_HEADER = 2**22  # bytes; a model of a thousand layers needs a fifth of it
@@ -65,7 +66,7 @@ def state_tensors(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
     """
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
     names = _parameter_names(model, optimizer)
-    for index, entries in _method(optimizer, "state_dict")()["state"].items():
+    for index, entries in without_compiler(type(optimizer).state_dict)(optimizer)["state"].items():
         for key, value in entries.items():
             if isinstance(value, Tensor):
                 tensors[f"optimizer.{key}.{names[index]}"] = value
@@ -88,8 +89,8 @@ def load_state_tensors(tensors: Mapping[str, Tensor], model: nn.Module, optimize
         key, _, parameter = name.partition(".")
         # In memory of its own: the address of a tensor within a file's memory would change how a product is rounded.
         state.setdefault(indices[parameter], {})[key] = value.clone()
-    groups = _method(optimizer, "state_dict")()["param_groups"]
-    _method(optimizer, "load_state_dict")({"state": state, "param_groups": groups})
+    groups = without_compiler(type(optimizer).state_dict)(optimizer)["param_groups"]
+    without_compiler(type(optimizer).load_state_dict)(optimizer, {"state": state, "param_groups": groups})
 
 
 def subset(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -115,12 +116,6 @@ def _parameter_names(model: nn.Module, optimizer: Optimizer) -> list[str]:
     """Return the name of each parameter by its index in the optimizer's state dict."""
     names = {parameter: name for name, parameter in model.named_parameters()}
     return [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
-
-
-def _method(optimizer: Optimizer, name: str) -> Callable[..., Any]:
-    """Return a method of an optimizer without PyTorch's wrapper, which imports the compiler: a second."""
-    function: Callable[..., Any] = inspect.unwrap(getattr(type(optimizer), name)).__get__(optimizer)
-    return function
 
 
 # --- the file ---
@@ -156,7 +151,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise DamagedError(f"damaged: {error}") from error
     except OSError as error:
         raise DamagedError(f"cannot be read: {error.strerror or error}") from error
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
+    except (KeyError, TypeError) as error:
+        raise DamagedError("not a checkpoint: it has no state, or one without a format") from error
+    except (ValueError, RecursionError) as error:
         raise DamagedError(f"not a checkpoint: its state is not JSON ({type(error).__name__})") from error
     if state["format"] == 1:
         momentum = {f"optimizer.momentum_buffer.{name}": value for name, value in subset(tensors, "momentum").items()}
@@ -201,7 +198,12 @@ def load_checkpoint(path: Path) -> Checkpoint:
         _check_state(checkpoint.state)
         config = from_json("config", checkpoint.state["config"])
         model = config.build_model(checkpoint.state["resolved"]["sizes"], device="meta")
-        _check_run_tensors(checkpoint, model.state_dict())
+        # A step on the meta device shows what state the optimizer has; with momentum, which an override may have set 0.
+        optimizer = make_optimizer(model, replace(config, lr=1.0, momentum=0.9))
+        for p in model.parameters():
+            p.grad = torch.empty_like(p)
+        optimizer.step()
+        _check_run_tensors(checkpoint, state_tensors(model, optimizer))
     except (UserError, KeyError, TypeError, ValueError, RuntimeError) as error:
         what = f"{error} is missing" if isinstance(error, KeyError) else error
         raise DamagedError(f"damaged: {what}") from error
@@ -243,16 +245,14 @@ def _check_state(state: Mapping[str, Any]) -> None:
         raise ValueError("the best metrics are not those of an earlier epoch")
 
 
-def _check_run_tensors(checkpoint: Checkpoint, weights: Mapping[str, Tensor]) -> None:
-    """Raise an error for tensors that do not belong to a model with these weights, or are not finite."""
-    tensors, expected = checkpoint.tensors, {f"model.{name}": like for name, like in weights.items()}
+def _check_run_tensors(checkpoint: Checkpoint, like: Mapping[str, Tensor]) -> None:
+    """Raise an error for tensors that do not belong to a model and an optimizer like these, or are not finite."""
+    tensors, weights = checkpoint.tensors, subset(like, "model")
+    expected = {f"model.{name}": value for name, value in weights.items()}
     if checkpoint.state["best"] is not None:
-        expected |= {f"best.{name}": like for name, like in weights.items()}
-    optimizer = subset(tensors, "optimizer")
-    for name, value in optimizer.items():  # shaped as its parameter, or one number, such as a count of steps
-        expected[f"optimizer.{name}"] = value if value.ndim == 0 else weights[name.partition(".")[2]]
-    if len(optimizer) != len({name.partition(".")[0] for name in optimizer}) * len(weights):
-        raise ValueError("the optimizer's state is incomplete")
+        expected |= {f"best.{name}": value for name, value in weights.items()}
+    if subset(tensors, "optimizer"):  # it has none before the first step, nor without momentum
+        expected |= {f"optimizer.{name}": value for name, value in subset(like, "optimizer").items()}
     expected |= {"generator": torch.Generator().get_state(), "total": next(iter(weights.values())).new_empty(())}
     check_tensors(tensors, expected)
     if not all(bool(t.isfinite().all()) for t in tensors.values()):

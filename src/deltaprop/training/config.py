@@ -333,7 +333,7 @@ def read_toml(path: Path) -> dict[str, Any]:
             raise UserError(f"{where}: {key} is given twice, with - and with _")
         if name not in fields or name == "config":
             near = difflib.get_close_matches(name, set(fields) - {"config"}, n=1)
-            hint = f"did you mean {near[0].replace('_', '-')!r}?" if near else "`deltaprop train --help` lists all"
+            hint = f"did you mean {near[0].replace('_', '-')!r}?" if near else "they are the flags of `train`"
             raise UserError(f"{where}: unknown setting {key!r}: {hint}")
         result[name] = _typed(where, key, value, fields[name])
     return result

@@ -330,8 +330,11 @@ class Run:
                     self.save()
                 began = time.perf_counter()
         parts = setup.dataset.val, setup.dataset.test
-        with ThreadPoolExecutor(2) as pool:  # the bits are the same, one after the other or in parallel
-            val, test = (pool.map if setup.parts_at_once == 2 and len(parts[0]) else map)(self._evaluate, parts)
+        if setup.parts_at_once == 2 and len(parts[0]):  # the bits are the same as one after the other
+            with ThreadPoolExecutor(2) as pool:
+                val, test = pool.map(self._evaluate, parts)
+        else:
+            val, test = map(self._evaluate, parts)
         self._end_epoch(lr, val, test)
 
     def _evaluate(self, part: Part) -> Evaluation | None:
@@ -415,7 +418,7 @@ class Run:
         """Raise a TrainingError if a value is not finite."""
         if not self._is_finite():
             layers = name_non_finite(self.setup.model, state_tensors(self.setup.model, self.optimizer))
-            raise self._divergence(f"not finite: {layers or 'the loss'}")
+            raise self._divergence(f"not finite: {layers}" if layers else "the loss is not finite")
 
     def _divergence(self, what: str) -> TrainingError:
         before = (self.state.epoch - 1) * self.steps

@@ -228,7 +228,7 @@ HUGE = {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}
         (with_header(b"\xff\xfe{}" + DIGEST), "invalid UTF-8 in header"),
         (with_header([1, {"sha256": "0" * 64}]), "invalid JSON in header"),
         (with_header({}), "it has no SHA-256"),
-        (with_header({"__metadata__": {"sha256": "0" * 64}}), "its state is not JSON"),
+        (with_header({"__metadata__": {"sha256": "0" * 64}}), "it has no state"),
         (with_header({"__metadata__": META, "a": HUGE}), "file not fully covered"),
         (with_header({"__metadata__": META, "a": {**HUGE, "data_offsets": [0, 4]}}, b"1234"), "invalid shape"),
         (with_header({"__metadata__": META, "a": {**HUGE, "shape": [-1]}}), "invalid value"),
@@ -236,7 +236,7 @@ HUGE = {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}
         (with_header({"__metadata__": META, "a": 3}), "invalid type"),
         (with_header({"__metadata__": {**META, "state": "[" * 100_000}}), "its state is not JSON"),
         (with_header({"__metadata__": {**META, "state": '{"format": 3}'}}), "of format 3"),
-        (with_header({"__metadata__": {**META, "state": "[1]"}}), "its state is not JSON"),
+        (with_header({"__metadata__": {**META, "state": "[1]"}}), "or one without a format"),
         (with_header({"__metadata__": {**META, "state": '{"format": 1}'}}), "damaged: 'epoch' is missing"),
         (lambda _: encode(Checkpoint({}, {})), "damaged: 'epoch' is missing"),
     ],
@@ -332,6 +332,21 @@ def test_invalid_json_numbers_and_missing_tensors_are_refused(good: bytes, tmp_p
     assert loads(valid, tmp_path / "c")
     with_nan = valid.replace(b"123456", b"   NaN")
     assert not loads(with_nan, tmp_path / "c")
+
+
+@pytest.mark.parametrize("change", ["scalars", "another key"])
+def test_state_that_the_optimizer_does_not_have_is_refused(change: str, good: bytes, tmp_path: Path):
+    """A momentum buffer is shaped as its parameter, and SGD has no other state."""
+    (tmp_path / "good").write_bytes(good)
+    checkpoint = load_checkpoint(tmp_path / "good")
+    tensors = dict(checkpoint.tensors)
+    for name in [name for name in tensors if name.startswith("optimizer.")]:
+        value = tensors.pop(name)
+        scalar = change == "scalars"
+        tensors[name if scalar else name.replace("momentum_buffer", "exp_avg")] = value.sum() if scalar else value
+    (tmp_path / "c").write_bytes(encode(Checkpoint(tensors, {**checkpoint.state})))
+    with pytest.raises(DamagedError, match=r"momentum_buffer|exp_avg"):
+        load_checkpoint(tmp_path / "c")
 
 
 @pytest.mark.parametrize("name", ["../../outside", "/etc/outside", "model.0.weight/../../x"])

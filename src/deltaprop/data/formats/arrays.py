@@ -184,7 +184,9 @@ def _read_array(where: str, file: BinaryIO | Any, size: int) -> Array:
         version: Any = np.lib.format.read_magic(head)
         header: tuple[tuple[int, ...], bool, Any] = readers[version](head, max_header_size=LARGEST_HEADER)
         shape, fortran, dtype = header
-    except (ValueError, KeyError, SyntaxError, TypeError, tokenize.TokenError, RecursionError, MemoryError) as error:
+    except KeyError as error:
+        raise UserError(f"{where}: a .npy of version {'.'.join(map(str, version))}; 1.0 and 2.0 can be read") from error
+    except (ValueError, SyntaxError, TypeError, tokenize.TokenError, RecursionError, MemoryError) as error:
         raise UserError(f"{where}: not a sound .npy: {' '.join(str(error).split())[:120]}") from error
     if dtype.hasobject:
         raise UserError(f"{where}: it holds Python objects, which would have to be unpickled: save numbers or text")

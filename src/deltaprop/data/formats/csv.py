@@ -106,7 +106,7 @@ class CsvTable:
             sink = pyarrow.BufferOutputStream()  # a copy that belongs to pyarrow
             sink.write(block)
             try:
-                table = arrow_csv.read_csv(
+                reader = arrow_csv.open_csv(  # read_csv would take over SIGINT and SIGTERM
                     pyarrow.BufferReader(sink.getvalue()),
                     arrow_csv.ReadOptions(use_threads=False, block_size=len(block) + 1, column_names=self.names),
                     arrow_csv.ParseOptions(
@@ -116,6 +116,7 @@ class CsvTable:
                         column_types=dict.fromkeys(self.names, pyarrow.string()), strings_can_be_null=False
                     ),
                 )
+                table = reader.read_all()
             except pyarrow.ArrowInvalid as error:
                 if "Empty CSV" in str(error):  # blank lines alone
                     continue
@@ -170,7 +171,7 @@ class CsvTable:
         except UnicodeDecodeError as undecodable:
             at = undecodable.start
             line, begin = lines + block.count(b"\n", 0, at) + 1, block.rfind(b"\n", 0, at) + 1
-            shown = f"byte 0x{block[at]:02x}, {block[begin : begin + 40]!r}…"
+            shown = f"byte 0x{block[at]:02x}, {block[begin : begin + 40].splitlines()[0]!r}…"
             return UserError(f"{self.path}: line {line} is not UTF-8 ({shown}): save it as UTF-8")
         return UserError(f"{self.path}: after row {rows}: {text}")
 
