@@ -23,27 +23,10 @@ from deltaprop import core
 from deltaprop.core import ACTIVATIONS, LOSSES, primitive
 
 __all__ = [
-    "binary_cross_entropy_per_sample",
-    "binary_cross_entropy_with_logits",
-    "cross_entropy",
-    "elu",
-    "gelu",
-    "huber_loss",
-    "identity",
-    "l1_loss",
-    "leaky_relu",
-    "linear",
-    "log_softmax",
-    "mse_loss",
-    "quadratic_loss",
-    "relu",
-    "sigmoid",
-    "silu",
-    "softmax",
-    "softplus",
-    "step",
-    "tanh",
-]
+    "binary_cross_entropy_per_sample", "binary_cross_entropy_with_logits", "cross_entropy", "elu", "gelu",
+    "huber_loss", "identity", "l1_loss", "leaky_relu", "linear", "log_softmax", "mse_loss", "quadratic_loss",
+    "relu", "sigmoid", "silu", "softmax", "softplus", "step", "tanh",
+]  # fmt: skip
 
 
 def _functions(table: dict[str, Any], *names: str) -> list[Callable[..., Tensor]]:
@@ -544,43 +527,35 @@ if not TYPE_CHECKING:  # else a misspelt name would pass the type checker
 
     def __getattr__(name: str) -> Any:
         """Return the function of a row that was added to ``ACTIVATIONS`` or ``LOSSES`` at run time."""
-        if name in ACTIVATIONS:
-            return _added_activation(name, ACTIVATIONS[name])
-        if name in LOSSES:
-            return _added_loss(name, LOSSES[name])
+        if name in ACTIVATIONS or name in LOSSES:
+            return _added(name, ACTIVATIONS.get(name) or LOSSES[name])
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 @functools.cache
-def _added_activation(name: str, definition: type[core.Activation]) -> Callable[..., Tensor]:
-    _, *constants = inspect.signature(definition.forward).parameters.values()
-    signature = inspect.Signature([inspect.Parameter("input", inspect.Parameter.POSITIONAL_OR_KEYWORD), *constants])
+def _added(name: str, definition: type[core.Activation | core.Loss]) -> Callable[..., Tensor]:
+    """Return the function of an added definition: ``input``, ``target`` for a loss, and its constants or options."""
+    if issubclass(definition, core.Loss):
+        options = {"input": inspect.Parameter.empty, "target": inspect.Parameter.empty, **definition.options()}
+    else:
+        _, *constants = inspect.signature(definition.forward).parameters.values()
+        options = {"input": inspect.Parameter.empty, **{constant.name: constant.default for constant in constants}}
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    signature = inspect.Signature([inspect.Parameter(each, kind, default=value) for each, value in options.items()])
+    call = primitive(definition)
+    if issubclass(definition, core.ElementwiseLoss):
+        call = functools.partial(_elementwise_loss, call)
 
-    def activation(*args: Any, **kwargs: Any) -> Tensor:
-        a: Tensor = primitive(definition)(*signature.bind(*args, **kwargs).args)
-        return a
+    def function(*args: Any, **kwargs: Any) -> Tensor:
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        output = call(*bound.arguments.values())
+        result: Tensor = output[0] if isinstance(output, tuple) else output
+        return result
 
-    activation.__name__ = activation.__qualname__ = name
-    activation.__signature__ = signature  # type: ignore[attr-defined]  # functions have it
-    return activation
-
-
-@functools.cache
-def _added_loss(name: str, definition: type[core.Loss]) -> Callable[..., Tensor]:
-    def loss(input: Tensor, target: Tensor, **options: Any) -> Tensor:
-        known = definition.options()
-        for option in options:
-            if option not in known:
-                raise TypeError(f"{name} has no option {option!r}; it has {', '.join(known)}")
-        arguments = {**known, **options}.values()
-        if issubclass(definition, core.ElementwiseLoss):
-            return _elementwise_loss(primitive(definition), input, target, *arguments)
-        output = primitive(definition)(input, target, *arguments)
-        c: Tensor = output[0] if isinstance(output, tuple) else output
-        return c
-
-    loss.__name__ = loss.__qualname__ = name
-    return loss
+    function.__name__ = function.__qualname__ = name
+    function.__signature__ = signature  # type: ignore[attr-defined]  # functions have it
+    return function
 
 
 def _check_reduction(reduction: str) -> None:

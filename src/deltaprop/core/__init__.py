@@ -49,20 +49,6 @@ LOSSES: dict[str, type[Loss]] = {
 }
 
 __all__ = [
-    "ACTIVATIONS",
-    "L1",
-    "LOSSES",
-    "MSE",
-    "Activation",
-    "BinaryCrossEntropy",
-    "BinaryCrossEntropyPerSample",
-    "Cast",
-    "CrossEntropy",
-    "Elementwise",
-    "ElementwiseLoss",
-    "Huber",
-    "Linear",
-    "Loss",
-    "Quadratic",
-    "primitive",
-]
+    "ACTIVATIONS", "L1", "LOSSES", "MSE", "Activation", "BinaryCrossEntropy", "BinaryCrossEntropyPerSample", "Cast",
+    "CrossEntropy", "Elementwise", "ElementwiseLoss", "Huber", "Linear", "Loss", "Quadratic", "primitive",
+]  # fmt: skip

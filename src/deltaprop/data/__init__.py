@@ -18,26 +18,10 @@ from deltaprop.data.splits import split_indices
 from deltaprop.data.store import CacheConfig
 
 __all__ = [
-    "BUILTIN",
-    "Augment",
-    "CacheConfig",
-    "Dataset",
-    "Deformation",
-    "Encoding",
-    "Part",
-    "RawData",
-    "Scaling",
-    "Source",
-    "Split",
-    "StreamedSplit",
-    "TableOptions",
-    "check_source",
-    "find_idx_files",
-    "load",
-    "load_idx_folder",
-    "read_idx",
-    "split_indices",
-]
+    "BUILTIN", "Augment", "CacheConfig", "Dataset", "Deformation", "Encoding", "Part", "RawData", "Scaling",
+    "Source", "Split", "StreamedSplit", "TableOptions", "check_source", "find_idx_files", "load", "load_idx_folder",
+    "read_idx", "split_indices",
+]  # fmt: skip
 
 if not TYPE_CHECKING:  # else a misspelt name would pass the type checker
     __getattr__ = _old_names.renamed_in(__name__)

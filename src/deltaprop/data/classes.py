@@ -62,8 +62,8 @@ class Targets:
         if len(columns) > 1 and texts:
             raise UserError(f"{where}: several targets must be numeric, and {texts[0].name!r} is text: name one alone")
         if len(columns) > 1 and task == "classification":
-            names = listed([column.name for column in columns])
-            raise UserError(f"{where}: `task='classification'` is for a single target, got {names}")
+            several = listed([column.name for column in columns])
+            raise UserError(f"{where}: `task='classification'` is for a single target, got {several}")
         if texts and task == "regression":
             raise UserError(f"{where}: `task='regression'`: {_has_text(column)}")
         if len(columns) > 1 or task == "regression" or (task == "auto" and not texts and not are_classes(values[:, 0])):

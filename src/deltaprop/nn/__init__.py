@@ -30,29 +30,10 @@ from deltaprop.nn.modules import (
 from deltaprop.nn.perceptron import Perceptron, PerceptronFit
 
 __all__ = [
-    "ELU",
-    "GELU",
-    "INITS",
-    "MLP",
-    "Activation",
-    "Identity",
-    "LeakyReLU",
-    "Linear",
-    "LogSoftmax",
-    "Perceptron",
-    "PerceptronFit",
-    "ReLU",
-    "SiLU",
-    "Sigmoid",
-    "Softmax",
-    "Softplus",
-    "Step",
-    "Tanh",
-    "activation_module",
-    "from_torch",
-    "initialize",
-    "to_torch",
-]
+    "ELU", "GELU", "INITS", "MLP", "Activation", "Identity", "LeakyReLU", "Linear", "LogSoftmax", "Perceptron",
+    "PerceptronFit", "ReLU", "SiLU", "Sigmoid", "Softmax", "Softplus", "Step", "Tanh", "activation_module",
+    "from_torch", "initialize", "to_torch",
+]  # fmt: skip
 
 
 if not TYPE_CHECKING:  # else a misspelt name would pass the type checker

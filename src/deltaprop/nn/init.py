@@ -4,47 +4,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 from torch import Tensor, nn
 
 from deltaprop.errors import unknown_name
 
 
-def _torch(layer: nn.Linear) -> None:
-    layer.reset_parameters()
+def _fill(weight: Callable[[Tensor], Tensor], bias: Callable[[Tensor], Tensor]) -> Callable[[nn.Linear], None]:
+    def fill(layer: nn.Linear) -> None:
+        weight(layer.weight)
+        if layer.bias is not None:
+            bias(layer.bias)
 
-
-def _xavier(layer: nn.Linear) -> None:
-    nn.init.xavier_uniform_(layer.weight)
-    _bias(layer, nn.init.zeros_)
-
-
-def _kaiming(layer: nn.Linear) -> None:
-    nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-    _bias(layer, nn.init.zeros_)
-
-
-def _lecun(layer: nn.Linear) -> None:
-    nn.init.normal_(layer.weight, std=1 / math.sqrt(layer.in_features))
-    _bias(layer, nn.init.normal_)
-
-
-def _normal(layer: nn.Linear) -> None:
-    nn.init.normal_(layer.weight)
-    _bias(layer, nn.init.normal_)
-
-
-def _bias(layer: nn.Linear, fill: Callable[[Tensor], Tensor]) -> None:
-    if layer.bias is not None:
-        fill(layer.bias)
+    return fill
 
 
 INITS: dict[str, Callable[[nn.Linear], None]] = {
-    "torch": _torch,
-    "xavier": _xavier,
-    "kaiming": _kaiming,
-    "lecun": _lecun,
-    "normal": _normal,
+    "torch": nn.Linear.reset_parameters,
+    "xavier": _fill(nn.init.xavier_uniform_, nn.init.zeros_),
+    "kaiming": _fill(partial(nn.init.kaiming_normal_, nonlinearity="relu"), nn.init.zeros_),
+    "lecun": _fill(lambda weight: nn.init.normal_(weight, std=1 / math.sqrt(weight.shape[1])), nn.init.normal_),
+    "normal": _fill(nn.init.normal_, nn.init.normal_),
 }
 
 
