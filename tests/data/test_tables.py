@@ -7,6 +7,8 @@ import gzip
 import io
 import itertools
 import os
+import signal
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -337,3 +339,30 @@ def test_tables_are_recognised_by_their_suffix(name: str):
 @pytest.mark.parametrize("name", ["t.npz", "t.npy", "t", "csv", "t.csv.zip", "t.gz", "x" * 5000, "a\0b.xls"])
 def test_other_names_are_not_tables(name: str):
     assert not is_table(name)
+
+
+def test_signals_reach_the_programs_own_handler_while_a_csv_is_read(tmp_path: Path):
+    """pyarrow.csv.read_csv would take SIGTERM for itself, and raise ArrowCancelled."""
+    path = tmp_path / "t.csv"
+    path.write_text("a,b,y\n" + "".join(f"{n / 7},{n % 13},{'pq'[n % 2]}\n" for n in range(60_000)))
+    sent, received, done = [0], [0], threading.Event()
+
+    def send() -> None:
+        while not done.wait(0.001):
+            sent[0] += 1
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def count(*_: object) -> None:
+        received[0] += 1
+
+    before = signal.signal(signal.SIGTERM, count)
+    sender = threading.Thread(target=send)
+    sender.start()
+    try:
+        loaded = load(str(path))
+    finally:
+        done.set()
+        sender.join()
+        signal.signal(signal.SIGTERM, before)
+    assert len(loaded.train) == 43_200  # 60 000 · 0.8 · 0.9
+    assert 0 < received[0] <= sent[0]
