@@ -67,7 +67,7 @@ if not TYPE_CHECKING:  # else a misspelt name would pass the type checker
     def __getattr__(name: str) -> Any:
         if name in _LATER:
             return getattr(importlib.import_module(_LATER[name]), name)
-        if name in _old_names.MOVED:
+        if name in ("data", "inference", "sklearn", "testing", "training") or name in _old_names.MOVED:
             return importlib.import_module(f"deltaprop.{name}")
         if any(name == activation.__name__ for activation in core.ACTIVATIONS.values()):
             return getattr(nn, name)  # an activation that was registered at run time
@@ -75,7 +75,7 @@ if not TYPE_CHECKING:  # else a misspelt name would pass the type checker
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LATER})
+    return sorted([*__all__, "__version__", "nn", "testing"])
 
 
 __all__ = [

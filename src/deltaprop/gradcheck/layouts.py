@@ -120,7 +120,7 @@ def _forward(target: CheckTarget, values: Sequence[Tensor]) -> tuple[list[Tensor
     return leaves, outputs
 
 
-def _check_no_samples(context: CheckContext, target: CheckTarget, values: Sequence[Tensor]) -> None:
+def _check_no_samples(_: CheckContext, target: CheckTarget, values: Sequence[Tensor]) -> None:
     """Gradients have the right shapes, and are finite."""
     leaves, outputs = _forward(target, values)
     if any(not t.isfinite().all() for t in outputs):

@@ -29,7 +29,8 @@ from deltaprop.errors import UserError
 from deltaprop.explicit import ExplicitTrainer
 from deltaprop.nn.modules import MLP
 from deltaprop.optim import SGD
-from deltaprop.sklearn.parameters import ALIASES, DTYPES, Parameters
+from deltaprop.sklearn.parameters import ALIASES, Parameters
+from deltaprop.training.config import DTYPES
 from deltaprop.training.devices import pick_threads, set_threads
 
 DENSE = {"dtype": [np.float64, np.float32], "order": "C"}  # X keeps one of these dtypes; others become float64

@@ -15,9 +15,9 @@ from sklearn.base import BaseEstimator
 from deltaprop import core
 from deltaprop.errors import UserError, unknown_name
 from deltaprop.nn.init import INITS
+from deltaprop.training.config import DTYPES
 from deltaprop.training.devices import pick_device
 
-DTYPES = {"float32": torch.float32, "float64": torch.float64}
 ALIASES = {"logistic": "sigmoid"}  # scikit-learn's names of activations
 
 

@@ -28,6 +28,7 @@ from deltaprop.training.objective import losses
 
 LARGEST = 3e38  # that float32 can represent
 SCHEDULES = ("constant", "step", "cosine")
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,7 +192,7 @@ class TrainConfig:
     @property
     def torch_dtype(self) -> torch.dtype:
         """The dtype of weights and data."""
-        return {"float32": torch.float32, "float64": torch.float64}[self.dtype]
+        return DTYPES[self.dtype]
 
     @property
     def source(self) -> Source:
