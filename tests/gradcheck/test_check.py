@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 import deltaprop as dp
-from deltaprop import UserError, check_gradients
+from deltaprop import Check, GradientReport, UserError, check_gradients
 from deltaprop.gradcheck.check import CHECKS
 from deltaprop.gradcheck.library import library_ops
 from deltaprop.testing import assert_gradients
@@ -213,6 +213,13 @@ class TestReport:
         detail = check_gradients(missing_mean.op, missing_mean.inputs, fast=True)["values"].detail
         assert "∂C/∂x: at [" in detail
         assert "4 times what it should be (a missing 1/N, N = 4)" in detail
+
+    def test_errors_warnings_and_passed_checks_are_apart(self):
+        checks = (Check("a", "passed"), Check("b", "failed"), Check("c", "failed", "warning"), Check("d", "skipped"))
+        report = GradientReport("f", checks)
+        assert (report.errors, report.warnings) == ([checks[1]], [checks[2]])
+        assert report.summary() == "NOT OK: 1 error, 1 warning, 1 passed, 1 skipped"
+        assert GradientReport("f", checks[2:]).ok
 
     def test_a_report_is_a_table_and_json(self):
         report = check_gradients(SlopeOfZ, X, fast=True)
