@@ -104,6 +104,10 @@ def test_public_names():
     )
 
 
+def test_dir_lists_the_public_names_alone():
+    assert {*dir(dp)} == {*dp.__all__, "__version__", "nn", "testing"}
+
+
 def test_typed():
     """The package says that it is typed (PEP 561)."""
     assert (Path(dp.__file__).parent / "py.typed").is_file()

@@ -11,12 +11,15 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from deltaprop.cli import main, program
+from deltaprop.cli.console import describe_config
 from deltaprop.cli.parsing import one_line
 from deltaprop.cli.train import parse_flags
+from deltaprop.training import TrainConfig
 
 ROOT = Path(__file__).parents[2]
 SMALL = ["--data", "moons", "--hidden", "8", "--epochs", "2", "--log-every", "0"]
@@ -74,8 +77,6 @@ class TestNames:
 
     def test_every_field_is_a_flag_with_help(self, capsys: pytest.CaptureFixture[str]):
         import dataclasses
-
-        from deltaprop.training import TrainConfig
 
         with pytest.raises(SystemExit) as caught:
             main(["train", "--help"])
@@ -293,3 +294,20 @@ class TestRepeatedFlags:
     def test_a_flag_of_one_value_takes_the_last(self):
         config, *_ = parse_flags(["--epochs", "2", "--epochs", "3"])
         assert config.epochs == 3
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({}, "η 0.1, batch 16, momentum 0.9"),
+        ({"momentum": 0.0, "weight_decay": 0.01}, "η 0.1, batch 16, weight decay 0.01"),
+        ({"nesterov": True, "lr_schedule": "step"}, "η 0.1, batch 16, Nesterov momentum 0.9, step schedule"),
+        ({"lr_warmup": 1}, "η 0.1, batch 16, momentum 0.9, constant schedule, 1 epoch warm-up"),
+        ({"lr_schedule": "cosine", "lr_warmup": 3}, "η 0.1, batch 16, momentum 0.9, cosine schedule, 3 epochs warm-up"),
+    ],
+    ids=str,
+)
+def test_the_optimizer_is_described_in_one_line(settings: dict[str, Any], text: str):
+    config = TrainConfig(lr=0.1, **settings)
+    resolved = {"sizes": [2, 128, 64, 2], "loss": "mse"}
+    assert dict(describe_config(config, resolved, []))["sgd"] == text

@@ -214,6 +214,19 @@ class TestReport:
         assert "∂C/∂x: at [" in detail
         assert "4 times what it should be (a missing 1/N, N = 4)" in detail
 
+    def test_a_missing_division_by_the_number_of_entries_is_named(self):
+        """A mean over 12 entries whose backward forgets it; 4 rows, so it is no 1/N."""
+        (missing_mean,) = [bug for bug in BUGS if bug.op.__name__ == "MissingMean"]
+
+        class MissingMeanOfAll(missing_mean.op):
+            @staticmethod
+            def forward(ctx, x):
+                ctx.save_for_backward(x)
+                return x.square().mean()
+
+        detail = check_gradients(MissingMeanOfAll, torch.rand(4, 3) + 0.5, fast=True)["values"].detail
+        assert "12 times what it should be (a missing 1/12, the number of entries)" in detail
+
     def test_errors_warnings_and_passed_checks_are_apart(self):
         checks = (Check("a", "passed"), Check("b", "failed"), Check("c", "failed", "warning"), Check("d", "skipped"))
         report = GradientReport("f", checks)
