@@ -157,6 +157,43 @@ def test_functions_are_short():
     assert long == LONG_SIGNATURES.keys()
 
 
+# Where three or more rows of a table are named besides the table itself, and why.
+NAMED_AGAIN = {
+    ("deltaprop.functional", "ACTIVATIONS"): "public functions are written out, for static tools",
+    ("deltaprop.functional", "LOSSES"): "the same",
+    ("deltaprop.data.formats.csv", "FORMATS"): "the endings of this format, from which its rows are made",
+    ("deltaprop.inference.predictions", "FORMATS"): "the formats that are written",
+    ("deltaprop.tracing.loss_lines", "LOSSES"): "how each is written out with numbers",
+    ("deltaprop.tracing.worked_example", "ACTIVATIONS"): "how each is written out with numbers",
+}
+
+
+def test_each_table_exists_once():
+    """Activations, losses, file formats, exports and commands: nothing else lists their rows."""
+    from deltaprop.cli import COMMANDS
+    from deltaprop.core import ACTIVATIONS, LOSSES
+    from deltaprop.data.formats import FORMATS
+    from deltaprop.inference.export import EXPORTS
+
+    tables: dict[str, tuple[str, set[str]]] = {
+        "ACTIVATIONS": ("deltaprop.core", {*ACTIVATIONS}),
+        "LOSSES": ("deltaprop.core", {*LOSSES}),
+        "FORMATS": ("deltaprop.data.formats", {*FORMATS}),
+        "EXPORTS": ("deltaprop.inference.export", {*EXPORTS}),
+        "COMMANDS": ("deltaprop.cli", {*COMMANDS}),
+    }
+    again = set()
+    for name, tree in TREES.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Dict | ast.List | ast.Tuple | ast.Set | ast.Call):
+                children = [child for child in ast.iter_child_nodes(node) if isinstance(child, ast.Constant)]
+                words = {child.value for child in children if isinstance(child.value, str)}
+                for table, (module, rows) in tables.items():
+                    if name != module and len(words & rows) >= 3:
+                        again.add((name, table))
+    assert again == NAMED_AGAIN.keys()
+
+
 def test_the_core_depends_on_torch_only():
     allowed = {"torch", "deltaprop.core", "deltaprop._torch_compat", "__future__", "collections", "dataclasses"}
     allowed |= {"functools", "inspect", "math", "typing"}

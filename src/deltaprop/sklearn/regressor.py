@@ -15,6 +15,7 @@ from sklearn.utils import column_or_1d
 from sklearn.utils.validation import validate_data
 from torch import Tensor
 
+from deltaprop.core import LOSSES
 from deltaprop.errors import UserError
 from deltaprop.nn.modules import MLP
 from deltaprop.sklearn.base import DENSE, MLPEstimator, as_tensor
@@ -54,7 +55,7 @@ class MLPRegressor(RegressorMixin, MLPEstimator):
     loss: str = "mse_loss"
     learning_rate_init: float = 0.01  # the gradient of mse is 2 (a − y)
 
-    _losses: ClassVar[tuple[str, ...]] = ("mse_loss", "quadratic_loss", "huber_loss", "l1_loss")
+    _losses: ClassVar[tuple[str, ...]] = tuple(name for name, loss in LOSSES.items() if loss.takes_numbers)
     _output: ClassVar[str] = "identity"
 
     def __sklearn_tags__(self) -> Any:
