@@ -101,10 +101,10 @@ def test_every_tag_of_the_book_is_listed():
     assert {"FWD", "BP1", "BP2", "BP3", "BP4", "SGD"} <= tags
 
 
-def test_every_row_of_the_table_of_activations_is_listed():
-    from deltaprop.core import ACTIVATIONS
+def test_every_activation_and_loss_is_listed():
+    from deltaprop.core import ACTIVATIONS, LOSSES
 
-    assert set(ACTIVATIONS) <= {tag for tag, _, _ in rows_of_equations()}
+    assert {*ACTIVATIONS, *LOSSES} <= {tag for tag, _, _ in rows_of_equations()}
 
 
 @pytest.mark.parametrize("page", PAGES)

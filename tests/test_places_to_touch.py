@@ -18,6 +18,7 @@ from deltaprop.cli import main
 from deltaprop.data import formats
 from deltaprop.data.formats.csv import CsvTable
 from deltaprop.nn import activation_module
+from tests import test_docs
 
 
 class Mish(core.Elementwise):
@@ -81,6 +82,13 @@ def test_both_engines_train_with_new_rows(engine: str, tmp_path: Path):
     events.Reload()
     texts = [e.tensor_proto.string_val for tag in events.Tags()["tensors"] for e in events.Tensors(tag)]
     assert any("tanh(log(1 + e^z))" in text.decode() for strings in texts for text in strings)
+
+
+def test_the_page_of_equations_is_checked_for_new_rows():
+    """A row without a line in docs/equations.md fails the check, which names it."""
+    with pytest.raises(AssertionError, match="log_cosh_loss") as caught:
+        test_docs.test_every_activation_and_loss_is_listed()
+    assert "mish" in str(caught.value)
 
 
 def test_help_names_new_rows(capsys: pytest.CaptureFixture[str]):

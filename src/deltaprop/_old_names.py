@@ -98,7 +98,7 @@ class _OldPaths(MetaPathFinder, Loader):
                 raise AttributeError(name)
             return getattr(current, name if hasattr(current, name) else RENAMED.get(name, name))
 
-        module.__getattr__ = attribute  # type: ignore[method-assign]
+        module.__getattr__ = attribute  # type: ignore[method-assign]  # PEP 562
 
 
 def renamed_in(module: str) -> Callable[[str], Any]:

@@ -82,7 +82,7 @@ def without_compiler(method: Callable[..., Any]) -> Callable[..., Any]:
 
 def mark_step(optimizer: torch.optim.Optimizer) -> None:
     """Tell schedulers that a step was taken, as ``optimizer.step()`` does: else their first step warns."""
-    optimizer._opt_called = True  # type: ignore[attr-defined]
+    optimizer._opt_called = True  # type: ignore[attr-defined]  # not in its stubs
 
 
 def children(module: nn.Module) -> dict[str, nn.Module | None]:

@@ -294,10 +294,12 @@ class ExplicitTrainer:
         device = params[0].device
         check_precision(self._precision, device, params[0].dtype)
         in_optimizer = {p for group in self._optimizer.param_groups for p in group["params"]}
+
+        def is_trained(p: Tensor | None) -> bool:
+            return p is not None and p.requires_grad and p in in_optimizer
+
         for layer in layers:
-            layer.learns = tuple(
-                p is not None and p.requires_grad and p in in_optimizer for p in (layer.weight, layer.bias)
-            )  # type: ignore[assignment]
+            layer.learns = is_trained(layer.weight), is_trained(layer.bias)
         learning = [number for number, layer in enumerate(layers) if any(layer.learns)]
         if not learning:
             raise UserError("nothing to learn: no parameter both requires a gradient and is in the optimizer")

@@ -60,7 +60,7 @@ class Workspace:
         z, a, grad_a = new(), None, new() if self._lowest <= number < len(self.layers) - 1 else None
         by_rows = layer.activation is not None and issubclass(layer.activation, Elementwise)
         if by_rows and z.nbytes > PIECE and not any(isinstance(constant, Tensor) for constant in layer.constants):
-            a = z if layer.activation.from_output else new()  # type: ignore[union-attr]
+            a = z if layer.activation.from_output else new()  # type: ignore[union-attr]  # by_rows: not None
             layer.rows_at_once = max(1, PIECE * rows // z.nbytes) if z.device.type == "cpu" else rows
         return z, a, grad_a
 

@@ -74,7 +74,7 @@ def _target(trace: TraceRecord, shown: Selection) -> list[list[str]] | None:
     if trace.loss_name == "cross_entropy" and y.dim() == 1 and not y.is_floating_point():
         return [["1" if j == int(label) else "0" for j in neurons] for label in y]
     if y.dim() == 2 and y.shape[1] == trace.sizes[-1]:
-        return _short(y[:, neurons])  # type: ignore[no-any-return]
+        return _short(y[:, neurons])  # type: ignore[no-any-return]  # nested lists of str
     return None
 
 

@@ -1,6 +1,6 @@
 """Training runs: configuration, loop, run folder, TensorBoard and the terminal.
 
-It is imported by the command line and by whoever wants a run from Python::
+The command line uses it, and so can Python code::
 
     from deltaprop.training import TrainConfig, train
 

@@ -253,9 +253,7 @@ def _check_header(path: Path, names: Sequence[str], delimiter: str, least: int) 
             )
     check_names(path, names)
     if len(names) < least:
-        others = ", ".join(DELIMITERS.values())
         raise UserError(
             f"{path}: one column, {names[0][:60]!r}: inputs and a target need two "
-            f"(the delimiter is taken for {DELIMITERS.get(delimiter, delimiter)}; {others} are found by themselves, "
-            "others by `delimiter`)"
+            f"(the delimiter used is {DELIMITERS.get(delimiter, delimiter)}; try another with `delimiter`)"
         )
