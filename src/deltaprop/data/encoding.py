@@ -181,7 +181,7 @@ def _input(entry: Mapping[str, Any]) -> Input:
     if not isinstance(name, str) or kind not in ("numbers", "categories"):
         raise ValueError(f"{name!r:.40} of {kind!r:.40}")
     are_names = isinstance(names, list) and all(isinstance(n, str) for n in names) and len({*names}) == len(names)
-    if not are_names or (kind == "categories" and not names):
+    if not are_names or (kind == "categories" and not names and not entry.get("absent")):
         raise ValueError(f"the categories of {name!r:.40}")
     if fill is not None and not (isinstance(fill, int | float) and math.isfinite(fill)):
         raise ValueError(f"the fill of {name!r:.40}")
@@ -290,14 +290,16 @@ def fit_encoding(
     *,
     missing: Missing,
     where: str,
-) -> tuple[Encoding, Scaling]:
-    """Return the encoding of the training rows, and the scaling of the encoded inputs to mean 0 and deviation 1.
+) -> tuple[Encoding, Scaling, list[str]]:
+    """Return the encoding of the training rows, the scaling of the inputs, and the columns without a value in them.
+
+    The scaling is to mean 0 and deviation 1. A column without a value has no effect.
 
     The mean and the deviation are those of the present numbers (scikit-learn's ``StandardScaler``, block by block).
     Inputs of 0 and 1 are not scaled. ``where`` names the table.
 
     Raises:
-        UserError: If a column has no value in any training row, or its deviation is not finite.
+        UserError: If the deviation of a column is not finite.
     """
     from sklearn.preprocessing import StandardScaler
 
@@ -318,21 +320,18 @@ def fit_encoding(
     inputs: list[Input] = []
     for at, column in enumerate(columns):
         gaps = rows - int(present[at])
-        if not present[at]:
-            raise UserError(
-                f"{where}: column {column.source!r} has no value in any training row: {setting('drop', column.source)} "
-                "leaves it out"
-            )
         about: dict[str, Any] = {"form": column.form, "part": column.part}
         about |= {"source": column.source} if column.source != column.name else {}
         if column.kind == "categories":
             names = {name for name, number in column.names.items() if number in seen[at]}
             kept = names if column.frequent is None else names & {*column.frequent}
-            about["absent"] = missing == "auto" and gaps > 0
+            about["absent"] = (missing == "auto" and gaps > 0) or not kept
             about["others"] = column.frequent is not None
             inputs.append(Input(column.name, "categories", tuple(sorted(kept)), **about))
             continue
         middle, spread = (float(values[numbers.index(at)]) for values in (mean, scale))
+        if not present[at]:
+            middle, spread = mean[numbers.index(at)], scale[numbers.index(at)] = 0.0, 1.0
         _check_spread(middle, spread, column, where)
         about["absent"] = missing == "auto" and column.part in ("", "day") and gaps > MISSING_SHARE * rows
         inputs.append(Input(column.name, "numbers", fill=None if missing == "refuse" else middle, **about))
@@ -345,7 +344,7 @@ def fit_encoding(
     scaling = Scaling.identity(len(encoding))
     scaling.mean[: len(numbers)] = torch.from_numpy(mean)
     scaling.scale[: len(numbers)] = torch.from_numpy(scale)
-    return encoding, scaling
+    return encoding, scaling, [column.name for at, column in enumerate(columns) if not present[at]]
 
 
 SMALLEST, LARGEST_SPREAD = 1e-150, 1e153  # deviations whose squares float64 holds

@@ -80,7 +80,7 @@ class RawTable:
         loaded, options, path = self.loaded, self.options, self.table.path
         in_store = self.rows[train_rows]
         starts = range(0, len(in_store), ROWS_AT_ONCE)
-        encoding, scaling = fit_encoding(
+        encoding, scaling, empty = fit_encoding(
             loaded.plan.inputs, loaded.plan.targets,
             (loaded.store.take(in_store[start : start + ROWS_AT_ONCE]) for start in starts),
             missing=_policy(options), where=str(path),
@@ -95,7 +95,7 @@ class RawTable:
         def encoded(of: LoadedTable, y: Array, rows: Rows) -> EncodedRows:
             return EncodedRows(of.store, Encoder(encoding, of.plan.inputs, scaling, dtype, str(path)), y, rows)
 
-        warnings, of_test, test = [*_warnings(encoding, len(train_rows))], None, None
+        warnings, of_test, test = _warnings(encoding, len(train_rows), empty), None, None
         if self.test is not None:
             cache = replace(self.cache, memory=0) if storage == "disk" else self.cache
             of_test = self._read_test(encoding, cache)
@@ -225,8 +225,9 @@ def _targets_of(loaded: LoadedTable, path: Path) -> TargetValues:
     return TargetValues(loaded.plan.targets, loaded.targets, str(path), not loaded.dropped and not loaded.unlabelled)
 
 
-def _warnings(encoding: Encoding, rows: int) -> Sequence[str]:
-    """Return a warning of more inputs than the training rows can support."""
-    if len(encoding) <= rows:
-        return []
-    return [f"{len(encoding)} inputs from {rows} training rows: more than the rows can support"]
+def _warnings(encoding: Encoding, rows: int, empty: Sequence[str]) -> list[str]:
+    """Return warnings of columns without a value, and of more inputs than the training rows can support."""
+    lines = [f"column {name!r} has no value in any training row, and no effect" for name in empty]
+    if len(encoding) > rows:
+        lines.append(f"{len(encoding)} inputs from {rows} training rows: more than the rows can support")
+    return lines

@@ -13,7 +13,7 @@ from typing import Literal
 
 from deltaprop.data.cells import ABSENT, PLAIN, Form, are_numbers, shape_of
 from deltaprop.data.columns import Column, Part, TableOptions, quoted_cell
-from deltaprop.data.profile import MOST_VALUES, PARTS, Profile
+from deltaprop.data.profile import MOST_COUNTED, MOST_VALUES, PARTS, Profile
 from deltaprop.data.table import Table, unlisted
 from deltaprop.errors import UserError, counted, listed, setting
 
@@ -162,8 +162,8 @@ def _input(profile: Profile, options: TableOptions) -> _Reading:
     name, is_wanted = profile.name, profile.name in (*options.keep_column, *options.categorical)
     reading = _read(profile, options)
     if not name:
-        reading.reason, reading.problem = "row names, the column has no name", ""
-        reading.columns = [replace(column, name="row names") for column in reading.columns]
+        reading.reason, reading.problem = "row names", ""
+        reading.columns = []
         return reading
     if is_wanted or not reading.columns or name in options.categorical:
         if reading.columns and reading.columns[0].kind == "categories" and name not in options.categorical:
@@ -186,11 +186,11 @@ def _limit_names(reading: _Reading, profile: Profile, is_wanted: bool) -> None:
     column = reading.columns[0]
     least = max(5, rows // 200)
     frequent = [name for name, count in names.most_common(MOST_NAMES) if count >= least]
-    total = f"more than {len(names) - 1}" if profile.overflow else str(len(names))
+    total = f"more than {MOST_COUNTED}" if profile.overflow else str(len(names))
     if names.most_common(1)[0][1] == 1:
-        reading.reason = "" if is_wanted else f"all {total} names are different"
+        reading.reason = "" if is_wanted else f"{total} names, all different"
     elif not frequent:
-        reading.reason = "" if is_wanted else f"{total} different names, none of them frequent"
+        reading.reason = "" if is_wanted else f"{total} names, none of them frequent"
     if reading.reason or not frequent:
         if len(names) > MOST_NAMES or profile.overflow:
             frequent = [name for name, _ in names.most_common(MOST_NAMES)]

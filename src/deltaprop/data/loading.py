@@ -235,7 +235,8 @@ def _prepare(raw: RawData | RawTable, how: _LoadOptions) -> Dataset:
         name="test_fraction",
     )  # fmt: skip
     kept, held_out = split_indices(
-        len(rest), None if labels is None else labels[rest], how.val_fraction, seed, how.val_split,
+        len(rest), None if labels is None else labels[rest], how.val_fraction if len(rest) > 1 else 0.0, seed,
+        how.val_split,
         name="val_fraction",
     )  # fmt: skip
     train_rows, val_rows = rest[kept], rest[held_out]

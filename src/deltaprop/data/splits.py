@@ -25,9 +25,9 @@ def split_indices(
 ) -> tuple[Rows, Rows]:
     """Return the rows to keep and the rows to hold out, each in rising order.
 
-    round(fraction · n) rows are held out, at least one. With classes each gives its share, and keeps a row at least: a
-    class of a single row is kept, and one of few rows may have none held out. The rising order leaves the rows in the order of the file, so a tail taken
-    from what a random split kept is still the end of the file.
+    round(fraction · n) rows are held out, at least one. With classes each gives its share and keeps a row at least: a
+    class of a single row is kept, and one of few rows may have none held out. The rising order leaves the rows in the
+    order of the file, so a tail taken from what a random split kept is still the end of the file.
 
     Args:
         n: The number of rows.

@@ -98,7 +98,7 @@ def check_names(where: Path | str, names: Sequence[str]) -> None:
 
 
 def type_family(arrow_type: Any) -> str:
-    """Return ``"numbers"``, ``"text"`` or ``"dates"`` for the types that a column may have, else the type's own name."""
+    """Return ``"numbers"``, ``"text"`` or ``"dates"`` for a type that a column may have, else its own name."""
     from pyarrow import types
 
     if types.is_dictionary(arrow_type):
