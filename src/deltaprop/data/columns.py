@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deltaprop.data.splits import Rows
-from deltaprop.data.table import NUMBER, Batch, Table, type_family, unlisted
+from deltaprop.data.table import NUMBER, Batch, ReadOptions, Table, type_family, unlisted
 from deltaprop.errors import UserError, setting
 
 Numbers: TypeAlias = NDArray[np.float64]
@@ -49,6 +49,8 @@ class TableOptions:
         missing: What to do about a missing cell: refuse it, replace it by the mean of the training rows, or drop its
             row.
         delimiter: The delimiter of a CSV.
+        header: Whether the first line has the names of the columns.
+        sheet: The sheet of a workbook; None for the first.
     """
 
     target: tuple[str, ...] = ()
@@ -57,6 +59,13 @@ class TableOptions:
     task: TaskChoice = "auto"
     missing: Missing = "refuse"
     delimiter: str = "auto"
+    header: bool = True
+    sheet: str | None = None
+
+    @property
+    def reading(self) -> ReadOptions:
+        """How the table is read."""
+        return ReadOptions(delimiter=self.delimiter, header=self.header, sheet=self.sheet)
 
 
 @dataclass(frozen=True)

@@ -98,8 +98,8 @@ def read_table(
     """Read a table to train on; the arguments are those of `RawTable`."""
     if storage is not None:
         cache = replace(cache, memory=0 if storage == "disk" else UNLIMITED)
-    table = open_table(path, options.delimiter)
-    test_table = None if test is None else open_table(test, options.delimiter)
+    table = open_table(path, options.reading)
+    test_table = None if test is None else open_table(test, options.reading)
     inputs, targets = select_columns(table, options, [] if test_table is None else test_table.names)
     if test_table is not None:
         used = [column.name for column in (*inputs, *targets)]

@@ -125,8 +125,8 @@ def check_source(source: str | Source) -> None:
         if path is not None and has_targets and not os.path.exists(path):
             raise UserError(f"{path}: there is no such file")
     if has_columns:
-        others = [] if asked.test is None else open_table(Path(asked.test), options.delimiter).names
-        select_columns(open_table(Path(source), options.delimiter), options, others)
+        others = [] if asked.test is None else open_table(Path(asked.test), options.reading).names
+        select_columns(open_table(Path(source), options.reading), options, others)
     elif opener is IdxFolder:
         try:
             find_idx_files(source)

@@ -218,4 +218,4 @@ class Model:
     def blocks(self, data: Any, **options: Any) -> InputBlocks:
         """Return the rows of data, block by block, as inputs of the network."""
         steps = Preprocessing(self.encoding, self.input_scaling, self.dtype, self.missing)
-        return blocks_of(data, steps, **{"delimiter": self.config.delimiter, **options})
+        return blocks_of(data, steps, **{"reading": self.config.reading, **options})

@@ -13,11 +13,11 @@ import io
 import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
-from deltaprop.data.table import NUMBER, Batch, check_names
+from deltaprop.data.table import NUMBER, Batch, ReadOptions, check_names
 from deltaprop.errors import UserError, counted
 
 HEAD_BYTES = 1 << 16  # bytes of a file, from which its delimiter and its header are read
@@ -62,8 +62,9 @@ class CsvTable:
         return f"{self.path}: row {row}"
 
     @classmethod
-    def open(cls, path: Path, delimiter: str, source: Opener | None = None, *, least: int = 2) -> CsvTable:
+    def open(cls, path: Path, options: ReadOptions, source: Opener | None = None) -> CsvTable:
         """Return the table of a file, or of what ``source`` opens; see :func:`open_table`."""
+        delimiter = options.delimiter
         if delimiter not in ("auto", "tab") and (len(delimiter) != 1 or delimiter in '"\r\n'):
             raise UserError(f"`delimiter` must be auto, tab or one character, got {delimiter!r}")
         source = source or (lambda: path.open("rb"))
@@ -73,17 +74,17 @@ class CsvTable:
         most = max(DELIMITERS, key=re.sub(r'"[^"]*"', "", line).count)
         delimiter = {"tab": "\t", "auto": most}.get(delimiter, delimiter)
         names = [name.strip() for name in next(csv.reader([line], delimiter=delimiter))]
-        _check_header(path, names, delimiter, least)
+        _check_header(path, names, delimiter, options.least)
         begins_blank = head.removeprefix(BOM).startswith((b"\r", b"\n"))
         return cls(path, names, (path,), delimiter, source, head, blanks=len(names) == 1 and not begins_blank)
 
     @classmethod
-    def of_stream(cls, name: Path, stream: BinaryIO, delimiter: str) -> CsvTable:
+    def of_stream(cls, name: Path, stream: BinaryIO, options: ReadOptions) -> CsvTable:
         """Return the table of a pipe, whose rows can be read once; ``name`` is its name in messages."""
         read, head = getattr(stream, "read1", stream.read), b""  # read1 returns what there is, without waiting for more
         while len(head) < HEAD_BYTES and b"\n" not in head and (piece := read(HEAD_BYTES)):
             head += piece
-        return cls.open(name, delimiter, lambda: _Pipe(head, read), least=1)
+        return cls.open(name, replace(options, least=1), lambda: _Pipe(head, read))
 
     def batches(self, on_bytes: Callable[[int], None] = lambda count: None) -> Iterator[Batch]:
         """Yield the rows block by block, every cell as text.

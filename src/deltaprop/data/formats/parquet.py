@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deltaprop.data.table import BATCH_ROWS, Batch, check_names, type_family
+from deltaprop.data.table import BATCH_ROWS, Batch, ReadOptions, check_names, type_family
 from deltaprop.errors import UserError, counted
 
 PARQUET_NAMES = (".parquet", ".pq")
@@ -40,7 +40,7 @@ class ParquetTable:
         return f"{self.path}: row {row}"
 
     @classmethod
-    def open(cls, path: Path, delimiter: str = "auto", *, least: int = 2) -> ParquetTable:
+    def open(cls, path: Path, options: ReadOptions) -> ParquetTable:
         """Return the table of a file or a folder; its parts must have the same columns (see :func:`open_table`)."""
         parts = parts_of(path) if path.is_dir() else [path]
         if not parts:
@@ -55,7 +55,7 @@ class ParquetTable:
             for name, family in columns.items():
                 if family != first[name] and "null" not in (family, first[name]):
                     raise UserError(f"{part}: column {name!r} is {family}, in {parts[0].name} {first[name]}")
-        if len(first) < least:
+        if len(first) < options.least:
             raise UserError(f"{path}: {counted(len(first), 'column')}: inputs and a target need two")
         return cls(path, [*first], parts)
 
