@@ -18,8 +18,8 @@ from deltaprop.data.builtin import BUILTIN
 from deltaprop.data.classes import Targets, array_targets, check_classes
 from deltaprop.data.columns import TableOptions, select_columns
 from deltaprop.data.dataset import Dataset, EncodedRows, FittedData, Part, RawData, Split, StreamedSplit
-from deltaprop.data.formats import find_format, is_table, open_table, unknown_format
-from deltaprop.data.formats.arrays import ArrayFile
+from deltaprop.data.formats import endings, find_format, is_table, open_table, unknown_format
+from deltaprop.data.formats.arrays import ARRAY_NAMES, ArrayFile
 from deltaprop.data.formats.idx import IdxFolder, find_idx_files, load_idx_folder
 from deltaprop.data.from_table import RawTable, read_table
 from deltaprop.data.scaling import Scaling
@@ -40,8 +40,8 @@ class Source:
     """Where data come from, and the user's choices for them.
 
     Attributes:
-        data: A built-in name, a table (CSV, Parquet, a folder of Parquet parts), arrays (.npz, .npy), or a folder with
-            IDX files; a built-in name wins, ``./name`` is the file.
+        data: A built-in name, a table (a row of ``FORMATS``, or a folder of Parquet parts), arrays (.npz, .npy), or a
+            folder with IDX files; a built-in name wins, ``./name`` is the file.
         options: The columns of a table, and what the target is.
         test: A table, or arrays, to test on.
         cache: Where the rows of a table may be stored.
@@ -139,8 +139,8 @@ def check_source(source: str | Source) -> None:
             raise UserError(f"{source} does not come with the package: give the folder that holds its four IDX files")
         hint = unknown_name("data set", source, BUILTIN)
         raise UserError(
-            f"{hint}, and there is no such file or folder: give one of these names, a table (.csv, .parquet), arrays "
-            "(.npz, .npy) or a folder with IDX files"
+            f"{hint}, and there is no such file or folder: give one of these names, a table ({endings()}), arrays "
+            f"({', '.join(ARRAY_NAMES)}) or a folder with IDX files"
         )
 
 

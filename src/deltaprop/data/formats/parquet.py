@@ -77,7 +77,7 @@ class ParquetTable:
                 for batch in file.iter_batches(batch_size=BATCH_ROWS, use_threads=False):
                     done += len(batch)
                     on_bytes(before + size * done // total)
-                    yield batch.select(_column_indices(batch.schema)).rename_columns(self.names)
+                    yield batch.select(column_indices(batch.schema)).rename_columns(self.names)
             except (pyarrow.ArrowException, OSError) as error:
                 raise UserError(f"{part}: damaged: {' '.join(str(error).split())[:200]}") from error
             before += size
@@ -89,7 +89,7 @@ def parts_of(folder: Path) -> list[Path]:
     return sorted(path for path in found if path.name[0] not in "._")
 
 
-def _column_indices(schema: Any) -> list[int]:
+def column_indices(schema: Any) -> list[int]:
     """Return the indices of the columns, without the row numbers that pandas stores beside them."""
     return [at for at, name in enumerate(schema.names) if not re.fullmatch(r"__index_level_\d+__", name)]
 
@@ -106,6 +106,6 @@ def _columns_of(path: Path) -> dict[str, str]:
     except (pyarrow.ArrowException, OSError) as error:
         what = getattr(error, "strerror", None) or f"not a sound Parquet file: {' '.join(str(error).split())[:200]}"
         raise UserError(f"{path}: {what}") from error
-    indices = _column_indices(schema)
+    indices = column_indices(schema)
     check_names(path, [schema.names[at].strip() for at in indices])
     return {schema.names[at].strip(): type_family(schema.field(at).type) for at in indices}
