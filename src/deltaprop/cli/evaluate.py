@@ -16,7 +16,7 @@ from rich.text import Text
 from deltaprop.cli.console import Cell, ProgressBar, print_rows, print_table, terminal
 from deltaprop.cli.errors import print_warning
 from deltaprop.cli.files import PICTURES, OutputFile, is_stream
-from deltaprop.cli.parsing import ModelArguments, optional, read_arguments, training_data
+from deltaprop.cli.parsing import DataArguments, optional, read_arguments, training_data
 from deltaprop.data.formats import open_table
 from deltaprop.inference.evaluation import EvaluationReport, evaluate_file, evaluation_report
 from deltaprop.inference.model import Model, load
@@ -27,7 +27,7 @@ MAX_CONFUSION_CLASSES = 12  # in a confusion matrix on the terminal
 
 
 @dataclass(frozen=True)
-class Arguments(ModelArguments):
+class Arguments(DataArguments):
     """Classification: loss, accuracy, precision, recall and F1 of each class, confusion matrix; ROC AUC of two classes.
 
     Regression: loss, RMSE, MAE and R², in the units of the targets.
@@ -35,7 +35,6 @@ class Arguments(ModelArguments):
 
     #: Table with the target column, arrays with y, or folder of IDX files.
     data: Annotated[Path | None, optional("PATH", "the test part of the run")] = None
-    delimiter: Annotated[str | None, optional("CHAR", "as for the training data")] = None  # Delimiter of a CSV.
     json: Annotated[Path | None, optional("FILE.json", "")] = None  # Write the metrics to this file.
     picture: Annotated[Path | None, optional("FILE", "")] = None  # Write plots to this .png, .svg or .pdf file.
 
@@ -54,7 +53,7 @@ def main(words: Sequence[str]) -> int:
         if data is None:
             report = _on_test_part(run, weights, model)
         else:
-            report = evaluate_file(model, data, delimiter=arguments.delimiter, progress=bar)
+            report = evaluate_file(model, data, reading=arguments.reading(model.config.reading), progress=bar)
     source = str(data or "its own test part")
     console.print(f"{run} ({weights} weights) on {source}", style="bold")
     _print_report(console, model, report)
@@ -77,7 +76,7 @@ def _on_test_part(run: Path, weights: str, model: Model) -> EvaluationReport:
     dropped: int | None = 0
     if dataset.table is not None and dataset.table.dropped:  # known for a separate test table, not for a random part
         config = setup.config
-        table = None if config.test is None else open_table(Path(config.test), config.delimiter)
+        table = None if config.test is None else open_table(Path(config.test), config.reading)
         dropped = None if table is None else sum(map(len, table.batches())) - len(test)
     evaluation = evaluate(setup.model, setup.objective, test, dataset.target_scaling)
     assert evaluation is not None  # the test part always has rows

@@ -18,8 +18,8 @@ from deltaprop.data.builtin import BUILTIN
 from deltaprop.data.classes import Targets, array_targets, check_classes
 from deltaprop.data.columns import TableOptions
 from deltaprop.data.dataset import Dataset, EncodedRows, FittedData, Part, RawData, Split, StreamedSplit
-from deltaprop.data.formats import find_format, is_table, open_table, unknown_format
-from deltaprop.data.formats.arrays import ArrayFile
+from deltaprop.data.formats import endings, find_format, is_table, open_table, unknown_format
+from deltaprop.data.formats.arrays import ARRAY_NAMES, ArrayFile
 from deltaprop.data.formats.idx import IdxFolder, find_idx_files, load_idx_folder
 from deltaprop.data.from_table import RawTable, read_table
 from deltaprop.data.infer import choose_columns
@@ -41,8 +41,8 @@ class Source:
     """Where data come from, and the user's choices for them.
 
     Attributes:
-        data: A built-in name, a table (CSV, Parquet, a folder of Parquet parts), arrays (.npz, .npy), or a folder with
-            IDX files; a built-in name wins, ``./name`` is the file.
+        data: A built-in name, a table (a row of ``FORMATS``, or a folder of Parquet parts), arrays (.npz, .npy), or a
+            folder with IDX files; a built-in name wins, ``./name`` is the file.
         options: The columns of a table, and what the target is.
         test: A table, or arrays, to test on.
         cache: Where the rows of a table may be stored.
@@ -127,8 +127,8 @@ def check_source(source: str | Source) -> None:
         if path is not None and has_targets and not os.path.exists(path):
             raise UserError(f"{path}: there is no such file")
     if has_columns:
-        others = [] if asked.test is None else open_table(Path(asked.test), options.delimiter).names
-        choose_columns(open_table(Path(source), options.delimiter), options, others)
+        others = [] if asked.test is None else open_table(Path(asked.test), options.reading).names
+        choose_columns(open_table(Path(source), options.reading), options, others)
     elif opener is IdxFolder:
         try:
             find_idx_files(source)
@@ -141,8 +141,8 @@ def check_source(source: str | Source) -> None:
             raise UserError(f"{source} does not come with the package: give the folder that holds its four IDX files")
         hint = unknown_name("data set", source, BUILTIN)
         raise UserError(
-            f"{hint}, and there is no such file or folder: give one of these names, a table (.csv, .parquet), arrays "
-            "(.npz, .npy) or a folder with IDX files"
+            f"{hint}, and there is no such file or folder: give one of these names, a table ({endings()}), arrays "
+            f"({', '.join(ARRAY_NAMES)}) or a folder with IDX files"
         )
 
 

@@ -16,6 +16,7 @@ from deltaprop.data.classes import Targets, TargetValues
 from deltaprop.data.columns import Progress, silent
 from deltaprop.data.formats import find_format, unknown_format
 from deltaprop.data.splits import Array
+from deltaprop.data.table import ReadOptions
 from deltaprop.errors import UserError
 from deltaprop.inference.model import Model
 from deltaprop.training.evaluate import in_own_units
@@ -66,14 +67,14 @@ def _finite(figures: Mapping[str, float | None]) -> dict[str, float | None]:
 
 
 def evaluate_file(
-    model: Model, data: str | Path, *, delimiter: str | None = None, progress: Progress = silent
+    model: Model, data: str | Path, *, reading: ReadOptions | None = None, progress: Progress = silent
 ) -> EvaluationReport:
     """Evaluate a model on data with targets.
 
     Args:
         model: The model.
         data: A table with the target column, arrays with y, or a folder of IDX files (of which the test part is used).
-        delimiter: Delimiter of a CSV; by default that of the training data.
+        reading: How a table is read; by default as the training data.
         progress: Called with (description, bytes done, total).
 
     Raises:
@@ -83,7 +84,7 @@ def evaluate_file(
     if find_format(path) is None:  # predict reads it as CSV
         raise unknown_format(path)
     targets = Targets(model.objective.task, model.class_names)
-    options = {} if delimiter is None else {"delimiter": delimiter}
+    options = {} if reading is None else {"reading": reading}
     blocks = model.blocks(path, targets=targets, n_targets=len(model.target_names), progress=progress, **options)
     outputs, values = [], []
     for block in blocks.blocks():

@@ -219,4 +219,4 @@ class Model:
         """Return the rows of data, block by block, as inputs of the network."""
         absent = tuple(word.lower() for word in self.config.na_values)
         steps = Preprocessing(self.encoding, self.input_scaling, self.dtype, self.missing, absent)
-        return blocks_of(data, steps, **{"delimiter": self.config.delimiter, **options})
+        return blocks_of(data, steps, **{"reading": self.config.reading, **options})

@@ -21,6 +21,7 @@ import torch
 from deltaprop import core
 from deltaprop.data import Augment, CacheConfig, Source, TableOptions
 from deltaprop.data.store import default_cache, default_memory
+from deltaprop.data.table import DELIMITER_WORDS, ReadOptions
 from deltaprop.errors import UserError, as_keys, setting, unknown_name
 from deltaprop.nn.init import INITS
 from deltaprop.nn.modules import MLP
@@ -54,7 +55,11 @@ class TrainConfig:
         rare_classes: Classes of a single row: drop them, keep them (for training), or merge them into one class.
         columns: How the columns of a table are read: infer leaves out row numbers and identifiers and reads dates,
             units and decimal commas; 0.1 uses every column, as version 0.1 did.
-        delimiter: Delimiter of a CSV: one character, or tab; auto detects comma, semicolon, tab and bar in the header.
+        delimiter: Delimiter of a CSV: one character, tab, or space (any number of blanks); auto detects comma,
+            semicolon, tab and bar in the header, and blanks where each row has as many cells.
+        header: The first line of a CSV or of a sheet has the names of the columns; without one they are column1,
+            column2, ….
+        sheet: Sheet of an Excel workbook, by name; the first by default.
         test: Separate table to test on, with the same columns.
         cache: Folder for tables that do not fit in memory.
         memory: Most memory that a table may take, such as 500m or 4g; a larger one is written to `cache` once and
@@ -120,6 +125,8 @@ class TrainConfig:
     rare_classes: Literal["drop", "keep", "merge"] = "drop"
     columns: Literal["infer", "0.1"] = "infer"
     delimiter: str = "auto"
+    header: bool = True
+    sheet: str | None = None
     test: str | None = None
     cache: Path | None = None
     memory: str = "auto"
@@ -207,9 +214,19 @@ class TrainConfig:
         return DTYPES[self.dtype]
 
     @property
+    def table_options(self) -> TableOptions:
+        """The user's choices for a table."""
+        return TableOptions(**{field.name: getattr(self, field.name) for field in dataclasses.fields(TableOptions)})
+
+    @property
+    def reading(self) -> ReadOptions:
+        """How tables are read."""
+        return self.table_options.reading
+
+    @property
     def source(self) -> Source:
         """Where the data come from, and how they are read."""
-        options = TableOptions(**{field.name: getattr(self, field.name) for field in dataclasses.fields(TableOptions)})
+        options = self.table_options
         memory = default_memory()
         if self.memory != "auto":
             memory = int(self.memory[:-1]) * 2 ** {"k": 10, "m": 20, "g": 30}[self.memory[-1].lower()]
@@ -306,7 +323,8 @@ _RULES: list[tuple[str, Callable[[Any], object], str]] = [
     ("val_fraction", lambda v: is_number(v) and 0 <= v < 1, "in [0, 1)"),
     ("test_fraction", lambda v: is_number(v) and 0 < v < 1, "in (0, 1)"),
     ("pixel_scale", lambda v: v is None or (is_number(v) and v > 0), "above 0"),
-    ("delimiter", lambda v: v in ("auto", "tab") or (len(v) == 1 and v not in '"\r\n'), "auto, tab or one character"),
+    ("delimiter", lambda v: v in DELIMITER_WORDS or (len(v) == 1 and v not in '"\r\n'),
+     "auto, tab, space or one character"),
     ("memory", lambda v: re.fullmatch(r"auto|0*[1-9]\d{0,5}[kmgKMG]", str(v)), "auto, or a size such as 500m or 4g"),
     ("threads", lambda v: v in ("auto", "tune") or (str(v).isdecimal() and 1 <= int(v) <= 1024),
      "auto, tune or a number from 1 to 1024"),
@@ -357,7 +375,7 @@ def read_toml(path: Path) -> dict[str, Any]:
 WHEN_ABSENT: dict[str, Any] = {
     "data": "digits", "target": (), "drop": (), "keep_column": (), "categorical": (), "na_values": (),
     "decimal": "auto", "task": "auto", "missing": "refuse", "rare_classes": "drop", "columns": "0.1",
-    "delimiter": "auto", "test": None, "cache": None, "memory": "auto",
+    "delimiter": "auto", "header": True, "sheet": None, "test": None, "cache": None, "memory": "auto",
     "hidden": (128, 64), "activation": ("relu",), "output_activation": "none", "class_weight": "none",
     "one_logit": False, "loss": "auto", "init": "torch",
     "lr": "auto", "momentum": 0.9, "nesterov": False, "weight_decay": 0.0, "decay_biases": False,
