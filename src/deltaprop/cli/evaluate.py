@@ -20,7 +20,7 @@ from deltaprop.cli.parsing import ModelArguments, optional, read_arguments, trai
 from deltaprop.data.formats import open_table
 from deltaprop.inference.evaluation import EvaluationReport, evaluate_file, evaluation_report
 from deltaprop.inference.model import Model, load
-from deltaprop.training.evaluate import evaluate
+from deltaprop.training.evaluate import evaluate, raw_targets
 from deltaprop.training.load_run import load_run
 
 MAX_CONFUSION_CLASSES = 12  # in a confusion matrix on the terminal
@@ -81,7 +81,7 @@ def _on_test_part(run: Path, weights: str, model: Model) -> EvaluationReport:
         dropped = None if table is None else sum(map(len, table.batches())) - len(test)
     evaluation = evaluate(setup.model, setup.objective, test, dataset.target_scaling)
     assert evaluation is not None  # the test part always has rows
-    y = test.y if model.class_names else dataset.target_scaling.invert(test.y.double())
+    y = test.y if model.class_names else raw_targets(test, dataset.target_scaling)
     return evaluation_report(model, evaluation.outputs, y.numpy(), dropped=dropped)
 
 

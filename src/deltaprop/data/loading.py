@@ -22,7 +22,7 @@ from deltaprop.data.formats import find_format, is_table, open_table, unknown_fo
 from deltaprop.data.formats.arrays import ArrayFile
 from deltaprop.data.formats.idx import IdxFolder, find_idx_files, load_idx_folder
 from deltaprop.data.from_table import RawTable, read_table
-from deltaprop.data.scaling import Scaling
+from deltaprop.data.scaling import Scaling, check_targets_fit
 from deltaprop.data.splits import Rows, SplitHow, split_indices
 from deltaprop.data.store import CacheConfig, InMemory, Storage, Store, default_cache, default_memory
 from deltaprop.errors import UserError, setting, unknown_name
@@ -240,6 +240,7 @@ def _prepare(raw: RawData | RawTable, how: _LoadOptions) -> Dataset:
         check_classes(labels[train_rows], {"validation": labels[val_rows], "test": of_test}, names)
     target_scaling = Scaling.identity(1)
     if labels is None:
+        check_targets_fit(raw.y[train_rows], _targets_in_messages(raw))
         target_scaling = Scaling.standard(torch.from_numpy(raw.y[train_rows]))
     width, in_memory = len(fitted.scaling.mean), fitted.table is None or fitted.table.storage == "memory"
 
@@ -249,8 +250,11 @@ def _prepare(raw: RawData | RawTable, how: _LoadOptions) -> Dataset:
         else:
             y = target_scaling.apply(torch.from_numpy(of.y[rows]).double()).to(how.dtype)
             _check_finite(y, f"{raw.name}: a target", setting("dtype", "float64"))
-        streamed = StreamedSplit(store=of.store, rows=rows, encode=of.encode, width=width, y=y, dtype=how.dtype)
-        return Split(x=streamed.inputs(slice(None)), y=y) if in_memory else streamed
+        y_raw = None if labels is not None or rows is train_rows else torch.from_numpy(of.y[rows]).double()
+        streamed = StreamedSplit(
+            store=of.store, rows=rows, encode=of.encode, width=width, y=y, dtype=how.dtype, y_raw=y_raw
+        )
+        return Split(x=streamed.inputs(slice(None)), y=y, y_raw=y_raw) if in_memory else streamed
 
     return Dataset(
         name=raw.name,
@@ -265,6 +269,14 @@ def _prepare(raw: RawData | RawTable, how: _LoadOptions) -> Dataset:
         digest=fitted.digest,
         table=fitted.table,
     )
+
+
+def _targets_in_messages(raw: RawData | RawTable) -> list[str]:
+    """Return what messages call each target, a number."""
+    if isinstance(raw, RawTable):
+        return [f"{raw.table.path}: the target {column.name!r}" for column in raw.loaded.target_columns]
+    several = raw.y.shape[1] > 1
+    return [f"{raw.name}: the target y{at + 1 if several else ''}" for at in range(raw.y.shape[1])]
 
 
 def _fit_arrays(raw: RawData, train_rows: Rows, how: _LoadOptions) -> FittedData:

@@ -18,7 +18,6 @@ from deltaprop.data.formats import find_format, unknown_format
 from deltaprop.data.splits import Array
 from deltaprop.errors import UserError
 from deltaprop.inference.model import Model
-from deltaprop.training.evaluate import in_own_units
 
 PER_CLASS = {"precision": "precision", "recall": "recall", "f1": "f1-score"}  # and scikit-learn's name
 
@@ -108,11 +107,11 @@ def evaluation_report(
         dropped: Number of rows that were left out; None if unknown.
         warnings: Warnings to include in the report.
     """
-    metrics, targets = _classification_metrics, torch.from_numpy(y.astype(np.int64))
-    if not model.class_names:
-        metrics, targets = _regression_metrics, model.target_scaling.apply(torch.from_numpy(y)).to(outputs.dtype)
-    targets = model.objective.targets(targets, outputs.dtype)
-    loss = float(in_own_units(model.objective, model.target_scaling)(outputs, targets))
+    metrics, objective = _classification_metrics, model.objective
+    if model.class_names:
+        loss = float(objective(outputs, objective.targets(torch.from_numpy(y.astype(np.int64)), outputs.dtype)))
+    else:
+        metrics, loss = _regression_metrics, float(objective(model.in_units(outputs), torch.from_numpy(y)))
     about: dict[str, Any] = {"rows": len(y), "loss": loss, "true": y, "dropped": dropped, "warnings": tuple(warnings)}
     return EvaluationReport(**about, **metrics(model, outputs, y))
 

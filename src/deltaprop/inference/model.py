@@ -213,7 +213,7 @@ class Model:
 
     def in_units(self, outputs: Tensor) -> Tensor:
         """Return the outputs of a regression in the units of the training data, float64."""
-        return self.target_scaling.invert(outputs.double().cpu())
+        return self.target_scaling.in_own_units(outputs.cpu())
 
     def blocks(self, data: Any, **options: Any) -> InputBlocks:
         """Return the rows of data, block by block, as inputs of the network."""
