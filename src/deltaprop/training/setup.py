@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from deltaprop._version import __version__
-from deltaprop.data import BUILTIN, Dataset, Deformation, Scaling, check_source, load
+from deltaprop.data import BUILTIN, BUILTIN_LR, Dataset, Deformation, Scaling, check_source, load
 from deltaprop.data.columns import Progress, silent
 from deltaprop.data.store import Storage
 from deltaprop.epoch_state import EpochState
@@ -245,11 +245,11 @@ def _tune(
 def usual_lr(data: str, dataset: Dataset) -> float:
     """Return the η that ``lr="auto"`` stands for.
 
-    Measured (docs/benchmarks.md): on standardised columns with rare outliers, 0.05 with momentum 0.9 diverges; in
-    regression an η that suits classification overfits long before 30 epochs.
+    A built-in data set has its own. Measured (docs/benchmarks.md): on standardised columns with rare outliers, 0.05
+    with momentum 0.9 diverges; in regression an η that suits classification overfits long before 30 epochs.
     """
     if data in BUILTIN or dataset.image_shape is not None:
-        return 0.05
+        return BUILTIN_LR.get(data, 0.05)
     return 0.02 if dataset.task == "classification" else 0.001
 
 
