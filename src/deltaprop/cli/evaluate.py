@@ -13,7 +13,7 @@ from typing import Annotated
 from rich.console import Console
 from rich.text import Text
 
-from deltaprop.cli.console import Cell, ProgressBar, print_rows, print_table, terminal
+from deltaprop.cli.console import Cell, ProgressBar, baseline_notes, print_rows, print_table, terminal
 from deltaprop.cli.errors import print_warning
 from deltaprop.cli.files import PICTURES, OutputFile, is_stream
 from deltaprop.cli.parsing import ModelArguments, optional, read_arguments, training_data
@@ -102,6 +102,7 @@ def _print_report(console: Console, model: Model, report: EvaluationReport) -> N
         for name, label in (("macro_f1", "macro F1"), ("roc_auc", "ROC AUC")):
             value = report.figures.get(name)
             rows += [] if value is None else [(label, "-" if math.isnan(value) else f"{value:.4f}")]
+    rows += _baseline_rows(report)
     print_rows(console, rows, width=len("accuracy"))
     if report.by_class:
         console.print()
@@ -116,6 +117,21 @@ def _print_report(console: Console, model: Model, report: EvaluationReport) -> N
             for row, (name, counts) in enumerate(zip(model.class_names, report.confusion.tolist(), strict=True))
         ]
         print_table(console, ["true↓ predicted→", *names], matrix, no_wrap=True)
+
+
+def _baseline_rows(report: EvaluationReport) -> list[tuple[str, Cell]]:
+    """Return what the simplest predictions reach, and a note if the model does not reach more."""
+    baseline = report.baseline
+    if baseline is None:
+        return []
+    share, r2 = baseline.accuracy, report.figures.get("r2")
+    r2 = None if r2 is None or math.isnan(r2) else r2
+    notes = [("note", note) for note in baseline_notes(baseline, report.figures.get("accuracy"), r2)]
+    if share is not None:
+        row = ("baseline", f"{100 * share:.2f} % (the most frequent class in training, {baseline.majority!r})")
+        return [row, *notes]
+    # the units of several targets differ
+    return [*([] if report.by_class else [("deviation", f"{baseline.rmse:.4g} (of the targets)")]), *notes]
 
 
 def _format_count(count: int, is_right: bool) -> Text:

@@ -26,6 +26,7 @@ class Evaluation:
         accuracy: Share of samples classified correctly; None in regression.
         rmse: Root of the mean squared error over all entries, in the units of the data; None in classification.
         outputs: The model's outputs, [N, n_L].
+        r2: R², a mean over targets; None in classification, and where a target is the same in all rows.
     """
 
     loss: float
@@ -33,11 +34,12 @@ class Evaluation:
     accuracy: float | None
     rmse: float | None
     outputs: Tensor
+    r2: float | None = None
 
 
 def figures(part: str, evaluation: Evaluation | None, task: str) -> dict[str, float | None]:
     """Return the metrics of a part under their names in metrics.jsonl; None for each if the part has no rows."""
-    names = ("loss", "accuracy" if task == "classification" else "rmse")
+    names = ("loss", "accuracy") if task == "classification" else ("loss", "rmse", "r2")
     found = {f"{part}_{name}": None if evaluation is None else getattr(evaluation, name) for name in names}
     if part == "val" and task == "regression":  # in classification it is val_loss
         found[SELECTED_BY] = None if evaluation is None else evaluation.minimised
@@ -94,8 +96,9 @@ def evaluate(
         correct = int((objective.decide(outputs) == split.y).sum())
         return Evaluation(minimised, minimised, correct / len(split), None, outputs)
     predicted, true = target_scaling.in_own_units(outputs).cpu(), raw_targets(split, target_scaling)
-    rmse = float((predicted - true).square().mean().sqrt())
-    return Evaluation(float(objective(predicted, true)), minimised, None, rmse, outputs)
+    errors, deviations = (predicted - true).square().mean(dim=0), true.var(dim=0, correction=0)
+    r2 = float((1 - errors / deviations).mean()) if bool((true != true[0]).any(dim=0).all()) else None
+    return Evaluation(float(objective(predicted, true)), minimised, None, float(errors.mean().sqrt()), outputs, r2)
 
 
 def raw_targets(split: Part, target_scaling: Scaling) -> Tensor:

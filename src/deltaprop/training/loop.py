@@ -20,6 +20,7 @@ from deltaprop.data import Part
 from deltaprop.epoch_state import EpochState
 from deltaprop.errors import UserError, setting
 from deltaprop.training import evaluate
+from deltaprop.training.baseline import test_baseline
 from deltaprop.training.checkpoint import Checkpoint, load_state_tensors, state_tensors, subset
 from deltaprop.training.config import TrainConfig
 from deltaprop.training.data_loader import DataLoader, Shard
@@ -27,6 +28,7 @@ from deltaprop.training.devices import set_threads
 from deltaprop.training.engines import ENGINES, PAUSE_INTERVAL
 from deltaprop.training.evaluate import SELECTED_BY, Evaluation, figures, in_own_units, selection_loss
 from deltaprop.training.finite_check import EVERY, all_finite, name_non_finite
+from deltaprop.training.health import health_note
 from deltaprop.training.report.reporter import Reporter, Result, Silent
 from deltaprop.training.resume import locate, plan_resume
 from deltaprop.training.run_folder import BEST, FINAL, LAST, RunFolder, check_folder, default_folder
@@ -328,7 +330,10 @@ class Run:
     def _result(self, seconds: float) -> Result:
         """Return and report the result."""
         assert self.state.last is not None
-        result = Result(self.state.last, self.state.best, self._out_of_patience, seconds, self.folder.path)
+        result = Result(
+            self.state.last, self.state.best, self._out_of_patience, seconds, self.folder.path,
+            test_baseline(self.setup.dataset), health_note(self.setup),
+        )  # fmt: skip
         self.reporter.end(self.setup, result)
         return result
 
