@@ -13,14 +13,14 @@ from typing import Annotated
 from rich.console import Console
 from rich.text import Text
 
-from deltaprop.cli.console import Cell, ProgressBar, print_rows, print_table, terminal
+from deltaprop.cli.console import Cell, ProgressBar, baseline_notes, print_rows, print_table, terminal
 from deltaprop.cli.errors import print_warning
 from deltaprop.cli.files import PICTURES, OutputFile, is_stream
 from deltaprop.cli.parsing import DataArguments, optional, read_arguments, training_data
 from deltaprop.data.formats import open_table
 from deltaprop.inference.evaluation import EvaluationReport, evaluate_file, evaluation_report
 from deltaprop.inference.model import Model, load
-from deltaprop.training.evaluate import evaluate
+from deltaprop.training.evaluate import evaluate, raw_targets
 from deltaprop.training.load_run import load_run
 
 MAX_CONFUSION_CLASSES = 12  # in a confusion matrix on the terminal
@@ -80,7 +80,7 @@ def _on_test_part(run: Path, weights: str, model: Model) -> EvaluationReport:
         dropped = None if table is None else sum(map(len, table.batches())) - len(test)
     evaluation = evaluate(setup.model, setup.objective, test, dataset.target_scaling)
     assert evaluation is not None  # the test part always has rows
-    y = test.y if model.class_names else dataset.target_scaling.invert(test.y.double())
+    y = test.y if model.class_names else raw_targets(test, dataset.target_scaling)
     return evaluation_report(model, evaluation.outputs, y.numpy(), dropped=dropped)
 
 
@@ -101,6 +101,7 @@ def _print_report(console: Console, model: Model, report: EvaluationReport) -> N
         for name, label in (("macro_f1", "macro F1"), ("roc_auc", "ROC AUC")):
             value = report.figures.get(name)
             rows += [] if value is None else [(label, "-" if math.isnan(value) else f"{value:.4f}")]
+    rows += _baseline_rows(report)
     print_rows(console, rows, width=len("accuracy"))
     if report.by_class:
         console.print()
@@ -115,6 +116,21 @@ def _print_report(console: Console, model: Model, report: EvaluationReport) -> N
             for row, (name, counts) in enumerate(zip(model.class_names, report.confusion.tolist(), strict=True))
         ]
         print_table(console, ["true↓ predicted→", *names], matrix, no_wrap=True)
+
+
+def _baseline_rows(report: EvaluationReport) -> list[tuple[str, Cell]]:
+    """Return what the simplest predictions reach, and a note if the model does not reach more."""
+    baseline = report.baseline
+    if baseline is None:
+        return []
+    share, r2 = baseline.accuracy, report.figures.get("r2")
+    r2 = None if r2 is None or math.isnan(r2) else r2
+    notes = [("note", note) for note in baseline_notes(baseline, report.figures.get("accuracy"), r2)]
+    if share is not None:
+        row = ("baseline", f"{100 * share:.2f} % (the most frequent class in training, {baseline.majority!r})")
+        return [row, *notes]
+    # the units of several targets differ
+    return [*([] if report.by_class else [("deviation", f"{baseline.rmse:.4g} (of the targets)")]), *notes]
 
 
 def _format_count(count: int, is_right: bool) -> Text:

@@ -13,6 +13,7 @@ from deltaprop.cli.parsing import RunArguments, read_arguments
 from deltaprop.errors import UserError
 from deltaprop.inference.model import load
 from deltaprop.training.config import TrainConfig
+from deltaprop.training.evaluate import SELECTED_BY
 from deltaprop.training.load_run import WEIGHTS, read_config
 
 MOST_INPUTS = 20  # columns that are listed
@@ -61,12 +62,18 @@ def _collect(run: Path, config: TrainConfig, resolved: dict[str, Any]) -> dict[s
         "settings": {k: v for k, v in config.to_json().items() if k not in ("config", "run_dir")},
         "epochs_done": metrics[-1]["epoch"] if metrics else 0,
         "last": metrics[-1] if metrics else None,
-        "best": min(validated, key=lambda line: line["val_loss"]) if validated else None,
+        "best": _best(validated),
         "weights": weights,
         "overrides": saved.get("overrides", []),
         "versions": saved.get("versions"),
         "command": saved.get("command"),
     }
+
+
+def _best(lines: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """Return the epoch with the lowest loss, the minimised one unless older lines lack it, of those that have one."""
+    key = SELECTED_BY if all(SELECTED_BY in line for line in lines) else "val_loss"
+    return min(lines, key=lambda line: line[key]) if lines else None
 
 
 def _read_metrics(path: Path) -> list[dict[str, Any]]:

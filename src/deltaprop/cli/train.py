@@ -70,7 +70,7 @@ def main(words: Sequence[str]) -> int:
     """Train."""
     config, flags, path = parse_flags(words)
     restart = path is None and flags.resume == "auto"
-    with contextlib.closing(ConsoleReporter()) as reporter:
+    with contextlib.closing(ConsoleReporter(words=words)) as reporter:
         try:
             train(config, reporter, resume=path, restart=restart, override=flags.override)
         except UserError as error:

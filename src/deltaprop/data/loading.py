@@ -23,7 +23,7 @@ from deltaprop.data.formats.arrays import ARRAY_NAMES, ArrayFile
 from deltaprop.data.formats.idx import IdxFolder, find_idx_files, load_idx_folder
 from deltaprop.data.from_table import RawTable, read_table
 from deltaprop.data.infer import choose_columns
-from deltaprop.data.scaling import Scaling
+from deltaprop.data.scaling import Scaling, check_targets_fit
 from deltaprop.data.splits import Rows, SplitHow, split_indices
 from deltaprop.data.store import CacheConfig, InMemory, Storage, Store, default_cache, default_memory
 from deltaprop.errors import UserError, setting, unknown_name
@@ -249,6 +249,7 @@ def _prepare(raw: RawData | RawTable, how: _LoadOptions) -> Dataset:
         check_classes(labels[train_rows], {"validation": labels[val_rows], "test": of_test}, names)
     target_scaling = Scaling.identity(1)
     if labels is None:
+        check_targets_fit(raw.y[train_rows], _targets_in_messages(raw))
         target_scaling = Scaling.standard(torch.from_numpy(raw.y[train_rows]))
     width, in_memory = len(fitted.scaling.mean), fitted.table is None or fitted.table.storage == "memory"
 
@@ -258,10 +259,11 @@ def _prepare(raw: RawData | RawTable, how: _LoadOptions) -> Dataset:
         else:
             y = target_scaling.apply(torch.from_numpy(of.y[rows]).double()).to(how.dtype)
             _check_finite(y, f"{raw.name}: a target", setting("dtype", "float64"))
+        y_raw = None if labels is not None or rows is train_rows else torch.from_numpy(of.y[rows]).double()
         streamed = StreamedSplit(
-            store=of.store, rows=of.rows[rows], encode=of.encode, width=width, y=y, dtype=how.dtype
+            store=of.store, rows=of.rows[rows], encode=of.encode, width=width, y=y, dtype=how.dtype, y_raw=y_raw
         )
-        return Split(x=streamed.inputs(slice(None)), y=y) if in_memory else streamed
+        return Split(x=streamed.inputs(slice(None)), y=y, y_raw=y_raw) if in_memory else streamed
 
     return Dataset(
         name=raw.name,
@@ -278,6 +280,14 @@ def _prepare(raw: RawData | RawTable, how: _LoadOptions) -> Dataset:
         classes_left_out=raw.classes_left_out,
         notes=raw.notes,
     )
+
+
+def _targets_in_messages(raw: RawData | RawTable) -> list[str]:
+    """Return what messages call each target, a number."""
+    if isinstance(raw, RawTable):
+        return [f"{raw.table.path}: the target {column.name!r}" for column in raw.loaded.target_columns]
+    several = raw.y.shape[1] > 1
+    return [f"{raw.name}: the target y{at + 1 if several else ''}" for at in range(raw.y.shape[1])]
 
 
 def _fit_arrays(raw: RawData, train_rows: Rows, how: _LoadOptions) -> FittedData:

@@ -19,7 +19,7 @@ from deltaprop.data.splits import Array
 from deltaprop.data.table import ReadOptions
 from deltaprop.errors import UserError
 from deltaprop.inference.model import Model
-from deltaprop.training.evaluate import in_own_units
+from deltaprop.training.baseline import Baseline, classes_baseline, numbers_baseline
 
 PER_CLASS = {"precision": "precision", "recall": "recall", "f1": "f1-score"}  # and scikit-learn's name
 
@@ -39,6 +39,8 @@ class EvaluationReport:
         probability: Probability of the second of two classes, [N]; None if there is none.
         dropped: Number of rows left out because of missing cells; None if unknown.
         warnings: Warnings for the user.
+        baseline: What the simplest predictions reach on these rows; None if the rows of each class in training are
+            unknown, as for runs of older versions.
     """
 
     rows: int
@@ -51,6 +53,7 @@ class EvaluationReport:
     probability: Array | None = None
     dropped: int | None = 0
     warnings: tuple[str, ...] = ()
+    baseline: Baseline | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the metrics as JSON; an undefined one, such as the recall of a class without rows, is null."""
@@ -59,7 +62,8 @@ class EvaluationReport:
         details = {"targets": by_class}
         if self.confusion is not None:
             details = {"classes": by_class, "confusion": self.confusion.tolist()}
-        return {**_finite(overall), **details, "warnings": [*self.warnings]}
+        baseline = None if self.baseline is None else self.baseline.to_json()
+        return {**_finite(overall), "baseline": baseline, **details, "warnings": [*self.warnings]}
 
 
 def _finite(figures: Mapping[str, float | None]) -> dict[str, float | None]:
@@ -109,13 +113,20 @@ def evaluation_report(
         dropped: Number of rows that were left out; None if unknown.
         warnings: Warnings to include in the report.
     """
-    metrics, targets = _classification_metrics, torch.from_numpy(y.astype(np.int64))
-    if not model.class_names:
-        metrics, targets = _regression_metrics, model.target_scaling.apply(torch.from_numpy(y)).to(outputs.dtype)
-    targets = model.objective.targets(targets, outputs.dtype)
-    loss = float(in_own_units(model.objective, model.target_scaling)(outputs, targets))
+    metrics, objective = _classification_metrics, model.objective
+    if model.class_names:
+        loss = float(objective(outputs, objective.targets(torch.from_numpy(y.astype(np.int64)), outputs.dtype)))
+    else:
+        metrics, loss = _regression_metrics, float(objective(model.in_units(outputs), torch.from_numpy(y)))
     about: dict[str, Any] = {"rows": len(y), "loss": loss, "true": y, "dropped": dropped, "warnings": tuple(warnings)}
-    return EvaluationReport(**about, **metrics(model, outputs, y))
+    return EvaluationReport(**about, baseline=_baseline(model, y), **metrics(model, outputs, y))
+
+
+def _baseline(model: Model, y: Array) -> Baseline | None:
+    """Return what the simplest predictions reach on labels [N] or numbers [N, k]."""
+    if not model.class_names:
+        return numbers_baseline(torch.from_numpy(y).double())
+    return classes_baseline(model.class_counts, model.class_names, torch.from_numpy(y)) if model.class_counts else None
 
 
 def _classification_metrics(model: Model, outputs: Tensor, y: Array) -> dict[str, Any]:

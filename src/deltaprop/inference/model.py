@@ -18,7 +18,7 @@ from deltaprop.data.splits import Array
 from deltaprop.errors import UserError, unknown_name
 from deltaprop.inference.inputs import InputBlocks, Preprocessing, blocks_of
 from deltaprop.nn.modules import MLP
-from deltaprop.training.config import TrainConfig
+from deltaprop.training.config import TrainConfig, is_int
 from deltaprop.training.devices import pick_device
 from deltaprop.training.load_run import WEIGHTS, read_run
 from deltaprop.training.objective import Objective, choose_objective, losses
@@ -89,7 +89,17 @@ def _build_model(
         target_scaling=_read_scaling(resolved["target_scaling"], sizes[-1] if task == "regression" else 1),
         missing=config.missing,
         config=config,
+        class_counts=_read_counts(resolved.get("class_counts"), len(names)),
     )  # fmt: skip
+
+
+def _read_counts(saved: Any, classes: int) -> tuple[int, ...]:
+    """Return the training rows of each class that config.json contains, if it has them."""
+    if saved is None:
+        return ()
+    if not isinstance(saved, list) or len(saved) != classes or not all(is_int(count) and count >= 0 for count in saved):
+        raise UserError(f"damaged: its class counts {saved!r:.80}")
+    return tuple(saved)
 
 
 def _read_scaling(saved: Any, n: int) -> Scaling:
@@ -121,6 +131,7 @@ class Model:
         target_scaling: Scaling of the targets, for numbers.
         missing: How missing cells are handled: ``"refuse"``, ``"mean"`` or ``"drop"``.
         config: The configuration that it was trained with.
+        class_counts: The training rows of each class; empty for numbers, and for runs of older versions.
     """
 
     net: MLP
@@ -132,6 +143,7 @@ class Model:
     target_scaling: Scaling
     missing: Missing
     config: TrainConfig
+    class_counts: tuple[int, ...] = ()
 
     def __repr__(self) -> str:
         """Return the network, its training data and what it predicts, in one line."""
@@ -213,7 +225,7 @@ class Model:
 
     def in_units(self, outputs: Tensor) -> Tensor:
         """Return the outputs of a regression in the units of the training data, float64."""
-        return self.target_scaling.invert(outputs.double().cpu())
+        return self.target_scaling.in_own_units(outputs.cpu())
 
     def blocks(self, data: Any, **options: Any) -> InputBlocks:
         """Return the rows of data, block by block, as inputs of the network."""

@@ -16,6 +16,7 @@ from sklearn.utils.validation import validate_data
 from torch import Tensor
 
 from deltaprop.core import LOSSES
+from deltaprop.data.scaling import check_targets_fit
 from deltaprop.errors import UserError
 from deltaprop.nn.modules import MLP
 from deltaprop.sklearn.base import DENSE, MLPEstimator, as_tensor
@@ -102,8 +103,11 @@ class MLPRegressor(RegressorMixin, MLPEstimator):
         return x, y
 
     def _fit_targets(self, y: NDArray[Any]) -> int:
+        outputs = int(y.shape[1])
+        if self.standardize:
+            check_targets_fit(y, ["y"] if outputs == 1 else [f"column {at + 1} of y" for at in range(outputs)])
         self.target_scaling_ = self._scaling(y)
-        return int(y.shape[1])
+        return outputs
 
     def _targets(self, y: NDArray[Any]) -> Tensor:
         like = self._layers[0].weight

@@ -73,8 +73,8 @@ class TrainConfig:
         loss: auto: cross-entropy for classification, mse for regression. binary-cross-entropy uses one-hot targets; it
             is summed over outputs and averaged over samples.
         init: Initial weights.
-        lr: Learning rate η, above 0. auto: 0.05; for your own tables and arrays 0.02 in classification and 0.001 in
-            regression.
+        lr: Learning rate η, above 0. auto: 0.05 (sine: 0.02); for your own tables and arrays 0.02 in classification
+            and 0.001 in regression.
         momentum: Momentum μ, in [0, 1).
         nesterov: Nesterov's form of momentum.
         weight_decay: L2 penalty λ: each step adds λ W to ∂C/∂W.

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from deltaprop._version import __version__
-from deltaprop.data import BUILTIN, Dataset, Deformation, Scaling, check_source, load
+from deltaprop.data import BUILTIN, BUILTIN_LR, Dataset, Deformation, Scaling, check_source, load
 from deltaprop.data.columns import Progress, silent
 from deltaprop.data.store import Storage
 from deltaprop.epoch_state import EpochState
@@ -26,6 +26,7 @@ from deltaprop.errors import UserError, setting
 from deltaprop.explicit.precision import check_precision
 from deltaprop.nn.modules import MLP
 from deltaprop.optim import SGD
+from deltaprop.training.baseline import class_counts
 from deltaprop.training.config import TrainConfig
 from deltaprop.training.data_loader import DataLoader
 from deltaprop.training.devices import describe_device, fastest, physical_cores, pick_device, pick_threads, tune_threads
@@ -95,6 +96,7 @@ class Setup:
                 "threads_tuned": self.tuned,
                 "data_sha256": dataset.digest,
                 "class_names": list(dataset.class_names),
+                "class_counts": None if dataset.task == "regression" else class_counts(dataset),
                 "class_weights": balanced_weights(self.config, dataset),
                 "image_shape": None if dataset.image_shape is None else list(dataset.image_shape),
                 "columns": None if dataset.table is None else dataset.table.encoding.to_json(),
@@ -196,7 +198,7 @@ def balanced_weights(config: TrainConfig, dataset: Dataset) -> list[float] | Non
         return None
     if dataset.task == "regression":
         raise UserError(f"{setting('class_weight', config.class_weight)}: the target is numeric, there are no classes")
-    return balanced(torch.bincount(dataset.train.y, minlength=len(dataset.class_names)).tolist())
+    return balanced(class_counts(dataset))
 
 
 def _check_augment(config: TrainConfig, dataset: Dataset) -> None:
@@ -245,11 +247,11 @@ def _tune(
 def usual_lr(data: str, dataset: Dataset) -> float:
     """Return the η that ``lr="auto"`` stands for.
 
-    Measured (docs/benchmarks.md): on standardised columns with rare outliers, 0.05 with momentum 0.9 diverges; in
-    regression an η that suits classification overfits long before 30 epochs.
+    A built-in data set has its own. Measured (docs/benchmarks.md): on standardised columns with rare outliers, 0.05
+    with momentum 0.9 diverges; in regression an η that suits classification overfits long before 30 epochs.
     """
     if data in BUILTIN or dataset.image_shape is not None:
-        return 0.05
+        return BUILTIN_LR.get(data, 0.05)
     return 0.02 if dataset.task == "classification" else 0.001
 
 

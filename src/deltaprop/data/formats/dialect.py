@@ -261,7 +261,8 @@ def _is_header(names: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:
 
 def refuse_row_as_header(path: Path | str, names: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Refuse a row in place of the header: most of it numbers, or cells that its columns have again below it."""
-    if any([*names] == [str(first + at) for at in range(len(names))] for first in (0, 1)):  # 0, 1, … are names
+    is_counted = any([*names] == [str(first + at) for at in range(len(names))] for first in (0, 1))  # 0, 1, … are names
+    if is_counted or not names[0]:  # R and pandas write row names below an empty name
         return
     is_number = [bool(re.match(NUMBER, name)) for name in names]
     numbers = [name for name, number in zip(names, is_number, strict=True) if number]

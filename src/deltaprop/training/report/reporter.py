@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from deltaprop.training.baseline import Baseline
 from deltaprop.training.setup import Setup
 
 
@@ -51,6 +52,8 @@ class Result:
         stopped_early: Whether the run stopped because of `patience`.
         seconds: Wall time of training, evaluation and logging.
         folder: Run folder.
+        baseline: What the simplest predictions reach on the test rows.
+        health: One line about a layer that learns little, and what to try; None if all learn.
     """
 
     metrics: dict[str, Any]
@@ -58,3 +61,5 @@ class Result:
     stopped_early: bool
     seconds: float
     folder: Path
+    baseline: Baseline | None = None
+    health: str | None = None
