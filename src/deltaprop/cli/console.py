@@ -142,10 +142,12 @@ class ConsoleReporter(Reporter):
         """Print the test metrics, the run folder and the command that shows it in TensorBoard."""
         self._training.close()
         self.console.print()
-        last, best = result.metrics, result.best
-        test = Text.assemble((_format_test(setup, last), "bold green"), f" (final weights, epoch {last['epoch']})")
-        rows: list[tuple[str, Cell]] = [("test", test)]
-        if best is not None:
+        last, best, model = result.metrics, result.best, result.model_metrics
+        which = f" ({result.weights} weights, epoch {model['epoch']})"
+        rows: list[tuple[str, Cell]] = [("test", Text.assemble((_format_test(setup, model), "bold green"), which))]
+        if result.weights == "best":
+            rows.append(("final", f"{_format_test(setup, last)} (epoch {last['epoch']})"))
+        elif best is not None:
             rows.append(("best", f"{_format_test(setup, best)} (epoch {best['epoch']}, lowest validation loss)"))
         if result.stopped_early:
             rows.append(("", f"stopped early: no lower validation loss in {setup.config.patience} epochs"))
@@ -209,6 +211,8 @@ def describe_config(config: TrainConfig, resolved: dict[str, Any], parameters: l
     if parameters:
         each = f" ({' + '.join(map(str, parameters))})" if len(parameters) > 1 else ""
         rows.append(("model", f"{sum(parameters)} parameters{each}"))
+    if config.weights == "best":
+        rows.append(("model", "the weights of the lowest validation loss"))
     return [*rows, ("loss", f"{resolved['loss']}{balanced}"), ("sgd", _describe_sgd(config))]
 
 

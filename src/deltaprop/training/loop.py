@@ -178,7 +178,7 @@ class Run:
         self.steps = math.ceil(len(dataset.train) / config.batch_size)
         self.generator = torch.Generator().manual_seed(config.seed)
         self.state = TrainState(self._no_progress(), self.generator.get_state())
-        self.resumed = False
+        self.resumed = self._weights_changed = False
         self._checked = 0
         self._saved_at = time.monotonic()
 
@@ -238,6 +238,7 @@ class Run:
         else:
             (self.folder.path / BEST).unlink(missing_ok=True)
         self.resumed = True
+        self._weights_changed = saved["config"].get("weights", "final") != setup.config.weights
 
     def save(self) -> None:
         """Write a checkpoint; values that are not finite are never written.
@@ -276,7 +277,8 @@ class Run:
 
         began = time.perf_counter()
         self.stop.immediate = False
-        if self.resumed and self._ended and self.folder.has_weights(FINAL, self.setup.model.state_dict()):
+        is_written = self.folder.has_weights(FINAL, self.setup.model.state_dict()) and not self._weights_changed
+        if self.resumed and self._ended and is_written:
             return self._result(0.0)  # nothing to do, and nothing to write
         self.reporter.start(self.setup, self.folder.path)
         overrides = {"overrides": self.state.overrides} if self.state.overrides else {}
@@ -294,8 +296,7 @@ class Run:
                 while not self._ended:
                     self._epoch()
                 self.folder.save_weights(FINAL, self.setup.model.state_dict())
-                assert self.state.last is not None
-                self.tensorboard.end(self.state.last)
+                self.tensorboard.end(self._made_result(0.0).model_metrics)
             except Stopped:
                 self.save()
                 self.reporter.stopped(self.folder.path)
@@ -305,10 +306,15 @@ class Run:
 
     def _result(self, seconds: float) -> Result:
         """Return and report the result."""
-        assert self.state.last is not None
-        result = Result(self.state.last, self.state.best, self._out_of_patience, seconds, self.folder.path)
+        result = self._made_result(seconds)
         self.reporter.end(self.setup, result)
         return result
+
+    def _made_result(self, seconds: float) -> Result:
+        state = self.state
+        assert state.last is not None
+        weights = self.setup.config.weights
+        return Result(state.last, state.best, self._out_of_patience, seconds, self.folder.path, weights)
 
     def _epoch(self) -> None:
         """Train through the rest of an epoch, and evaluate."""

@@ -51,6 +51,7 @@ class Result:
         stopped_early: Whether the run stopped because of `patience`.
         seconds: Wall time of training, evaluation and logging.
         folder: Run folder.
+        weights: Which weights are the model: ``"final"``, or ``"best"``, those of the lowest validation loss.
     """
 
     metrics: dict[str, Any]
@@ -58,3 +59,9 @@ class Result:
     stopped_early: bool
     seconds: float
     folder: Path
+    weights: str = "final"
+
+    @property
+    def model_metrics(self) -> dict[str, Any]:
+        """The line of metrics.jsonl of the epoch whose weights are the model."""
+        return self.metrics if self.weights == "final" or self.best is None else self.best
