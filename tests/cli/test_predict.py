@@ -54,7 +54,7 @@ def test_each_input_row_has_a_prediction_in_order(runs: Runs, capsys: pytest.Cap
     run = runs["mixed"]
     write_csv(Path("t.csv"), {"id": [*range(300)], **without(inputs_of("mixed"), "y")})
     assert predict(run.folder, "t.csv", out, "--keep", "id") == 0
-    assert capsys.readouterr() == (f"300 rows: {out}\n", "")
+    assert capsys.readouterr() == (f"300 rows: {out} (final weights)\n", "")
     predictions = read_csv(Path(out).read_text()) if out == "o.csv" else parquet.read_table(out).to_pydict()
     model = dp.load(run.folder)
     assert [*predictions] == ["id", "prediction", "probability_hi", "probability_lo", "probability_mid"]

@@ -145,12 +145,14 @@ class ConsoleReporter(Reporter):
         """Print the test metrics, the run folder and the command that shows it in TensorBoard."""
         self._training.close()
         self.console.print()
-        last, best = result.metrics, result.best
-        test = Text.assemble((_format_test(setup, last), "bold green"), f" (final weights, epoch {last['epoch']})")
-        rows: list[tuple[str, Cell]] = [("test", test)]
+        last, best, model = result.metrics, result.best, result.model_metrics
+        which = f" ({result.weights} weights, epoch {model['epoch']})"
+        rows: list[tuple[str, Cell]] = [("test", Text.assemble((_format_test(setup, model), "bold green"), which))]
         if result.baseline is not None:
-            rows.append(("test", describe_baseline(result.baseline, last.get("test_r2"))))
-        if best is not None:
+            rows.append(("test", describe_baseline(result.baseline, model.get("test_r2"))))
+        if result.weights == "best":
+            rows.append(("final", f"{_format_test(setup, last)} (epoch {last['epoch']})"))
+        elif best is not None:
             rows.append(("best", f"{_format_test(setup, best)} (epoch {best['epoch']}, lowest validation loss)"))
         if result.stopped_early:
             rows.append(("", f"stopped early: no lower validation loss in {setup.config.patience} epochs"))
@@ -163,7 +165,7 @@ class ConsoleReporter(Reporter):
 
     def _notes(self, setup: Setup, result: Result) -> list[str]:
         """Return what there is to say about a model that may be of no use."""
-        notes, metrics, rows = [], result.metrics, len(setup.dataset.test)
+        notes, metrics, rows = [], result.model_metrics, len(setup.dataset.test)
         if result.baseline is not None:
             notes += baseline_notes(result.baseline, metrics.get("test_accuracy"), metrics.get("test_r2"))
         if rows < FEW_ROWS and setup.config.test is None and (command := cross_validation(self.words)):
@@ -257,6 +259,8 @@ def describe_config(config: TrainConfig, resolved: dict[str, Any], parameters: l
     if parameters:
         each = f" ({' + '.join(map(str, parameters))})" if len(parameters) > 1 else ""
         rows.append(("model", f"{sum(parameters)} parameters{each}"))
+    if config.weights == "best":
+        rows.append(("model", "the weights of the lowest validation loss"))
     return [*rows, ("loss", f"{resolved['loss']}{balanced}"), ("sgd", _describe_sgd(config))]
 
 

@@ -42,23 +42,23 @@ class Arguments(DataArguments):
 def main(words: Sequence[str]) -> int:
     """Print the metrics of a model, and write them to the files asked for."""
     arguments = read_arguments(Arguments, "evaluate", words)
-    run, weights, data = arguments.folder, arguments.weights, arguments.data
+    run, data = arguments.folder, arguments.data
     figures = OutputFile("--json", arguments.json, () if arguments.json and is_stream(arguments.json) else (".json",))
     picture = OutputFile("--picture", arguments.picture, PICTURES)
-    model = load(run, weights)
+    model = load(run, arguments.weights)
     for file in (figures, picture):
         file.check_apart(run, *([data] if data else []), *training_data(model.config))
     console = terminal()
     with contextlib.closing(ProgressBar(console)) as bar:
         if data is None:
-            report = _on_test_part(run, weights, model)
+            report = _on_test_part(run, model)
         else:
             report = evaluate_file(model, data, reading=arguments.reading(model.config.reading), progress=bar)
     source = str(data or "its own test part")
-    console.print(f"{run} ({weights} weights) on {source}", style="bold")
+    console.print(f"{run} ({model.weights} weights) on {source}", style="bold")
     _print_report(console, model, report)
     if figures.path is not None:
-        about = {"run": str(run), "weights": weights, "data": source, **report.to_json()}
+        about = {"run": str(run), "weights": model.weights, "data": source, **report.to_json()}
         figures.write(json.dumps(about, indent=2, allow_nan=False) + "\n")
         console.print(f"json {figures.path}")
     if picture.path is not None:
@@ -69,9 +69,9 @@ def main(words: Sequence[str]) -> int:
     return 0
 
 
-def _on_test_part(run: Path, weights: str, model: Model) -> EvaluationReport:
+def _on_test_part(run: Path, model: Model) -> EvaluationReport:
     """Return the metrics on the test part of the run's own data."""
-    setup = load_run(run, weights)
+    setup = load_run(run, model.weights)
     dataset, test = setup.dataset, setup.dataset.test
     dropped: int | None = 0
     if dataset.table is not None and dataset.table.dropped:  # known for a separate test table, not for a random part

@@ -14,7 +14,7 @@ from deltaprop.errors import UserError
 from deltaprop.inference.model import load
 from deltaprop.training.config import TrainConfig
 from deltaprop.training.evaluate import SELECTED_BY
-from deltaprop.training.load_run import WEIGHTS, read_config
+from deltaprop.training.load_run import WEIGHTS, read_config, recorded_weights
 
 MOST_INPUTS = 20  # columns that are listed
 
@@ -50,7 +50,8 @@ def _collect(run: Path, config: TrainConfig, resolved: dict[str, Any]) -> dict[s
     weights = {name: str(run / file) for name, file in WEIGHTS.items() if (run / file).exists()}
     metrics = _read_metrics(run / "metrics.jsonl")
     validated = [line for line in metrics if line.get("val_loss") is not None]
-    model = load(run, next(iter(weights))) if weights else None
+    recorded = recorded_weights(run)
+    model = load(run, recorded if recorded in weights else next(iter(weights))) if weights else None
     saved = json.loads((run / "config.json").read_text(encoding="utf-8"))
     return {
         "run": str(run),
@@ -64,6 +65,7 @@ def _collect(run: Path, config: TrainConfig, resolved: dict[str, Any]) -> dict[s
         "last": metrics[-1] if metrics else None,
         "best": _best(validated),
         "weights": weights,
+        "model_weights": recorded,
         "overrides": saved.get("overrides", []),
         "versions": saved.get("versions"),
         "command": saved.get("command"),
@@ -112,7 +114,8 @@ def _describe(facts: dict[str, Any], config: TrainConfig) -> list[tuple[str, str
     for record in facts["overrides"]:
         epoch, setting, old, new = map(record.get, ("epoch", "setting", "from", "to"))
         rows.append(("changed", f"epoch {epoch}: {setting} {old} → {new}"))
-    rows += [("weights", f"{name}: {path}") for name, path in facts["weights"].items()]
+    for name, path in facts["weights"].items():
+        rows.append(("weights", f"{name}: {path}{' (the model)' if name == facts['model_weights'] else ''}"))
     versions = (facts["versions"] or {}).items()
     rows.append(("by", ", ".join(f"{name} {version}" for name, version in versions if name != "platform")))
     return rows

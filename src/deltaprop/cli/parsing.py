@@ -55,7 +55,8 @@ class RunArguments:
 class ModelArguments(RunArguments):
     """Arguments of the commands that load a trained model."""
 
-    weights: str = "final"  # Weights to load: final, or best (lowest validation loss).
+    #: Weights to load: final, or best (lowest validation loss).
+    weights: Annotated[str | None, optional("final|best", "as the run records")] = None
 
 
 @dataclass(frozen=True)

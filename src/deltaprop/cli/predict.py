@@ -60,7 +60,7 @@ def main(words: Sequence[str]) -> int:
     for line in blocks.warnings:
         print_warning(line)
     if out != STDOUT:
-        console.print(f"{rows} rows: {out}")
+        console.print(f"{rows} rows: {out} ({model.weights} weights)")
     return 0
 
 

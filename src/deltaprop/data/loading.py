@@ -285,7 +285,7 @@ def _prepare(raw: RawData | RawTable, how: _LoadOptions) -> Dataset:
 def _targets_in_messages(raw: RawData | RawTable) -> list[str]:
     """Return what messages call each target, a number."""
     if isinstance(raw, RawTable):
-        return [f"{raw.table.path}: the target {column.name!r}" for column in raw.loaded.target_columns]
+        return [f"{raw.table.path}: the target {column.name!r}" for column in raw.loaded.plan.targets]
     several = raw.y.shape[1] > 1
     return [f"{raw.name}: the target y{at + 1 if several else ''}" for at in range(raw.y.shape[1])]
 

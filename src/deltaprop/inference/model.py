@@ -24,12 +24,13 @@ from deltaprop.training.load_run import WEIGHTS, read_run
 from deltaprop.training.objective import Objective, choose_objective, losses
 
 
-def load(run: str | Path, weights: str = "final", *, device: str = "cpu") -> Model:
+def load(run: str | Path, weights: str | None = None, *, device: str = "cpu") -> Model:
     """Return the model of a run; the data of the run is not needed.
 
     Args:
         run: The folder of the run.
-        weights: ``"final"``, or ``"best"`` for those of the lowest validation loss.
+        weights: ``"final"``, or ``"best"`` for those of the lowest validation loss; by default those that the run
+            records as its model.
         device: The device that it computes on.
 
     Raises:
@@ -44,19 +45,19 @@ def load(run: str | Path, weights: str = "final", *, device: str = "cpu") -> Mod
         >>> model.predict(np.array([[1.0, 1.0], [1.0, -1.0]])).tolist()
         ['same sign', 'opposite sign']
     """
-    if weights not in WEIGHTS:
+    if weights is not None and weights not in WEIGHTS:
         raise unknown_name("weights", weights, WEIGHTS)
     folder = Path(run)
     config, resolved, state = read_run(folder, weights)
     try:
-        return _build_model(config, resolved, state, pick_device(device))
+        return _build_model(config, resolved, state, pick_device(device), weights or config.weights)
     except (KeyError, IndexError, TypeError, ValueError, OverflowError) as error:  # a UserError is a ValueError
         message = str(error) if isinstance(error, UserError) else f"damaged: {type(error).__name__}: {error}"
         raise UserError(f"{folder / 'config.json'}: {message}") from error
 
 
 def _build_model(
-    config: TrainConfig, resolved: dict[str, Any], state: dict[str, Tensor], device: torch.device
+    config: TrainConfig, resolved: dict[str, Any], state: dict[str, Tensor], device: torch.device, weights: str
 ) -> Model:
     """Return the model of a run's configuration and weights, after checking that they fit each other."""
     sizes, names, task = resolved["sizes"], resolved["class_names"], resolved["task"]
@@ -71,7 +72,7 @@ def _build_model(
         )
     if resolved["loss"] not in losses():
         raise UserError(f"damaged: its loss {resolved['loss']!r}")
-    shape, weights = resolved.get("image_shape"), resolved.get("class_weights")
+    shape, class_weights = resolved.get("image_shape"), resolved.get("class_weights")
     dtype = next(iter(state.values())).dtype
     output = None if config.output_activation == "none" else config.output_activation
     net = MLP(sizes, config.activations, output, device="meta", dtype=dtype)
@@ -80,7 +81,7 @@ def _build_model(
         net=net.to(device).eval(),
         objective=choose_objective(
             resolved["loss"], task, len(names), config.output_activation, one_logit=config.one_logit,
-            class_weights=None if weights is None else torch.tensor(weights, dtype=dtype),
+            class_weights=None if class_weights is None else torch.tensor(class_weights, dtype=dtype),
         ),
         class_names=tuple(names),
         encoding=encoding,
@@ -90,6 +91,7 @@ def _build_model(
         missing=config.missing,
         config=config,
         class_counts=_read_counts(resolved.get("class_counts"), len(names)),
+        weights=weights,
     )  # fmt: skip
 
 
@@ -132,6 +134,7 @@ class Model:
         missing: How missing cells are handled: ``"refuse"``, ``"mean"`` or ``"drop"``.
         config: The configuration that it was trained with.
         class_counts: The training rows of each class; empty for numbers, and for runs of older versions.
+        weights: Which weights of the run these are: ``"final"``, or ``"best"``, those of the lowest validation loss.
     """
 
     net: MLP
@@ -144,6 +147,7 @@ class Model:
     missing: Missing
     config: TrainConfig
     class_counts: tuple[int, ...] = ()
+    weights: str = "final"
 
     def __repr__(self) -> str:
         """Return the network, its training data and what it predicts, in one line."""

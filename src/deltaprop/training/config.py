@@ -94,6 +94,9 @@ class TrainConfig:
         pixel_scale: Full scale of a pixel: the value that becomes 1.
         augment: Random deformation of training images, another in every epoch: affine (rotation and scaling), elastic,
             which displaces pixels smoothly, or affine-elastic.
+        weights: Which weights are the model, for `evaluate`, `predict`, `export` and dp.load: final, or best, those of
+            the lowest validation loss; auto: best for your own tables and arrays with classes, if there are validation
+            rows, else final.
         patience: Stop when the validation loss has not improved for this many epochs; 0 for never.
         seed: Seed of the split, the initial weights and the order of samples: the same seed gives the same bits.
         engine: autograd (PyTorch calls the hand-written backward of each operation) or explicit (the same formulas as
@@ -154,6 +157,7 @@ class TrainConfig:
     scaling: Literal["auto", "pixel", "standard", "none"] = "auto"
     pixel_scale: float | None = None
     augment: Augment = "none"
+    weights: Literal["auto", "best", "final"] = "auto"
     patience: int = 0
     seed: int = 42
     engine: Literal["autograd", "explicit"] = "autograd"
@@ -197,6 +201,8 @@ class TrainConfig:
         _require(not self.nesterov or self.momentum > 0, "nesterov", "used with a `momentum` above 0", self.momentum)
         validates = self.patience == 0 or self.val_fraction > 0
         _require(validates, "patience", "used with a `val_fraction` above 0", self.patience)
+        validates = self.weights != "best" or self.val_fraction > 0
+        _require(validates, "weights", "final or auto, or used with a `val_fraction` above 0", self.weights)
 
     def _items(self, name: str) -> tuple[Any, ...]:
         value = getattr(self, name)
@@ -381,7 +387,7 @@ WHEN_ABSENT: dict[str, Any] = {
     "lr": "auto", "momentum": 0.9, "nesterov": False, "weight_decay": 0.0, "decay_biases": False,
     "lr_schedule": "constant", "lr_step": 10, "lr_gamma": 0.1, "lr_warmup": 0, "epochs": 30, "batch_size": 16,
     "val_fraction": 0.1, "val_split": "random", "test_fraction": 0.2, "scaling": "auto", "pixel_scale": None,
-    "augment": "none", "patience": 0, "seed": 42,
+    "augment": "none", "weights": "final", "patience": 0, "seed": 42,
     "engine": "autograd", "device": "auto", "dtype": "float32", "precision": "float32", "threads": "auto",
     "run_dir": None, "log_every": 5, "save_every": "1m", "keep": 1, "config": None,
 }  # fmt: skip

@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -181,7 +181,7 @@ class Run:
         self.steps = math.ceil(len(dataset.train) / config.batch_size)
         self.generator = torch.Generator().manual_seed(config.seed)
         self.state = TrainState(self._no_progress(), self.generator.get_state())
-        self.resumed = False
+        self.resumed = self._weights_changed = False
         self._checked = 0
         self._saved_at = time.monotonic()
 
@@ -247,6 +247,7 @@ class Run:
         else:
             (self.folder.path / BEST).unlink(missing_ok=True)
         self.resumed = True
+        self._weights_changed = saved["config"].get("weights", "final") != setup.config.weights
 
     def _complete_best(self) -> None:
         """Compute the loss that selects the best epoch if the checkpoint, of an older version, does not have it.
@@ -300,7 +301,8 @@ class Run:
 
         began = time.perf_counter()
         self.stop.immediate = False
-        if self.resumed and self._ended and self.folder.has_weights(FINAL, self.setup.model.state_dict()):
+        is_written = self.folder.has_weights(FINAL, self.setup.model.state_dict()) and not self._weights_changed
+        if self.resumed and self._ended and is_written:
             return self._result(0.0)  # nothing to do, and nothing to write
         self.reporter.start(self.setup, self.folder.path)
         overrides = {"overrides": self.state.overrides} if self.state.overrides else {}
@@ -318,8 +320,7 @@ class Run:
                 while not self._ended:
                     self._epoch()
                 self.folder.save_weights(FINAL, self.setup.model.state_dict())
-                assert self.state.last is not None
-                self.tensorboard.end(self.state.last)
+                self.tensorboard.end(self._made_result(0.0).model_metrics)
             except Stopped:
                 self.save()
                 self.reporter.stopped(self.folder.path)
@@ -329,13 +330,16 @@ class Run:
 
     def _result(self, seconds: float) -> Result:
         """Return and report the result."""
-        assert self.state.last is not None
-        result = Result(
-            self.state.last, self.state.best, self._out_of_patience, seconds, self.folder.path,
-            test_baseline(self.setup.dataset), health_note(self.setup),
-        )  # fmt: skip
+        result = self._made_result(seconds)
+        result = replace(result, baseline=test_baseline(self.setup.dataset), health=health_note(self.setup))
         self.reporter.end(self.setup, result)
         return result
+
+    def _made_result(self, seconds: float) -> Result:
+        state = self.state
+        assert state.last is not None
+        weights = self.setup.config.weights
+        return Result(state.last, state.best, self._out_of_patience, seconds, self.folder.path, weights)
 
     def _epoch(self) -> None:
         """Train through the rest of an epoch, and evaluate."""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import numpy
 import torch
@@ -39,7 +39,7 @@ class Setup:
     """The setup of a run.
 
     Attributes:
-        config: The configuration, its η resolved.
+        config: The configuration; what was auto and is learnt from the data is resolved.
         dataset: The data, split, scaled and on the device.
         model: The model, initialised and on the device.
         objective: The loss and the task.
@@ -105,6 +105,7 @@ class Setup:
                 "target_scaling": _scaling_to_json(dataset.target_scaling),
                 "storage": self.storage,
                 "split_seed": self.split_seed,
+                "weights": self.config.weights,
                 "rows": {part: len(getattr(dataset, part)) for part in ("train", "val", "test")},
             },
             "versions": {
@@ -164,6 +165,10 @@ def prepare(
         _check_augment(config, dataset)
     if config.lr == "auto":
         config = replace(config, lr=usual_lr(config.data, dataset))
+    if not len(dataset.val):
+        _check_unvalidated(config)
+    if config.weights == "auto":
+        config = replace(config, weights=usual_weights(config.data, dataset))
     weights = balanced_weights(config, dataset)
     objective = choose_objective(
         config.loss, dataset.task, len(dataset.class_names), config.output_activation, one_logit=config.one_logit,
@@ -253,6 +258,30 @@ def usual_lr(data: str, dataset: Dataset) -> float:
     if data in BUILTIN or dataset.image_shape is not None:
         return BUILTIN_LR.get(data, 0.05)
     return 0.02 if dataset.task == "classification" else 0.001
+
+
+def _is_own_table(data: str, dataset: Dataset) -> bool:
+    """Return whether these are a user's own table or arrays, and not images."""
+    return data not in BUILTIN and dataset.image_shape is None
+
+
+def usual_weights(data: str, dataset: Dataset) -> Literal["best", "final"]:
+    """Return the weights that ``weights="auto"`` stands for.
+
+    Measured (docs/benchmarks.md): on tables with classes, those of the lowest validation loss, because the loss rises
+    again where the accuracy does not; with numbers a few held-out rows select by chance, and on images and generated
+    points, which are learnt almost without error, the final weights are better too.
+    """
+    is_best = _is_own_table(data, dataset) and dataset.task == "classification" and len(dataset.val) > 0
+    return "best" if is_best else "final"
+
+
+def _check_unvalidated(config: TrainConfig) -> None:
+    """Raise a UserError for settings that need validation rows, of which there are none."""
+    for name, needs_rows, instead in (("patience", config.patience, 0), ("weights", config.weights == "best", "final")):
+        if needs_rows:
+            this, other = setting(name, getattr(config, name)), setting(name, instead)
+            raise UserError(f"{this}: there are no rows to validate on: take {other}, or a larger `val_fraction`")
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> SGD:

@@ -54,6 +54,7 @@ class Result:
         folder: Run folder.
         baseline: What the simplest predictions reach on the test rows.
         health: One line about a layer that learns little, and what to try; None if all learn.
+        weights: Which weights are the model: ``"final"``, or ``"best"``, those of the lowest validation loss.
     """
 
     metrics: dict[str, Any]
@@ -61,5 +62,11 @@ class Result:
     stopped_early: bool
     seconds: float
     folder: Path
+    weights: str = "final"
     baseline: Baseline | None = None
     health: str | None = None
+
+    @property
+    def model_metrics(self) -> dict[str, Any]:
+        """The line of metrics.jsonl of the epoch whose weights are the model."""
+        return self.metrics if self.weights == "final" or self.best is None else self.best
