@@ -21,6 +21,7 @@ from torch import Tensor
 from deltaprop import functional as F
 from deltaprop.errors import UserError
 from deltaprop.sklearn.base import DENSE, MLPEstimator, as_tensor
+from deltaprop.sklearn.labels import plain_labels
 
 
 @dataclass(eq=False, repr=False)
@@ -145,13 +146,13 @@ class MLPClassifier(ClassifierMixin, MLPEstimator):
 
     def _validated(self, X: Any, y: Any, first: bool, classes: Any) -> tuple[NDArray[Any], NDArray[Any]]:
         """Return inputs, and labels as indices of ``classes_``; raise a UserError for labels that do not fit."""
-        x, y = validate_data(self, X, y, reset=first, multi_output=True, **DENSE)
+        x, y = validate_data(self, X, plain_labels(y), reset=first, multi_output=True, **DENSE)
         if y.ndim == 2 and y.shape[1] > 1:
             instead = "for several (multilabel) take sklearn.multioutput.MultiOutputClassifier"
             raise UserError(f"y must hold one label per row, got {list(y.shape)}; {instead}")
         y = column_or_1d(y, warn=True)
         check_classification_targets(y)
-        labels = np.unique(y if classes is None else classes)
+        labels = np.unique(y if classes is None else plain_labels(classes))
         if first:
             if len(labels) < 2:
                 raise UserError(f"y must hold two classes or more, got one class: {labels.tolist()[0]!r}")
