@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 
@@ -15,7 +15,14 @@ class UserError(ValueError):
     A setting is named as Python has it, in backticks: `` `lr` ``, or with a value, `` `task='regression'` ``
     (:func:`setting` writes it). The command line makes flags of these, prints the line without a traceback and exits
     with code 2.
+
+    Attributes:
+        remedy: Settings, each with the values to add to it, with which the same call works; empty if none are known.
     """
+
+    def __init__(self, message: str, remedy: Mapping[str, Sequence[str]] | None = None) -> None:
+        super().__init__(message)
+        self.remedy = dict(remedy or {})
 
 
 def setting(name: str, *values: Any) -> str:

@@ -18,6 +18,7 @@ from torch import nn
 
 from deltaprop.cli.errors import print_warning
 from deltaprop.data import Dataset
+from deltaprop.data.dataset import TableFacts
 from deltaprop.errors import counted
 from deltaprop.training.config import TrainConfig
 from deltaprop.training.devices import describe_device
@@ -233,7 +234,7 @@ def _describe_data(dataset: Dataset) -> list[str]:
     numbers, categories = len(table.encoding.numbers), len(table.encoding.categories)
     columns = [counted(numbers, "column") + " of numbers"] if numbers else []
     if categories:
-        one_hot = counted(len(table.encoding) - numbers, "name")
+        one_hot = counted(sum(len(table.encoding.inputs[at].categories) for at in table.encoding.categories), "name")
         columns.append(f"{counted(categories, 'column')} of categories ({one_hot}, one-hot)")
     lines = [f"{dataset.name}: {' and '.join(columns)}"]
     names = [*map(quoted, table.encoding.targets)]
@@ -250,9 +251,11 @@ def _describe_data(dataset: Dataset) -> list[str]:
         statistics = zip(names, scaling.mean.tolist(), scaling.scale.tolist(), strict=True)
         targets = [f"{name}: {mean:.4g} ± {scale:.4g}" for name, mean, scale in statistics]
         lines.append(f"target {enumerate_names(targets)} (mean ± standard deviation)")
+    lines += [*table.notes, *dataset.notes]
     if table.left_out:
-        left_out = enumerate_names([*map(quoted, table.left_out)])
-        lines.append(f"{counted(len(table.left_out), 'column')} left out: {left_out}")
+        lines.append(f"{counted(len(table.left_out), 'column')} left out: {enumerate_names(_with_reasons(table))}")
+    if table.unlabelled:
+        lines.append(f"{counted(table.unlabelled, 'row')} left out: the target is missing")
     if table.dropped:
         lines.append(f"{counted(table.dropped, 'row')} dropped because of missing cells")
     if table.gaps:
@@ -260,6 +263,13 @@ def _describe_data(dataset: Dataset) -> list[str]:
     if dataset.is_streamed:
         lines.append("larger than --memory: read from a cache on disk, chunk by chunk")
     return lines
+
+
+def _with_reasons(table: TableFacts) -> list[str]:
+    """Return the columns that are left out, each with the reason; an unnamed one is its reason alone."""
+    return [
+        f"{quoted(name)} ({reason})" if name and reason else quoted(name) or reason for name, reason in table.left_out
+    ]
 
 
 def quoted(name: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import shlex
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,7 +46,9 @@ class Flags(TrainConfig):
 
     target: Annotated[tuple[str, ...], optional("COLUMN ...", "the last")] = ()
     drop: Annotated[tuple[str, ...], optional("COLUMN ...", "none")] = ()
+    keep_column: Annotated[tuple[str, ...], optional("COLUMN ...", "none")] = ()
     categorical: Annotated[tuple[str, ...], optional("COLUMN ...", "none")] = ()
+    na_values: Annotated[tuple[str, ...], optional("WORD ...", "none")] = ()
     test: Annotated[str | None, optional("PATH", "a random part of the data, `test_fraction`")] = None
     cache: Annotated[Path | None, optional("PATH", "~/.cache/deltaprop")] = None
     pixel_scale: Annotated[float | None, optional("FLOAT", "255 for byte images, 16 for digits")] = None
@@ -74,7 +77,14 @@ def main(words: Sequence[str]) -> int:
         return 0
     restart = path is None and flags.resume == "auto"
     with contextlib.closing(ConsoleReporter()) as reporter:
-        train(config, reporter, resume=path, restart=restart, override=flags.override)
+        try:
+            train(config, reporter, resume=path, restart=restart, override=flags.override)
+        except UserError as error:
+            if not error.remedy:
+                raise
+            more = [word for name, values in error.remedy.items() for word in (f"--{name.replace('_', '-')}", *values)]
+            command = shlex.join(["deltaprop", "train", *(word for word in words if word != "--debug"), *more])
+            raise UserError(f"{error}: {command}") from error
     return 0
 
 

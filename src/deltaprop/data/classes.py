@@ -5,18 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from deltaprop.data.columns import ABSENT, Column, Numbers, TaskChoice, plain
+from deltaprop.data.cells import ABSENT, PLAIN, Form, canonical, plain
+from deltaprop.data.columns import Column, Kind, Numbers, RareClasses, TaskChoice
 from deltaprop.data.dataset import Task
 from deltaprop.data.splits import Array
-from deltaprop.errors import UserError, listed
+from deltaprop.errors import UserError, counted, listed
 
 VALUES_AT_ONCE = 1 << 20  # rows that are processed together, which bounds the working memory
 MOST_CLASSES = 20  # whole numbers of at most this many different values are taken for classes
+SURE_CLASSES = 5  # more different whole numbers are classes only if they have as many rows each, on average
+OTHER = "(other)"  # the class of merged classes
 
 
 class TargetValues(NamedTuple):
@@ -42,21 +45,26 @@ class Targets:
     Attributes:
         task: ``"classification"`` or ``"regression"``.
         class_names: One per class, empty for regression.
+        left_out: Classes of a single row, whose rows are left out.
+        notes: What the user is told of the classes.
     """
 
     task: Task
     class_names: tuple[str, ...]
+    left_out: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @classmethod
-    def infer(cls, read: TargetValues, task: TaskChoice) -> Targets:
+    def infer(cls, read: TargetValues, task: TaskChoice, rare: RareClasses = "drop") -> Targets:
         """Return whether targets are classes or numbers, and the names of the classes.
 
-        The task ``"auto"`` takes text and few different whole numbers for classes.
+        The task ``"auto"`` takes text and few different whole numbers for classes. ``rare`` tells what is done about a
+        class of a single row.
 
         Raises:
-            UserError: If they cannot be what the user chose, or all rows have the same target, or a class has one row.
+            UserError: If they cannot be what the user chose, or all rows have the same target.
         """
-        columns, values, where, numbered = read
+        columns, values, where, _ = read
         texts = [column for column in columns if column.kind == "categories"]
         column = columns[0]
         if len(columns) > 1 and texts:
@@ -67,14 +75,7 @@ class Targets:
         if texts and task == "regression":
             raise UserError(f"{where}: `task='regression'`: {_has_text(column)}")
         if len(columns) > 1 or task == "regression" or (task == "auto" and not texts and not are_classes(values[:, 0])):
-            constant = (values == values[0]).all(axis=0)
-            # A forced column is of an array, which may have some constant columns: they have no names to drop them by.
-            if constant.all() or (constant.any() and not column.forced):
-                at = int(constant.argmax())
-                raise UserError(
-                    f"{where}: the target {columns[at].name!r} is {values[0, at]:g} in every row: nothing to learn"
-                )
-            return cls("regression", ())
+            return cls._numbers(read)
         uniques, counts = np.unique(values[:, 0], return_counts=True)
         names = [plain(value) for value in uniques]
         if texts:
@@ -82,29 +83,46 @@ class Targets:
             names = [by_number[int(number)] for number in uniques]
         if len(names) == 1:
             raise UserError(f"{where}: the target {column.name!r} is {names[0]!r} in every row: one class only")
-        once = np.flatnonzero(counts < 2)
-        if len(once):
-            row = f" (row {int((values[:, 0] == uniques[once[0]]).argmax()) + 1})" if numbered else ""
-            others = f" (and {len(once) - 1} more)" if len(once) > 1 else ""
-            hint = "" if texts else "; if these are quantities, `task='regression'`"
+        of_rows = dict(zip(names, counts.tolist(), strict=True))
+        single = [name for name in names if of_rows[name] == 1 and rare != "keep"]
+        kept = [name for name in names if name not in single]
+        if rare == "merge" and len(single) > 1:
+            kept.append(OTHER)
+        if len(kept) < 2:
+            if task == "auto" and not texts:
+                return cls._numbers(read)
+            what = f"{len(single)} of its {len(names)} classes have one row"
             raise UserError(
-                f"{where}: the target {column.name!r}: class {names[once[0]]!r}{others} appears once{row}: a class "
-                f"needs two rows, to train and to test on: leave such rows out{hint}"
+                f"{where}: the target {column.name!r}: {what}: two classes of two rows are needed: name another "
+                "column by `target`, or `rare_classes='keep'` trains on them"
             )
-        return cls("classification", tuple(sorted(names) if texts else names))
+        return cls("classification", tuple(sorted(kept) if texts else kept), *_of_rare(single, rare, column.name))
+
+    @classmethod
+    def _numbers(cls, read: TargetValues) -> Targets:
+        """Return targets that are numbers, after refusing constant ones."""
+        columns, values, where, _ = read
+        constant = (values == values[0]).all(axis=0)
+        # The columns of an array may be constant in part: they have no names to leave them out by.
+        if constant.all() or (constant.any() and not columns[0].is_array):
+            at = int(constant.argmax())
+            raise UserError(
+                f"{where}: the target {columns[at].name!r} is {values[0, at]:g} in every row: nothing to learn"
+            )
+        return cls("regression", ())
 
     def encode(self, read: TargetValues) -> Numbers | NDArray[np.int64]:
-        """Return the index of each row's class, [N], or the numbers as they are, [N, k]; refuse an unknown class."""
+        """Return the index of each row's class, [N], or the numbers as they are, [N, k]; refuse an unknown class.
+
+        The index of a class that is left out is -1.
+        """
         (column, *_), values, where, numbered = read
         if not self.class_names:
             if column.kind == "categories":
                 raise UserError(f"{where}: {_has_text(column)}: numbers are needed")
             return values
-        indices = {name: at for at, name in enumerate(self.class_names)}
-        if indices.keys() in ({"0", "1"}, {"False", "True"}):  # a file may have the one, another the other
-            first, second = sorted(self.class_names)
-            indices |= dict.fromkeys(("0", "False"), indices[first]) | dict.fromkeys(("1", "True"), indices[second])
-        by_number = np.array([indices.get(name, -1) for name in column.names], dtype=np.int64)
+        indices = self._indices()
+        by_number = np.array([indices.get(name, UNKNOWN_CLASS) for name in column.names], dtype=np.int64)
         labels = np.empty(len(values), dtype=np.int64)
         for start in range(0, len(values), VALUES_AT_ONCE):
             block = values[start : start + VALUES_AT_ONCE, 0]
@@ -112,10 +130,10 @@ class Targets:
                 labels[start : start + VALUES_AT_ONCE] = by_number[block.astype(np.intp)]
             else:
                 uniques, which = np.unique(block, return_inverse=True)
-                of_uniques = np.array([indices.get(plain(value), -1) for value in uniques], dtype=np.int64)
-                labels[start : start + VALUES_AT_ONCE] = of_uniques[which]
-        if (labels < 0).any():
-            at = int((labels < 0).argmax())
+                of_uniques = [indices.get(plain(value), UNKNOWN_CLASS) for value in uniques]
+                labels[start : start + VALUES_AT_ONCE] = np.array(of_uniques, dtype=np.int64)[which]
+        if (labels == UNKNOWN_CLASS).any():
+            at = int((labels == UNKNOWN_CLASS).argmax())
             number = values[at, 0]
             name = next((name for name, code in column.names.items() if code == number), plain(number))
             row = f"row {at + 1}" if numbered else "a row"
@@ -125,14 +143,58 @@ class Targets:
             )
         return labels
 
-    def columns(self, names: Sequence[str]) -> list[Column]:
-        """Return the columns of these targets, to be read from another table."""
-        if self.task == "regression":
-            return [Column(name, "numbers", forced=True) for name in names]
-        if _are_plain_numbers(self.class_names):
-            return [Column(name) for name in names]
-        verbatim = any(name.lower() in ABSENT for name in self.class_names)
-        return [Column(name, "categories", forced=True, verbatim=verbatim) for name in names]
+    def _indices(self) -> _Labels:
+        """Return the index of each name of a class, by any of its spellings."""
+        names = {name: at for at, name in enumerate(self.class_names)}
+        if names.keys() in ({"0", "1"}, {"False", "True"}):  # a file may have the one, another the other
+            first, second = sorted(self.class_names)
+            names |= dict.fromkeys(("0", "False"), names[first]) | dict.fromkeys(("1", "True"), names[second])
+        names |= dict.fromkeys(self.left_out, -1)
+        spelt = {canonical(name): at for name, at in names.items()}
+        return _Labels({**spelt, **names}, names.get(OTHER))
+
+    def columns(self, names: Sequence[str], forms: Sequence[Form] = (), absent: tuple[str, ...] = ()) -> list[Column]:
+        """Return the columns of these targets, to be read from another table.
+
+        Args:
+            names: The names of the columns.
+            forms: How their numbers are written; plain by default.
+            absent: Further words that mean a missing value.
+        """
+        kind: Kind = "categories" if self.class_names else "numbers"
+        lower = {name.lower() for name in self.class_names}
+        present = tuple(word for word in ABSENT if word in lower)
+        forms = forms or [PLAIN] * len(names)
+        return [
+            Column(name, kind, form=form, absent=absent, present=present)
+            for name, form in zip(names, forms, strict=True)
+        ]
+
+
+UNKNOWN_CLASS = -2
+
+
+class _Labels(dict[str, int]):
+    """The index of each class; that of the merged classes for another name, if there are some."""
+
+    def __init__(self, indices: dict[str, int], other: int | None) -> None:
+        super().__init__(indices)
+        self.other = other
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """Return the index of a name in any of its spellings."""
+        fallback = default if self.other is None else self.other
+        return super().get(name, super().get(canonical(name), fallback))
+
+
+def _of_rare(single: Sequence[str], rare: RareClasses, target: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the classes that are left out, and what the user is told of classes of a single row."""
+    if not single:
+        return (), ()
+    names = f"{counted(len(single), 'class')} of a single row ({listed(map(repr, single), 4)})"
+    if rare == "merge" and len(single) > 1:
+        return (), (f"target {target!r}: {names} merged into {OTHER}",)
+    return tuple(single), (f"target {target!r}: {names} left out",)
 
 
 def array_targets(path: Path | str, name: str, y: Array, task: TaskChoice) -> TargetValues:
@@ -152,7 +214,7 @@ def array_targets(path: Path | str, name: str, y: Array, task: TaskChoice) -> Ta
         return TargetValues([column], codes[which][:, None], str(path))
     y = y.astype(np.float64).reshape(len(y), -1)
     names = [name] if y.shape[1] == 1 else [f"{name}{at + 1}" for at in range(y.shape[1])]
-    return TargetValues([Column(name, "numbers", forced=True) for name in names], y, str(path))
+    return TargetValues([Column(name, is_array=True) for name in names], y, str(path))
 
 
 def _are_large_classes(y: Array, task: TaskChoice) -> bool:
@@ -163,7 +225,7 @@ def _are_large_classes(y: Array, task: TaskChoice) -> bool:
 
 
 def are_classes(values: Array) -> bool:
-    """Return whether numbers look like classes: whole, and not many different ones.
+    """Return whether numbers look like classes: whole, and not many different ones, each with some rows.
 
     Example:
         >>> are_classes(np.array([1.0, 2.0, 1.0])), are_classes(np.array([1.0, 2.5])), are_classes(np.arange(100.0))
@@ -174,7 +236,7 @@ def are_classes(values: Array) -> bool:
         uniques = np.union1d(uniques, values[start : start + VALUES_AT_ONCE])
         if len(uniques) > MOST_CLASSES or bool((uniques % 1 != 0).any()):
             return False
-    return True
+    return len(uniques) <= SURE_CLASSES or len(values) >= SURE_CLASSES * len(uniques)
 
 
 def check_classes(train: Array, others: dict[str, Array], class_names: Sequence[str] = ()) -> None:
@@ -191,14 +253,6 @@ def check_classes(train: Array, others: dict[str, Array], class_names: Sequence[
                 f"class {name} is in the {part} part and in no row of the training part: "
                 f"every class needs rows to train on"
             )
-
-
-def _are_plain_numbers(names: Sequence[str]) -> bool:
-    """Return whether all names are as :func:`plain` writes numbers (not 01), so that the numbers identify them."""
-    try:
-        return [plain(float(name)) for name in names] == [*names]
-    except (ValueError, OverflowError):
-        return False
 
 
 def _has_text(column: Column) -> str:

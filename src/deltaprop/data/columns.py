@@ -1,36 +1,46 @@
-"""From the cells of a table to numbers: the kind of each column, and errors for cells that do not fit it.
+"""From the cells of a table to numbers: the columns that are read, and errors for cells that do not fit them.
 
-A column has numbers or categories. Its first cells decide which, and every later one has to fit: text among numbers is
-reported with file, row and column. A number is kept in float64; a category becomes the index of its name, in the order
-in which names appear. A missing cell is NaN.
+A number is kept in float64; a category becomes the index of its name, in the order in which names appear; a part of a
+date, such as its month, is a number. A missing cell is NaN. A cell that does not fit its column is reported with file,
+row and column.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from deltaprop.data.cells import (
+    ABSENT,
+    PLAIN,
+    SIGNS,
+    Form,
+    are_numbers,
+    canonical,
+    moments,
+    plain,
+    plain_numbers,
+    words_in,
+)
 from deltaprop.data.splits import Rows
-from deltaprop.data.table import NUMBER, Batch, Table, type_family, unlisted
+from deltaprop.data.table import Batch, Table, type_family, unlisted
 from deltaprop.errors import UserError, setting
 
 Numbers: TypeAlias = NDArray[np.float64]
 Kind: TypeAlias = Literal["numbers", "categories"]
+Part: TypeAlias = Literal["", "day", "month", "weekday", "hour"]
 TaskChoice: TypeAlias = Literal["auto", "classification", "regression"]
-Missing: TypeAlias = Literal["refuse", "mean", "drop"]
+Missing: TypeAlias = Literal["auto", "mean", "drop", "refuse"]
+RareClasses: TypeAlias = Literal["drop", "keep", "merge"]
+ColumnRules: TypeAlias = Literal["infer", "0.1"]
 Progress: TypeAlias = Callable[[str, int, int], None]
 """Called with (description, bytes done, total bytes)."""
 
-DECIMAL_COMMA = r"^[+-]?\d+,\d+$"
 LONGEST_QUOTE = 60  # characters of a cell in a message
-# Missing values, in lower case, as R, pandas and people write them. In a column that the user calls categorical only an
-# empty cell is missing: NA is Namibia.
-ABSENT = ("", "na", "n/a", "#n/a", "nan", "-nan", "null", "none", "?")
 
 
 def silent(what: str, done: int, total: int) -> None:
@@ -44,18 +54,29 @@ class TableOptions:
     Attributes:
         target: Columns to predict; the last by default.
         drop: Columns to leave out.
+        keep_column: Columns to use although they look like row numbers or identifiers.
         categorical: Columns to read as categories, even if they hold numbers.
+        na_values: Further words that mean a missing value.
+        decimal: The decimal sign; auto where the cells show it.
         task: Whether the target is classes or numbers.
-        missing: What to do about a missing cell: refuse it, replace it by the mean of the training rows, or drop its
-            row.
+        missing: What to do about a missing cell: fill it and tell the network so, replace it by the mean of the
+            training rows, drop its row, or refuse it.
+        rare_classes: What to do about a class of a single row: drop its row, keep it in the training part, or merge
+            all such classes into one.
+        columns: How columns are read: as `infer` decides, or as version 0.1 did.
         delimiter: The delimiter of a CSV.
     """
 
     target: tuple[str, ...] = ()
     drop: tuple[str, ...] = ()
+    keep_column: tuple[str, ...] = ()
     categorical: tuple[str, ...] = ()
+    na_values: tuple[str, ...] = ()
+    decimal: Literal["auto", "point", "comma"] = "auto"
     task: TaskChoice = "auto"
-    missing: Missing = "refuse"
+    missing: Missing = "auto"
+    rare_classes: RareClasses = "drop"
+    columns: ColumnRules = "infer"
     delimiter: str = "auto"
 
 
@@ -66,7 +87,7 @@ class RowRange:
     Attributes:
         table: The table.
         first: The number of its first row, counted from 1.
-        training: Whether the table is trained on, so that messages can advise `drop`, `categorical` and `missing`.
+        training: Whether the table is trained on, so that messages can advise settings of the training.
     """
 
     table: Table
@@ -81,21 +102,37 @@ class RowRange:
 
 @dataclass
 class Column:
-    """What is known of a column; it grows while cells are read.
+    """A column as it is read; the names of categories grow while cells are read.
 
     Attributes:
-        name: In the header.
-        kind: ``"numbers"`` or ``"categories"``; None until a cell shows which.
-        forced: Whether the kind is fixed in advance.
-        verbatim: Whether every text but the empty one is a category; otherwise NA and the like are missing.
+        name: The name of the input: that in the header, with the part for a part of a date.
+        kind: ``"numbers"`` or ``"categories"``.
+        source: The name in the header.
+        part: Which part of a date it is; nothing for other columns.
+        form: How its numbers are written.
+        absent: Words in lower case that mean a missing value, besides the usual ones.
+        present: Usual words for a missing value, in lower case, that are names here: NA may be Namibia.
+        frequent: The categories that have an input of their own, if the others share one; None if each has its own.
+        one_spelling: Whether names are made canonical, so that 1.0 and 1 are the same.
+        is_array: Whether it is a column of an array, which the user cannot name.
         names: The categories, each with its index.
     """
 
     name: str
-    kind: Kind | None = None
-    forced: bool = False
-    verbatim: bool = False
+    kind: Kind = "numbers"
+    source: str = ""
+    part: Part = ""
+    form: Form = PLAIN
+    absent: tuple[str, ...] = ()
+    present: tuple[str, ...] = ()
+    frequent: tuple[str, ...] | None = None
+    one_spelling: bool = True
+    is_array: bool = False
     names: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Take the name for the header's where that is not given."""
+        self.source = self.source or self.name
 
     def parse(self, cells: Any, rows: RowRange) -> Numbers:
         """Return the cells of a block, a pyarrow array, as numbers, NaN where missing; refuse one that does not fit."""
@@ -103,98 +140,116 @@ class Column:
 
         if types.is_dictionary(cells.type):
             cells = cells.dictionary_decode()
-        family = type_family(cells.type)
-        if family == "numbers":
-            return self._parse_numbers(cells, rows)
-        if family == "text":
-            return self._parse_text(cells, rows)
         if types.is_null(cells.type):
             return np.full(len(cells), np.nan)
-        raise UserError(
-            f"{rows.table.path}: column {self.name!r} is of type {family}: neither numbers nor text; "
-            f"{setting('drop', self.name)}, or write it as one of them"
-        )
-
-    def _parse_numbers(self, cells: Any, rows: RowRange) -> Numbers:
-        from pyarrow import compute, types
-
+        family = type_family(cells.type)
+        if family not in ("numbers", "text", "dates"):
+            raise UserError(
+                f"{rows.table.path}: column {self.source!r} is of type {family}: neither numbers, text nor dates: "
+                f"{setting('drop', self.source)}, or write it as one of them"
+            )
+        if family == "text":
+            cells = self._text(cells)
+        if self.part:
+            return self._date_part(cells, rows)
         if self.kind == "categories":
-            if not self.forced:
-                raise self._mixed(rows, 0, str(cells[0].as_py()), "a number, and the rows before it have text")
-            if types.is_floating(cells.type):
-                cells = compute.if_else(compute.is_nan(cells), None, cells)
-            return self._indices(cells)
+            return self._indices(cells, family)
+        if family == "dates":
+            raise rows.error(0, self.source, "it has dates, and numbers are needed", "")
+        if family == "text":
+            return self._parse_numbers(cells, rows)
         values: Numbers = cells.cast("float64", safe=False).to_numpy(zero_copy_only=False)
         return self._finite(values, rows)
 
-    def _parse_text(self, cells: Any, rows: RowRange) -> Numbers:
+    def _text(self, cells: Any) -> Any:
+        """Return text without blanks around it, null where it means a missing value."""
         import pyarrow
         from pyarrow import compute, types
 
         if types.is_boolean(cells.type):  # as pandas writes them into a CSV
             cells = compute.if_else(cells, "True", "False")
         cells = compute.utf8_trim_whitespace(cells.cast("string"))
-        if self.verbatim:
-            return self._indices(cells)
-        is_missing = compute.is_in(compute.utf8_lower(cells), pyarrow.array(ABSENT))
-        is_missing = compute.or_kleene(compute.is_null(cells), is_missing)
-        present_cells = compute.if_else(is_missing, None, cells)
-        if self.kind == "categories" and self.forced:
-            return self._indices(present_cells)
-        if self.kind != "categories":
+        words = (*(word for word in ABSENT if word not in self.present), *self.absent)
+        if self.kind == "numbers" and not self.part:
+            words = (*words, *SIGNS)
+        return compute.if_else(pyarrow.array(words_in(cells, words)), None, cells)
+
+    def _parse_numbers(self, cells: Any, rows: RowRange) -> Numbers:
+        """Return numbers that are written as text."""
+        import pyarrow
+
+        try:
+            plain_cells = cells if self.form == PLAIN else plain_numbers(cells, self.form)
             try:
-                values = present_cells.cast(pyarrow.float64()).to_numpy(zero_copy_only=False)
-                return self._finite(np.asarray(values, dtype=np.float64), rows)
+                values = plain_cells.cast(pyarrow.float64())
             except pyarrow.ArrowInvalid:
-                pass  # some cells are text
-        present = ~is_missing.to_numpy(zero_copy_only=False).astype(bool)
-        is_number = _matches(cells, NUMBER) & present
-        is_text = present & ~is_number
-        if self.kind == "numbers" or (self.kind is None and is_number.any()):
-            # A cell is text, or a number too large to be cast, such as 1e400.
-            wrong, what = is_text if is_text.any() else present, "text, and other rows have numbers"
-        elif is_number.any():
-            wrong, what = is_number, "a number, and the rows before it have text"
-        elif present.any() and (_matches(cells, DECIMAL_COMMA) | ~present).all():
-            wrong, what = present, "text"
-        else:
-            self.kind = "categories" if present.any() else self.kind
-            return self._indices(present_cells)
-        at = int(wrong.argmax())
-        raise self._mixed(rows, at, cells[at].as_py(), what)
+                values = plain_numbers(cells, self.form).cast(pyarrow.float64())
+            return self._finite(np.asarray(values.to_numpy(zero_copy_only=False), dtype=np.float64), rows)
+        except pyarrow.ArrowInvalid:
+            fits = are_numbers(cells, self.form) | np.asarray(cells.is_null())
+            at = int((~fits).argmax()) if not fits.all() else 0
+            problem = f"{quoted_cell(cells[at].as_py())} is text, and the column has numbers"
+            written = self.form.describe()
+            raise rows.error(at, self.source, problem + (f" ({written})" if written else ""), "") from None
+
+    def _date_part(self, cells: Any, rows: RowRange) -> Numbers:
+        """Return the day since 1970, with its fraction, the month, the weekday (Monday is 0) or the hour."""
+        from pyarrow import compute, types
+
+        if types.is_integer(cells.type) or types.is_floating(cells.type):
+            raise rows.error(0, self.source, "it has numbers, and dates are needed", "")
+        try:
+            when = moments(cells)
+        except ValueError:
+            wrong = (at for at in range(len(cells)) if not _is_moment(cells[at : at + 1]))
+            at = next(wrong, 0)
+            problem = f"{quoted_cell(cells[at].as_py())} is not a date as 2020-12-31 or 2020-12-31 23:59"
+            raise rows.error(at, self.source, problem, "") from None
+        if self.part == "day":
+            days: Numbers = when.cast("int64").cast("float64").to_numpy(zero_copy_only=False) / 86_400e6
+            return days
+        functions = {"month": compute.month, "weekday": compute.day_of_week, "hour": compute.hour}
+        return np.asarray(functions[self.part](when).cast("float64").to_numpy(zero_copy_only=False))
 
     def _finite(self, values: Numbers, rows: RowRange) -> Numbers:
-        """Return the numbers of a block, which make this a column of numbers, after refusing infinity."""
+        """Return the numbers of a block after refusing infinity."""
         bad = np.isinf(values)
         if bad.any():
             at = int(bad.argmax())
             problem = f"{values[at]} is not a finite number, or too large for one"
-            raise rows.error(at, self.name, problem, f", or {setting('drop', self.name)}")
-        if self.kind is None and not np.isnan(values).all():
-            self.kind = "numbers"
+            raise rows.error(at, self.source, problem, f", or {setting('drop', self.source)}")
         return values
 
-    def _indices(self, cells: Any) -> Numbers:
+    def _indices(self, cells: Any, family: str) -> Numbers:
         """Return the index of each category; a new name gets the next."""
         import pyarrow
+        from pyarrow import compute, types
 
+        if types.is_floating(cells.type):
+            cells = compute.if_else(compute.is_nan(cells), None, cells)
+        if family == "text" and self.form != PLAIN:
+            cells = plain_numbers(cells, self.form)
         encoded = cells.dictionary_encode()
         values = encoded.dictionary
         names: list[str | None]
-        if pyarrow.types.is_floating(values.type):  # 3.0 is called 3, as in a CSV that has it so
+        if types.is_floating(values.type):  # 3.0 is called 3, as in a CSV that has it so
             names = [plain(value) for value in values.to_pylist()]
         else:
             names = [name or None for name in values.cast(pyarrow.string()).to_pylist()]  # an empty cell is missing
+            if self.one_spelling:
+                names = [name and canonical(name) for name in names]
         numbers = [np.nan if name is None else self.names.setdefault(name, len(self.names)) for name in names]
         which = encoded.indices.fill_null(len(names)).to_numpy(zero_copy_only=False)
         indices: Numbers = np.array([*numbers, np.nan], dtype=np.float64)[which]
         return indices
 
-    def _mixed(self, rows: RowRange, at: int, cell: str, what: str) -> UserError:
-        """Return the error for text among numbers, or a number among text."""
-        decimal = " (a decimal comma? numbers are written with a point)" if re.match(DECIMAL_COMMA, cell) else ""
-        advice = f", or {setting('categorical', self.name)} if they are names, or {setting('drop', self.name)}"
-        return rows.error(at, self.name, f"{_quoted(cell)} is {what}{decimal}", advice)
+
+def _is_moment(cell: Any) -> bool:
+    try:
+        moments(cell)
+    except ValueError:
+        return False
+    return True
 
 
 @dataclass
@@ -209,9 +264,10 @@ class Reader:
         training: As in `RowRange`.
 
     Attributes:
-        rows: Rows read so far, including dropped ones.
-        dropped: Rows that were dropped.
-        gaps: Missing cells that stay, to be filled.
+        rows: Rows read so far.
+        dropped: The number of rows that were dropped for a missing input.
+        unlabelled: The number of rows that were dropped for a missing target.
+        gaps: The number of missing cells in the rows that were kept.
         bytes_read: Bytes of the files read so far.
         bytes_total: Bytes of the files.
     """
@@ -223,6 +279,7 @@ class Reader:
     training: bool = True
     rows: int = 0
     dropped: int = 0
+    unlabelled: int = 0
     gaps: int = 0
     bytes_read: int = 0
     bytes_total: int = 0
@@ -242,104 +299,60 @@ class Reader:
             progress(f"reading {self.table.path.name}", count, self.bytes_total)
 
         columns = [*self.inputs, *self.targets]
+        places = [self.table.names.index(column.source) for column in columns]
+        # A date counts once, by its first part.
+        counted = [at for at, column in enumerate(self.inputs) if column.part in ("", "day")]
         for batch in self.table.batches(on_bytes):
             if not len(batch):
                 continue
             rows = RowRange(self.table, self.rows + 1, self.training)
             block = np.empty((len(batch), len(columns)))
-            for at, column in enumerate(columns):
-                block[:, at] = column.parse(batch.column(column.name), rows)
+            for at, (column, place) in enumerate(zip(columns, places, strict=True)):
+                block[:, at] = column.parse(batch.column(place), rows)
             numbers = np.arange(self.rows, self.rows + len(batch)) + 1
             self.rows += len(batch)
             gaps = np.isnan(block)
-            if gaps.any() and self.missing == "drop":
-                complete = ~gaps.any(axis=1)
-                self.dropped += int((~complete).sum())
-                block, numbers = block[complete], numbers[complete]
-            elif gaps.any():
-                refused = gaps.copy()
-                if self.missing == "mean":  # only inputs can be filled
-                    refused[:, : len(self.inputs)] = False
-                if refused.any():
-                    at, index = (int(place) for place in np.argwhere(refused)[0])
-                    raise self._missing_cell(columns[index], batch, at, rows)
-                self.gaps += int(gaps.sum())
+            if gaps.any():
+                kept = self._kept_rows(gaps, batch, rows)
+                self.gaps += int(gaps[kept][:, counted].sum())
+                block, numbers = block[kept], numbers[kept]
             yield block, numbers, batch
+
+    def _kept_rows(self, gaps: NDArray[np.bool_], batch: Batch, rows: RowRange) -> NDArray[np.bool_]:
+        """Return which rows of a block are kept; refuse a missing input where that is asked."""
+        width = len(self.inputs)
+        labelled: NDArray[np.bool_] = np.logical_not(gaps[:, width:].any(axis=1))
+        self.unlabelled += int((~labelled).sum())
+        incomplete = gaps[:, :width].any(axis=1) & labelled
+        if not incomplete.any() or self.missing in ("auto", "mean"):
+            return labelled
+        if self.missing == "drop":
+            self.dropped += int(incomplete.sum())
+            return labelled & ~incomplete
+        at = int(incomplete.argmax())
+        raise self._missing_cell(self.inputs[int(gaps[at, :width].argmax())], batch, at, rows)
 
     def _missing_cell(self, column: Column, batch: Batch, at: int, rows: RowRange) -> UserError:
         """Return the error for a missing cell."""
-        cell, name = batch.column(column.name)[at].as_py(), column.name
-        problem = "the cell is empty" if cell is None or cell == "" else f"{_quoted(cell)} means a missing value"
-        if not self.training and self.missing != "mean":
+        cell, name = batch.column(self.table.names.index(column.source))[at].as_py(), column.source
+        problem = "the cell is empty" if cell is None or cell == "" else f"{quoted_cell(cell)} means a missing value"
+        if not self.training:
             problem += ", and the model was not trained to fill such cells"
-        advice = ", fill such cells by `missing='mean'`, leave out their rows by `missing='drop'`, or the column by "
+        advice = ", fill such cells by `missing='auto'`, leave out their rows by `missing='drop'`, or the column by "
         advice += setting("drop", name)
-        if column in self.targets:
-            problem += ", and it is the target" if self.training else ""
-            advice = ", or leave out such rows by `missing='drop'`"
-        if cell and column.kind != "numbers" and not column.verbatim:
+        if cell and column.kind != "numbers":
             advice += f", or, if it is a name, {setting('categorical', name)}"
         return rows.error(at, name, problem, advice)
 
 
-def select_columns(
-    table: Table, options: TableOptions, others: Collection[str] = ()
-) -> tuple[list[Column], list[Column]]:
-    """Return the columns of inputs and of targets, in the order of the table to train on.
-
-    ``others`` are columns of the table to test on, which may be dropped too.
-
-    Raises:
-        UserError: If a chosen column does not exist, or no input is left.
-    """
-    names = table.names
-    for flag in ("target", "drop", "categorical"):
-        for name in getattr(options, flag):
-            if name not in names and not (flag == "drop" and name in others):
-                raise UserError(f"{table.path}: {setting(flag, name)}: {unlisted(name, names)}")
-    targets = list(options.target) or [next((n for n in reversed(names) if n not in options.drop), names[-1])]
-    for name in options.drop:
-        if name in targets:
-            raise UserError(f"{setting('drop', name)}: it is the target, which cannot be left out")
-        if name in options.categorical:
-            raise UserError(f"{setting('categorical', name)}: it is left out by `drop`; choose one of them")
-    inputs = [name for name in names if name not in targets and name not in options.drop]
-    if not inputs:
-        raise UserError(f"{table.path}: no column is left as an input beside the target {targets[0]!r}")
-
-    def column(name: str) -> Column:
-        is_verbatim = name in options.categorical
-        return Column(name, "categories" if is_verbatim else None, forced=is_verbatim, verbatim=is_verbatim)
-
-    return [column(name) for name in inputs], [column(name) for name in dict.fromkeys(targets)]
-
-
-def check_columns(table: Table, names: Sequence[str], needed_by: str) -> None:
+def check_columns(table: Table, columns: Sequence[Column], needed_by: str) -> None:
     """Raise UserError if a table lacks a column; ``needed_by`` names who needs it, with the verb."""
-    for name in names:
-        if name not in table.names:
-            raise UserError(f"{table.path}: {unlisted(name, table.names, needed_by)}")
+    for column in columns:
+        if column.source not in table.names:
+            raise UserError(f"{table.path}: {unlisted(column.source, table.names, needed_by)}")
 
 
-def plain(value: float) -> str:
-    """Return the name of a number as a class or category.
-
-    Example:
-        >>> plain(3.0), plain(0.5)
-        ('3', '0.5')
-    """
-    return str(int(value)) if float(value).is_integer() else repr(float(value))
-
-
-def _matches(cells: Any, pattern: str) -> NDArray[np.bool_]:
-    """Return which cells match a pattern; missing ones do not."""
-    from pyarrow import compute
-
-    matches = compute.match_substring_regex(cells, pattern).fill_null(False)
-    return np.asarray(matches.to_numpy(zero_copy_only=False), dtype=bool)
-
-
-def _quoted(cell: Any) -> str:
+def quoted_cell(cell: Any) -> str:
     """Return a cell in quotes, shortened if it is long."""
     text = repr(cell)
     return text if len(text) <= LONGEST_QUOTE else f"{text[:LONGEST_QUOTE]}…"

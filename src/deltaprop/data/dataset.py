@@ -32,6 +32,8 @@ class RawData:
         x_test: Inputs of the official test set, shape ``[M, ...]``, or None without one.
         y_test: Its labels or targets, or None.
         class_names: One name per class, empty for regression.
+        classes_left_out: Classes of a single row, whose rows are not in it.
+        notes: What the user is told of the targets.
         pictures: Whether x holds pixels.
         full_scale: The largest value of a pixel, or None if it is unknown.
     """
@@ -43,6 +45,8 @@ class RawData:
     x_test: Array | None = None
     y_test: Array | None = None
     class_names: tuple[str, ...] = ()
+    classes_left_out: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     pictures: bool = False
     full_scale: float | None = None
 
@@ -151,27 +155,32 @@ class TableFacts:
 
     Args:
         encoding: The inputs that its columns become.
-        left_out: Columns that were dropped.
-        dropped: The number of rows that were left out because of a missing cell.
+        left_out: Columns that are not used, each with the reason; none for one that the user dropped.
+        dropped: The number of rows that were left out because of a missing input.
+        unlabelled: The number of rows that were left out because of a missing target.
         gaps: The number of missing cells that are filled.
         storage: Where its rows are.
+        notes: How columns are read, where that may surprise.
         warnings: Warnings for the user.
     """
 
     encoding: Encoding
-    left_out: tuple[str, ...] = ()
+    left_out: tuple[tuple[str, str], ...] = ()
     dropped: int = 0
+    unlabelled: int = 0
     gaps: int = 0
     storage: Storage = "memory"
+    notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
 
 class EncodedRows(NamedTuple):
-    """Rows as they were read, what writes their inputs, and their labels or targets."""
+    """Rows as they were read, what writes their inputs, their labels or targets, and their indices in the store."""
 
     store: Store
     encode: Callable[[Store, Rows, Tensor], None]
     y: Array
+    rows: Rows
 
 
 class FittedData(NamedTuple):
@@ -200,6 +209,8 @@ class Dataset:
         target_scaling: The scaling of the raw targets to ``y``, fitted on the training rows; identity for classes.
         digest: SHA-256 of the raw data before any split, as hex (see `RawData.digest`).
         table: How a table was read; None for other data.
+        classes_left_out: Classes of a single row, whose rows are in no part.
+        notes: What the user is told of the targets.
     """
 
     name: str
@@ -213,6 +224,8 @@ class Dataset:
     target_scaling: Scaling
     digest: str
     table: TableFacts | None = None
+    classes_left_out: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def n_inputs(self) -> int:

@@ -1,9 +1,10 @@
 """From the columns of a table to the inputs of a network: fitted on the training rows and saved with the model.
 
 Numbers come first, in the order of the table, each standardised by the data set's `Scaling`, a missing one being the
-mean of the training rows; then, for each column of categories, one input per category: 1 where the cell has it, else 0
-(scikit-learn's ``OneHotEncoder``, which is slower: a network that trains from the disk waits for this). A category that
-no training row has, and a missing one, is 0 everywhere.
+mean of the training rows. Then come inputs of 0 and 1 (scikit-learn's ``OneHotEncoder``, which is slower: a network
+that trains from the disk waits for this): for each column of numbers of which more than a few are missing, whether it
+is; for each column of categories one input per category, one for all others if there are very many, and one for a
+missing cell if training has any. A category that no training row has is 0 everywhere where the others have no input.
 """
 
 from __future__ import annotations
@@ -12,20 +13,22 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from deltaprop.data.columns import ABSENT, Column, Kind, Numbers
+from deltaprop.data.cells import ABSENT, PLAIN, Form, canonical
+from deltaprop.data.columns import Column, Kind, Missing, Numbers, Part
 from deltaprop.data.scaling import Scaling
 from deltaprop.data.splits import Rows
 from deltaprop.data.store import InMemory, OnDisk, Store
-from deltaprop.errors import UserError, setting
+from deltaprop.errors import UserError, listed, setting
 
 UNKNOWN = -1  # the index of a category that no training row has
+MISSING_SHARE = 0.05  # of the training rows: a column of numbers with more missing cells has an input that tells
 
 
 @dataclass(frozen=True)
@@ -37,12 +40,37 @@ class Input:
         kind: ``"numbers"`` or ``"categories"``.
         categories: Their names, sorted.
         fill: The value of a missing number; None if none may be missing.
+        absent: Whether a missing cell has an input of its own.
+        others: Whether all other categories have an input of their own, one together.
+        source: The name in the header, where the input has another: a part of a date.
+        part: Which part of a date it is.
+        form: How its numbers are written.
     """
 
     name: str
     kind: Kind
     categories: tuple[str, ...] = ()
     fill: float | None = None
+    absent: bool = False
+    others: bool = False
+    source: str = ""
+    part: Part = ""
+    form: Form = PLAIN
+
+    @property
+    def flags(self) -> list[str]:
+        """The names of its inputs of 0 and 1."""
+        names = [*self.categories] if self.kind == "categories" else []
+        return [*names, *(["(others)"] if self.others else []), *(["(missing)"] if self.absent else [])]
+
+    def column(self, absent: tuple[str, ...] = ()) -> Column:
+        """Return the column, to be read from another table; ``absent`` are further words for a missing value."""
+        lower = {name.lower() for name in self.categories}
+        return Column(
+            self.name, self.kind, self.source, self.part, self.form, absent,
+            present=tuple(word for word in ABSENT if word in lower),
+            one_spelling=all(canonical(name) == name for name in self.categories),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -52,10 +80,12 @@ class Encoding:
     Attributes:
         inputs: The columns, in the order of the table.
         targets: The names of what is predicted.
+        target_forms: How the numbers of each target are written; empty for plain numbers.
     """
 
     inputs: tuple[Input, ...]
     targets: tuple[str, ...]
+    target_forms: tuple[Form, ...] = ()
 
     @cached_property
     def numbers(self) -> list[int]:
@@ -67,27 +97,38 @@ class Encoding:
         """The indices of the columns of categories."""
         return [at for at, column in enumerate(self.inputs) if column.kind == "categories"]
 
+    @cached_property
+    def flagged(self) -> list[int]:
+        """The indices of the columns with inputs of 0 and 1: first those of numbers, then those of categories."""
+        return [*(at for at in self.numbers if self.inputs[at].absent), *self.categories]
+
     @property
     def names(self) -> list[str]:
-        """The names of the encoded inputs, such as ``["age", "city=Paris", "city=Rome"]``."""
-        one_hot = [f"{self.inputs[at].name}={name}" for at in self.categories for name in self.inputs[at].categories]
-        return [self.inputs[at].name for at in self.numbers] + one_hot
+        """The names of the encoded inputs, such as ``["age", "age=(missing)", "city=Paris", "city=Rome"]``."""
+        flags = [f"{self.inputs[at].name}={name}" for at in self.flagged for name in self.inputs[at].flags]
+        return [self.inputs[at].name for at in self.numbers] + flags
 
     def __len__(self) -> int:
         """Return n, the number of encoded inputs."""
-        return len(self.numbers) + sum(len(self.inputs[at].categories) for at in self.categories)
+        return len(self.numbers) + sum(len(self.inputs[at].flags) for at in self.flagged)
 
-    def columns(self) -> list[Column]:
+    def columns(self, absent: tuple[str, ...] = ()) -> list[Column]:
         """Return the columns of inputs, to be read from another table."""
-        return [
-            Column(c.name, c.kind, forced=True, verbatim=any(name.lower() in ABSENT for name in c.categories))
-            for c in self.inputs
-        ]
+        return [column.column(absent) for column in self.inputs]
 
     def indices(self, at: int, names: Iterable[str]) -> Rows:
-        """Return the index of each of these names among the categories of a column, and `UNKNOWN` for a missing one."""
-        known = {name: index for index, name in enumerate(self.inputs[at].categories)}
-        return np.array([*(known.get(name, UNKNOWN) for name in names), UNKNOWN], dtype=np.intp)
+        """Return the index among the flags of a column for each of these names, for an unknown and for a missing one.
+
+        It is `UNKNOWN` where there is none.
+        """
+        column = self.inputs[at]
+        known = {canonical(name): index for index, name in enumerate(column.categories)}
+        known |= {name: index for index, name in enumerate(column.categories)}
+        other = len(column.categories) if column.others else UNKNOWN
+        missing = len(column.flags) - 1 if column.absent else UNKNOWN
+        return np.array(
+            [*(known.get(name, known.get(canonical(name), other)) for name in names), other, missing], dtype=np.intp
+        )
 
     def encode(self, raw: Numbers) -> Numbers:
         """Return the inputs, [N, n], before scaling.
@@ -103,12 +144,15 @@ class Encoding:
 
     def to_json(self) -> dict[str, Any]:
         """Return the encoding as config.json has it."""
-        inputs = [
-            {"name": c.name, "kind": c.kind, **({"categories": [*c.categories]} if c.kind == "categories" else {}),
-             **({"fill": c.fill} if c.fill is not None else {})}
-            for c in self.inputs
-        ]  # fmt: skip
-        return {"inputs": inputs, "targets": [*self.targets]}
+        inputs = []
+        for c in self.inputs:
+            entry: dict[str, Any] = {"name": c.name, "kind": c.kind}
+            entry |= {"categories": [*c.categories]} if c.kind == "categories" else {}
+            entry |= {"fill": c.fill} if c.fill is not None else {}
+            entry |= {name: getattr(c, name) for name in ("absent", "others", "source", "part") if getattr(c, name)}
+            inputs.append({**entry, **({} if c.form == PLAIN else {"form": c.form.to_json()})})
+        forms = {"target_forms": [form.to_json() for form in self.target_forms]}
+        return {"inputs": inputs, "targets": [*self.targets], **(forms if self.target_forms else {})}
 
     @classmethod
     def from_json(cls, found: Any) -> Encoding:
@@ -120,12 +164,15 @@ class Encoding:
         try:
             inputs = tuple(_input(entry) for entry in found["inputs"])
             targets = tuple(found["targets"])
+            forms = tuple(Form.from_json(form) for form in found.get("target_forms", ()))
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"damaged: its columns ({type(error).__name__}: {error})") from error
         names = [c.name for c in inputs]
         if len({*names, *targets}) != len(names) + len(targets) or not all(isinstance(t, str) for t in targets):
             raise UserError("damaged: a column occurs twice in it")
-        return cls(inputs, targets)
+        if len(forms) not in (0, len(targets)):
+            raise UserError("damaged: the forms of its targets")
+        return cls(inputs, targets, forms)
 
 
 def _input(entry: Mapping[str, Any]) -> Input:
@@ -134,11 +181,17 @@ def _input(entry: Mapping[str, Any]) -> Input:
     if not isinstance(name, str) or kind not in ("numbers", "categories"):
         raise ValueError(f"{name!r:.40} of {kind!r:.40}")
     are_names = isinstance(names, list) and all(isinstance(n, str) for n in names) and len({*names}) == len(names)
-    if not are_names or (kind == "categories" and not names):
+    if not are_names or (kind == "categories" and not names and not entry.get("absent")):
         raise ValueError(f"the categories of {name!r:.40}")
     if fill is not None and not (isinstance(fill, int | float) and math.isfinite(fill)):
         raise ValueError(f"the fill of {name!r:.40}")
-    return Input(name, kind, tuple(names), None if fill is None else float(fill))
+    absent, others, part = entry.get("absent", False), entry.get("others", False), entry.get("part", "")
+    source, form = entry.get("source", ""), Form.from_json(entry.get("form", {}))
+    if not isinstance(absent, bool) or not isinstance(others, bool) or not isinstance(source, str):
+        raise ValueError(f"the inputs of {name!r:.40}")
+    if part not in get_args(Part):
+        raise ValueError(f"the part {part!r:.40}")
+    return Input(name, kind, tuple(names), None if fill is None else float(fill), absent, others, source, part, form)
 
 
 class Encoder:
@@ -170,7 +223,7 @@ class Encoder:
         # A slice costs no copy.
         self._numbers: slice | list[int] = slice(numbers[0], numbers[-1] + 1) if side_by_side else numbers
         self._mean, self._scale = (values[: len(numbers)] for values in (scaling.mean, scaling.scale))
-        self._indices = {at: encoding.indices(at, columns[at].names) for at in encoding.categories}
+        self._indices = {at: encoding.indices(at, columns[at].names) for at in encoding.flagged}
         fills = [encoding.inputs[at].fill for at in numbers]
         self._fills: Tensor | None = None  # the scaled values of missing numbers
         if any(fill is not None for fill in fills):
@@ -199,11 +252,14 @@ class Encoder:
         first = 0
         for at, indices in self._indices.items():
             cells = raw[:, at] if shift is None else raw[:, at] * np.float64(unit[at]) + float(shift[at])
-            missing = len(indices) - 1
-            category = indices[np.nan_to_num(cells, nan=missing).astype(np.intp)]
+            unknown, missing = len(indices) - 2, len(indices) - 1
+            if self.encoding.inputs[at].kind == "numbers":
+                cells = np.where(np.isnan(cells), missing, unknown)
+            cells = np.nan_to_num(np.where(cells < 0, unknown, cells), nan=missing)
+            category = indices[cells.astype(np.intp)]
             known = np.flatnonzero(category >= 0)
             one_hot[torch.from_numpy(known), torch.from_numpy(category[known] + first)] = 1.0
-            first += len(self.encoding.inputs[at].categories)
+            first += len(self.encoding.inputs[at].flags)
 
     def _line(self, store: OnDisk) -> tuple[Tensor, Tensor]:
         """Return u/d and (s − m)/d of the columns of numbers, computed in float64."""
@@ -228,24 +284,32 @@ class Encoder:
 
 
 def fit_encoding(
-    columns: Sequence[Column], targets: Sequence[str], blocks: Iterable[Numbers], *, fills: bool, where: str
-) -> tuple[Encoding, Scaling]:
-    """Return the encoding of the training rows, and the scaling of the encoded inputs to mean 0 and deviation 1.
+    columns: Sequence[Column],
+    targets: Sequence[Column],
+    blocks: Iterable[Numbers],
+    *,
+    missing: Missing,
+    where: str,
+) -> tuple[Encoding, Scaling, list[str]]:
+    """Return the encoding of the training rows, the scaling of the inputs, and the columns without a value in them.
+
+    The scaling is to mean 0 and deviation 1. A column without a value has no effect.
 
     The mean and the deviation are those of the present numbers (scikit-learn's ``StandardScaler``, block by block).
-    One-hot inputs are not scaled. ``fills`` tells whether numbers may be missing; ``where`` names the table.
+    Inputs of 0 and 1 are not scaled. ``where`` names the table.
 
     Raises:
-        UserError: If a column has no value in any training row, or its deviation is not finite.
+        UserError: If the deviation of a column is not finite.
     """
     from sklearn.preprocessing import StandardScaler
 
-    numbers = [at for at, column in enumerate(columns) if column.kind != "categories"]
+    numbers = [at for at, column in enumerate(columns) if column.kind == "numbers"]
     scaler = StandardScaler()
     seen: list[set[float]] = [set() for _ in columns]
-    present = np.zeros(len(columns), dtype=np.int64)
+    present, rows = np.zeros(len(columns), dtype=np.int64), 0
     for block in blocks:
         present += (~np.isnan(block)).sum(axis=0)
+        rows += len(block)
         if numbers:
             with np.errstate(over="ignore", invalid="ignore"):  # reported below, with the column's name
                 scaler.partial_fit(block[:, numbers])
@@ -255,32 +319,65 @@ def fit_encoding(
     mean, scale = (scaler.mean_, scaler.scale_) if numbers else (np.empty(0), np.empty(0))
     inputs: list[Input] = []
     for at, column in enumerate(columns):
-        if not present[at]:
-            raise UserError(f"{where}: column {column.name!r} has no value in any training row: leave it out by `drop`")
+        gaps = rows - int(present[at])
+        about: dict[str, Any] = {"form": column.form, "part": column.part}
+        about |= {"source": column.source} if column.source != column.name else {}
         if column.kind == "categories":
-            names = sorted(name for name, number in column.names.items() if number in seen[at])
-            inputs.append(Input(column.name, "categories", tuple(names)))
+            names = {name for name, number in column.names.items() if number in seen[at]}
+            kept = names if column.frequent is None else names & {*column.frequent}
+            about["absent"] = (missing == "auto" and gaps > 0) or not kept
+            about["others"] = column.frequent is not None
+            inputs.append(Input(column.name, "categories", tuple(sorted(kept)), **about))
             continue
         middle, spread = (float(values[numbers.index(at)]) for values in (mean, scale))
-        if not math.isfinite(middle) or not math.isfinite(spread):
-            raise UserError(
-                f"{where}: column {column.name!r} cannot be standardised: its mean is {middle} and its deviation "
-                f"{spread}: leave it out by `drop`, or write it in another unit"
-            )
-        inputs.append(Input(column.name, "numbers", fill=middle if fills else None))
-    encoding = Encoding(tuple(inputs), tuple(targets))
+        if not present[at]:
+            middle, spread = mean[numbers.index(at)], scale[numbers.index(at)] = 0.0, 1.0
+        _check_spread(middle, spread, column, where)
+        about["absent"] = missing == "auto" and column.part in ("", "day") and gaps > MISSING_SHARE * rows
+        inputs.append(Input(column.name, "numbers", fill=None if missing == "refuse" else middle, **about))
+    forms = tuple(column.form for column in targets)
+    encoding = Encoding(
+        tuple(inputs),
+        tuple(column.name for column in targets),
+        () if all(form == PLAIN for form in forms) else forms,
+    )
     scaling = Scaling.identity(len(encoding))
     scaling.mean[: len(numbers)] = torch.from_numpy(mean)
     scaling.scale[: len(numbers)] = torch.from_numpy(scale)
-    return encoding, scaling
+    return encoding, scaling, [column.name for at, column in enumerate(columns) if not present[at]]
 
 
-def unseen_categories(encoding: Encoding, columns: Sequence[Column], where: str) -> list[str]:
-    """Return a warning for each column of the table ``where`` with categories that no training row has."""
+SMALLEST, LARGEST_SPREAD = 1e-150, 1e153  # deviations whose squares float64 holds
+
+
+def _check_spread(mean: float, deviation: float, column: Column, where: str) -> None:
+    """Refuse a column of numbers whose deviation cannot be computed."""
+    is_sound = math.isfinite(mean) and math.isfinite(deviation) and SMALLEST <= deviation <= LARGEST_SPREAD
+    if not is_sound:
+        raise UserError(
+            f"{where}: column {column.source!r} cannot be standardised: its mean is {mean:g} and its deviation "
+            f"{deviation:g}: {setting('drop', column.source)} leaves it out; or write it in another unit"
+        )
+
+
+def unseen_categories(encoding: Encoding, columns: Sequence[Column], where: str, rows: int) -> list[str]:
+    """Return a warning for each column of the table ``where`` with categories that no training row has.
+
+    Raises:
+        UserError: If all of a column's names are unseen, in two rows or more: it is written in another way.
+    """
     lines = []
     for own, column in zip(encoding.inputs, columns, strict=True):
-        unseen = [name for name in column.names if name not in own.categories] if own.kind == "categories" else []
-        if unseen:
+        if own.kind != "categories" or not column.names:
+            continue
+        known = {*own.categories, *map(canonical, own.categories)}
+        unseen = [name for name in column.names if name not in known and canonical(name) not in known]
+        if len(unseen) == len(column.names) and rows > 1 and not own.others:
+            raise UserError(
+                f"{where}: column {column.source!r}: no training row has any of its names, such as {unseen[0]!r}: "
+                f"names in training are {listed(map(repr, own.categories), 4)}"
+            )
+        if unseen and not own.others:
             names = "a name" if len(unseen) == 1 else f"{len(unseen)} names"
-            lines.append(f"{where}: column {own.name!r} has {names} not seen in training, such as {unseen[0]!r}")
+            lines.append(f"{where}: column {column.source!r} has {names} not seen in training, such as {unseen[0]!r}")
     return lines

@@ -16,12 +16,13 @@ from torch import Tensor
 
 from deltaprop.data.builtin import BUILTIN
 from deltaprop.data.classes import Targets, array_targets, check_classes
-from deltaprop.data.columns import TableOptions, select_columns
+from deltaprop.data.columns import TableOptions
 from deltaprop.data.dataset import Dataset, EncodedRows, FittedData, Part, RawData, Split, StreamedSplit
 from deltaprop.data.formats import find_format, is_table, open_table, unknown_format
 from deltaprop.data.formats.arrays import ArrayFile
 from deltaprop.data.formats.idx import IdxFolder, find_idx_files, load_idx_folder
 from deltaprop.data.from_table import RawTable, read_table
+from deltaprop.data.infer import choose_columns
 from deltaprop.data.scaling import Scaling
 from deltaprop.data.splits import Fold, Rows, SplitHow, split_indices
 from deltaprop.data.store import CacheConfig, InMemory, Storage, Store, default_cache, default_memory
@@ -117,20 +118,21 @@ def check_source(source: str | Source) -> None:
     opener = None if source in BUILTIN else find_format(source)
     has_columns = opener not in (None, ArrayFile, IdxFolder)
     has_targets = has_columns or opener is ArrayFile
-    for flag, names in (("drop", options.drop), ("categorical", options.categorical)):
-        if names and not has_columns:
+    for flag in ("drop", "keep_column", "categorical", "na_values"):
+        if (names := getattr(options, flag)) and not has_columns:
             raise UserError(f"{setting(flag, *names)}: {source} is not a table with names for its columns")
     for flag, names in (("target", options.target), ("test", (asked.test,) if asked.test else ())):
         if names and not has_targets:
             raise UserError(f"{setting(flag, *names)}: {source} brings its own; it is for tables and arrays")
-    if options.missing != "refuse" and not has_columns:
-        raise UserError(f"{setting('missing', options.missing)}: it is for tables, and {source} is not one")
+    for flag, usual in (("missing", ("auto", "refuse")), ("decimal", ("auto",))):
+        if (value := getattr(options, flag)) not in usual and not has_columns:
+            raise UserError(f"{setting(flag, value)}: it is for tables, and {source} is not one")
     for path in (source, asked.test):
         if path is not None and has_targets and not os.path.exists(path):
             raise UserError(f"{path}: there is no such file")
     if has_columns:
         others = [] if asked.test is None else open_table(Path(asked.test), options.delimiter).names
-        select_columns(open_table(Path(source), options.delimiter), options, others)
+        choose_columns(open_table(Path(source), options.delimiter), options, others)
     elif opener is IdxFolder:
         try:
             find_idx_files(source)
@@ -210,14 +212,20 @@ def _read_arrays(path: Path, options: TableOptions, test: Path | None) -> RawDat
     """Return the data set of a file of arrays."""
     x, y, x_test, y_test = ArrayFile(path).read(options.target, test)
     read = array_targets(path, "y", y, options.task)
-    targets = Targets.infer(read, options.task)
+    targets = Targets.infer(read, options.task, options.rare_classes)
+    y = targets.encode(read)
     if y_test is not None:
         name = "y_test" if test is None else "y"
         y_test = targets.encode(array_targets(test or path, name, y_test, targets.task))
+    if targets.left_out:
+        x, y = x[y >= 0], y[y >= 0]
+        if y_test is not None and x_test is not None:
+            x_test, y_test = x_test[y_test >= 0], y_test[y_test >= 0]
     pictures = x.ndim == 3 and x.dtype == np.uint8
     return RawData(
-        name=path.name, task=targets.task, x=x, y=targets.encode(read), x_test=x_test,
-        y_test=y_test, class_names=targets.class_names, pictures=pictures, full_scale=255.0 if pictures else None,
+        name=path.name, task=targets.task, x=x, y=y, x_test=x_test, y_test=y_test, class_names=targets.class_names,
+        classes_left_out=targets.left_out, notes=targets.notes, pictures=pictures,
+        full_scale=255.0 if pictures else None,
     )  # fmt: skip
 
 
@@ -235,11 +243,12 @@ def _prepare(raw: RawData | RawTable, how: _LoadOptions) -> Dataset:
     else:
         rest, test_rows = split_indices(
             len(raw.y), labels, 0.0 if has_test else share, seed, "random",
-            name="test_fraction", class_names=names,
+            name="test_fraction",
         )  # fmt: skip
     kept, held_out = split_indices(
-        len(rest), None if labels is None else labels[rest], how.val_fraction, seed, how.val_split,
-        name="val_fraction", class_names=names, spare_lonely=from_table or isinstance(share, Fold),
+        len(rest), None if labels is None else labels[rest], how.val_fraction if len(rest) > 1 else 0.0, seed,
+        how.val_split,
+        name="val_fraction",
     )  # fmt: skip
     train_rows, val_rows = rest[kept], rest[held_out]
     if isinstance(raw, RawTable):
@@ -260,7 +269,9 @@ def _prepare(raw: RawData | RawTable, how: _LoadOptions) -> Dataset:
         else:
             y = target_scaling.apply(torch.from_numpy(of.y[rows]).double()).to(how.dtype)
             _check_finite(y, f"{raw.name}: a target", setting("dtype", "float64"))
-        streamed = StreamedSplit(store=of.store, rows=rows, encode=of.encode, width=width, y=y, dtype=how.dtype)
+        streamed = StreamedSplit(
+            store=of.store, rows=of.rows[rows], encode=of.encode, width=width, y=y, dtype=how.dtype
+        )
         return Split(x=streamed.inputs(slice(None)), y=y) if in_memory else streamed
 
     return Dataset(
@@ -275,6 +286,8 @@ def _prepare(raw: RawData | RawTable, how: _LoadOptions) -> Dataset:
         target_scaling=target_scaling,
         digest=fitted.digest,
         table=fitted.table,
+        classes_left_out=raw.classes_left_out,
+        notes=raw.notes,
     )
 
 
@@ -294,8 +307,9 @@ def _fit_arrays(raw: RawData, train_rows: Rows, how: _LoadOptions) -> FittedData
         scaling = Scaling.standard(torch.from_numpy(x[train_rows]))
     encode, test = _scaler(scaling, how.dtype, raw.name), None
     if raw.x_test is not None and raw.y_test is not None:
-        test = EncodedRows(InMemory(raw.x_test.reshape(len(raw.x_test), -1)), encode, raw.y_test)
-    return FittedData(scaling, EncodedRows(InMemory(x), encode, raw.y), test, raw.digest())
+        every = np.arange(len(raw.x_test))
+        test = EncodedRows(InMemory(raw.x_test.reshape(len(raw.x_test), -1)), encode, raw.y_test, every)
+    return FittedData(scaling, EncodedRows(InMemory(x), encode, raw.y, np.arange(len(x))), test, raw.digest())
 
 
 def _scaler(scaling: Scaling, dtype: torch.dtype, name: str) -> Callable[[Store, Rows, Tensor], None]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from deltaprop.errors import UserError, setting, unknown_name
+from deltaprop.errors import UserError, counted, setting, unknown_name
 
 SplitHow: TypeAlias = Literal["random", "tail"]
 Array: TypeAlias = NDArray[Any]
@@ -73,27 +72,24 @@ def split_indices(
     how: SplitHow,
     *,
     name: str = "fraction",
-    class_names: Sequence[str] = (),
-    spare_lonely: bool = False,
 ) -> tuple[Rows, Rows]:
     """Return the rows to keep and the rows to hold out, each in rising order.
 
-    round(fraction · n) rows are held out. The rising order leaves the rows in the order of the file, so a tail taken
-    from what a random split kept is still the end of the file.
+    round(fraction · n) rows are held out, at least one. With classes each gives its share and keeps a row at least: a
+    class of a single row is kept, and one of few rows may have none held out. The rising order leaves the rows in the
+    order of the file, so a tail taken from what a random split kept is still the end of the file.
 
     Args:
         n: The number of rows.
-        stratify: Class labels, shape ``[n]``: a random split then gives each class its share on both sides. None for
-            a plain random split. A tail split ignores it.
+        stratify: Class labels, shape ``[n]``: a random split then gives each class its share on both sides; a tail
+            split keeps the rows of a class that only the tail has. None for a plain split.
         fraction: The share to hold out, in [0, 1); 0 holds out nothing.
         seed: Seed of the random split, in [0, 2³²).
         how: ``"random"`` or ``"tail"``, the last rows.
         name: The name of ``fraction`` in messages.
-        class_names: The names of classes in messages; their numbers by default.
-        spare_lonely: Keep the only row of a class, where it would otherwise be refused.
 
     Raises:
-        UserError: If one side would be empty, or a class has too few rows to be split by share.
+        UserError: If one side would be empty.
 
     Source:
         The random split is scikit-learn's ``train_test_split``, row for row. Written out here because with classes that
@@ -108,37 +104,30 @@ def split_indices(
         raise unknown_name("split", how, ("random", "tail"))
     if fraction == 0:
         return np.arange(n), np.arange(0)
-    n_held = round(fraction * n)
-    if not 0 < n_held < n:
+    n_held = max(1, round(fraction * n))
+    if n_held >= n:
         raise UserError(
-            f"{name}={fraction} of {n} rows holds out {n_held}: both sides need a row, choose another fraction"
+            f"{name}={fraction} of {counted(n, 'row')} holds out {n_held}: both sides need a row, "
+            "choose another fraction"
         )
     if how == "tail":
-        return np.arange(n - n_held), np.arange(n - n_held, n)
+        held = np.arange(n) >= n - n_held
+        if stratify is not None:  # a class with rows in the tail alone keeps them
+            only = np.setdiff1d(stratify[held], stratify[~held])
+            held &= ~np.isin(stratify, only)
+        return np.flatnonzero(~held), np.flatnonzero(held)
     held, rng = np.zeros(n, dtype=np.bool_), np.random.RandomState(seed)
     if stratify is None:
         held[rng.permutation(n)[:n_held]] = True
         return np.flatnonzero(~held), np.flatnonzero(held)
     counts = np.bincount(stratify)
-    if spare_lonely:  # the others are split as if its row were not there
-        counts[counts == 1] = 0
+    counts[counts == 1] = 0  # the others are split as if its row were not there
     classes, n_split = np.flatnonzero(counts), int(counts.sum())
     counts = counts[classes]
-    if not n_split:
-        raise UserError(f"{name}={fraction} of {n} rows: each class has 1 row, and none can be held out: take 0 for it")
-    if counts.min() < 2:
-        label = classes[counts.argmin()]
-        lonely = repr(class_names[label]) if class_names else label
-        raise UserError(
-            f"class {lonely} has 1 row, a random split needs at least 2 of each class to give both sides their share"
-        )
-    for side, n_rows in (("held out", n_held), ("kept", n_split - n_held)):
-        if n_rows < len(classes):
-            raise UserError(
-                f"{name}={fraction} of {n_split} rows leaves {n_rows} {side}, fewer than the {len(classes)} classes: "
-                f"choose another fraction"
-            )
-    kept = _shares(counts, n_split - n_held, rng)
+    n_held = min(n_held, n_split - len(classes))
+    if n_held <= 0:
+        return np.arange(n), np.arange(0)
+    kept = np.maximum(_shares(counts, n_split - n_held, rng), 1)
     shares = _shares(counts - kept, n_held, rng)
     for label, first, share in zip(classes, kept, shares, strict=True):  # one class at a time, to bound the memory
         own = np.flatnonzero(stratify == label)

@@ -25,11 +25,14 @@ from typing import Any, BinaryIO, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from deltaprop.data.columns import Column, Numbers, Progress, Reader, TableOptions, silent
+from deltaprop.data.cells import Form
+from deltaprop.data.columns import Column, Missing, Numbers, Progress, Reader, silent
+from deltaprop.data.infer import TablePlan
 from deltaprop.data.splits import Array, Rows
+from deltaprop.data.table import Table
 from deltaprop.errors import UserError
 
-CACHE_FORMAT = 2
+CACHE_FORMAT = 3
 HEAD = 1 << 20  # bytes of each file that its cache key depends on
 ROWS_AT_ONCE = 8192  # rows that are converted to float64 together
 AHEAD = 1 << 18  # bytes per prefetch request: the system reads only a part of a request larger than its read-ahead
@@ -117,20 +120,25 @@ class LoadedTable:
     Attributes:
         store: Its rows of inputs.
         targets: Its targets [N, k], in memory.
-        inputs: The columns of inputs, in the order of the table.
-        target_columns: The columns of targets.
-        dropped: The number of rows that were dropped for a missing cell.
+        plan: The columns of inputs and of targets, and what the user is told of them.
+        dropped: The number of rows that were dropped for a missing input.
+        unlabelled: The number of rows that were dropped for a missing target.
         gaps: The number of missing cells in the others.
         digest: SHA-256 of all of it, as hex: the same in memory and on disk.
     """
 
     store: Store
     targets: Numbers
-    inputs: list[Column]
-    target_columns: list[Column]
+    plan: TablePlan
     dropped: int
+    unlabelled: int
     gaps: int
     digest: str
+
+    @property
+    def width(self) -> int:
+        """The number of columns, inputs and targets."""
+        return len(self.plan.inputs) + len(self.plan.targets)
 
 
 @dataclass(frozen=True)
@@ -164,25 +172,35 @@ def default_memory() -> int:
 
 
 def load_rows(
-    reader: Reader,
-    options: TableOptions,
+    table: Table,
+    plan: Callable[[], TablePlan],
+    key: str,
+    missing: Missing,
     cache: CacheConfig,
     check: Callable[[LoadedTable], object] = lambda loaded: None,
 ) -> LoadedTable:
     """Return the rows of a table: from its cache if there is one, else read, into memory as long as they fit.
 
-    The cache's key depends on the user's options. ``check`` is called before a cache is kept, with a table whose store
-    may be empty, and refuses targets that nothing can be learned from.
+    Args:
+        table: The table.
+        plan: Returns the columns; not called if the cache has them.
+        key: What the columns depend on besides the table's files.
+        missing: What to do about missing cells.
+        cache: Where rows may be stored.
+        check: Called before a cache is kept, with a table whose store may be empty; refuses targets that nothing can
+            be learned from.
 
     Raises:
         UserError: If the table is damaged or refused, or the cache cannot be written.
     """
-    folder = cache.folder / cache_key(reader, options)
+    folder = cache.folder / cache_key(table, f"{key};{missing}")
     cached = _open_cache(folder)
-    width, n_columns = len(reader.inputs), len(reader.inputs) + len(reader.targets)
     # A table that fits is read into memory even if there is a cache: the same run must give the same bits without one.
-    if cached is not None and 8 * len(cached.store) * n_columns > cache.memory:
+    if cached is not None and 8 * len(cached.store) * cached.width > cache.memory:
         return cached
+    planned = plan()
+    reader = Reader(table, planned.inputs, planned.targets, missing)
+    width = len(reader.inputs)
     digest, blocks, targets = hashlib.sha256(), [], []
     writer = _CacheWriter(folder, width)
     held = 0
@@ -205,7 +223,7 @@ def load_rows(
         loaded = LoadedTable(
             InMemory(np.concatenate(blocks) if blocks else np.empty((0, width))),
             np.concatenate(targets) if targets else np.empty((0, len(reader.targets))),
-            [*reader.inputs], [*reader.targets], reader.dropped, reader.gaps, digest.hexdigest(),
+            planned, reader.dropped, reader.unlabelled, reader.gaps, digest.hexdigest(),
         )  # fmt: skip
         check(loaded)
         return loaded if writer.file is None else writer.finish(loaded)
@@ -214,11 +232,10 @@ def load_rows(
         raise
 
 
-def cache_key(reader: Reader, options: TableOptions) -> str:
-    """Return the name of a table's cache, which depends on the files as they are now and on the selected columns."""
-    sha = hashlib.sha256(f"{CACHE_FORMAT};{sys.byteorder};{options!r}".encode())
-    sha.update(repr([(c.name, c.kind, c.forced, c.verbatim) for c in (*reader.inputs, *reader.targets)]).encode())
-    for path in reader.table.files:
+def cache_key(table: Table, key: str) -> str:
+    """Return the name of a table's cache, which depends on the files as they are now and on how they are read."""
+    sha = hashlib.sha256(f"{CACHE_FORMAT};{sys.byteorder};{key}".encode())
+    for path in table.files:
         with contextlib.suppress(OSError):
             stat = path.stat()
             sha.update(f"{path.resolve()};{stat.st_size};{stat.st_mtime_ns};".encode())
@@ -263,9 +280,10 @@ class _CacheWriter:
         """Rename the folder; return the table with its rows on disk."""
         about = {
             "format": CACHE_FORMAT, "rows": self.count, "shift": np.nan_to_num(self.shift).tolist(),
-            "unit": self.unit.tolist(), "inputs": [_column_to_json(column) for column in loaded.inputs],
-            "targets": [_column_to_json(column) for column in loaded.target_columns],
-            "dropped": loaded.dropped, "gaps": loaded.gaps, "digest": loaded.digest,
+            "unit": self.unit.tolist(), "inputs": [_column_to_json(column) for column in loaded.plan.inputs],
+            "targets": [_column_to_json(column) for column in loaded.plan.targets],
+            "left_out": loaded.plan.left_out, "notes": loaded.plan.notes, "dropped": loaded.dropped,
+            "unlabelled": loaded.unlabelled, "gaps": loaded.gaps, "digest": loaded.digest,
         }  # fmt: skip
         assert self.file is not None
         with _disk_errors(self.folder):
@@ -339,14 +357,19 @@ def _open_cache(folder: Path) -> LoadedTable | None:
             return None
         y = np.fromfile(folder / TARGETS, "<f8").reshape(count, len(targets))
         store = OnDisk(folder / ROWS, count, shift, unit)
-        return LoadedTable(store, y, inputs, targets, about["dropped"], about["gaps"], about["digest"])
+        left_out = tuple((name, reason) for name, reason in about["left_out"])
+        plan = TablePlan(inputs, targets, left_out, tuple(about["notes"]))
+        return LoadedTable(store, y, plan, about["dropped"], about["unlabelled"], about["gaps"], about["digest"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
 def _column_to_json(column: Column) -> dict[str, Any]:
-    return {**vars(column), "names": [*column.names]}
+    return {**vars(column), "names": [*column.names], "form": column.form.to_json()}
 
 
 def _column_from_json(entry: dict[str, Any]) -> Column:
-    return Column(**{**entry, "names": {name: at for at, name in enumerate(entry["names"])}})
+    lists = {name: tuple(entry[name]) for name in ("absent", "present")}
+    frequent = None if entry["frequent"] is None else tuple(entry["frequent"])
+    names = {name: at for at, name in enumerate(entry["names"])}
+    return Column(**{**entry, **lists, "frequent": frequent, "names": names, "form": Form.from_json(entry["form"])})

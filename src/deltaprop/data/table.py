@@ -87,7 +87,7 @@ def as_table(data: Any) -> ArrowTable:
 def check_names(where: Path | str, names: Sequence[str]) -> None:
     """Refuse a column without a name, and two of the same name."""
     for at, name in enumerate(names):
-        if not name:
+        if not name and at:
             raise UserError(
                 f"{where}: column {at + 1} has no name (an index, as pandas writes one?): name it, or leave it out"
             )
@@ -98,7 +98,7 @@ def check_names(where: Path | str, names: Sequence[str]) -> None:
 
 
 def type_family(arrow_type: Any) -> str:
-    """Return ``"numbers"`` or ``"text"`` for the Arrow types that a column may have, else the type's own name."""
+    """Return ``"numbers"``, ``"text"`` or ``"dates"`` for a type that a column may have, else its own name."""
     from pyarrow import types
 
     if types.is_dictionary(arrow_type):
@@ -106,6 +106,7 @@ def type_family(arrow_type: Any) -> str:
     is_any = {
         "numbers": (types.is_integer, types.is_floating, types.is_decimal),
         "text": (types.is_string, types.is_large_string, types.is_string_view, types.is_boolean),
+        "dates": (types.is_timestamp, types.is_date, types.is_time),
     }
     return next((name for name, tests in is_any.items() if any(test(arrow_type) for test in tests)), str(arrow_type))
 

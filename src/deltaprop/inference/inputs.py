@@ -49,12 +49,14 @@ class Preprocessing(NamedTuple):
         scaling: The scaling of the encoded inputs.
         dtype: The dtype of the network.
         missing: What is done about missing cells.
+        absent: Words in lower case that mean a missing value, besides the usual ones.
     """
 
     encoding: Encoding | None
     scaling: Scaling
     dtype: torch.dtype
     missing: Missing
+    absent: tuple[str, ...] = ()
 
 
 @dataclass
@@ -90,7 +92,9 @@ class InputBlocks:
         """A warning for each column with categories that training has not seen, after all rows were read."""
         if self.reader is None:
             return []
-        return unseen_categories(self.encoding, [*self.reader.inputs], str(self.reader.table.path))
+        return unseen_categories(
+            self.encoding, [*self.reader.inputs], str(self.reader.table.path), self.reader.rows - self.reader.dropped
+        )
 
     def blocks(self) -> Iterator[Block]:
         """Yield the rows, block by block; refuse a cell that does not fit."""
@@ -161,10 +165,15 @@ def blocks_of(
         table = as_table(data)
     if encoding is None:
         encoding = _by_position(table, n_inputs, 0 if targets is None else n_targets)
-    inputs, columns = encoding.columns(), [] if targets is None else targets.columns(encoding.targets)
-    check_columns(table, [column.name for column in (*inputs, *columns)], "the model needs")
+    inputs, columns = encoding.columns(steps.absent), []
+    if targets is not None:
+        columns = targets.columns(encoding.targets, encoding.target_forms, steps.absent)
+    check_columns(table, [*inputs, *columns], "the model needs")
     # A row cannot be dropped where each gets a prediction; in an evaluation they are, as in training.
-    policy: Missing = "refuse" if targets is None and missing == "drop" else missing
+    policy: Missing = missing
+    if targets is None and missing == "drop":
+        fills = all(column.fill is not None or column.kind == "categories" for column in encoding.inputs)
+        policy = "mean" if fills else "refuse"
     reader = Reader(table, inputs, columns, policy, training=False)
     return InputBlocks(encoding, steps, reader.blocks(progress), columns, reader)
 

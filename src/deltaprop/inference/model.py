@@ -217,5 +217,6 @@ class Model:
 
     def blocks(self, data: Any, **options: Any) -> InputBlocks:
         """Return the rows of data, block by block, as inputs of the network."""
-        steps = Preprocessing(self.encoding, self.input_scaling, self.dtype, self.missing)
+        absent = tuple(word.lower() for word in self.config.na_values)
+        steps = Preprocessing(self.encoding, self.input_scaling, self.dtype, self.missing, absent)
         return blocks_of(data, steps, **{"delimiter": self.config.delimiter, **options})

@@ -54,7 +54,7 @@ def prediction_batches(
             arrow_type = column.type
             if name in numeric and pyarrow.types.is_string(arrow_type):
                 arrow_type, rows = numeric[name], RowRange(data.table, first, training=False)
-                values = Column(name, "numbers", forced=True).parse(column, rows)
+                values = Column(name).parse(column, rows)
                 column = pyarrow.array(values, from_pandas=True)
             try:
                 columns[name] = column.cast(types.setdefault(name, arrow_type))

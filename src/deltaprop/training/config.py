@@ -42,11 +42,18 @@ class TrainConfig:
         target: Target column of a table; several numeric columns for regression with several outputs. For x.npy: the
             file of y.
         drop: Columns of a table to leave out, such as identifiers.
+        keep_column: Columns of a table to use although they look like row numbers or identifiers.
         categorical: Numeric columns of a table to treat as categorical; text columns always are.
+        na_values: Further words of a table that mean a missing value, such as unknown or -99.
+        decimal: Decimal sign of the numbers in a table; auto finds out where the cells show it.
         task: Kind of the targets in a table or arrays: auto treats text, and whole numbers with at most 20 different
             values, as classes.
-        missing: Missing cells of a table: refuse them, replace them by the mean of the training rows (a missing
-            category is encoded as all zeros), or drop their rows.
+        missing: Missing inputs of a table: auto fills numbers by the mean of the training rows, with an input that
+            tells where more than a few are missing, and treats missing text as a category of its own; mean fills only;
+            drop leaves out their rows; refuse stops. Rows without a target are always left out.
+        rare_classes: Classes of a single row: drop them, keep them (for training), or merge them into one class.
+        columns: How the columns of a table are read: infer leaves out row numbers and identifiers and reads dates,
+            units and decimal commas; 0.1 uses every column, as version 0.1 did.
         delimiter: Delimiter of a CSV: one character, or tab; auto detects comma, semicolon, tab and bar in the header.
         test: Separate table to test on, with the same columns.
         cache: Folder for tables that do not fit in memory.
@@ -107,9 +114,14 @@ class TrainConfig:
     data: str = "digits"
     target: tuple[str, ...] = ()
     drop: tuple[str, ...] = ()
+    keep_column: tuple[str, ...] = ()
     categorical: tuple[str, ...] = ()
+    na_values: tuple[str, ...] = ()
+    decimal: Literal["auto", "point", "comma"] = "auto"
     task: Literal["auto", "classification", "regression"] = "auto"
-    missing: Literal["refuse", "mean", "drop"] = "refuse"
+    missing: Literal["auto", "mean", "drop", "refuse"] = "auto"
+    rare_classes: Literal["drop", "keep", "merge"] = "drop"
+    columns: Literal["infer", "0.1"] = "infer"
     delimiter: str = "auto"
     test: str | None = None
     cache: Path | None = None
@@ -155,7 +167,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Accept a list or a single name for a tuple, and text for a path; values are checked by `validate`."""
-        for name in ("hidden", "activation", "target", "drop", "categorical"):
+        for name in ("hidden", "activation", "target", "drop", "keep_column", "categorical", "na_values"):
             value = getattr(self, name)
             object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
         for name in ("run_dir", "cache"):
@@ -354,7 +366,8 @@ def read_toml(path: Path) -> dict[str, Any]:
 # The value of a setting that a config.json or a checkpoint does not have: the default of version 0.1, whatever it is
 # today. These rows never change; a setting added later gets a row with the value that older versions used.
 WHEN_ABSENT: dict[str, Any] = {
-    "data": "digits", "target": (), "drop": (), "categorical": (), "task": "auto", "missing": "refuse",
+    "data": "digits", "target": (), "drop": (), "keep_column": (), "categorical": (), "na_values": (),
+    "decimal": "auto", "task": "auto", "missing": "refuse", "rare_classes": "drop", "columns": "0.1",
     "delimiter": "auto", "test": None, "cache": None, "memory": "auto",
     "hidden": (128, 64), "activation": ("relu",), "output_activation": "none", "class_weight": "none",
     "one_logit": False, "loss": "auto", "init": "torch",

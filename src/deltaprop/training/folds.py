@@ -22,6 +22,7 @@ from deltaprop.errors import UserError, listed
 from deltaprop.training.atomic_files import write_whole
 from deltaprop.training.config import TrainConfig, from_json
 from deltaprop.training.evaluate import evaluate
+from deltaprop.training.load_run import read_run
 from deltaprop.training.loop import train
 from deltaprop.training.report.reporter import Reporter, Result, Silent
 from deltaprop.training.run_folder import check_folder, default_folder, has_checkpoint
@@ -225,6 +226,8 @@ def _write(result: CrossValidation, config: TrainConfig) -> None:
 def _test(number: int, setup: Setup, ended: Result) -> FoldResult:
     """Return the test metrics of a fold's model, and of a model without inputs."""
     dataset = setup.dataset
+    _, _, state = read_run(ended.folder)  # the weights that are the model, which may not be the final ones
+    setup.model.load_state_dict(state)
     evaluation = evaluate(setup.model, setup.objective, dataset.test, dataset.target_scaling)
     assert evaluation is not None
     outputs, y = evaluation.outputs.double().cpu(), dataset.test.y.cpu()

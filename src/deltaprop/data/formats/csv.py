@@ -244,7 +244,9 @@ def _header(path: Path, head: bytes) -> tuple[str, bytes]:
 
 def _check_header(path: Path, names: Sequence[str], delimiter: str, least: int) -> None:
     """Refuse numbers in place of a header, and a name that is missing or occurs twice."""
-    if not any([*names] == [str(first + at) for at in range(len(names))] for first in (0, 1)):  # 0, 1, … are names
+    if names[0] and not any(
+        [*names] == [str(first + at) for at in range(len(names))] for first in (0, 1)
+    ):  # 0, 1, … are names
         numbers = [name for name in names if re.match(NUMBER, name)]
         if any(not name.lstrip("+-").isdecimal() for name in numbers) or 2 * len(numbers) > len(names):
             raise UserError(

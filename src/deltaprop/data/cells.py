@@ -1,0 +1,238 @@
+"""The cells of a table: which mean a missing value, how numbers and dates are written, and one spelling for each name.
+
+A `Form` tells how the numbers of a column are written where they are not plain, such as ``1.234,5 €`` or ``30 %``. It
+is found in training and saved with the model, so that the same text is the same number afterwards.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deltaprop.data.table import NUMBER
+
+# Missing values, in lower case, as R, pandas and people write them.
+ABSENT = ("", "na", "n/a", "#n/a", "nan", "-nan", "null", "none", "?")
+# Signs that mean a missing value in a column of numbers; elsewhere they are text.
+SIGNS = ("-", "--", "---", ".", "..", "...", "*", "\u2013", "\u2014", "\u2026")
+
+BLANKS = " \u00a0\u2009\u202f"  # between thousands: a blank, no-break, thin and narrow
+CODE = r"^[+-]?0\d+$"  # a leading zero: a code such as 007, not a number
+LARGE_INTEGER = r"^[+-]?\d{16,}$"
+MOST_EXACT = 2**53  # float64 has every integer up to here
+
+_BODY = rf"\d[\d.,'{BLANKS}]*|[.,]\d+"
+_CURRENCY = r"[$€£¥₹]|USD|EUR|GBP|CHF|JPY"
+_UNIT = r"[^\W\d_]{1,8}(?:/[^\W\d_]{1,4})?[²³]?|°[CF]?"
+_WRITTEN = re.compile(
+    rf"(?:[+-]\s?)?(?P<before>{_CURRENCY})?\s?[+-]?(?P<body>{_BODY})(?P<exponent>[eE][+-]?\d+)?"
+    rf"\s?(?P<after>%|‰|{_CURRENCY}|{_UNIT})?"
+)
+_DIGITS = r"\d{1,3}"
+# How digits are separated: the name of the shape, and whether it fits a text without sign and mark.
+_SHAPES = [
+    ("whole", re.compile(r"\d+")),
+    ("ambiguous", re.compile(rf"{_DIGITS},\d{{3}}")),  # 1,234: 1234 or 1.234
+    ("comma", re.compile(r"\d*,\d+|\d+,")),
+    ("point", re.compile(r"\d*\.\d+|\d+\.")),
+    ("thousands ,", re.compile(rf"{_DIGITS}(?:,\d{{3}})+(?:\.\d+)?")),
+    ("thousands .", re.compile(rf"{_DIGITS}(?:\.\d{{3}})+(?:,\d+)?")),
+    ("thousands '", re.compile(rf"{_DIGITS}(?:'\d{{3}})+(?P<decimal>[.,]\d+)?")),
+    ("thousands  ", re.compile(rf"{_DIGITS}(?:[{BLANKS}]\d{{3}})+(?P<decimal>[.,]\d+)?")),
+]
+
+DATE = r"^\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d(?::\d\d(?:\.\d{1,9})?)?(?:Z|[+-]\d\d:?\d\d)?)?$"
+DATE_BY_POINTS = r"^\d{1,2}\.\d{1,2}\.\d{4}(?:[T ]\d\d:\d\d(?::\d\d)?)?$"
+DATE_BY_SLASHES = r"^\d{4}/\d{1,2}/\d{1,2}(?:[T ]\d\d:\d\d(?::\d\d)?)?$"
+TIME = r"^\d{1,2}:\d\d(?::\d\d(?:\.\d{1,6})?)?$"
+OTHER_DATE = r"^\d{1,2}[/-]\d{1,2}[/-]\d{2,4}$"  # 12/31/2020: the order of day and month is unknown
+
+
+@dataclass(frozen=True)
+class Form:
+    """How the numbers of a column are written.
+
+    Attributes:
+        decimal: The decimal sign, a point or a comma.
+        thousands: What separates thousands: nothing, a comma, a point, an apostrophe, or ``" "`` for any blank.
+        mark: What is written before or after a number: %, a currency or a unit.
+    """
+
+    decimal: str = "."
+    thousands: str = ""
+    mark: str = ""
+
+    def to_json(self) -> dict[str, str]:
+        """Return what differs from a plain number."""
+        return {name: value for name, value in asdict(self).items() if value != getattr(PLAIN, name)}
+
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> Form:
+        """Return the form that :meth:`to_json` gave; raises a ValueError if it is damaged."""
+        form = cls(**found)
+        if form.decimal not in (".", ",") or form.thousands not in ("", ",", ".", "'", " ") or len(form.mark) > 20:
+            raise ValueError(f"the form {found!r:.60}")
+        return form
+
+    def describe(self) -> str:
+        """Return how numbers are written, for the summary of a table."""
+        parts = ["a decimal comma"] if self.decimal == "," else []
+        if self.thousands:
+            parts.append(f"thousands separated by {'blanks' if self.thousands == ' ' else self.thousands}")
+        return ", ".join([*parts, *([self.mark] if self.mark else [])])
+
+
+PLAIN = Form()
+
+
+def shape_of(text: str) -> tuple[str, str] | None:
+    """Return the mark of a number with its sign taken away, and its shape, a name of ``_SHAPES``; None for other text.
+
+    Example:
+        >>> shape_of("$1,234.50"), shape_of("30 %"), shape_of("(1,5)"), shape_of("12 km/h"), shape_of("2B or not 2B")
+        (('$', 'thousands ,'), ('%', 'whole'), ('', 'comma'), ('km/h', 'whole'), None)
+    """
+    text = text.replace("\u2212", "-")
+    if text.startswith("(") and text.endswith(")") and len(text) > 2:
+        text = f"-{text[1:-1].strip()}"
+    found = _WRITTEN.fullmatch(text)
+    if found is None or (found["before"] and found["after"]):
+        return None
+    body, mark = found["body"].rstrip(BLANKS), found["before"] or found["after"] or ""
+    for name, pattern in _SHAPES:
+        if match := pattern.fullmatch(body):
+            decimal = match.groupdict().get("decimal") or ""
+            return mark, name + (f" {decimal[0]}" if decimal else "")
+    return None
+
+
+def plain_numbers(cells: Any, form: Form) -> Any:
+    """Return cells as text that is cast to float64 where they are numbers of a form; others are left as they are."""
+    from pyarrow import compute
+
+    cells = compute.replace_substring(cells, "\u2212", "-")
+    cells = compute.replace_substring_regex(cells, r"^\(\s*(.+?)\s*\)$", r"-\1")
+    if form.mark:
+        mark = re.escape(form.mark)
+        if form.mark in "%‰":  # 0.3 is not 0.3 % where other cells have the sign
+            marked = compute.match_substring(cells, form.mark)
+            cells = compute.if_else(marked, cells, compute.binary_join_element_wise("x", cells, ""))
+        cells = compute.replace_substring_regex(cells, rf"^([+-]?)\s?{mark}\s?(.+)$", r"\1\2")
+        cells = compute.replace_substring_regex(cells, rf"^(.*\d\S*)\s?{mark}$", r"\1")
+    if form.thousands or form.decimal == ",":
+        separator = f"[{BLANKS}]" if form.thousands == " " else re.escape(form.thousands)
+        decimal = re.escape(form.decimal)
+        grouped = rf"^[+-]?\d{{1,3}}(?:{separator}\d{{3}})+(?:{decimal}\d*)?$"
+        is_grouped = compute.match_substring_regex(cells, grouped) if form.thousands else None
+        is_comma = compute.match_substring_regex(cells, rf"^[+-]?(?:\d+{decimal}?\d*|{decimal}\d+)(?:[eE][+-]?\d+)?$")
+        own = cells
+        if is_grouped is not None:
+            own = compute.if_else(is_grouped, compute.replace_substring_regex(own, separator, ""), own)
+        fits = is_comma if is_grouped is None else compute.or_(is_grouped, is_comma)
+        if form.decimal == ",":
+            own = compute.replace_substring(own, ",", ".")
+        # A point that is no decimal sign here, such as 1.5 among 1,5, must not be taken for one.
+        cells = compute.if_else(fits, own, compute.binary_join_element_wise("x", cells, ""))
+    return cells
+
+
+def are_numbers(cells: Any, form: Form) -> NDArray[np.bool_]:
+    """Return which cells are numbers of a form; missing ones are not."""
+    return matches(plain_numbers(cells, form), NUMBER)
+
+
+def matches(cells: Any, pattern: str) -> NDArray[np.bool_]:
+    """Return which cells match a pattern; missing ones do not."""
+    from pyarrow import compute
+
+    found = compute.match_substring_regex(cells, pattern).fill_null(False)
+    return np.asarray(found.to_numpy(zero_copy_only=False), dtype=bool)
+
+
+def words_in(cells: Any, words: tuple[str, ...]) -> NDArray[np.bool_]:
+    """Return which cells are one of some words in lower case, or null if "" is one of them."""
+    import pyarrow
+    from pyarrow import compute
+
+    found = compute.is_in(compute.utf8_lower(cells), pyarrow.array(words, pyarrow.string()))
+    found = np.asarray(found.fill_null(False).to_numpy(zero_copy_only=False), dtype=bool)
+    if "" in words:
+        found |= np.asarray(cells.is_null().to_numpy(zero_copy_only=False), dtype=bool)
+    return found
+
+
+def plain(value: float) -> str:
+    """Return the name of a number as a class or category.
+
+    Example:
+        >>> plain(3.0), plain(0.5)
+        ('3', '0.5')
+    """
+    return str(int(value)) if float(value).is_integer() else repr(float(value))
+
+
+_DECIMAL = re.compile(r"-?(?:0|[1-9]\d*)\.\d+(?:[eE][+-]\d+)?|-?[1-9](?:\.\d+)?[eE][+-]\d+|-0")
+
+
+def canonical(name: str) -> str:
+    """Return the one spelling of a category: 1.0 and 1 are the same number, TRUE and True the same truth value.
+
+    A code such as 007, +1 or 12E4 is a name of its own.
+
+    Example:
+        >>> [canonical(name) for name in ("1.0", "2.50", "TRUE", "007", "12E4", "Paris")]
+        ['1', '2.5', 'True', '007', '12E4', 'Paris']
+    """
+    if _DECIMAL.fullmatch(name):
+        return plain(float(name))
+    return name.capitalize() if name.lower() in ("true", "false") else name
+
+
+def moments(cells: Any) -> Any:
+    """Return dates and times as a pyarrow array of timestamps in µs, null where missing; zones are converted to UTC.
+
+    Args:
+        cells: Text in one of the patterns above, or an Arrow type of dates or times. A time of day is of 1970-01-01.
+
+    Raises:
+        ValueError: If a text is not a date or a time (pyarrow.ArrowInvalid is one).
+    """
+    import pyarrow
+    from pyarrow import types
+
+    if types.is_time(cells.type):
+        return cells.cast(pyarrow.time64("us"), safe=False).cast("int64").cast(pyarrow.timestamp("us"))
+    if not types.is_string(cells.type):
+        zone = getattr(cells.type, "tz", None)  # an instant with a zone is stored as UTC
+        return cells.cast(pyarrow.timestamp("us", zone), safe=False).cast("int64").cast(pyarrow.timestamp("us"))
+    try:
+        return cells.cast(pyarrow.timestamp("us"))
+    except pyarrow.ArrowInvalid:  # not ISO, or with a zone
+        texts = cells.dictionary_encode()
+        found = [None if text is None else _microseconds(text) for text in texts.dictionary.to_pylist()]
+        return pyarrow.array(found, pyarrow.int64()).cast(pyarrow.timestamp("us")).take(texts.indices)
+
+
+def _microseconds(text: str) -> int:
+    """Return the microseconds since 1970, UTC, of a date or a time of day."""
+    if re.match(TIME, text):
+        hours, minutes, *seconds = text.split(":")
+        return round((3600 * int(hours) + 60 * int(minutes) + float(*seconds or "0")) * 1_000_000)
+    if match := re.match(r"(\d{1,2})\.(\d{1,2})\.(\d{4})(.*)", text):
+        text = f"{match[3]}-{match[2]:0>2}-{match[1]:0>2}{match[4]}"
+    elif match := re.match(r"(\d{4})/(\d{1,2})/(\d{1,2})(.*)", text):
+        text = f"{match[1]}-{match[2]:0>2}-{match[3]:0>2}{match[4]}"
+    moment = datetime.fromisoformat(text)
+    since = moment - datetime(1970, 1, 1, tzinfo=UTC if moment.tzinfo else None)
+    return since // timedelta(microseconds=1)
+
+
+def are_dates(cells: Any) -> NDArray[np.bool_]:
+    """Return which texts are dates or times as they are read."""
+    return matches(cells, "|".join((DATE, DATE_BY_POINTS, DATE_BY_SLASHES, TIME)))

@@ -1,0 +1,237 @@
+"""The profile of a column: counts of what its cells are, from which `infer` decides how it is read.
+
+A table that is trained on is read twice: once for the profiles of its columns, once for its numbers.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from deltaprop.data.cells import (
+    ABSENT,
+    CODE,
+    LARGE_INTEGER,
+    MOST_EXACT,
+    OTHER_DATE,
+    SIGNS,
+    are_dates,
+    canonical,
+    matches,
+    moments,
+    words_in,
+)
+from deltaprop.data.columns import Part
+from deltaprop.data.table import NUMBER, Table, type_family
+
+MOST_COUNTED = 20_000  # different names of a column that are counted
+MOST_VALUES = 20  # different numbers of a column that are collected
+PARTS: tuple[Part, ...] = ("month", "weekday", "hour")  # of a date, besides the day
+
+
+@dataclass
+class Profile:
+    """What the cells of a column are.
+
+    Attributes:
+        name: In the header.
+        families: The type families of its blocks, without those that have no value.
+        rows: The number of rows.
+        absent: The missing cells, by how they are written in lower case; null is "".
+        numbers: The number of cells that are plain numbers.
+        points: Those with a decimal point.
+        whole: Whether all numbers are whole.
+        codes: Those with a leading zero, such as 007.
+        large: Integers that float64 would round.
+        infinite: The first row with infinity; None without one.
+        dates: The number of cells that are dates or times.
+        signs: The cells that are a sign such as -.
+        other_dates: The number of cells such as 12/31/2020.
+        names: The cells of blocks that have text, or codes, with their counts; numbers are in their one spelling.
+        first: The first row of each text that is neither a number nor a date.
+        overflow: Whether there are more different names than are counted.
+        values: Different numbers, at most one more than ``MOST_VALUES``.
+        starts: 0 or 1 if the numbers are the row's own, counted from there; None otherwise.
+        parts: The different months, weekdays and hours.
+    """
+
+    name: str
+    families: set[str] = field(default_factory=set)
+    rows: int = 0
+    absent: Counter[str] = field(default_factory=Counter)
+    numbers: int = 0
+    points: int = 0
+    whole: bool = True
+    codes: int = 0
+    large: int = 0
+    infinite: int | None = None
+    dates: int = 0
+    signs: Counter[str] = field(default_factory=Counter)
+    other_dates: int = 0
+    names: Counter[str] = field(default_factory=Counter)
+    first: dict[str, int] = field(default_factory=dict)
+    overflow: bool = False
+    values: set[float] = field(default_factory=set)
+    starts: int | None = None
+    parts: dict[str, set[int]] = field(default_factory=lambda: {part: set() for part in PARTS})
+
+    @property
+    def missing(self) -> int:
+        """The number of missing cells, signs not among them."""
+        return self.absent.total()
+
+    @property
+    def present(self) -> int:
+        """The number of cells that are not missing."""
+        return self.rows - self.missing
+
+    @property
+    def texts(self) -> int:
+        """The number of cells that are neither missing nor a number, a date or a sign."""
+        return self.present - self.numbers - self.dates - self.signs.total()
+
+    def add(self, cells: Any, absent: Collection[str]) -> None:
+        """Count a block of cells, a pyarrow array; ``absent`` are further words that mean a missing value."""
+        import pyarrow
+        from pyarrow import compute, types
+
+        if types.is_dictionary(cells.type):
+            cells = cells.dictionary_decode()
+        family = type_family(cells.type)
+        before, self.rows = self.rows, self.rows + len(cells)
+        if types.is_null(cells.type):
+            self.absent[""] += len(cells)
+            return
+        if types.is_floating(cells.type):
+            cells = compute.if_else(compute.is_nan(cells), None, cells)
+        if family != "text":
+            self.absent[""] += cells.null_count
+        if len(cells) > cells.null_count or family == "text":
+            self.families.add(family)
+        if family == "numbers":
+            self._add_numbers(cells, before)
+        elif family == "dates":
+            self.dates += len(cells) - cells.null_count
+            self._add_parts(moments(cells))
+        elif family == "text":
+            if types.is_boolean(cells.type):
+                cells = compute.if_else(cells, "True", "False")
+            cells = compute.utf8_trim_whitespace(cells.cast("string"))
+            is_absent = words_in(cells, (*ABSENT, *absent))
+            for entry in compute.value_counts(compute.utf8_lower(cells.filter(pyarrow.array(is_absent)))):
+                self.absent[entry["values"].as_py() or ""] += entry["counts"].as_py()
+            self._add_text(compute.if_else(pyarrow.array(is_absent), None, cells), before)
+
+    def _add_numbers(self, cells: Any, before: int) -> None:
+        """Count numbers of Arrow's types, null where missing."""
+        import pyarrow
+        from pyarrow import types
+
+        self.numbers += len(cells) - cells.null_count
+        if types.is_integer(cells.type) or types.is_decimal(cells.type):
+            exact = cells.cast("float64", safe=False).to_numpy(zero_copy_only=False)
+            self._add_values(exact, before)
+            large = np.abs(np.nan_to_num(exact)) >= MOST_EXACT
+            if large.any() and types.is_integer(cells.type):
+                self.large += int(large.sum())
+                self._count(cells.cast(pyarrow.string()))
+        else:
+            self._add_values(cells.cast("float64").to_numpy(zero_copy_only=False), before)
+
+    def _add_values(self, values: Any, before: int) -> None:
+        """Record numbers as float64, NaN where missing."""
+        infinite = np.isinf(values)
+        if infinite.any() and self.infinite is None:
+            self.infinite = before + int(infinite.argmax()) + 1
+        present = values[~np.isnan(values) & ~infinite]
+        self.whole = self.whole and bool((present % 1 == 0).all())
+        if len(self.values) <= MOST_VALUES:
+            self.values |= {*np.unique(present)[: MOST_VALUES + 1].tolist()}
+        if before == 0:
+            self.starts = int(values[0]) if len(values) and values[0] in (0, 1) else None
+        if self.starts is not None and not np.array_equal(values, np.arange(len(values)) + before + self.starts):
+            self.starts = None
+
+    def _add_text(self, cells: Any, before: int) -> None:
+        """Count text, null where missing."""
+        import pyarrow
+        from pyarrow import compute
+
+        self.points += int(matches(cells, r"^[+-]?\d*\.").sum())
+        codes = matches(cells, CODE)
+        large = matches(cells, LARGE_INTEGER)
+        large[large] = [abs(int(text)) >= MOST_EXACT for text in cells.filter(pyarrow.array(large)).to_pylist()]
+        self.codes += int(codes.sum())
+        self.large += int(large.sum())
+        try:
+            values = cells.cast(pyarrow.float64()).to_numpy(zero_copy_only=False)
+        except pyarrow.ArrowInvalid:
+            is_number = matches(cells, NUMBER)
+            self.starts = None
+            self._add_others(cells, is_number, before)
+            values = compute.if_else(pyarrow.array(is_number), cells, None).cast("float64", safe=False)
+            values = values.to_numpy(zero_copy_only=False)
+            self._count(cells)
+        else:
+            if codes.any() or large.any():
+                self._count(cells)
+        self.numbers += int((~np.isnan(values)).sum())
+        if not np.isnan(values).all():
+            self._add_values(values, before)
+
+    def _add_others(self, cells: Any, is_number: Any, before: int) -> None:
+        """Count dates and signs, and record the first rows of other text."""
+        import pyarrow
+        from pyarrow import compute
+
+        is_date, is_sign = are_dates(cells), words_in(cells, SIGNS)
+        if is_date.any():
+            dates = compute.if_else(pyarrow.array(is_date), cells, None)
+            try:
+                self._add_parts(moments(dates))
+                self.dates += int(is_date.sum())
+            except ValueError:  # 2020-13-45
+                is_date[:] = False
+        self.other_dates += int(matches(cells, OTHER_DATE).sum())
+        for sign in cells.filter(pyarrow.array(is_sign)).to_pylist():
+            self.signs[sign] += 1
+        is_text = ~is_number & ~is_date & ~is_sign & np.asarray(cells.is_valid())
+        for row in np.flatnonzero(is_text).tolist():
+            if len(self.first) >= MOST_COUNTED:
+                break
+            self.first.setdefault(cells[row].as_py(), before + row + 1)
+
+    def _add_parts(self, when: Any) -> None:
+        from pyarrow import compute
+
+        for part, of in zip(PARTS, (compute.month, compute.day_of_week, compute.hour), strict=True):
+            self.parts[part] |= {*compute.unique(of(when)).drop_null().to_pylist()}
+
+    def _count(self, cells: Any) -> None:
+        """Count names, each in its one spelling."""
+        if self.overflow:
+            return
+        for entry in cells.drop_null().value_counts().to_pylist():
+            self.names[canonical(entry["values"])] += entry["counts"]
+        self.overflow = len(self.names) > MOST_COUNTED
+
+
+def profile(table: Table, names: Iterable[str], absent: Sequence[str], on_bytes: Any) -> dict[str, Profile]:
+    """Return the profile of some columns of a table, by name.
+
+    Args:
+        table: The table.
+        names: The columns.
+        absent: Words that mean a missing value, besides the usual ones.
+        on_bytes: As for :meth:`Table.batches`.
+    """
+    profiles = {name: Profile(name) for name in names}
+    words = tuple(word.lower() for word in absent)
+    for batch in table.batches(on_bytes):
+        for name, found in profiles.items():
+            found.add(batch.column(table.names.index(name)), words)
+    return profiles
