@@ -72,6 +72,10 @@ class LossSpec:
         output = self.definition.forward(a, y, *self.arguments)
         return (output[0] if isinstance(output, tuple) else output), self.definition.saved(a, output)
 
+    def of_batch(self, a: Tensor, targets: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        """Return what :meth:`forward` returns, of targets as :meth:`targets` returns them."""
+        return self.forward(a, targets[0])
+
     def targets(self, y: Tensor, like: Tensor) -> tuple[Tensor, ...]:
         """Return targets as the gradient takes them, y first, one row per sample; ``like`` has the outputs' shape."""
         return self.definition.targets(y, like, *self.arguments)
@@ -99,6 +103,44 @@ class LossSpec:
         """
         denominator = self.definition.denominator(outputs, targets, *self.arguments) if self.reduction == "mean" else 0
         return denominator if isinstance(denominator, Tensor) else len(outputs)
+
+
+@dataclass(frozen=True)
+class SampleWeighted(LossSpec):
+    """C = Σ_n w_n C_n / Σ_n w_n, with C_n the loss of sample n and w_n > 0 its weight; for a sum C = Σ_n w_n C_n.
+
+    C_n and its gradient are those of the definition without reduction, ∂C/∂a_n = (w_n / Σ w) ∂C_n/∂a_n. The tuple of
+    targets ends with w, [N].
+    """
+
+    @functools.cached_property
+    def _entrywise(self) -> tuple[Any, ...]:
+        """The arguments of the definition's methods, with the losses of single entries in place of their mean."""
+        return tuple({**self.definition.options(), **self.options, "reduction": "none"}.values())
+
+    def _grad_entries(self, a: Tensor, targets: tuple[Tensor, ...]) -> Tensor:
+        """Return ∂C/∂c of each entry: w_n / Σ w, divided by the entries whose mean or sum is C_n; [N], or [N, 1]."""
+        *of_loss, weights = targets
+        grad = weights
+        if self.reduction == "mean":
+            denominator = self.definition.denominator(a, tuple(of_loss), *self.arguments)
+            grad = weights * len(a) / (weights.sum() * denominator)
+        return grad if self.definition.takes_labels else grad.unsqueeze(1)
+
+    def of_batch(self, a: Tensor, targets: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        """Return C without autograd, and the tensor that the gradient is computed from."""
+        output = self.definition.forward(a, targets[0], *self._entrywise)
+        entries = output[0] if isinstance(output, tuple) else output
+        return (self._grad_entries(a, targets) * entries).sum(), self.definition.saved(a, output)
+
+    def grad_input(self, saved: Tensor, targets: tuple[Tensor, ...]) -> Tensor:
+        """Return ∂C/∂a^L, the left factor of BP1."""
+        grad_entries = self._grad_entries(saved, targets)
+        return self.definition.grad_input(grad_entries, saved, targets[:-1], *self._entrywise)
+
+    def count(self, outputs: Tensor, targets: tuple[Tensor, ...]) -> Tensor | int:
+        """Return Σ w, the weight of a batch in the mean over several."""
+        return targets[-1].sum() if self.reduction == "mean" else len(outputs)
 
 
 def parse_loss(loss: LossLike) -> LossSpec:

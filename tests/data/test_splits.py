@@ -8,7 +8,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from sklearn.model_selection import train_test_split
 
-from deltaprop.data import split_indices
+from deltaprop.data import Fold, load, split_indices
 from deltaprop.errors import UserError
 
 
@@ -139,3 +139,47 @@ def test_the_only_row_of_a_class_is_kept_for_training_if_allowed():
         split_indices(9, labels, 0.25, 0, "random")
     with pytest.raises(UserError, match=r"val_fraction=0\.5 of 2 rows: each class has 1 row, and none can be held out"):
         split_indices(2, np.array([0, 1]), 0.5, 0, "random", name="val_fraction", spare_lonely=True)
+
+
+class TestFold:
+    """K disjoint parts with the same share of each class."""
+
+    @settings(deadline=None, database=None, max_examples=50)
+    @given(labels=st.lists(st.integers(0, 4), min_size=4, max_size=60), of=st.integers(2, 8), seed=st.integers(0, 99))
+    def test_each_row_is_held_out_once_and_classes_are_shared_equally(self, labels, of, seed):
+        """Sizes and shares differ by at most one row; the only row of a class stays in training."""
+        y = np.array(labels)
+        counts = np.bincount(y)
+        assume(len(y) >= of and counts[counts > 1].sum() >= of)
+        parts = [Fold(number, of).split(len(y), y, seed) for number in range(1, of + 1)]
+        held = [part[1] for part in parts]
+        assert sorted(np.concatenate(held)) == [row for row in range(len(y)) if counts[y[row]] > 1]
+        assert np.ptp([len(rows) for rows in held]) <= 1
+        shares = np.array([np.bincount(y[rows], minlength=5) for rows in held])
+        assert np.ptp(shares, axis=0).max() <= 1
+        for kept, rows in parts:
+            assert sorted([*kept, *rows]) == list(range(len(y)))
+            assert {*y[rows]} <= {*y[kept]}  # every class to test on has rows to train on
+
+    def test_the_seed_determines_the_parts(self):
+        first, again, other = (Fold(2, 3).split(30, None, seed)[1].tolist() for seed in (0, 0, 1))
+        assert first == again
+        assert first != other
+
+    def test_fewer_rows_than_folds_are_refused(self):
+        with pytest.raises(UserError, match=r"`folds=5`: there are 4 rows, and each fold needs one: take at most 4"):
+            Fold(1, 5).split(4, None, 0)
+        with pytest.raises(UserError, match=r"`folds=5`: 4 rows are of a class with two .*: take at most 4"):
+            Fold(5, 5).split(5, np.array([0, 0, 1, 1, 2]), 0)
+
+    def test_a_data_set_is_tested_on_a_fold(self):
+        """Moons has 1000 rows, 500 of each class."""
+        data = [load("moons", test_fraction=Fold(number, 4), scaling="none") for number in (1, 2, 3, 4)]
+        assert [(len(d.test), int(d.test.y.sum())) for d in data] == [(250, 125)] * 4
+        rows = np.concatenate([d.test.x.numpy() for d in data])
+        assert len(np.unique(rows, axis=0)) == 1000
+
+    @pytest.mark.parametrize("fold", [Fold(0, 3), Fold(4, 3), Fold(1, 1)])
+    def test_a_fold_that_does_not_exist_is_refused(self, fold):
+        with pytest.raises(UserError, match="a fold must be one of 2 or more, numbered from 1"):
+            load("moons", test_fraction=fold)

@@ -255,3 +255,48 @@ class TestInvalidOptions:
     def test_ignore_index_with_probabilities_is_refused(self):
         with pytest.raises(UserError, match="ignore_index is for labels"):
             self.train("cross_entropy", {"ignore_index": 0}, torch.full((4, 3), 1 / 3))
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [case for case in CASES if not case[1].keys() & {"weight", "ignore_index"}], ids=str
+)
+def test_weights_of_samples_weight_their_losses(name: str, options: dict[str, Any]):
+    """C = Σ w_n C_n / Σ w_n of each batch, with C_n PyTorch's loss of sample n, and its gradient by autograd."""
+    torch.manual_seed(3)
+    model, weights = dp.MLP([3, OUTPUTS], dtype=F64), torch.rand(N, dtype=F64) + 0.1
+    x, y = torch.randn(N, 3, dtype=F64), targets(name, N, OUTPUTS)
+    optimizer = dp.SGD(model.parameters(), lr=1.0)
+    by_hand = dp.MLP([3, OUTPUTS], dtype=F64)
+    by_hand.load_state_dict(model.state_dict())
+    each = torch.stack([reference(name, options, by_hand(x[n : n + 1]), y[n : n + 1]) for n in range(N)])
+    total = (weights * each).sum() if options.get("reduction") == "sum" else (weights * each).sum() / weights.sum()
+    total.backward()
+    trainer = dp.ExplicitTrainer(model, partial(getattr(F, name), **options), optimizer)
+    mean = trainer.epoch(x, y, N, sample_weight=weights)
+    expected = total / N * N if options.get("reduction") == "sum" else total
+    torch.testing.assert_close(mean, expected.detach(), rtol=1e-12, atol=1e-14)
+    for p, q in zip(model.parameters(), by_hand.parameters(), strict=True):
+        torch.testing.assert_close(p.detach(), (q - q.grad).detach(), rtol=1e-11, atol=1e-13)
+
+
+@pytest.mark.parametrize(
+    ("loss", "weights", "message"),
+    [
+        ("mse", torch.ones(N - 1, dtype=F64), r"sample_weight must be a tensor, \[6\], .* got \[5\]"),
+        ("mse", [1.0] * N, "got list"),
+        ("mse", torch.ones(N), "sample_weight must be of torch.float64 on cpu"),
+        ("mse", torch.zeros(N, dtype=F64), "finite and above 0 for each row: leave rows of weight 0 out"),
+        ("mse", torch.full((N,), math.inf, dtype=F64), "finite and above 0"),
+        (partial(F.cross_entropy, weight=WEIGHT), torch.ones(N, dtype=F64), "multiply them into sample_weight"),
+        (partial(F.cross_entropy, ignore_index=1), torch.ones(N, dtype=F64), "not supported where labels are ignored"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_weights_that_do_not_fit_are_refused(loss: Any, weights: Any, message: str):
+    model = dp.MLP([3, OUTPUTS], dtype=F64)
+    trainer = dp.ExplicitTrainer(model, loss, dp.SGD(model.parameters(), lr=1.0))
+    y = torch.zeros(N, OUTPUTS, dtype=F64) if loss == "mse" else torch.tensor([0, 1, 2, 3, 1, 0])
+    before = model[0].weight.clone()
+    with pytest.raises(UserError, match=message):
+        trainer.epoch(torch.ones(N, 3, dtype=F64), y, 2, sample_weight=weights)
+    assert torch.equal(model[0].weight, before)

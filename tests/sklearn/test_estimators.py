@@ -69,14 +69,31 @@ def small(kind: type, **parameters: Any) -> Any:
 # --- scikit-learn's conventions ---
 
 
-@parametrize_with_checks([MLPClassifier(dtype="float32"), MLPRegressor(dtype="float64")])
+def expected_failures(estimator: Any) -> dict[str, str]:
+    """A weight of k is exactly k rows in one batch; the check allows a difference of 1e-7, less than float32 rounds."""
+    if estimator.dtype == "float64":
+        return {}
+    return {"check_sample_weight_equivalence_on_dense_data": "float32 rounds to 6e-8, and the check allows 1e-7"}
+
+
+# All rows in one batch, as the default is for so few: in smaller ones repeated rows are in several.
+CHECKED = {"batch_size": "auto"}
+
+
+@parametrize_with_checks(
+    [MLPClassifier(dtype="float64", **CHECKED), MLPRegressor(dtype="float64", **CHECKED)],
+    expected_failed_checks=expected_failures,
+)
 def test_scikit_learns_estimator_checks_pass(estimator: Any, check: Callable[[Any], None]):
     check(estimator)
 
 
 @pytest.mark.slow
-@parametrize_with_checks([MLPClassifier(dtype="float64"), MLPRegressor(dtype="float32")])
-def test_estimator_checks_pass_in_the_other_dtype(estimator: Any, check: Callable[[Any], None]):
+@parametrize_with_checks(
+    [MLPClassifier(dtype="float32", **CHECKED), MLPRegressor(dtype="float32", **CHECKED)],
+    expected_failed_checks=expected_failures,
+)
+def test_estimator_checks_pass_in_float32(estimator: Any, check: Callable[[Any], None]):
     check(estimator)
 
 

@@ -14,11 +14,13 @@ from typing import Annotated, Any, Literal
 from tyro.conf import UseAppendAction, arg
 
 from deltaprop.cli.console import ConsoleReporter
+from deltaprop.cli.folds import FoldsReporter
 from deltaprop.cli.parsing import optional, read_arguments
 from deltaprop.core import ACTIVATIONS
 from deltaprop.errors import UserError, as_keys, setting
 from deltaprop.nn.init import INITS
 from deltaprop.training.config import TrainConfig, read_toml
+from deltaprop.training.folds import cross_validate, folds_config, has_folds
 from deltaprop.training.loop import train
 from deltaprop.training.objective import losses
 from deltaprop.training.resume import locate, saved_config
@@ -69,6 +71,10 @@ class Flags(TrainConfig):
 def main(words: Sequence[str]) -> int:
     """Train."""
     config, flags, path = parse_flags(words)
+    if config.folds and not config.fold:
+        with contextlib.closing(FoldsReporter(config)) as of_folds:
+            of_folds.summary(cross_validate(config, of_folds, on_fold=of_folds.fold))
+        return 0
     restart = path is None and flags.resume == "auto"
     with contextlib.closing(ConsoleReporter(words=words)) as reporter:
         try:
@@ -106,8 +112,9 @@ def parse_flags(words: Sequence[str]) -> tuple[TrainConfig, Flags, Path | None]:
         **{name: value for name, value in vars(given).items() if value is not None},
     })  # fmt: skip
     flags = read_arguments(Flags, "train", rest, default)
-    if flags.override and path is None:
-        raise UserError("--override is for --resume: a new run has nothing to override")
+    if flags.override and (path is None or flags.folds):
+        what = "a new run has nothing to override" if path is None else "all folds have the same settings"
+        raise UserError(f"--override is for --resume: {what}")
     config = TrainConfig(**{f.name: getattr(flags, f.name) for f in dataclasses.fields(TrainConfig)})
     if path is not None:
         folder, _ = locate(path)
@@ -130,19 +137,21 @@ def run_to_resume(name: str, run_dir: Path | None) -> Path | None:
     if name == "auto":
         if run_dir is None:
             raise UserError("--resume auto: give the folder of the run with --run-dir")
-        return run_dir if has_checkpoint(run_dir) else None
+        return run_dir if has_checkpoint(run_dir) or has_folds(run_dir) else None
     path = run_dir if name == HERE and run_dir is not None else Path(name)
     path = path.resolve() if path.is_file() else path
     if path.is_file() and path.parent.name == "checkpoints":
         return path
-    if not has_checkpoint(path):
+    if not has_checkpoint(path) and not has_folds(path):
         hint = ": name the folder of a run, or give --run-dir" if name == HERE else ""
         raise UserError(f"--resume {path}: there is no checkpoint of a run here{hint}")
     return path
 
 
 def _saved_config(path: Path) -> TrainConfig:
-    """Return the configuration of the run to resume, from its last valid checkpoint."""
+    """Return the configuration of the run to resume, from its last valid checkpoint, or that of its folds."""
+    if has_folds(path):
+        return folds_config(path)
     folder, only = locate(path)
     _, checkpoint = RunFolder.of(folder).latest_checkpoint(lambda text: None, only)  # training warns about damaged ones
     return saved_config(checkpoint, folder)

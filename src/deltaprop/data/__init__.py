@@ -14,11 +14,11 @@ from deltaprop.data.encoding import Encoding
 from deltaprop.data.formats.idx import find_idx_files, load_idx_folder, read_idx
 from deltaprop.data.loading import Source, check_source, load
 from deltaprop.data.scaling import Scaling
-from deltaprop.data.splits import split_indices
+from deltaprop.data.splits import Fold, split_indices
 from deltaprop.data.store import CacheConfig
 
 __all__ = [
-    "BUILTIN", "BUILTIN_LR", "Augment", "CacheConfig", "Dataset", "Deformation", "Encoding", "Part", "RawData",
+    "BUILTIN", "BUILTIN_LR", "Augment", "CacheConfig", "Dataset", "Deformation", "Encoding", "Fold", "Part", "RawData",
     "Scaling", "Source", "Split", "StreamedSplit", "TableOptions", "check_source", "find_idx_files", "load",
     "load_idx_folder", "read_idx", "split_indices",
 ]  # fmt: skip

@@ -24,7 +24,7 @@ from deltaprop.data.formats.idx import IdxFolder, find_idx_files, load_idx_folde
 from deltaprop.data.from_table import RawTable, read_table
 from deltaprop.data.infer import choose_columns
 from deltaprop.data.scaling import Scaling, check_targets_fit
-from deltaprop.data.splits import Rows, SplitHow, split_indices
+from deltaprop.data.splits import Fold, Rows, SplitHow, split_indices
 from deltaprop.data.store import CacheConfig, InMemory, Storage, Store, default_cache, default_memory
 from deltaprop.errors import UserError, setting, unknown_name
 
@@ -61,7 +61,7 @@ class _LoadOptions:
     """The options of `load`; refuses what no data set could be loaded with, before anything is read."""
 
     seed: int
-    test_fraction: float
+    test_fraction: float | Fold
     val_fraction: float
     val_split: SplitHow
     scaling: ScalingHow
@@ -73,7 +73,11 @@ class _LoadOptions:
         # 2³² is the limit of the generator that scikit-learn seeds.
         if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= seed < 2**32:
             raise UserError(f"seed must be an integer from 0 to {2**32 - 1}, got {seed!r}")
-        if not _is_number(self.test_fraction) or not 0 < self.test_fraction < 1:
+        if isinstance(self.test_fraction, Fold):
+            number, of = self.test_fraction.number, self.test_fraction.of
+            if of < 2 or not 1 <= number <= of:
+                raise UserError(f"a fold must be one of 2 or more, numbered from 1, got fold {number} of {of}")
+        elif not _is_number(self.test_fraction) or not 0 < self.test_fraction < 1:
             raise UserError(f"test_fraction must lie between 0 and 1, both excluded, got {self.test_fraction!r}")
         if not _is_number(self.val_fraction) or not 0 <= self.val_fraction < 1:
             raise UserError(f"val_fraction must be 0 or lie between 0 and 1, 1 excluded, got {self.val_fraction!r}")
@@ -150,7 +154,7 @@ def load(
     source: str | Source,
     *,
     seed: int = 0,
-    test_fraction: float = 0.2,
+    test_fraction: float | Fold = 0.2,
     val_fraction: float = 0.1,
     val_split: SplitHow = "random",
     scaling: ScalingHow = "auto",
@@ -162,7 +166,8 @@ def load(
     Args:
         source: A built-in name (a row of `BUILTIN`), a file or a folder; or a `Source` with the user's choices.
         seed: Seed of the generated sets and of the random splits, in [0, 2³²).
-        test_fraction: The share of all rows to test on, in (0, 1), where the set brings no test set of its own.
+        test_fraction: The share of all rows to test on, in (0, 1), where the set brings no test set of its own; or the
+            `Fold` of the rows to test on.
         val_fraction: The share of the remaining rows to validate on, in [0, 1).
         val_split: ``"random"``, with each class its share, or ``"tail"``, the last of the remaining rows.
         scaling: ``"pixel"``: x / pixel_scale, for pictures; ``"standard"``: each column to mean 0 and standard
@@ -230,10 +235,16 @@ def _prepare(raw: RawData | RawTable, how: _LoadOptions) -> Dataset:
     from_table, seed = isinstance(raw, RawTable), int(how.seed)
     has_test = (raw.test if isinstance(raw, RawTable) else raw.x_test) is not None
     names = raw.class_names if from_table else ()  # IDX files may have test labels without a name
-    rest, test_rows = split_indices(
-        len(raw.y), labels, 0.0 if has_test else how.test_fraction, seed, "random",
-        name="test_fraction",
-    )  # fmt: skip
+    share = how.test_fraction
+    if isinstance(share, Fold):
+        if has_test:
+            raise UserError(f"{setting('folds', share.of)}: {raw.name} has a test set of its own, and is not divided")
+        rest, test_rows = share.split(len(raw.y), labels, seed)
+    else:
+        rest, test_rows = split_indices(
+            len(raw.y), labels, 0.0 if has_test else share, seed, "random",
+            name="test_fraction",
+        )  # fmt: skip
     kept, held_out = split_indices(
         len(rest), None if labels is None else labels[rest], how.val_fraction if len(rest) > 1 else 0.0, seed,
         how.val_split,

@@ -49,7 +49,7 @@ class Scaling:
         return cls(torch.zeros(n, dtype=torch.float64), torch.full((n,), full_scale, dtype=torch.float64))
 
     @classmethod
-    def standard(cls, x: Tensor) -> Scaling:
+    def standard(cls, x: Tensor, weights: Tensor | None = None) -> Scaling:
         """Return the scaling that gives each column of x mean 0 and standard deviation 1.
 
         Fit it on the training part only: statistics of the test part must not influence training.
@@ -58,6 +58,7 @@ class Scaling:
 
         Args:
             x: The training part, shape ``[N, n]`` with N ≥ 1, any real dtype; mean and deviation are float64.
+            weights: How often each row counts, float64, shape ``[N]``, above 0: mean = Σ w x / Σ w; None for once each.
 
         Raises:
             UserError: If there is no row, or a column's mean or deviation is not finite.
@@ -65,7 +66,7 @@ class Scaling:
         if x.ndim != 2 or len(x) == 0:
             raise UserError(f"x must be [N, n] with at least one row to fit a scaling on, got {list(x.shape)}")
         columns = x.split(_COLUMNS_AT_ONCE, dim=1)
-        fits = [torch.std_mean(block.double(), dim=0, correction=0) for block in columns]
+        fits = [_std_mean(block.double(), weights) for block in columns]
         scale, mean = (torch.cat(parts) for parts in zip(*fits, strict=True))
         bad = torch.nonzero(~(scale.isfinite() & mean.isfinite()))
         if len(bad):
@@ -130,3 +131,13 @@ def check_targets_fit(y: Array, names: Sequence[str]) -> None:
                 f"{name} is {middle:.4g} ± {deviation:.4g}: so close together float64 keeps less than three digits of "
                 f"them: subtract {middle:.4g} from the numbers first"
             )
+
+
+def _std_mean(x: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return √(Σ w (x − mean)² / Σ w) and mean = Σ w x / Σ w of each column, exact where a column is constant."""
+    if weights is None:
+        return torch.std_mean(x, dim=0, correction=0)
+    shares = (weights / weights.sum()).unsqueeze(1)
+    rest = x - x[:1]  # 0 for a constant column, whose mean then has no rounding
+    mean = (shares * rest).sum(dim=0)
+    return (shares * (rest - mean).square()).sum(dim=0).sqrt(), x[0] + mean

@@ -2,16 +2,66 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from deltaprop.errors import UserError, counted, unknown_name
+from deltaprop.errors import UserError, counted, setting, unknown_name
 
 SplitHow: TypeAlias = Literal["random", "tail"]
 Array: TypeAlias = NDArray[Any]
 Rows: TypeAlias = NDArray[np.intp]
+
+
+@dataclass(frozen=True)
+class Fold:
+    """One of several equal parts of the rows, which is held out; k-fold cross-validation holds out each in turn.
+
+    Attributes:
+        number: Which part is held out, from 1.
+        of: The number of parts, K.
+    """
+
+    number: int
+    of: int
+
+    def split(self, n: int, stratify: Array | None, seed: int) -> tuple[Rows, Rows]:
+        """Return the rows to keep and the rows to hold out, each in rising order.
+
+        The K parts are disjoint, and depend on the seed and K alone; their sizes differ by at most one row, as do the
+        shares of each class. The only row of a class is never held out: there would be none left to train on.
+
+        Args:
+            n: The number of rows.
+            stratify: Class labels, shape ``[n]``; None for parts drawn without regard to classes.
+            seed: Seed of the parts, in [0, 2³²).
+
+        Raises:
+            UserError: If there are fewer rows than parts.
+
+        Example:
+            >>> kept, held_out = Fold(1, of=3).split(6, np.array([0, 0, 0, 1, 1, 1]), 0)
+            >>> len(kept), len(held_out)
+            (4, 2)
+        """
+        if self.of > n:
+            raise UserError(
+                f"{setting('folds', self.of)}: there are {n} rows, and each fold needs one: take at most {n}"
+            )
+        rng, order = np.random.RandomState(seed), []
+        for label in [None] if stratify is None else np.unique(stratify):
+            own = np.arange(n) if label is None else np.flatnonzero(stratify == label)
+            if stratify is None or len(own) > 1:
+                order.append(rng.permutation(own))
+        dealt = np.concatenate(order) if order else np.arange(0)
+        held = np.zeros(n, dtype=np.bool_)
+        held[dealt[self.number - 1 :: self.of]] = True  # dealt one by one to the parts, class after class
+        if not held.any():
+            what = f"{len(dealt)} rows are of a class with two rows or more, and each fold needs one"
+            raise UserError(f"{setting('folds', self.of)}: {what}: take at most {len(dealt)}")
+        return np.flatnonzero(~held), np.flatnonzero(held)
 
 
 def split_indices(

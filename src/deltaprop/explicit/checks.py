@@ -166,6 +166,28 @@ def refuse_entry_weights(loss: LossSpec) -> None:
         raise UserError(f"the explicit engine does not support weights of the entries in {loss.name}: {ELSEWHERE}")
 
 
+def check_sample_weights(loss: LossSpec, weights: Tensor, x: Tensor, y: Tensor) -> None:
+    """Refuse weights of samples that are not above 0 or do not fit the inputs, and losses that have no place for them.
+
+    ``loss`` is that of :meth:`~deltaprop.loss_spec.LossSpec.on_targets`.
+    """
+    if not isinstance(weights, Tensor) or weights.shape != (len(x),):
+        got = str(list(weights.shape)) if isinstance(weights, Tensor) else type(weights).__name__
+        raise UserError(f"sample_weight must be a tensor, [{len(x)}], one number for each row, got {got}")
+    if (weights.dtype, weights.device) != (x.dtype, x.device):
+        got = f"{weights.dtype} on {weights.device}"
+        raise UserError(f"sample_weight must be of {x.dtype} on {x.device}, as the inputs are, got {got}")
+    if not bool(((weights > 0) & weights.isfinite()).all()):
+        raise UserError("sample_weight must be finite and above 0 for each row: leave rows of weight 0 out")
+    if "weight" in loss.options:
+        raise UserError("sample_weight and weight are both given: multiply them into sample_weight")
+    options = {**loss.definition.options(), **loss.options}
+    if "reduction" not in options:
+        raise UserError(f"{loss.name} has no reduction 'none', which sample_weight needs")
+    if not y.is_floating_point() and options.get("ignore_index") is not None:
+        raise UserError("sample_weight is not supported where labels are ignored: leave these rows out")
+
+
 def whole_number(number: object, name: str = "batch_size") -> int:
     """Return a whole number of any type, such as NumPy's, as an int; True and False are refused."""
     try:

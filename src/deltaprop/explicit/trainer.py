@@ -27,6 +27,7 @@ from deltaprop.explicit.checks import (
     check_optimizer,
     check_order,
     check_parameters,
+    check_sample_weights,
     check_targets,
     refuse_entry_weights,
     whole_number,
@@ -35,7 +36,7 @@ from deltaprop.explicit.graph import can_capture, is_ours
 from deltaprop.explicit.precision import check_precision, products_in
 from deltaprop.explicit.update import Updater
 from deltaprop.explicit.workspace import Workspace
-from deltaprop.loss_spec import LossLike, LossSpec, parse_loss
+from deltaprop.loss_spec import LossLike, LossSpec, SampleWeighted, parse_loss
 from deltaprop.nn.layers import read_layers, refuse_contained_activation
 
 
@@ -153,6 +154,7 @@ class ExplicitTrainer:
         generator: torch.Generator | None = None,
         start: int = 0,
         on_step: Callable[[int], object] | None = None,
+        sample_weight: Tensor | None = None,
     ) -> Tensor:
         """Take one pass over the rows.
 
@@ -166,10 +168,12 @@ class ExplicitTrainer:
             on_step: Called after each step with the number of steps done in this epoch, those before ``start``
                 included. It may read or change the model and the optimizer's options. If it returns True, the epoch
                 ends there.
+            sample_weight: A weight above 0 for each row, [M], with the dtype of x: C of a batch is Σ w_n C_n / Σ w_n.
 
         Returns:
-            The mean of C over the steps taken, each sample counting once (by its class weight, where the loss has some;
-            one whose label is ignored does not count), a scalar on the device; NaN if no step was taken.
+            The mean of C over the steps taken, each sample counting once (by its own weight or that of its class, where
+            there are some; one whose label is ignored does not count), a scalar on the device; NaN if no step was
+            taken.
 
         Raises:
             UserError: If an argument does not fit; nothing has been changed then.
@@ -184,7 +188,7 @@ class ExplicitTrainer:
             raise UserError("order and generator both say in which order: give one of them")
         if generator is not None:
             order = torch.randperm(len(x), generator=generator, device=generator.device).to(x.device)
-        self._epoch(x, y, batch_size, order, state, on_step)
+        self._epoch(x, y, batch_size, order, state, on_step, sample_weight)
         return state.mean()
 
     # --- the epoch, shared with the training loop ---
@@ -197,6 +201,7 @@ class ExplicitTrainer:
         order: Tensor | None,
         state: EpochState,
         on_step: Callable[[int], object] | None = None,
+        sample_weight: Tensor | None = None,
     ) -> None:
         """Train on the rows in order, or on the rest of an interrupted epoch, and keep ``state`` up to date."""
         batch_size = whole_number(batch_size)
@@ -208,6 +213,9 @@ class ExplicitTrainer:
         y = self._check_batch(x, y)
         check_labels(self.loss, y, self._outputs)
         loss = self.loss.on_targets(y)
+        if sample_weight is not None:
+            check_sample_weights(loss, sample_weight, x, y)
+            loss = SampleWeighted(loss.name, loss.options)
         if order is not None:
             check_order(order, x)
         rows = len(x) if order is None else len(order)
@@ -218,7 +226,7 @@ class ExplicitTrainer:
         take_steps = self._replay_steps if can_capture(x.device) else self._take_steps
         try:
             with torch.inference_mode():
-                for c, a, targets in take_steps(loss, x, y, batch_size, order, state.done):
+                for c, a, targets in take_steps(loss, x, y, batch_size, order, state.done, sample_weight):
                     state.add(c if state.report is None else state.report(a, targets[0]), loss.count(a, targets))
                     ended = state.step_done()
                     if on_step is not None:
@@ -236,27 +244,29 @@ class ExplicitTrainer:
             self._running = False
 
     def _take_steps(
-        self, loss: LossSpec, x: Tensor, y: Tensor, batch_size: int, order: Tensor | None, start: int
-    ) -> Iterator[tuple[Tensor, Tensor, tuple[Tensor, ...]]]:
+        self, loss: LossSpec, x: Tensor, y: Tensor, batch_size: int, order: Tensor | None, start: int,
+        weights: Tensor | None,
+    ) -> Iterator[tuple[Tensor, Tensor, tuple[Tensor, ...]]]:  # fmt: skip
         """Take the steps one by one; yield C, a^L and targets of each."""
-        for x_batch, targets in batches(loss, x, y, batch_size, order, start, self._outputs):
+        for x_batch, targets in batches(loss, x, y, batch_size, order, start, self._outputs, weights):
             self._workspace.fit(len(x_batch))
             yield *self._train(loss, x_batch, targets), targets
 
     def _replay_steps(
-        self, loss: LossSpec, x: Tensor, y: Tensor, batch_size: int, order: Tensor | None, start: int
-    ) -> Iterator[tuple[Tensor, Tensor, tuple[Tensor, ...]]]:
+        self, loss: LossSpec, x: Tensor, y: Tensor, batch_size: int, order: Tensor | None, start: int,
+        weights: Tensor | None,
+    ) -> Iterator[tuple[Tensor, Tensor, tuple[Tensor, ...]]]:  # fmt: skip
         """Take the steps, most of them by replaying a captured one; yield C, a^L and targets of each."""
         order = torch.arange(len(x), device=x.device) if order is None else order
 
         def gather_and_train(rows: Tensor) -> tuple[Tensor, ...]:
-            ((x_batch, targets),) = batches(loss, x, y, len(rows), rows, 0, self._outputs)
+            ((x_batch, targets),) = batches(loss, x, y, len(rows), rows, 0, self._outputs, weights)
             return *self._train(loss, x_batch, targets), *targets
 
         for first in range(start * batch_size, len(order), batch_size):
             rows = order[first : first + batch_size]
             self._workspace.fit(len(rows))
-            captured = self._workspace.captured(loss, x, y, gather_and_train)
+            captured = self._workspace.captured(loss, [x, y, *([] if weights is None else [weights])], gather_and_train)
             captured(rows, self._update.version)
             c, a, *targets = captured.results
             yield c, a, tuple(targets)
@@ -266,7 +276,7 @@ class ExplicitTrainer:
         layers = self._workspace.layers
         with self._products:
             a = feed_forward(layers, x)  # FWD
-            c, saved = loss.forward(a, targets[0])  # C
+            c, saved = loss.of_batch(a, targets)  # C
             grad_a = cast(loss.grad_input(saved, targets), a.dtype)  # BP1, left factor; cast: pos_weight may be wider
             back_propagate(layers[self._lowest :], grad_a, self._update)  # BP1-BP4, SGD
         return c, a

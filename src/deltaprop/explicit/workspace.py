@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -64,15 +64,17 @@ class Workspace:
             layer.rows_at_once = max(1, PIECE * rows // z.nbytes) if z.device.type == "cpu" else rows
         return z, a, grad_a
 
-    def captured(self, loss: LossSpec, x: Tensor, y: Tensor, step: Callable[..., tuple[Tensor, ...]]) -> CapturedStep:
-        """Return the step on rows of x and y, to be captured in a graph."""
+    def captured(
+        self, loss: LossSpec, rows_of: Sequence[Tensor], step: Callable[..., tuple[Tensor, ...]]
+    ) -> CapturedStep:
+        """Return the step on rows of these tensors, inputs and targets, to be captured in a graph."""
         reads = (
             loss.options.get("ignore_index", -100),  # None where no label is ignored
-            *[(t.data_ptr(), t.dtype, t.shape, t.stride()) for t in (x, y)],
+            *[(t.data_ptr(), t.dtype, t.shape, t.stride()) for t in rows_of],
         )
         before, captured = self._captured.pop(self._rows, (None, None))
         if captured is None or before != reads:  # a capture of other data would keep those in memory
-            captured = CapturedStep(step, self._rows, x.device, self._holdable)
+            captured = CapturedStep(step, self._rows, rows_of[0].device, self._holdable)
         if len(self._captured) >= MOST_CAPTURED:
             del self._captured[next(iter(self._captured))]  # the least recently used size
         self._captured[self._rows] = reads, captured

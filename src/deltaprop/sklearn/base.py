@@ -52,7 +52,7 @@ class MLPEstimator(Parameters, ABC):
         """Return validated inputs, and targets as :meth:`_targets` takes them."""
 
     @abstractmethod
-    def _fit_targets(self, y: NDArray[Any]) -> int:
+    def _fit_targets(self, y: NDArray[Any], weights: NDArray[np.float64] | None) -> int:
         """Fit the scaling of targets, if there is one; return n_L."""
 
     @abstractmethod
@@ -60,12 +60,20 @@ class MLPEstimator(Parameters, ABC):
         """Return targets for the loss, on the device."""
 
     @abstractmethod
-    def _loss(self, y: NDArray[Any], all_rows: bool) -> str | Callable[..., Tensor]:
-        """Return the loss; ``all_rows`` is False if ``partial_fit`` may be called with further targets."""
+    def _loss(self, y: NDArray[Any], all_rows: bool, by_row: bool) -> str | Callable[..., Tensor]:
+        """Return the loss.
+
+        ``all_rows`` is False if ``partial_fit`` may be called with further targets; ``by_row`` is True if class weights
+        are part of the weight of each row.
+        """
 
     @abstractmethod
-    def _score(self, outputs: Tensor, targets: Tensor) -> float:
-        """Return the score of outputs, accuracy or R²."""
+    def _score(self, outputs: Tensor, targets: Tensor, weights: NDArray[np.float64] | None) -> float:
+        """Return the score of outputs, accuracy or R², each row counting by its weight."""
+
+    def _class_factors(self, y: NDArray[Any], weights: NDArray[np.float64], all_rows: bool) -> NDArray[np.float64]:
+        """Return the factor of each row's weight by its class; 1 without class weights."""
+        return np.ones(len(y))
 
     # --- the attributes of a fitted estimator ---
 
@@ -103,12 +111,15 @@ class MLPEstimator(Parameters, ABC):
 
     # --- training ---
 
-    def fit(self, X: ArrayLike, y: ArrayLike) -> Self:
+    def fit(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Self:
         """Train until the loss, or with early stopping the score, no longer improves, or ``max_iter`` is reached.
 
         Args:
             X: Inputs, [N, n_0], dense and finite.
             y: Labels, [N]; for a regressor numbers, [N] or [N, n_L].
+            sample_weight: The weight of each row, [N], at least 0: the loss of a batch is Σ w c / Σ w, as in
+                scikit-learn, and a weight of k counts as k equal rows; scaling and the score of early stopping are
+                weighted too. A row of weight 0 counts nowhere. In batches of one row weights cancel.
 
         Returns:
             The estimator.
@@ -117,39 +128,56 @@ class MLPEstimator(Parameters, ABC):
             UserError: If a parameter or the data cannot be used, or the loss or a weight is no longer finite.
         """
         self._check_parameters()
-        self._train(X, y, not (self.warm_start and hasattr(self, "model_")), None, self.max_iter)
+        first = not (self.warm_start and hasattr(self, "model_"))
+        self._train(X, y, first, max_iter=self.max_iter, sample_weight=sample_weight)
         self._optimizer = None  # a finished fit keeps its weights, and no momentum buffers
         return self
 
-    def _partial_fit(self, X: ArrayLike, y: ArrayLike, classes: ArrayLike | None = None) -> Self:
+    def _partial_fit(
+        self, X: ArrayLike, y: ArrayLike, classes: ArrayLike | None, sample_weight: ArrayLike | None
+    ) -> Self:
         """Train one epoch on these rows, with the scaling of the first call and the momentum of the last."""
         self._check_parameters()
         if self.early_stopping:
             raise UserError("partial_fit does not support early_stopping=True: it always trains one epoch")
-        self._train(X, y, not hasattr(self, "model_"), classes, None)
+        self._train(X, y, not hasattr(self, "model_"), classes=classes, sample_weight=sample_weight)
         return self
 
-    def _train(self, X: Any, y: Any, first: bool, classes: Any, max_iter: int | None) -> None:
+    def _train(
+        self,
+        X: Any,
+        y: Any,
+        first: bool,
+        *,
+        classes: Any = None,
+        max_iter: int | None = None,
+        sample_weight: Any = None,
+    ) -> None:
         """Train a new model or, if not ``first``, the present one, until it converges; one epoch if no ``max_iter``."""
         if first or max_iter is not None:
             # None draws from a generator of its own, where scikit-learn would use NumPy's global one.
             own = np.random.RandomState() if self.random_state is None else self.random_state
             self._random, self._optimizer = check_random_state(own), None
         x, y = self._validated(X, y, first, classes)
+        x, y, weights = self._weighted(x, y, sample_weight)
+        w_held = None
         if self.early_stopping:
-            x, x_held, y, y_held = train_test_split(
-                x, y, stratify=y if is_classifier(self) else None,
+            parts = [x, y] if weights is None else [x, y, weights]
+            x, x_held, y, y_held, *of_weights = train_test_split(
+                *parts, stratify=y if is_classifier(self) else None,
                 test_size=self.validation_fraction, random_state=self._random,
             )  # fmt: skip
+            weights, w_held = of_weights or (None, None)
             if len(x_held) < 2:
                 raise UserError(f"validation_fraction={self.validation_fraction} leaves 1 row to validate on: use more")
         if first:
-            self._make_model(x, y)
+            self._make_model(x, y, weights)
         else:
             self._check_model_parameters()
         inputs, targets = self._inputs(x), self._targets(y)
-        held_out = (self._inputs(x_held), self._targets(y_held)) if self.early_stopping else None
-        loss_function = self._loss(y, all_rows=max_iter is not None)
+        held_out = (self._inputs(x_held), self._targets(y_held), w_held) if self.early_stopping else None
+        row_weights = None if weights is None else self._row_weights(y, weights, all_rows=max_iter is not None)
+        loss_function = self._loss(y, all_rows=max_iter is not None, by_row=weights is not None)
         trainer = ExplicitTrainer(self.model_, loss_function, self._make_optimizer())
         generator = torch.Generator().manual_seed(self._draw_seed()) if self.shuffle else None
         batch_size = self._clipped_batch_size(len(x))
@@ -160,7 +188,9 @@ class MLPEstimator(Parameters, ABC):
         try:
             with set_threads(self._threads(batch_size)):
                 for epoch in range(1, (max_iter or 1) + 1):
-                    loss = trainer.epoch(inputs, targets, batch_size, generator=generator).item()
+                    loss = trainer.epoch(
+                        inputs, targets, batch_size, generator=generator, sample_weight=row_weights
+                    ).item()
                     self._check_finite(math.isfinite(loss), f"the loss of epoch {epoch}")
                     self.n_iter_, self.loss_ = epoch, loss
                     self.loss_curve_.append(loss)
@@ -186,11 +216,32 @@ class MLPEstimator(Parameters, ABC):
             self.model_.load_state_dict(best_weights)
         self._check_finite(all(bool(p.isfinite().all()) for p in self.model_.parameters()), "a weight")
 
-    def _make_model(self, x: NDArray[Any], y: NDArray[Any]) -> None:
+    def _weighted(
+        self, x: NDArray[Any], y: NDArray[Any], sample_weight: Any
+    ) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.float64] | None]:
+        """Return the rows of a weight above 0, and the weights with mean 1; None if they are equal."""
+        if sample_weight is None:
+            return x, y, None
+        weights = _row_weights(sample_weight, len(x))
+        counts = weights > 0
+        x, y, weights = x[counts], y[counts], weights[counts]
+        if (weights == weights[0]).all():
+            return x, y, None
+        if self.batch_size == 1:
+            warnings.warn("batch_size=1: the weight of a row cancels in a batch of one", stacklevel=4)
+        return x, y, weights / weights.mean()
+
+    def _row_weights(self, y: NDArray[Any], weights: NDArray[np.float64], all_rows: bool) -> Tensor:
+        """Return the weight of each row in the loss, on the device, those of classes included."""
+        like, products = self._layers[0].weight, weights * self._class_factors(y, weights, all_rows)
+        least = torch.finfo(like.dtype).tiny
+        return torch.from_numpy(products / products.mean()).to(like.device, like.dtype).clamp(min=least)
+
+    def _make_model(self, x: NDArray[Any], y: NDArray[Any], weights: NDArray[np.float64] | None) -> None:
         """Fit the scaling, and draw the initial weights."""
-        sizes = [x.shape[1], *self._hidden(), self._fit_targets(y)]
+        sizes = [x.shape[1], *self._hidden(), self._fit_targets(y, weights)]
         device, activation = self._device(), ALIASES.get(self.activation, self.activation)
-        self.input_scaling_ = self._scaling(x)
+        self.input_scaling_ = self._scaling(x, weights)
         with _drawing, torch.random.fork_rng(devices=[]):  # leaves the caller's generator as it was
             torch.default_generator.manual_seed(self._draw_seed())
             model = MLP(sizes, activation, init=self.init, dtype=DTYPES[self.dtype])
@@ -204,12 +255,12 @@ class MLPEstimator(Parameters, ABC):
             if now[name] != before:
                 raise UserError(f"{name} of a trained model cannot change from {before!r} to {now[name]!r}")
 
-    def _validation_score(self, inputs: Tensor, targets: Tensor) -> float:
+    def _validation_score(self, inputs: Tensor, targets: Tensor, weights: NDArray[np.float64] | None) -> float:
         """Return the score on the rows held out, and append it to ``validation_scores_``."""
         with torch.no_grad():
             outputs = self.model_(inputs)
         self._check_finite(bool(outputs.isfinite().all()), "an output")
-        score = self._score(outputs, targets)
+        score = self._score(outputs, targets, weights)
         self.validation_scores_ = [*(self.validation_scores_ or []), score]
         self._print(f"Validation score: {score:.6f}")
         return score
@@ -251,8 +302,10 @@ class MLPEstimator(Parameters, ABC):
             group["nesterov"] = self.nesterovs_momentum and self.momentum > 0
         return self._optimizer
 
-    def _scaling(self, columns: NDArray[Any]) -> Scaling:
-        return Scaling.standard(as_tensor(columns)) if self.standardize else Scaling.identity(columns.shape[1])
+    def _scaling(self, columns: NDArray[Any], weights: NDArray[np.float64] | None) -> Scaling:
+        if not self.standardize:
+            return Scaling.identity(columns.shape[1])
+        return Scaling.standard(as_tensor(columns), None if weights is None else as_tensor(weights))
 
     def _inputs(self, x: NDArray[Any], like: Tensor | None = None) -> Tensor:
         """Return standardised inputs, with dtype and device of the model's weights by default."""
@@ -289,3 +342,21 @@ class MLPEstimator(Parameters, ABC):
 def as_tensor(array: NDArray[Any]) -> Tensor:
     """Return an array as a tensor that is only read."""
     return torch.from_numpy(array if array.flags.writeable else array.copy())  # PyTorch warns of read-only arrays
+
+
+def _row_weights(sample_weight: Any, rows: int) -> NDArray[np.float64]:
+    """Return weights of rows as an array [N], the largest of them 1."""
+    try:
+        weights = np.asarray(sample_weight, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"sample_weight must be one number for each row, [{rows}]: {error}") from error
+    if weights.shape != (rows,):
+        raise UserError(f"sample_weight must be one number for each row, [{rows}], got {list(weights.shape)}")
+    bad = ~(np.isfinite(weights) & (weights >= 0))
+    if bad.any():
+        at = int(bad.argmax())
+        raise UserError(f"sample_weight must be finite and at least 0, got {weights[at]} in row {at + 1}")
+    if not weights.any():
+        raise UserError("sample_weight is zero for every row: there is nothing to learn from")
+    scaled: NDArray[np.float64] = weights / weights.max()
+    return scaled

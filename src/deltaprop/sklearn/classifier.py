@@ -22,6 +22,7 @@ from torch import Tensor
 from deltaprop import functional as F
 from deltaprop.errors import UserError
 from deltaprop.sklearn.base import DENSE, MLPEstimator, as_tensor
+from deltaprop.sklearn.labels import plain_labels
 
 
 @dataclass(eq=False, repr=False)
@@ -98,13 +99,21 @@ class MLPClassifier(ClassifierMixin, MLPEstimator):
         tags.classifier_tags.multi_label = False  # a softmax gives one class a row
         return tags
 
-    def partial_fit(self, X: ArrayLike, y: ArrayLike, classes: ArrayLike | None = None) -> Self:
+    def partial_fit(
+        self,
+        X: ArrayLike,
+        y: ArrayLike,
+        classes: ArrayLike | None = None,
+        *,
+        sample_weight: ArrayLike | None = None,
+    ) -> Self:
         """Train one epoch on these rows.
 
         Args:
             X: Inputs, [N, n_0].
             y: Labels, [N].
             classes: All labels of this and of later calls; the first call needs them.
+            sample_weight: As in ``fit``.
 
         Returns:
             The estimator.
@@ -115,7 +124,7 @@ class MLPClassifier(ClassifierMixin, MLPEstimator):
         """
         if classes is None and not hasattr(self, "model_"):
             raise UserError("the first partial_fit needs classes: all labels of this and of later calls")
-        return self._partial_fit(X, y, classes)
+        return self._partial_fit(X, y, classes, sample_weight)
 
     def predict(self, X: ArrayLike) -> NDArray[Any]:
         """Return the class of the largest logit, [N]."""
@@ -139,13 +148,13 @@ class MLPClassifier(ClassifierMixin, MLPEstimator):
     def _validated(self, X: Any, y: Any, first: bool, classes: Any) -> tuple[NDArray[Any], NDArray[Any]]:
         """Return inputs, and labels as indices of ``classes_``; raise a UserError for labels that do not fit."""
         y, classes = exact_integers(y), exact_integers(classes)
-        x, y = validate_data(self, X, y, reset=first, multi_output=True, **DENSE)
+        x, y = validate_data(self, X, plain_labels(y), reset=first, multi_output=True, **DENSE)
         if y.ndim == 2 and y.shape[1] > 1:
             instead = "for several (multilabel) take sklearn.multioutput.MultiOutputClassifier"
             raise UserError(f"y must hold one label per row, got {list(y.shape)}; {instead}")
         y = column_or_1d(y, warn=True)
         check_classification_targets(y)
-        labels = np.unique(y if classes is None else classes)
+        labels = np.unique(y if classes is None else plain_labels(classes))
         if first:
             if len(labels) < 2:
                 raise UserError(f"y must hold two classes or more, got one class: {labels.tolist()[0]!r}")
@@ -157,25 +166,42 @@ class MLPClassifier(ClassifierMixin, MLPEstimator):
             raise UserError(f"labels must be among the classes {self.classes_.tolist()}, got {unknown.tolist()}")
         return x, np.searchsorted(self.classes_, y)
 
-    def _fit_targets(self, y: NDArray[Any]) -> int:
+    def _fit_targets(self, y: NDArray[Any], weights: NDArray[np.float64] | None) -> int:
         return len(self.classes_)
 
     def _targets(self, y: NDArray[Any]) -> Tensor:
         return as_tensor(y).to(self._layers[0].weight.device)
 
-    def _loss(self, y: NDArray[Any], all_rows: bool) -> Callable[..., Tensor]:
-        if self.class_weight is None:
+    def _loss(self, y: NDArray[Any], all_rows: bool, by_row: bool) -> Callable[..., Tensor]:
+        if self.class_weight is None or by_row:
             return F.cross_entropy
-        if self.class_weight == "balanced" and not all_rows:
-            raise UserError("class_weight='balanced' needs all rows at once: give partial_fit a dictionary")
-        weights = compute_class_weight(self.class_weight, classes=self.classes_, y=self.classes_[y])
-        if not (weights > 0).all():
-            raise UserError(f"class_weight must be above 0 for each class, got {weights.tolist()}")
         like = self._layers[0].weight
-        return partial(F.cross_entropy, weight=torch.from_numpy(weights).to(like.device, like.dtype))
+        weights = torch.from_numpy(self._class_weights(y, np.ones(len(y)), all_rows)).to(like.device, like.dtype)
+        return partial(F.cross_entropy, weight=weights)
 
-    def _score(self, outputs: Tensor, targets: Tensor) -> float:
-        return (outputs.argmax(dim=1) == targets).double().mean().item()
+    def _class_factors(self, y: NDArray[Any], weights: NDArray[np.float64], all_rows: bool) -> NDArray[np.float64]:
+        if self.class_weight is None:
+            return np.ones(len(y))
+        factors: NDArray[np.float64] = self._class_weights(y, weights, all_rows)[y]
+        return factors
+
+    def _class_weights(self, y: NDArray[Any], weights: NDArray[np.float64], all_rows: bool) -> NDArray[np.float64]:
+        """Return the weight of each class, [C]; ``"balanced"`` is Σ w / (C Σ w of its rows)."""
+        by_class: NDArray[np.float64]
+        if self.class_weight == "balanced":
+            if not all_rows:
+                raise UserError("class_weight='balanced' needs all rows at once: give partial_fit a dictionary")
+            totals = np.bincount(y, weights, minlength=len(self.classes_))
+            by_class = weights.sum() / (np.count_nonzero(totals) * np.where(totals > 0, totals, 1.0))
+            return by_class
+        by_class = compute_class_weight(self.class_weight, classes=self.classes_, y=self.classes_[y])
+        if not (by_class > 0).all():
+            raise UserError(f"class_weight must be above 0 for each class, got {by_class.tolist()}")
+        return by_class
+
+    def _score(self, outputs: Tensor, targets: Tensor, weights: NDArray[np.float64] | None) -> float:
+        right = (outputs.argmax(dim=1) == targets).double().cpu().numpy()
+        return float(np.average(right, weights=weights))
 
 
 def exact_integers(labels: Any) -> Any:

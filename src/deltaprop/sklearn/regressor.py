@@ -64,12 +64,13 @@ class MLPRegressor(RegressorMixin, MLPEstimator):
         tags.target_tags.multi_output = True
         return tags
 
-    def partial_fit(self, X: ArrayLike, y: ArrayLike) -> Self:
+    def partial_fit(self, X: ArrayLike, y: ArrayLike, *, sample_weight: ArrayLike | None = None) -> Self:
         """Train one epoch on these rows.
 
         Args:
             X: Inputs, [N, n_0].
             y: Numbers, [N] or [N, n_L].
+            sample_weight: As in ``fit``.
 
         Returns:
             The estimator.
@@ -77,7 +78,7 @@ class MLPRegressor(RegressorMixin, MLPEstimator):
         Raises:
             UserError: As ``fit``; or with early stopping.
         """
-        return self._partial_fit(X, y)
+        return self._partial_fit(X, y, None, sample_weight)
 
     def predict(self, X: ArrayLike) -> NDArray[Any]:
         """Return the targets, [N] or [N, n_L], in their own units; computed in float64."""
@@ -102,19 +103,21 @@ class MLPRegressor(RegressorMixin, MLPEstimator):
             raise UserError(f"y must hold {self.n_outputs_} targets per row, as in the first call, got {y.shape[1]}")
         return x, y
 
-    def _fit_targets(self, y: NDArray[Any]) -> int:
+    def _fit_targets(self, y: NDArray[Any], weights: NDArray[np.float64] | None) -> int:
         outputs = int(y.shape[1])
         if self.standardize:
             check_targets_fit(y, ["y"] if outputs == 1 else [f"column {at + 1} of y" for at in range(outputs)])
-        self.target_scaling_ = self._scaling(y)
+        self.target_scaling_ = self._scaling(y, weights)
         return outputs
 
     def _targets(self, y: NDArray[Any]) -> Tensor:
         like = self._layers[0].weight
         return self.target_scaling_.apply(as_tensor(y)).to(like.device, like.dtype)
 
-    def _loss(self, y: NDArray[Any], all_rows: bool) -> str:
+    def _loss(self, y: NDArray[Any], all_rows: bool, by_row: bool) -> str:
         return self.loss
 
-    def _score(self, outputs: Tensor, targets: Tensor) -> float:
-        return float(r2_score(targets.cpu(), outputs.cpu()))  # the same with and without standardisation
+    def _score(self, outputs: Tensor, targets: Tensor, weights: NDArray[np.float64] | None) -> float:
+        return float(
+            r2_score(targets.cpu(), outputs.cpu(), sample_weight=weights)
+        )  # the same with and without standardisation

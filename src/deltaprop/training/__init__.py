@@ -8,7 +8,8 @@ The command line uses it, and so can Python code::
 """
 
 from deltaprop.training.config import TrainConfig
+from deltaprop.training.folds import CrossValidation, cross_validate
 from deltaprop.training.loop import TrainingError, train
 from deltaprop.training.report.reporter import Result
 
-__all__ = ["Result", "TrainConfig", "TrainingError", "train"]
+__all__ = ["CrossValidation", "Result", "TrainConfig", "TrainingError", "cross_validate", "train"]

@@ -89,6 +89,9 @@ class TrainConfig:
         val_fraction: Share of the training data kept for validation, in [0, 1).
         val_split: Validation rows: random (the same share of each class), or the last rows.
         test_fraction: Share of the data kept for the test if it has no separate test set, in (0, 1).
+        folds: Cross-validation: divide the data into this many parts, with the same share of each class, and train as
+            many models, each tested on one part and trained on the others; 0 for a single model.
+        fold: With `folds`: train only the model that is tested on this part, from 1; 0 for all of them.
         scaling: Scaling of the inputs: pixel (divide by the full scale), standard (mean 0, standard deviation 1 on the
             training rows), or none; auto is pixel for images and standard otherwise.
         pixel_scale: Full scale of a pixel: the value that becomes 1.
@@ -154,6 +157,8 @@ class TrainConfig:
     val_fraction: float = 0.1
     val_split: Literal["random", "tail"] = "random"
     test_fraction: float = 0.2
+    folds: int = 0
+    fold: int = 0
     scaling: Literal["auto", "pixel", "standard", "none"] = "auto"
     pixel_scale: float | None = None
     augment: Augment = "none"
@@ -199,6 +204,11 @@ class TrainConfig:
         one_each = len(self.activation) in (1, layers)
         _require(one_each, "activation", f"one name, or one per hidden layer ({layers})", named)
         _require(not self.nesterov or self.momentum > 0, "nesterov", "used with a `momentum` above 0", self.momentum)
+        _require(self.folds != 1, "folds", "0 for none, or 2 and more", self.folds)
+        _require(not self.fold or self.folds, "fold", "used with `folds`", self.fold)
+        _require(self.fold <= self.folds, "fold", f"0 for all folds, or a fold from 1 to {self.folds}", self.fold)
+        if self.folds and self.test is not None:
+            raise UserError(f"{setting('folds', self.folds)} tests on a part of the data: leave `test` out")
         validates = self.patience == 0 or self.val_fraction > 0
         _require(validates, "patience", "used with a `val_fraction` above 0", self.patience)
         validates = self.weights != "best" or self.val_fraction > 0
@@ -311,6 +321,7 @@ def _at_least(least: int) -> Callable[[Any], bool]:
 
 _LEAST = {
     "lr_step": 1, "lr_warmup": 0, "epochs": 1, "batch_size": 1, "patience": 0, "seed": 0, "log_every": 0, "keep": 0,
+    "folds": 0, "fold": 0,
 }  # fmt: skip
 
 # A setting, whether a value is valid (for a tuple, each of its items), and what is valid in words.
@@ -387,7 +398,7 @@ WHEN_ABSENT: dict[str, Any] = {
     "lr": "auto", "momentum": 0.9, "nesterov": False, "weight_decay": 0.0, "decay_biases": False,
     "lr_schedule": "constant", "lr_step": 10, "lr_gamma": 0.1, "lr_warmup": 0, "epochs": 30, "batch_size": 16,
     "val_fraction": 0.1, "val_split": "random", "test_fraction": 0.2, "scaling": "auto", "pixel_scale": None,
-    "augment": "none", "weights": "final", "patience": 0, "seed": 42,
+    "folds": 0, "fold": 0, "augment": "none", "weights": "final", "patience": 0, "seed": 42,
     "engine": "autograd", "device": "auto", "dtype": "float32", "precision": "float32", "threads": "auto",
     "run_dir": None, "log_every": 5, "save_every": "1m", "keep": 1, "config": None,
 }  # fmt: skip

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from deltaprop._version import __version__
-from deltaprop.data import BUILTIN, BUILTIN_LR, Dataset, Deformation, Scaling, check_source, load
+from deltaprop.data import BUILTIN, BUILTIN_LR, Dataset, Deformation, Fold, Scaling, check_source, load
 from deltaprop.data.columns import Progress, silent
 from deltaprop.data.store import Storage
 from deltaprop.epoch_state import EpochState
@@ -142,6 +142,8 @@ def prepare(
             data is checked before they are loaded.
     """
     config.validate()
+    if config.folds and not config.fold:
+        raise UserError(f"{setting('folds', config.folds)} is several models: `fold` names one of them")
     device = pick_device(config.device)
     dtype = config.torch_dtype
     if device.type == "mps" and dtype == torch.float64:
@@ -154,7 +156,7 @@ def prepare(
     dataset = load(
         replace(source, cache=replace(source.cache, progress=progress), storage=storage),
         seed=split_seed,
-        test_fraction=config.test_fraction,
+        test_fraction=Fold(config.fold, config.folds) if config.folds else config.test_fraction,
         val_fraction=config.val_fraction,
         val_split=config.val_split,
         scaling=config.scaling,
