@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +21,10 @@ from deltaprop.cli.parsing import DataArguments, optional, read_arguments, train
 from deltaprop.data.formats import open_table
 from deltaprop.inference.evaluation import EvaluationReport, evaluate_file, evaluation_report
 from deltaprop.inference.model import Model, load
+from deltaprop.inference.seen_rows import SeenRows
 from deltaprop.training.evaluate import evaluate, raw_targets
 from deltaprop.training.load_run import load_run
+from deltaprop.training.seen_rows import EQUAL, read_training_rows
 
 MAX_CONFUSION_CLASSES = 12  # in a confusion matrix on the terminal
 
@@ -53,10 +56,11 @@ def main(words: Sequence[str]) -> int:
         if data is None:
             report = _on_test_part(run, model)
         else:
-            report = evaluate_file(model, data, reading=arguments.reading(model.config.reading), progress=bar)
+            known, reading = read_training_rows(run), arguments.reading(model.config.reading)
+            report = evaluate_file(model, data, known=known, reading=reading, progress=bar)
     source = str(data or "its own test part")
     console.print(f"{run} ({model.weights} weights) on {source}", style="bold")
-    _print_report(console, model, report)
+    _print_report(console, model, report, run)
     if figures.path is not None:
         about = {"run": str(run), "weights": model.weights, "data": source, **report.to_json()}
         figures.write(json.dumps(about, indent=2, allow_nan=False) + "\n")
@@ -84,28 +88,20 @@ def _on_test_part(run: Path, model: Model) -> EvaluationReport:
     return evaluation_report(model, evaluation.outputs, y.numpy(), dropped=dropped)
 
 
-def _print_report(console: Console, model: Model, report: EvaluationReport) -> None:
+def _print_report(console: Console, model: Model, report: EvaluationReport, run: Path) -> None:
     for line in report.warnings:
         print_warning(line)
-    dropped = f", {report.dropped} more dropped because of missing cells" if report.dropped else ""
-    name = model.objective.name + (", balanced" if model.config.class_weight == "balanced" else "")
-    rows: list[tuple[str, Cell]] = [("rows", f"{report.rows}{dropped}"), ("loss", f"{report.loss:.4g} ({name})")]
-    if report.confusion is None:
-        # The units of several targets differ: only R² has none.
-        rows += [(name, f"{report.figures[name]:.4g}") for name in (["r2"] if report.by_class else report.figures)]
-    else:
-        right = int(report.confusion.trace())
-        accuracy = (f"{100 * right / report.rows:.2f} %", "bold green")
-        rows.append(("accuracy", Text.assemble(accuracy, f" ({right} of {report.rows})")))
-        rows.append(("balanced", f"{100 * report.figures['balanced_accuracy']:.2f} %"))
-        for name, label in (("macro_f1", "macro F1"), ("roc_auc", "ROC AUC")):
-            value = report.figures.get(name)
-            rows += [] if value is None else [(label, "-" if math.isnan(value) else f"{value:.4f}")]
+    rows = _overall(model, report)
+    if report.others is not None:
+        rows = _beside(rows, _overall(model, report.others))
+    if report.seen is not None and (text := _seen_text(report, report.seen, run)):
+        rows.insert(0, ("seen", text))
     rows += _baseline_rows(report)
     print_rows(console, rows, width=len("accuracy"))
     if report.by_class:
         console.print()
-        header = ["target" if report.confusion is None else "class", *next(iter(report.by_class.values()))]
+        kind = ("target" if report.confusion is None else "class") + (", all rows" if report.others else "")
+        header = [kind, *next(iter(report.by_class.values()))]
         cells = [[name, *map(_format, figures.values())] for name, figures in report.by_class.items()]
         print_table(console, header, cells)
     if report.confusion is not None and len(model.class_names) <= MAX_CONFUSION_CLASSES:
@@ -131,6 +127,48 @@ def _baseline_rows(report: EvaluationReport) -> list[tuple[str, Cell]]:
         return [row, *notes]
     # the units of several targets differ
     return [*([] if report.by_class else [("deviation", f"{baseline.rmse:.4g} (of the targets)")]), *notes]
+
+
+def _overall(model: Model, report: EvaluationReport) -> list[tuple[str, Cell]]:
+    """Return the metrics of all rows of a report, as rows of a name and a text."""
+    dropped = f", {report.dropped} more dropped because of missing cells" if report.dropped else ""
+    name = model.objective.name + (", balanced" if model.config.class_weight == "balanced" else "")
+    rows: list[tuple[str, Cell]] = [("rows", f"{report.rows}{dropped}"), ("loss", f"{report.loss:.4g} ({name})")]
+    if report.confusion is None:
+        # The units of several targets differ: only R² has none.
+        names = ["r2"] if report.by_class else [*report.figures]
+        return rows + [(name, f"{report.figures[name]:.4g}") for name in names]
+    right = int(report.confusion.trace())
+    accuracy = (f"{100 * right / report.rows:.2f} %", "bold green")
+    rows.append(("accuracy", Text.assemble(accuracy, f" ({right} of {report.rows})")))
+    rows.append(("balanced", f"{100 * report.figures['balanced_accuracy']:.2f} %"))
+    for name, label in (("macro_f1", "macro F1"), ("roc_auc", "ROC AUC")):
+        value = report.figures.get(name)
+        rows += [] if value is None else [(label, "-" if math.isnan(value) else f"{value:.4f}")]
+    return rows
+
+
+def _beside(rows: list[tuple[str, Cell]], others: list[tuple[str, Cell]]) -> list[tuple[str, Cell]]:
+    """Return the metrics of all rows, and beside them those of rows that the run was not trained on."""
+    left = [Text("all rows", "dim"), *(Text.assemble(cell) for _, cell in rows)]
+    right = [Text("other rows", "dim"), *(Text.assemble(cell) for _, cell in others)]
+    width = max(cell.cell_len for cell in left) + 3
+    for cell in left:
+        cell.pad_right(width - cell.cell_len)
+    both = [Text.assemble(one, other) for one, other in zip(left, right, strict=True)]
+    return [*zip(["", *(name for name, _ in rows)], both, strict=True)]
+
+
+def _seen_text(report: EvaluationReport, seen: SeenRows, run: Path) -> str:
+    """Return what is known of rows that the run was trained on, and where the metrics of new rows are."""
+    own = f"for new rows, its own test part: deltaprop evaluate {shlex.quote(str(run))}"
+    if seen.same_file:
+        return f"this is the data that the run was trained on; {own}"
+    if seen.total is None:
+        return f"unknown: {seen.unknown}" if seen.unknown else ""
+    if seen.total == report.rows:
+        return f"all {report.rows} rows are {EQUAL}; {own}"
+    return f"{seen.total} of {report.rows} rows {'is' if seen.total == 1 else 'are'} {EQUAL}" if seen.total else ""
 
 
 def _format_count(count: int, is_right: bool) -> Text:

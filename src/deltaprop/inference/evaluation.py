@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,9 @@ from deltaprop.data.splits import Array
 from deltaprop.data.table import ReadOptions
 from deltaprop.errors import UserError
 from deltaprop.inference.model import Model
+from deltaprop.inference.seen_rows import RowMatcher, SeenRows
 from deltaprop.training.baseline import Baseline, classes_baseline, numbers_baseline
+from deltaprop.training.seen_rows import TrainingRows
 
 PER_CLASS = {"precision": "precision", "recall": "recall", "f1": "f1-score"}  # and scikit-learn's name
 
@@ -41,6 +43,8 @@ class EvaluationReport:
         warnings: Warnings for the user.
         baseline: What the simplest predictions reach on these rows; None if the rows of each class in training are
             unknown, as for runs of older versions.
+        seen: What is known of rows that the model was trained or validated on; None if that was not asked for.
+        others: The metrics of the other rows, if some are such rows and some are not.
     """
 
     rows: int
@@ -54,6 +58,8 @@ class EvaluationReport:
     dropped: int | None = 0
     warnings: tuple[str, ...] = ()
     baseline: Baseline | None = None
+    seen: SeenRows | None = None
+    others: EvaluationReport | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the metrics as JSON; an undefined one, such as the recall of a class without rows, is null."""
@@ -63,7 +69,14 @@ class EvaluationReport:
         if self.confusion is not None:
             details = {"classes": by_class, "confusion": self.confusion.tolist()}
         baseline = None if self.baseline is None else self.baseline.to_json()
-        return {**_finite(overall), "baseline": baseline, **details, "warnings": [*self.warnings]}
+        found: dict[str, Any] = {**_finite(overall), "baseline": baseline, **details, "warnings": [*self.warnings]}
+        if self.seen is not None:
+            found |= {"rows_seen": self.seen.total, "same_file": self.seen.same_file or None, "others": None}
+        if self.others is not None:
+            found["others"] = self.others.to_json()
+            for name in ("rows_left_out", "warnings"):  # known of all rows together
+                del found["others"][name]
+        return found
 
 
 def _finite(figures: Mapping[str, float | None]) -> dict[str, float | None]:
@@ -71,13 +84,19 @@ def _finite(figures: Mapping[str, float | None]) -> dict[str, float | None]:
 
 
 def evaluate_file(
-    model: Model, data: str | Path, *, reading: ReadOptions | None = None, progress: Progress = silent
+    model: Model,
+    data: str | Path,
+    *,
+    known: TrainingRows | None = None,
+    reading: ReadOptions | None = None,
+    progress: Progress = silent,
 ) -> EvaluationReport:
     """Evaluate a model on data with targets.
 
     Args:
         model: The model.
         data: A table with the target column, arrays with y, or a folder of IDX files (of which the test part is used).
+        known: The rows that the model was trained on, to recognise them.
         reading: How a table is read; by default as the training data.
         progress: Called with (description, bytes done, total).
 
@@ -90,15 +109,31 @@ def evaluate_file(
     targets = Targets(model.objective.task, model.class_names)
     options = {} if reading is None else {"reading": reading}
     blocks = model.blocks(path, targets=targets, n_targets=len(model.target_names), progress=progress, **options)
+    matcher = None if known is None else RowMatcher(model, known, blocks)
     outputs, values = [], []
     for block in blocks.blocks():
+        if matcher is not None:
+            matcher.add(block.x)
         outputs.append(model.feed(block.x).cpu())
         values.append(block.targets)
     y: Array = np.concatenate(values) if values else np.empty((0, 1))
     if not len(y):
         raise UserError(f"{path}: there are no rows to evaluate on")
     labels = targets.encode(TargetValues(blocks.target_columns, y, str(path), not blocks.dropped))
-    return evaluation_report(model, torch.cat(outputs), labels, dropped=blocks.dropped, warnings=blocks.warnings)
+    both = torch.cat(outputs), labels
+    report = evaluation_report(model, *both, dropped=blocks.dropped, warnings=blocks.warnings)
+    return report if matcher is None else _with_seen_rows(model, report, matcher.match(labels, path), *both)
+
+
+def _with_seen_rows(
+    model: Model, report: EvaluationReport, seen: SeenRows, outputs: Tensor, y: Array
+) -> EvaluationReport:
+    """Return a report that also tells of rows that the model was trained on, and has the metrics of the others."""
+    others = None
+    if seen.mask is not None and seen.mask.any() and not seen.mask.all():
+        new = ~seen.mask
+        others = evaluation_report(model, outputs[torch.from_numpy(new)], y[new])
+    return replace(report, seen=seen, others=others)
 
 
 def evaluation_report(

@@ -32,6 +32,7 @@ from deltaprop.training.health import health_note
 from deltaprop.training.report.reporter import Reporter, Result, Silent
 from deltaprop.training.resume import locate, plan_resume
 from deltaprop.training.run_folder import BEST, FINAL, LAST, RunFolder, check_folder, default_folder
+from deltaprop.training.seen_rows import save_row_digests
 from deltaprop.training.setup import Setup, make_optimizer, model_digest, prepare
 from deltaprop.training.signals import Stop, Stopped
 
@@ -307,6 +308,7 @@ class Run:
         self.reporter.start(self.setup, self.folder.path)
         overrides = {"overrides": self.state.overrides} if self.state.overrides else {}
         self.folder.write_config({**self.setup.to_json(), **overrides})
+        save_row_digests(self.folder.path, self.setup, self.reporter.warn)
         if not self._ended:
             (self.folder.path / FINAL).unlink(missing_ok=True)  # the weights are not final any more
         begins = not self.resumed or (self.state.epoch == 1 and not self.state.progress.done)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from deltaprop._version import __version__
 from deltaprop.data import BUILTIN, BUILTIN_LR, Dataset, Deformation, Fold, Scaling, check_source, load
 from deltaprop.data.columns import Progress, silent
+from deltaprop.data.digests import digestible_rows
 from deltaprop.data.store import Storage
 from deltaprop.epoch_state import EpochState
 from deltaprop.errors import UserError, setting
@@ -107,6 +108,7 @@ class Setup:
                 "split_seed": self.split_seed,
                 "weights": self.config.weights,
                 "rows": {part: len(getattr(dataset, part)) for part in ("train", "val", "test")},
+                "row_digests": digestible_rows(dataset),
             },
             "versions": {
                 "deltaprop": __version__,
