@@ -132,6 +132,8 @@ def _baseline_rows(report: EvaluationReport) -> list[tuple[str, Cell]]:
 def _overall(model: Model, report: EvaluationReport) -> list[tuple[str, Cell]]:
     """Return the metrics of all rows of a report, as rows of a name and a text."""
     dropped = f", {report.dropped} more dropped because of missing cells" if report.dropped else ""
+    dropped += f", {report.unlabelled} more without a target" if report.unlabelled else ""
+    dropped += f", {report.rare} more of classes left out in training" if report.rare else ""
     name = model.objective.name + (", balanced" if model.config.class_weight == "balanced" else "")
     rows: list[tuple[str, Cell]] = [("rows", f"{report.rows}{dropped}"), ("loss", f"{report.loss:.4g} ({name})")]
     if report.confusion is None:

@@ -39,7 +39,9 @@ class EvaluationReport:
         predicted: The predictions, of the same shape.
         confusion: Counts [true, predicted] of each class; None for numbers.
         probability: Probability of the second of two classes, [N]; None if there is none.
-        dropped: Number of rows left out because of missing cells; None if unknown.
+        dropped: Number of rows left out because of missing inputs; None if unknown.
+        unlabelled: Number of rows left out because their target is missing.
+        rare: Number of rows left out because training left out their class.
         warnings: Warnings for the user.
         baseline: What the simplest predictions reach on these rows; None if the rows of each class in training are
             unknown, as for runs of older versions.
@@ -56,6 +58,8 @@ class EvaluationReport:
     confusion: Array | None = None
     probability: Array | None = None
     dropped: int | None = 0
+    unlabelled: int = 0
+    rare: int = 0
     warnings: tuple[str, ...] = ()
     baseline: Baseline | None = None
     seen: SeenRows | None = None
@@ -63,7 +67,10 @@ class EvaluationReport:
 
     def to_json(self) -> dict[str, Any]:
         """Return the metrics as JSON; an undefined one, such as the recall of a class without rows, is null."""
-        overall = {"rows": self.rows, "rows_left_out": self.dropped, "loss": self.loss, **self.figures}
+        left_out = {
+            "rows_left_out": self.dropped, "rows_without_target": self.unlabelled, "rows_of_left_out_classes": self.rare
+        }  # fmt: skip
+        overall = {"rows": self.rows, **left_out, "loss": self.loss, **self.figures}
         by_class = {name: _finite(row) for name, row in self.by_class.items()}
         details = {"targets": by_class}
         if self.confusion is not None:
@@ -74,7 +81,7 @@ class EvaluationReport:
             found |= {"rows_seen": self.seen.total, "same_file": self.seen.same_file or None, "others": None}
         if self.others is not None:
             found["others"] = self.others.to_json()
-            for name in ("rows_left_out", "warnings"):  # known of all rows together
+            for name in (*left_out, "warnings"):  # known of all rows together
                 del found["others"][name]
         return found
 
@@ -106,7 +113,7 @@ def evaluate_file(
     path = Path(data)
     if find_format(path) is None:  # predict reads it as CSV
         raise unknown_format(path)
-    targets = Targets(model.objective.task, model.class_names)
+    targets = Targets(model.objective.task, model.class_names, model.classes_left_out)
     options = {} if reading is None else {"reading": reading}
     blocks = model.blocks(path, targets=targets, n_targets=len(model.target_names), progress=progress, **options)
     matcher = None if known is None else RowMatcher(model, known, blocks)
@@ -118,11 +125,21 @@ def evaluate_file(
         values.append(block.targets)
     y: Array = np.concatenate(values) if values else np.empty((0, 1))
     if not len(y):
-        raise UserError(f"{path}: there are no rows to evaluate on")
-    labels = targets.encode(TargetValues(blocks.target_columns, y, str(path), not blocks.dropped))
-    both = torch.cat(outputs), labels
+        why = ": the target is missing in every row" if blocks.unlabelled else ""
+        raise UserError(f"{path}: there are no rows to evaluate on{why}")
+    is_numbered = not blocks.dropped and not blocks.unlabelled
+    labels = targets.encode(TargetValues(blocks.target_columns, y, str(path), is_numbered))
+    used = labels >= 0 if model.class_names else np.ones(len(labels), dtype=np.bool_)
+    if not used.any():
+        raise UserError(f"{path}: there are no rows to evaluate on: training left out all their classes")
+    both = torch.cat(outputs)[torch.from_numpy(used)], labels[used]
     report = evaluation_report(model, *both, dropped=blocks.dropped, warnings=blocks.warnings)
-    return report if matcher is None else _with_seen_rows(model, report, matcher.match(labels, path), *both)
+    report = replace(report, unlabelled=blocks.unlabelled, rare=int((~used).sum()))
+    if matcher is None:
+        return report
+    seen = matcher.match(labels, path)
+    seen = seen if seen.mask is None else seen._replace(mask=seen.mask[used])
+    return _with_seen_rows(model, report, seen, *both)
 
 
 def _with_seen_rows(

@@ -88,6 +88,11 @@ class InputBlocks:
         return 0 if self.reader is None else self.reader.dropped
 
     @property
+    def unlabelled(self) -> int:
+        """The number of rows that were left out because their target is missing, after all rows were read."""
+        return 0 if self.reader is None else self.reader.unlabelled
+
+    @property
     def warnings(self) -> list[str]:
         """A warning for each column with categories that training has not seen, after all rows were read."""
         if self.reader is None:

@@ -90,9 +90,17 @@ def _build_model(
         target_scaling=_read_scaling(resolved["target_scaling"], sizes[-1] if task == "regression" else 1),
         missing=config.missing,
         config=config,
+        classes_left_out=_read_names(resolved.get("classes_left_out", [])),
         class_counts=_read_counts(resolved.get("class_counts"), len(names)),
         weights=weights,
     )  # fmt: skip
+
+
+def _read_names(saved: Any) -> tuple[str, ...]:
+    """Return the names in a list of config.json."""
+    if not isinstance(saved, list) or not all(isinstance(name, str) for name in saved):
+        raise UserError("damaged: its classes_left_out")
+    return tuple(saved)
 
 
 def _read_counts(saved: Any, classes: int) -> tuple[int, ...]:
@@ -133,6 +141,7 @@ class Model:
         target_scaling: Scaling of the targets, for numbers.
         missing: How missing cells are handled: ``"refuse"``, ``"mean"`` or ``"drop"``.
         config: The configuration that it was trained with.
+        classes_left_out: Classes of a single row, which it was not trained on.
         class_counts: The training rows of each class; empty for numbers, and for runs of older versions.
         weights: Which weights of the run these are: ``"final"``, or ``"best"``, those of the lowest validation loss.
     """
@@ -146,6 +155,7 @@ class Model:
     target_scaling: Scaling
     missing: Missing
     config: TrainConfig
+    classes_left_out: tuple[str, ...] = ()
     class_counts: tuple[int, ...] = ()
     weights: str = "final"
 

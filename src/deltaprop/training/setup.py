@@ -97,6 +97,7 @@ class Setup:
                 "threads_tuned": self.tuned,
                 "data_sha256": dataset.digest,
                 "class_names": list(dataset.class_names),
+                "classes_left_out": list(dataset.classes_left_out),
                 "class_counts": None if dataset.task == "regression" else class_counts(dataset),
                 "class_weights": balanced_weights(self.config, dataset),
                 "image_shape": None if dataset.image_shape is None else list(dataset.image_shape),
