@@ -11,10 +11,10 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from deltaprop.data.cells import ABSENT, PLAIN, Form, are_numbers, shape_of
+from deltaprop.data.cells import ABSENT, PLAIN, Form, are_numbers, matches, shape_of
 from deltaprop.data.columns import Column, Part, TableOptions, quoted_cell
 from deltaprop.data.profile import MOST_COUNTED, MOST_VALUES, PARTS, Profile
-from deltaprop.data.table import Table, unlisted
+from deltaprop.data.table import NUMBER, Table, unlisted
 from deltaprop.errors import UserError, counted, listed, setting
 
 MOST_NAMES = 100  # categories of a column that have an input of their own
@@ -191,6 +191,8 @@ def _limit_names(reading: _Reading, profile: Profile, is_wanted: bool) -> None:
         reading.reason = "" if is_wanted else f"{total} names, all different"
     elif not frequent:
         reading.reason = "" if is_wanted else f"{total} names, none of them frequent"
+    if reading.reason and profile.other_dates > profile.present / 2:
+        reading.reason += "; dates are read if written as 2020-12-31"
     if reading.reason or not frequent:
         if len(names) > MOST_NAMES or profile.overflow:
             frequent = [name for name, _ in names.most_common(MOST_NAMES)]
@@ -273,7 +275,9 @@ def _text(profile: Profile, options: TableOptions, absent: tuple[str, ...]) -> _
         return _few_texts(profile, form, "dates")
     if 0 < texts <= few and read > present / 2:
         return _few_texts(profile, form, "numbers")
-    note = ""
+    note, odd = "", _odd_marks(profile)
+    if odd and texts == present - read:
+        return _Reading(problem=f"its numbers are written in different ways, such as {odd}", remedy=("drop", (name,)))
     if read:
         note = f"column {name!r} is read as names, and {counted(read, 'cell')} of {present} look like numbers"
     elif profile.other_dates > present / 2:
@@ -313,6 +317,9 @@ def _dates(profile: Profile, absent: tuple[str, ...]) -> _Reading:
     """Return a date as the number of its day, and its month, weekday and hour where they vary."""
     name = profile.name
     columns = [Column(name, part="day", absent=absent)]
+    if profile.times == profile.dates:
+        note = f"column {name!r} has times of day, which are numbers"
+        return _Reading([Column(name, part="day", absent=absent)], notes=[note])
     varying: list[Part] = [part for part in PARTS if len(profile.parts[part]) > 1]
     columns += [Column(f"{name} ({part})", source=name, part=part, absent=absent) for part in varying]
     parts = " and ".join(filter(None, [", ".join(["day", *varying[:-1]]), *varying[-1:]]))
@@ -329,7 +336,7 @@ def _form(profile: Profile, options: TableOptions) -> tuple[Form, int, str]:
 
     names = pyarrow.array([*profile.names], pyarrow.string())
     counts = [*profile.names.values()]
-    plain = are_numbers(names, PLAIN).tolist()
+    plain = matches(names, NUMBER).tolist()
     found = [None if is_plain else shape_of(text) for text, is_plain in zip(profile.names, plain, strict=True)]
     shapes: Counter[tuple[str, str]] = Counter()
     for shape, count in zip(found, counts, strict=True):
@@ -362,7 +369,7 @@ def _separators(
     commas = sum(count for shape, count in fitting.items() if shape == "comma" or shape[11:] == " ,")
     points += sum(count for shape, count in fitting.items() if shape in ("point", "thousands ,") or shape[11:] == " .")
     told = decimal != "auto"
-    if not told:
+    if not told or not any("," in shape or shape in ("comma", "ambiguous") for shape in fitting):
         decimal = "comma" if fitting["thousands ."] or commas > points else "point"
     sign = "," if decimal == "comma" else "."
     separators = {shape[10]: count for shape, count in fitting.items() if shape.startswith("thousands ")}
@@ -370,6 +377,17 @@ def _separators(
     if fitting["ambiguous"] and sign == ".":  # 1,234
         return sign, ",", not separators.get(",") and not points and not told
     return sign, max(separators, key=separators.__getitem__, default=""), False
+
+
+def _odd_marks(profile: Profile) -> str:
+    """Return two cells with and without a percent sign, or of two currencies, if all are numbers with such marks."""
+    examples: dict[str, str] = {}
+    for text in profile.names:
+        shape = shape_of(text)
+        if shape is None or shape[0][:1].islower():
+            return ""
+        examples.setdefault(shape[0], text)
+    return " and ".join(repr(text) for text in [*examples.values()][:2]) if len(examples) > 1 else ""
 
 
 def _mark(shapes: Counter[tuple[str, str]], different: int, plain: int) -> str:

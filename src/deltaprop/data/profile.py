@@ -19,6 +19,7 @@ from deltaprop.data.cells import (
     MOST_EXACT,
     OTHER_DATE,
     SIGNS,
+    TIME,
     are_dates,
     canonical,
     matches,
@@ -49,6 +50,7 @@ class Profile:
         large: Integers that float64 would round.
         infinite: The first row with infinity; None without one.
         dates: The number of cells that are dates or times.
+        times: Those that are times of day.
         signs: The cells that are a sign such as -.
         other_dates: The number of cells such as 12/31/2020.
         names: The cells of blocks that have text, or codes, with their counts; numbers are in their one spelling.
@@ -70,6 +72,7 @@ class Profile:
     large: int = 0
     infinite: int | None = None
     dates: int = 0
+    times: int = 0
     signs: Counter[str] = field(default_factory=Counter)
     other_dates: int = 0
     names: Counter[str] = field(default_factory=Counter)
@@ -116,6 +119,7 @@ class Profile:
             self._add_numbers(cells, before)
         elif family == "dates":
             self.dates += len(cells) - cells.null_count
+            self.times += len(cells) - cells.null_count if types.is_time(cells.type) else 0
             self._add_parts(moments(cells))
         elif family == "text":
             if types.is_boolean(cells.type):
@@ -194,6 +198,7 @@ class Profile:
             try:
                 self._add_parts(moments(dates))
                 self.dates += int(is_date.sum())
+                self.times += int(matches(cells, TIME).sum())
             except ValueError:  # 2020-13-45
                 is_date[:] = False
         self.other_dates += int(matches(cells, OTHER_DATE).sum())
