@@ -331,11 +331,12 @@ def fit_encoding(
             about["others"] = column.frequent is not None
             inputs.append(Input(column.name, "categories", tuple(sorted(kept)), **about))
             continue
-        middle, spread = (float(values[numbers.index(at)]) for values in (mean, scale))
+        number = numbers.index(at)
         if not present[at]:
-            middle, spread = mean[numbers.index(at)], scale[numbers.index(at)] = 0.0, 1.0
+            mean[number], scale[number] = 0.0, 1.0
         elif most[at] > least[at]:
-            _check_spread(middle, float(scaler.var_[numbers.index(at)]), column, where)
+            _check_spread(float(mean[number]), float(scaler.var_[number]), column, where)
+        middle = float(mean[number])
         about["absent"] = missing == "auto" and column.part in ("", "day") and gaps > MISSING_SHARE * rows
         inputs.append(Input(column.name, "numbers", fill=None if missing == "refuse" else middle, **about))
     forms = tuple(column.form for column in targets)

@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from deltaprop.data.cells import ABSENT, PLAIN, Form, are_numbers, matches, shape_of
+from deltaprop.data.cells import ABSENT, CURRENCIES, PLAIN, Form, are_numbers, matches, shape_of
 from deltaprop.data.columns import Column, Part, TableOptions, quoted_cell
 from deltaprop.data.profile import MOST_COUNTED, MOST_VALUES, PARTS, Profile
 from deltaprop.data.table import NUMBER, Table, unlisted
@@ -105,9 +105,11 @@ def infer(
     if not used and not problems:  # the only inputs are used, whatever they look like
         used = {name for name, reading in readings.items() if reading.columns}
     of_targets = {name: _target(profiles[name], options) for name in target_names}
+    if not options.target:
+        _suggest_target(of_targets[target_names[0]], profiles[target_names[0]], readings)
     _refuse_problems(table, {**readings, **of_targets}, of_targets)
     if not used:
-        reasons = listed([f"{name} ({reading.reason})" for name, reading in readings.items()], 4)
+        reasons = listed([f"{name} ({reading.reason})".lstrip() for name, reading in readings.items()], 4)
         raise UserError(f"{table.path}: no column is left as an input beside the target {target_names[0]!r}: {reasons}")
     notes = [note for reading in of_targets.values() for note in reading.notes]
     for name, reading in readings.items():
@@ -219,6 +221,19 @@ def _target(profile: Profile, options: TableOptions) -> _Reading:
     if reading.problem and reading.remedy[0] in ("drop", "categorical"):
         reading.remedy = ("drop", ())
     return reading
+
+
+def _suggest_target(reading: _Reading, profile: Profile, readings: Mapping[str, _Reading]) -> None:
+    """Name the nearest column that could be a target where the last one, which is the default, cannot."""
+    if reading.columns and not reading.problem:
+        if profile.names and profile.names.most_common(1)[0][1] == 1 and reading.columns[0].kind == "categories":
+            reading.problem = f"its {len(profile.names)} names are all different"
+        elif profile.whole and len(profile.values) == 1 and profile.numbers == profile.present:
+            reading.problem = f"it is {next(iter(profile.values)):g} in every row"
+    able = [name for name, r in readings.items() if name and r.columns and not (r.reason or r.columns[0].part)]
+    if reading.problem and not reading.remedy[1] and able:
+        reading.problem = reading.problem.partition(":")[0]
+        reading.remedy = ("target", (able[-1],))
 
 
 def _read(profile: Profile, options: TableOptions) -> _Reading:
@@ -384,7 +399,7 @@ def _odd_marks(profile: Profile) -> str:
     examples: dict[str, str] = {}
     for text in profile.names:
         shape = shape_of(text)
-        if shape is None or shape[0][:1].islower():
+        if shape is None or (shape[0][:1].isalpha() and shape[0] not in CURRENCIES):
             return ""
         examples.setdefault(shape[0], text)
     return " and ".join(repr(text) for text in [*examples.values()][:2]) if len(examples) > 1 else ""
@@ -401,7 +416,7 @@ def _mark(shapes: Counter[tuple[str, str]], different: int, plain: int) -> str:
     mark = marks.most_common(1)[0][0]
     if not mark[0].isalpha() and mark not in ("%", "‰", "°", "°C", "°F"):
         return mark  # a currency, which some cells may lack
-    if mark in ("USD", "EUR", "GBP", "CHF", "JPY"):
+    if mark in CURRENCIES:
         return mark
     is_unit = mark not in ("%", "‰")
     alone = len(marks) == 1 and not bare
