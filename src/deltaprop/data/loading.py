@@ -20,6 +20,7 @@ from deltaprop.data.columns import TableOptions, select_columns
 from deltaprop.data.dataset import Dataset, EncodedRows, FittedData, Part, RawData, Split, StreamedSplit
 from deltaprop.data.formats import endings, find_format, is_table, open_table, unknown_format
 from deltaprop.data.formats.arrays import ARRAY_NAMES, ArrayFile
+from deltaprop.data.formats.excel import EXCEL_NAMES, is_workbook
 from deltaprop.data.formats.idx import IdxFolder, find_idx_files, load_idx_folder
 from deltaprop.data.from_table import RawTable, read_table
 from deltaprop.data.scaling import Scaling
@@ -121,6 +122,11 @@ def check_source(source: str | Source) -> None:
             raise UserError(f"{setting(flag, *names)}: {source} brings its own; it is for tables and arrays")
     if options.missing != "refuse" and not has_columns:
         raise UserError(f"{setting('missing', options.missing)}: it is for tables, and {source} is not one")
+    for flag, value, default in (("header", options.header, True), ("sheet", options.sheet, None)):
+        if value != default and not has_columns:
+            raise UserError(f"{setting(flag, value)}: it is for tables, and {source} is not one")
+    if options.sheet is not None and not any(path and is_workbook(path) for path in (source, asked.test)):
+        raise UserError(f"{setting('sheet', options.sheet)}: it is for workbooks ({', '.join(EXCEL_NAMES)})")
     for path in (source, asked.test):
         if path is not None and has_targets and not os.path.exists(path):
             raise UserError(f"{path}: there is no such file")

@@ -10,6 +10,7 @@ from typing import Any, cast
 from deltaprop.data.formats.arrays import ARRAY_NAMES, ArrayFile
 from deltaprop.data.formats.arrow import ARROW_NAMES, ArrowFile
 from deltaprop.data.formats.csv import CSV_NAMES, CsvTable
+from deltaprop.data.formats.excel import EXCEL_NAMES, ExcelTable
 from deltaprop.data.formats.idx import IdxFolder
 from deltaprop.data.formats.jsonl import JSONL_NAMES, JsonLinesTable
 from deltaprop.data.formats.parquet import PARQUET_NAMES, ParquetTable, parts_of
@@ -22,6 +23,7 @@ FORMATS: dict[str, Callable[..., Table] | type[ArrayFile]] = {
     **dict.fromkeys(PARQUET_NAMES, ParquetTable.open),
     **dict.fromkeys(JSONL_NAMES, JsonLinesTable.open),
     **dict.fromkeys(ARROW_NAMES, ArrowFile.open),
+    **dict.fromkeys(EXCEL_NAMES, ExcelTable.open),
     **dict.fromkeys(ARRAY_NAMES, ArrayFile),
 }
 
