@@ -21,7 +21,8 @@ from deltaprop.data.dataset import Dataset, EncodedRows, FittedData, Part, RawDa
 from deltaprop.data.formats import endings, find_format, is_table, open_table, unknown_format
 from deltaprop.data.formats.arrays import ARRAY_NAMES, ArrayFile
 from deltaprop.data.formats.excel import EXCEL_NAMES, is_workbook
-from deltaprop.data.formats.idx import IdxFolder, find_idx_files, load_idx_folder
+from deltaprop.data.formats.idx import IdxFolder, load_idx_folder
+from deltaprop.data.formats.idx_files import find_idx_files
 from deltaprop.data.from_table import RawTable, read_table
 from deltaprop.data.scaling import Scaling
 from deltaprop.data.splits import Rows, SplitHow, split_indices
