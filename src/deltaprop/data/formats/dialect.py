@@ -103,7 +103,7 @@ def find_dialect(path: Path, head: bytes, options: ReadOptions, *, is_whole: boo
         refuse_title(where, line, split_cells(line, tried), sample.cells(tried))
     if _has_row_names(cells, rows, sample.below, delimiter):
         cells = ["", *cells]
-    else:
+    elif not (_is_quoted(line, delimiter) and not any(_is_quoted(row, delimiter) for row in sample.below)):
         refuse_row_as_header(path, cells, rows)
     check_names(path, cells)
     return Dialect(_enough(path, cells, delimiter, options.least), delimiter, head[:end])
@@ -204,6 +204,11 @@ def _has_row_names(names: Sequence[str], rows: Sequence[Sequence[str]], lines: S
         return True
     counts = first == [str(at + 1) for at in range(len(first))]
     return delimiter != "," and (counts or not any(re.match(NUMBER, cell) for cell in first))
+
+
+def _is_quoted(line: str, delimiter: str) -> bool:
+    """Return whether each cell of a line is in quotes."""
+    return '"' in line and not re.sub(r'"[^"]*"', "", line).strip(f"{delimiter} \t")
 
 
 def _enough(path: Path, names: list[str], delimiter: str, least: int) -> list[str]:

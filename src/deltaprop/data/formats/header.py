@@ -83,6 +83,10 @@ def refuse_row_as_header(path: Path | str, names: Sequence[str], rows: Sequence[
     """Refuse a row in place of the header: most of it numbers, or cells that its columns have again below it."""
     if any([*names] == [str(first + at) for at in range(len(names))] for first in (0, 1)):  # 0, 1, … are names
         return
+    if not names[0] and all(name.isdecimal() for name in names[1:]) and all(row[0].strip() for row in rows if row):
+        counts = [int(name) for name in names[1:]]
+        if counts == sorted({*counts}):  # years, or another count, beside an index
+            return
     is_number = [bool(re.match(NUMBER, name)) for name in names]
     numbers = [name for name, number in zip(names, is_number, strict=True) if number]
     shown, looks = numbers, "has numbers where names should be"
@@ -96,7 +100,7 @@ def refuse_row_as_header(path: Path | str, names: Sequence[str], rows: Sequence[
             number and all(re.match(NUMBER, row[at]) for row in alike) for at, number in enumerate(is_number)
         )
         is_row = bool(as_text) and (of_numbers or 2 * sum(again) > len(names))
-        shown, looks = as_text, "looks like a row, with what its columns have again below it"
+        shown, looks = as_text, "looks like a row, for its cells are found again below it"
     if is_row:
         raise UserError(
             f"{path}: no header: the first line {looks} ({shown[0]}, …): read it as a row by "
