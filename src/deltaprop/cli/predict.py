@@ -27,7 +27,7 @@ class Arguments(DataArguments):
     The name - stands for CSV on stdin or stdout.
     """
 
-    #: Table (.csv, .tsv, these with .gz, .parquet, folder of .parquet parts), arrays (.npz with x, .npy) or -, stdin.
+    #: Table (as for train), arrays (.npz with x, .npy), folder of IDX files, or -, CSV on stdin.
     data: Annotated[str | None, optional("PATH", "required")] = None
     out: Annotated[str | None, optional("FILE", "required")] = (
         None  # File to write: .csv, .csv.gz, .parquet or -, stdout.

@@ -37,9 +37,9 @@ class TrainConfig:
     """Train a multilayer perceptron with hand-written backpropagation.
 
     Attributes:
-        data: Data set: digits, moons, circles, spirals, xor, sine; your own table (.csv, .tsv, .txt, also with .gz;
-            a .parquet file or a folder of such parts) or arrays (.npz with x and y, .npy); or a folder of IDX files,
-            such as MNIST.
+        data: Data set: digits, moons, circles, spirals, xor, sine; your own table (.csv, .tsv, .txt or .jsonl, also
+            with .gz; .xlsx, .feather, .arrow; a .parquet file or a folder of such parts) or arrays (.npz with x and y,
+            .npy); or a folder of IDX files, such as MNIST.
         target: Target column of a table; several numeric columns for regression with several outputs. For x.npy: the
             file of y.
         drop: Columns of a table to leave out, such as identifiers.
