@@ -207,7 +207,7 @@ class Run:
     def _ended(self) -> bool:
         if self.state.progress.done:  # an epoch that was begun is finished
             return False
-        return self.state.epoch > self.setup.config.epochs or self._out_of_patience
+        return self.state.epoch > self.setup.config.total_epochs or self._out_of_patience
 
     # --- checkpoints ---
 
@@ -435,6 +435,7 @@ class Run:
         state.last, state.epoch = metrics, state.epoch + 1
         state.progress, state.generator, state.seconds = self._no_progress(), self.generator.get_state(), 0.0
         self._checked = 0
+        assert config.log_every != "auto"
         if self._ended or (config.log_every and metrics["epoch"] % config.log_every == 0):
             self.tensorboard.views(metrics["epoch"], test)
         if config.save_epochs and metrics["epoch"] % config.save_epochs == 0:

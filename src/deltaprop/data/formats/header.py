@@ -87,6 +87,11 @@ def refuse_row_as_header(path: Path | str, names: Sequence[str], rows: Sequence[
         counts = [int(name) for name in names[1:]]
         if counts == sorted({*counts}):  # years, or another count, beside an index
             return
+    below = [row[0].strip() for row in rows if row]
+    if not names[0] and below and all(below):  # R and pandas write an index below an empty name
+        numbered = any(below == [str(first + at) for at in range(len(below))] for first in (0, 1))
+        if numbered or not any(re.match(NUMBER, cell) for cell in below):
+            return
     is_number = [bool(re.match(NUMBER, name)) for name in names]
     numbers = [name for name, number in zip(names, is_number, strict=True) if number]
     shown, looks = numbers, "has numbers where names should be"
