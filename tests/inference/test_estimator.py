@@ -74,6 +74,8 @@ def test_scikit_learn_inspects_and_calibrates_it(points: Any):
     x = np.random.RandomState(0).uniform(-1, 1, (40, 2))
     estimator = points.as_sklearn()
     y = np.where(x[:, 0] * x[:, 1] > 0, "same sign", "opposite sign")
+    assert estimator.classes_.tolist() == sorted(points.class_names) != [*points.class_names]
+    assert_array_equal(estimator.predict_proba(x), points.predict_proba(x)[:, ::-1])
     assert permutation_importance(estimator, x, y, n_repeats=2, random_state=0).importances.shape == (2, 2)
     assert partial_dependence(estimator, x, [0], grid_resolution=3)["average"].shape == (1, 3)
     calibrated = CalibratedClassifierCV(FrozenEstimator(estimator)).fit(x, y)

@@ -89,13 +89,13 @@ class RunClassifier(ClassifierMixin, RunEstimator):
     """The classifier of a run, which ``dp.load(run).as_sklearn()`` returns.
 
     Attributes:
-        classes_: The classes, [C], in the order of the probabilities.
+        classes_: The classes, [C], sorted, in the order of the probabilities.
     """
 
     @property
     def classes_(self) -> Array:
-        """The classes, [C]: whole numbers, False and True, or text."""
-        names = self._fitted.classes
+        """The classes, [C], sorted, as scikit-learn requires: whole numbers, False and True, or text."""
+        names = np.sort(self._fitted.classes)
         return np.array([False, True]) if names.tolist() == ["False", "True"] else names
 
     def predict(self, X: Any) -> Array:
@@ -107,7 +107,7 @@ class RunClassifier(ClassifierMixin, RunEstimator):
     def predict_proba(self, X: Any) -> Array:
         """Return the probability of each class, [N, C], in the order of ``classes_``."""
         probabilities: Array = self._fitted.predict_proba(_as_columns(X, self._fitted))
-        return probabilities
+        return probabilities[:, np.argsort(self._fitted.classes)]
 
 
 class RunRegressor(RegressorMixin, RunEstimator):
