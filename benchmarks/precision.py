@@ -67,6 +67,9 @@ def accuracy(data: str, name: str, seed: int, epochs: int) -> float:
             TrainConfig(
                 data=data,
                 hidden=(100,),
+                lr=0.05,
+                momentum=0.9,
+                weight_decay=0.0,
                 batch_size=64,
                 lr_schedule="cosine",
                 epochs=epochs,

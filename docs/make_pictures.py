@@ -64,7 +64,7 @@ def delta_norms(activation: str, epochs: int) -> list[list[float]]:
 
 def overview(path: Path) -> None:
     """Write the picture of the README: the equations, a trained network, and the norm of δ layer by layer."""
-    config = TrainConfig(data="spirals", epochs=30)
+    config = TrainConfig(data="spirals", lr=0.05, momentum=0.9, lr_schedule="constant", batch_size=16, epochs=30)
     setup = prepare(config)
     optimizer = make_optimizer(setup.model, setup.config)
     generator = torch.Generator().manual_seed(0)

@@ -235,9 +235,9 @@ def test_every_flag_is_listed_with_its_default():
 
     rows = [row.split("|")[1:3] for row in PAGES["training.md"].splitlines() if row.startswith("| `--")]
     listed = {flag.strip(" `-"): default.strip(" `") for flag, default in rows}
-    defaults = {}
+    defaults, on_off = {}, {"False": "off", "True": "on", "None": ""}
     for field in dataclasses.fields(TrainConfig):
-        value = "off" if field.default is False else "" if field.default is None else field.default
+        value = on_off.get(str(field.default), field.default)
         words = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
         defaults[field.name.replace("_", "-")] = words
     assert listed == {**defaults, "resume": "", "override": ""}

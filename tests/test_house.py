@@ -162,6 +162,8 @@ NAMED_AGAIN = {
     ("deltaprop.functional", "ACTIVATIONS"): "public functions are written out, for static tools",
     ("deltaprop.functional", "LOSSES"): "the same",
     ("deltaprop.data.formats.csv", "FORMATS"): "the endings of this format, from which its rows are made",
+    ("deltaprop.data.formats.arrow", "FORMATS"): "the same",
+    ("deltaprop.data.formats.jsonl", "FORMATS"): "the same",
     ("deltaprop.inference.predictions", "FORMATS"): "the formats that are written",
     ("deltaprop.tracing.loss_lines", "LOSSES"): "how each is written out with numbers",
     ("deltaprop.tracing.worked_example", "ACTIVATIONS"): "how each is written out with numbers",

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 import deltaprop as dp
 from benchmarks import literature
 from benchmarks.literature import BOOK, MNIST, PUBLISHED, RECIPES, SPEEDS, Published, shown, shown_speeds
-from deltaprop.training.config import TrainConfig, read_toml
+from deltaprop.training.config import WHEN_ABSENT, TrainConfig, read_toml
 from deltaprop.training.setup import prepare
 from tests.data.conftest import MNIST as MNIST_FOLDER
+from tests.data.conftest import idx_folder as idx_folder  # a fixture
 
 
 def test_every_recipe_is_in_the_table_and_every_row_has_one():
@@ -24,6 +28,27 @@ def test_every_recipe_is_in_the_table_and_every_row_has_one():
 @pytest.mark.parametrize("name", [*(row.recipe for row in PUBLISHED), *SPEEDS])
 def test_a_recipe_is_a_valid_configuration(name: str):
     TrainConfig(**read_toml(RECIPES / f"{name}.toml")).validate()
+
+
+def test_a_changed_default_does_not_change_a_recipe(idx_folder: Callable[..., Path]):
+    """Each resolves, on images of MNIST's size, to the settings in fixtures/recipes.json.
+
+    The file has those that differ from version 0.1's defaults, so a setting added later must mean what 0.1 did.
+    """
+    labels = np.arange(60, dtype=np.uint8) % 10
+    images = np.zeros((60, 28, 28), dtype=np.uint8)
+    folder = idx_folder({
+        f"{part}-{kind}-ubyte": array
+        for part in ("train", "t10k")
+        for kind, array in (("images-idx3", images), ("labels-idx1", labels))
+    })  # fmt: skip
+    stored = json.loads((Path(__file__).parent / "fixtures" / "recipes.json").read_text())
+    assert sorted(path.stem for path in RECIPES.glob("*.toml")) == sorted(stored)
+    here = {"data": str(folder), "device": "cpu"}
+    absent = {name: [*value] if isinstance(value, tuple) else value for name, value in WHEN_ABSENT.items()}
+    for name, settings in stored.items():
+        config = prepare(TrainConfig(**{**read_toml(RECIPES / f"{name}.toml"), **here})).config  # type: ignore[arg-type]
+        assert json.loads(json.dumps(config.to_json())) == {**absent, **settings, **here}, name
 
 
 @pytest.mark.parametrize("name", [*(row.recipe for row in PUBLISHED), *SPEEDS])

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from deltaprop import core
 from deltaprop.cli import main
 from deltaprop.data import formats
 from deltaprop.data.formats.csv import CsvTable
+from deltaprop.data.table import ReadOptions
 from deltaprop.nn import activation_module
 from tests import test_docs
 
@@ -111,8 +113,8 @@ class Semicolons(CsvTable):
     """A table whose cells are always separated by semicolons."""
 
     @classmethod
-    def open(cls, path: Path, delimiter: str = "auto", **options: Any) -> CsvTable:  # type: ignore[override]
-        return CsvTable.open(path, ";", **options)
+    def open(cls, path: Path, options: ReadOptions) -> CsvTable:  # type: ignore[override]
+        return CsvTable.open(path, replace(options, delimiter=";"))
 
 
 def test_a_table_format_is_a_class_and_a_row(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys):
@@ -132,4 +134,4 @@ def test_the_longest_file_extension_decides(monkeypatch: pytest.MonkeyPatch, tmp
     monkeypatch.setitem(formats.FORMATS, ".b.a.csv", CsvTable.open)
     for name, names in (("t.a.csv", ["p,q", "r"]), ("t.b.a.csv", ["p", "q;r"])):
         (tmp_path / name).write_text("p,q;r\n1,2;3\n")
-        assert formats.open_table(tmp_path / name, ",").names == names
+        assert formats.open_table(tmp_path / name, ReadOptions(delimiter=",")).names == names

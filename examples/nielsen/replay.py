@@ -104,7 +104,8 @@ class Network:
         """
         weights = [p for p in self.model.parameters() if p.ndim == 2]
         biases = [p for p in self.model.parameters() if p.ndim == 1]
-        optimizer = dp.SGD([{"params": weights, "weight_decay": penalty / len(rows)}, {"params": biases}], lr=lr)
+        groups = [{"params": weights, "weight_decay": penalty / len(rows)}, {"params": biases, "weight_decay": 0.0}]
+        optimizer = dp.SGD(groups, lr=lr, momentum=0.0)
         train = {"explicit": explicit, "autograd": autograd}[self.engine](self.model, optimizer)
         for epoch in range(1, count + 1):
             self.draws.shuffle(rows)

@@ -16,6 +16,7 @@ import deltaprop as dp
 from deltaprop.cli import main
 from deltaprop.inference.evaluation import evaluate_file
 from deltaprop.inference.plots import evaluation_figure
+from deltaprop.training.seen_rows import read_training_rows
 from tests.inference.conftest import KINDS, REGRESSION_KINDS, TABLES, Runs, first, inputs_of, write_csv
 
 
@@ -59,7 +60,8 @@ def test_the_loss_is_that_of_training(runs: Runs, settings: dict[str, Any]):
 
 def test_metrics_of_a_file_as_json(runs: Runs):
     run = runs["mixed"]
-    report, expected = figures(run.folder, "--data", run.data), evaluate_file(dp.load(run.folder), run.data)
+    report = figures(run.folder, "--data", run.data)
+    expected = evaluate_file(dp.load(run.folder), run.data, known=read_training_rows(run.folder))
     assert report == {"run": str(run.folder), "weights": "final", "data": run.data, **expected.to_json()}
     right = sum(row[at] for at, row in enumerate(report["confusion"]))
     assert report["accuracy"] == pytest.approx(right / report["rows"], abs=1e-12)
@@ -71,17 +73,18 @@ def test_metrics_of_a_file_as_json(runs: Runs):
 def test_classification_metrics_on_the_terminal(
     runs: Runs, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
-    """The metrics of 300 rows in two classes."""
+    """The metrics of 300 rows in two classes, none of them a row of training: each is moved by 1e-3."""
     monkeypatch.setenv("COLUMNS", "100")
-    run = runs["numbers"]
-    report = evaluate_file(dp.load(run.folder), run.data)
+    run, columns = runs["numbers"], inputs_of("numbers")
+    data = str(write_csv(Path("t.csv"), {**columns, "a": [a + 1e-3 for a in columns["a"]]}))
+    report = evaluate_file(dp.load(run.folder), data)
     assert report.confusion is not None
-    assert main(["evaluate", str(run.folder), "--data", run.data]) == 0
+    assert main(["evaluate", str(run.folder), "--data", data]) == 0
     out, err = capsys.readouterr()
     lines = [" ".join(line.split()) for line in out.splitlines()]
     right = int(report.confusion.trace())
     assert err == ""
-    assert lines[0] == f"{run.folder} (final weights) on {run.data}"
+    assert lines[0] == f"{run.folder} (final weights) on {data}"
     assert lines[1:3] == ["rows 300", f"loss {report.loss:.4g} (cross-entropy)"]
     assert lines[3] == f"accuracy {right / 3:.2f} % ({right} of 300)"
     assert f"ROC AUC {report.figures['roc_auc']:.4f}" in lines
@@ -91,10 +94,11 @@ def test_classification_metrics_on_the_terminal(
 
 def test_regression_metrics_on_the_terminal(runs: Runs, capsys: pytest.CaptureFixture[str]):
     run = runs["two"]
-    report = evaluate_file(dp.load(run.folder), run.data)
+    report = evaluate_file(dp.load(run.folder), run.data, known=read_training_rows(run.folder))
+    assert report.others is not None
     assert main(["evaluate", str(run.folder), "--data", run.data]) == 0
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
-    assert f"r2 {report.figures['r2']:.4g}" in lines
+    assert f"r2 {report.figures['r2']:.4g} {report.others.figures['r2']:.4g}" in lines
     assert not any(line.startswith(("rmse", "mae")) for line in lines)  # not over u and v together: their units differ
     v = report.by_class["v"]
     assert f"v {v['rmse']:.4g} {v['mae']:.4g} {v['r2']:.4g}" in lines

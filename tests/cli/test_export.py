@@ -39,7 +39,7 @@ def test_the_file_and_the_printed_lines(
     out, err = capsys.readouterr()
     first, parity, *notes = out.splitlines()
     assert err == ""
-    assert first == f"{name}: {Path(name).stat().st_size} bytes"
+    assert first == f"{name}: {Path(name).stat().st_size} bytes, final weights"
     words = parity.split()
     assert words[:3] == ["parity:", "at", "most"]
     assert 0 <= float(words[3]) <= 1e-5

@@ -22,6 +22,7 @@ from pyarrow import parquet
 import deltaprop as dp
 from deltaprop.cli import main
 from deltaprop.data.formats.csv import CsvTable
+from deltaprop.data.table import ReadOptions
 from tests.inference.conftest import TABLES, Runs, first, inputs_of, without, write_csv
 
 
@@ -53,7 +54,7 @@ def test_each_input_row_has_a_prediction_in_order(runs: Runs, capsys: pytest.Cap
     run = runs["mixed"]
     write_csv(Path("t.csv"), {"id": [*range(300)], **without(inputs_of("mixed"), "y")})
     assert predict(run.folder, "t.csv", out, "--keep", "id") == 0
-    assert capsys.readouterr() == (f"300 rows: {out}\n", "")
+    assert capsys.readouterr() == (f"300 rows: {out} (final weights)\n", "")
     predictions = read_csv(Path(out).read_text()) if out == "o.csv" else parquet.read_table(out).to_pydict()
     model = dp.load(run.folder)
     assert [*predictions] == ["id", "prediction", "probability_hi", "probability_lo", "probability_mid"]
@@ -328,7 +329,7 @@ def test_a_stream_gives_the_same_predictions_for_any_read_size(runs: Runs, few: 
     model, columns = dp.load(runs["numbers"].folder), first(inputs_of("numbers"), 40)
     columns |= {"note": ["x" * wide] * 40} if wide else {}
     stream = SlowStream(write_csv(Path("t.csv"), columns).read_bytes(), few)
-    table = CsvTable.of_stream(Path("stdin"), stream, "auto")
+    table = CsvTable.of_stream(Path("stdin"), stream, ReadOptions())
     predictions = np.concatenate([model.feed(x).numpy() for x in model.blocks(table).inputs()])
     assert_allclose(predictions, model.outputs(columns), atol=1e-6)
 
@@ -339,7 +340,7 @@ def test_a_byte_that_is_not_utf8_is_reported_with_its_line(runs: Runs):
     rows[90_000] = b"1,\xff"
     model = dp.load(runs["numbers"].folder)
     stream = io.BufferedReader(io.BytesIO(b"a,b\n" + b"\n".join(rows)))  # type: ignore[arg-type]
-    table = CsvTable.of_stream(Path("stdin"), stream, "auto")
+    table = CsvTable.of_stream(Path("stdin"), stream, ReadOptions())
     with pytest.raises(dp.UserError, match=r"stdin: line 90002 is not UTF-8"):
         [*model.blocks(table).inputs()]
 

@@ -55,13 +55,25 @@ HEADERS = [
     table("blanks alone", "\n\r\n  \n", EMPTY),
     table("a header alone", "a,b,y\n", NO_ROW),
     table("a header alone without a line break", "a,b,y", NO_ROW),
-    table("no header", "1,2.5,yes\n" + ROWS, r"t\.csv: no header: .*\(1, …\): put a line with a name .*above it"),
+    table(
+        "no header",
+        "1,2.5,yes\n" + ROWS,
+        r"t\.csv: no header: .*\(1, …\): read it as a row by --no-header, or "
+        "put a line with a name for each column above it",
+    ),
     table("no header, all numbers", "0.5,7,8\n" + "1,2,3\n2,3,4\n" * 9, r"t\.csv: no header: .*\(0\.5, …\): .*"),
     table("a name twice", "a,a,y\n" + ROWS, r"t\.csv: columns 1 and 2 are both called 'a': rename one"),
     table("a name twice but for blanks", "a, a ,y\n" + ROWS, r"t\.csv: columns 1 and 2 are both called 'a': rename .*"),
-    table("an index without a name", ",b,y\n" + ROWS, r"t\.csv: column 1 has no name .*index.*: name it, or .*"),
-    table("a title above the header", "Report 2020\n" + GOOD, r"t\.csv: one column, 'Report 2020': .*--delimiter\)"),
-    table("a comment above the header", "# by me\n" + GOOD, r"t\.csv: one column, '# by me': .*"),
+    table("a column without a name", "a,,y\n" + ROWS, r"t\.csv: column 2 has no name, .*: write a name for it .*"),
+    table("two columns without a name", ",,y\n" + ROWS, r"t\.csv: column 2 has no name, .*: write a name for it .*"),
+    table(
+        "a title above the header",
+        "Report 2020\n\n" + GOOD,
+        r"t\.csv: line 1, 'Report 2020', is a title, not .* 'a, b, y'.*",
+    ),
+    table(
+        "a comment above the header", "# by me, 2020\n" + GOOD, r"t\.csv: line 1, '# by me, 2020', is a comment, not .*"
+    ),
     table("one column", "a\n1\n2\n3\n", r"t\.csv: one column, 'a': inputs and a target need two .*--delimiter\)"),
     table("another delimiter than given", GOOD, r"t\.csv: one column, 'a,b,y': .*semicolon.*", "--delimiter", ";"),
     table("a quote opened in the header", 'a,"b,y\n' + ROWS, r't\.csv: a quote \("\) is opened in the header and .*'),
@@ -194,7 +206,7 @@ TESTS = [
 
 ZIPPED = gzip.compress(GOOD.encode())
 FILES = [
-    Case("a spreadsheet called .csv", b"PK\x03\x04" + bytes(range(256)), r"t\.csv: .*a spreadsheet.*: save it as CSV"),
+    Case("a spreadsheet called .csv", b"PK\x03\x04" + bytes(range(256)), r"t\.csv: .*a spreadsheet.*: save it .*"),
     Case("Parquet called .csv", columns(a=range(N)), r"t\.csv: this is Parquet, not CSV: name it \.parquet"),
     Case("gzip called .csv", ZIPPED, r"t\.csv: .*"),
     Case("CSV called .gz", GOOD, r"t\.csv\.gz: this is not compressed by gzip: name it without \.gz", file="t.csv.gz"),

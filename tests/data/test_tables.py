@@ -24,6 +24,7 @@ from deltaprop import UserError
 from deltaprop.data import CacheConfig, Dataset, Source, TableOptions, load
 from deltaprop.data.formats import csv as csv_format
 from deltaprop.data.formats import is_table, open_table
+from deltaprop.data.table import ReadOptions
 
 N = 50
 NUMBERS = np.random.default_rng(0).normal(size=(N, 3)) * [
@@ -36,7 +37,7 @@ CLASSES = [("no", "yes", "maybe")[i % 3] for i in range(N)]
 
 def cells(path: Path, delimiter: str = "auto") -> list[list[Any]]:
     """Return the header and the rows of a table as they are read."""
-    table = open_table(path, delimiter)
+    table = open_table(path, ReadOptions(delimiter=delimiter))
     rows = [row for batch in table.batches() for row in zip(*(c.to_pylist() for c in batch.columns), strict=True)]
     return [list(table.names), *map(list, rows)]
 
@@ -207,7 +208,7 @@ def test_column_names_are_read_back(tmp_path: Path, names: list[str]):
     """Except for spaces around them; a header of numbers is tested with malformed tables."""
     names = [f"x{name}" for name in names]
     (tmp_path / "t.csv").write_bytes(text_of(names, [["u"] * len(names)], quoting=csv.QUOTE_ALL).encode())
-    assert open_table(tmp_path / "t.csv", ",").names == names
+    assert open_table(tmp_path / "t.csv", ReadOptions(delimiter=",")).names == names
 
 
 @pytest.mark.parametrize("header", ["code,flag,when", " code, flag , when ", '\ufeffcode, flag,"when"'])
@@ -245,7 +246,9 @@ def test_a_blank_line_of_one_column_is_a_row(
     monkeypatch.setattr(csv_format, "READ_BYTES", block)
     path = tmp_path / "t.csv"
     path.write_bytes(text.encode())
-    assert [cell for batch in open_table(path, least=1).batches() for cell in batch.column(0).to_pylist()] == expected
+    assert [
+        cell for batch in open_table(path, ReadOptions(least=1)).batches() for cell in batch.column(0).to_pylist()
+    ] == expected
 
 
 def test_the_index_columns_that_pandas_writes_are_ignored(tmp_path: Path):

@@ -152,7 +152,7 @@ class Runs:
 
     def train(self, name: str, data: str | Path, **settings: Any) -> Run:
         """Train and return a new run; each name may be used once."""
-        small = {"hidden": (8,), "epochs": 4, "log_every": 0, "seed": 0, "device": "cpu"}
+        small = {"hidden": (8,), "epochs": 4, "log_every": 0, "seed": 0, "device": "cpu", "weights": "final"}
         config = TrainConfig(data=str(data), run_dir=self.folder / "runs" / name, **{**small, **settings})
         result = train(config)
         return Run(result.folder, str(data), result.metrics)

@@ -16,10 +16,11 @@ from rich.table import Table
 from rich.text import Text
 from torch import nn
 
-from deltaprop.cli.errors import print_warning
+from deltaprop.cli.errors import as_flags, print_warning
 from deltaprop.data import Dataset
 from deltaprop.data.dataset import TableFacts
 from deltaprop.errors import counted
+from deltaprop.training.baseline import FEW_ROWS, Baseline
 from deltaprop.training.config import TrainConfig
 from deltaprop.training.devices import describe_device
 from deltaprop.training.report.reporter import Reporter, Result
@@ -102,10 +103,11 @@ class ConsoleReporter(Reporter):
 
     Args:
         console: Console to print to; stdout by default.
+        words: The words after ``train`` on the command line, from which a hint makes another command.
     """
 
-    def __init__(self, console: Console | None = None) -> None:
-        self.console = console or terminal()
+    def __init__(self, console: Console | None = None, words: Sequence[str] = ()) -> None:
+        self.console, self.words = console or terminal(), words
         if not self.console.is_terminal:
             self.console.width = 100_000  # lines of a file are not folded
         self._reading = ProgressBar(self.console)
@@ -143,18 +145,32 @@ class ConsoleReporter(Reporter):
         """Print the test metrics, the run folder and the command that shows it in TensorBoard."""
         self._training.close()
         self.console.print()
-        last, best = result.metrics, result.best
-        test = Text.assemble((_format_test(setup, last), "bold green"), f" (final weights, epoch {last['epoch']})")
-        rows: list[tuple[str, Cell]] = [("test", test)]
-        if best is not None:
+        last, best, model = result.metrics, result.best, result.model_metrics
+        which = f" ({result.weights} weights, epoch {model['epoch']})"
+        rows: list[tuple[str, Cell]] = [("test", Text.assemble((_format_test(setup, model), "bold green"), which))]
+        if result.baseline is not None:
+            rows.append(("test", describe_baseline(result.baseline, model.get("test_r2"))))
+        if result.weights == "best":
+            rows.append(("final", f"{_format_test(setup, last)} (epoch {last['epoch']})"))
+        elif best is not None:
             rows.append(("best", f"{_format_test(setup, best)} (epoch {best['epoch']}, lowest validation loss)"))
         if result.stopped_early:
             rows.append(("", f"stopped early: no lower validation loss in {setup.config.patience} epochs"))
         # All runs of the default parent folder together; only this one if the user chose its folder.
         logdir = result.folder if setup.config.run_dir else result.folder.parent
         look = f"tensorboard --logdir {shlex.quote(str(logdir))}"
+        rows += [("note", as_flags(note)) for note in self._notes(setup, result)]
         rows += [("time", f"{result.seconds:.1f} s"), ("run", str(result.folder)), ("look", look)]
         print_rows(self.console, rows)
+
+    def _notes(self, setup: Setup, result: Result) -> list[str]:
+        """Return what there is to say about a model that may be of no use."""
+        notes, metrics, rows = [], result.model_metrics, len(setup.dataset.test)
+        if result.baseline is not None:
+            notes += baseline_notes(result.baseline, metrics.get("test_accuracy"), metrics.get("test_r2"))
+        if rows < FEW_ROWS and setup.config.test is None and (command := cross_validation(self.words)):
+            notes.append(f"{counted(rows, 'test row')}, too few for a reliable figure; cross-validate with: {command}")
+        return notes + ([] if result.health is None else [result.health])
 
     def resumed(self, path: Path, epoch: int, done: int) -> None:
         """Print the checkpoint that the run resumes from."""
@@ -175,6 +191,39 @@ class ConsoleReporter(Reporter):
         """Remove the progress bars, also after an error."""
         self._reading.close()
         self._training.close()
+
+
+def describe_baseline(baseline: Baseline, r2: float | None) -> str:
+    """Return what the simplest predictions reach, for the line below a model's own figures."""
+    if baseline.accuracy is not None:
+        share = _format(baseline.accuracy, percent=True)
+        return f"baseline: {share} are of the most frequent class in training, {baseline.majority!r}"
+    found = "undefined" if r2 is None else f"{r2:.4g}"
+    return f"baseline: the test targets have a standard deviation of {_format(baseline.rmse)}; R² is {found}"
+
+
+def baseline_notes(baseline: Baseline, accuracy: float | None, r2: float | None) -> list[str]:
+    """Return a line if a model is no better than the simplest predictions."""
+    if baseline.is_beaten_by(accuracy, r2):
+        return []
+    simple = "the mean" if baseline.majority is None else f"{baseline.majority!r}"
+    return [f"the model is no better than always predicting {simple}"]
+
+
+def cross_validation(words: Sequence[str]) -> str | None:
+    """Return the command that cross-validates as the words after ``train`` say; None if they are of another kind."""
+    kept, skip = [], False
+    for word in words:
+        flag = word.partition("=")[0].replace("_", "-")
+        if skip:
+            skip = False
+        elif flag in ("--resume", "--folds"):
+            return None
+        elif flag == "--run-dir":
+            skip = "=" not in word
+        else:
+            kept.append(word)
+    return shlex.join(["deltaprop", "train", *kept, "--folds", "5"]) if kept else None
 
 
 def describe(setup: Setup) -> list[tuple[str, str]]:
@@ -210,6 +259,8 @@ def describe_config(config: TrainConfig, resolved: dict[str, Any], parameters: l
     if parameters:
         each = f" ({' + '.join(map(str, parameters))})" if len(parameters) > 1 else ""
         rows.append(("model", f"{sum(parameters)} parameters{each}"))
+    if config.weights == "best":
+        rows.append(("model", "the weights of the lowest validation loss"))
     return [*rows, ("loss", f"{resolved['loss']}{balanced}"), ("sgd", _describe_sgd(config))]
 
 

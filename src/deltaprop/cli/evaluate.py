@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,21 +14,23 @@ from typing import Annotated
 from rich.console import Console
 from rich.text import Text
 
-from deltaprop.cli.console import Cell, ProgressBar, print_rows, print_table, terminal
+from deltaprop.cli.console import Cell, ProgressBar, baseline_notes, print_rows, print_table, terminal
 from deltaprop.cli.errors import print_warning
 from deltaprop.cli.files import PICTURES, OutputFile, is_stream
-from deltaprop.cli.parsing import ModelArguments, optional, read_arguments, training_data
+from deltaprop.cli.parsing import DataArguments, optional, read_arguments, training_data
 from deltaprop.data.formats import open_table
 from deltaprop.inference.evaluation import EvaluationReport, evaluate_file, evaluation_report
 from deltaprop.inference.model import Model, load
-from deltaprop.training.evaluate import evaluate
+from deltaprop.inference.seen_rows import SeenRows
+from deltaprop.training.evaluate import evaluate, raw_targets
 from deltaprop.training.load_run import load_run
+from deltaprop.training.seen_rows import EQUAL, read_training_rows
 
 MAX_CONFUSION_CLASSES = 12  # in a confusion matrix on the terminal
 
 
 @dataclass(frozen=True)
-class Arguments(ModelArguments):
+class Arguments(DataArguments):
     """Classification: loss, accuracy, precision, recall and F1 of each class, confusion matrix; ROC AUC of two classes.
 
     Regression: loss, RMSE, MAE and R², in the units of the targets.
@@ -35,7 +38,6 @@ class Arguments(ModelArguments):
 
     #: Table with the target column, arrays with y, or folder of IDX files.
     data: Annotated[Path | None, optional("PATH", "the test part of the run")] = None
-    delimiter: Annotated[str | None, optional("CHAR", "as for the training data")] = None  # Delimiter of a CSV.
     json: Annotated[Path | None, optional("FILE.json", "")] = None  # Write the metrics to this file.
     picture: Annotated[Path | None, optional("FILE", "")] = None  # Write plots to this .png, .svg or .pdf file.
 
@@ -43,23 +45,24 @@ class Arguments(ModelArguments):
 def main(words: Sequence[str]) -> int:
     """Print the metrics of a model, and write them to the files asked for."""
     arguments = read_arguments(Arguments, "evaluate", words)
-    run, weights, data = arguments.folder, arguments.weights, arguments.data
+    run, data = arguments.folder, arguments.data
     figures = OutputFile("--json", arguments.json, () if arguments.json and is_stream(arguments.json) else (".json",))
     picture = OutputFile("--picture", arguments.picture, PICTURES)
-    model = load(run, weights)
+    model = load(run, arguments.weights)
     for file in (figures, picture):
         file.check_apart(run, *([data] if data else []), *training_data(model.config))
     console = terminal()
     with contextlib.closing(ProgressBar(console)) as bar:
         if data is None:
-            report = _on_test_part(run, weights, model)
+            report = _on_test_part(run, model)
         else:
-            report = evaluate_file(model, data, delimiter=arguments.delimiter, progress=bar)
+            known, reading = read_training_rows(run), arguments.reading(model.config.reading)
+            report = evaluate_file(model, data, known=known, reading=reading, progress=bar)
     source = str(data or "its own test part")
-    console.print(f"{run} ({weights} weights) on {source}", style="bold")
-    _print_report(console, model, report)
+    console.print(f"{run} ({model.weights} weights) on {source}", style="bold")
+    _print_report(console, model, report, run)
     if figures.path is not None:
-        about = {"run": str(run), "weights": weights, "data": source, **report.to_json()}
+        about = {"run": str(run), "weights": model.weights, "data": source, **report.to_json()}
         figures.write(json.dumps(about, indent=2, allow_nan=False) + "\n")
         console.print(f"json {figures.path}")
     if picture.path is not None:
@@ -70,42 +73,35 @@ def main(words: Sequence[str]) -> int:
     return 0
 
 
-def _on_test_part(run: Path, weights: str, model: Model) -> EvaluationReport:
+def _on_test_part(run: Path, model: Model) -> EvaluationReport:
     """Return the metrics on the test part of the run's own data."""
-    setup = load_run(run, weights)
+    setup = load_run(run, model.weights)
     dataset, test = setup.dataset, setup.dataset.test
     dropped: int | None = 0
     if dataset.table is not None and dataset.table.dropped:  # known for a separate test table, not for a random part
         config = setup.config
-        table = None if config.test is None else open_table(Path(config.test), config.delimiter)
+        table = None if config.test is None else open_table(Path(config.test), config.reading)
         dropped = None if table is None else sum(map(len, table.batches())) - len(test)
     evaluation = evaluate(setup.model, setup.objective, test, dataset.target_scaling)
     assert evaluation is not None  # the test part always has rows
-    y = test.y if model.class_names else dataset.target_scaling.invert(test.y.double())
+    y = test.y if model.class_names else raw_targets(test, dataset.target_scaling)
     return evaluation_report(model, evaluation.outputs, y.numpy(), dropped=dropped)
 
 
-def _print_report(console: Console, model: Model, report: EvaluationReport) -> None:
+def _print_report(console: Console, model: Model, report: EvaluationReport, run: Path) -> None:
     for line in report.warnings:
         print_warning(line)
-    dropped = f", {report.dropped} more dropped because of missing cells" if report.dropped else ""
-    name = model.objective.name + (", balanced" if model.config.class_weight == "balanced" else "")
-    rows: list[tuple[str, Cell]] = [("rows", f"{report.rows}{dropped}"), ("loss", f"{report.loss:.4g} ({name})")]
-    if report.confusion is None:
-        # The units of several targets differ: only R² has none.
-        rows += [(name, f"{report.figures[name]:.4g}") for name in (["r2"] if report.by_class else report.figures)]
-    else:
-        right = int(report.confusion.trace())
-        accuracy = (f"{100 * right / report.rows:.2f} %", "bold green")
-        rows.append(("accuracy", Text.assemble(accuracy, f" ({right} of {report.rows})")))
-        rows.append(("balanced", f"{100 * report.figures['balanced_accuracy']:.2f} %"))
-        for name, label in (("macro_f1", "macro F1"), ("roc_auc", "ROC AUC")):
-            value = report.figures.get(name)
-            rows += [] if value is None else [(label, "-" if math.isnan(value) else f"{value:.4f}")]
+    rows = _overall(model, report)
+    if report.others is not None:
+        rows = _beside(rows, _overall(model, report.others))
+    if report.seen is not None and (text := _seen_text(report, report.seen, run)):
+        rows.insert(0, ("seen", text))
+    rows += _baseline_rows(report)
     print_rows(console, rows, width=len("accuracy"))
     if report.by_class:
         console.print()
-        header = ["target" if report.confusion is None else "class", *next(iter(report.by_class.values()))]
+        kind = ("target" if report.confusion is None else "class") + (", all rows" if report.others else "")
+        header = [kind, *next(iter(report.by_class.values()))]
         cells = [[name, *map(_format, figures.values())] for name, figures in report.by_class.items()]
         print_table(console, header, cells)
     if report.confusion is not None and len(model.class_names) <= MAX_CONFUSION_CLASSES:
@@ -116,6 +112,65 @@ def _print_report(console: Console, model: Model, report: EvaluationReport) -> N
             for row, (name, counts) in enumerate(zip(model.class_names, report.confusion.tolist(), strict=True))
         ]
         print_table(console, ["true↓ predicted→", *names], matrix, no_wrap=True)
+
+
+def _baseline_rows(report: EvaluationReport) -> list[tuple[str, Cell]]:
+    """Return what the simplest predictions reach, and a note if the model does not reach more."""
+    baseline = report.baseline
+    if baseline is None:
+        return []
+    share, r2 = baseline.accuracy, report.figures.get("r2")
+    r2 = None if r2 is None or math.isnan(r2) else r2
+    notes = [("note", note) for note in baseline_notes(baseline, report.figures.get("accuracy"), r2)]
+    if share is not None:
+        row = ("baseline", f"{100 * share:.2f} % (the most frequent class in training, {baseline.majority!r})")
+        return [row, *notes]
+    # the units of several targets differ
+    return [*([] if report.by_class else [("deviation", f"{baseline.rmse:.4g} (of the targets)")]), *notes]
+
+
+def _overall(model: Model, report: EvaluationReport) -> list[tuple[str, Cell]]:
+    """Return the metrics of all rows of a report, as rows of a name and a text."""
+    dropped = f", {report.dropped} more dropped because of missing cells" if report.dropped else ""
+    dropped += f", {report.unlabelled} more without a target" if report.unlabelled else ""
+    dropped += f", {report.rare} more of classes left out in training" if report.rare else ""
+    name = model.objective.name + (", balanced" if model.config.class_weight == "balanced" else "")
+    rows: list[tuple[str, Cell]] = [("rows", f"{report.rows}{dropped}"), ("loss", f"{report.loss:.4g} ({name})")]
+    if report.confusion is None:
+        # The units of several targets differ: only R² has none.
+        names = ["r2"] if report.by_class else [*report.figures]
+        return rows + [(name, f"{report.figures[name]:.4g}") for name in names]
+    right = int(report.confusion.trace())
+    accuracy = (f"{100 * right / report.rows:.2f} %", "bold green")
+    rows.append(("accuracy", Text.assemble(accuracy, f" ({right} of {report.rows})")))
+    rows.append(("balanced", f"{100 * report.figures['balanced_accuracy']:.2f} %"))
+    for name, label in (("macro_f1", "macro F1"), ("roc_auc", "ROC AUC")):
+        value = report.figures.get(name)
+        rows += [] if value is None else [(label, "-" if math.isnan(value) else f"{value:.4f}")]
+    return rows
+
+
+def _beside(rows: list[tuple[str, Cell]], others: list[tuple[str, Cell]]) -> list[tuple[str, Cell]]:
+    """Return the metrics of all rows, and beside them those of rows that the run was not trained on."""
+    left = [Text("all rows", "dim"), *(Text.assemble(cell) for _, cell in rows)]
+    right = [Text("other rows", "dim"), *(Text.assemble(cell) for _, cell in others)]
+    width = max(cell.cell_len for cell in left) + 3
+    for cell in left:
+        cell.pad_right(width - cell.cell_len)
+    both = [Text.assemble(one, other) for one, other in zip(left, right, strict=True)]
+    return [*zip(["", *(name for name, _ in rows)], both, strict=True)]
+
+
+def _seen_text(report: EvaluationReport, seen: SeenRows, run: Path) -> str:
+    """Return what is known of rows that the run was trained on, and where the metrics of new rows are."""
+    own = f"for new rows, its own test part: deltaprop evaluate {shlex.quote(str(run))}"
+    if seen.same_file:
+        return f"this is the data that the run was trained on; {own}"
+    if seen.total is None:
+        return f"unknown: {seen.unknown}" if seen.unknown else ""
+    if seen.total == report.rows:
+        return f"all {report.rows} rows are {EQUAL}; {own}"
+    return f"{seen.total} of {report.rows} rows {'is' if seen.total == 1 else 'are'} {EQUAL}" if seen.total else ""
 
 
 def _format_count(count: int, is_right: bool) -> Text:

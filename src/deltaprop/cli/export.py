@@ -47,6 +47,10 @@ def main(words: Sequence[str]) -> int:
     exported = export(model, to)
     file.write(exported.content)
     difference = f"at most {exported.difference:.2g} from the model's own predictions on {exported.rows} rows"
-    lines = [f"{out}: {len(exported.content)} bytes", f"parity: {difference}, by {exported.by}", *exported.notes]
+    lines = [
+        f"{out}: {len(exported.content)} bytes, {model.weights} weights",
+        f"parity: {difference}, by {exported.by}",
+        *exported.notes,
+    ]
     terminal().print("\n".join(lines))
     return 0

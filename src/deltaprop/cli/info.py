@@ -13,7 +13,8 @@ from deltaprop.cli.parsing import RunArguments, read_arguments
 from deltaprop.errors import UserError
 from deltaprop.inference.model import load
 from deltaprop.training.config import TrainConfig
-from deltaprop.training.load_run import WEIGHTS, read_config
+from deltaprop.training.evaluate import SELECTED_BY
+from deltaprop.training.load_run import WEIGHTS, read_config, recorded_weights
 
 MOST_INPUTS = 20  # columns that are listed
 
@@ -49,7 +50,8 @@ def _collect(run: Path, config: TrainConfig, resolved: dict[str, Any]) -> dict[s
     weights = {name: str(run / file) for name, file in WEIGHTS.items() if (run / file).exists()}
     metrics = _read_metrics(run / "metrics.jsonl")
     validated = [line for line in metrics if line.get("val_loss") is not None]
-    model = load(run, next(iter(weights))) if weights else None
+    recorded = recorded_weights(run)
+    model = load(run, recorded if recorded in weights else next(iter(weights))) if weights else None
     saved = json.loads((run / "config.json").read_text(encoding="utf-8"))
     return {
         "run": str(run),
@@ -61,12 +63,19 @@ def _collect(run: Path, config: TrainConfig, resolved: dict[str, Any]) -> dict[s
         "settings": {k: v for k, v in config.to_json().items() if k not in ("config", "run_dir")},
         "epochs_done": metrics[-1]["epoch"] if metrics else 0,
         "last": metrics[-1] if metrics else None,
-        "best": min(validated, key=lambda line: line["val_loss"]) if validated else None,
+        "best": _best(validated),
         "weights": weights,
+        "model_weights": recorded,
         "overrides": saved.get("overrides", []),
         "versions": saved.get("versions"),
         "command": saved.get("command"),
     }
+
+
+def _best(lines: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """Return the epoch with the lowest loss, the minimised one unless older lines lack it, of those that have one."""
+    key = SELECTED_BY if all(SELECTED_BY in line for line in lines) else "val_loss"
+    return min(lines, key=lambda line: line[key]) if lines else None
 
 
 def _read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -105,7 +114,8 @@ def _describe(facts: dict[str, Any], config: TrainConfig) -> list[tuple[str, str
     for record in facts["overrides"]:
         epoch, setting, old, new = map(record.get, ("epoch", "setting", "from", "to"))
         rows.append(("changed", f"epoch {epoch}: {setting} {old} → {new}"))
-    rows += [("weights", f"{name}: {path}") for name, path in facts["weights"].items()]
+    for name, path in facts["weights"].items():
+        rows.append(("weights", f"{name}: {path}{' (the model)' if name == facts['model_weights'] else ''}"))
     versions = (facts["versions"] or {}).items()
     rows.append(("by", ", ".join(f"{name} {version}" for name, version in versions if name != "platform")))
     return rows

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Annotated, Any, TextIO, TypeVar
 
 import tyro
-from tyro.conf import Positional, arg
+from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from deltaprop.cli import COMMANDS
 from deltaprop.cli.errors import as_flags
 from deltaprop.data import BUILTIN
+from deltaprop.data.table import ReadOptions
 from deltaprop.errors import UserError
 from deltaprop.training.config import TrainConfig
 
@@ -54,7 +55,29 @@ class RunArguments:
 class ModelArguments(RunArguments):
     """Arguments of the commands that load a trained model."""
 
-    weights: str = "final"  # Weights to load: final, or best (lowest validation loss).
+    #: Weights to load: final, or best (lowest validation loss).
+    weights: Annotated[str | None, optional("final|best", "as the run records")] = None
+
+
+@dataclass(frozen=True)
+class DataArguments(ModelArguments):
+    """Arguments of the commands that read data for a trained model."""
+
+    delimiter: Annotated[str | None, optional("CHAR", "as for the training data")] = None  # Delimiter of a CSV.
+    header: FlagCreatePairsOff[bool] = False  # The data have a header, although the training data have none.
+    no_header: FlagCreatePairsOff[bool] = False  # The data have no header, although the training data have one.
+    sheet: Annotated[str | None, optional("NAME", "as for the training data")] = None  # Sheet of an Excel workbook.
+
+    def reading(self, trained: ReadOptions) -> ReadOptions:
+        """Return how the data are read: as the training data, but for what is given."""
+        if self.header and self.no_header:
+            raise UserError("--header and --no-header: choose one of them")
+        return ReadOptions(
+            delimiter=self.delimiter or trained.delimiter,
+            header=(trained.header or self.header) and not self.no_header,
+            sheet=self.sheet or trained.sheet,
+            least=1,
+        )
 
 
 def training_data(config: TrainConfig) -> list[str]:

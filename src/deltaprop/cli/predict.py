@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from deltaprop.cli.console import ProgressBar, terminal
 from deltaprop.cli.errors import print_warning
 from deltaprop.cli.files import OutputFile
-from deltaprop.cli.parsing import ModelArguments, optional, read_arguments, training_data
+from deltaprop.cli.parsing import DataArguments, optional, read_arguments, training_data
 from deltaprop.data.formats.csv import CsvTable
 from deltaprop.errors import UserError
 from deltaprop.inference.model import load
@@ -20,7 +20,7 @@ from deltaprop.inference.predictions import OUTPUT_ENDINGS, STDOUT, check_keep, 
 
 
 @dataclass(frozen=True)
-class Arguments(ModelArguments):
+class Arguments(DataArguments):
     """Writes the class and the probability of each class, or the predicted values, of each row, in order.
 
     Columns are matched by name; the target column is not needed. Rows are read, predicted and written block by block.
@@ -35,7 +35,6 @@ class Arguments(ModelArguments):
     #: Columns of the data to write before the predictions, such as an identifier; from a CSV to Parquet, numeric inputs
     #: as numbers and others as text.
     keep: Annotated[tuple[str, ...], optional("COLUMN ...", "none")] = ()
-    delimiter: Annotated[str | None, optional("CHAR", "as for the training data")] = None  # Delimiter of a CSV.
 
 
 def main(words: Sequence[str]) -> int:
@@ -48,12 +47,12 @@ def main(words: Sequence[str]) -> int:
         raise UserError("--out is needed: a file, or - for stdout")
     file = OutputFile("--out", None if out == STDOUT else Path(out), OUTPUT_ENDINGS)
     model = load(run, arguments.weights)
-    delimiter = arguments.delimiter or model.config.delimiter
+    reading = arguments.reading(model.config.reading)
     is_stdin = data == "-"
     console = terminal(stderr=out == STDOUT)
     with contextlib.closing(ProgressBar(console)) as bar:
-        source: Any = CsvTable.of_stream(Path("stdin"), sys.stdin.buffer, delimiter) if is_stdin else data
-        blocks = model.blocks(source, delimiter=delimiter, progress=bar)
+        source: Any = CsvTable.of_stream(Path("stdin"), sys.stdin.buffer, reading) if is_stdin else data
+        blocks = model.blocks(source, reading=reading, progress=bar)
         file.check_apart(run, *([] if is_stdin else [data]), *training_data(model.config))
         check_keep(blocks, arguments.keep)
         batches = prediction_batches(model, blocks, arguments.keep, as_csv=not out.lower().endswith(".parquet"))
@@ -61,7 +60,7 @@ def main(words: Sequence[str]) -> int:
     for line in blocks.warnings:
         print_warning(line)
     if out != STDOUT:
-        console.print(f"{rows} rows: {out}")
+        console.print(f"{rows} rows: {out} ({model.weights} weights)")
     return 0
 
 

@@ -22,7 +22,7 @@ from deltaprop.nn.modules import MLP
 from deltaprop.tracing.summary import LEGEND, headline, tables, verdict
 from deltaprop.tracing.trace import Trace, trace
 from deltaprop.tracing.worked_example import as_text, is_tiny, steps
-from deltaprop.training.load_run import WEIGHTS, load_run
+from deltaprop.training.load_run import WEIGHTS, load_run, recorded_weights
 from deltaprop.training.run_folder import RunFolder, check_folder
 
 
@@ -46,7 +46,8 @@ class Arguments:
     seed: Annotated[int | None, optional("INT", "0")] = None  # New network: seed of the weights, inputs and targets.
     loss: Annotated[str | None, optional("NAME", "quadratic_loss")] = None  # New or own network: loss.
     rows: Annotated[int | None, optional("INT", "1, run: 16")] = None  # New network or run: samples in the batch.
-    weights: Annotated[str | None, optional("NAME", "final")] = None  # Run: weights to load, final or best.
+    #: Run: weights to load, final or best.
+    weights: Annotated[str | None, optional("final|best", "as the run records")] = None
     part: Annotated[str | None, optional("NAME", "train")] = None  # Run: part of the data, train, val or test.
     data: Annotated[str | None, optional("PATH", "as in training")] = None  # Run: its data, if the files have moved.
     lr: Annotated[float | None, optional("FLOAT", "0.5, run: its own")] = None  # Learning rate η of the update.
@@ -152,11 +153,11 @@ def make_trace(arguments: Arguments) -> tuple[Trace, float]:
 
 def _trace_run(folder: Path, arguments: Arguments) -> tuple[Trace, float]:
     """Return the trace of a run's net on the first rows of a part of its data, and the run's learning rate."""
-    weights, part = arguments.weights or "final", arguments.part or "train"
+    weights, part = arguments.weights or recorded_weights(folder), arguments.part or "train"
     for what, name, known in (("weights", weights, WEIGHTS), ("part", part, PARTS)):
         if name not in known:
             raise unknown_name(what, name, known)
-    setup = load_run(folder, weights, arguments.data)
+    setup = load_run(folder, arguments.weights, arguments.data)
     split = getattr(setup.dataset, part)
     if not len(split):
         raise UserError(f"--part {part}: the run has no rows in it")

@@ -76,7 +76,7 @@ def main(words: Sequence[str]) -> int:
             of_folds.summary(cross_validate(config, of_folds, on_fold=of_folds.fold))
         return 0
     restart = path is None and flags.resume == "auto"
-    with contextlib.closing(ConsoleReporter()) as reporter:
+    with contextlib.closing(ConsoleReporter(words=words)) as reporter:
         try:
             train(config, reporter, resume=path, restart=restart, override=flags.override)
         except UserError as error:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from deltaprop import _old_names
 from deltaprop.data.augment import Augment, Deformation
-from deltaprop.data.builtin import BUILTIN
+from deltaprop.data.builtin import BUILTIN, BUILTIN_LR
 from deltaprop.data.columns import TableOptions
 from deltaprop.data.dataset import Dataset, Part, RawData, Split, StreamedSplit
 from deltaprop.data.encoding import Encoding
@@ -18,9 +18,9 @@ from deltaprop.data.splits import Fold, split_indices
 from deltaprop.data.store import CacheConfig
 
 __all__ = [
-    "BUILTIN", "Augment", "CacheConfig", "Dataset", "Deformation", "Encoding", "Fold", "Part", "RawData", "Scaling",
-    "Source", "Split", "StreamedSplit", "TableOptions", "check_source", "find_idx_files", "load", "load_idx_folder",
-    "read_idx", "split_indices",
+    "BUILTIN", "BUILTIN_LR", "Augment", "CacheConfig", "Dataset", "Deformation", "Encoding", "Fold", "Part", "RawData",
+    "Scaling", "Source", "Split", "StreamedSplit", "TableOptions", "check_source", "find_idx_files", "load",
+    "load_idx_folder", "read_idx", "split_indices",
 ]  # fmt: skip
 
 if not TYPE_CHECKING:  # else a misspelt name would pass the type checker

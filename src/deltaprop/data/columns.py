@@ -27,7 +27,7 @@ from deltaprop.data.cells import (
     words_in,
 )
 from deltaprop.data.splits import Rows
-from deltaprop.data.table import Batch, Table, type_family, unlisted
+from deltaprop.data.table import Batch, ReadOptions, Table, type_family, unlisted
 from deltaprop.errors import UserError, setting
 
 Numbers: TypeAlias = NDArray[np.float64]
@@ -65,6 +65,8 @@ class TableOptions:
             all such classes into one.
         columns: How columns are read: as `infer` decides, or as version 0.1 did.
         delimiter: The delimiter of a CSV.
+        header: Whether the first line has the names of the columns.
+        sheet: The sheet of a workbook; None for the first.
     """
 
     target: tuple[str, ...] = ()
@@ -78,6 +80,13 @@ class TableOptions:
     rare_classes: RareClasses = "drop"
     columns: ColumnRules = "infer"
     delimiter: str = "auto"
+    header: bool = True
+    sheet: str | None = None
+
+    @property
+    def reading(self) -> ReadOptions:
+        """How the table is read."""
+        return ReadOptions(delimiter=self.delimiter, header=self.header, sheet=self.sheet)
 
 
 @dataclass(frozen=True)

@@ -78,10 +78,13 @@ class Split:
     Args:
         x: Scaled inputs, shape ``[N, n]``.
         y: Class labels, shape ``[N]``, int64; or standardised targets, shape ``[N, k]``.
+        y_raw: Targets in their own units, ``[N, k]``, float64, on the CPU: y, rounded to float32, has lost digits of
+            them. None for classes, and for training rows, whose figures are told from y.
     """
 
     x: Tensor
     y: Tensor
+    y_raw: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.x)
@@ -92,7 +95,7 @@ class Split:
 
     def to(self, device: torch.device | str) -> Split:
         """Return the same rows on ``device``."""
-        return Split(x=self.x.to(device), y=self.y.to(device))
+        return Split(x=self.x.to(device), y=self.y.to(device), y_raw=self.y_raw)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -106,6 +109,7 @@ class StreamedSplit:
         width: n.
         y: As in `Split`, in memory.
         dtype: The dtype of the inputs.
+        y_raw: As in `Split`.
     """
 
     store: Store
@@ -114,6 +118,7 @@ class StreamedSplit:
     width: int
     y: Tensor
     dtype: torch.dtype
+    y_raw: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -243,6 +248,11 @@ class Dataset:
         return len(self.class_names) if self.task == "classification" else self.train.y.shape[1]
 
     def to(self, device: torch.device | str) -> Dataset:
-        """Return the same data set, scalings included, on ``device``."""
-        names = ("train", "val", "test", "input_scaling", "target_scaling")
+        """Return the same data set, scalings included, on ``device``.
+
+        The scaling of the targets stays where it is rather than lose digits: mps has no float64.
+        """
+        names = ["train", "val", "test", "input_scaling"]
+        if torch.device(device).type != "mps":
+            names.append("target_scaling")
         return dataclasses.replace(self, **{name: getattr(self, name).to(device) for name in names})

@@ -143,8 +143,8 @@ def read_table(
     """Read a table to train on; the arguments are those of `RawTable`."""
     if storage is not None:
         cache = replace(cache, memory=0 if storage == "disk" else UNLIMITED)
-    table = open_table(path, options.delimiter)
-    test_table = None if test is None else open_table(test, options.delimiter)
+    table = open_table(path, options.reading)
+    test_table = None if test is None else open_table(test, options.reading)
     others = [] if test_table is None else test_table.names
     inputs, targets, _ = choose_columns(table, options, others)
     held = _held(table, cache)

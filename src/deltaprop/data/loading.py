@@ -18,12 +18,12 @@ from deltaprop.data.builtin import BUILTIN
 from deltaprop.data.classes import Targets, array_targets, check_classes
 from deltaprop.data.columns import TableOptions
 from deltaprop.data.dataset import Dataset, EncodedRows, FittedData, Part, RawData, Split, StreamedSplit
-from deltaprop.data.formats import find_format, is_table, open_table, unknown_format
-from deltaprop.data.formats.arrays import ArrayFile
+from deltaprop.data.formats import endings, find_format, is_table, open_table, unknown_format
+from deltaprop.data.formats.arrays import ARRAY_NAMES, ArrayFile
 from deltaprop.data.formats.idx import IdxFolder, find_idx_files, load_idx_folder
 from deltaprop.data.from_table import RawTable, read_table
 from deltaprop.data.infer import choose_columns
-from deltaprop.data.scaling import Scaling
+from deltaprop.data.scaling import Scaling, check_targets_fit
 from deltaprop.data.splits import Fold, Rows, SplitHow, split_indices
 from deltaprop.data.store import CacheConfig, InMemory, Storage, Store, default_cache, default_memory
 from deltaprop.errors import UserError, setting, unknown_name
@@ -41,8 +41,8 @@ class Source:
     """Where data come from, and the user's choices for them.
 
     Attributes:
-        data: A built-in name, a table (CSV, Parquet, a folder of Parquet parts), arrays (.npz, .npy), or a folder with
-            IDX files; a built-in name wins, ``./name`` is the file.
+        data: A built-in name, a table (a row of ``FORMATS``, or a folder of Parquet parts), arrays (.npz, .npy), or a
+            folder with IDX files; a built-in name wins, ``./name`` is the file.
         options: The columns of a table, and what the target is.
         test: A table, or arrays, to test on.
         cache: Where the rows of a table may be stored.
@@ -131,8 +131,8 @@ def check_source(source: str | Source) -> None:
         if path is not None and has_targets and not os.path.exists(path):
             raise UserError(f"{path}: there is no such file")
     if has_columns:
-        others = [] if asked.test is None else open_table(Path(asked.test), options.delimiter).names
-        choose_columns(open_table(Path(source), options.delimiter), options, others)
+        others = [] if asked.test is None else open_table(Path(asked.test), options.reading).names
+        choose_columns(open_table(Path(source), options.reading), options, others)
     elif opener is IdxFolder:
         try:
             find_idx_files(source)
@@ -145,8 +145,8 @@ def check_source(source: str | Source) -> None:
             raise UserError(f"{source} does not come with the package: give the folder that holds its four IDX files")
         hint = unknown_name("data set", source, BUILTIN)
         raise UserError(
-            f"{hint}, and there is no such file or folder: give one of these names, a table (.csv, .parquet), arrays "
-            "(.npz, .npy) or a folder with IDX files"
+            f"{hint}, and there is no such file or folder: give one of these names, a table ({endings()}), arrays "
+            f"({', '.join(ARRAY_NAMES)}) or a folder with IDX files"
         )
 
 
@@ -260,6 +260,7 @@ def _prepare(raw: RawData | RawTable, how: _LoadOptions) -> Dataset:
         check_classes(labels[train_rows], {"validation": labels[val_rows], "test": of_test}, names)
     target_scaling = Scaling.identity(1)
     if labels is None:
+        check_targets_fit(raw.y[train_rows], _targets_in_messages(raw))
         target_scaling = Scaling.standard(torch.from_numpy(raw.y[train_rows]))
     width, in_memory = len(fitted.scaling.mean), fitted.table is None or fitted.table.storage == "memory"
 
@@ -269,10 +270,11 @@ def _prepare(raw: RawData | RawTable, how: _LoadOptions) -> Dataset:
         else:
             y = target_scaling.apply(torch.from_numpy(of.y[rows]).double()).to(how.dtype)
             _check_finite(y, f"{raw.name}: a target", setting("dtype", "float64"))
+        y_raw = None if labels is not None or rows is train_rows else torch.from_numpy(of.y[rows]).double()
         streamed = StreamedSplit(
-            store=of.store, rows=of.rows[rows], encode=of.encode, width=width, y=y, dtype=how.dtype
+            store=of.store, rows=of.rows[rows], encode=of.encode, width=width, y=y, dtype=how.dtype, y_raw=y_raw
         )
-        return Split(x=streamed.inputs(slice(None)), y=y) if in_memory else streamed
+        return Split(x=streamed.inputs(slice(None)), y=y, y_raw=y_raw) if in_memory else streamed
 
     return Dataset(
         name=raw.name,
@@ -289,6 +291,14 @@ def _prepare(raw: RawData | RawTable, how: _LoadOptions) -> Dataset:
         classes_left_out=raw.classes_left_out,
         notes=raw.notes,
     )
+
+
+def _targets_in_messages(raw: RawData | RawTable) -> list[str]:
+    """Return what messages call each target, a number."""
+    if isinstance(raw, RawTable):
+        return [f"{raw.table.path}: the target {column.name!r}" for column in raw.loaded.plan.targets]
+    several = raw.y.shape[1] > 1
+    return [f"{raw.name}: the target y{at + 1 if several else ''}" for at in range(raw.y.shape[1])]
 
 
 def _fit_arrays(raw: RawData, train_rows: Rows, how: _LoadOptions) -> FittedData:

@@ -5,14 +5,20 @@ Shapes: x [N, n], mean and scale [n].
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from deltaprop.data.splits import Array
 from deltaprop.errors import UserError
 
 _COLUMNS_AT_ONCE = 64  # bounds the float64 copy of a wide set of bytes to 64 of its columns
+SQUARABLE = 1e-150, 1e150  # deviations whose squares, and sums of these, float64 holds
+LEAST_STEPS = 100  # of float64 in a deviation: with fewer, its values have less than three digits
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,10 +93,44 @@ class Scaling:
         raw = x * self.scale + self.mean
         return raw.to(x.dtype) if x.is_floating_point() else raw
 
+    def in_own_units(self, x: Tensor) -> Tensor:
+        """Return x · scale + mean in float64, ``[N, n]``; on the CPU where x is on mps, which has no float64."""
+        x = (x.cpu() if x.device.type == "mps" else x).double()
+        return self.invert(x)
+
     def to(self, device: torch.device | str) -> Scaling:
         """Return the same scaling with its tensors on ``device``; in float32 on mps, which has no float64."""
         dtype = torch.float32 if torch.device(device).type == "mps" else self.mean.dtype
         return Scaling(self.mean.to(device, dtype), self.scale.to(device, dtype))
+
+
+def check_targets_fit(y: Array, names: Sequence[str]) -> None:
+    """Refuse targets whose errors float64 cannot tell.
+
+    Args:
+        y: The training part, [N, k], float64.
+        names: What messages call each column.
+
+    Raises:
+        UserError: If the square of a column's deviation is too small or too large, or its mean leaves no digits to it.
+    """
+    for name, values in zip(names, y.T, strict=True):
+        unit = float(np.abs(values).max()) or 1.0  # the squares of values / unit are at most 1
+        deviation = float(np.std(values / unit)) * unit
+        if deviation == 0:
+            continue
+        if not SQUARABLE[0] <= deviation <= SQUARABLE[1]:
+            exponent = max(-300, min(300, -math.floor(math.log10(float(np.std(values / unit))) + math.log10(unit))))
+            raise UserError(
+                f"{name} has a standard deviation of {deviation:.4g}, and float64 cannot hold the square of that: "
+                f"write it in another unit, its numbers multiplied by 1e{exponent}"
+            )
+        middle = float(np.mean(values / unit)) * unit
+        if deviation < LEAST_STEPS * float(np.spacing(abs(middle))):
+            raise UserError(
+                f"{name} is {middle:.4g} ± {deviation:.4g}: so close together float64 keeps less than three digits of "
+                f"them: subtract {middle:.4g} from the numbers first"
+            )
 
 
 def _std_mean(x: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:

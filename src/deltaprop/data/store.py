@@ -218,8 +218,7 @@ def load_rows(
                 for waiting in blocks:
                     writer.add(waiting)
                 blocks = []
-        names = [[column.name, column.kind, [*column.names]] for column in [*reader.inputs, *reader.targets]]
-        digest.update(json.dumps([names, width], ensure_ascii=True).encode())
+        digest.update(described_columns(reader))
         loaded = LoadedTable(
             InMemory(np.concatenate(blocks) if blocks else np.empty((0, width))),
             np.concatenate(targets) if targets else np.empty((0, len(reader.targets))),
@@ -230,6 +229,12 @@ def load_rows(
     except BaseException:
         writer.discard()
         raise
+
+
+def described_columns(reader: Reader) -> bytes:
+    """Return the columns of a table as its digest covers them, after the rows."""
+    names = [[column.name, column.kind, [*column.names]] for column in [*reader.inputs, *reader.targets]]
+    return json.dumps([names, len(reader.inputs)], ensure_ascii=True).encode()
 
 
 def cache_key(table: Table, key: str) -> str:

@@ -17,7 +17,29 @@ from deltaprop.errors import UserError, listed
 Batch: TypeAlias = Any  # a pyarrow.RecordBatch
 
 BATCH_ROWS = 1 << 16
+DELIMITER_WORDS = ("auto", "tab", "space")  # beside any one character
 NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadOptions:
+    """How a table is read; a format ignores what it has no use for.
+
+    Attributes:
+        delimiter: Between the cells of a text: ``"auto"``, ``"tab"``, ``"space"`` or one character.
+        header: Whether the first line of a text or a sheet has the names of the columns; without them they are called
+            column1, column2, ….
+        sheet: The sheet of a workbook; None for the first.
+        least: The fewest columns that the table must have: to train on one, an input and a target.
+    """
+
+    delimiter: str = "auto"
+    header: bool = True
+    sheet: str | None = None
+    least: int = 2
+
+
+DEFAULT_READING = ReadOptions()
 
 
 class Table(Protocol):
@@ -85,11 +107,12 @@ def as_table(data: Any) -> ArrowTable:
 
 
 def check_names(where: Path | str, names: Sequence[str]) -> None:
-    """Refuse a column without a name, and two of the same name."""
+    """Refuse two columns of the same name, and one without a name, unless it is the first: the index of pandas or R."""
     for at, name in enumerate(names):
         if not name and at:
             raise UserError(
-                f"{where}: column {at + 1} has no name (an index, as pandas writes one?): name it, or leave it out"
+                f"{where}: column {at + 1} has no name, which only the first column, an index, may lack: write a name "
+                "for it into the header"
             )
         if name in names[:at]:
             raise UserError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,12 @@ from deltaprop.data.classes import Targets, TargetValues
 from deltaprop.data.columns import Progress, silent
 from deltaprop.data.formats import find_format, unknown_format
 from deltaprop.data.splits import Array
+from deltaprop.data.table import ReadOptions
 from deltaprop.errors import UserError
 from deltaprop.inference.model import Model
-from deltaprop.training.evaluate import in_own_units
+from deltaprop.inference.seen_rows import RowMatcher, SeenRows
+from deltaprop.training.baseline import Baseline, classes_baseline, numbers_baseline
+from deltaprop.training.seen_rows import TrainingRows
 
 PER_CLASS = {"precision": "precision", "recall": "recall", "f1": "f1-score"}  # and scikit-learn's name
 
@@ -36,8 +39,14 @@ class EvaluationReport:
         predicted: The predictions, of the same shape.
         confusion: Counts [true, predicted] of each class; None for numbers.
         probability: Probability of the second of two classes, [N]; None if there is none.
-        dropped: Number of rows left out because of missing cells; None if unknown.
+        dropped: Number of rows left out because of missing inputs; None if unknown.
+        unlabelled: Number of rows left out because their target is missing.
+        rare: Number of rows left out because training left out their class.
         warnings: Warnings for the user.
+        baseline: What the simplest predictions reach on these rows; None if the rows of each class in training are
+            unknown, as for runs of older versions.
+        seen: What is known of rows that the model was trained or validated on; None if that was not asked for.
+        others: The metrics of the other rows, if some are such rows and some are not.
     """
 
     rows: int
@@ -49,16 +58,32 @@ class EvaluationReport:
     confusion: Array | None = None
     probability: Array | None = None
     dropped: int | None = 0
+    unlabelled: int = 0
+    rare: int = 0
     warnings: tuple[str, ...] = ()
+    baseline: Baseline | None = None
+    seen: SeenRows | None = None
+    others: EvaluationReport | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the metrics as JSON; an undefined one, such as the recall of a class without rows, is null."""
-        overall = {"rows": self.rows, "rows_left_out": self.dropped, "loss": self.loss, **self.figures}
+        left_out = {
+            "rows_left_out": self.dropped, "rows_without_target": self.unlabelled, "rows_of_left_out_classes": self.rare
+        }  # fmt: skip
+        overall = {"rows": self.rows, **left_out, "loss": self.loss, **self.figures}
         by_class = {name: _finite(row) for name, row in self.by_class.items()}
         details = {"targets": by_class}
         if self.confusion is not None:
             details = {"classes": by_class, "confusion": self.confusion.tolist()}
-        return {**_finite(overall), **details, "warnings": [*self.warnings]}
+        baseline = None if self.baseline is None else self.baseline.to_json()
+        found: dict[str, Any] = {**_finite(overall), "baseline": baseline, **details, "warnings": [*self.warnings]}
+        if self.seen is not None:
+            found |= {"rows_seen": self.seen.total, "same_file": self.seen.same_file or None, "others": None}
+        if self.others is not None:
+            found["others"] = self.others.to_json()
+            for name in (*left_out, "warnings"):  # known of all rows together
+                del found["others"][name]
+        return found
 
 
 def _finite(figures: Mapping[str, float | None]) -> dict[str, float | None]:
@@ -66,14 +91,20 @@ def _finite(figures: Mapping[str, float | None]) -> dict[str, float | None]:
 
 
 def evaluate_file(
-    model: Model, data: str | Path, *, delimiter: str | None = None, progress: Progress = silent
+    model: Model,
+    data: str | Path,
+    *,
+    known: TrainingRows | None = None,
+    reading: ReadOptions | None = None,
+    progress: Progress = silent,
 ) -> EvaluationReport:
     """Evaluate a model on data with targets.
 
     Args:
         model: The model.
         data: A table with the target column, arrays with y, or a folder of IDX files (of which the test part is used).
-        delimiter: Delimiter of a CSV; by default that of the training data.
+        known: The rows that the model was trained on, to recognise them.
+        reading: How a table is read; by default as the training data.
         progress: Called with (description, bytes done, total).
 
     Raises:
@@ -82,18 +113,44 @@ def evaluate_file(
     path = Path(data)
     if find_format(path) is None:  # predict reads it as CSV
         raise unknown_format(path)
-    targets = Targets(model.objective.task, model.class_names)
-    options = {} if delimiter is None else {"delimiter": delimiter}
+    targets = Targets(model.objective.task, model.class_names, model.classes_left_out)
+    options = {} if reading is None else {"reading": reading}
     blocks = model.blocks(path, targets=targets, n_targets=len(model.target_names), progress=progress, **options)
+    matcher = None if known is None else RowMatcher(model, known, blocks)
     outputs, values = [], []
     for block in blocks.blocks():
+        if matcher is not None:
+            matcher.add(block.x)
         outputs.append(model.feed(block.x).cpu())
         values.append(block.targets)
     y: Array = np.concatenate(values) if values else np.empty((0, 1))
     if not len(y):
-        raise UserError(f"{path}: there are no rows to evaluate on")
-    labels = targets.encode(TargetValues(blocks.target_columns, y, str(path), not blocks.dropped))
-    return evaluation_report(model, torch.cat(outputs), labels, dropped=blocks.dropped, warnings=blocks.warnings)
+        why = ": the target is missing in every row" if blocks.unlabelled else ""
+        raise UserError(f"{path}: there are no rows to evaluate on{why}")
+    is_numbered = not blocks.dropped and not blocks.unlabelled
+    labels = targets.encode(TargetValues(blocks.target_columns, y, str(path), is_numbered))
+    used = labels >= 0 if model.class_names else np.ones(len(labels), dtype=np.bool_)
+    if not used.any():
+        raise UserError(f"{path}: there are no rows to evaluate on: training left out all their classes")
+    both = torch.cat(outputs)[torch.from_numpy(used)], labels[used]
+    report = evaluation_report(model, *both, dropped=blocks.dropped, warnings=blocks.warnings)
+    report = replace(report, unlabelled=blocks.unlabelled, rare=int((~used).sum()))
+    if matcher is None:
+        return report
+    seen = matcher.match(labels, path)
+    seen = seen if seen.mask is None else seen._replace(mask=seen.mask[used])
+    return _with_seen_rows(model, report, seen, *both)
+
+
+def _with_seen_rows(
+    model: Model, report: EvaluationReport, seen: SeenRows, outputs: Tensor, y: Array
+) -> EvaluationReport:
+    """Return a report that also tells of rows that the model was trained on, and has the metrics of the others."""
+    others = None
+    if seen.mask is not None and seen.mask.any() and not seen.mask.all():
+        new = ~seen.mask
+        others = evaluation_report(model, outputs[torch.from_numpy(new)], y[new])
+    return replace(report, seen=seen, others=others)
 
 
 def evaluation_report(
@@ -108,13 +165,20 @@ def evaluation_report(
         dropped: Number of rows that were left out; None if unknown.
         warnings: Warnings to include in the report.
     """
-    metrics, targets = _classification_metrics, torch.from_numpy(y.astype(np.int64))
-    if not model.class_names:
-        metrics, targets = _regression_metrics, model.target_scaling.apply(torch.from_numpy(y)).to(outputs.dtype)
-    targets = model.objective.targets(targets, outputs.dtype)
-    loss = float(in_own_units(model.objective, model.target_scaling)(outputs, targets))
+    metrics, objective = _classification_metrics, model.objective
+    if model.class_names:
+        loss = float(objective(outputs, objective.targets(torch.from_numpy(y.astype(np.int64)), outputs.dtype)))
+    else:
+        metrics, loss = _regression_metrics, float(objective(model.in_units(outputs), torch.from_numpy(y)))
     about: dict[str, Any] = {"rows": len(y), "loss": loss, "true": y, "dropped": dropped, "warnings": tuple(warnings)}
-    return EvaluationReport(**about, **metrics(model, outputs, y))
+    return EvaluationReport(**about, baseline=_baseline(model, y), **metrics(model, outputs, y))
+
+
+def _baseline(model: Model, y: Array) -> Baseline | None:
+    """Return what the simplest predictions reach on labels [N] or numbers [N, k]."""
+    if not model.class_names:
+        return numbers_baseline(torch.from_numpy(y).double())
+    return classes_baseline(model.class_counts, model.class_names, torch.from_numpy(y)) if model.class_counts else None
 
 
 def _classification_metrics(model: Model, outputs: Tensor, y: Array) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +22,7 @@ from deltaprop.data.formats.csv import CsvTable
 from deltaprop.data.formats.idx import IdxFolder
 from deltaprop.data.splits import Rows
 from deltaprop.data.store import ROWS_AT_ONCE, InMemory
-from deltaprop.data.table import Batch, Table, as_table
+from deltaprop.data.table import DEFAULT_READING, Batch, ReadOptions, Table, as_table
 from deltaprop.errors import UserError
 
 
@@ -88,6 +88,11 @@ class InputBlocks:
         return 0 if self.reader is None else self.reader.dropped
 
     @property
+    def unlabelled(self) -> int:
+        """The number of rows that were left out because their target is missing, after all rows were read."""
+        return 0 if self.reader is None else self.reader.unlabelled
+
+    @property
     def warnings(self) -> list[str]:
         """A warning for each column with categories that training has not seen, after all rows were read."""
         if self.reader is None:
@@ -124,7 +129,7 @@ def blocks_of(
     *,
     targets: Targets | None = None,
     n_targets: int = 1,
-    delimiter: str = "auto",
+    reading: ReadOptions = DEFAULT_READING,
     progress: Progress = silent,
 ) -> InputBlocks:
     """Return the rows of data as a model takes them.
@@ -134,7 +139,7 @@ def blocks_of(
         steps: The preprocessing of the model.
         targets: Whether targets are classes or numbers; None if they are not to be read.
         n_targets: The number of columns of targets.
-        delimiter: The delimiter of a CSV.
+        reading: How a table is read.
         progress: Called while a table is read.
 
     Raises:
@@ -144,7 +149,7 @@ def blocks_of(
     table: Table | None = data if isinstance(data, CsvTable) else None
     read: TargetValues | None = None
     if isinstance(data, str | Path):
-        opened = open_source(Path(data), delimiter, least=1)
+        opened = open_source(Path(data), replace(reading, least=1))
         if not isinstance(opened, ArrayFile | IdxFolder):
             table = opened
         elif targets is None:

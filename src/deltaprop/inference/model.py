@@ -20,7 +20,7 @@ from deltaprop.errors import UserError, unknown_name
 from deltaprop.inference.inputs import InputBlocks, Preprocessing, blocks_of
 from deltaprop.inference.retrain import picture_array, pixel_settings, retrain
 from deltaprop.nn.modules import MLP
-from deltaprop.training.config import TrainConfig
+from deltaprop.training.config import TrainConfig, is_int
 from deltaprop.training.devices import pick_device
 from deltaprop.training.load_run import WEIGHTS, read_run
 from deltaprop.training.objective import Objective, choose_objective, losses
@@ -29,12 +29,13 @@ if TYPE_CHECKING:
     from deltaprop.inference.estimator import RunClassifier, RunRegressor
 
 
-def load(run: str | Path, weights: str = "final", *, device: str = "cpu") -> Model:
+def load(run: str | Path, weights: str | None = None, *, device: str = "cpu") -> Model:
     """Return the model of a run; the data of the run is not needed.
 
     Args:
         run: The folder of the run.
-        weights: ``"final"``, or ``"best"`` for those of the lowest validation loss.
+        weights: ``"final"``, or ``"best"`` for those of the lowest validation loss; by default those that the run
+            records as its model.
         device: The device that it computes on.
 
     Raises:
@@ -49,19 +50,19 @@ def load(run: str | Path, weights: str = "final", *, device: str = "cpu") -> Mod
         >>> model.predict(np.array([[1.0, 1.0], [1.0, -1.0]])).tolist()
         ['same sign', 'opposite sign']
     """
-    if weights not in WEIGHTS:
+    if weights is not None and weights not in WEIGHTS:
         raise unknown_name("weights", weights, WEIGHTS)
     folder = Path(run)
     config, resolved, state = read_run(folder, weights)
     try:
-        return _build_model(config, resolved, state, pick_device(device))
+        return _build_model(config, resolved, state, pick_device(device), weights or config.weights)
     except (KeyError, IndexError, TypeError, ValueError, OverflowError) as error:  # a UserError is a ValueError
         message = str(error) if isinstance(error, UserError) else f"damaged: {type(error).__name__}: {error}"
         raise UserError(f"{folder / 'config.json'}: {message}") from error
 
 
 def _build_model(
-    config: TrainConfig, resolved: dict[str, Any], state: dict[str, Tensor], device: torch.device
+    config: TrainConfig, resolved: dict[str, Any], state: dict[str, Tensor], device: torch.device, weights: str
 ) -> Model:
     """Return the model of a run's configuration and weights, after checking that they fit each other."""
     sizes, names, task = resolved["sizes"], resolved["class_names"], resolved["task"]
@@ -76,7 +77,7 @@ def _build_model(
         )
     if resolved["loss"] not in losses():
         raise UserError(f"damaged: its loss {resolved['loss']!r}")
-    shape, weights = resolved.get("image_shape"), resolved.get("class_weights")
+    shape, class_weights = resolved.get("image_shape"), resolved.get("class_weights")
     dtype = next(iter(state.values())).dtype
     output = None if config.output_activation == "none" else config.output_activation
     net = MLP(sizes, config.activations, output, device="meta", dtype=dtype)
@@ -85,7 +86,7 @@ def _build_model(
         net=net.to(device).eval(),
         objective=choose_objective(
             resolved["loss"], task, len(names), config.output_activation, one_logit=config.one_logit,
-            class_weights=None if weights is None else torch.tensor(weights, dtype=dtype),
+            class_weights=None if class_weights is None else torch.tensor(class_weights, dtype=dtype),
         ),
         class_names=tuple(names),
         encoding=encoding,
@@ -94,7 +95,26 @@ def _build_model(
         target_scaling=_read_scaling(resolved["target_scaling"], sizes[-1] if task == "regression" else 1),
         missing=config.missing,
         config=config,
+        classes_left_out=_read_names(resolved.get("classes_left_out", [])),
+        class_counts=_read_counts(resolved.get("class_counts"), len(names)),
+        weights=weights,
     )  # fmt: skip
+
+
+def _read_names(saved: Any) -> tuple[str, ...]:
+    """Return the names in a list of config.json."""
+    if not isinstance(saved, list) or not all(isinstance(name, str) for name in saved):
+        raise UserError("damaged: its classes_left_out")
+    return tuple(saved)
+
+
+def _read_counts(saved: Any, classes: int) -> tuple[int, ...]:
+    """Return the training rows of each class that config.json contains, if it has them."""
+    if saved is None:
+        return ()
+    if not isinstance(saved, list) or len(saved) != classes or not all(is_int(count) and count >= 0 for count in saved):
+        raise UserError(f"damaged: its class counts {saved!r:.80}")
+    return tuple(saved)
 
 
 def _read_scaling(saved: Any, n: int) -> Scaling:
@@ -126,6 +146,9 @@ class Model:
         target_scaling: Scaling of the targets, for numbers.
         missing: How missing cells are handled: ``"refuse"``, ``"mean"`` or ``"drop"``.
         config: The configuration that it was trained with.
+        classes_left_out: Classes of a single row, which it was not trained on.
+        class_counts: The training rows of each class; empty for numbers, and for runs of older versions.
+        weights: Which weights of the run these are: ``"final"``, or ``"best"``, those of the lowest validation loss.
     """
 
     net: MLP
@@ -137,6 +160,9 @@ class Model:
     target_scaling: Scaling
     missing: Missing
     config: TrainConfig
+    classes_left_out: tuple[str, ...] = ()
+    class_counts: tuple[int, ...] = ()
+    weights: str = "final"
 
     def __repr__(self) -> str:
         """Return the network, its training data and what it predicts, in one line."""
@@ -251,10 +277,10 @@ class Model:
 
     def in_units(self, outputs: Tensor) -> Tensor:
         """Return the outputs of a regression in the units of the training data, float64."""
-        return self.target_scaling.invert(outputs.double().cpu())
+        return self.target_scaling.in_own_units(outputs.cpu())
 
     def blocks(self, data: Any, **options: Any) -> InputBlocks:
         """Return the rows of data, block by block, as inputs of the network."""
         absent = tuple(word.lower() for word in self.config.na_values)
         steps = Preprocessing(self.encoding, self.input_scaling, self.dtype, self.missing, absent)
-        return blocks_of(data, steps, **{"delimiter": self.config.delimiter, **options})
+        return blocks_of(data, steps, **{"reading": self.config.reading, **options})

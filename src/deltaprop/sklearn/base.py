@@ -310,7 +310,16 @@ class MLPEstimator(Parameters, ABC):
     def _inputs(self, x: NDArray[Any], like: Tensor | None = None) -> Tensor:
         """Return standardised inputs, with dtype and device of the model's weights by default."""
         like = self._layers[0].weight if like is None else like
-        return self.input_scaling_.apply(as_tensor(x)).to(like.device, like.dtype)
+        inputs = self.input_scaling_.apply(as_tensor(x)).to(like.device, like.dtype)
+        if not bool(inputs.isfinite().all()):
+            row, column = (~inputs.isfinite()).nonzero()[0].tolist()
+            raise self._too_large(x, row, column, f"does not fit in {str(like.dtype)[6:]}, standardised or not")
+        return inputs
+
+    def _too_large(self, x: NDArray[Any], row: int, column: int, problem: str) -> UserError:
+        names = getattr(self, "feature_names_in_", None)
+        where = f"column {column}" if names is None else f"column {names[column]!r}"
+        return UserError(f"X, row {row}, {where}: {x[row, column]:g} {problem}: correct it, or leave the row out")
 
     def _net(self) -> MLP:
         """Return the net that predicts."""
@@ -321,8 +330,13 @@ class MLPEstimator(Parameters, ABC):
         check_is_fitted(self)
         x, net = validate_data(self, X, reset=False, **DENSE), self._net()
         with torch.no_grad(), set_threads(self._threads(len(x))):
-            outputs: Tensor = net(self._inputs(x, like=next(net.parameters())))
-        return outputs.cpu()
+            inputs = self._inputs(x, like=next(net.parameters()))
+            outputs: Tensor = net(inputs).cpu()
+        if not bool(outputs.isfinite().all()):
+            row = int((~outputs.isfinite()).nonzero()[0, 0])
+            problem = "is so large that the outputs of the net are not finite"
+            raise self._too_large(x, row, int(inputs[row].abs().argmax()), problem)
+        return outputs
 
 
 def as_tensor(array: NDArray[Any]) -> Tensor:

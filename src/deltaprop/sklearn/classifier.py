@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -146,6 +147,7 @@ class MLPClassifier(ClassifierMixin, MLPEstimator):
 
     def _validated(self, X: Any, y: Any, first: bool, classes: Any) -> tuple[NDArray[Any], NDArray[Any]]:
         """Return inputs, and labels as indices of ``classes_``; raise a UserError for labels that do not fit."""
+        y, classes = exact_integers(y), exact_integers(classes)
         x, y = validate_data(self, X, plain_labels(y), reset=first, multi_output=True, **DENSE)
         if y.ndim == 2 and y.shape[1] > 1:
             instead = "for several (multilabel) take sklearn.multioutput.MultiOutputClassifier"
@@ -200,3 +202,22 @@ class MLPClassifier(ClassifierMixin, MLPEstimator):
     def _score(self, outputs: Tensor, targets: Tensor, weights: NDArray[np.float64] | None) -> float:
         right = (outputs.argmax(dim=1) == targets).double().cpu().numpy()
         return float(np.average(right, weights=weights))
+
+
+def exact_integers(labels: Any) -> Any:
+    """Return labels as they are, or Python integers beyond ±2^53 as int64 or uint64, where NumPy may take float64.
+
+    Raises:
+        UserError: If neither holds them all.
+    """
+    values: list[Any] = [*labels] if isinstance(labels, list | tuple) else []
+    if isinstance(labels, np.ndarray) and labels.dtype == object:
+        values = labels.ravel().tolist()
+    whole = bool(values) and all(isinstance(value, int | np.integer) for value in values)
+    if not whole or max(abs(int(value)) for value in values) <= 2**53:
+        return labels
+    for dtype in (np.int64, np.uint64):
+        with contextlib.suppress(OverflowError):
+            return np.array([int(value) for value in values], dtype=dtype)
+    least, most = min(map(int, values)), max(map(int, values))
+    raise UserError(f"labels from {least} to {most} fit in neither int64 nor uint64: give them as text")

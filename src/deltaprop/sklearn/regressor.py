@@ -16,6 +16,7 @@ from sklearn.utils.validation import validate_data
 from torch import Tensor
 
 from deltaprop.core import LOSSES
+from deltaprop.data.scaling import check_targets_fit
 from deltaprop.errors import UserError
 from deltaprop.nn.modules import MLP
 from deltaprop.sklearn.base import DENSE, MLPEstimator, as_tensor
@@ -103,8 +104,11 @@ class MLPRegressor(RegressorMixin, MLPEstimator):
         return x, y
 
     def _fit_targets(self, y: NDArray[Any], weights: NDArray[np.float64] | None) -> int:
+        outputs = int(y.shape[1])
+        if self.standardize:
+            check_targets_fit(y, ["y"] if outputs == 1 else [f"column {at + 1} of y" for at in range(outputs)])
         self.target_scaling_ = self._scaling(y, weights)
-        return int(y.shape[1])
+        return outputs
 
     def _targets(self, y: NDArray[Any]) -> Tensor:
         like = self._layers[0].weight

@@ -21,6 +21,7 @@ import torch
 from deltaprop import core
 from deltaprop.data import Augment, CacheConfig, Source, TableOptions
 from deltaprop.data.store import default_cache, default_memory
+from deltaprop.data.table import DELIMITER_WORDS, ReadOptions
 from deltaprop.errors import UserError, as_keys, setting, unknown_name
 from deltaprop.nn.init import INITS
 from deltaprop.nn.modules import MLP
@@ -54,7 +55,11 @@ class TrainConfig:
         rare_classes: Classes of a single row: drop them, keep them (for training), or merge them into one class.
         columns: How the columns of a table are read: infer leaves out row numbers and identifiers and reads dates,
             units and decimal commas; 0.1 uses every column, as version 0.1 did.
-        delimiter: Delimiter of a CSV: one character, or tab; auto detects comma, semicolon, tab and bar in the header.
+        delimiter: Delimiter of a CSV: one character, tab, or space (any number of blanks); auto detects comma,
+            semicolon, tab and bar in the header, and blanks where each row has as many cells.
+        header: The first line of a CSV or of a sheet has the names of the columns; without one they are column1,
+            column2, ….
+        sheet: Sheet of an Excel workbook, by name; the first by default.
         test: Separate table to test on, with the same columns.
         cache: Folder for tables that do not fit in memory.
         memory: Most memory that a table may take, such as 500m or 4g; a larger one is written to `cache` once and
@@ -68,8 +73,8 @@ class TrainConfig:
         loss: auto: cross-entropy for classification, mse for regression. binary-cross-entropy uses one-hot targets; it
             is summed over outputs and averaged over samples.
         init: Initial weights.
-        lr: Learning rate η, above 0. auto: 0.05; for your own tables and arrays 0.02 in classification and 0.001 in
-            regression.
+        lr: Learning rate η, above 0. auto: 0.05 (sine: 0.02); for your own tables and arrays 0.02 in classification
+            and 0.001 in regression.
         momentum: Momentum μ, in [0, 1).
         nesterov: Nesterov's form of momentum.
         weight_decay: L2 penalty λ: each step adds λ W to ∂C/∂W.
@@ -92,6 +97,9 @@ class TrainConfig:
         pixel_scale: Full scale of a pixel: the value that becomes 1.
         augment: Random deformation of training images, another in every epoch: affine (rotation and scaling), elastic,
             which displaces pixels smoothly, or affine-elastic.
+        weights: Which weights are the model, for `evaluate`, `predict`, `export` and dp.load: final, or best, those of
+            the lowest validation loss; auto: best for your own tables and arrays with classes, if there are validation
+            rows, else final.
         patience: Stop when the validation loss has not improved for this many epochs; 0 for never.
         seed: Seed of the split, the initial weights and the order of samples: the same seed gives the same bits.
         engine: autograd (PyTorch calls the hand-written backward of each operation) or explicit (the same formulas as
@@ -123,6 +131,8 @@ class TrainConfig:
     rare_classes: Literal["drop", "keep", "merge"] = "drop"
     columns: Literal["infer", "0.1"] = "infer"
     delimiter: str = "auto"
+    header: bool = True
+    sheet: str | None = None
     test: str | None = None
     cache: Path | None = None
     memory: str = "auto"
@@ -152,6 +162,7 @@ class TrainConfig:
     scaling: Literal["auto", "pixel", "standard", "none"] = "auto"
     pixel_scale: float | None = None
     augment: Augment = "none"
+    weights: Literal["auto", "best", "final"] = "auto"
     patience: int = 0
     seed: int = 42
     engine: Literal["autograd", "explicit"] = "autograd"
@@ -200,6 +211,8 @@ class TrainConfig:
             raise UserError(f"{setting('folds', self.folds)} tests on a part of the data: leave `test` out")
         validates = self.patience == 0 or self.val_fraction > 0
         _require(validates, "patience", "used with a `val_fraction` above 0", self.patience)
+        validates = self.weights != "best" or self.val_fraction > 0
+        _require(validates, "weights", "final or auto, or used with a `val_fraction` above 0", self.weights)
 
     def _items(self, name: str) -> tuple[Any, ...]:
         value = getattr(self, name)
@@ -217,9 +230,19 @@ class TrainConfig:
         return DTYPES[self.dtype]
 
     @property
+    def table_options(self) -> TableOptions:
+        """The user's choices for a table."""
+        return TableOptions(**{field.name: getattr(self, field.name) for field in dataclasses.fields(TableOptions)})
+
+    @property
+    def reading(self) -> ReadOptions:
+        """How tables are read."""
+        return self.table_options.reading
+
+    @property
     def source(self) -> Source:
         """Where the data come from, and how they are read."""
-        options = TableOptions(**{field.name: getattr(self, field.name) for field in dataclasses.fields(TableOptions)})
+        options = self.table_options
         memory = default_memory()
         if self.memory != "auto":
             memory = int(self.memory[:-1]) * 2 ** {"k": 10, "m": 20, "g": 30}[self.memory[-1].lower()]
@@ -317,7 +340,8 @@ _RULES: list[tuple[str, Callable[[Any], object], str]] = [
     ("val_fraction", lambda v: is_number(v) and 0 <= v < 1, "in [0, 1)"),
     ("test_fraction", lambda v: is_number(v) and 0 < v < 1, "in (0, 1)"),
     ("pixel_scale", lambda v: v is None or (is_number(v) and v > 0), "above 0"),
-    ("delimiter", lambda v: v in ("auto", "tab") or (len(v) == 1 and v not in '"\r\n'), "auto, tab or one character"),
+    ("delimiter", lambda v: v in DELIMITER_WORDS or (len(v) == 1 and v not in '"\r\n'),
+     "auto, tab, space or one character"),
     ("memory", lambda v: re.fullmatch(r"auto|0*[1-9]\d{0,5}[kmgKMG]", str(v)), "auto, or a size such as 500m or 4g"),
     ("threads", lambda v: v in ("auto", "tune") or (str(v).isdecimal() and 1 <= int(v) <= 1024),
      "auto, tune or a number from 1 to 1024"),
@@ -368,13 +392,13 @@ def read_toml(path: Path) -> dict[str, Any]:
 WHEN_ABSENT: dict[str, Any] = {
     "data": "digits", "target": (), "drop": (), "keep_column": (), "categorical": (), "na_values": (),
     "decimal": "auto", "task": "auto", "missing": "refuse", "rare_classes": "drop", "columns": "0.1",
-    "delimiter": "auto", "test": None, "cache": None, "memory": "auto",
+    "delimiter": "auto", "header": True, "sheet": None, "test": None, "cache": None, "memory": "auto",
     "hidden": (128, 64), "activation": ("relu",), "output_activation": "none", "class_weight": "none",
     "one_logit": False, "loss": "auto", "init": "torch",
     "lr": "auto", "momentum": 0.9, "nesterov": False, "weight_decay": 0.0, "decay_biases": False,
     "lr_schedule": "constant", "lr_step": 10, "lr_gamma": 0.1, "lr_warmup": 0, "epochs": 30, "batch_size": 16,
     "val_fraction": 0.1, "val_split": "random", "test_fraction": 0.2, "scaling": "auto", "pixel_scale": None,
-    "folds": 0, "fold": 0, "augment": "none", "patience": 0, "seed": 42,
+    "folds": 0, "fold": 0, "augment": "none", "weights": "final", "patience": 0, "seed": 42,
     "engine": "autograd", "device": "auto", "dtype": "float32", "precision": "float32", "threads": "auto",
     "run_dir": None, "log_every": 5, "save_every": "1m", "keep": 1, "config": None,
 }  # fmt: skip

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from deltaprop.data import Part, Scaling
 from deltaprop.training.objective import Objective
 
 CHUNK = 8192  # rows at a time: limits the memory of activations
+SELECTED_BY = "val_loss_standardised"  # in metrics.jsonl, for numbers
 
 
 @dataclass(frozen=True)
@@ -19,29 +21,47 @@ class Evaluation:
     """The metrics of one part of a data set.
 
     Attributes:
-        loss: C, a mean over samples; in regression in the units of the data.
+        loss: C, a mean over samples; in regression in the units of the data, computed in float64.
+        minimised: C as training minimises it: in regression of standardised targets, in the model's dtype.
         accuracy: Share of samples classified correctly; None in regression.
         rmse: Root of the mean squared error over all entries, in the units of the data; None in classification.
         outputs: The model's outputs, [N, n_L].
+        r2: R², a mean over targets; None in classification, and where a target is the same in all rows.
     """
 
     loss: float
+    minimised: float
     accuracy: float | None
     rmse: float | None
     outputs: Tensor
+    r2: float | None = None
 
 
 def figures(part: str, evaluation: Evaluation | None, task: str) -> dict[str, float | None]:
     """Return the metrics of a part under their names in metrics.jsonl; None for each if the part has no rows."""
-    names = ("loss", "accuracy" if task == "classification" else "rmse")
-    return {f"{part}_{name}": None if evaluation is None else getattr(evaluation, name) for name in names}
+    names = ("loss", "accuracy") if task == "classification" else ("loss", "rmse", "r2")
+    found = {f"{part}_{name}": None if evaluation is None else getattr(evaluation, name) for name in names}
+    if part == "val" and task == "regression":  # in classification it is val_loss
+        found[SELECTED_BY] = None if evaluation is None else evaluation.minimised
+    return found
+
+
+def selection_loss(metrics: Mapping[str, Any]) -> float:
+    """Return the validation loss by which the best epoch is chosen: the one that training minimises.
+
+    In the units of the data another epoch may have the lowest loss: Huber's threshold is another there, and of several
+    targets that with the largest numbers would decide alone.
+    """
+    loss: float = metrics.get(SELECTED_BY, metrics["val_loss"])
+    return loss
 
 
 def in_own_units(objective: Objective, target_scaling: Scaling) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return the loss to report: in regression, of outputs and targets in the units of the data."""
+    """Return the loss to report: in regression, of outputs and targets in the units of the data, in float64."""
     if objective.task == "classification":
         return objective
-    return lambda outputs, targets: objective(target_scaling.invert(outputs), target_scaling.invert(targets))
+    invert = target_scaling.in_own_units
+    return lambda outputs, targets: objective(invert(outputs), invert(targets))
 
 
 @torch.no_grad()
@@ -71,9 +91,16 @@ def evaluate(
             outputs = chunk.new_empty(len(split), *chunk.shape[1:])
         outputs[start : start + CHUNK] = chunk
     assert outputs is not None
-    loss = float(in_own_units(objective, target_scaling)(outputs, objective.targets(split.y, outputs.dtype)))
+    minimised = float(objective(outputs, objective.targets(split.y, outputs.dtype)))
     if objective.task == "classification":
         correct = int((objective.decide(outputs) == split.y).sum())
-        return Evaluation(loss, correct / len(split), None, outputs)
-    error = (outputs - split.y) * target_scaling.scale
-    return Evaluation(loss, None, float(error.square().mean().sqrt()), outputs)
+        return Evaluation(minimised, minimised, correct / len(split), None, outputs)
+    predicted, true = target_scaling.in_own_units(outputs).cpu(), raw_targets(split, target_scaling)
+    errors, deviations = (predicted - true).square().mean(dim=0), true.var(dim=0, correction=0)
+    r2 = float((1 - errors / deviations).mean()) if bool((true != true[0]).any(dim=0).all()) else None
+    return Evaluation(float(objective(predicted, true)), minimised, None, float(errors.mean().sqrt()), outputs, r2)
+
+
+def raw_targets(split: Part, target_scaling: Scaling) -> Tensor:
+    """Return the targets of a part in their own units, [N, k], float64, on the CPU."""
+    return target_scaling.in_own_units(split.y).cpu() if split.y_raw is None else split.y_raw

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from deltaprop.errors import UserError, setting
 from deltaprop.training.checkpoint import DamagedError, check_tensors, load_checkpoint
-from deltaprop.training.config import TrainConfig, from_json, is_int
+from deltaprop.training.config import WHEN_ABSENT, TrainConfig, from_json, is_int
 from deltaprop.training.run_folder import BEST, FINAL, LAST
 from deltaprop.training.setup import Setup, model_digest, prepare
 
@@ -46,12 +46,31 @@ def read_config(folder: Path) -> tuple[TrainConfig, dict[str, Any]]:
     return from_json(str(path), saved), resolved
 
 
-def load_run(folder: Path, weights: str = "final", data: str | None = None) -> Setup:
+def recorded_weights(folder: Path) -> str:
+    """Return which weights are the model of a run: ``"best"``, those of the lowest validation loss, or ``"final"``.
+
+    Raises:
+        UserError: If the folder is not that of a run, or its config.json is damaged.
+    """
+    return _recorded(folder, *read_config(folder))
+
+
+def _recorded(folder: Path, config: TrainConfig, resolved: dict[str, Any]) -> str:
+    """Return the weights that config.json records twice; version 0.1 had no choice."""
+    weights = resolved.get("weights", WHEN_ABSENT["weights"])
+    if weights not in WEIGHTS or weights != config.weights:
+        what = f"its weights are {config.weights!r}, and resolved {weights!r:.80}"
+        raise UserError(f"{folder / 'config.json'}: damaged: {what}")
+    return str(weights)
+
+
+def load_run(folder: Path, weights: str | None = None, data: str | None = None) -> Setup:
     """Return the setup of a run on the CPU: its data, split and scaled as in training, and its trained model.
 
     Args:
         folder: The folder of the run.
-        weights: ``"final"``, or ``"best"`` for those of the lowest validation loss.
+        weights: ``"final"``, or ``"best"`` for those of the lowest validation loss; by default those that the run
+            records as its model.
         data: Where the data are now; by default where they were in training.
 
     Raises:
@@ -76,12 +95,13 @@ def load_run(folder: Path, weights: str = "final", data: str | None = None) -> S
     return setup
 
 
-def read_run(folder: Path, weights: str = "final") -> tuple[TrainConfig, dict[str, Any], dict[str, Tensor]]:
+def read_run(folder: Path, weights: str | None = None) -> tuple[TrainConfig, dict[str, Any], dict[str, Tensor]]:
     """Return the configuration of a run, its resolved values, and its weights, checked against each other.
 
     Args:
         folder: The folder of the run.
-        weights: ``"final"``, or ``"best"`` for those of the lowest validation loss.
+        weights: ``"final"``, or ``"best"`` for those of the lowest validation loss; by default those that the run
+            records as its model, once it has ended.
 
     Raises:
         UserError: If the folder is not that of a run, or its files are damaged.
@@ -90,6 +110,9 @@ def read_run(folder: Path, weights: str = "final") -> tuple[TrainConfig, dict[st
     path = folder / "config.json"
     try:
         model = config.build_model(resolved.get("sizes"), device="meta")  # takes no memory
+        if weights is None:
+            weights, path = _recorded(folder, config, resolved), folder / FINAL
+            path.stat()  # it is written at the end: the best weights of a run that goes on may change
         path = folder / WEIGHTS[weights]
         state = safetensors.torch.load_file(path)
         check_tensors(state, model.state_dict())

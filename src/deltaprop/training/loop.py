@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import math
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +20,19 @@ from deltaprop.data import Part
 from deltaprop.epoch_state import EpochState
 from deltaprop.errors import UserError, setting
 from deltaprop.training import evaluate
+from deltaprop.training.baseline import test_baseline
 from deltaprop.training.checkpoint import Checkpoint, load_state_tensors, state_tensors, subset
 from deltaprop.training.config import TrainConfig
 from deltaprop.training.data_loader import DataLoader, Shard
 from deltaprop.training.devices import set_threads
 from deltaprop.training.engines import ENGINES, PAUSE_INTERVAL
-from deltaprop.training.evaluate import Evaluation, figures, in_own_units
+from deltaprop.training.evaluate import SELECTED_BY, Evaluation, figures, in_own_units, selection_loss
 from deltaprop.training.finite_check import EVERY, all_finite, name_non_finite
+from deltaprop.training.health import health_note
 from deltaprop.training.report.reporter import Reporter, Result, Silent
 from deltaprop.training.resume import locate, plan_resume
 from deltaprop.training.run_folder import BEST, FINAL, LAST, RunFolder, check_folder, default_folder
+from deltaprop.training.seen_rows import save_row_digests
 from deltaprop.training.setup import Setup, make_optimizer, model_digest, prepare
 from deltaprop.training.signals import Stop, Stopped
 
@@ -178,12 +182,16 @@ class Run:
         self.steps = math.ceil(len(dataset.train) / config.batch_size)
         self.generator = torch.Generator().manual_seed(config.seed)
         self.state = TrainState(self._no_progress(), self.generator.get_state())
-        self.resumed = False
+        self.resumed = self._weights_changed = False
         self._checked = 0
         self._saved_at = time.monotonic()
 
     def _no_progress(self) -> EpochState:
-        return EpochState(next(self.setup.model.parameters()).detach().new_zeros(()))
+        """Return the state of an epoch that has not begun; it sums losses in float64, where the device has it."""
+        device = self.setup.device
+        if device.type == "mps":  # the losses to report are on the CPU, those that are minimised on mps
+            return EpochState(torch.zeros(()).double() if self.report else torch.zeros((), device=device))
+        return EpochState(torch.zeros((), dtype=torch.float64, device=device))
 
     @property
     def _step(self) -> int:
@@ -221,9 +229,11 @@ class Run:
             raise UserError(f"{self.folder.path}: damaged: its checkpoint has {done}")
         load_state_tensors(tensors, setup.model, self.optimizer)
         self.state = TrainState(
-            EpochState(tensors["total"].to(setup.device), saved["done"]), tensors["generator"], saved["epoch"],
-            saved["seconds"], saved["last"], saved["best"], subset(tensors, "best"), [*saved["overrides"], *overrides],
+            EpochState(tensors["total"].to(self._no_progress().total), saved["done"]),
+            tensors["generator"], saved["epoch"], saved["seconds"], saved["last"], saved["best"],
+            subset(tensors, "best"), [*saved["overrides"], *overrides],
         )  # fmt: skip
+        self._complete_best()
         self.generator.set_state(self.state.generator)
         if "seed" in changed:
             self.generator.manual_seed(setup.config.seed)
@@ -238,6 +248,22 @@ class Run:
         else:
             (self.folder.path / BEST).unlink(missing_ok=True)
         self.resumed = True
+        self._weights_changed = saved["config"].get("weights", "final") != setup.config.weights
+
+    def _complete_best(self) -> None:
+        """Compute the loss that selects the best epoch if the checkpoint, of an older version, does not have it.
+
+        It is that of the best weights on the validation rows, so that later epochs are compared with it in its own
+        terms, whatever loss was told.
+        """
+        best, setup = self.state.best, self.setup
+        if best is None or setup.objective.task == "classification" or SELECTED_BY in best:
+            return
+        model = copy.deepcopy(setup.model)
+        model.load_state_dict(self.state.best_weights)
+        evaluation = evaluate.evaluate(model, setup.objective, setup.dataset.val, setup.dataset.target_scaling)
+        if evaluation is not None:
+            self.state.best = {**best, SELECTED_BY: evaluation.minimised}
 
     def save(self) -> None:
         """Write a checkpoint; values that are not finite are never written.
@@ -276,11 +302,13 @@ class Run:
 
         began = time.perf_counter()
         self.stop.immediate = False
-        if self.resumed and self._ended and self.folder.has_weights(FINAL, self.setup.model.state_dict()):
+        is_written = self.folder.has_weights(FINAL, self.setup.model.state_dict()) and not self._weights_changed
+        if self.resumed and self._ended and is_written:
             return self._result(0.0)  # nothing to do, and nothing to write
         self.reporter.start(self.setup, self.folder.path)
         overrides = {"overrides": self.state.overrides} if self.state.overrides else {}
         self.folder.write_config({**self.setup.to_json(), **overrides})
+        save_row_digests(self.folder.path, self.setup, self.reporter.warn)
         if not self._ended:
             (self.folder.path / FINAL).unlink(missing_ok=True)  # the weights are not final any more
         begins = not self.resumed or (self.state.epoch == 1 and not self.state.progress.done)
@@ -294,8 +322,7 @@ class Run:
                 while not self._ended:
                     self._epoch()
                 self.folder.save_weights(FINAL, self.setup.model.state_dict())
-                assert self.state.last is not None
-                self.tensorboard.end(self.state.last)
+                self.tensorboard.end(self._made_result(0.0).model_metrics)
             except Stopped:
                 self.save()
                 self.reporter.stopped(self.folder.path)
@@ -305,10 +332,16 @@ class Run:
 
     def _result(self, seconds: float) -> Result:
         """Return and report the result."""
-        assert self.state.last is not None
-        result = Result(self.state.last, self.state.best, self._out_of_patience, seconds, self.folder.path)
+        result = self._made_result(seconds)
+        result = replace(result, baseline=test_baseline(self.setup.dataset), health=health_note(self.setup))
         self.reporter.end(self.setup, result)
         return result
+
+    def _made_result(self, seconds: float) -> Result:
+        state = self.state
+        assert state.last is not None
+        weights = self.setup.config.weights
+        return Result(state.last, state.best, self._out_of_patience, seconds, self.folder.path, weights)
 
     def _epoch(self) -> None:
         """Train through the rest of an epoch, and evaluate."""
@@ -385,12 +418,15 @@ class Run:
             "seconds": state.seconds,
             "samples_per_second": rows / state.seconds,
         }
-        for part, name in (("train", "training"), ("val", "validation"), ("test", "test")):
-            loss = metrics[f"{part}_loss"]
+        for key, name in (
+            ("train_loss", "training"), ("val_loss", "validation"), (SELECTED_BY, "validation"), ("test_loss", "test"),
+        ):  # fmt: skip
+            loss = metrics.get(key)
             if loss is not None and not math.isfinite(loss):
                 raise self._divergence(f"the {name} loss became {loss}")
         self.folder.append_metrics(metrics)
-        if metrics["val_loss"] is not None and (state.best is None or metrics["val_loss"] < state.best["val_loss"]):
+        validated = metrics["val_loss"] is not None
+        if validated and (state.best is None or selection_loss(metrics) < selection_loss(state.best)):
             state.best = metrics
             state.best_weights = {name: t.clone() for name, t in self.setup.model.state_dict().items()}
             self.folder.save_weights(BEST, state.best_weights)

@@ -3,7 +3,7 @@
 =============  =====================================================================================================
  kind           settings
 =============  =====================================================================================================
- free           epochs (not below what is done), patience, log_every, save_every, keep, cache, memory
+ free           epochs (not below what is done), patience, weights, log_every, save_every, keep, cache, memory
  by override    what changes the result: optimizer, engine, device, threads, precision, the seed (of the order of
                 samples: split and weights stay); recorded in config.json
  fixed          the model, its loss, the dtype, the rows to train on, and their scaling
@@ -21,7 +21,7 @@ from deltaprop.errors import UserError, setting
 from deltaprop.training.checkpoint import Checkpoint
 from deltaprop.training.config import TrainConfig, from_json
 
-FREE = {"epochs", "patience", "log_every", "save_every", "keep", "run_dir", "config", "cache", "memory"}
+FREE = {"epochs", "patience", "weights", "log_every", "save_every", "keep", "run_dir", "config", "cache", "memory"}
 BY_OVERRIDE = {
     "lr", "momentum", "nesterov", "weight_decay", "decay_biases", "lr_schedule", "lr_step", "lr_gamma", "lr_warmup",
     "batch_size", "seed", "engine", "precision", "device", "threads", "data", "test",
@@ -58,8 +58,9 @@ def plan_resume(
         if name not in BY_OVERRIDE:
             raise UserError(f"{setting('override', name)}: must be one of {', '.join(sorted(BY_OVERRIDE))}")
     before, after = saved.to_json(), requested.to_json()
-    # Threads, device and η are compared as resolved: `auto` may resolve to something else on another machine.
+    # These are compared as resolved: `auto` may resolve to something else on another machine.
     resolved = {"threads": str(state["threads"]), "device": str(state["device"]), "lr": saved.rate}
+    resolved["weights"] = saved.weights
     for name, value in resolved.items():
         after[name] = value if after[name] in ("auto", before[name]) else after[name]
     before |= resolved

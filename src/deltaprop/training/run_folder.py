@@ -19,7 +19,9 @@ from deltaprop.training.atomic_files import TEMPORARY, append, clear_temporaries
 from deltaprop.training.checkpoint import Checkpoint, DamagedError, encode, encode_tensors, load_checkpoint
 
 BEST, FINAL, LAST = "best.safetensors", "model.safetensors", "last.safetensors"
-BEFORE_END = ("config.json", "metrics.jsonl", BEST, "checkpoints", ".lock")  # what a run writes before it has ended
+ROW_DIGESTS = "rows.u64"  # see `seen_rows`
+# What a run writes before it has ended.
+BEFORE_END = ("config.json", "metrics.jsonl", BEST, "checkpoints", ".lock", ROW_DIGESTS)
 
 
 def default_folder(data: str) -> Path:

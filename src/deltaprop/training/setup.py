@@ -11,21 +11,23 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import numpy
 import torch
 from torch import Tensor, nn
 
 from deltaprop._version import __version__
-from deltaprop.data import BUILTIN, Dataset, Deformation, Fold, Scaling, check_source, load
+from deltaprop.data import BUILTIN, BUILTIN_LR, Dataset, Deformation, Fold, Scaling, check_source, load
 from deltaprop.data.columns import Progress, silent
+from deltaprop.data.digests import digestible_rows
 from deltaprop.data.store import Storage
 from deltaprop.epoch_state import EpochState
 from deltaprop.errors import UserError, setting
 from deltaprop.explicit.precision import check_precision
 from deltaprop.nn.modules import MLP
 from deltaprop.optim import SGD
+from deltaprop.training.baseline import class_counts
 from deltaprop.training.config import TrainConfig
 from deltaprop.training.data_loader import DataLoader
 from deltaprop.training.devices import describe_device, fastest, physical_cores, pick_device, pick_threads, tune_threads
@@ -38,7 +40,7 @@ class Setup:
     """The setup of a run.
 
     Attributes:
-        config: The configuration, its η resolved.
+        config: The configuration; what was auto and is learnt from the data is resolved.
         dataset: The data, split, scaled and on the device.
         model: The model, initialised and on the device.
         objective: The loss and the task.
@@ -95,6 +97,8 @@ class Setup:
                 "threads_tuned": self.tuned,
                 "data_sha256": dataset.digest,
                 "class_names": list(dataset.class_names),
+                "classes_left_out": list(dataset.classes_left_out),
+                "class_counts": None if dataset.task == "regression" else class_counts(dataset),
                 "class_weights": balanced_weights(self.config, dataset),
                 "image_shape": None if dataset.image_shape is None else list(dataset.image_shape),
                 "columns": None if dataset.table is None else dataset.table.encoding.to_json(),
@@ -103,7 +107,9 @@ class Setup:
                 "target_scaling": _scaling_to_json(dataset.target_scaling),
                 "storage": self.storage,
                 "split_seed": self.split_seed,
+                "weights": self.config.weights,
                 "rows": {part: len(getattr(dataset, part)) for part in ("train", "val", "test")},
+                "row_digests": digestible_rows(dataset),
             },
             "versions": {
                 "deltaprop": __version__,
@@ -164,6 +170,10 @@ def prepare(
         _check_augment(config, dataset)
     if config.lr == "auto":
         config = replace(config, lr=usual_lr(config.data, dataset))
+    if not len(dataset.val):
+        _check_unvalidated(config)
+    if config.weights == "auto":
+        config = replace(config, weights=usual_weights(config.data, dataset))
     weights = balanced_weights(config, dataset)
     objective = choose_objective(
         config.loss, dataset.task, len(dataset.class_names), config.output_activation, one_logit=config.one_logit,
@@ -198,7 +208,7 @@ def balanced_weights(config: TrainConfig, dataset: Dataset) -> list[float] | Non
         return None
     if dataset.task == "regression":
         raise UserError(f"{setting('class_weight', config.class_weight)}: the target is numeric, there are no classes")
-    return balanced(torch.bincount(dataset.train.y, minlength=len(dataset.class_names)).tolist())
+    return balanced(class_counts(dataset))
 
 
 def _check_augment(config: TrainConfig, dataset: Dataset) -> None:
@@ -247,12 +257,36 @@ def _tune(
 def usual_lr(data: str, dataset: Dataset) -> float:
     """Return the η that ``lr="auto"`` stands for.
 
-    Measured (docs/benchmarks.md): on standardised columns with rare outliers, 0.05 with momentum 0.9 diverges; in
-    regression an η that suits classification overfits long before 30 epochs.
+    A built-in data set has its own. Measured (docs/benchmarks.md): on standardised columns with rare outliers, 0.05
+    with momentum 0.9 diverges; in regression an η that suits classification overfits long before 30 epochs.
     """
     if data in BUILTIN or dataset.image_shape is not None:
-        return 0.05
+        return BUILTIN_LR.get(data, 0.05)
     return 0.02 if dataset.task == "classification" else 0.001
+
+
+def _is_own_table(data: str, dataset: Dataset) -> bool:
+    """Return whether these are a user's own table or arrays, and not images."""
+    return data not in BUILTIN and dataset.image_shape is None
+
+
+def usual_weights(data: str, dataset: Dataset) -> Literal["best", "final"]:
+    """Return the weights that ``weights="auto"`` stands for.
+
+    Measured (docs/benchmarks.md): on tables with classes, those of the lowest validation loss, because the loss rises
+    again where the accuracy does not; with numbers a few held-out rows select by chance, and on images and generated
+    points, which are learnt almost without error, the final weights are better too.
+    """
+    is_best = _is_own_table(data, dataset) and dataset.task == "classification" and len(dataset.val) > 0
+    return "best" if is_best else "final"
+
+
+def _check_unvalidated(config: TrainConfig) -> None:
+    """Raise a UserError for settings that need validation rows, of which there are none."""
+    for name, needs_rows, instead in (("patience", config.patience, 0), ("weights", config.weights == "best", "final")):
+        if needs_rows:
+            this, other = setting(name, getattr(config, name)), setting(name, instead)
+            raise UserError(f"{this}: there are no rows to validate on: take {other}, or a larger `val_fraction`")
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> SGD:

@@ -6,33 +6,22 @@ are counted from 1, the first below the header.
 
 from __future__ import annotations
 
-import contextlib
-import csv
-import gzip
 import io
 import re
-import zlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO, TypeAlias
+from typing import BinaryIO, TypeAlias
 
-from deltaprop.data.table import NUMBER, Batch, check_names
-from deltaprop.errors import UserError, counted
+from deltaprop.data.formats.dialect import BOM, HEAD_BYTES, SPACES, find_dialect, join_by_spaces
+from deltaprop.data.formats.files import read_errors, unpacked
+from deltaprop.data.table import Batch, ReadOptions
+from deltaprop.errors import UserError, counted, setting
 
-HEAD_BYTES = 1 << 16  # bytes of a file, from which its delimiter and its header are read
 READ_BYTES = 1 << 22  # bytes read at a time; a row, quoted line breaks included, may have as many
-BOM = b"\xef\xbb\xbf"
-DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
 CSV_NAMES = (".csv", ".tsv", ".tab", ".txt", ".csv.gz", ".tsv.gz", ".tab.gz", ".txt.gz")
+_LINE = re.compile(rb"(?im)^(?!sep=)[^\r\n]*[^\s][^\r\n]*\n")
 Opener: TypeAlias = Callable[[], BinaryIO | io.RawIOBase]
-OTHER_FORMATS = {
-    b"\xff\xfe": "UTF-16, not UTF-8: save it as UTF-8",
-    b"\xfe\xff": "UTF-16, not UTF-8: save it as UTF-8",
-    b"\x1f\x8b": "gzip, not CSV: name it .csv.gz",
-    b"PAR1": "Parquet, not CSV: name it .parquet",
-    b"PK\x03\x04": "a spreadsheet or a zip, not CSV: save it as CSV",
-}
 
 
 @dataclass(frozen=True)
@@ -43,7 +32,7 @@ class CsvTable:
         path: The file, or a name for a pipe.
         names: The names of the columns.
         files: The file.
-        delimiter: Between cells.
+        delimiter: Between cells; ``SPACES`` for any number of blanks.
         source: Opens the file at its beginning.
         head: The bytes before the first row.
         blanks: Whether blank lines between rows are rows: of one column, whose cell is empty.
@@ -62,28 +51,25 @@ class CsvTable:
         return f"{self.path}: row {row}"
 
     @classmethod
-    def open(cls, path: Path, delimiter: str, source: Opener | None = None, *, least: int = 2) -> CsvTable:
+    def open(cls, path: Path, options: ReadOptions, source: Opener | None = None) -> CsvTable:
         """Return the table of a file, or of what ``source`` opens; see :func:`open_table`."""
-        if delimiter not in ("auto", "tab") and (len(delimiter) != 1 or delimiter in '"\r\n'):
-            raise UserError(f"`delimiter` must be auto, tab or one character, got {delimiter!r}")
+        is_file = source is None
         source = source or (lambda: path.open("rb"))
-        with _read_errors(path), source() as raw:
-            line, head = _header(path, _unpacked(path, raw).read(HEAD_BYTES))
-        # The delimiter that occurs most often outside quotes; csv.Sniffer would also take a letter or a blank.
-        most = max(DELIMITERS, key=re.sub(r'"[^"]*"', "", line).count)
-        delimiter = {"tab": "\t", "auto": most}.get(delimiter, delimiter)
-        names = [name.strip() for name in next(csv.reader([line], delimiter=delimiter))]
-        _check_header(path, names, delimiter, least)
+        with read_errors(path), source() as raw:
+            head = unpacked(path, raw).read(HEAD_BYTES)
+        found = find_dialect(path, head, options, is_whole=is_file and len(head) < HEAD_BYTES)
         begins_blank = head.removeprefix(BOM).startswith((b"\r", b"\n"))
-        return cls(path, names, (path,), delimiter, source, head, blanks=len(names) == 1 and not begins_blank)
+        blanks = len(found.names) == 1 and not begins_blank
+        return cls(path, found.names, (path,), found.delimiter, source, found.head, blanks)
 
     @classmethod
-    def of_stream(cls, name: Path, stream: BinaryIO, delimiter: str) -> CsvTable:
+    def of_stream(cls, name: Path, stream: BinaryIO, options: ReadOptions) -> CsvTable:
         """Return the table of a pipe, whose rows can be read once; ``name`` is its name in messages."""
         read, head = getattr(stream, "read1", stream.read), b""  # read1 returns what there is, without waiting for more
-        while len(head) < HEAD_BYTES and b"\n" not in head and (piece := read(HEAD_BYTES)):
+        # Two lines at least: from the second one the delimiter and R's row names are seen.
+        while len(head) < HEAD_BYTES and len(_LINE.findall(head)) < 2 and (piece := read(HEAD_BYTES)):
             head += piece
-        return cls.open(name, delimiter, lambda: _Pipe(head, read), least=1)
+        return cls.open(name, replace(options, least=1), lambda: _Pipe(head, read))
 
     def batches(self, on_bytes: Callable[[int], None] = lambda count: None) -> Iterator[Batch]:
         """Yield the rows block by block, every cell as text.
@@ -104,7 +90,7 @@ class CsvTable:
             if b"\x00" in block:
                 raise UserError(f"{self.path}: after row {rows}: this is not text: it has zero bytes")
             sink = pyarrow.BufferOutputStream()  # a copy that belongs to pyarrow
-            sink.write(block)
+            sink.write(join_by_spaces(block) if self.delimiter == SPACES else block)
             try:
                 reader = arrow_csv.open_csv(  # read_csv would take over SIGINT and SIGTERM
                     pyarrow.BufferReader(sink.getvalue()),
@@ -127,12 +113,12 @@ class CsvTable:
     def _blocks(self, on_bytes: Callable[[int], None]) -> Iterator[tuple[bytes, str]]:
         """Yield blocks of whole rows, or why the row at a block's beginning has no end."""
         # In a row are text, quoted cells, and quotes that do not open a cell, since only its first character can.
-        delimiter = re.escape(self.delimiter.encode())
+        delimiter = rb" \t" if self.delimiter == SPACES else re.escape(self.delimiter.encode())
         row = rb'(?:[^"\r\n]++|(?<![^%s\r\n])"[^"]*+(?:""[^"]*+)*+"|(?<=[^%s\r\n])")*+' % (delimiter, delimiter)
         rows = re.compile(rb"(?:%s(?:\r\n|\n|\r(?!\Z)))*+" % row)  # a final \r may be half of a line break
         rest = b""
-        with _read_errors(self.path), self.source() as raw:
-            stream = _unpacked(self.path, raw)
+        with read_errors(self.path), self.source() as raw:
+            stream = unpacked(self.path, raw)
             stream.read(len(self.head))
             while piece := stream.read(READ_BYTES):
                 on_bytes(raw.tell() if raw.seekable() else 0)
@@ -160,11 +146,15 @@ class CsvTable:
             row = f"row {rows + int(ragged[1])}: " if ragged[1] else ""
             few = "too few" if int(ragged[3]) < int(ragged[2]) else "too many"
             asks = f"is the delimiter {self.delimiter!r} right? `delimiter`"
+            if self.delimiter == SPACES:
+                asks = "cells are separated by blanks: is one empty, or has one a blank in it? `delimiter`"
+            elif self.delimiter == " ":
+                asks = f"several blanks are one delimiter by {setting('delimiter', 'space')}"
             if ragged[4].count('"') % 2:
                 asks = 'is a quote (") never closed?'
             return UserError(
                 f"{self.path}: {row}{counted(int(ragged[3]), 'cell')}, {few}: the header has {ragged[2]} ({asks}): "
-                f"{ragged[4][:60]!r}"
+                f"{ragged[4][:60].replace(SPACES, ' ')!r}"
             )
         try:
             block.decode()
@@ -192,70 +182,3 @@ def _end(pattern: re.Pattern[bytes], text: bytes, start: int = 0) -> int:
     """Return where a match ends, which may be empty."""
     match = pattern.match(text, start)
     return start if match is None else match.end()
-
-
-def _unpacked(path: Path, raw: Any) -> Any:
-    """Return the stream of a file's text."""
-    return gzip.GzipFile(fileobj=raw) if path.name.lower().endswith(".gz") else raw
-
-
-@contextlib.contextmanager
-def _read_errors(path: Path) -> Iterator[None]:
-    """Turn an error of the system or of gzip into a UserError."""
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: there is no such file") from error
-    except (OSError, EOFError, zlib.error) as error:
-        if "Not a gzipped file" in str(error):
-            raise UserError(f"{path}: this is not compressed by gzip: name it without .gz") from error
-        raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
-
-
-def _header(path: Path, head: bytes) -> tuple[str, bytes]:
-    """Return the header, including line breaks in quotes, and the bytes before the first row.
-
-    Raises:
-        UserError: If there is no header, or the file is not text.
-    """
-    for magic, what in OTHER_FORMATS.items():
-        if head.startswith(magic):
-            raise UserError(f"{path}: this is {what}")
-    text = head.removeprefix(BOM).lstrip(b"\r\n")
-    if not text.strip():
-        raise UserError(f"{path}: the file is empty: a header and rows are needed")
-    if b"\x00" in text:
-        raise UserError(f"{path}: this is not text: it has zero bytes")
-    header = re.match(rb'(?:[^"\r\n]|"[^"]*")*', text)
-    assert header is not None  # it may match nothing
-    line, after = header[0], text[header.end() :]
-    if not after and len(text) >= HEAD_BYTES - 8:
-        raise UserError(f"{path}: no end of the header in its first {HEAD_BYTES} bytes: is this a CSV file?")
-    if after.startswith(b'"'):
-        raise UserError(f'{path}: a quote (") is opened in the header and never closed')
-    rows = after.removeprefix(b"\r").removeprefix(b"\n")
-    try:
-        return line.decode(), head[: len(head) - len(rows)]
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path}: the header is not UTF-8 (byte 0x{line[error.start]:02x} at {error.start}): save it as UTF-8"
-        ) from error
-
-
-def _check_header(path: Path, names: Sequence[str], delimiter: str, least: int) -> None:
-    """Refuse numbers in place of a header, and a name that is missing or occurs twice."""
-    if names[0] and not any(
-        [*names] == [str(first + at) for at in range(len(names))] for first in (0, 1)
-    ):  # 0, 1, … are names
-        numbers = [name for name in names if re.match(NUMBER, name)]
-        if any(not name.lstrip("+-").isdecimal() for name in numbers) or 2 * len(numbers) > len(names):
-            raise UserError(
-                f"{path}: no header: the first line has numbers where names should be ({numbers[0]}, …): "
-                "put a line with a name for each column above it"
-            )
-    check_names(path, names)
-    if len(names) < least:
-        raise UserError(
-            f"{path}: one column, {names[0][:60]!r}: inputs and a target need two "
-            f"(the delimiter used is {DELIMITERS.get(delimiter, delimiter)}; try another with `delimiter`)"
-        )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deltaprop.data.table import BATCH_ROWS, Batch, check_names, type_family
+from deltaprop.data.table import BATCH_ROWS, Batch, ReadOptions, check_names, type_family
 from deltaprop.errors import UserError, counted
 
 PARQUET_NAMES = (".parquet", ".pq")
@@ -40,7 +40,7 @@ class ParquetTable:
         return f"{self.path}: row {row}"
 
     @classmethod
-    def open(cls, path: Path, delimiter: str = "auto", *, least: int = 2) -> ParquetTable:
+    def open(cls, path: Path, options: ReadOptions) -> ParquetTable:
         """Return the table of a file or a folder; its parts must have the same columns (see :func:`open_table`)."""
         parts = parts_of(path) if path.is_dir() else [path]
         if not parts:
@@ -55,7 +55,7 @@ class ParquetTable:
             for name, family in columns.items():
                 if family != first[name] and "null" not in (family, first[name]):
                     raise UserError(f"{part}: column {name!r} is {family}, in {parts[0].name} {first[name]}")
-        if len(first) < least:
+        if len(first) < options.least:
             raise UserError(f"{path}: {counted(len(first), 'column')}: inputs and a target need two")
         return cls(path, [*first], parts)
 
@@ -77,7 +77,7 @@ class ParquetTable:
                 for batch in file.iter_batches(batch_size=BATCH_ROWS, use_threads=False):
                     done += len(batch)
                     on_bytes(before + size * done // total)
-                    yield batch.select(_column_indices(batch.schema)).rename_columns(self.names)
+                    yield batch.select(column_indices(batch.schema)).rename_columns(self.names)
             except (pyarrow.ArrowException, OSError) as error:
                 raise UserError(f"{part}: damaged: {' '.join(str(error).split())[:200]}") from error
             before += size
@@ -89,7 +89,7 @@ def parts_of(folder: Path) -> list[Path]:
     return sorted(path for path in found if path.name[0] not in "._")
 
 
-def _column_indices(schema: Any) -> list[int]:
+def column_indices(schema: Any) -> list[int]:
     """Return the indices of the columns, without the row numbers that pandas stores beside them."""
     return [at for at, name in enumerate(schema.names) if not re.fullmatch(r"__index_level_\d+__", name)]
 
@@ -106,6 +106,6 @@ def _columns_of(path: Path) -> dict[str, str]:
     except (pyarrow.ArrowException, OSError) as error:
         what = getattr(error, "strerror", None) or f"not a sound Parquet file: {' '.join(str(error).split())[:200]}"
         raise UserError(f"{path}: {what}") from error
-    indices = _column_indices(schema)
+    indices = column_indices(schema)
     check_names(path, [schema.names[at].strip() for at in indices])
     return {schema.names[at].strip(): type_family(schema.field(at).type) for at in indices}

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from deltaprop.data import Dataset
 from deltaprop.data.splits import Array
-from deltaprop.training.evaluate import Evaluation
+from deltaprop.training.evaluate import Evaluation, raw_targets
 from deltaprop.training.setup import Setup
 
 Picture = NDArray[np.uint8]
@@ -153,9 +153,9 @@ def fitted_curve(setup: Setup) -> Picture:
     """Return the function that the model computes, with the test samples."""
     dataset = setup.dataset
     x = _test_inputs(dataset)
-    y = _array(dataset.target_scaling.invert(dataset.test.y[:MOST_POINTS]))
+    y = _array(raw_targets(dataset.test, dataset.target_scaling)[:MOST_POINTS])
     grid = np.linspace(x.min(), x.max(), 400)[:, None]
-    fitted = _array(dataset.target_scaling.invert(_predict(setup, grid)))
+    fitted = _array(dataset.target_scaling.in_own_units(_predict(setup, grid)))
     figure, (axes,) = new_figure(6, 4)
     axes.scatter(x, y, s=12, c=COLOURS[4], label="test samples")
     axes.plot(grid, fitted, c=COLOURS[5], lw=2, label="network")
@@ -168,8 +168,8 @@ def fitted_curve(setup: Setup) -> Picture:
 def predicted_against_true(setup: Setup, test: Evaluation) -> Picture:
     """Return predictions against targets of the test part, in the units of the data."""
     scaling = setup.dataset.target_scaling
-    true = _array(scaling.invert(setup.dataset.test.y[:MOST_POINTS]))
-    predicted = _array(scaling.invert(test.outputs[:MOST_POINTS]))
+    true = _array(raw_targets(setup.dataset.test, scaling)[:MOST_POINTS])
+    predicted = _array(scaling.in_own_units(test.outputs[:MOST_POINTS]))
     figure, (axes,) = new_figure(5, 5)
     axes.scatter(true, predicted, s=12, c=COLOURS[0])
     axes.axline((float(true.min()), float(true.min())), slope=1, c="black", lw=0.8)

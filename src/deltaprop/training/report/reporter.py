@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from deltaprop.training.baseline import Baseline
 from deltaprop.training.setup import Setup
 
 
@@ -51,6 +52,9 @@ class Result:
         stopped_early: Whether the run stopped because of `patience`.
         seconds: Wall time of training, evaluation and logging.
         folder: Run folder.
+        baseline: What the simplest predictions reach on the test rows.
+        health: One line about a layer that learns little, and what to try; None if all learn.
+        weights: Which weights are the model: ``"final"``, or ``"best"``, those of the lowest validation loss.
     """
 
     metrics: dict[str, Any]
@@ -58,3 +62,11 @@ class Result:
     stopped_early: bool
     seconds: float
     folder: Path
+    weights: str = "final"
+    baseline: Baseline | None = None
+    health: str | None = None
+
+    @property
+    def model_metrics(self) -> dict[str, Any]:
+        """The line of metrics.jsonl of the epoch whose weights are the model."""
+        return self.metrics if self.weights == "final" or self.best is None else self.best

@@ -1,0 +1,96 @@
+"""Recognise rows that a model was trained on, while it is evaluated on them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from deltaprop.data.columns import Numbers
+from deltaprop.data.dataset import RawData
+from deltaprop.data.digests import Digests, add_targets, input_digests, is_among
+from deltaprop.data.formats import open_source
+from deltaprop.data.formats.arrays import ArrayFile
+from deltaprop.data.splits import Array, Rows
+from deltaprop.data.store import described_columns
+from deltaprop.data.table import Batch
+from deltaprop.inference.inputs import InputBlocks
+from deltaprop.inference.model import Model
+from deltaprop.training.seen_rows import TrainingRows
+
+
+class SeenRows(NamedTuple):
+    """What is known of rows that a model was trained or validated on.
+
+    Attributes:
+        mask: Whether each row is equal to one of them, [N]; None if the rows were not compared.
+        same_file: Whether all rows together are the data that the run was trained on, if rows were not compared.
+        unknown: Why rows were not compared; empty for a run of a version that stored no digests.
+    """
+
+    mask: NDArray[np.bool_] | None
+    same_file: bool = False
+    unknown: str = ""
+
+    @property
+    def total(self) -> int | None:
+        """The number of such rows; None if the rows were not compared."""
+        return None if self.mask is None else int(self.mask.sum())
+
+
+class RowMatcher:
+    """Compares rows with those that a model was trained and validated on, while they are read.
+
+    Args:
+        model: The model.
+        known: The rows of its run.
+        blocks: The data. They are hashed as a whole if the rows of the run are not known.
+    """
+
+    def __init__(self, model: Model, known: TrainingRows, blocks: InputBlocks) -> None:
+        self.model, self.known, self.blocks = model, known, blocks
+        self._digests: list[Digests] = []
+        self._sha256 = hashlib.sha256()
+        if known.digests is None and blocks.reader is not None:
+            blocks.raw = self._hashed(blocks.raw)
+
+    def _hashed(self, raw: Iterator[tuple[Numbers, Rows, Batch]]) -> Iterator[tuple[Numbers, Rows, Batch]]:
+        for block in raw:
+            self._sha256.update(np.ascontiguousarray(block[0], dtype="<f8").data)
+            yield block
+
+    def add(self, x: Tensor) -> None:
+        """Take the scaled inputs of the next rows."""
+        if self.known.digests is not None:
+            self._digests.append(input_digests(x))
+
+    def match(self, y: Array, path: Path) -> SeenRows:
+        """Return which rows are known, after all were added.
+
+        Args:
+            y: Labels [N], or numbers [N, k] in their own units.
+            path: The data.
+        """
+        if self.known.digests is None:
+            return SeenRows(None, self._data_sha256(y, path) == self.known.data_sha256, self.known.unknown)
+        targets = torch.from_numpy(y.astype(np.int64 if self.model.class_names else np.float64))
+        if not self.model.class_names:
+            targets = self.model.target_scaling.apply(targets)
+        digests = add_targets(np.concatenate(self._digests), targets, self.model.dtype)
+        return SeenRows(is_among(digests, self.known.digests))
+
+    def _data_sha256(self, y: Array, path: Path) -> str:
+        """Return the digest that a run trained on these data would store."""
+        if self.blocks.reader is not None:
+            self._sha256.update(described_columns(self.blocks.reader))
+            return self._sha256.hexdigest()
+        opened = open_source(path)
+        if not isinstance(opened, ArrayFile):  # a folder of IDX files, which is evaluated on its test part
+            return ""
+        return RawData(name="", task=self.model.objective.task, x=opened.evaluation_part()[0], y=y).digest()

@@ -1,0 +1,211 @@
+"""Text tables as programs write them: Excel's sep=, R's row names, blanks between cells, no header, titles above it."""
+
+from __future__ import annotations
+
+import gzip
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sklearn.datasets
+
+from deltaprop import UserError
+from deltaprop.data.formats import open_table
+from deltaprop.data.formats.csv import CsvTable
+from deltaprop.data.table import ReadOptions, Table
+
+Read = tuple[list[str], list[list[str]]]
+
+
+def all_rows(table: Table) -> Read:
+    """Return the names and the rows of a table."""
+    rows = [[*row] for batch in table.batches() for row in zip(*(c.to_pylist() for c in batch.columns), strict=True)]
+    return table.names, rows
+
+
+@pytest.fixture
+def read(tmp_path: Path) -> Callable[..., Read]:
+    """A function that returns the names and the rows of a text, from a file and from a pipe in small pieces."""
+
+    def read(text: str, **options: Any) -> Read:
+        path = tmp_path / "t.txt"
+        path.write_bytes(text.encode())
+        found = all_rows(open_table(path, ReadOptions(**options)))
+        pipe = io.BytesIO(text.encode())
+        pieces = type("Pieces", (), {"read": lambda self, size: pipe.read(min(size, 7))})()
+        assert all_rows(CsvTable.of_stream(Path("stdin"), pieces, ReadOptions(**options))) == found
+        return found
+
+    return read
+
+
+def refused(path: Path, text: str, **options: Any) -> str:
+    """Return the error of a text."""
+    path = path / "t.csv"
+    path.write_text(text)
+    with pytest.raises(UserError) as caught:
+        open_table(path, ReadOptions(**options))
+    message = str(caught.value)
+    assert "\n" not in message
+    return message.removeprefix(f"{path}: ")
+
+
+ROWS = [["1", "x"], ["2", "z,w"]]
+
+
+@pytest.mark.parametrize("first", ["sep=;\r\n", "\ufeffsep=;\n\n", '"sep=;"\n', "SEP=;\n"])
+def test_the_first_line_of_excel_says_the_delimiter(read, first: str):
+    """The comma in the header would win without it."""
+    assert read(f"{first}a,b;y\n1;x\n2;z,w\n") == (["a,b", "y"], ROWS)
+
+
+def test_the_first_line_of_excel_may_say_tab_and_the_setting_wins(read):
+    assert read("sep=\\t\na,b\ty\n1\tx\n") == (["a,b", "y"], [["1", "x"]])
+    assert read("sep=,\na,b;y\n1;x\n", delimiter=";") == (["a,b", "y"], [["1", "x"]])
+
+
+def test_a_column_may_be_called_sep(read):
+    assert read("sep=;b\n1;2\n") == (["sep=", "b"], [["1", "2"]])
+
+
+@pytest.mark.parametrize("line", ["a b y\n", "  a   b     y\n", "a b y   \n", "\ta\t\tb  y\n"])
+def test_blanks_separate_columns_of_as_many_cells(read, line: str):
+    """Aligned by several, or by one; a leading tab is a blank once the user says so."""
+    options = {"delimiter": "space"} if "\t" in line else {}
+    rows = '  1   2,5  x\n 10  -3    "y z"\n\n100 4 "a\n""b"" "\n'
+    expected = [["1", "2,5", "x"], ["10", "-3", "y z"], ["100", "4", 'a\n"b" ']]
+    assert read(line + rows, **options) == (["a", "b", "y"], expected)
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("first name\nJohn\nMary Ann Lee\n", ["first name"]),  # not as many in each row
+        ("a b,y\n1 2,x\n", ["a b", "y"]),  # another delimiter
+        ("first name\n", ["first name"]),  # no row to compare with
+    ],
+)
+def test_blanks_are_no_delimiter_where_they_could_be_text(read, text: str, names: list[str]):
+    assert read(text, least=1)[0] == names
+
+
+def test_a_cell_that_is_missing_between_blanks_is_refused_with_its_row(tmp_path: Path):
+    (tmp_path / "t.txt").write_text("a b y\n1 2 x\n2   y\n")
+    with pytest.raises(UserError, match=r"row 2: 2 cells, too few: the header has 3 \(cells are separated by bl"):
+        all_rows(open_table(tmp_path / "t.txt", ReadOptions(delimiter="space")))
+
+
+# What R 4 writes with write.table(d), write.table(d, sep = "\t") and write.table(d, sep = ",", quote = TRUE).
+R_TEXTS = {
+    "blanks": '"a" "y"\n"Mazda RX4" 21 "x"\n"Fiat" 4.5 "z w"\n',
+    "tabs": '"a"\t"y"\n"Mazda RX4"\t21\t"x"\n"Fiat"\t4.5\t"z w"\n',
+    "commas": '"a","y"\n"Mazda RX4",21,"x"\n"Fiat",4.5,"z w"\n',
+    "tabs without quotes": "a\ty\nMazda RX4\t21\tx\nFiat\t4.5\tz w\n",
+}
+
+
+@pytest.mark.parametrize("text", R_TEXTS.values(), ids=R_TEXTS)
+def test_the_row_names_of_r_have_no_name_in_the_header(read, text: str):
+    assert read(text) == (["", "a", "y"], [["Mazda RX4", "21", "x"], ["Fiat", "4.5", "z w"]])
+
+
+def test_numbers_of_rows_without_quotes_are_row_names(read):
+    assert read("a y\n1 5.1 x\n2 4.9 x\n3 4.9 y\n")[0] == ["", "a", "y"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a,y\n1,5,2\n2,3,7\n",  # decimal commas between commas
+        "a,y\nx,1,5\nz,2,5\n",
+        "a;y\n1;2;\n2;3;\n",  # a delimiter at the end of every row
+        "a;y\n7;2;1\n8;3;1\n",  # numbers that count nothing
+        "a;y\nx;2;1\nx;3;1\n",  # the same name twice
+    ],
+)
+def test_a_row_longer_than_the_header_is_else_refused(tmp_path: Path, text: str):
+    path = tmp_path / "t.csv"
+    path.write_text(text)
+    with pytest.raises(UserError, match="row 1: 3 cells, too many: the header has 2"):
+        all_rows(open_table(path))
+
+
+@pytest.mark.parametrize("delimiter", ["auto", ","])
+def test_without_a_header_columns_have_numbers(read, delimiter: str):
+    expected = ["column1", "column2"], [["5.1", "x"], ["4.9", "y"]]
+    assert read("\n5.1,x\n4.9,y\n", header=False, delimiter=delimiter) == expected
+    assert read("sep=;\n5.1;x\n4.9;y\n", header=False)[1] == expected[1]
+    assert read("5.1 x\n 4.9  y\n", header=False) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "5.1,3.5,x\n4.9,3.0,y\n",
+        "39, State-gov, Male, White\n50, Private, Male, Black\n38, Private, Female, White\n",  # UCI's adult, 4 columns
+        "vhigh,vhigh,2,2,small\nvhigh,low,2,4,small\nlow,vhigh,4,2,big\n",  # UCI's car, 5 columns
+        "p,x,s,n\ne,x,s,y\np,b,s,w\ne,f,y,n\n",  # UCI's mushroom, 4 columns
+    ],
+)
+def test_a_row_in_place_of_the_header_is_refused_with_the_setting_that_reads_it(tmp_path: Path, text: str):
+    assert "`header=False`" in refused(tmp_path, text)
+    names, rows = all_rows(open_table(tmp_path / "t.csv", ReadOptions(header=False)))
+    assert len(rows) == text.count("\n")
+    assert names[0] == "column1"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "country,year,2001\nx,7,1\nyear,8,2\n",  # years, and a name that is a value of another column
+        "0,1,2\n5,6,x\n",
+        "a,b\na,b\n1,2\n",  # the header again: its cells are refused later
+        "sex,grade,n\nsex,A,1\nm,B,2\n",
+    ],
+)
+def test_names_that_only_look_like_cells_are_a_header(read, text: str):
+    assert read(text)[0] == text.split("\n")[0].split(",")
+
+
+@pytest.mark.parametrize("name", ["iris.csv", "breast_cancer.csv", "wine_data.csv"])
+@pytest.mark.parametrize("header", [True, False])
+def test_the_count_line_of_scikit_learn_is_refused_and_the_rest_is_read(tmp_path: Path, name: str, header: bool):
+    """Its own files, from the installed package; what the message says works."""
+    text = (Path(sklearn.datasets.__file__).parent / "data" / name).read_text()
+    first, rest = text.split("\n", 1)
+    message = refused(tmp_path, text, header=header)
+    count, inputs = first.split(",")[:2]
+    assert f"it counts {count} rows and {inputs} inputs" in message
+    assert "remove this line, and read the rest by `header=False`" in message
+    (tmp_path / "t.csv").write_text(rest)
+    names, rows = all_rows(open_table(tmp_path / "t.csv", ReadOptions(header=False)))
+    assert (len(rows), len(names)) == (int(count), int(inputs) + 1)
+
+
+TITLES = {
+    "Report 2020\n": ("1, 'Report 2020', is a title", ","),
+    "Report 2020\n\nby me\n": ("1, 'Report 2020', is a title", ","),
+    "\n# made by hand, in 2020\n": ("2, '# made by hand, in 2020', is a comment", ","),
+    "% by me\n": ("1, '% by me', is a comment", ";"),
+    "Report; by me\n": ("1, 'Report; by me', is a title", ";"),
+    "Report,,\n,,\n": ("1, 'Report', is a title", ","),
+    "Report 2020\n\n": ("1, 'Report 2020', is a title", " "),
+}
+
+
+@pytest.mark.parametrize("above", TITLES)
+def test_lines_above_the_header_are_named_and_so_is_the_header(tmp_path: Path, above: str):
+    problem, delimiter = TITLES[above]
+    text = "a,b,y\n1,2,x\n2,3,z\n3,3,x\n".replace(",", delimiter)
+    message = refused(tmp_path, above + text)
+    assert message == f"line {problem}, not the header, which seems to be 'a, b, y': remove what is above it"
+    (tmp_path / "t.csv").write_text(text)
+    assert open_table(tmp_path / "t.csv").names == ["a", "b", "y"]
+
+
+def test_a_compressed_file_has_a_dialect_too(tmp_path: Path):
+    path = tmp_path / "t.txt.gz"
+    path.write_bytes(gzip.compress(b"sep=|\na|y\n1|x\n"))
+    assert all_rows(open_table(path)) == (["a", "y"], [["1", "x"]])
