@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+import tempfile
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,11 +18,15 @@ from deltaprop.data.columns import Missing
 from deltaprop.data.splits import Array
 from deltaprop.errors import UserError, unknown_name
 from deltaprop.inference.inputs import InputBlocks, Preprocessing, blocks_of
+from deltaprop.inference.retrain import picture_array, pixel_settings, retrain
 from deltaprop.nn.modules import MLP
 from deltaprop.training.config import TrainConfig, is_int
 from deltaprop.training.devices import pick_device
 from deltaprop.training.load_run import WEIGHTS, read_run
 from deltaprop.training.objective import Objective, choose_objective, losses
+
+if TYPE_CHECKING:
+    from deltaprop.inference.estimator import RunClassifier, RunRegressor
 
 
 def load(run: str | Path, weights: str | None = None, *, device: str = "cpu") -> Model:
@@ -222,6 +227,39 @@ class Model:
             raise UserError(f"the model was trained on {what}: it has no probabilities")
         probabilities: Array = self.objective.probabilities(self.outputs(data)).cpu().numpy()
         return probabilities
+
+    def as_sklearn(self) -> RunClassifier | RunRegressor:
+        """Return a fitted estimator of scikit-learn that predicts with this model.
+
+        A clone of it, as in ``cross_val_predict``, is not fitted; its ``fit`` trains with the settings of the run.
+        """
+        from deltaprop.inference.estimator import estimator_of  # imports scikit-learn
+
+        return estimator_of(self)
+
+    def retrained(self, data: Any, y: Any) -> Model:
+        """Return a model that is trained with the same settings on other rows, in a temporary folder.
+
+        Args:
+            data: A table with the columns of the run, or an array [N, n] if it was trained on one.
+            y: Labels, [N], or numbers, [N] or [N, k].
+
+        Raises:
+            UserError: If the data do not fit.
+        """
+        config = self.config
+        if self.encoding is None:
+            data = data.detach().cpu().numpy() if isinstance(data, Tensor) else np.asarray(data)
+            expected = len(self.input_scaling.mean)
+            if data.ndim < 2 or int(np.prod(data.shape[1:])) != expected or data.dtype.kind not in "biuf":
+                raise UserError(f"X must be [N, {expected}], numbers, got {list(data.shape)} of {data.dtype}")
+            if not np.isfinite(data).all():
+                raise UserError("Input X contains NaN or infinity")
+            if self.image_shape is not None:
+                data = picture_array(data, self.image_shape)
+                config = replace(config, **pixel_settings(self.input_scaling.scale))
+        with tempfile.TemporaryDirectory() as folder:
+            return load(retrain(config, data, np.asarray(y), self.target_names, self.task, Path(folder)))
 
     def outputs(self, data: Any) -> Tensor:
         """Return a^L of each row, [N, n_L], as the loss takes it."""

@@ -21,14 +21,16 @@ from sklearn.base import is_classifier
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import train_test_split
 from sklearn.utils import check_random_state
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted, check_X_y, validate_data
 from torch import Tensor, nn
 
 from deltaprop.data import Scaling
+from deltaprop.data.frames import frame_table
 from deltaprop.errors import UserError
 from deltaprop.explicit import ExplicitTrainer
 from deltaprop.nn.modules import MLP
 from deltaprop.optim import SGD
+from deltaprop.sklearn.frames import EncodedTable, TableEncoder, needs_encoding
 from deltaprop.sklearn.parameters import ALIASES, Parameters
 from deltaprop.training.config import DTYPES
 from deltaprop.training.devices import pick_threads, set_threads
@@ -43,6 +45,7 @@ class MLPEstimator(Parameters, ABC):
     _output: ClassVar[str]  # the value of ``out_activation_``
     _made_by: dict[str, Any]
     _optimizer: SGD | None
+    table_encoder_: TableEncoder | None
     loss_curve_: list[float]
     validation_scores_: list[float] | None
     best_validation_score_: float | None
@@ -158,7 +161,7 @@ class MLPEstimator(Parameters, ABC):
             # None draws from a generator of its own, where scikit-learn would use NumPy's global one.
             own = np.random.RandomState() if self.random_state is None else self.random_state
             self._random, self._optimizer = check_random_state(own), None
-        x, y = self._validated(X, y, first, classes)
+        x, y = self._validated(self._encoded(X, first, sample_weight), y, first, classes)
         x, y, weights = self._weighted(x, y, sample_weight)
         w_held = None
         if self.early_stopping:
@@ -216,6 +219,34 @@ class MLPEstimator(Parameters, ABC):
             self.model_.load_state_dict(best_weights)
         self._check_finite(all(bool(p.isfinite().all()) for p in self.model_.parameters()), "a weight")
 
+    def _encoded(self, X: Any, first: bool, sample_weight: Any) -> Any:
+        """Return the inputs of a table that is more than finite numbers; others as they are."""
+        if first:
+            self.table_encoder_ = None
+            if needs_encoding(X):
+                weights = None if sample_weight is None else _row_weights(sample_weight, len(frame_table(X).table))
+                self.table_encoder_, encoded = TableEncoder.fit(X, weights)
+                if line := self.table_encoder_.tell():
+                    warnings.warn(line, stacklevel=4)
+                return encoded
+        encoder = self._table_encoder
+        return X if encoder is None else encoder.encode(X, type(self).__name__)
+
+    @property
+    def _table_encoder(self) -> TableEncoder | None:
+        return getattr(self, "table_encoder_", None)  # an estimator that was pickled by version 0.1 has none
+
+    def _checked(self, X: Any, y: Any, first: bool, **options: Any) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Return inputs and targets as arrays; of a table the inputs that its columns become."""
+        if not isinstance(X, EncodedTable):
+            x, y = validate_data(self, X, y, reset=first, multi_output=True, **options, **DENSE)
+            return x, y
+        encoder = self._table_encoder
+        assert encoder is not None
+        x, y = check_X_y(X.x, y, multi_output=True, estimator=self, **options, **DENSE)
+        self.n_features_in_, self.feature_names_in_ = len(encoder.names), np.array(encoder.names, dtype=object)
+        return x, y
+
     def _weighted(
         self, x: NDArray[Any], y: NDArray[Any], sample_weight: Any
     ) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.float64] | None]:
@@ -242,6 +273,9 @@ class MLPEstimator(Parameters, ABC):
         sizes = [x.shape[1], *self._hidden(), self._fit_targets(y, weights)]
         device, activation = self._device(), ALIASES.get(self.activation, self.activation)
         self.input_scaling_ = self._scaling(x, weights)
+        if self._table_encoder is not None:  # what tells a category is 0 or 1
+            self.input_scaling_.mean[self._table_encoder.numbers :] = 0.0
+            self.input_scaling_.scale[self._table_encoder.numbers :] = 1.0
         with _drawing, torch.random.fork_rng(devices=[]):  # leaves the caller's generator as it was
             torch.default_generator.manual_seed(self._draw_seed())
             model = MLP(sizes, activation, init=self.init, dtype=DTYPES[self.dtype])
@@ -317,7 +351,8 @@ class MLPEstimator(Parameters, ABC):
         return inputs
 
     def _too_large(self, x: NDArray[Any], row: int, column: int, problem: str) -> UserError:
-        names = getattr(self, "feature_names_in_", None)
+        encoder = self._table_encoder
+        names = getattr(self, "feature_names_in_", None) if encoder is None else encoder.encoding.names
         where = f"column {column}" if names is None else f"column {names[column]!r}"
         return UserError(f"X, row {row}, {where}: {x[row, column]:g} {problem}: correct it, or leave the row out")
 
@@ -328,7 +363,8 @@ class MLPEstimator(Parameters, ABC):
     def _outputs(self, X: ArrayLike) -> Tensor:
         """Return z^L, [N, n_L], on the CPU."""
         check_is_fitted(self)
-        x, net = validate_data(self, X, reset=False, **DENSE), self._net()
+        encoded, net = self._encoded(X, False, None), self._net()
+        x = encoded.x if isinstance(encoded, EncodedTable) else validate_data(self, X, reset=False, **DENSE)
         with torch.no_grad(), set_threads(self._threads(len(x))):
             inputs = self._inputs(x, like=next(net.parameters()))
             outputs: Tensor = net(inputs).cpu()

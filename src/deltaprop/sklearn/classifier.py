@@ -16,12 +16,11 @@ from sklearn.base import ClassifierMixin
 from sklearn.utils import column_or_1d
 from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import validate_data
 from torch import Tensor
 
 from deltaprop import functional as F
 from deltaprop.errors import UserError
-from deltaprop.sklearn.base import DENSE, MLPEstimator, as_tensor
+from deltaprop.sklearn.base import MLPEstimator, as_tensor
 from deltaprop.sklearn.labels import plain_labels
 
 
@@ -148,7 +147,7 @@ class MLPClassifier(ClassifierMixin, MLPEstimator):
     def _validated(self, X: Any, y: Any, first: bool, classes: Any) -> tuple[NDArray[Any], NDArray[Any]]:
         """Return inputs, and labels as indices of ``classes_``; raise a UserError for labels that do not fit."""
         y, classes = exact_integers(y), exact_integers(classes)
-        x, y = validate_data(self, X, plain_labels(y), reset=first, multi_output=True, **DENSE)
+        x, y = self._checked(X, plain_labels(y), first)
         if y.ndim == 2 and y.shape[1] > 1:
             instead = "for several (multilabel) take sklearn.multioutput.MultiOutputClassifier"
             raise UserError(f"y must hold one label per row, got {list(y.shape)}; {instead}")

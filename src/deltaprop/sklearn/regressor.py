@@ -12,14 +12,13 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.base import RegressorMixin
 from sklearn.metrics import r2_score
 from sklearn.utils import column_or_1d
-from sklearn.utils.validation import validate_data
 from torch import Tensor
 
 from deltaprop.core import LOSSES
 from deltaprop.data.scaling import check_targets_fit
 from deltaprop.errors import UserError
 from deltaprop.nn.modules import MLP
-from deltaprop.sklearn.base import DENSE, MLPEstimator, as_tensor
+from deltaprop.sklearn.base import MLPEstimator, as_tensor
 
 
 @dataclass(eq=False, repr=False)
@@ -95,7 +94,7 @@ class MLPRegressor(RegressorMixin, MLPEstimator):
 
     def _validated(self, X: Any, y: Any, first: bool, classes: Any) -> tuple[NDArray[Any], NDArray[Any]]:
         """Return inputs, and targets [N, n_L]; raise a UserError if n_L is not that of the model."""
-        x, y = validate_data(self, X, y, reset=first, multi_output=True, y_numeric=True, **DENSE)
+        x, y = self._checked(X, y, first, y_numeric=True)
         if y.ndim == 2 and y.shape[1] == 1:
             y = column_or_1d(y, warn=True)
         y = np.ascontiguousarray(y, dtype=np.float64).reshape(len(x), -1)
