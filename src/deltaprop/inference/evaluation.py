@@ -17,8 +17,11 @@ from deltaprop.data.columns import Progress, silent
 from deltaprop.data.formats import find_format, unknown_format
 from deltaprop.data.splits import Array
 from deltaprop.errors import UserError
+from deltaprop.inference.calibration import Calibration, calibrate
+from deltaprop.inference.intervals import LEVEL
 from deltaprop.inference.model import Model
 from deltaprop.inference.seen_rows import RowMatcher, SeenRows
+from deltaprop.inference.thresholds import Threshold
 from deltaprop.training.evaluate import in_own_units
 from deltaprop.training.seen_rows import TrainingRows
 
@@ -32,12 +35,16 @@ class EvaluationReport:
     Attributes:
         rows: The number of rows.
         loss: C, a mean over the rows; for numbers in the target's own units.
-        figures: The metrics of all rows, by name: accuracy, roc_auc, rmse, mae, r2, ….
+        figures: The metrics of all rows, by name: accuracy, roc_auc, ece, rmse, mae, r2, ….
         by_class: precision, recall, f1 and rows of each class, or rmse, mae and r2 of each of several targets.
         true: Labels [N], or numbers [N, k].
         predicted: The predictions, of the same shape.
         confusion: Counts [true, predicted] of each class; None for numbers.
         probability: Probability of the second of two classes, [N]; None if there is none.
+        calibration: Confidence and accuracy, bin by bin; None without probabilities.
+        threshold: What decides between two classes; None for the larger probability.
+        intervals: Share of the rows within the interval of level 0.9, and its width, of each target; None for classes.
+        no_intervals: Why there are none, for numbers.
         dropped: Number of rows left out because of missing cells; None if unknown.
         warnings: Warnings for the user.
         seen: What is known of rows that the model was trained or validated on; None if that was not asked for.
@@ -52,6 +59,10 @@ class EvaluationReport:
     predicted: Array
     confusion: Array | None = None
     probability: Array | None = None
+    calibration: Calibration | None = None
+    threshold: Threshold | None = None
+    intervals: dict[str, dict[str, float]] | None = None
+    no_intervals: str = ""
     dropped: int | None = 0
     warnings: tuple[str, ...] = ()
     seen: SeenRows | None = None
@@ -61,9 +72,11 @@ class EvaluationReport:
         """Return the metrics as JSON; an undefined one, such as the recall of a class without rows, is null."""
         overall = {"rows": self.rows, "rows_left_out": self.dropped, "loss": self.loss, **self.figures}
         by_class = {name: _finite(row) for name, row in self.by_class.items()}
-        details = {"targets": by_class}
+        details: dict[str, Any] = {"targets": by_class}
         if self.confusion is not None:
             details = {"classes": by_class, "confusion": self.confusion.tolist()}
+        if self.intervals is not None or self.no_intervals:
+            details["intervals"] = {"level": LEVEL, "targets": self.intervals, "reason": self.no_intervals or None}
         found: dict[str, Any] = {**_finite(overall), **details, "warnings": [*self.warnings]}
         if self.seen is not None:
             found |= {"rows_seen": self.seen.total, "same_file": self.seen.same_file or None, "others": None}
@@ -83,6 +96,7 @@ def evaluate_file(
     data: str | Path,
     *,
     known: TrainingRows | None = None,
+    threshold: Threshold | None = None,
     delimiter: str | None = None,
     progress: Progress = silent,
 ) -> EvaluationReport:
@@ -92,6 +106,7 @@ def evaluate_file(
         model: The model.
         data: A table with the target column, arrays with y, or a folder of IDX files (of which the test part is used).
         known: The rows that the model was trained on, to recognise them.
+        threshold: Decides between two classes; by default the larger probability does.
         delimiter: Delimiter of a CSV; by default that of the training data.
         progress: Called with (description, bytes done, total).
 
@@ -116,7 +131,7 @@ def evaluate_file(
         raise UserError(f"{path}: there are no rows to evaluate on")
     labels = targets.encode(TargetValues(blocks.target_columns, y, str(path), not blocks.dropped))
     both = torch.cat(outputs), labels
-    report = evaluation_report(model, *both, dropped=blocks.dropped, warnings=blocks.warnings)
+    report = evaluation_report(model, *both, threshold, dropped=blocks.dropped, warnings=blocks.warnings)
     return report if matcher is None else _with_seen_rows(model, report, matcher.match(labels, path), *both)
 
 
@@ -127,12 +142,18 @@ def _with_seen_rows(
     others = None
     if seen.mask is not None and seen.mask.any() and not seen.mask.all():
         new = ~seen.mask
-        others = evaluation_report(model, outputs[torch.from_numpy(new)], y[new])
+        others = evaluation_report(model, outputs[torch.from_numpy(new)], y[new], report.threshold)
     return replace(report, seen=seen, others=others)
 
 
 def evaluation_report(
-    model: Model, outputs: Tensor, y: Array, *, dropped: int | None = 0, warnings: Sequence[str] = ()
+    model: Model,
+    outputs: Tensor,
+    y: Array,
+    threshold: Threshold | None = None,
+    *,
+    dropped: int | None = 0,
+    warnings: Sequence[str] = (),
 ) -> EvaluationReport:
     """Compare the outputs of a model with the true targets.
 
@@ -140,6 +161,7 @@ def evaluation_report(
         model: The model that computed the outputs.
         outputs: [N, n_L].
         y: Labels [N], or numbers [N, k] in their own units.
+        threshold: Decides between two classes; by default the larger probability does.
         dropped: Number of rows that were left out; None if unknown.
         warnings: Warnings to include in the report.
     """
@@ -149,14 +171,14 @@ def evaluation_report(
     targets = model.objective.targets(targets, outputs.dtype)
     loss = float(in_own_units(model.objective, model.target_scaling)(outputs, targets))
     about: dict[str, Any] = {"rows": len(y), "loss": loss, "true": y, "dropped": dropped, "warnings": tuple(warnings)}
-    return EvaluationReport(**about, **metrics(model, outputs, y))
+    return EvaluationReport(**about, **metrics(model, outputs, y, threshold))
 
 
-def _classification_metrics(model: Model, outputs: Tensor, y: Array) -> dict[str, Any]:
+def _classification_metrics(model: Model, outputs: Tensor, y: Array, threshold: Threshold | None) -> dict[str, Any]:
     from sklearn import metrics
 
     objective, every = model.objective, range(len(model.class_names))
-    predicted = objective.decide(outputs).numpy()
+    predicted = objective.decide(outputs).numpy() if threshold is None else threshold.decide(model, outputs)
     by_index = metrics.classification_report(y, predicted, labels=every, zero_division=np.nan, output_dict=True)
     by_class = {
         name: {**{figure: float(by_index[str(at)][key]) for figure, key in PER_CLASS.items()},
@@ -168,16 +190,21 @@ def _classification_metrics(model: Model, outputs: Tensor, y: Array) -> dict[str
         "macro_f1": float(by_index["macro avg"]["f1-score"]),
         "balanced_accuracy": float(by_index["macro avg"]["recall"]),
     }
-    probability = None
-    if len(every) == 2 and objective.has_probabilities:
-        probability = objective.probabilities(outputs.double())[:, 1].numpy()
-        figures["roc_auc"] = float(metrics.roc_auc_score(y, probability)) if 0 < y.sum() < len(y) else math.nan
+    probability, calibration = None, None
+    if objective.has_probabilities:
+        probabilities = objective.probabilities(outputs.double()).numpy()
+        calibration = calibrate(probabilities, y)
+        if len(every) == 2:
+            probability = probabilities[:, 1]
+            figures["roc_auc"] = float(metrics.roc_auc_score(y, probability)) if 0 < y.sum() < len(y) else math.nan
+        figures["ece"] = calibration.ece
     confusion = metrics.confusion_matrix(y, predicted, labels=every)
-    report = {"predicted": predicted, "probability": probability, "confusion": confusion}
+    report = {"predicted": predicted, "probability": probability, "confusion": confusion, "calibration": calibration}
+    report |= {"threshold": threshold}
     return {"figures": figures, "by_class": by_class, **report}
 
 
-def _regression_metrics(model: Model, outputs: Tensor, y: Array) -> dict[str, Any]:
+def _regression_metrics(model: Model, outputs: Tensor, y: Array, threshold: Threshold | None) -> dict[str, Any]:
     from sklearn import metrics
 
     predicted = model.in_units(outputs).numpy()
@@ -191,4 +218,16 @@ def _regression_metrics(model: Model, outputs: Tensor, y: Array) -> dict[str, An
 
     columns = {name: figures(y[:, at], predicted[:, at]) for at, name in enumerate(model.target_names)}
     by_column = columns if len(columns) > 1 else {}
-    return {"figures": figures(y, predicted), "by_class": by_column, "predicted": predicted}
+    report = {"figures": figures(y, predicted), "by_class": by_column, "predicted": predicted}
+    return {**report, **_interval_metrics(model, predicted, y)}
+
+
+def _interval_metrics(model: Model, predicted: Array, y: Array) -> dict[str, Any]:
+    """Return coverage and width of the intervals of each target, or why there are none."""
+    try:
+        radius = model.interval_radius(LEVEL)
+    except UserError as error:
+        return {"no_intervals": str(error)}
+    inside = (np.abs(y - predicted) <= radius).mean(axis=0)
+    rows = zip(model.target_names, inside, radius, strict=True)
+    return {"intervals": {name: {"coverage": float(share), "width": float(2 * half)} for name, share, half in rows}}

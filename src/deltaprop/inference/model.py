@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +13,17 @@ import torch
 from torch import Tensor, nn
 
 from deltaprop.data import Encoding, Scaling
-from deltaprop.data.columns import Missing
+from deltaprop.data.columns import Missing, Numbers
 from deltaprop.data.splits import Array
-from deltaprop.errors import UserError, unknown_name
+from deltaprop.errors import UserError, setting, unknown_name
 from deltaprop.inference.inputs import InputBlocks, Preprocessing, blocks_of
+from deltaprop.inference.intervals import check_level, interval_radius
 from deltaprop.nn.modules import MLP
 from deltaprop.training.config import TrainConfig
 from deltaprop.training.devices import pick_device
 from deltaprop.training.load_run import WEIGHTS, read_run
 from deltaprop.training.objective import Objective, choose_objective, losses
+from deltaprop.training.validation_outputs import ValidationOutputs, read_validation_outputs
 
 
 def load(run: str | Path, weights: str = "final", *, device: str = "cpu") -> Model:
@@ -49,10 +51,11 @@ def load(run: str | Path, weights: str = "final", *, device: str = "cpu") -> Mod
     folder = Path(run)
     config, resolved, state = read_run(folder, weights)
     try:
-        return _build_model(config, resolved, state, pick_device(device))
+        model = _build_model(config, resolved, state, pick_device(device))
     except (KeyError, IndexError, TypeError, ValueError, OverflowError) as error:  # a UserError is a ValueError
         message = str(error) if isinstance(error, UserError) else f"damaged: {type(error).__name__}: {error}"
         raise UserError(f"{folder / 'config.json'}: {message}") from error
+    return replace(model, validation=read_validation_outputs(folder, state))
 
 
 def _build_model(
@@ -121,6 +124,7 @@ class Model:
         target_scaling: Scaling of the targets, for numbers.
         missing: How missing cells are handled: ``"refuse"``, ``"mean"`` or ``"drop"``.
         config: The configuration that it was trained with.
+        validation: Its outputs for validation rows, for intervals and thresholds; None if they are not stored.
     """
 
     net: MLP
@@ -132,6 +136,7 @@ class Model:
     target_scaling: Scaling
     missing: Missing
     config: TrainConfig
+    validation: ValidationOutputs | None = None
 
     def __repr__(self) -> str:
         """Return the network, its training data and what it predicts, in one line."""
@@ -196,6 +201,38 @@ class Model:
             raise UserError(f"the model was trained on {what}: it has no probabilities")
         probabilities: Array = self.objective.probabilities(self.outputs(data)).cpu().numpy()
         return probabilities
+
+    def predict_interval(self, data: Any, level: float = 0.9) -> tuple[Array, Array]:
+        """Return the lower and the upper end of an interval for each row, each [N] or [N, k], as ``predict``.
+
+        An interval is the prediction ± a residual of the validation rows: split conformal prediction. It contains the
+        target of a new row with a probability of at least ``level`` if that row and the validation rows are
+        exchangeable. Validation rows that were also used to choose among epochs make it slightly too narrow.
+
+        Args:
+            data: Inputs, in any form that :class:`Model` lists.
+            level: The level, in (0, 1).
+
+        Raises:
+            UserError: If the model predicts classes, or the run has too few validation rows for the level.
+        """
+        radius = self.interval_radius(level)
+        predicted: Array = self.predict(data)
+        radius = radius[0] if predicted.ndim == 1 else radius
+        return predicted - radius, predicted + radius
+
+    def interval_radius(self, level: float) -> Numbers:
+        """Return half the width of the intervals of :meth:`predict_interval`, [k], in the units of the targets."""
+        check_level(level)
+        if self.class_names:
+            raise UserError(f"{setting('interval', level)}: it is for numbers, and the model predicts classes")
+        if self.validation is None:
+            raise UserError(
+                "the run folder has no outputs for validation rows, which intervals need: train again, with a "
+                f"{setting('val_fraction')} above 0"
+            )
+        errors = (self.validation.outputs.double() - self.validation.targets.double()).abs()
+        return interval_radius((errors * self.target_scaling.scale).numpy(), level)
 
     def outputs(self, data: Any) -> Tensor:
         """Return a^L of each row, [N, n_L], as the loss takes it."""
