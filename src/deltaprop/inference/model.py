@@ -14,16 +14,18 @@ import torch
 from torch import Tensor, nn
 
 from deltaprop.data import Encoding, Scaling
-from deltaprop.data.columns import Missing
+from deltaprop.data.columns import Missing, Numbers
 from deltaprop.data.splits import Array
-from deltaprop.errors import UserError, unknown_name
+from deltaprop.errors import UserError, setting, unknown_name
 from deltaprop.inference.inputs import InputBlocks, Preprocessing, blocks_of
+from deltaprop.inference.intervals import check_level, interval_radius
 from deltaprop.inference.retrain import picture_array, pixel_settings, retrain
 from deltaprop.nn.modules import MLP
 from deltaprop.training.config import TrainConfig, is_int
 from deltaprop.training.devices import pick_device
 from deltaprop.training.load_run import WEIGHTS, read_run
 from deltaprop.training.objective import Objective, choose_objective, losses
+from deltaprop.training.validation_outputs import ValidationOutputs, read_validation_outputs
 
 if TYPE_CHECKING:
     from deltaprop.inference.estimator import RunClassifier, RunRegressor
@@ -55,10 +57,11 @@ def load(run: str | Path, weights: str | None = None, *, device: str = "cpu") ->
     folder = Path(run)
     config, resolved, state = read_run(folder, weights)
     try:
-        return _build_model(config, resolved, state, pick_device(device), weights or config.weights)
+        model = _build_model(config, resolved, state, pick_device(device), weights or config.weights)
     except (KeyError, IndexError, TypeError, ValueError, OverflowError) as error:  # a UserError is a ValueError
         message = str(error) if isinstance(error, UserError) else f"damaged: {type(error).__name__}: {error}"
         raise UserError(f"{folder / 'config.json'}: {message}") from error
+    return replace(model, validation=read_validation_outputs(folder, state))
 
 
 def _build_model(
@@ -149,6 +152,7 @@ class Model:
         classes_left_out: Classes of a single row, which it was not trained on.
         class_counts: The training rows of each class; empty for numbers, and for runs of older versions.
         weights: Which weights of the run these are: ``"final"``, or ``"best"``, those of the lowest validation loss.
+        validation: Its outputs for validation rows, for intervals and thresholds; None if they are not stored.
     """
 
     net: MLP
@@ -163,6 +167,7 @@ class Model:
     classes_left_out: tuple[str, ...] = ()
     class_counts: tuple[int, ...] = ()
     weights: str = "final"
+    validation: ValidationOutputs | None = None
 
     def __repr__(self) -> str:
         """Return the network, its training data and what it predicts, in one line."""
@@ -260,6 +265,38 @@ class Model:
                 config = replace(config, **pixel_settings(self.input_scaling.scale))
         with tempfile.TemporaryDirectory() as folder:
             return load(retrain(config, data, np.asarray(y), self.target_names, self.task, Path(folder)))
+
+    def predict_interval(self, data: Any, level: float = 0.9) -> tuple[Array, Array]:
+        """Return the lower and the upper end of an interval for each row, each [N] or [N, k], as ``predict``.
+
+        An interval is the prediction ± a residual of the validation rows: split conformal prediction. It contains the
+        target of a new row with a probability of at least ``level`` if that row and the validation rows are
+        exchangeable. Validation rows that were also used to choose among epochs make it slightly too narrow.
+
+        Args:
+            data: Inputs, in any form that :class:`Model` lists.
+            level: The level, in (0, 1).
+
+        Raises:
+            UserError: If the model predicts classes, or the run has too few validation rows for the level.
+        """
+        radius = self.interval_radius(level)
+        predicted: Array = self.predict(data)
+        radius = radius[0] if predicted.ndim == 1 else radius
+        return predicted - radius, predicted + radius
+
+    def interval_radius(self, level: float) -> Numbers:
+        """Return half the width of the intervals of :meth:`predict_interval`, [k], in the units of the targets."""
+        check_level(level)
+        if self.class_names:
+            raise UserError(f"{setting('interval', level)}: it is for numbers, and the model predicts classes")
+        if self.validation is None:
+            raise UserError(
+                "the run folder has no outputs for validation rows, which intervals need: train again, with a "
+                f"{setting('val_fraction')} above 0"
+            )
+        errors = (self.validation.outputs.double() - self.validation.targets.double()).abs()
+        return interval_radius((errors * self.target_scaling.scale).numpy(), level)
 
     def outputs(self, data: Any) -> Tensor:
         """Return a^L of each row, [N, n_L], as the loss takes it."""

@@ -35,6 +35,7 @@ from deltaprop.training.run_folder import BEST, FINAL, LAST, RunFolder, check_fo
 from deltaprop.training.seen_rows import save_row_digests
 from deltaprop.training.setup import Setup, make_optimizer, model_digest, prepare
 from deltaprop.training.signals import Stop, Stopped
+from deltaprop.training.validation_outputs import save_validation_outputs
 
 
 class TrainingError(RuntimeError):
@@ -321,6 +322,8 @@ class Run:
                     self.tensorboard.views(0)
                 while not self._ended:
                     self._epoch()
+                weights = {"final": self.setup.model.state_dict(), "best": self.state.best_weights}
+                save_validation_outputs(self.folder.path, self.setup, {k: v for k, v in weights.items() if v})
                 self.folder.save_weights(FINAL, self.setup.model.state_dict())
                 self.tensorboard.end(self._made_result(0.0).model_metrics)
             except Stopped:
