@@ -232,6 +232,15 @@ def test_outputs_of_other_weights_or_a_damaged_file_are_not_used(runs: Runs, tmp
     assert dp.load(folder, "best").validation is not None
 
 
+def test_outputs_of_equal_weights_are_stored_once(runs: Runs):
+    """The best epoch of one epoch is the last."""
+    run = runs.train("one-epoch", runs["value"].data, epochs=1)
+    assert load_file(run.folder / "validation.safetensors").keys() == {"targets", "outputs.final"}
+    assert load_file(runs["two"].folder / "validation.safetensors").keys() >= {"targets", "outputs.final"}
+    for weights in ("final", "best"):
+        assert dp.load(run.folder, weights).validation is not None
+
+
 def test_many_validation_rows_are_thinned_evenly(runs: Runs, monkeypatch: pytest.MonkeyPatch):
     """At most 10 of 24 rows are stored: each third, 8."""
     monkeypatch.setattr("deltaprop.training.validation_outputs.MOST_STORED", 10)

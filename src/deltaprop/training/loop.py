@@ -322,8 +322,10 @@ class Run:
                     self.tensorboard.views(0)
                 while not self._ended:
                     self._epoch()
-                weights = {"final": self.setup.model.state_dict(), "best": self.state.best_weights}
-                save_validation_outputs(self.folder.path, self.setup, {k: v for k, v in weights.items() if v})
+                weights: dict[str, dict[str, Tensor]] = {"final": self.setup.model.state_dict()}
+                if self.state.best_weights:
+                    weights["best"] = self.state.best_weights
+                save_validation_outputs(self.folder.path, self.setup, weights, self.stop.check)
                 self.folder.save_weights(FINAL, self.setup.model.state_dict())
                 self.tensorboard.end(self._made_result(0.0).model_metrics)
             except Stopped:

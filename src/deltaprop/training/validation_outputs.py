@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,26 +34,34 @@ class ValidationOutputs(NamedTuple):
     targets: Tensor
 
 
-def save_validation_outputs(folder: Path, setup: Setup, weights: Mapping[str, Mapping[str, Tensor]]) -> None:
+def save_validation_outputs(
+    folder: Path,
+    setup: Setup,
+    weights: Mapping[str, Mapping[str, Tensor]],
+    check: Callable[[], None] = lambda: None,
+) -> None:
     """Write the outputs of each of several states of a model for the validation rows; nothing if they have no use.
 
     Args:
         folder: The folder of the run.
         setup: The setup of the run; its model and its weights are unchanged.
-        weights: A state_dict by name.
+        weights: A state_dict by name; of two that are equal, the outputs are stored once.
+        check: Called before each chunk of rows; may raise to stop.
     """
     part: Part = setup.dataset.val
     if not len(part) or not (setup.objective.task == "regression" or setup.dataset.n_outputs == 2):
         return
     step = -(-len(part) // MOST_STORED)
-    tensors, digests = {"targets": part.y[::step]}, {}
+    tensors, digests = {"targets": part.y[::step]}, dict[str, str]()
     model = copy.deepcopy(setup.model)
     for name, state in weights.items():
+        digest = _state_sha256(state)
+        if digest in digests.values():
+            continue
         model.load_state_dict(state)
-        evaluation = evaluate(model, setup.objective, part, setup.dataset.target_scaling)
+        evaluation = evaluate(model, setup.objective, part, setup.dataset.target_scaling, check)
         assert evaluation is not None
-        tensors[f"outputs.{name}"] = evaluation.outputs[::step]
-        digests[name] = _state_sha256(state)
+        tensors[f"outputs.{name}"], digests[name] = evaluation.outputs[::step], digest
     content = encode_tensors(tensors, {"weights_sha256": json.dumps(digests)})
     write_whole(folder / VALIDATION, content)
 
