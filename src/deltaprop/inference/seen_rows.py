@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -12,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from deltaprop.data.columns import Numbers
+from deltaprop.data.columns import Column, Numbers
 from deltaprop.data.dataset import RawData
 from deltaprop.data.digests import Digests, add_targets, input_digests, is_among
 from deltaprop.data.formats import open_source
@@ -23,6 +24,8 @@ from deltaprop.data.table import Batch
 from deltaprop.inference.inputs import InputBlocks
 from deltaprop.inference.model import Model
 from deltaprop.training.seen_rows import TrainingRows
+
+NUMERIC_NAME = re.compile(r"0|-?[1-9]\d*")
 
 
 class SeenRows(NamedTuple):
@@ -62,8 +65,24 @@ class RowMatcher:
 
     def _hashed(self, raw: Iterator[tuple[Numbers, Rows, Batch]]) -> Iterator[tuple[Numbers, Rows, Batch]]:
         for block in raw:
-            self._sha256.update(np.ascontiguousarray(block[0], dtype="<f8").data)
+            self._sha256.update(np.ascontiguousarray(self._as_trained_on(block[0]), dtype="<f8").data)
             yield block
+
+    def _as_trained_on(self, block: Numbers) -> Numbers:
+        """Return a block with classes as training read them: as numbers if their names are numbers."""
+        if not self._has_numeric_classes or not len(block):
+            return block
+        (column,) = self.blocks.target_columns
+        try:
+            values = np.array([float(name) for name in column.names])
+        except ValueError:  # another class: other data
+            return block
+        return np.concatenate([block[:, :-1], values[block[:, -1:].astype(np.intp)]], axis=1)
+
+    @property
+    def _has_numeric_classes(self) -> bool:
+        names = self.model.class_names
+        return bool(names) and all(NUMERIC_NAME.fullmatch(name) for name in names)
 
     def add(self, x: Tensor) -> None:
         """Take the scaled inputs of the next rows."""
@@ -88,7 +107,10 @@ class RowMatcher:
     def _data_sha256(self, y: Array, path: Path) -> str:
         """Return the digest that a run trained on these data would store."""
         if self.blocks.reader is not None:
-            self._sha256.update(described_columns(self.blocks.reader))
+            targets = [*self.blocks.reader.targets]
+            if self._has_numeric_classes:
+                targets = [Column(target.name) for target in targets]
+            self._sha256.update(described_columns(self.blocks.reader.inputs, targets))
             return self._sha256.hexdigest()
         opened = open_source(path)
         if not isinstance(opened, ArrayFile):  # a folder of IDX files, which is evaluated on its test part
