@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,9 @@ import torch
 
 from deltaprop.cli import main
 from deltaprop.cli.console import cross_validation
+from deltaprop.errors import UserError
+from deltaprop.inference.evaluation import evaluation_report
+from deltaprop.inference.model import load
 from deltaprop.training.baseline import Baseline, classes_baseline, numbers_baseline
 from tests.training.conftest import metrics_of, starter
 
@@ -93,3 +97,19 @@ def test_the_command_that_cross_validates_is_quoted_and_has_no_run_folder():
     assert cross_validation(["--data", "a b.csv", "--run_dir=x"]) == "deltaprop train --data 'a b.csv' --folds 5"
     assert cross_validation(["--resume", "x"]) is None
     assert cross_validation([]) is None
+
+
+def test_counts_of_classes_in_config_json_are_checked_and_may_be_absent(tmp_path: Path):
+    """A run of an older version has none: the report then has no baseline."""
+    folder = starter(tmp_path)(epochs=1).folder
+    path = folder / "config.json"
+    saved = json.loads(path.read_text())
+    assert load(folder).class_counts == tuple(saved["resolved"]["class_counts"])
+    assert sum(saved["resolved"]["class_counts"]) == saved["resolved"]["rows"]["train"]
+    saved["resolved"]["class_counts"] = [1, -1]
+    path.write_text(json.dumps(saved))
+    with pytest.raises(UserError, match=r"config\.json: damaged: its class counts \[1, -1\]"):
+        load(folder)
+    del saved["resolved"]["class_counts"]
+    path.write_text(json.dumps(saved))
+    assert evaluation_report(load(folder), torch.eye(2), np.array([0, 1])).baseline is None
