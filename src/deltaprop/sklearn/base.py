@@ -32,10 +32,13 @@ from deltaprop.nn.modules import MLP
 from deltaprop.optim import SGD
 from deltaprop.sklearn.frames import EncodedTable, TableEncoder, needs_encoding
 from deltaprop.sklearn.parameters import ALIASES, Parameters
-from deltaprop.training.config import DTYPES
+from deltaprop.training.config import DTYPES, TrainConfig
+from deltaprop.training.defaults import usual_epochs
 from deltaprop.training.devices import pick_threads, set_threads
 
 DENSE = {"dtype": [np.float64, np.float32], "order": "C"}  # X keeps one of these dtypes; others become float64
+AUTO = 0  # epochs: as many as `usual_epochs` gives
+BATCH = TrainConfig.batch_size
 _drawing = threading.Lock()  # initial weights come from PyTorch's one global generator, and fits may run in threads
 
 
@@ -132,7 +135,7 @@ class MLPEstimator(Parameters, ABC):
         """
         self._check_parameters()
         first = not (self.warm_start and hasattr(self, "model_"))
-        self._train(X, y, first, max_iter=self.max_iter, sample_weight=sample_weight)
+        self._train(X, y, first, max_iter=self.max_iter or AUTO, sample_weight=sample_weight)
         self._optimizer = None  # a finished fit keeps its weights, and no momentum buffers
         return self
 
@@ -184,6 +187,10 @@ class MLPEstimator(Parameters, ABC):
         trainer = ExplicitTrainer(self.model_, loss_function, self._make_optimizer())
         generator = torch.Generator().manual_seed(self._draw_seed()) if self.shuffle else None
         batch_size = self._clipped_batch_size(len(x))
+        if max_iter == AUTO:
+            max_iter = usual_epochs(math.ceil(len(x) / batch_size))
+        schedule = TrainConfig(lr_schedule=self.learning_rate if max_iter else "constant", epochs=max_iter or 1)
+        stops = self.learning_rate == "constant" or held_out is not None
         self.validation_scores_ = None if held_out is None else self.validation_scores_ or []
         self.best_validation_score_, self.n_iter_ = None, 0
         best, since = math.inf, 0  # the lowest cost, and the epochs since then
@@ -191,6 +198,8 @@ class MLPEstimator(Parameters, ABC):
         try:
             with set_threads(self._threads(batch_size)):
                 for epoch in range(1, (max_iter or 1) + 1):
+                    for group in trainer.optimizer.param_groups:
+                        group["lr"] = self.learning_rate_init * schedule.lr_factor(epoch - 1)
                     loss = trainer.epoch(
                         inputs, targets, batch_size, generator=generator, sample_weight=row_weights
                     ).item()
@@ -204,11 +213,11 @@ class MLPEstimator(Parameters, ABC):
                         best = cost
                         if held_out is not None:
                             best_weights, self.best_validation_score_ = copy.deepcopy(self.model_.state_dict()), -cost
-                    if since > self.n_iter_no_change:
+                    if stops and since > self.n_iter_no_change:
                         self._print(f"No improvement by more than tol={self.tol} for {since} epochs. Stopping.")
                         break
                 else:
-                    if max_iter is not None:
+                    if max_iter is not None and self.learning_rate == "constant":
                         message = (
                             f"max_iter={max_iter} reached and training has not converged: increase max_iter or tol"
                         )
@@ -317,7 +326,7 @@ class MLPEstimator(Parameters, ABC):
         return int(self._random.randint(2**31))
 
     def _clipped_batch_size(self, rows: int) -> int:
-        batch_size = min(200, rows) if self.batch_size == "auto" else int(self.batch_size)
+        batch_size = min(BATCH, rows) if self.batch_size == "auto" else int(self.batch_size)
         if batch_size > rows:
             warnings.warn(f"batch_size={batch_size} is clipped to the {rows} rows there are", stacklevel=4)
         return min(batch_size, rows)

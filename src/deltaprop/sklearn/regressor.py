@@ -33,7 +33,6 @@ class MLPRegressor(RegressorMixin, MLPEstimator):
     Args:
         loss: ``"mse_loss"``, Σ ‖a − y‖² / (N n_L); ``"quadratic_loss"``, Σ ‖a − y‖² / 2N, which is scikit-learn's;
             ``"huber_loss"``, which is linear from |a − y| = 1; or ``"l1_loss"``.
-        learning_rate_init: The learning rate η, by default a smaller one: the gradient of mse is 2 (a − y).
         dtype: The dtype of the net; predictions are float64.
         standardize: Whether to standardise each column of X and of the targets to mean 0 and deviation 1, by the
             training rows; the loss is that of standardised targets then, and predictions are transformed back.
@@ -53,7 +52,6 @@ class MLPRegressor(RegressorMixin, MLPEstimator):
     """
 
     loss: str = "mse_loss"
-    learning_rate_init: float = 0.01  # the gradient of mse is 2 (a − y)
 
     _losses: ClassVar[tuple[str, ...]] = tuple(name for name, loss in LOSSES.items() if loss.takes_numbers)
     _output: ClassVar[str] = "identity"
