@@ -111,6 +111,12 @@ def test_the_row_names_of_r_have_no_name_in_the_header(read, text: str):
     assert read(text) == (["", "a", "y"], [["Mazda RX4", "21", "x"], ["Fiat", "4.5", "z w"]])
 
 
+@pytest.mark.parametrize("delimiter", ["\t", " ", ";"])
+def test_a_single_name_in_quotes_may_lack_that_of_the_row_names(read, delimiter: str):
+    """R writes one column so; the delimiter is not in the header."""
+    assert read(f'"x"\n"1"{delimiter}2.5\n"2"{delimiter}"a\nb"\n') == (["", "x"], [["1", "2.5"], ["2", "a\nb"]])
+
+
 def test_numbers_of_rows_without_quotes_are_row_names(read):
     assert read("a y\n1 5.1 x\n2 4.9 x\n3 4.9 y\n")[0] == ["", "a", "y"]
 

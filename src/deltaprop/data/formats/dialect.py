@@ -96,14 +96,16 @@ def find_dialect(path: Path, head: bytes, options: ReadOptions, *, is_whole: boo
     if not options.header:
         names = numbered_names(len(cells))
         return Dialect(_enough(path, names, delimiter, options.least), delimiter, head[:start])
+    if _has_row_names(cells, rows, sample.below, delimiter):
+        names = ["", *cells]
+        check_names(path, names)
+        return Dialect(names, delimiter, head[:end])
     where, tries = f"{path}: line {1 + len(_LINE_END.findall(head, 0, start))}", [delimiter]
     if len(cells) == 1 and options.least > 1:  # it has no delimiter: the lines below it may have another
         tries += [other for other in (*DELIMITERS, SPACES) if other != delimiter]
     for tried in tries:
         refuse_title(where, line, split_cells(line, tried), sample.cells(tried))
-    if _has_row_names(cells, rows, sample.below, delimiter):
-        cells = ["", *cells]
-    elif not (_is_quoted(line, delimiter) and not any(_is_quoted(row, delimiter) for row in sample.below)):
+    if not (_is_quoted(line, delimiter) and not any(_is_quoted(row, delimiter) for row in sample.below)):
         refuse_row_as_header(path, cells, rows)
     check_names(path, cells)
     return Dialect(_enough(path, cells, delimiter, options.least), delimiter, head[:end])
@@ -117,7 +119,10 @@ def split_cells(line: str, delimiter: str) -> list[str]:
         (['a', 'b;c'], ['1', 'b  c'])
     """
     if delimiter != SPACES:
-        return next(csv.reader([line], delimiter=delimiter), [""])
+        try:
+            return next(csv.reader([line], delimiter=delimiter), [""])
+        except csv.Error:  # a line break in a cell that has no quotes with this delimiter
+            return [line]
     found = _BLANK_SEPARATED.finditer(line)
     return [cell[2] if cell[1] is None else cell[1].replace('""', '"') for cell in found] or [""]
 
@@ -183,10 +188,13 @@ def _most_likely(sample: _Sample) -> str:
     if most in bare:
         return most
     names, rows = split_cells(sample.first, SPACES), sample.cells(SPACES)
-    if len(names) < 2 or not rows:
-        return most
-    as_many = all(len(row) == len(names) for row in rows)
-    return SPACES if as_many or _has_row_names(names, rows, sample.below, SPACES) else most
+    if len(names) > 1 and rows and all(len(row) == len(names) for row in rows):
+        return SPACES
+    with_row_names = (*DELIMITERS, SPACES) if _is_quoted(sample.first, SPACES) else (SPACES,) * (len(names) > 1)
+    for tried in with_row_names:
+        if _has_row_names(split_cells(sample.first, tried), sample.cells(tried), sample.below, tried):
+            return tried
+    return most
 
 
 def _has_row_names(names: Sequence[str], rows: Sequence[Sequence[str]], lines: Sequence[str], delimiter: str) -> bool:
