@@ -95,7 +95,7 @@ class TableEncoder:
         Raises:
             UserError: If it has other columns, or a cell that does not fit.
         """
-        if is_table(X):
+        if has_columns(X):
             table = _named(frame_table(X))
         else:
             cells = np.asarray(X, dtype=object)
@@ -128,14 +128,16 @@ class TableEncoder:
         return f"{counted(len(reasons), 'column')} of X left out: {listed(reasons)}" if reasons else ""
 
 
-def is_table(X: Any) -> bool:
+def has_columns(X: Any) -> bool:
     """Return whether this is a table with named columns: of pandas, polars or Arrow, or a dict."""
-    return isinstance(X, Mapping) or hasattr(X, "__arrow_c_stream__") or (hasattr(X, "iloc") and hasattr(X, "columns"))
+    if isinstance(X, Mapping):
+        return not hasattr(X, "shape")  # SciPy has sparse matrices that are mappings
+    return hasattr(X, "__arrow_c_stream__") or (hasattr(X, "iloc") and hasattr(X, "columns"))
 
 
 def needs_encoding(X: Any) -> bool:
     """Return whether a table has more than numbers and booleans, or missing cells; a dict always does."""
-    if not is_table(X) or getattr(X, "ndim", 2) != 2:
+    if not has_columns(X) or getattr(X, "ndim", 2) != 2:
         return False
     if isinstance(X, Mapping):
         return True
