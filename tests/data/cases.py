@@ -19,12 +19,14 @@ Content = str | bytes | Callable[[Path], object]
 LONGEST = 1000  # characters of an error line at most, whatever is in the cell that it quotes
 SMALL = ["--hidden", "4", "--epochs", "1", "--log-every", "0", "--device", "cpu"]
 
-# 40 rows of two columns of numbers and a class: a row that a case appends is row 41, on line 42.
+# 40 rows of two columns of numbers and a class: a row that a case appends is row 41, on line 42. The first column is
+# from 2, not from 0 or 1 as row numbers are.
 N = 40
+A = range(2, N + 2)
 CLASSES = ["yes" if i % 3 else "no" for i in range(N)]
-ROWS = "".join(f"{i},{i * i % 7},{CLASSES[i]}\n" for i in range(N))
+ROWS = "".join(f"{A[i]},{i * i % 7},{CLASSES[i]}\n" for i in range(N))
 GOOD = "a,b,y\n" + ROWS
-NAMES = "".join(f"{i},{'pqr'[i % 3]},{CLASSES[i]}\n" for i in range(N))  # here b holds categories
+NAMES = "".join(f"{A[i]},{'pqr'[i % 3]},{CLASSES[i]}\n" for i in range(N))  # here b holds categories
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ def parts(**files: Content) -> Callable[[Path], object]:
 
 def typed(name: str, values: object, expected: str, *flags: str) -> Case:
     """Return a case of a Parquet file with columns a, c and y, where c has these values."""
-    return Case(f"Parquet of {name}", columns(a=range(N), c=values), expected, flags, "t.parquet")
+    return Case(f"Parquet of {name}", columns(a=A, c=values), expected, flags, "t.parquet")
 
 
 def npz(**arrays: Any) -> Callable[[Path], object]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch.testing import assert_close
 from deltaprop import UserError
 from deltaprop.cli import main
 from deltaprop.data import CacheConfig, Dataset, Encoding, Scaling, Source, TableOptions, load
+from deltaprop.data.cells import Form
 from deltaprop.data.columns import Column
 from deltaprop.data.encoding import Encoder, Input, fit_encoding
 from deltaprop.data.store import InMemory
@@ -50,7 +52,7 @@ TEST = "a,c,y\n4,red,no\n"  # all rows of TRAIN are training rows then
 
 def test_numbers_are_standardised_and_categories_one_hot_by_hand(read):
     """Numbers first; then the sorted categories blue, green, red, each 0 or 1 and not scaled; 4 is the mean, so 0."""
-    data = read(TRAIN, TEST)
+    data = read(TRAIN, TEST, keep_column=("c",))
     d = math.sqrt(6.5)
     assert data.table.encoding.names == ["a", "c=blue", "c=green", "c=red"]
     assert_close(data.train.x, f64([-3 / d, 0, 0, 1], [-2 / d, 1, 0, 0], [2 / d, 0, 0, 1], [3 / d, 0, 1, 0]))
@@ -90,32 +92,73 @@ def test_a_missing_number_is_filled_with_the_mean(read):
     assert data.table.encoding.inputs[0].fill == 4.0
 
 
-def test_a_missing_category_is_all_zeros(read):
-    data = read("c,b,y\nu,1,0\n,2,1\nv,3,0\nu,4,1\n", "c,b,y\n,1,0\n", missing="mean")
+def test_a_missing_number_has_an_input_that_says_so(read):
+    """One of 16 is missing, 6.25 %, more than a twentieth: 1 there, else 0, not scaled, after the numbers.
+
+    15 cells of 1 and 3 in turn, 8 and 7 of them: the mean is 29/15.
+    """
+    rows = "".join(f"{'' if i == 5 else 1 + i % 2 * 2},{i / 2},{i % 2}\n" for i in range(16))
+    data = read("a,b,y\n" + rows, "a,b,y\n,1.5,0\n1,1.5,0\n")
+    assert data.table.encoding.names == ["a", "b", "a=(missing)"]
+    assert data.train.x[:, 2].tolist() == [float(i == 5) for i in range(16)]
+    assert data.train.x[5, 0].item() == pytest.approx(0.0, abs=1e-15)
+    assert data.table.encoding.inputs[0].fill == pytest.approx((8 * 1 + 7 * 3) / 15)
+    assert data.test.x[:, 2].tolist() == [1, 0]
+
+
+def test_a_few_missing_numbers_have_no_input_of_their_own(read):
+    """One of 20 is a twentieth, no more: the mean alone."""
+    rows = "".join(f"{'' if i == 5 else i % 3},{i / 2},{i % 2}\n" for i in range(20))
+    data = read("a,b,y\n" + rows, TEST.replace("c", "b").replace("red", "1").replace("no", "0"))
+    assert data.table.encoding.names == ["a", "b"]
+    assert data.table.gaps == 1
+
+
+def test_a_missing_category_has_an_input_of_its_own(read):
+    """Only where a training row has one: d has none, and a missing cell of the test is 0 there."""
+    text = "c,d,y\n" + "u,p,0\n,p,1\nv,q,0\nu,q,1\n" * 3
+    data = read(text, "c,d,y\n,,0\nu,q,1\n")
+    assert data.table.encoding.names == ["c=u", "c=v", "c=(missing)", "d=p", "d=q"]
+    assert data.train.x[:3].tolist() == [[1, 0, 0, 1, 0], [0, 0, 1, 1, 0], [0, 1, 0, 0, 1]]
+    assert data.test.x.tolist() == [[0, 0, 1, 0, 0], [1, 0, 0, 0, 1]]
+
+
+def test_a_missing_category_is_all_zeros_if_filled_by_the_mean(read):
+    data = read("c,b,y\nu,1,0\n,3,1\nv,3,0\nu,4,1\n", "c,b,y\n,1,0\n", missing="mean")
     assert data.table.encoding.names == ["b", "c=u", "c=v"]
     assert data.train.x[:, 1:].tolist() == [[1, 0], [0, 0], [0, 1], [1, 0]]
     assert data.test.x[0, 1:].tolist() == [0, 0]
 
 
+GAPS = "a,c,y\n1,u,0\n,u,0\n2,v,1\n3,,1\n3,u,0\n7,v,1\n5,v,\n"
+
+
 def test_rows_with_missing_cells_are_dropped(read):
     """Three of seven rows: a number, a category, a target is missing; the result is that of a table without them."""
-    text = "a,c,y\n1,u,0\n,u,0\n2,v,1\n3,,1\n3,u,0\n4,v,1\n5,v,\n"
-    data = read(text, "a,c,y\n1,u,0\n1,,0\n", missing="drop")
-    expected = read("a,c,y\n1,u,0\n2,v,1\n3,u,0\n4,v,1\n", "a,c,y\n1,u,0\n")
+    data = read(GAPS, "a,c,y\n1,u,0\n1,,0\n", missing="drop")
+    expected = read("a,c,y\n1,u,0\n2,v,1\n3,u,0\n7,v,1\n", "a,c,y\n1,u,0\n")
     assert torch.equal(data.train.x, expected.train.x)
     assert torch.equal(data.train.y, expected.train.y)
     assert torch.equal(data.test.x, expected.test.x)
 
 
+@pytest.mark.parametrize("missing", ["auto", "mean", "drop"])
+def test_rows_without_a_target_are_left_out_whatever_is_done_with_inputs(read, missing: str):
+    """One row of the table, one of the test; a missing input in such a row is not counted."""
+    data = read(GAPS + ",,\n", "a,c,y\n1,u,0\n1,u,NA\n", missing=missing)
+    rows = 4 if missing == "drop" else 6
+    assert (len(data.train), len(data.test), data.table.unlabelled) == (rows, 1, 2 + 1)
+    assert (data.table.dropped, data.table.gaps) == ((2, 0) if missing == "drop" else (0, 2))
+
+
 def test_dropped_rows_and_filled_cells_of_the_test_data_are_counted_too(read):
-    """Dropped: three of seven training rows, one of two test rows. Filled: one cell of each table."""
-    text = "a,c,y\n1,u,0\n,u,0\n2,v,1\n3,,1\n3,u,0\n4,v,1\n5,v,\n"
-    assert read(text, "a,c,y\n1,u,0\n1,,0\n", missing="drop").table.dropped == 3 + 1
+    """Dropped: two of seven training rows, one of two test rows. Filled: one cell of each table."""
+    assert read(GAPS, "a,c,y\n1,u,0\n1,,0\n", missing="drop").table.dropped == 2 + 1
     assert read("a,b,y\n1,1,0\n,2,1\n3,3,0\n8,4,1\n", "a,b,y\n,1,0\n", missing="mean").table.gaps == 1 + 1
 
 
 def test_an_unseen_category_is_all_zeros_and_reported(read):
-    data = read(TRAIN, "a,c,y\n4,pink,no\n4,red,no\n")
+    data = read(TRAIN, "a,c,y\n4,pink,no\n4,red,no\n", keep_column=("c",))
     assert data.test.x[:, 1:].tolist() == [[0, 0, 0], [0, 0, 1]]
     (warning,) = (text for text in data.table.warnings if "u.csv" in text)
     assert "u.csv: column 'c' has" in warning
@@ -126,20 +169,28 @@ def test_no_warning_if_all_categories_are_known(read):
     assert read(TRAIN.replace("green", "blue") + TRAIN[6:] * 3, TEST).table.warnings == ()
 
 
+def test_a_test_column_without_any_known_category_is_refused(read):
+    """Its names are written in another way, which all rows being 0 would hide; a single row may have a new name."""
+    text = TRAIN.replace("green", "blue") + TRAIN[6:] * 3
+    with pytest.raises(UserError, match=r"u\.csv: column 'c': no training row has any of its names, such as 'Red'"):
+        read(text, "a,c,y\n4,Red,no\n4,Blue,no\n")
+    assert "'Red'" in read(text, "a,c,y\n4,Red,no\n").table.warnings[0]
+
+
 # Fitted on training rows only ---------------------------------------------------------------------------------------
 
 
 def test_encoding_and_scaling_do_not_depend_on_test_rows(read):
     """All test rows (a fifth) are replaced by other values: the training data has the same bits."""
     draw = random.Random(0)
-    rows = [[draw.gauss(0, 1), draw.choice("uvw"), i, draw.gauss(0, 1)] for i in range(100)]
+    rows = [[draw.gauss(0, 1), draw.choice("uvw"), i + 2, draw.gauss(0, 1)] for i in range(100)]
 
     def text() -> str:
         return "a,c,n,y\n" + "".join(",".join(map(str, row)) + "\n" for row in rows)
 
     before = read(text())
     plain = read(text(), scaling="none")
-    test_rows = plain.test.x[:, 1].int().tolist()  # n is the second number, and the number of its row
+    test_rows = (plain.test.x[:, 1].int() - 2).tolist()  # n is the second number, 2 more than the number of its row
     assert len(test_rows) == 20  # a fifth of 100
     for at in test_rows:
         rows[at] = [1e6, "strange", 1e6 + at, -1e6]
@@ -159,7 +210,7 @@ def test_fitting_block_by_block_equals_fitting_all_rows():
     raw = np.random.default_rng(0).normal(5, 3, size=(700, 2))
     raw[::9, 1] = np.nan
     columns = [Column("a", "numbers"), Column("b", "numbers")]
-    encoding, scaling = fit_encoding(columns, ["y"], np.split(raw, 7), fills=True, where="t.csv")
+    encoding, scaling, _ = fit_encoding(columns, [Column("y")], np.split(raw, 7), missing="mean", where="t.csv")
     assert scaling.mean.numpy() == pytest.approx(np.nanmean(raw, axis=0), rel=1e-12)
     assert scaling.scale.numpy() == pytest.approx(np.nanstd(raw, axis=0), rel=1e-12)
     assert [c.fill for c in encoding.inputs] == pytest.approx(np.nanmean(raw, axis=0).tolist(), rel=1e-12)
@@ -185,7 +236,7 @@ def test_the_last_column_that_is_not_dropped_is_the_target(read):
     data = read(text, target=("b",), drop=("a",))
     assert data.table.encoding.targets == ("b",)
     assert data.table.encoding.names == ["c", "d"]
-    assert data.table.left_out == ("a",)
+    assert data.table.left_out == (("a", ""),)
 
 
 def test_several_targets_keep_the_given_order(read):
@@ -198,8 +249,22 @@ def test_several_targets_keep_the_given_order(read):
 
 
 def test_an_encoding_can_be_saved_as_json():
-    encoding = Encoding((Input("a", "numbers", fill=0.5), Input("c", "categories", ("u", "v"))), ("y",))
-    assert Encoding.from_json(encoding.to_json()) == encoding
+    inputs = (
+        Input("a", "numbers", fill=0.5, absent=True, form=Form(",", ".", "€")),
+        Input("c", "categories", ("u", "v"), absent=True, others=True),
+        Input("when", "numbers", fill=1.0, absent=True, part="day"),
+        Input("when (month)", "numbers", fill=6.5, source="when", part="month"),
+        Input("d", "categories", absent=True),
+    )
+    for encoding in (Encoding(inputs, ("y",), (Form(mark="%"),)), Encoding(inputs[:2], ("y",))):
+        saved = json.loads(json.dumps(encoding.to_json()))
+        assert Encoding.from_json(saved) == encoding
+
+
+def test_an_encoding_of_plain_numbers_is_saved_as_version_0_1_did():
+    encoding = Encoding((Input("a", "numbers", fill=0.5), Input("c", "categories", ("u",))), ("y",))
+    inputs = [{"name": "a", "kind": "numbers", "fill": 0.5}, {"name": "c", "kind": "categories", "categories": ["u"]}]
+    assert encoding.to_json() == {"inputs": inputs, "targets": ["y"]}
 
 
 @pytest.mark.parametrize(
@@ -207,8 +272,16 @@ def test_an_encoding_can_be_saved_as_json():
     [{"targets": ["a"]}, {"inputs": [{"name": "a", "kind": "dates"}]}, {"inputs": 3}, {"targets": [1]},
      {"inputs": [{"name": "c", "kind": "categories", "categories": ["u", "u"]}]},
      {"inputs": [{"name": "c", "kind": "categories", "categories": []}]},
-     {"inputs": [{"name": "a", "kind": "numbers", "fill": math.nan}]}],
-    ids=["a column twice", "a kind", "no list", "a number for a name", "a category twice", "no category", "a fill"],
+     {"inputs": [{"name": "a", "kind": "numbers", "fill": math.nan}]},
+     {"inputs": [{"name": "a", "kind": "numbers", "absent": 1}]},
+     {"inputs": [{"name": "a", "kind": "numbers", "part": "year"}]},
+     {"inputs": [{"name": "a", "kind": "numbers", "source": 3}]},
+     {"inputs": [{"name": "a", "kind": "numbers", "form": {"decimal": ";"}}]},
+     {"inputs": [{"name": "a", "kind": "numbers", "form": {"dezimal": ","}}]},
+     {"inputs": [{"name": "a", "kind": "numbers", "form": 3}]},
+     {"target_forms": [{}, {}]}, {"target_forms": 3}],
+    ids=["a column twice", "a kind", "no list", "a number for a name", "a category twice", "no category", "a fill",
+         "absent", "a part", "a source", "a form", "a word in a form", "no form", "two forms", "no forms"],
 )  # fmt: skip
 def test_a_damaged_encoding_is_refused(change: dict[str, Any]):
     valid = Encoding((Input("a", "numbers"),), ("y",)).to_json()
@@ -220,11 +293,24 @@ def test_categories_are_renumbered_to_the_encoding():
     """In the file v=0, u=1; in the encoding u=0, v=1: 0 → 1, 1 → 0; missing and unseen categories become all 0."""
     encoding = Encoding((Input("c", "categories", ("u", "v")),), ("y",))
     read = {"v": 0, "u": 1, "strange": 2}
-    assert encoding.indices(0, read).tolist() == [1, 0, -1, -1]  # the last is for a missing cell
+    assert encoding.indices(0, read).tolist() == [1, 0, -1, -1, -1]  # the last are for an unknown and a missing cell
     encode = Encoder(encoding, [Column("c", "categories", names=read)], Scaling.identity(2), torch.float64, "t.csv")
     x = torch.empty(4, 2, dtype=torch.float64)
     encode(InMemory(np.array([[0.0], [1.0], [2.0], [np.nan]])), np.arange(4), x)
     assert x.tolist() == [[0, 1], [1, 0], [0, 0], [0, 0]]
+
+
+def test_other_and_missing_categories_are_inputs_of_their_own():
+    """u, v, all others, missing; −1 in what was read is an unknown one too."""
+    encoding = Encoding((Input("c", "categories", ("u", "v"), absent=True, others=True),), ("y",))
+    assert encoding.names == ["c=u", "c=v", "c=(others)", "c=(missing)"]
+    read = {"v": 0, "u": 1, "strange": 2}
+    assert encoding.indices(0, read).tolist() == [1, 0, 2, 2, 3]
+    encode = Encoder(encoding, [Column("c", "categories", names=read)], Scaling.identity(4), torch.float64, "t.csv")
+    x = torch.empty(5, 4, dtype=torch.float64)
+    encode(InMemory(np.array([[0.0], [1.0], [2.0], [np.nan], [-1.0]])), np.arange(5), x)
+    assert x.argmax(dim=1).tolist() == [1, 0, 2, 3, 2]
+    assert x.sum(dim=1).tolist() == [1.0] * 5
 
 
 # Classes or numbers -------------------------------------------------------------------------------------------------

@@ -383,9 +383,8 @@ def test_folder_without_the_files_is_refused(tmp_path, read):
         ({"pixel_scale": 16.0, "scaling": "standard"}, "pixel_scale=16.0 has no use with scaling='standard'"),
         ({"pixel_scale": 16.0, "scaling": "none"}, "pixel_scale=16.0 has no use with scaling='none'"),
         ({"dtype": torch.int64}, "dtype must be one of torch.float32, torch.float64"),
-        # 0.0001 of 1797 rows is 0.18, rounded to 0; 0.005 of the remaining 1438 is 7, too few for ten classes.
-        ({"test_fraction": 0.0001}, "test_fraction=0.0001 of 1797 rows holds out 0: both sides need a row"),
-        ({"val_fraction": 0.005}, "val_fraction=0.005 of 1438 rows leaves 7 held out, fewer than the 10 classes"),
+        # 0.9999 of 1797 rows is 1796.8, rounded to 1797.
+        ({"test_fraction": 0.9999}, "test_fraction=0.9999 of 1797 rows holds out 1797: both sides need a row"),
         ({"pixel_scale": 1e-300}, "does not fit in torch.float32 after scaling"),
     ],
 )
@@ -412,20 +411,27 @@ def test_class_that_only_the_test_set_has_is_refused(idx_folder):
         load(str(idx_folder({**TRAIN, **TEST, "t10k-labels-idx1-ubyte": labels})))
 
 
-def test_class_that_only_the_tail_has_is_refused(idx_folder):
-    """Rows sorted by class: the last tenth, 36 to 39, holds all rows of class 1."""
+def test_fractions_of_a_few_rows_are_split():
+    """0.0001 of 1797 rows is 0.18, rounded up to 1; 0.005 of the remaining 1796 is 9, fewer than the ten classes."""
+    data = load("digits", test_fraction=0.0001, val_fraction=0.005)
+    assert (len(data.train), len(data.val), len(data.test)) == (1787, 9, 1)
+
+
+def test_class_that_only_the_tail_has_is_trained_on(idx_folder):
+    """Rows sorted by class: the last tenth, 36 to 39, holds all rows of class 1, which keeps them."""
     labels = (np.arange(40) >= 36).astype(np.uint8)
     folder = str(idx_folder({**TRAIN, **TEST, "train-labels-idx1-ubyte": labels}))
-    with pytest.raises(UserError, match=r"^class 1 is in the validation part and in no row of the training part"):
-        load(folder, val_split="tail")
+    data = load(folder, val_split="tail")
+    assert (len(data.train), len(data.val)) == (40, 0)
 
 
-def test_class_too_small_for_its_share_is_refused(idx_folder):
-    """One row of class 7."""
+def test_class_of_a_single_row_is_trained_on(idx_folder):
+    """One row of class 7 of IDX files, whose labels are given: it is in the training part, whatever the seed."""
     labels = LABELS.copy()
     labels[5] = 7
-    with pytest.raises(UserError, match=r"^class 7 has 1 row"):
-        load(str(idx_folder({**TRAIN, "train-labels-idx1-ubyte": labels})))
+    folder = str(idx_folder({**TRAIN, "train-labels-idx1-ubyte": labels}))
+    for seed in range(5):
+        assert (load(folder, seed=seed).train.y == 7).sum() == 1
 
 
 def test_a_label_without_rows_is_still_a_class(idx_folder):

@@ -20,8 +20,10 @@ import torch
 
 from deltaprop import UserError
 from deltaprop.data import CacheConfig, Source, TableOptions, from_table, load, store
-from deltaprop.data.columns import Reader, select_columns
+from deltaprop.data.columns import Reader
 from deltaprop.data.formats import open_table
+from deltaprop.data.infer import TablePlan, infer
+from deltaprop.data.profile import profile
 from deltaprop.data.store import ABOUT, ROWS, TARGETS, InMemory, LoadedTable, OnDisk
 from tests.training.faults.shim import forked
 
@@ -61,8 +63,13 @@ def read(
 ) -> LoadedTable:
     """Read a table as training does."""
     table, table_options = open_table(path), TableOptions(**{"missing": "mean", **options})
-    reader = Reader(table, *select_columns(table, table_options), table_options.missing)
-    return store.load_rows(reader, table_options, CacheConfig(memory, cache, progress))
+
+    def plan() -> TablePlan:
+        return infer(table, table_options, profile(table, table.names, table_options.na_values, lambda done: None))
+
+    return store.load_rows(
+        table, plan, repr(table_options), table_options.missing, CacheConfig(memory, cache, progress)
+    )
 
 
 def all_rows(loaded: LoadedTable) -> np.ndarray:
@@ -85,7 +92,7 @@ def assert_same(one: LoadedTable, other: LoadedTable) -> None:
     assert (np.isnan(x) == np.isnan(y)).all()
     assert (np.nan_to_num(np.abs(x - y)) <= 2.0**-23 * largest).all()
     np.testing.assert_array_equal(one.targets, other.targets)
-    for columns, others in ((one.inputs, other.inputs), (one.target_columns, other.target_columns)):
+    for columns, others in ((one.plan.inputs, other.plan.inputs), (one.plan.targets, other.plan.targets)):
         assert [(c.name, c.kind, c.names) for c in columns] == [(c.name, c.kind, c.names) for c in others]
     assert (one.dropped, one.gaps, one.digest) == (other.dropped, other.gaps, other.digest)
 
@@ -560,6 +567,14 @@ def test_an_invalid_cell_in_a_late_row_leaves_no_cache(table: Path, tmp_path: Pa
     rows[380] = rows[380].replace("17000", "seventeen", 1)
     with pytest.raises(UserError, match="row 381"):
         read(write(table, rows), tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_missing_cell_that_is_refused_in_a_late_row_leaves_no_cache(table: Path, tmp_path: Path):
+    rows = [f"{at},1.5,2.5,{NAMES[at % 3]},{at % 4}" for at in range(400)]
+    rows[380] = rows[380].replace("1.5", "", 1)
+    with pytest.raises(UserError, match=r"row 381, column 'small': the cell is empty"):
+        read(write(table, rows), tmp_path / "cache", missing="refuse")
     assert not [*(tmp_path / "cache").iterdir()]
 
 

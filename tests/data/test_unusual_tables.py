@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import decimal
 import gzip
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from tests.data.cases import CLASSES, GOOD, NAMES, ROWS, Case, Command, N, columns, ids, npz, parts, table, typed
+from tests.data.cases import CLASSES, GOOD, NAMES, ROWS, A, Case, Command, N, columns, ids, npz, parts, table, typed
 
 
 @pytest.fixture
@@ -69,7 +70,8 @@ CHOICES = [
     table("a number as a category", GOOD, ONE_AND.format(4), "--categorical", "b"),  # squares mod 7: 0, 1, 2, 4
     table("a number as classes", "a,y\n" + "1,0.5\n2,1.5\n" * 20, "2 classes: 0.5 50 %, 1.5 50 %",
           "--categorical", "y"),
-    table("a missing target dropped", GOOD + "1,2,\n", r"1 row dropped because of missing cells", "--missing", "drop"),
+    *(table(f"a missing target, {how}", GOOD + "1,2,\n", r"1 row left out: the target is missing\n", *flags)
+      for how, flags in {"": (), "dropped": ("--missing", "drop"), "refused": ("--missing", "refuse")}.items()),
     table("a missing cell filled", GOOD + "1,,no\n", r"1 missing cell filled\n", "--missing", "mean"),
     table("an empty column dropped", GOOD.replace(ROWS, "1,,yes\n1,,no\n" * 20), "1 column left out: b", "--drop", "b"),
     table("several targets", GOOD, r"target a: .* ± .*, b: .* ± .* \(mean ± standard deviation\)",
@@ -79,8 +81,29 @@ CHOICES = [
     table("a class called none, given", GOOD.replace("no\n", "none\n"), "2 classes: none 35 %", "--categorical", "y"),
     table("balanced, by one logit", GOOD, "loss    binary-cross-entropy",
           "--one-logit", "--class-weight", "balanced"),
-    table("an identifier", "id,b,y\n" + "".join(f"k{i},{i},{CLASSES[i]}\n" for i in range(N)),
-          r"^warning: .*'id' has 29 different names in 29 training rows: more .* than the rows can support;.*--drop\n"),
+    table("an identifier", "id,b,y\n" + "".join(f"k{i},{A[i]},{CLASSES[i]}\n" for i in range(N)),
+          r"1 column left out: id \(40 names, all different\)\n"),
+    table("an identifier, kept", "id,b,y\n" + "".join(f"k{i},{A[i]},{CLASSES[i]}\n" for i in range(N)),
+          r"^warning: 30 inputs from 29 training rows: more than the rows can support\n", "--keep-column", "id"),
+    table("row numbers", "id,b,y\n" + "".join(f"{i + 1},{A[i]},{CLASSES[i]}\n" for i in range(N)),
+          r"1 column left out: id \(row numbers, 1 to 40\)\n"),
+    table("a first column without a name", ",b,y\n" + ROWS, r"1 column left out: row names\n"),
+    table("a class of a single row", GOOD + "1,2,maybe\n", r"1 class of a single row \('maybe'\) left out\n"),
+    table("a class of a single row, kept", GOOD + "1,2,maybe\n", "3 classes: maybe 2.44 %",  # 1 of 41
+          "--rare-classes", "keep"),
+    table("two classes of a single row, merged", GOOD + "1,2,p\n1,2,q\n", r"3 classes: \(other\) 4.76 %",  # 2 of 42
+          "--rare-classes", "merge"),
+    table("a number of a single row", "a,b,y\n" + "1,2,0\n1,3,1\n" * 10 + "1,2,5\n", r"single row \('5'\) left out"),
+    table("a number among names", NAMED + "1,7,no\n", ONE_AND.format(4)),
+    table("NA among names", NAMED + "1,NA,no\n", r"1 missing cell filled\n"),
+    table("a column that is empty", "a,b,y\n" + "1,,yes\n2,,no\n" * 20, r"1 column left out: b \(no value\)\n"),
+    table("decimal commas", "a;b;y\n" + "".join(f"{A[i]};{i % 4},5;{CLASSES[i]}\n" for i in range(N)),
+          r"column 'b' is read as numbers written with a decimal comma\n"),
+    table("dates", "when,b,y\n" + "".join(f"2020-0{1 + i % 9}-03,{A[i]},{CLASSES[i]}\n" for i in range(N)),
+          r"4 columns of numbers[\s\S]*column 'when' has dates: day, month and weekday are numbers\n"),
+    table("two rows of numbers", "a,b,y\n1,2,1.5\n1,2,2.5\n", "1 row to train, 0 to validate, 1 to test"),
+    table("a test without targets in part", GOOD, r"1 row left out: the target is missing[\s\S]* 1 to test",
+          test="a,b,y\n1,2,no\n1,2,\n"),
     table("many columns", ",".join(f"c{i}" for i in range(50)) + ",y\n" + f"{'1,' * 50}v\n{'2,' * 50}u\n" * 20,
           r"^warning: 50 inputs from 29 training rows: more than the rows can support\n"),
     table("a test in another order", GOOD, "36 rows to train, 4 to validate, 2 to", test="y,b,a\nno,1,2\nyes,2,3\n"),
@@ -93,7 +116,7 @@ CHOICES = [
     table("a test with a row to drop", GOOD, r"1 row dropped because of missing cells", "--missing", "drop",
           test="a,b,y\n1,,no\n1,2,no\n"),
     table("classes with leading zeros, tested", "a,y\n" + "1,01\n2,02\n" * 20, "2 classes: 01 50 %, 02 50 %",
-          "--categorical", "y", test="a,y\n1,01\n2,02\n"),
+          "--categorical", "y", test="a,y\n1.5,01\n2.5,02\n"),
     Case("CSV tested by Parquet", GOOD, "2 to test", ("--test", "u.parquet"),
          beside={"u.parquet": columns(a=[1, 2], b=[3, 4], y=["no", "yes"])}),
 ]  # fmt: skip
@@ -101,9 +124,20 @@ CHOICES = [
 
 PARQUET = [
     typed("decimals", [decimal.Decimal("1.25"), decimal.Decimal("2.5")] * 20, TWO),
-    typed("half floats", np.arange(N, dtype=np.float16), TWO),
-    typed("unsigned bytes", pa.array(range(N), pa.uint8()), TWO),
-    typed("whole numbers up to 2^63", [2**63 - 1, 2**62] * 20, TWO),
+    typed("half floats", np.array(A, dtype=np.float16), TWO),
+    typed("unsigned bytes", pa.array(A, pa.uint8()), TWO),
+    typed("whole numbers up to 2^63", [2**63 - 1, 2**62] * 20, ONE_AND.format(2)),
+    typed("whole numbers up to 2^53", [2**53 - 1, 2**52] * 20, TWO),
+    typed("dates", [datetime.date(2020, 1, 1 + i % 28) for i in range(N)], r"'c' has dates: day and weekday are numbers"),
+    typed("dates that do not vary", [datetime.date(2020, 1, 1)] * N, r"'c' has dates: the day is a number"),
+    typed("times", [datetime.datetime(2020, 1, 1, i % 24) for i in range(N)], r"'c' has dates: day and hour are numbers"),
+    typed("times of day", [datetime.time(i % 24, 30) for i in range(N)], r"'c' has dates: day and hour are numbers"),
+    typed("nulls", pa.nulls(N), r"1 column left out: c \(no value\)\n"),
+    typed("numbers with nulls", [1.0, None] * 20, r"20 missing cells filled\n"),
+    typed("numbers with NaN", [1.0, float("nan")] * 20, r"20 missing cells filled\n"),
+    typed("numbers with NaN as categories", [1.0, float("nan")] * 20, r"20 missing cells", "--categorical", "c"),
+    typed("booleans with nulls", [True, None] * 20, r"20 missing cells filled\n"),
+    typed("a dictionary with nulls", pa.array(["u", None] * 20).dictionary_encode(), r"20 missing cells filled\n"),
     typed("booleans", [True, False] * 20, ONE_AND.format(2)),
     typed("a dictionary", pa.array(["u", "v", "w", "x"] * 10).dictionary_encode(), ONE_AND.format(4)),
     typed("a dictionary of numbers", pa.array([1, 2, 3, 4] * 10).dictionary_encode(), TWO),
@@ -112,14 +146,14 @@ PARQUET = [
     typed("numbers in text", pa.array(["1", "2.5"] * 20, pa.large_string()), TWO),
     typed("nulls, dropped", pa.nulls(N), "1 column left out: c", "--drop", "c"),
     typed("whole numbers as categories", [1, 2, 3, 4] * 10, ONE_AND.format(4), "--categorical", "c"),
-    Case("Parquet with a boolean target", columns(a=range(N), y=[True, False] * 20), "False 50 %, True 50 %",
+    Case("Parquet with a boolean target", columns(a=A, y=[True, False] * 20), "False 50 %, True 50 %",
          file="t.parquet"),
-    Case("a folder of parts", parts(p1=columns(a=range(N)), p2=columns(a=range(N))), "58 rows to train", file="d"),
-    Case("parts of integers and floats", parts(p1=columns(a=range(N)), p2=columns(a=[0.5] * N)), "58 rows",
+    Case("a folder of parts", parts(p1=columns(a=A), p2=columns(a=A)), "58 rows to train", file="d"),
+    Case("parts of integers and floats", parts(p1=columns(a=A), p2=columns(a=[0.5] * N)), "58 rows",
          file="d"),
-    Case("a part of nulls", parts(p1=columns(a=range(N)), p2=columns(a=pa.nulls(N))), "40 missing cells filled",
+    Case("a part of nulls", parts(p1=columns(a=A), p2=columns(a=pa.nulls(N))), "40 missing cells filled",
          ("--missing", "mean"), "d"),
-    Case("parts beside another file", parts(p1=columns(a=range(N)), _meta=b"x"), "29 rows to train", file="d"),
+    Case("parts beside another file", parts(p1=columns(a=A), _meta=b"x"), "29 rows to train", file="d"),
 ]  # fmt: skip
 
 X, Y = np.arange(80.0).reshape(N, 2), np.arange(N) % 2
@@ -144,6 +178,7 @@ ARRAYS = [
     arrays("booleans in y", CLASSES_2, x=X, y=Y > 0),
     arrays("text in y", CLASSES_2, x=X, y=np.array(["u", "v"])[Y]),
     arrays("bytes in y", CLASSES_2, x=X, y=np.array([b"u", b"v"])[Y]),
+    arrays("a class of a single row", r"1 class of a single row \('5'\) left out\n", x=X, y=[*Y[:39], 5]),
     arrays("y [N, 1]", CLASSES_2, x=X, y=Y[:, None]),
     arrays("y [N, k]", r"2 inputs, 2 numbers\n", x=X, y=X + 0.5),
     arrays("y as numbers", NUMBER, "--task", "regression", x=X, y=Y),
@@ -173,7 +208,7 @@ def test_5000_columns_are_accepted_with_a_warning(command: Command):
 
 def test_a_cell_of_5_mib_is_not_printed_in_full(command: Command):
     """The cell is longer than the 4 MiB read at a time; it must not be printed in full."""
-    case = table("long", NAMED.replace("12,p,", f"12,{'x' * (5 << 20)},"), "")
+    case = table("long", NAMED.replace("14,p,", f"14,{'x' * (5 << 20)},"), "")
     case.write(command.folder)
     code, out, err = command(case)
     assert code in (0, 2), err

@@ -284,7 +284,7 @@ def _describe_data(dataset: Dataset) -> list[str]:
     if table is None:
         inputs = f"{shape[0]}×{shape[1]} pixels" if shape else counted(dataset.n_inputs, "input")
         outputs = counted(dataset.n_outputs, "class" if dataset.task == "classification" else "number")
-        return [f"{dataset.name}: {inputs}, {outputs}"]
+        return [f"{dataset.name}: {inputs}, {outputs}", *dataset.notes]
     numbers, categories = len(table.encoding.numbers), len(table.encoding.categories)
     columns = [counted(numbers, "column") + " of numbers"] if numbers else []
     if categories:

@@ -92,9 +92,10 @@ class Targets:
             if task == "auto" and not texts:
                 return cls._numbers(read)
             what = f"{len(single)} of its {len(names)} classes have one row"
+            keep = ", or `rare_classes='keep'` trains on them" if kept else ""  # else none would be left to test on
             raise UserError(
                 f"{where}: the target {column.name!r}: {what}: two classes of two rows are needed: name another "
-                "column by `target`, or `rare_classes='keep'` trains on them"
+                f"column by `target`{keep}"
             )
         return cls("classification", tuple(sorted(kept) if texts else kept), *_of_rare(single, rare, column.name))
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from deltaprop.data.cells import ABSENT, PLAIN, Form, canonical
-from deltaprop.data.columns import Column, Kind, Missing, Numbers, Part
+from deltaprop.data.columns import Column, DatePart, Kind, Missing, Numbers
 from deltaprop.data.scaling import LEAST_STEPS, SQUARABLE, Scaling
 from deltaprop.data.splits import Rows
 from deltaprop.data.store import InMemory, OnDisk, Store
@@ -54,7 +54,7 @@ class Input:
     absent: bool = False
     others: bool = False
     source: str = ""
-    part: Part = ""
+    part: DatePart = ""
     form: Form = PLAIN
 
     @property
@@ -189,7 +189,7 @@ def _input(entry: Mapping[str, Any]) -> Input:
     source, form = entry.get("source", ""), Form.from_json(entry.get("form", {}))
     if not isinstance(absent, bool) or not isinstance(others, bool) or not isinstance(source, str):
         raise ValueError(f"the inputs of {name!r:.40}")
-    if part not in get_args(Part):
+    if part not in get_args(DatePart):
         raise ValueError(f"the part {part!r:.40}")
     return Input(name, kind, tuple(names), None if fill is None else float(fill), absent, others, source, part, form)
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from deltaprop.data.cells import ABSENT, CURRENCIES, PLAIN, Form, are_numbers, matches, shape_of
-from deltaprop.data.columns import Column, Part, TableOptions, quoted_cell
-from deltaprop.data.profile import MOST_COUNTED, MOST_VALUES, PARTS, Profile
+from deltaprop.data.columns import LONGEST_QUOTE, Column, DatePart, TableOptions, quoted_cell
+from deltaprop.data.profile import DATE_PARTS, MOST_COUNTED, MOST_VALUES, Profile
 from deltaprop.data.table import NUMBER, Table, unlisted
 from deltaprop.errors import UserError, counted, listed, setting
 
@@ -96,6 +96,8 @@ def infer(
         UserError: If a column cannot be read; its ``remedy`` has settings that solve all problems of the table.
     """
     names, target_names, left_out = choose_columns(table, options, others)
+    if not profiles[target_names[0]].rows:
+        raise UserError(f"{table.path}: there is a header, and no row below it")
     if options.columns == "0.1":
         inputs, targets = ([_as_in_0_1(profiles[name], options) for name in part] for part in (names, target_names))
         return TablePlan(inputs, targets, tuple(left_out))
@@ -215,7 +217,7 @@ def _target(profile: Profile, options: TableOptions) -> _Reading:
     """Return how a column of targets is read."""
     reading = _read(profile, options)
     if not reading.problem and not reading.columns:
-        reading.problem = "it has no value"
+        reading.problem = "it has no value: name another column by `target`"
     elif reading.columns and reading.columns[0].part:
         reading.problem = "it has dates, which cannot be predicted: name another column by `target`"
     if reading.problem and reading.remedy[0] in ("drop", "categorical"):
@@ -313,9 +315,14 @@ def _few_texts(profile: Profile, form: Form, others: str) -> _Reading:
     cells = [f"row {row} is {quoted_cell(text)}" for text, row in [*wrong.items()][:3]]
     more = ", …" if len(wrong) > len(cells) else ""
     problem = f"{', '.join(cells)}{more}, and the other cells are {others}"
-    typed = len(wrong) <= TYPED and all(text.isprintable() and not text.startswith("-") for text in wrong)
+    typed = len(wrong) <= TYPED and all(map(_can_be_typed, wrong))
     remedy = ("na_values", tuple(wrong)) if typed else ("drop", (name,))
     return _Reading(problem=problem, remedy=remedy)
+
+
+def _can_be_typed(text: str) -> bool:
+    """Return whether a hint can ask to type a word: a short one, which is not taken for a flag."""
+    return text.isprintable() and len(text) <= LONGEST_QUOTE and not text.startswith("-")
 
 
 def _names(profile: Profile, absent: tuple[str, ...], note: str = "") -> _Reading:
@@ -335,7 +342,7 @@ def _dates(profile: Profile, absent: tuple[str, ...]) -> _Reading:
     if profile.times == profile.dates:
         note = f"column {name!r} has times of day, which are numbers"
         return _Reading([Column(name, part="day", absent=absent)], notes=[note])
-    varying: list[Part] = [part for part in PARTS if len(profile.parts[part]) > 1]
+    varying: list[DatePart] = [part for part in DATE_PARTS if len(profile.parts[part]) > 1]
     columns += [Column(f"{name} ({part})", source=name, part=part, absent=absent) for part in varying]
     parts = " and ".join(filter(None, [", ".join(["day", *varying[:-1]]), *varying[-1:]]))
     return _Reading(columns, notes=[f"column {name!r} has dates: {parts} are numbers" if varying else

@@ -259,6 +259,8 @@ def _prepare(raw: RawData | RawTable, how: _LoadOptions) -> Dataset:
         name="val_fraction",
     )  # fmt: skip
     train_rows, val_rows = rest[kept], rest[held_out]
+    if not has_test and not len(test_rows):
+        raise UserError(f"{raw.name}: no row is left to test on: each class has a single row, which is trained on")
     if isinstance(raw, RawTable):
         fitted = raw.fit(train_rows, how.dtype, standardise=how.scaling != "none")
     else:

@@ -26,12 +26,12 @@ from deltaprop.data.cells import (
     moments,
     words_in,
 )
-from deltaprop.data.columns import Part
+from deltaprop.data.columns import DatePart
 from deltaprop.data.table import NUMBER, Table, type_family
 
 MOST_COUNTED = 20_000  # different names of a column that are counted
 MOST_VALUES = 20  # different numbers of a column that are collected
-PARTS: tuple[Part, ...] = ("month", "weekday", "hour")  # of a date, besides the day
+DATE_PARTS: tuple[DatePart, ...] = ("month", "weekday", "hour")  # of a date, besides the day
 
 
 @dataclass
@@ -80,7 +80,7 @@ class Profile:
     overflow: bool = False
     values: set[float] = field(default_factory=set)
     starts: int | None = None
-    parts: dict[str, set[int]] = field(default_factory=lambda: {part: set() for part in PARTS})
+    parts: dict[str, set[int]] = field(default_factory=lambda: {part: set() for part in DATE_PARTS})
 
     @property
     def missing(self) -> int:
@@ -213,7 +213,7 @@ class Profile:
     def _add_parts(self, when: Any) -> None:
         from pyarrow import compute
 
-        for part, of in zip(PARTS, (compute.month, compute.day_of_week, compute.hour), strict=True):
+        for part, of in zip(DATE_PARTS, (compute.month, compute.day_of_week, compute.hour), strict=True):
             self.parts[part] |= {*compute.unique(of(when)).drop_null().to_pylist()}
 
     def _count(self, cells: Any) -> None:
