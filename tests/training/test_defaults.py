@@ -100,7 +100,7 @@ def test_the_summary_tells_the_values():
 def test_a_run_records_the_values_and_resumes_with_auto(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """The same bits as a run that was not interrupted."""
     monkeypatch.setattr(defaults, "EPOCHS", 2)
-    monkeypatch.setattr(defaults, "LEAST_STEPS", 12)  # 3 epochs of 5 steps
+    monkeypatch.setattr(defaults, "FEWEST_STEPS", 12)  # 3 epochs of 5 steps
     config = TrainConfig(data="classes.csv", hidden=(4,), log_every=0, run_dir=tmp_path / "whole")
     whole = train(config)
     saved = json.loads((whole.folder / "config.json").read_text())

@@ -15,7 +15,7 @@ from typing import Literal
 from deltaprop.data import BUILTIN, Dataset
 from deltaprop.training.config import TrainConfig
 
-EPOCHS, LEAST_STEPS = 30, 1000
+EPOCHS, FEWEST_STEPS = 30, 1000
 TABLE_DECAY = 0.02  # λ
 VIEWS, VIEWS_EVERY = 6, 5  # the costly views in TensorBoard of a run: about 6, at most every 5 epochs
 
@@ -51,7 +51,7 @@ def usual_epochs(steps: int) -> int:
         >>> usual_epochs(13), usual_epochs(100)
         (77, 30)
     """
-    return max(EPOCHS, math.ceil(LEAST_STEPS / steps))
+    return max(EPOCHS, math.ceil(FEWEST_STEPS / steps))
 
 
 def usual_weights(data: str, dataset: Dataset) -> Literal["best", "final"]:
