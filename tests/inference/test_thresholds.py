@@ -73,6 +73,9 @@ def test_the_choice_by_hand():
     assert _best(p, true, "balanced") == 0.5
     assert _best(p[:3], true[:3], "f1") == pytest.approx(0.1)  # all of 0.2, 0.3, 0.9: F1 0.8, from 0.3 on 0.5
     assert _best(np.array([0.7]), np.array([False]), "f1") == 0.5
+    # One positive at 0.3, below three of ten negatives: from 0.3 on (1 + 0.7) / 2, with none predicted (0 + 1) / 2.
+    p = np.array([0.3, 0.4, 0.5, 0.6, *[0.05] * 7])
+    assert _best(p, np.arange(11) == 0, "balanced") == pytest.approx(0.175)
 
 
 @pytest.mark.parametrize("words", [["--threshold", "0.3"], ["--threshold", "f1"], ["--threshold", "balanced"]], ids=str)
