@@ -129,3 +129,17 @@ def test_a_file_that_is_no_workbook_is_refused(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setitem(sys.modules, "openpyxl", None)
     path.write_bytes(good)
     assert refused(path) == "reading a workbook needs openpyxl: pip install 'deltaprop[excel]'"
+
+
+def test_a_wrong_declared_size_of_a_sheet_cuts_nothing_off(tmp_path: Path):
+    """Some programs write a dimension that is too small."""
+    path = write(tmp_path / "t.xlsx", ["a", "y"], [1, 2], [3, 4])
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    name = "xl/worksheets/sheet1.xml"
+    assert b'ref="A1:B3"' in members[name]
+    members[name] = members[name].replace(b'ref="A1:B3"', b'ref="A1:A2"')
+    with zipfile.ZipFile(path, "w") as archive:
+        for member, content in members.items():
+            archive.writestr(member, content)
+    assert columns(path) == {"a": [1, 3], "y": [2, 4]}
