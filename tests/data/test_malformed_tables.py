@@ -115,15 +115,18 @@ MALFORMED_ROWS = [
 CELLS = [
     table("text among numbers", GOOD + "1,oops,no\n", IN_B + "'oops'" + TO_TYPE.format("oops")),
     table("text among numbers, in the middle", GOOD + "1,oops,no\n" + ROWS, IN_B + "'oops'" + TO_TYPE.format("oops")),
-    table("text among numbers, far below", "a,b,y\n" + BIG * 5 + "1,oops,no\n", r"t\.csv: column 'b': row 300001 is .*"),
+    table("text among numbers, far below", "a,b,y\n" + BIG * 5 + "1,oops,no\n",
+          r"t\.csv: column 'b': row 300001 is .*"),
     table("text among numbers, twice", GOOD + "1,oops,no\n1,unk nown,no\n1,oops,no\n",
           IN_B + r"'oops', row 42 is 'unk nown'" + TO_TYPE.format("oops 'unk nown'")),
-    table("text in two columns", GOOD + "x,oops,no\n", r"t\.csv: 2 columns cannot be read as they are: column 'a': row 41 "
+    table("text in two columns", GOOD + "x,oops,no\n",
+          r"t\.csv: 2 columns cannot be read as they are: column 'a': row 41 "
           "is 'x', .*; column 'b': row 41 is 'oops'" + TO_TYPE.format("x oops")),
     table("text among dates", "a,b,y\n" + "".join(f"2020-01-{i % 28 + 1:02},{A[i]},{CLASSES[i]}\n" for i in range(N))
           + "soon,1,no\n", r"t\.csv: column 'a': row 41 is 'soon', and the other cells are dates: .*--na-values soon"),
     table("hexadecimal", GOOD + "1,0x1f,no\n", IN_B + "'0x1f'" + TO_TYPE.format("0x1f")),
-    table("a thousands separator, or a decimal comma", GOOD + '1,"1,000",no\n', r"t\.csv: column 'b': '1,000' may be 1000 "
+    table("a thousands separator, or a decimal comma", GOOD + '1,"1,000",no\n',
+          r"t\.csv: column 'b': '1,000' may be 1000 "
           r"\(--decimal point\) or 1\.000 \(--decimal comma\): " + COMMAND.format("--decimal point")),
     table("per cent", GOOD + "1,5%,no\n", IN_B + "'5%'" + TO_TYPE.format("5%")),
     table("digits of another script", GOOD + "1,\u0663,no\n", IN_B + "'\u0663'" + TO_TYPE.format("'\u0663'")),
@@ -139,29 +142,34 @@ CELLS = [
       for word in ("nan", "NaN", "NA", "N/A", "null", "None")),
     table("NA among names", GOOD.replace(ROWS, NAMES) + "1,NA,no\n", AT_B + "'NA' means .*--categorical b", *REFUSE),
     table("? for a missing value", GOOD + "1,?,no\n", AT_B + r"'\?' means a missing value" + FILLS, *REFUSE),
-    table("a word of the user's for a missing value", GOOD + "1,oops,no\n", AT_B + r"'oops' means a missing value" + FILLS,
+    table("a word of the user's for a missing value", GOOD + "1,oops,no\n",
+          AT_B + r"'oops' means a missing value" + FILLS,
           *REFUSE, "--na-values", "oops"),
     *(table(f"{word} as a number", GOOD + f"1,{word},no\n", INFINITE)
       for word in ("inf", "-inf", "Infinity", "1e400", "9" * 400)),
     table("inputs that are empty", "a,y\n" + ",yes\n,no\n" * 20, r"t\.csv: no column is left as an input beside the "
           r"target 'y': a \(no value\)"),
-    table("a column with a missing cell in every row", "a,b,c,y\n" + "1,,3,yes\n1,2,,no\n" * 20, r"t\.csv: every row has .*",
+    table("a column with a missing cell in every row", "a,b,c,y\n" + "1,,3,yes\n1,2,,no\n" * 20,
+          r"t\.csv: every row has .*",
           "--missing", "drop"),
     table("numbers too far apart", "a,b,y\n" + "1e308,2,no\n-1e308,3,yes\n" * 10, r"t\.csv: .*column 'a'.*--drop.*"),
 ]  # fmt: skip
 
 TARGETS = [
     table("a target that is empty", "a,b,y\n" + "1,2,\n" * 20, r"t\.csv: target 'y': it has no value: name another .*"),
-    table("a target of dates", "a,y\n" + "1,2020-01-01\n2,2020-01-02\n" * 20, r"t\.csv: target 'y': it has dates, which .*"),
+    table("a target of dates", "a,y\n" + "1,2020-01-01\n2,2020-01-02\n" * 20,
+          r"t\.csv: target 'y': it has dates, which .*"),
     table("a target with text among numbers", HALVES + "1,oops\n", r"t\.csv: target 'y': row 41 is 'oops', .*"),
     table("a target with infinity", HALVES + "1,inf\n", r"t\.csv: target 'y': row 41 is infinite, or too large .*"),
     table("a single class", "a,b,y\n" + "1,2,no\n" * 20, r"t\.csv: the target 'y' is 'no' in every row: .*"),
     table("a number that never changes", "a,b,y\n" + "1,2,3.5\n" * 20, r"t\.csv: the target 'y' is 3\.5 in every .*"),
-    table("two rows", "a,b,y\n1,2,no\n1,2,yes\n", r"t\.csv: the target 'y': 2 of its 2 classes have one row: two classes "
+    table("two rows", "a,b,y\n1,2,no\n1,2,yes\n",
+          r"t\.csv: the target 'y': 2 of its 2 classes have one row: two classes "
           r"of two rows are needed: name another column by --target"),
     table("two rows, kept", "a,b,y\n1,2,no\n1,2,yes\n", r"t\.csv: no row is left to test on: each class has .*",
           "--rare-classes", "keep"),
-    table("one class of several rows", "a,b,y\n1,2,no\n1,2,no\n1,2,yes\n", r"t\.csv: .*'y': 1 of its 2 classes have one "
+    table("one class of several rows", "a,b,y\n1,2,no\n1,2,no\n1,2,yes\n",
+          r"t\.csv: .*'y': 1 of its 2 classes have one "
           r"row: .*, or --rare-classes keep trains on them"),
     table("one row", "a,b,y\n1,2,1.5\n", r"t\.csv: the target 'y' is 1\.5 in every row: .*"),
     table("a target that is not there", "age,colour,label\n" + ROWS,
