@@ -28,6 +28,7 @@ from tests.inference.conftest import (
     TABLE_KINDS,
     TABLES,
     N,
+    Run,
     Runs,
     first,
     inputs_of,
