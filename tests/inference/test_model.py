@@ -289,18 +289,39 @@ def test_a_missing_number_in_an_array_is_filled_as_in_a_table(runs: Runs):
     assert torch.equal(model.outputs(x), model.outputs({"a": [None, 1.0], "b": [2.0, None]}))
 
 
-@pytest.mark.parametrize("missing", ["refuse", "drop"])
+@pytest.mark.parametrize("missing", ["mean", "drop", "auto"])
+@pytest.mark.parametrize("cell", ["", "NA", "-"])
+def test_a_missing_cell_is_filled_where_training_dropped_such_rows_too(
+    runs: Runs, tmp_path: Path, missing: str, cell: str
+):
+    """Every row needs a prediction: that with the mean of the training rows."""
+    name = f"trained by {missing}"
+    if name not in runs.trained:
+        path = write_csv(tmp_path / "train.csv", TABLES["filled" if missing != "auto" else "numbers"])
+        runs.trained[name] = runs.train(name, path, missing=missing)
+    model = dp.load(runs.trained[name].folder)
+    fill = next(c["fill"] for c in runs.trained[name].saved["resolved"]["columns"]["inputs"] if c["name"] == "b")
+    columns = first(inputs_of("numbers"), 9)
+    columns["b"][6] = cell
+    path = write_csv(tmp_path / "t.csv", columns)
+    expected = model.outputs({**columns, "b": [fill if at == 6 else value for at, value in enumerate(columns["b"])]})
+    assert torch.equal(model.outputs(path), expected)
+
+
+@pytest.mark.parametrize("version_0_1", [False, True])
 @pytest.mark.parametrize(("cell", "message"), [("", "the cell is empty"), ("NA", "'NA' means a missing value")])
-def test_a_missing_cell_is_refused_with_its_row(runs: Runs, tmp_path: Path, missing: str, cell: str, message: str):
-    """Also if training dropped such rows: every row needs a prediction."""
-    run = runs["numbers"]
-    if missing == "drop":
-        name = f"dropped{len(message)}"
-        run = runs.train(name, write_csv(tmp_path / "train.csv", TABLES["filled"]), missing="drop")
+def test_a_missing_cell_is_refused_with_its_row(runs: Runs, tmp_path: Path, version_0_1: bool, cell: str, message: str):
+    """If training refused such cells, and for a run of version 0.1 that dropped their rows and has no mean for them."""
+    if "refusing" not in runs.trained:
+        path = write_csv(tmp_path / "train.csv", TABLES["numbers"])
+        runs.trained["refusing"] = runs.train("refusing", path, missing="refuse")
+    model = dp.load(runs.trained["refusing"].folder)
+    if version_0_1:
+        model = dataclasses.replace(model, missing="drop")
     columns = first(inputs_of("numbers"), 9)
     columns["b"][6] = cell
     with pytest.raises(UserError, match=rf"t\.csv: row 7, column 'b': {message}") as error:
-        dp.load(run.folder).predict(write_csv(tmp_path / "t.csv", columns))
+        model.predict(write_csv(tmp_path / "t.csv", columns))
     assert "--missing" not in str(error.value)  # a flag of train, of no use for predicting
 
 
@@ -362,7 +383,7 @@ def test_no_rows_give_no_predictions(runs: Runs, data: Any):
         ("numbers", [[1.0, 2.0], [3.0]], r"the data must be"),
         ("numbers", np.array([["1", "2"]]), "the data must be numbers, got an array of <U1"),
         ("numbers", np.array([[1 + 2j, 2]]), "the data must be numbers, got an array of complex128"),
-        ("numbers", np.array([[1.0, 2.0], [1.0, np.nan]]), "row 2, column 2: nan is not a finite number"),
+        ("images", np.full((2, 3, 4), np.nan), "row 1, column 1: nan is not a finite number"),
         ("numbers", np.array([[np.inf, 2.0]]), "row 1, column 1: inf is not a finite number"),
         ("numbers", {"a": [1.0], "b": [np.inf]}, "row 1, column 'b': inf is not a finite number"),
         (
@@ -377,7 +398,7 @@ def test_no_rows_give_no_predictions(runs: Runs, data: Any):
         ),
         ("numbers", {"a": [1.0, 2.0], "b": [1.0]}, "the data must be a file, an array or a table"),
         ("numbers", {"a": ["1", "x"], "b": [1.0, 2.0]}, "row 2, column 'a': 'x' is text"),
-        ("numbers", {"a": [1.0], "b": [[1.0]]}, "column 'b' is of type list<.*>: neither numbers nor text"),
+        ("numbers", {"a": [1.0], "b": [[1.0]]}, "column 'b' is of type list<.*>: neither numbers, text nor dates"),
         ("numbers", pa.table([[1.0], [2.0], [3.0]], names=["a", "a", "b"]), "'a'"),
         ("numbers", None, "must be a file, an array or a table with columns, got NoneType"),
         ("numbers", 5, "must be a file, an array or a table with columns, got int"),

@@ -165,9 +165,10 @@ class Targets:
         kind: Kind = "categories" if self.class_names else "numbers"
         lower = {name.lower() for name in self.class_names}
         present = tuple(word for word in ABSENT if word in lower)
+        one_spelling = all(canonical(name) == name for name in self.class_names)
         forms = forms or [PLAIN] * len(names)
         return [
-            Column(name, kind, form=form, absent=absent, present=present)
+            Column(name, kind, form=form, absent=absent, present=present, one_spelling=one_spelling)
             for name, form in zip(names, forms, strict=True)
         ]
 

@@ -20,12 +20,10 @@ from deltaprop.data.formats import open_source
 from deltaprop.data.formats.arrays import ArrayFile
 from deltaprop.data.splits import Array, Rows
 from deltaprop.data.store import described_columns
-from deltaprop.data.table import Batch
+from deltaprop.data.table import NUMBER, Batch
 from deltaprop.inference.inputs import InputBlocks
 from deltaprop.inference.model import Model
 from deltaprop.training.seen_rows import TrainingRows
-
-NUMERIC_NAME = re.compile(r"0|-?[1-9]\d*")
 
 
 class SeenRows(NamedTuple):
@@ -60,29 +58,22 @@ class RowMatcher:
         self.model, self.known, self.blocks = model, known, blocks
         self._digests: list[Digests] = []
         self._sha256 = hashlib.sha256()
+        # Classes are read as names, but training may have read them as numbers.
+        are_numbers = bool(model.class_names) and all(re.fullmatch(NUMBER, name) for name in model.class_names)
+        self._of_numbers = hashlib.sha256() if are_numbers else None
         if known.digests is None and blocks.reader is not None:
             blocks.raw = self._hashed(blocks.raw)
 
     def _hashed(self, raw: Iterator[tuple[Numbers, Rows, Batch]]) -> Iterator[tuple[Numbers, Rows, Batch]]:
         for block in raw:
-            self._sha256.update(np.ascontiguousarray(self._as_trained_on(block[0]), dtype="<f8").data)
+            self._sha256.update(np.ascontiguousarray(block[0], dtype="<f8").data)
+            if self._of_numbers is not None:
+                (column,) = self.blocks.target_columns
+                numbers = [float(name) if re.fullmatch(NUMBER, name) else np.nan for name in column.names]
+                of_rows = np.array(numbers)[block[0][:, -1].astype(np.intp)]
+                rows = np.concatenate([block[0][:, :-1], of_rows[:, None]], axis=1)
+                self._of_numbers.update(np.ascontiguousarray(rows, dtype="<f8").data)
             yield block
-
-    def _as_trained_on(self, block: Numbers) -> Numbers:
-        """Return a block with classes as training read them: as numbers if their names are numbers."""
-        if not self._has_numeric_classes or not len(block):
-            return block
-        (column,) = self.blocks.target_columns
-        try:
-            values = np.array([float(name) for name in column.names])
-        except ValueError:  # another class: other data
-            return block
-        return np.concatenate([block[:, :-1], values[block[:, -1:].astype(np.intp)]], axis=1)
-
-    @property
-    def _has_numeric_classes(self) -> bool:
-        names = self.model.class_names
-        return bool(names) and all(NUMERIC_NAME.fullmatch(name) for name in names)
 
     def add(self, x: Tensor) -> None:
         """Take the scaled inputs of the next rows."""
@@ -97,22 +88,24 @@ class RowMatcher:
             path: The data.
         """
         if self.known.digests is None:
-            return SeenRows(None, self._data_sha256(y, path) == self.known.data_sha256, self.known.unknown)
+            return SeenRows(None, self.known.data_sha256 in self._data_sha256(y, path), self.known.unknown)
         targets = torch.from_numpy(y.astype(np.int64 if self.model.class_names else np.float64))
         if not self.model.class_names:
             targets = self.model.target_scaling.apply(targets)
         digests = add_targets(np.concatenate(self._digests), targets, self.model.dtype)
         return SeenRows(is_among(digests, self.known.digests))
 
-    def _data_sha256(self, y: Array, path: Path) -> str:
-        """Return the digest that a run trained on these data would store."""
-        if self.blocks.reader is not None:
-            targets = [*self.blocks.reader.targets]
-            if self._has_numeric_classes:
-                targets = [Column(target.name) for target in targets]
-            self._sha256.update(described_columns(self.blocks.reader.inputs, targets))
-            return self._sha256.hexdigest()
+    def _data_sha256(self, y: Array, path: Path) -> list[str]:
+        """Return the digests that a run trained on these data may have stored."""
+        if (reader := self.blocks.reader) is not None:
+            self._sha256.update(described_columns(reader.inputs, reader.targets))
+            digests = [self._sha256.hexdigest()]
+            if self._of_numbers is not None:
+                targets = [Column(column.name) for column in reader.targets]
+                self._of_numbers.update(described_columns(reader.inputs, targets))
+                digests.append(self._of_numbers.hexdigest())
+            return digests
         opened = open_source(path)
         if not isinstance(opened, ArrayFile):  # a folder of IDX files, which is evaluated on its test part
-            return ""
-        return RawData(name="", task=self.model.objective.task, x=opened.evaluation_part()[0], y=y).digest()
+            return []
+        return [RawData(name="", task=self.model.objective.task, x=opened.evaluation_part()[0], y=y).digest()]
