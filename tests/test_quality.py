@@ -125,9 +125,13 @@ def test_inputs_are_encoded_by_the_training_rows():
 
 
 def test_scores_by_hand():
-    """−½ (ln 0.8 + ln 1e-7): the second row's class was not seen in training. An RMSE of √((9 + 16)/2)."""
-    found = quality.scores(TABLE, np.array([0, 1]), np.array([[0.8], [1.0]]), np.array([0]))
-    assert found == {"loss": pytest.approx(-(math.log(0.8) + math.log(1e-7)) / 2), "accuracy": 0.5}
+    """−⅓ (ln 0.8 + 2 ln 1e-7): the second row's class was not seen in training, the third row's has the probability 0.
+
+    An RMSE of √((9 + 16)/2).
+    """
+    found = quality.scores(TABLE, np.array([0, 1, 2]), np.array([[0.8], [1.0], [0.0]]), np.array([0]))
+    loss = -(math.log(0.8) + 2 * math.log(1e-7)) / 3
+    assert found == {"loss": pytest.approx(loss), "accuracy": pytest.approx(2 / 3)}
     numbers = QualityTable("n", {}, np.array([1.0, 2.0]), False)
     assert quality.scores(numbers, np.array([0, 1]), np.array([4.0, 6.0]), None) == {"loss": pytest.approx(12.5**0.5)}
 
