@@ -72,6 +72,7 @@ def accuracy(data: str, name: str, seed: int, epochs: int) -> float:
                 weight_decay=0.0,
                 batch_size=64,
                 lr_schedule="cosine",
+                weights="final",
                 epochs=epochs,
                 engine="explicit",
                 precision=name,  # type: ignore[arg-type]  # one of PRECISIONS

@@ -138,7 +138,8 @@ def larger_than_memory(folder: Path, arguments: argparse.Namespace) -> Table:
     )
     common = [
         "--data", str(path), "--cache", str(folder / "cache"), "--memory", arguments.memory,
-        "--epochs", "1", "--batch-size", "256", "--lr", "0.01", "--log-every", "0", "--threads", "1",
+        "--epochs", "1", "--batch-size", "256", "--lr", "0.01", "--weight-decay", "0", "--log-every", "0",
+        "--threads", "1",
     ]  # fmt: skip
     number = 0
     for net, hidden in NETS.items():
@@ -240,7 +241,7 @@ def rates(words: list[str]) -> None:
 
     torch.set_num_threads(1)
     path, cache, rounds, *batch_sizes = words
-    config = TrainConfig(data=path, cache=Path(cache), threads="1", lr=0.01)
+    config = TrainConfig(data=path, cache=Path(cache), threads="1", lr=0.01, weight_decay=0.0)
     setups = {storage: prepare(config, storage=storage) for storage in ("memory", "disk")}
     result: dict[str, list[list[float]]] = {}
     for batch_size in map(int, batch_sizes):

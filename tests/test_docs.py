@@ -33,7 +33,7 @@ RELIABILITY = (ROOT / "docs" / "reliability.md").read_text()
 # The text blocks, which show the output of a command, by the beginning of the block. Each has a test below.
 OUTPUTS = {
     "README.md": ["data    digits"],
-    "tables.md": ["data    penguins", '"island"', "error:"],
+    "tables.md": ["data    penguins", '"island"', "error:", "seen "],
     "trace.md": ["FWD", "sigmoid, torch"],
 }
 
@@ -248,6 +248,21 @@ def test_the_training_output_matches_the_page(penguins: tuple[Path, dict[str, st
     _, printed = penguins
     for line in output("tables.md", "data ").splitlines():
         assert line in printed["train"].splitlines() or line.startswith(("  …", "test ")), line
+
+
+def test_the_evaluation_on_the_training_table_matches_the_page(penguins: tuple[Path, dict[str, str]]):
+    """The counts; the metrics depend on the processor. The others are the rows of the test part."""
+    from deltaprop.cli import main
+
+    out = io.StringIO()
+    with contextlib.chdir(penguins[0]), contextlib.redirect_stdout(out):
+        assert main(["evaluate", "runs/penguins", "--data", "examples/penguins.csv"]) == 0
+    printed, shown = out.getvalue().splitlines(), output("tables.md", "seen ").splitlines()
+    assert printed[1:4] == shown[:3]
+    for line, other in zip(printed[4:6], shown[3:5], strict=True):
+        assert re.sub(r"[\d.]+", "#", line) == re.sub(r"[\d.]+", "#", other)
+    test = output("tables.md", "data ").splitlines()[-1]
+    assert re.findall(r"\d+ of 69", test) == re.findall(r"\d+ of 69", shown[4])
 
 
 def test_the_predictions_match_the_page(penguins: tuple[Path, dict[str, str]]):

@@ -74,8 +74,8 @@ def test_functions_and_modules_follow_from_the_row():
 
 @pytest.mark.parametrize("engine", ["autograd", "explicit"])
 def test_both_engines_train_with_new_rows(engine: str, tmp_path: Path):
-    words = ["--data", "sine", "--activation", "mish", "--loss", "log-cosh", "--hidden", "16", "--epochs", "15"]
-    words += ["--lr", "0.02"]  # the losses below do not depend on the default
+    words = ["--data", "sine", "--lr", "0.05", "--activation", "mish", "--loss", "log-cosh", "--hidden", "16"]
+    words += ["--epochs", "15"]
     run = tmp_path / "run"
     assert main(["train", *words, "--engine", engine, "--run-dir", str(run), "--log-every", "5"]) == 0
     losses = [json.loads(line)["train_loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]

@@ -203,6 +203,7 @@ def test_the_plot_shows_the_metrics(runs: Runs):
     texts = _texts(evaluation_figure(model, report))
     assert f"{int(report.confusion.trace())} of 300 right" in texts
     assert f"ROC of 'yes': area {report.figures['roc_auc']:.4f}" in texts
+    assert f"Reliability: ECE {report.figures['ece']:.4f}" in texts
     assert {str(n) for n in report.confusion.ravel() if n} <= {*texts}
     two = dp.load(runs["two"].folder)
     two_report = evaluate_file(two, runs["two"].data)
@@ -211,13 +212,14 @@ def test_the_plot_shows_the_metrics(runs: Runs):
     assert titles[3] == f"rmse {two_report.by_class['v']['rmse']:.4g}"
 
 
-def test_two_panels_are_aligned(runs: Runs):
+def test_the_panels_are_aligned(runs: Runs):
     run = runs["numbers"]
     model = dp.load(run.folder)
     figure = evaluation_figure(model, evaluate_file(model, run.data))
     figure.canvas.draw()
-    left, right = (axes.get_window_extent() for axes in figure.axes)
-    assert (left.y0, left.y1) == pytest.approx((right.y0, right.y1))
+    left, *others = (axes.get_window_extent() for axes in figure.axes)
+    assert len(others) == 2
+    assert all((left.y0, left.y1) == pytest.approx((axes.y0, axes.y1)) for axes in others)
 
 
 def test_one_row_can_be_plotted(runs: Runs):

@@ -51,11 +51,31 @@ def arrow_batches(path: Path) -> None:
         writer.write_table(table)
 
 
-@pytest.mark.parametrize(("name", "write"), [("t.jsonl", lines_of_json), ("t.feather", arrow_batches)])
-def test_a_format_is_trained_on_evaluated_and_predicted_with_columns_kept(name: str, write: Callable[[Path], None]):
+def workbook(path: Path) -> None:
+    openpyxl = pytest.importorskip("openpyxl", reason="needs openpyxl, of the extra excel")
+    lines_of_json(Path("source.jsonl"))
+    rows = pa.Table.from_batches(open_table(Path("source.jsonl")).batches()).to_pylist()
+    book = openpyxl.Workbook()
+    sheet = book.create_sheet("birds", 1)
+    for row in ([*rows[0]], *([str(row["id"]), *[*row.values()][1:]] for row in rows)):
+        sheet.append(row)
+    book.save(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "words"),
+    [
+        ("t.jsonl", lines_of_json, []),
+        ("t.feather", arrow_batches, []),
+        ("t.xlsx", workbook, ["--sheet", "birds"]),
+    ],
+)
+def test_a_format_is_trained_on_evaluated_and_predicted_with_columns_kept(
+    name: str, write: Callable[[Path], None], words: list[str]
+):
     """An integer beyond 2^53 is kept to the digit, in text and in Parquet."""
     write(Path(name))
-    assert main(["train", "--data", name, "--drop", "id", *SMALL]) == 0
+    assert main(["train", "--data", name, "--drop", "id", *words, *SMALL]) == 0
     assert main(["evaluate", "run", "--data", name, "--json", "e.json"]) == 0
     assert json.loads(Path("e.json").read_text())["rows"] == 30
     for out in ("o.csv", "o.parquet"):
@@ -63,3 +83,11 @@ def test_a_format_is_trained_on_evaluated_and_predicted_with_columns_kept(name: 
         kept = pa.Table.from_batches(open_table(Path(out)).batches())
         assert [int(value) for value in kept["id"].to_pylist()] == [2**53 + at for at in range(30)]
         assert kept["b"].to_pylist() == ["p", "q", "r"] * 10
+
+
+def test_the_settings_of_one_format_are_refused_where_they_mean_nothing(capsys: pytest.CaptureFixture[str]):
+    Path("t.csv").write_text("a,b,y\n" + ROWS)
+    for words in (["--sheet", "x"], ["--data", "moons", "--no-header"], ["--data", "moons", "--sheet", "x"]):
+        assert main(["train", "--data", "t.csv", *words, *SMALL]) == 2
+        assert words[-2 if words[-1] == "x" else -1] in capsys.readouterr().err
+    assert not Path("run").exists()

@@ -133,7 +133,7 @@ REFUSED = [
     (["--data", "/nowhere/at/all"], "/nowhere/at/all"),
     (["--dtype", "float8"], "--dtype must be one of 'float32', 'float64', got 'float8'"),
     (["--epochs"], "--epochs needs a value"),
-    (["--epochs", "three"], "--epochs must be a whole number, got 'three'"),
+    (["--epochs", "three"], "--epochs must be auto or a whole number, got 'three'"),
     (["--momentum", "x"], "--momentum must be a number, got 'x'"),
     (["--missing", "median"], "--missing must be one of 'auto', 'mean', 'drop', 'refuse', got 'median'"),
     (["--data"], "--data needs a value"),
@@ -308,6 +308,6 @@ class TestRepeatedFlags:
     ids=str,
 )
 def test_the_optimizer_is_described_in_one_line(settings: dict[str, Any], text: str):
-    config = TrainConfig(lr=0.1, **settings)
+    config = TrainConfig(**{"lr": 0.1, "weight_decay": 0.0, "lr_schedule": "constant", **settings})
     resolved = {"sizes": [2, 128, 64, 2], "loss": "mse"}
     assert dict(describe_config(config, resolved, []))["sgd"] == text

@@ -75,7 +75,7 @@ def test_predicted_values_are_in_the_targets_units(runs: Runs):
 
 
 def test_the_best_weights_can_be_used(runs: Runs):
-    run = runs.train("wild", runs["numbers"].data, lr=3.0, epochs=6)
+    run = runs.train("wild", runs["numbers"].data, lr=3.0, lr_schedule="constant", epochs=6)
     written = []
     for weights in ("final", "best"):
         assert predict(run.folder, run.data, "o.csv", "--weights", weights) == 0

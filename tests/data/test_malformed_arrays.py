@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import json
 import random
 import struct
 import time
@@ -15,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from pyarrow import parquet
+from pyarrow import feather, parquet
 
 from deltaprop import UserError
 from deltaprop.data import CacheConfig, Source, TableOptions, load
@@ -212,6 +213,8 @@ VALID = {
     "packed.parquet": lambda path: parquet.write_table(
         pa.table({"a": range(N), "y": ["u", "v"] * 20}), path, compression="gzip"
     ),
+    "t.jsonl": "".join(json.dumps({"a": i, "b": i / 2, "y": "uv"[i % 2]}) + "\n" for i in range(N)),
+    "t.feather": lambda path: feather.write_feather(pa.table({"a": range(N), "y": ["u", "v"] * 20}), path),
 }
 
 

@@ -39,12 +39,15 @@ def test_two_classes_by_hand(runs: Runs):
     """Each class is predicted right once and wrong once; the differences z₁ − z₀ are −2, 1, 3, −1.
 
     C is the mean of ln(1 + e⁻²), ln(1 + e), ln(1 + e⁻³), ln(1 + e): 0.70051. ROC AUC: of the four pairs of a row of the
-    second class and one of the first, 3 > −2, 3 > 1 and −1 > −2 are ordered correctly, and −1 < 1 is not: ¾.
+    second class and one of the first, 3 > −2, 3 > 1 and −1 > −2 are ordered correctly, and −1 < 1 is not: ¾. The
+    probabilities of the predicted classes are σ(2) 0.88080 and σ(3) 0.95257, right, and twice σ(1) 0.73106, wrong, in
+    three bins: ECE (0.11920 + 0.04743 + 2 · 0.73106) / 4 = 0.40719.
     """
     outputs = torch.tensor([[2.0, 0.0], [0.0, 1.0], [0.0, 3.0], [1.0, 0.0]])
     report = evaluation_report(dp.load(runs["numbers"].folder), outputs, np.array([0, 0, 1, 1]))
     assert report.rows == 4
     assert report.loss == pytest.approx(0.70051, abs=1e-5)
+    assert report.figures.pop("ece") == pytest.approx(0.40719, abs=1e-5)
     assert report.figures == {"accuracy": 0.5, "macro_f1": 0.5, "balanced_accuracy": 0.5, "roc_auc": 0.75}
     assert report.by_class == {name: {"precision": 0.5, "recall": 0.5, "f1": 0.5, "rows": 2} for name in ("no", "yes")}
     assert report.confusion is not None
@@ -71,7 +74,8 @@ def test_metrics_of_a_class_never_predicted_and_of_one_without_rows(runs: Runs):
     assert (report.by_class["lo"]["recall"], report.by_class["lo"]["f1"]) == (0, 0)
     assert all(math.isnan(report.by_class["mid"][metric]) for metric in ("precision", "recall", "f1"))
     assert report.by_class["mid"]["rows"] == 0
-    assert report.figures == pytest.approx({"accuracy": 0.5, "macro_f1": 1 / 3, "balanced_accuracy": 0.5})
+    ece = abs(0.5 - math.exp(5) / (math.exp(5) + 2))  # both rows are in one bin, and one is right
+    assert report.figures == pytest.approx({"accuracy": 0.5, "macro_f1": 1 / 3, "balanced_accuracy": 0.5, "ece": ece})
     as_json = report.to_json()
     assert as_json["classes"]["mid"] == {"precision": None, "recall": None, "f1": None, "rows": 0}
     json.dumps(as_json, allow_nan=False)
@@ -89,7 +93,7 @@ def test_rows_of_one_class_have_no_roc_auc(runs: Runs, label: int):
 def test_a_loss_without_probabilities_has_no_roc_auc(runs: Runs):
     report = evaluation_report(dp.load(runs["mse"].folder), torch.tensor([[1.0, 0.0], [0.0, 1.0]]), np.array([0, 1]))
     assert report.loss == 0  # the targets are 0 and 1
-    assert "roc_auc" not in report.figures
+    assert not {"roc_auc", "ece"} & report.figures.keys()
 
 
 def scaled(model: dp.Model, values: list[list[float]]) -> torch.Tensor:

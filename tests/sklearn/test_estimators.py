@@ -18,13 +18,13 @@ from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.base import clone
 from sklearn.compose import TransformedTargetRegressor
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
-from sklearn.model_selection import GridSearchCV, KFold, StratifiedKFold, cross_val_score, train_test_split
+from sklearn.model_selection import GridSearchCV, KFold, cross_val_score, train_test_split
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils import get_tags
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from deltaprop import MLP, UserError, core
+from deltaprop import MLP, ExplicitTrainer, UserError, core
 from deltaprop.sklearn import MLPClassifier, MLPRegressor, base
 from sklearn import datasets, neural_network
 
@@ -63,7 +63,9 @@ def data_for(kind: type) -> Data:
 
 
 def small(kind: type, **parameters: Any) -> Any:
-    return kind(**{"hidden_layer_sizes": (8,), "max_iter": 3, "random_state": 0, **parameters})
+    rates = {"learning_rate": "constant", "learning_rate_init": 0.05 if kind is MLPClassifier else 0.01}
+    rest = {"weight_decay": 0.0, "max_iter": 3, "random_state": 0}
+    return kind(**{"hidden_layer_sizes": (8,), **rates, **rest, **parameters})
 
 
 # --- scikit-learn's conventions ---
@@ -76,15 +78,20 @@ def expected_failures(estimator: Any) -> dict[str, str]:
     return {"check_sample_weight_equivalence_on_dense_data": "float32 rounds to 6e-8, and the check allows 1e-7"}
 
 
-# All rows in one batch, as the default is for so few: in smaller ones repeated rows are in several.
-CHECKED = {"batch_size": "auto"}
+# All rows in one batch: in smaller ones repeated rows are in several. With few epochs, and a constant η where a check
+# asks for 1000, which stops when the loss does.
+CHECKED = {"batch_size": "auto", "max_iter": 5}
 
 
 @parametrize_with_checks(
-    [MLPClassifier(dtype="float64", **CHECKED), MLPRegressor(dtype="float64", **CHECKED)],
+    [
+        MLPClassifier(dtype="float64", learning_rate="constant", **CHECKED),
+        MLPRegressor(dtype="float64", **CHECKED),
+    ],
     expected_failed_checks=expected_failures,
 )
 def test_scikit_learns_estimator_checks_pass(estimator: Any, check: Callable[[Any], None]):
+    """With few epochs, and where a check asks for 1000 a constant η, which stops when the loss does; below as it is."""
     check(estimator)
 
 
@@ -99,10 +106,10 @@ def test_estimator_checks_pass_in_float32(estimator: Any, check: Callable[[Any],
 
 @pytest.mark.parametrize("kind", ESTIMATORS)
 def test_parameters_have_scikit_learns_names(kind: type):
-    """Only deltaprop's additions have other names; solver, alpha and the schedules do not exist here."""
+    """Only deltaprop's additions have other names; solver, alpha and their parameters do not exist here."""
     reference = set(inspect.signature(getattr(neural_network, kind.__name__).__init__).parameters)
     parameters = set(inspect.signature(kind.__init__).parameters)
-    assert not parameters & {"solver", "alpha", "learning_rate", "power_t", "beta_1", "beta_2", "epsilon", "max_fun"}
+    assert not parameters & {"solver", "alpha", "power_t", "beta_1", "beta_2", "epsilon", "max_fun"}
     extra = {"class_weight", "loss"} if kind is MLPClassifier else set()
     assert parameters - reference == {"weight_decay", "init", "dtype", "device", "standardize"} | extra
 
@@ -143,9 +150,9 @@ def paired_estimators(
     """Return deltaprop's and scikit-learn's estimator with the same parameters and initial weights, in float64."""
     common = {
         "hidden_layer_sizes": (7, 5), "batch_size": 50, "learning_rate_init": 0.1, "max_iter": 30, "shuffle": False,
-        "random_state": 0, "tol": 0.0, "n_iter_no_change": 100, **parameters,
+        "learning_rate": "constant", "random_state": 0, "tol": 0.0, "n_iter_no_change": 100, **parameters,
     }  # fmt: skip
-    reference = getattr(neural_network, kind.__name__)(solver="sgd", alpha=alpha, learning_rate="constant", **common)
+    reference = getattr(neural_network, kind.__name__)(solver="sgd", alpha=alpha, **common)
     loss = {"loss": "quadratic_loss"} if kind is MLPRegressor else {}
     estimator = kind(standardize=False, dtype="float64", weight_decay=weight_decay, **loss, **common)
     copy_initial_weights(estimator, reference, data)
@@ -324,21 +331,62 @@ def test_every_activation_is_accepted_by_name(activation: str, iris: Data):
 
 
 @pytest.mark.parametrize(
-    ("load", "accuracy"), [("iris", 0.85), ("wine", 0.93), ("breast_cancer", 0.93), ("digits", 0.94)]
+    ("load", "accuracy"), [("iris", 0.87), ("wine", 0.93), ("breast_cancer", 0.93), ("digits", 0.95)]
 )
 def test_default_parameters_learn_to_classify(load: str, accuracy: float):
-    """Slightly less than the worst of ten measured folds: 0.90, 0.944, 0.956, 0.961."""
+    """Slightly less than the worst of ten measured splits: 0.889, 0.944, 0.947, 0.967."""
     X, y = getattr(datasets, f"load_{load}")(return_X_y=True)
-    assert (
-        cross_val_score(MLPClassifier(random_state=0), X, y, cv=StratifiedKFold(3, shuffle=True, random_state=0)).mean()
-        > accuracy
-    )
+    X, X_test, y, y_test = train_test_split(X, y, test_size=0.3, stratify=y, random_state=0)
+    assert MLPClassifier(random_state=0).fit(X, y).score(X_test, y_test) > accuracy
 
 
 def test_default_parameters_learn_regression():
-    """The worst of ten measured folds: 0.81."""
+    """The worst of twelve measured folds: 0.87."""
     X, y = datasets.make_friedman1(500, noise=1, random_state=0)
-    assert cross_val_score(MLPRegressor(random_state=0), X, y, cv=KFold(3)).mean() > 0.75
+    assert cross_val_score(MLPRegressor(random_state=0), X, y, cv=KFold(3)).mean() > 0.85
+
+
+class TestSchedule:
+    def test_eta_falls_along_the_cosine_in_fit_and_is_constant_in_partial_fit(self, monkeypatch: pytest.MonkeyPatch):
+        """Of 4 epochs: ½ (1 + cos(π e/4)) = 1, 0.854, 0.5, 0.146."""
+        rates: list[float] = []
+        plain = ExplicitTrainer.epoch
+
+        def epoch(self: ExplicitTrainer, *args: Any, **options: Any) -> Any:
+            rates.append(self.optimizer.param_groups[0]["lr"])
+            return plain(self, *args, **options)
+
+        monkeypatch.setattr(ExplicitTrainer, "epoch", epoch)
+        model = small(MLPRegressor, learning_rate="cosine", learning_rate_init=0.1, max_iter=4).fit(*targets(1))
+        assert rates == pytest.approx([0.1, 0.0853553, 0.05, 0.0146447], rel=1e-5)
+        model.partial_fit(*targets(1))
+        small(MLPRegressor, learning_rate_init=0.1, max_iter=1).fit(*targets(1))
+        assert rates[4:] == [0.1, 0.1]
+
+    def test_there_are_as_many_epochs_as_1000_steps_take_and_no_warning(self, iris: Data):
+        """150 rows are 10 steps of 16, and 1000 are 100 epochs; 50 are 1 step of 50. The loss does not stop them."""
+        assert MLPClassifier((2,), tol=1e9).fit(*iris).n_iter_ == 100
+        assert MLPClassifier((2,), batch_size=50).fit(iris[0][:100:2], iris[1][:100:2]).n_iter_ == 1000
+        assert MLPClassifier((2,), max_iter=2).fit(*iris).n_iter_ == 2
+
+    def test_the_score_of_held_out_rows_stops_a_schedule(self, iris: Data):
+        model = MLPClassifier((2,), tol=1e9, early_stopping=True, n_iter_no_change=3, random_state=0)
+        assert model.fit(*iris).n_iter_ == 5  # the first one improves, and 4 are more than 3
+
+    def test_defaults_are_those_of_train(self):
+        """For tables."""
+        for kind in ESTIMATORS:
+            chosen = kind().get_params()
+            expected = {
+                "learning_rate_init": 0.01, "learning_rate": "cosine", "weight_decay": 0.02, "momentum": 0.9,
+                "batch_size": "auto", "max_iter": None,
+            }  # fmt: skip
+            assert {name: chosen[name] for name in expected} == expected
+
+    def test_an_estimator_pickled_by_an_older_version_has_a_constant_eta(self, iris: Data):
+        model = small(MLPClassifier).fit(*iris)
+        del model.__dict__["learning_rate"]
+        assert pickle.loads(pickle.dumps(model)).learning_rate == "constant"
 
 
 # --- attributes and predictions of a fitted estimator ---
@@ -577,7 +625,7 @@ def test_estimators_train_on_a_device(kind: type, device: str):
         ({"batch_size": "all"}, "batch_size must be 'auto' or a whole number above 0, got 'all'"),
         ({"learning_rate_init": 0}, "learning_rate_init must be a number above 0, got 0"),
         ({"learning_rate_init": float("nan")}, "learning_rate_init must be a number above 0, got nan"),
-        ({"max_iter": 1.5}, "max_iter must be a whole number above 0, got 1.5"),
+        ({"max_iter": 1.5}, "max_iter must be None or a whole number above 0, got 1.5"),
         ({"tol": -1}, "tol must be a number, at least 0, got -1"),
         ({"n_iter_no_change": 0}, "n_iter_no_change must be a whole number above 0, or inf, got 0"),
         ({"momentum": 1.1}, "momentum must be a number from 0 to 1, got 1.1"),
@@ -696,9 +744,9 @@ def test_a_batch_larger_than_the_data_is_clipped_with_a_warning(iris: Data):
     assert_array_equal(clipped.coefs_[0], small(MLPClassifier, batch_size=150).fit(*iris).coefs_[0])
 
 
-def test_batch_size_auto_is_200_or_all_rows():
-    """As in scikit-learn: min(200, N)."""
-    for rows, batch in ((150, 150), (450, 200)):
+def test_batch_size_auto_is_16_or_all_rows():
+    """min(16, N)."""
+    for rows, batch in ((15, 15), (45, 16)):
         X, y = targets(1, rows)
         fits = [small(MLPRegressor, batch_size=size).fit(X, y) for size in ("auto", batch)]
         assert_array_equal(fits[0].coefs_[0], fits[1].coefs_[0])

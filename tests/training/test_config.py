@@ -22,7 +22,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"lr": math.inf}, "`lr` must be auto or a number above 0, got inf"),
     ({"momentum": 1.0}, r"`momentum` must be in \[0, 1\), got 1.0"),
     ({"nesterov": True, "momentum": 0.0}, "`nesterov` must be used with a `momentum` above 0"),
-    ({"weight_decay": -0.1}, "`weight_decay` must be at least 0"),
+    ({"weight_decay": -0.1}, "`weight_decay` must be auto or at least 0"),
     ({"hidden": (0,)}, "`hidden` must be positive whole numbers, got 0"),
     ({"hidden": (8, -1)}, "`hidden` must be positive whole numbers, got -1"),
     ({"activation": ("sigmiod",)}, "unknown activation 'sigmiod': did you mean 'sigmoid'"),
@@ -35,8 +35,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"lr_gamma": 0.0}, r"`lr_gamma` must be in \(0, 1\]"),
     ({"lr_step": 0}, "`lr_step` must be a whole number, at least 1"),
     ({"lr_warmup": -1}, "`lr_warmup` must be a whole number, at least 0"),
-    ({"epochs": 0}, "`epochs` must be a whole number, at least 1"),
-    ({"epochs": 1.5}, "`epochs` must be a whole number"),
+    ({"epochs": 0}, "`epochs` must be auto or a whole number, at least 1"),
+    ({"epochs": 1.5}, "`epochs` must be auto or a whole number"),
     ({"batch_size": 0}, "`batch_size` must be a whole number, at least 1"),
     ({"val_fraction": 1.0}, r"`val_fraction` must be in \[0, 1\)"),
     ({"test_fraction": 0.0}, r"`test_fraction` must be in \(0, 1\)"),
@@ -50,7 +50,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"dtype": "float16"}, "unknown dtype 'float16'"),
     ({"threads": "0"}, "`threads` must be auto, tune or a number from 1"),
     ({"threads": "many"}, "`threads` must be auto, tune or a number from 1"),
-    ({"log_every": -1}, "`log_every` must be a whole number, at least 0"),
+    ({"log_every": -1}, "`log_every` must be auto or a whole number, at least 0"),
 ]
 
 
@@ -98,8 +98,8 @@ class TestToml:
         [
             ("batchsize = 3", "unknown setting 'batchsize': did you mean 'batch-size'?"),
             ("lr = 'fast'", "lr must be auto or a number, got 'fast'"),
-            ("epochs = 1.5", "epochs must be a whole number, got 1.5"),
-            ("epochs = true", "epochs must be a whole number, got True"),
+            ("epochs = 1.5", "epochs must be auto or a whole number, got 1.5"),
+            ("epochs = true", "epochs must be auto or a whole number, got True"),
             ("hidden = 30", "hidden must be a list of whole numbers, got 30"),
             ("nesterov = 1", "nesterov must be true or false, got 1"),
             ("config = 'other.toml'", "unknown setting 'config'"),

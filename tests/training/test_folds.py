@@ -107,6 +107,20 @@ def test_a_loss_without_probabilities_has_no_log_loss(tmp_path: Path):
     assert result.mean["accuracy"] > 0
 
 
+def test_the_weights_that_are_the_model_are_tested(tmp_path: Path):
+    """The best ones here; η = 2 makes the loss rise and fall, so that the final ones are others in a fold at least."""
+    result = cross_validate(small(tmp_path / "cv", weights="best", lr=2.0, epochs=5, folds=2))
+    losses = []
+    for fold in result.folds:
+        data, logits = load_run(fold.folder).dataset, dp.load(fold.folder).feed(load_run(fold.folder).dataset.test.x)
+        true = -logits.double().log_softmax(dim=1).gather(1, data.test.y[:, None]).mean()
+        assert fold.figures["log_loss"] == pytest.approx(float(true))
+        losses.append(
+            (float(true), json.loads((fold.folder / "metrics.jsonl").read_text().splitlines()[-1])["test_loss"])
+        )
+    assert any(abs(best - final) > 1e-3 for best, final in losses)
+
+
 class StopIn(Reporter):
     """Stops the run of a fold by SIGTERM in its first step."""
 

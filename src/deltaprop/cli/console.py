@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
 import time
@@ -126,7 +127,7 @@ class ConsoleReporter(Reporter):
         metric = "accuracy" if setup.objective.task == "classification" else "rmse"
         header = f"{'epoch':>7} {'train loss':>11} {'val loss':>11} {'val ' + metric:>13} {'seconds':>8}"
         self.console.print(f"\n{header}", style="bold")
-        self._epochs = setup.config.epochs
+        self._epochs = setup.config.total_epochs
 
     def step(self, epoch: int, steps: int, step: int) -> None:
         """Move the progress bar."""
@@ -229,12 +230,14 @@ def cross_validation(words: Sequence[str]) -> str | None:
 def describe(setup: Setup) -> list[tuple[str, str]]:
     """Return the data, model and settings of a run as rows of a name and a text."""
     config = setup.config
+    steps = math.ceil(len(setup.dataset.train) / config.batch_size)
     parameters = [sum(p.numel() for p in m.parameters()) for m in setup.model if isinstance(m, nn.Linear)]
     threads = f", {counted(setup.threads, 'thread')}" if setup.device.type == "cpu" else ""
     precision = "" if config.precision == "float32" else f", products in {config.precision}"
     rows = [
         *(("data", line) for line in _describe_data(setup.dataset)),
         *describe_config(config, setup.to_json()["resolved"], parameters),
+        ("epochs", f"{config.epochs}, each of {counted(steps, 'step')}"),
         ("device", f"{describe_device(setup.device)}{threads}, {config.dtype}{precision}"),
     ]
     if setup.tuned:
@@ -266,8 +269,8 @@ def describe_config(config: TrainConfig, resolved: dict[str, Any], parameters: l
 
 def _describe_sgd(config: TrainConfig) -> str:
     momentum = "Nesterov momentum" if config.nesterov else "momentum"
-    settings = {"η": config.lr, "batch": config.batch_size, momentum: config.momentum}
-    parts = [f"{name} {value:g}" for name, value in (settings | {"weight decay": config.weight_decay}).items() if value]
+    settings = {"η": config.rate, "batch": config.batch_size, momentum: config.momentum, "weight decay": config.decay}
+    parts = [f"{name} {value:g}" for name, value in settings.items() if value]
     if config.lr_schedule != "constant" or config.lr_warmup:
         parts.append(f"{config.lr_schedule} schedule")
     if config.lr_warmup:

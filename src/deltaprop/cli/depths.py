@@ -47,7 +47,7 @@ def main(words: Sequence[str]) -> int:
     picture = OutputFile("--picture", arguments.picture, PICTURES)
     config = TrainConfig(
         data=arguments.data, lr=arguments.lr, batch_size=arguments.batch_size, epochs=arguments.epochs,
-        seed=arguments.seed, momentum=0.0, log_every=0, device="cpu",
+        seed=arguments.seed, momentum=0.0, weight_decay=0.0, lr_schedule="constant", log_every=0, device="cpu",
     )  # fmt: skip
     if arguments.width < 1:
         raise UserError(f"--width must be at least 1, got {arguments.width}")

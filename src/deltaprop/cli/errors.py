@@ -111,7 +111,9 @@ def _flag_names() -> frozenset[str]:
     from deltaprop.training.config import TrainConfig  # needed only for errors
 
     names = [field.name for field in dataclasses.fields(TrainConfig)]
-    return frozenset([*names, "keep", "out", "override", "resume", "to", "weights"])
+    return frozenset(
+        [*names, "interval", "keep", "out", "override", "positive", "resume", "threshold", "to", "weights"]
+    )
 
 
 def _shell_word(value: str) -> str:

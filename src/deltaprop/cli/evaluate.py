@@ -15,13 +15,15 @@ from rich.console import Console
 from rich.text import Text
 
 from deltaprop.cli.console import Cell, ProgressBar, baseline_notes, print_rows, print_table, terminal
-from deltaprop.cli.errors import print_warning
+from deltaprop.cli.errors import as_flags, print_warning
 from deltaprop.cli.files import PICTURES, OutputFile, is_stream
 from deltaprop.cli.parsing import DataArguments, optional, read_arguments, training_data
 from deltaprop.data.formats import open_table
 from deltaprop.inference.evaluation import EvaluationReport, evaluate_file, evaluation_report
+from deltaprop.inference.intervals import LEVEL
 from deltaprop.inference.model import Model, load
 from deltaprop.inference.seen_rows import SeenRows
+from deltaprop.inference.thresholds import Threshold, read_threshold
 from deltaprop.training.evaluate import evaluate, raw_targets
 from deltaprop.training.load_run import load_run
 from deltaprop.training.seen_rows import EQUAL, read_training_rows
@@ -31,13 +33,18 @@ MAX_CONFUSION_CLASSES = 12  # in a confusion matrix on the terminal
 
 @dataclass(frozen=True)
 class Arguments(DataArguments):
-    """Classification: loss, accuracy, precision, recall and F1 of each class, confusion matrix; ROC AUC of two classes.
+    """Classification: loss, accuracy, precision, recall and F1 of each class, calibration error, confusion matrix.
 
-    Regression: loss, RMSE, MAE and R², in the units of the targets.
+    For two classes also ROC AUC. Regression: loss, RMSE, MAE and R², and the share of rows in the prediction intervals
+    of level 0.9, in the units of the targets. Rows that the model was trained on are counted.
     """
 
     #: Table with the target column, arrays with y, or folder of IDX files.
     data: Annotated[Path | None, optional("PATH", "the test part of the run")] = None
+    #: For two classes: the least probability at which the positive class is predicted; f1 or balanced choose it on the
+    #: validation rows of the run.
+    threshold: Annotated[str | None, optional("P|f1|balanced", "the more probable class")] = None
+    positive: Annotated[str | None, optional("CLASS", "the second class")] = None  # Class that the threshold is for.
     json: Annotated[Path | None, optional("FILE.json", "")] = None  # Write the metrics to this file.
     picture: Annotated[Path | None, optional("FILE", "")] = None  # Write plots to this .png, .svg or .pdf file.
 
@@ -49,20 +56,23 @@ def main(words: Sequence[str]) -> int:
     figures = OutputFile("--json", arguments.json, () if arguments.json and is_stream(arguments.json) else (".json",))
     picture = OutputFile("--picture", arguments.picture, PICTURES)
     model = load(run, arguments.weights)
+    threshold = read_threshold(model, arguments.threshold, arguments.positive)
     for file in (figures, picture):
         file.check_apart(run, *([data] if data else []), *training_data(model.config))
     console = terminal()
     with contextlib.closing(ProgressBar(console)) as bar:
         if data is None:
-            report = _on_test_part(run, model)
+            report = _on_test_part(run, model, threshold)
         else:
             known, reading = read_training_rows(run), arguments.reading(model.config.reading)
-            report = evaluate_file(model, data, known=known, reading=reading, progress=bar)
+            report = evaluate_file(model, data, known=known, threshold=threshold, reading=reading, progress=bar)
     source = str(data or "its own test part")
     console.print(f"{run} ({model.weights} weights) on {source}", style="bold")
     _print_report(console, model, report, run)
     if figures.path is not None:
         about = {"run": str(run), "weights": model.weights, "data": source, **report.to_json()}
+        if threshold is not None:
+            about["threshold"] = threshold.to_json(model)
         figures.write(json.dumps(about, indent=2, allow_nan=False) + "\n")
         console.print(f"json {figures.path}")
     if picture.path is not None:
@@ -73,7 +83,7 @@ def main(words: Sequence[str]) -> int:
     return 0
 
 
-def _on_test_part(run: Path, model: Model) -> EvaluationReport:
+def _on_test_part(run: Path, model: Model, threshold: Threshold | None) -> EvaluationReport:
     """Return the metrics on the test part of the run's own data."""
     setup = load_run(run, model.weights)
     dataset, test = setup.dataset, setup.dataset.test
@@ -85,7 +95,7 @@ def _on_test_part(run: Path, model: Model) -> EvaluationReport:
     evaluation = evaluate(setup.model, setup.objective, test, dataset.target_scaling)
     assert evaluation is not None  # the test part always has rows
     y = test.y if model.class_names else raw_targets(test, dataset.target_scaling)
-    return evaluation_report(model, evaluation.outputs, y.numpy(), dropped=dropped)
+    return evaluation_report(model, evaluation.outputs, y.numpy(), threshold, dropped=dropped)
 
 
 def _print_report(console: Console, model: Model, report: EvaluationReport, run: Path) -> None:
@@ -97,6 +107,10 @@ def _print_report(console: Console, model: Model, report: EvaluationReport, run:
     if report.seen is not None and (text := _seen_text(report, report.seen, run)):
         rows.insert(0, ("seen", text))
     rows += _baseline_rows(report)
+    if report.threshold is not None:
+        rows.insert(0, ("threshold", report.threshold.describe(model)))
+    if report.no_intervals:
+        rows.append(("intervals", as_flags(f"none: {report.no_intervals}")))
     print_rows(console, rows, width=len("accuracy"))
     if report.by_class:
         console.print()
@@ -139,12 +153,17 @@ def _overall(model: Model, report: EvaluationReport) -> list[tuple[str, Cell]]:
     if report.confusion is None:
         # The units of several targets differ: only R² has none.
         names = ["r2"] if report.by_class else [*report.figures]
-        return rows + [(name, f"{report.figures[name]:.4g}") for name in names]
+        rows += [(name, f"{report.figures[name]:.4g}") for name in names]
+        for name, interval in (report.intervals or {}).items():
+            of = f" of {name}" if len(report.intervals or {}) > 1 else ""
+            inside = f"{100 * interval['coverage']:.1f} % inside at level {LEVEL:g}{of}"
+            rows.append(("intervals", f"{inside}, {interval['width']:.4g} wide"))
+        return rows
     right = int(report.confusion.trace())
     accuracy = (f"{100 * right / report.rows:.2f} %", "bold green")
     rows.append(("accuracy", Text.assemble(accuracy, f" ({right} of {report.rows})")))
     rows.append(("balanced", f"{100 * report.figures['balanced_accuracy']:.2f} %"))
-    for name, label in (("macro_f1", "macro F1"), ("roc_auc", "ROC AUC")):
+    for name, label in (("macro_f1", "macro F1"), ("roc_auc", "ROC AUC"), ("ece", "ECE")):
         value = report.figures.get(name)
         rows += [] if value is None else [(label, "-" if math.isnan(value) else f"{value:.4f}")]
     return rows

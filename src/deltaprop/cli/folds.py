@@ -40,7 +40,7 @@ class FoldsReporter(ConsoleReporter):
     def start(self, setup: Setup, folder: Path) -> None:
         """Print the configuration before the first fold."""
         self._describe(setup)
-        self._epochs = setup.config.epochs
+        self._epochs = setup.config.total_epochs
 
     def epoch(self, setup: Setup, metrics: dict[str, Any]) -> None:
         """Print nothing: a fold has one line."""

@@ -146,6 +146,7 @@ MESSAGES = (
     (r"(--\S+): invalid literal for int\(\) with base 10: (.*)", r"\1 must be a whole number, got \2"),
     (r"(--\S+): could not convert string to float: (.*)", r"\1 must be a number, got \2"),
     (r"FLOAT\|\{auto\}", "auto or a number"),
+    (r"INT\|\{auto\}", "auto or a whole number"),
     (r"(--\S+): no type matching (?:\{None\}\|)?(.*?) could be instantiated from \['(.*?)'\].*",
      r"\1 must be \2, got '\3'"),
     (r"(--\S+): Could not find valid parse for arguments: \[(.*)\]", r"\1 cannot be \2"),

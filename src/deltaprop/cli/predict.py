@@ -17,6 +17,7 @@ from deltaprop.data.formats.csv import CsvTable
 from deltaprop.errors import UserError
 from deltaprop.inference.model import load
 from deltaprop.inference.predictions import OUTPUT_ENDINGS, STDOUT, check_keep, prediction_batches, write
+from deltaprop.inference.thresholds import read_threshold
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Arguments(DataArguments):
     The name - stands for CSV on stdin or stdout.
     """
 
-    #: Table (.csv, .tsv, these with .gz, .parquet, folder of .parquet parts), arrays (.npz with x, .npy) or -, stdin.
+    #: Table (as for train), arrays (.npz with x, .npy), folder of IDX files, or -, CSV on stdin.
     data: Annotated[str | None, optional("PATH", "required")] = None
     out: Annotated[str | None, optional("FILE", "required")] = (
         None  # File to write: .csv, .csv.gz, .parquet or -, stdout.
@@ -35,6 +36,12 @@ class Arguments(DataArguments):
     #: Columns of the data to write before the predictions, such as an identifier; from a CSV to Parquet, numeric inputs
     #: as numbers and others as text.
     keep: Annotated[tuple[str, ...], optional("COLUMN ...", "none")] = ()
+    #: For two classes: the least probability at which the positive class is predicted; f1 or balanced choose it on the
+    #: validation rows of the run.
+    threshold: Annotated[str | None, optional("P|f1|balanced", "the more probable class")] = None
+    positive: Annotated[str | None, optional("CLASS", "the second class")] = None  # Class that the threshold is for.
+    #: For numbers: write intervals, in the columns low and high, that contain this share of new rows.
+    interval: Annotated[float | None, optional("LEVEL", "none")] = None
 
 
 def main(words: Sequence[str]) -> int:
@@ -48,18 +55,25 @@ def main(words: Sequence[str]) -> int:
     file = OutputFile("--out", None if out == STDOUT else Path(out), OUTPUT_ENDINGS)
     model = load(run, arguments.weights)
     reading = arguments.reading(model.config.reading)
+    threshold = read_threshold(model, arguments.threshold, arguments.positive)
+    level = arguments.interval
+    if level is not None:
+        model.interval_radius(level)  # refuses a level that the run cannot give
     is_stdin = data == "-"
     console = terminal(stderr=out == STDOUT)
     with contextlib.closing(ProgressBar(console)) as bar:
         source: Any = CsvTable.of_stream(Path("stdin"), sys.stdin.buffer, reading) if is_stdin else data
         blocks = model.blocks(source, reading=reading, progress=bar)
         file.check_apart(run, *([] if is_stdin else [data]), *training_data(model.config))
-        check_keep(blocks, arguments.keep)
-        batches = prediction_batches(model, blocks, arguments.keep, as_csv=not out.lower().endswith(".parquet"))
+        check_keep(blocks, arguments.keep, intervals=level is not None)
+        as_csv = not out.lower().endswith(".parquet")
+        batches = prediction_batches(model, blocks, arguments.keep, as_csv=as_csv, threshold=threshold, level=level)
         rows = write(_not_empty(batches, "stdin" if is_stdin else data), out)
     for line in blocks.warnings:
         print_warning(line)
     if out != STDOUT:
+        if threshold is not None and threshold.chosen:
+            console.print(f"threshold {threshold.describe(model)}")
         console.print(f"{rows} rows: {out} ({model.weights} weights)")
     return 0
 

@@ -55,6 +55,9 @@ class Flags(TrainConfig):
     run_dir: Annotated[Path | None, optional("PATH", "runs/<data>-<date>-<time>")] = None
     config: Annotated[Path | None, optional("FILE.toml", "")] = None
     lr: Annotated[float | Literal["auto"], arg(metavar="FLOAT|auto")] = TrainConfig.lr
+    weight_decay: Annotated[float | Literal["auto"], arg(metavar="FLOAT|auto")] = TrainConfig.weight_decay
+    epochs: Annotated[int | Literal["auto"], arg(metavar="INT|auto")] = TrainConfig.epochs
+    log_every: Annotated[int | Literal["auto"], arg(metavar="INT|auto")] = TrainConfig.log_every
     activation: Annotated[tuple[str, ...], _ACTIVATIONS] = TrainConfig.activation
     loss: Annotated[str, _LOSSES] = TrainConfig.loss
     init: Annotated[str, _INITS] = TrainConfig.init

@@ -11,7 +11,8 @@ from deltaprop.data.builtin import BUILTIN, BUILTIN_LR
 from deltaprop.data.columns import TableOptions
 from deltaprop.data.dataset import Dataset, Part, RawData, Split, StreamedSplit
 from deltaprop.data.encoding import Encoding
-from deltaprop.data.formats.idx import find_idx_files, load_idx_folder, read_idx
+from deltaprop.data.formats.idx import load_idx_folder, read_idx
+from deltaprop.data.formats.idx_files import find_idx_files
 from deltaprop.data.loading import Source, check_source, load
 from deltaprop.data.scaling import Scaling
 from deltaprop.data.splits import Fold, split_indices

@@ -28,7 +28,8 @@ LARGE_INTEGER = r"^[+-]?\d{16,}$"
 MOST_EXACT = 2**53  # float64 has every integer up to here
 
 _BODY = rf"\d[\d.,'{BLANKS}]*|[.,]\d+"
-_CURRENCY = r"[$€£¥₹]|USD|EUR|GBP|CHF|JPY"
+CURRENCIES = ("USD", "EUR", "GBP", "CHF", "JPY")
+_CURRENCY = rf"[$€£¥₹]|{'|'.join(CURRENCIES)}"
 _UNIT = r"[^\W\d_]{1,8}(?:/[^\W\d_]{1,4})?[²³]?|°[CF]?"
 _WRITTEN = re.compile(
     rf"(?:[+-]\s?)?(?P<before>{_CURRENCY})?\s?[+-]?(?P<body>{_BODY})(?P<exponent>[eE][+-]?\d+)?"

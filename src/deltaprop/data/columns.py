@@ -32,7 +32,7 @@ from deltaprop.errors import UserError, setting
 
 Numbers: TypeAlias = NDArray[np.float64]
 Kind: TypeAlias = Literal["numbers", "categories"]
-Part: TypeAlias = Literal["", "day", "month", "weekday", "hour"]
+DatePart: TypeAlias = Literal["", "day", "month", "weekday", "hour"]
 TaskChoice: TypeAlias = Literal["auto", "classification", "regression"]
 Missing: TypeAlias = Literal["auto", "mean", "drop", "refuse"]
 RareClasses: TypeAlias = Literal["drop", "keep", "merge"]
@@ -130,7 +130,7 @@ class Column:
     name: str
     kind: Kind = "numbers"
     source: str = ""
-    part: Part = ""
+    part: DatePart = ""
     form: Form = PLAIN
     absent: tuple[str, ...] = ()
     present: tuple[str, ...] = ()

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from deltaprop.data.cells import ABSENT, PLAIN, Form, canonical
-from deltaprop.data.columns import Column, Kind, Missing, Numbers, Part
-from deltaprop.data.scaling import Scaling
+from deltaprop.data.columns import Column, DatePart, Kind, Missing, Numbers
+from deltaprop.data.scaling import LEAST_STEPS, SQUARABLE, Scaling
 from deltaprop.data.splits import Rows
 from deltaprop.data.store import InMemory, OnDisk, Store
 from deltaprop.errors import UserError, listed, setting
@@ -54,7 +54,7 @@ class Input:
     absent: bool = False
     others: bool = False
     source: str = ""
-    part: Part = ""
+    part: DatePart = ""
     form: Form = PLAIN
 
     @property
@@ -189,7 +189,7 @@ def _input(entry: Mapping[str, Any]) -> Input:
     source, form = entry.get("source", ""), Form.from_json(entry.get("form", {}))
     if not isinstance(absent, bool) or not isinstance(others, bool) or not isinstance(source, str):
         raise ValueError(f"the inputs of {name!r:.40}")
-    if part not in get_args(Part):
+    if part not in get_args(DatePart):
         raise ValueError(f"the part {part!r:.40}")
     return Input(name, kind, tuple(names), None if fill is None else float(fill), absent, others, source, part, form)
 
@@ -307,9 +307,11 @@ def fit_encoding(
     scaler = StandardScaler()
     seen: list[set[float]] = [set() for _ in columns]
     present, rows = np.zeros(len(columns), dtype=np.int64), 0
+    least, most = np.full(len(columns), np.inf), np.full(len(columns), -np.inf)
     for block in blocks:
         present += (~np.isnan(block)).sum(axis=0)
         rows += len(block)
+        least, most = np.fmin(least, np.fmin.reduce(block)), np.fmax(most, np.fmax.reduce(block))
         if numbers:
             with np.errstate(over="ignore", invalid="ignore"):  # reported below, with the column's name
                 scaler.partial_fit(block[:, numbers])
@@ -329,10 +331,12 @@ def fit_encoding(
             about["others"] = column.frequent is not None
             inputs.append(Input(column.name, "categories", tuple(sorted(kept)), **about))
             continue
-        middle, spread = (float(values[numbers.index(at)]) for values in (mean, scale))
+        number = numbers.index(at)
         if not present[at]:
-            middle, spread = mean[numbers.index(at)], scale[numbers.index(at)] = 0.0, 1.0
-        _check_spread(middle, spread, column, where)
+            mean[number], scale[number] = 0.0, 1.0
+        elif most[at] > least[at]:
+            _check_spread(float(mean[number]), float(scaler.var_[number]), column, where)
+        middle = float(mean[number])
         about["absent"] = missing == "auto" and column.part in ("", "day") and gaps > MISSING_SHARE * rows
         inputs.append(Input(column.name, "numbers", fill=None if missing == "refuse" else middle, **about))
     forms = tuple(column.form for column in targets)
@@ -347,17 +351,19 @@ def fit_encoding(
     return encoding, scaling, [column.name for at, column in enumerate(columns) if not present[at]]
 
 
-SMALLEST, LARGEST_SPREAD = 1e-150, 1e153  # deviations whose squares float64 holds
-
-
-def _check_spread(mean: float, deviation: float, column: Column, where: str) -> None:
-    """Refuse a column of numbers whose deviation cannot be computed."""
-    is_sound = math.isfinite(mean) and math.isfinite(deviation) and SMALLEST <= deviation <= LARGEST_SPREAD
-    if not is_sound:
-        raise UserError(
-            f"{where}: column {column.source!r} cannot be standardised: its mean is {mean:g} and its deviation "
-            f"{deviation:g}: {setting('drop', column.source)} leaves it out; or write it in another unit"
-        )
+def _check_spread(mean: float, variance: float, column: Column, where: str) -> None:
+    """Refuse a column of different numbers whose variance float64 cannot hold, or cannot tell beside their mean."""
+    deviation = math.sqrt(variance) if variance >= 0 else math.nan
+    is_far = deviation < LEAST_STEPS * np.spacing(abs(mean))
+    if math.isfinite(mean) and SQUARABLE[0] <= deviation <= SQUARABLE[1] and not is_far:
+        return
+    drop = setting("drop", column.source)
+    what = "too far from 0 for their differences" if is_far and deviation >= SQUARABLE[0] else "too small or too large"
+    raise UserError(
+        f"{where}: column {column.source!r} has numbers {what} to be standardised in float64 (their mean is {mean:g}): "
+        f"write it in another unit, or leave it out by {drop}",
+        {"drop": (column.source,)},
+    )
 
 
 def unseen_categories(encoding: Encoding, columns: Sequence[Column], where: str, rows: int) -> list[str]:

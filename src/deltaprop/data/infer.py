@@ -11,10 +11,10 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from deltaprop.data.cells import ABSENT, PLAIN, Form, are_numbers, shape_of
-from deltaprop.data.columns import LONGEST_QUOTE, Column, Part, TableOptions, quoted_cell
-from deltaprop.data.profile import MOST_COUNTED, MOST_VALUES, PARTS, Profile
-from deltaprop.data.table import Table, unlisted
+from deltaprop.data.cells import ABSENT, CURRENCIES, PLAIN, Form, are_numbers, matches, shape_of
+from deltaprop.data.columns import LONGEST_QUOTE, Column, DatePart, TableOptions, quoted_cell
+from deltaprop.data.profile import DATE_PARTS, MOST_COUNTED, MOST_VALUES, Profile
+from deltaprop.data.table import NUMBER, Table, unlisted
 from deltaprop.errors import UserError, counted, listed, setting
 
 MOST_NAMES = 100  # categories of a column that have an input of their own
@@ -107,9 +107,11 @@ def infer(
     if not used and not problems:  # the only inputs are used, whatever they look like
         used = {name for name, reading in readings.items() if reading.columns}
     of_targets = {name: _target(profiles[name], options) for name in target_names}
+    if not options.target:
+        _suggest_target(of_targets[target_names[0]], profiles[target_names[0]], readings)
     _refuse_problems(table, {**readings, **of_targets}, of_targets)
     if not used:
-        reasons = listed([f"{name} ({reading.reason})" for name, reading in readings.items()], 4)
+        reasons = listed([f"{name} ({reading.reason})".lstrip() for name, reading in readings.items()], 4)
         raise UserError(f"{table.path}: no column is left as an input beside the target {target_names[0]!r}: {reasons}")
     notes = [note for reading in of_targets.values() for note in reading.notes]
     for name, reading in readings.items():
@@ -193,6 +195,8 @@ def _limit_names(reading: _Reading, profile: Profile, is_wanted: bool) -> None:
         reading.reason = "" if is_wanted else f"{total} names, all different"
     elif not frequent:
         reading.reason = "" if is_wanted else f"{total} names, none of them frequent"
+    if reading.reason and profile.other_dates > profile.present / 2:
+        reading.reason += "; dates are read if written as 2020-12-31"
     if reading.reason or not frequent:
         if len(names) > MOST_NAMES or profile.overflow:
             frequent = [name for name, _ in names.most_common(MOST_NAMES)]
@@ -219,6 +223,19 @@ def _target(profile: Profile, options: TableOptions) -> _Reading:
     if reading.problem and reading.remedy[0] in ("drop", "categorical"):
         reading.remedy = ("drop", ())
     return reading
+
+
+def _suggest_target(reading: _Reading, profile: Profile, readings: Mapping[str, _Reading]) -> None:
+    """Name the nearest column that could be a target where the last one, which is the default, cannot."""
+    if reading.columns and not reading.problem:
+        if profile.names and profile.names.most_common(1)[0][1] == 1 and reading.columns[0].kind == "categories":
+            reading.problem = f"its {len(profile.names)} names are all different"
+        elif profile.whole and len(profile.values) == 1 and profile.numbers == profile.present:
+            reading.problem = f"it is {next(iter(profile.values)):g} in every row"
+    able = [name for name, r in readings.items() if name and r.columns and not (r.reason or r.columns[0].part)]
+    if reading.problem and not reading.remedy[1] and able:
+        reading.problem = reading.problem.partition(":")[0]
+        reading.remedy = ("target", (able[-1],))
 
 
 def _read(profile: Profile, options: TableOptions) -> _Reading:
@@ -275,7 +292,9 @@ def _text(profile: Profile, options: TableOptions, absent: tuple[str, ...]) -> _
         return _few_texts(profile, form, "dates")
     if 0 < texts <= few and read > present / 2:
         return _few_texts(profile, form, "numbers")
-    note = ""
+    note, odd = "", _odd_marks(profile)
+    if odd and texts == present - read:
+        return _Reading(problem=f"its numbers are written in different ways, such as {odd}", remedy=("drop", (name,)))
     if read:
         note = f"column {name!r} is read as names, and {counted(read, 'cell')} of {present} look like numbers"
     elif profile.other_dates > present / 2:
@@ -320,7 +339,10 @@ def _dates(profile: Profile, absent: tuple[str, ...]) -> _Reading:
     """Return a date as the number of its day, and its month, weekday and hour where they vary."""
     name = profile.name
     columns = [Column(name, part="day", absent=absent)]
-    varying: list[Part] = [part for part in PARTS if len(profile.parts[part]) > 1]
+    if profile.times == profile.dates:
+        note = f"column {name!r} has times of day, which are numbers"
+        return _Reading([Column(name, part="day", absent=absent)], notes=[note])
+    varying: list[DatePart] = [part for part in DATE_PARTS if len(profile.parts[part]) > 1]
     columns += [Column(f"{name} ({part})", source=name, part=part, absent=absent) for part in varying]
     parts = " and ".join(filter(None, [", ".join(["day", *varying[:-1]]), *varying[-1:]]))
     return _Reading(columns, notes=[f"column {name!r} has dates: {parts} are numbers" if varying else
@@ -336,7 +358,7 @@ def _form(profile: Profile, options: TableOptions) -> tuple[Form, int, str]:
 
     names = pyarrow.array([*profile.names], pyarrow.string())
     counts = [*profile.names.values()]
-    plain = are_numbers(names, PLAIN).tolist()
+    plain = matches(names, NUMBER).tolist()
     found = [None if is_plain else shape_of(text) for text, is_plain in zip(profile.names, plain, strict=True)]
     shapes: Counter[tuple[str, str]] = Counter()
     for shape, count in zip(found, counts, strict=True):
@@ -369,7 +391,7 @@ def _separators(
     commas = sum(count for shape, count in fitting.items() if shape == "comma" or shape[11:] == " ,")
     points += sum(count for shape, count in fitting.items() if shape in ("point", "thousands ,") or shape[11:] == " .")
     told = decimal != "auto"
-    if not told:
+    if not told or not any("," in shape or shape in ("comma", "ambiguous") for shape in fitting):
         decimal = "comma" if fitting["thousands ."] or commas > points else "point"
     sign = "," if decimal == "comma" else "."
     separators = {shape[10]: count for shape, count in fitting.items() if shape.startswith("thousands ")}
@@ -377,6 +399,17 @@ def _separators(
     if fitting["ambiguous"] and sign == ".":  # 1,234
         return sign, ",", not separators.get(",") and not points and not told
     return sign, max(separators, key=separators.__getitem__, default=""), False
+
+
+def _odd_marks(profile: Profile) -> str:
+    """Return two cells with and without a percent sign, or of two currencies, if all are numbers with such marks."""
+    examples: dict[str, str] = {}
+    for text in profile.names:
+        shape = shape_of(text)
+        if shape is None or (shape[0][:1].isalpha() and shape[0] not in CURRENCIES):
+            return ""
+        examples.setdefault(shape[0], text)
+    return " and ".join(repr(text) for text in [*examples.values()][:2]) if len(examples) > 1 else ""
 
 
 def _mark(shapes: Counter[tuple[str, str]], different: int, plain: int) -> str:
@@ -390,7 +423,7 @@ def _mark(shapes: Counter[tuple[str, str]], different: int, plain: int) -> str:
     mark = marks.most_common(1)[0][0]
     if not mark[0].isalpha() and mark not in ("%", "‰", "°", "°C", "°F"):
         return mark  # a currency, which some cells may lack
-    if mark in ("USD", "EUR", "GBP", "CHF", "JPY"):
+    if mark in CURRENCIES:
         return mark
     is_unit = mark not in ("%", "‰")
     alone = len(marks) == 1 and not bare

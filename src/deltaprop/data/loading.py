@@ -20,7 +20,9 @@ from deltaprop.data.columns import TableOptions
 from deltaprop.data.dataset import Dataset, EncodedRows, FittedData, Part, RawData, Split, StreamedSplit
 from deltaprop.data.formats import endings, find_format, is_table, open_table, unknown_format
 from deltaprop.data.formats.arrays import ARRAY_NAMES, ArrayFile
-from deltaprop.data.formats.idx import IdxFolder, find_idx_files, load_idx_folder
+from deltaprop.data.formats.excel import EXCEL_NAMES, is_workbook
+from deltaprop.data.formats.idx import IdxFolder, load_idx_folder
+from deltaprop.data.formats.idx_files import find_idx_files
 from deltaprop.data.from_table import RawTable, read_table
 from deltaprop.data.infer import choose_columns
 from deltaprop.data.scaling import Scaling, check_targets_fit
@@ -124,9 +126,15 @@ def check_source(source: str | Source) -> None:
     for flag, names in (("target", options.target), ("test", (asked.test,) if asked.test else ())):
         if names and not has_targets:
             raise UserError(f"{setting(flag, *names)}: {source} brings its own; it is for tables and arrays")
-    for flag, usual in (("missing", ("auto", "refuse")), ("decimal", ("auto",))):
+    options_of_tables = {
+        "missing": ("auto", "refuse"), "decimal": ("auto",), "columns": ("infer", "0.1"), "header": (True,),
+        "sheet": (None,),
+    }  # fmt: skip
+    for flag, usual in options_of_tables.items():
         if (value := getattr(options, flag)) not in usual and not has_columns:
             raise UserError(f"{setting(flag, value)}: it is for tables, and {source} is not one")
+    if options.sheet is not None and not any(path and is_workbook(path) for path in (source, asked.test)):
+        raise UserError(f"{setting('sheet', options.sheet)}: it is for workbooks ({', '.join(EXCEL_NAMES)})")
     for path in (source, asked.test):
         if path is not None and has_targets and not os.path.exists(path):
             raise UserError(f"{path}: there is no such file")

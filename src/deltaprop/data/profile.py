@@ -19,18 +19,19 @@ from deltaprop.data.cells import (
     MOST_EXACT,
     OTHER_DATE,
     SIGNS,
+    TIME,
     are_dates,
     canonical,
     matches,
     moments,
     words_in,
 )
-from deltaprop.data.columns import Part
+from deltaprop.data.columns import DatePart
 from deltaprop.data.table import NUMBER, Table, type_family
 
 MOST_COUNTED = 20_000  # different names of a column that are counted
 MOST_VALUES = 20  # different numbers of a column that are collected
-PARTS: tuple[Part, ...] = ("month", "weekday", "hour")  # of a date, besides the day
+DATE_PARTS: tuple[DatePart, ...] = ("month", "weekday", "hour")  # of a date, besides the day
 
 
 @dataclass
@@ -49,6 +50,7 @@ class Profile:
         large: Integers that float64 would round.
         infinite: The first row with infinity; None without one.
         dates: The number of cells that are dates or times.
+        times: Those that are times of day.
         signs: The cells that are a sign such as -.
         other_dates: The number of cells such as 12/31/2020.
         names: The cells of blocks that have text, or codes, with their counts; numbers are in their one spelling.
@@ -70,6 +72,7 @@ class Profile:
     large: int = 0
     infinite: int | None = None
     dates: int = 0
+    times: int = 0
     signs: Counter[str] = field(default_factory=Counter)
     other_dates: int = 0
     names: Counter[str] = field(default_factory=Counter)
@@ -77,7 +80,7 @@ class Profile:
     overflow: bool = False
     values: set[float] = field(default_factory=set)
     starts: int | None = None
-    parts: dict[str, set[int]] = field(default_factory=lambda: {part: set() for part in PARTS})
+    parts: dict[str, set[int]] = field(default_factory=lambda: {part: set() for part in DATE_PARTS})
 
     @property
     def missing(self) -> int:
@@ -116,6 +119,7 @@ class Profile:
             self._add_numbers(cells, before)
         elif family == "dates":
             self.dates += len(cells) - cells.null_count
+            self.times += len(cells) - cells.null_count if types.is_time(cells.type) else 0
             self._add_parts(moments(cells))
         elif family == "text":
             if types.is_boolean(cells.type):
@@ -194,6 +198,7 @@ class Profile:
             try:
                 self._add_parts(moments(dates))
                 self.dates += int(is_date.sum())
+                self.times += int(matches(cells, TIME).sum())
             except ValueError:  # 2020-13-45
                 is_date[:] = False
         self.other_dates += int(matches(cells, OTHER_DATE).sum())
@@ -208,7 +213,7 @@ class Profile:
     def _add_parts(self, when: Any) -> None:
         from pyarrow import compute
 
-        for part, of in zip(PARTS, (compute.month, compute.day_of_week, compute.hour), strict=True):
+        for part, of in zip(DATE_PARTS, (compute.month, compute.day_of_week, compute.hour), strict=True):
             self.parts[part] |= {*compute.unique(of(when)).drop_null().to_pylist()}
 
     def _count(self, cells: Any) -> None:

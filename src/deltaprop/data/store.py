@@ -17,7 +17,7 @@ import os
 import secrets
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypeAlias
@@ -218,7 +218,7 @@ def load_rows(
                 for waiting in blocks:
                     writer.add(waiting)
                 blocks = []
-        digest.update(described_columns(reader))
+        digest.update(described_columns(reader.inputs, reader.targets))
         loaded = LoadedTable(
             InMemory(np.concatenate(blocks) if blocks else np.empty((0, width))),
             np.concatenate(targets) if targets else np.empty((0, len(reader.targets))),
@@ -231,10 +231,10 @@ def load_rows(
         raise
 
 
-def described_columns(reader: Reader) -> bytes:
+def described_columns(inputs: Sequence[Column], targets: Sequence[Column]) -> bytes:
     """Return the columns of a table as its digest covers them, after the rows."""
-    names = [[column.name, column.kind, [*column.names]] for column in [*reader.inputs, *reader.targets]]
-    return json.dumps([names, len(reader.inputs)], ensure_ascii=True).encode()
+    names = [[column.name, column.kind, [*column.names]] for column in [*inputs, *targets]]
+    return json.dumps([names, len(inputs)], ensure_ascii=True).encode()
 
 
 def cache_key(table: Table, key: str) -> str:

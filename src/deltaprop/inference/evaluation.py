@@ -18,8 +18,11 @@ from deltaprop.data.formats import find_format, unknown_format
 from deltaprop.data.splits import Array
 from deltaprop.data.table import ReadOptions
 from deltaprop.errors import UserError
+from deltaprop.inference.calibration import Calibration, calibrate
+from deltaprop.inference.intervals import LEVEL
 from deltaprop.inference.model import Model
 from deltaprop.inference.seen_rows import RowMatcher, SeenRows
+from deltaprop.inference.thresholds import Threshold
 from deltaprop.training.baseline import Baseline, classes_baseline, numbers_baseline
 from deltaprop.training.seen_rows import TrainingRows
 
@@ -33,12 +36,16 @@ class EvaluationReport:
     Attributes:
         rows: The number of rows.
         loss: C, a mean over the rows; for numbers in the target's own units.
-        figures: The metrics of all rows, by name: accuracy, roc_auc, rmse, mae, r2, ….
+        figures: The metrics of all rows, by name: accuracy, roc_auc, ece, rmse, mae, r2, ….
         by_class: precision, recall, f1 and rows of each class, or rmse, mae and r2 of each of several targets.
         true: Labels [N], or numbers [N, k].
         predicted: The predictions, of the same shape.
         confusion: Counts [true, predicted] of each class; None for numbers.
         probability: Probability of the second of two classes, [N]; None if there is none.
+        calibration: Confidence and accuracy, bin by bin; None without probabilities.
+        threshold: What decides between two classes; None for the larger probability.
+        intervals: Share of the rows within the interval of level 0.9, and its width, of each target; None for classes.
+        no_intervals: Why there are none, for numbers.
         dropped: Number of rows left out because of missing inputs; None if unknown.
         unlabelled: Number of rows left out because their target is missing.
         rare: Number of rows left out because training left out their class.
@@ -57,6 +64,10 @@ class EvaluationReport:
     predicted: Array
     confusion: Array | None = None
     probability: Array | None = None
+    calibration: Calibration | None = None
+    threshold: Threshold | None = None
+    intervals: dict[str, dict[str, float]] | None = None
+    no_intervals: str = ""
     dropped: int | None = 0
     unlabelled: int = 0
     rare: int = 0
@@ -72,9 +83,11 @@ class EvaluationReport:
         }  # fmt: skip
         overall = {"rows": self.rows, **left_out, "loss": self.loss, **self.figures}
         by_class = {name: _finite(row) for name, row in self.by_class.items()}
-        details = {"targets": by_class}
+        details: dict[str, Any] = {"targets": by_class}
         if self.confusion is not None:
             details = {"classes": by_class, "confusion": self.confusion.tolist()}
+        if self.intervals is not None or self.no_intervals:
+            details["intervals"] = {"level": LEVEL, "targets": self.intervals, "reason": self.no_intervals or None}
         baseline = None if self.baseline is None else self.baseline.to_json()
         found: dict[str, Any] = {**_finite(overall), "baseline": baseline, **details, "warnings": [*self.warnings]}
         if self.seen is not None:
@@ -95,6 +108,7 @@ def evaluate_file(
     data: str | Path,
     *,
     known: TrainingRows | None = None,
+    threshold: Threshold | None = None,
     reading: ReadOptions | None = None,
     progress: Progress = silent,
 ) -> EvaluationReport:
@@ -104,6 +118,7 @@ def evaluate_file(
         model: The model.
         data: A table with the target column, arrays with y, or a folder of IDX files (of which the test part is used).
         known: The rows that the model was trained on, to recognise them.
+        threshold: Decides between two classes; by default the larger probability does.
         reading: How a table is read; by default as the training data.
         progress: Called with (description, bytes done, total).
 
@@ -133,7 +148,7 @@ def evaluate_file(
     if not used.any():
         raise UserError(f"{path}: there are no rows to evaluate on: training left out all their classes")
     both = torch.cat(outputs)[torch.from_numpy(used)], labels[used]
-    report = evaluation_report(model, *both, dropped=blocks.dropped, warnings=blocks.warnings)
+    report = evaluation_report(model, *both, threshold, dropped=blocks.dropped, warnings=blocks.warnings)
     report = replace(report, unlabelled=blocks.unlabelled, rare=int((~used).sum()))
     if matcher is None:
         return report
@@ -149,12 +164,18 @@ def _with_seen_rows(
     others = None
     if seen.mask is not None and seen.mask.any() and not seen.mask.all():
         new = ~seen.mask
-        others = evaluation_report(model, outputs[torch.from_numpy(new)], y[new])
+        others = evaluation_report(model, outputs[torch.from_numpy(new)], y[new], report.threshold)
     return replace(report, seen=seen, others=others)
 
 
 def evaluation_report(
-    model: Model, outputs: Tensor, y: Array, *, dropped: int | None = 0, warnings: Sequence[str] = ()
+    model: Model,
+    outputs: Tensor,
+    y: Array,
+    threshold: Threshold | None = None,
+    *,
+    dropped: int | None = 0,
+    warnings: Sequence[str] = (),
 ) -> EvaluationReport:
     """Compare the outputs of a model with the true targets.
 
@@ -162,6 +183,7 @@ def evaluation_report(
         model: The model that computed the outputs.
         outputs: [N, n_L].
         y: Labels [N], or numbers [N, k] in their own units.
+        threshold: Decides between two classes; by default the larger probability does.
         dropped: Number of rows that were left out; None if unknown.
         warnings: Warnings to include in the report.
     """
@@ -171,7 +193,8 @@ def evaluation_report(
     else:
         metrics, loss = _regression_metrics, float(objective(model.in_units(outputs), torch.from_numpy(y)))
     about: dict[str, Any] = {"rows": len(y), "loss": loss, "true": y, "dropped": dropped, "warnings": tuple(warnings)}
-    return EvaluationReport(**about, baseline=_baseline(model, y), **metrics(model, outputs, y))
+    baseline = _baseline(model, y)
+    return EvaluationReport(**about, baseline=baseline, **metrics(model, outputs, y, threshold))
 
 
 def _baseline(model: Model, y: Array) -> Baseline | None:
@@ -181,11 +204,11 @@ def _baseline(model: Model, y: Array) -> Baseline | None:
     return classes_baseline(model.class_counts, model.class_names, torch.from_numpy(y)) if model.class_counts else None
 
 
-def _classification_metrics(model: Model, outputs: Tensor, y: Array) -> dict[str, Any]:
+def _classification_metrics(model: Model, outputs: Tensor, y: Array, threshold: Threshold | None) -> dict[str, Any]:
     from sklearn import metrics
 
     objective, every = model.objective, range(len(model.class_names))
-    predicted = objective.decide(outputs).numpy()
+    predicted = objective.decide(outputs).numpy() if threshold is None else threshold.decide(model, outputs)
     by_index = metrics.classification_report(y, predicted, labels=every, zero_division=np.nan, output_dict=True)
     by_class = {
         name: {**{figure: float(by_index[str(at)][key]) for figure, key in PER_CLASS.items()},
@@ -197,16 +220,21 @@ def _classification_metrics(model: Model, outputs: Tensor, y: Array) -> dict[str
         "macro_f1": float(by_index["macro avg"]["f1-score"]),
         "balanced_accuracy": float(by_index["macro avg"]["recall"]),
     }
-    probability = None
-    if len(every) == 2 and objective.has_probabilities:
-        probability = objective.probabilities(outputs.double())[:, 1].numpy()
-        figures["roc_auc"] = float(metrics.roc_auc_score(y, probability)) if 0 < y.sum() < len(y) else math.nan
+    probability, calibration = None, None
+    if objective.has_probabilities:
+        probabilities = objective.probabilities(outputs.double()).numpy()
+        calibration = calibrate(probabilities, y)
+        if len(every) == 2:
+            probability = probabilities[:, 1]
+            figures["roc_auc"] = float(metrics.roc_auc_score(y, probability)) if 0 < y.sum() < len(y) else math.nan
+        figures["ece"] = calibration.ece
     confusion = metrics.confusion_matrix(y, predicted, labels=every)
-    report = {"predicted": predicted, "probability": probability, "confusion": confusion}
+    report = {"predicted": predicted, "probability": probability, "confusion": confusion, "calibration": calibration}
+    report |= {"threshold": threshold}
     return {"figures": figures, "by_class": by_class, **report}
 
 
-def _regression_metrics(model: Model, outputs: Tensor, y: Array) -> dict[str, Any]:
+def _regression_metrics(model: Model, outputs: Tensor, y: Array, threshold: Threshold | None) -> dict[str, Any]:
     from sklearn import metrics
 
     predicted = model.in_units(outputs).numpy()
@@ -220,4 +248,16 @@ def _regression_metrics(model: Model, outputs: Tensor, y: Array) -> dict[str, An
 
     columns = {name: figures(y[:, at], predicted[:, at]) for at, name in enumerate(model.target_names)}
     by_column = columns if len(columns) > 1 else {}
-    return {"figures": figures(y, predicted), "by_class": by_column, "predicted": predicted}
+    report = {"figures": figures(y, predicted), "by_class": by_column, "predicted": predicted}
+    return {**report, **_interval_metrics(model, predicted, y)}
+
+
+def _interval_metrics(model: Model, predicted: Array, y: Array) -> dict[str, Any]:
+    """Return coverage and width of the intervals of each target, or why there are none."""
+    try:
+        radius = model.interval_radius(LEVEL)
+    except UserError as error:
+        return {"no_intervals": str(error)}
+    inside = (np.abs(y - predicted) <= radius).mean(axis=0)
+    rows = zip(model.target_names, inside, radius, strict=True)
+    return {"intervals": {name: {"coverage": float(share), "width": float(2 * half)} for name, share, half in rows}}

@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import re
+import tempfile
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from deltaprop.data import Encoding, Scaling
-from deltaprop.data.columns import Missing
+from deltaprop.data.columns import Missing, Numbers
 from deltaprop.data.splits import Array
-from deltaprop.errors import UserError, unknown_name
+from deltaprop.errors import UserError, setting, unknown_name
 from deltaprop.inference.inputs import InputBlocks, Preprocessing, blocks_of
+from deltaprop.inference.intervals import check_level, interval_radius
+from deltaprop.inference.retrain import picture_array, pixel_settings, retrain
 from deltaprop.nn.modules import MLP
 from deltaprop.training.config import TrainConfig, is_int
 from deltaprop.training.devices import pick_device
 from deltaprop.training.load_run import WEIGHTS, read_run
 from deltaprop.training.objective import Objective, choose_objective, losses
+from deltaprop.training.validation_outputs import ValidationOutputs, read_validation_outputs
+
+if TYPE_CHECKING:
+    from deltaprop.inference.estimator import RunClassifier, RunRegressor
 
 
 def load(run: str | Path, weights: str | None = None, *, device: str = "cpu") -> Model:
@@ -50,10 +57,11 @@ def load(run: str | Path, weights: str | None = None, *, device: str = "cpu") ->
     folder = Path(run)
     config, resolved, state = read_run(folder, weights)
     try:
-        return _build_model(config, resolved, state, pick_device(device), weights or config.weights)
+        model = _build_model(config, resolved, state, pick_device(device), weights or config.weights)
     except (KeyError, IndexError, TypeError, ValueError, OverflowError) as error:  # a UserError is a ValueError
         message = str(error) if isinstance(error, UserError) else f"damaged: {type(error).__name__}: {error}"
         raise UserError(f"{folder / 'config.json'}: {message}") from error
+    return replace(model, validation=read_validation_outputs(folder, state))
 
 
 def _build_model(
@@ -144,6 +152,7 @@ class Model:
         classes_left_out: Classes of a single row, which it was not trained on.
         class_counts: The training rows of each class; empty for numbers, and for runs of older versions.
         weights: Which weights of the run these are: ``"final"``, or ``"best"``, those of the lowest validation loss.
+        validation: Its outputs for validation rows, for intervals and thresholds; None if they are not stored.
     """
 
     net: MLP
@@ -158,6 +167,7 @@ class Model:
     classes_left_out: tuple[str, ...] = ()
     class_counts: tuple[int, ...] = ()
     weights: str = "final"
+    validation: ValidationOutputs | None = None
 
     def __repr__(self) -> str:
         """Return the network, its training data and what it predicts, in one line."""
@@ -222,6 +232,71 @@ class Model:
             raise UserError(f"the model was trained on {what}: it has no probabilities")
         probabilities: Array = self.objective.probabilities(self.outputs(data)).cpu().numpy()
         return probabilities
+
+    def as_sklearn(self) -> RunClassifier | RunRegressor:
+        """Return a fitted estimator of scikit-learn that predicts with this model.
+
+        A clone of it, as in ``cross_val_predict``, is not fitted; its ``fit`` trains with the settings of the run.
+        """
+        from deltaprop.inference.estimator import estimator_of  # imports scikit-learn
+
+        return estimator_of(self)
+
+    def retrained(self, data: Any, y: Any) -> Model:
+        """Return a model that is trained with the same settings on other rows, in a temporary folder.
+
+        Args:
+            data: A table with the columns of the run, or an array [N, n] if it was trained on one.
+            y: Labels, [N], or numbers, [N] or [N, k].
+
+        Raises:
+            UserError: If the data do not fit.
+        """
+        config = self.config
+        if self.encoding is None:
+            data = data.detach().cpu().numpy() if isinstance(data, Tensor) else np.asarray(data)
+            expected = len(self.input_scaling.mean)
+            if data.ndim < 2 or int(np.prod(data.shape[1:])) != expected or data.dtype.kind not in "biuf":
+                raise UserError(f"X must be [N, {expected}], numbers, got {list(data.shape)} of {data.dtype}")
+            if not np.isfinite(data).all():
+                raise UserError("Input X contains NaN or infinity")
+            if self.image_shape is not None:
+                data = picture_array(data, self.image_shape)
+                config = replace(config, **pixel_settings(self.input_scaling.scale))
+        with tempfile.TemporaryDirectory() as folder:
+            return load(retrain(config, data, np.asarray(y), self.target_names, self.task, Path(folder)))
+
+    def predict_interval(self, data: Any, level: float = 0.9) -> tuple[Array, Array]:
+        """Return the lower and the upper end of an interval for each row, each [N] or [N, k], as ``predict``.
+
+        An interval is the prediction ± a residual of the validation rows: split conformal prediction. It contains the
+        target of a new row with a probability of at least ``level`` if that row and the validation rows are
+        exchangeable. Validation rows that were also used to choose among epochs make it slightly too narrow.
+
+        Args:
+            data: Inputs, in any form that :class:`Model` lists.
+            level: The level, in (0, 1).
+
+        Raises:
+            UserError: If the model predicts classes, or the run has too few validation rows for the level.
+        """
+        radius = self.interval_radius(level)
+        predicted: Array = self.predict(data)
+        radius = radius[0] if predicted.ndim == 1 else radius
+        return predicted - radius, predicted + radius
+
+    def interval_radius(self, level: float) -> Numbers:
+        """Return half the width of the intervals of :meth:`predict_interval`, [k], in the units of the targets."""
+        check_level(level)
+        if self.class_names:
+            raise UserError(f"{setting('interval', level)}: it is for numbers, and the model predicts classes")
+        if self.validation is None:
+            raise UserError(
+                "the run folder has no outputs for validation rows, which intervals need: train again, with a "
+                f"{setting('val_fraction')} above 0"
+            )
+        errors = (self.validation.outputs.double() - self.validation.targets.double()).abs()
+        return interval_radius((errors * self.target_scaling.scale).numpy(), level)
 
     def outputs(self, data: Any) -> Tensor:
         """Return a^L of each row, [N, n_L], as the loss takes it."""

@@ -1,4 +1,4 @@
-"""Plot an evaluation: the confusion matrix and, for two classes, the ROC curve; for numbers predictions and errors."""
+"""Plot an evaluation: the confusion matrix, ROC curve and reliability diagram; for numbers predictions and errors."""
 
 from __future__ import annotations
 
@@ -8,27 +8,51 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
+from deltaprop.inference.calibration import BINS
 from deltaprop.inference.evaluation import EvaluationReport
 from deltaprop.inference.model import Model
 from deltaprop.training.report.plots import COLOURS, MOST_POINTS, draw_confusion
+from deltaprop.training.seen_rows import EQUAL
 
 
 def evaluation_figure(model: Model, report: EvaluationReport) -> Figure:
     """Return the figure of an evaluation."""
     figure = Figure(dpi=110, layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12))
+    if report.seen is not None and report.seen.total:
+        figure.suptitle(f"{report.seen.total} of {report.rows} rows are {EQUAL}", fontsize=10)
     if report.confusion is None:
         _plot_numbers(figure, model, report)
         return figure
-    two = report.probability is not None
+    more = [draw for draw, has in ((_plot_roc, report.probability), (_plot_reliability, report.calibration))
+            if has is not None]  # fmt: skip
     side = min(12.0, max(5.2, 0.42 * len(model.class_names) + 2))
-    figure.set_size_inches(side + (4.8 if two else 0), side)
-    panels = figure.subplots(1, 2 if two else 1, squeeze=False, width_ratios=[side, 4.8] if two else None)[0]
+    widths = [side, *[4.8] * len(more)]
+    figure.set_size_inches(sum(widths), side)
+    panels = figure.subplots(1, len(widths), squeeze=False, width_ratios=widths)[0]
     right = int(np.trace(report.confusion))
     draw_confusion(panels[0], report.confusion, model.class_names, f"{right} of {report.rows} right")
-    if two:
-        panels[0].set_aspect("auto")  # both fill their height, so that titles and axes are aligned
-        _plot_roc(panels[1], model, report)
+    if more:
+        panels[0].set_aspect("auto")  # all fill their height, so that titles and axes are aligned
+    for draw, axes in zip(more, panels[1:], strict=True):
+        draw(axes, model, report)
     return figure
+
+
+def _plot_reliability(axes: Any, model: Model, report: EvaluationReport) -> None:
+    """Draw the share of right predictions in each bin of confidence, and the number of its rows."""
+    calibration = report.calibration
+    assert calibration is not None
+    filled = np.flatnonzero(calibration.rows)
+    accuracy, left = calibration.accuracy[filled], filled / BINS
+    axes.bar(left, accuracy, 1 / BINS, align="edge", color=COLOURS[0], alpha=0.55, edgecolor="white", lw=0.6)
+    axes.plot([0, 1], [0, 1], c="0.5", lw=1, ls="--")
+    axes.scatter(calibration.confidence[filled], accuracy, s=14, c="black", zorder=3)
+    for at, rows in zip(left, calibration.rows[filled], strict=True):
+        axes.text(at + 0.5 / BINS, 0.015, str(rows), rotation=90, ha="center", va="bottom", fontsize=8)
+    axes.set(
+        title=f"Reliability: ECE {calibration.ece:.4f}", xlim=(0, 1), ylim=(0, 1.02),
+        xlabel="probability of the predicted class (number: rows)", ylabel="share of right predictions",
+    )  # fmt: skip
 
 
 def _plot_roc(axes: Any, model: Model, report: EvaluationReport) -> None:

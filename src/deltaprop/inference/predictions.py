@@ -12,18 +12,26 @@ from typing import Any
 
 from torch import Tensor
 
-from deltaprop.data.columns import Column, RowRange
+from deltaprop.data.columns import Column, Numbers, RowRange
 from deltaprop.data.table import Batch, unlisted
 from deltaprop.errors import UserError, setting
 from deltaprop.inference.inputs import InputBlocks
 from deltaprop.inference.model import Model
+from deltaprop.inference.thresholds import Threshold
 
 OUTPUT_ENDINGS = (".csv", ".csv.gz", ".parquet")
 STDOUT = "-"
 
 
 def prediction_batches(
-    model: Model, data: InputBlocks, keep: Sequence[str] = (), *, proba: bool = True, as_csv: bool = True
+    model: Model,
+    data: InputBlocks,
+    keep: Sequence[str] = (),
+    *,
+    proba: bool = True,
+    as_csv: bool = True,
+    threshold: Threshold | None = None,
+    level: float | None = None,
 ) -> Iterator[Batch]:
     """Yield the predictions block by block, each a pyarrow.RecordBatch, in the order of the rows.
 
@@ -33,6 +41,8 @@ def prediction_batches(
         keep: Columns of the data to write before the predictions.
         proba: Whether probabilities are wanted, if the model has them.
         as_csv: Whether the file will be text; if not, text that is a number to the model becomes one.
+        threshold: Decides between two classes; by default the larger probability does.
+        level: The level of intervals to write for numbers; None for no intervals.
 
     Raises:
         UserError: If a cell does not fit.
@@ -40,6 +50,7 @@ def prediction_batches(
     import pyarrow
 
     first = 1
+    radius = None if level is None else model.interval_radius(level)
     numeric = {} if as_csv else _numeric_columns(model)
     types: dict[str, Any] = {}  # of the columns that are kept, as the first block has them
     for block in data.blocks():
@@ -61,7 +72,12 @@ def prediction_batches(
             except pyarrow.ArrowInvalid as error:
                 raise UserError(f"{setting('keep', name)}: {error}") from error
         first += len(block.x)
-        columns |= _prediction_columns(model, model.feed(block.x).cpu(), proba)
+        outputs = model.feed(block.x).cpu()
+        columns |= _prediction_columns(model, outputs, proba)
+        if threshold is not None:
+            columns["prediction"] = model.classes[threshold.decide(model, outputs)]
+        if radius is not None:
+            columns |= _interval_columns(model, outputs, radius)
         yield pyarrow.RecordBatch.from_pydict(columns)
 
 
@@ -78,6 +94,16 @@ def _prediction_columns(model: Model, outputs: Tensor, proba: bool) -> dict[str,
     return {name: values[:, at] for at, name in enumerate(names)}
 
 
+def _interval_columns(model: Model, outputs: Tensor, radius: Numbers) -> dict[str, Any]:
+    """Return ``low`` and ``high``, for several targets ``low_<target>`` and ``high_<target>``."""
+    values = model.in_units(outputs).numpy()
+    ends = [""] if len(radius) == 1 else [f"_{name}" for name in model.target_names]
+    columns: dict[str, Any] = {}
+    for at, end in enumerate(ends):
+        columns |= {f"low{end}": values[:, at] - radius[at], f"high{end}": values[:, at] + radius[at]}
+    return columns
+
+
 def _numeric_columns(model: Model) -> dict[str, Any]:
     """Return the Arrow type of each column that is a number to a model, inputs and targets."""
     import pyarrow
@@ -90,10 +116,11 @@ def _numeric_columns(model: Model) -> dict[str, Any]:
     return types
 
 
-def check_keep(data: InputBlocks, keep: Sequence[str]) -> None:
-    """Refuse columns to keep that do not exist, or whose name a prediction has."""
+def check_keep(data: InputBlocks, keep: Sequence[str], *, intervals: bool = False) -> None:
+    """Refuse columns to keep that do not exist, or whose name a prediction has; or an interval, if they are written."""
+    own = ("prediction", *(("low", "high") if intervals else ()))
     for at, name in enumerate(keep):
-        if name == "prediction" or name.startswith(("prediction_", "probability_")):
+        if name in own or name.startswith(("probability_", *(f"{word}_" for word in own))):
             raise UserError(f"{setting('keep', name)}: this is the name of a prediction; rename the column")
         if name in keep[:at]:
             raise UserError(f"{setting('keep', name)}: it is listed twice")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -99,11 +98,11 @@ class RowMatcher:
     def _data_sha256(self, y: Array, path: Path) -> list[str]:
         """Return the digests that a run trained on these data may have stored."""
         if (reader := self.blocks.reader) is not None:
-            self._sha256.update(described_columns(reader))
+            self._sha256.update(described_columns(reader.inputs, reader.targets))
             digests = [self._sha256.hexdigest()]
             if self._of_numbers is not None:
                 targets = [Column(column.name) for column in reader.targets]
-                self._of_numbers.update(described_columns(replace(reader, targets=targets)))
+                self._of_numbers.update(described_columns(reader.inputs, targets))
                 digests.append(self._of_numbers.hexdigest())
             return digests
         opened = open_source(path)

@@ -21,19 +21,24 @@ from sklearn.base import is_classifier
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import train_test_split
 from sklearn.utils import check_random_state
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted, check_X_y, validate_data
 from torch import Tensor, nn
 
 from deltaprop.data import Scaling
+from deltaprop.data.frames import frame_table
 from deltaprop.errors import UserError
 from deltaprop.explicit import ExplicitTrainer
 from deltaprop.nn.modules import MLP
 from deltaprop.optim import SGD
+from deltaprop.sklearn.frames import EncodedTable, TableEncoder, needs_encoding
 from deltaprop.sklearn.parameters import ALIASES, Parameters
-from deltaprop.training.config import DTYPES
+from deltaprop.training.config import DTYPES, TrainConfig
+from deltaprop.training.defaults import usual_epochs
 from deltaprop.training.devices import pick_threads, set_threads
 
 DENSE = {"dtype": [np.float64, np.float32], "order": "C"}  # X keeps one of these dtypes; others become float64
+AUTO = 0  # epochs: as many as `usual_epochs` gives
+BATCH = TrainConfig.batch_size
 _drawing = threading.Lock()  # initial weights come from PyTorch's one global generator, and fits may run in threads
 
 
@@ -43,6 +48,7 @@ class MLPEstimator(Parameters, ABC):
     _output: ClassVar[str]  # the value of ``out_activation_``
     _made_by: dict[str, Any]
     _optimizer: SGD | None
+    table_encoder_: TableEncoder | None
     loss_curve_: list[float]
     validation_scores_: list[float] | None
     best_validation_score_: float | None
@@ -129,7 +135,7 @@ class MLPEstimator(Parameters, ABC):
         """
         self._check_parameters()
         first = not (self.warm_start and hasattr(self, "model_"))
-        self._train(X, y, first, max_iter=self.max_iter, sample_weight=sample_weight)
+        self._train(X, y, first, max_iter=self.max_iter or AUTO, sample_weight=sample_weight)
         self._optimizer = None  # a finished fit keeps its weights, and no momentum buffers
         return self
 
@@ -158,7 +164,7 @@ class MLPEstimator(Parameters, ABC):
             # None draws from a generator of its own, where scikit-learn would use NumPy's global one.
             own = np.random.RandomState() if self.random_state is None else self.random_state
             self._random, self._optimizer = check_random_state(own), None
-        x, y = self._validated(X, y, first, classes)
+        x, y = self._validated(self._encoded(X, first, sample_weight), y, first, classes)
         x, y, weights = self._weighted(x, y, sample_weight)
         w_held = None
         if self.early_stopping:
@@ -181,6 +187,10 @@ class MLPEstimator(Parameters, ABC):
         trainer = ExplicitTrainer(self.model_, loss_function, self._make_optimizer())
         generator = torch.Generator().manual_seed(self._draw_seed()) if self.shuffle else None
         batch_size = self._clipped_batch_size(len(x))
+        if max_iter == AUTO:
+            max_iter = usual_epochs(math.ceil(len(x) / batch_size))
+        schedule = TrainConfig(lr_schedule=self.learning_rate if max_iter else "constant", epochs=max_iter or 1)
+        stops = self.learning_rate == "constant" or held_out is not None
         self.validation_scores_ = None if held_out is None else self.validation_scores_ or []
         self.best_validation_score_, self.n_iter_ = None, 0
         best, since = math.inf, 0  # the lowest cost, and the epochs since then
@@ -188,6 +198,8 @@ class MLPEstimator(Parameters, ABC):
         try:
             with set_threads(self._threads(batch_size)):
                 for epoch in range(1, (max_iter or 1) + 1):
+                    for group in trainer.optimizer.param_groups:
+                        group["lr"] = self.learning_rate_init * schedule.lr_factor(epoch - 1)
                     loss = trainer.epoch(
                         inputs, targets, batch_size, generator=generator, sample_weight=row_weights
                     ).item()
@@ -201,11 +213,11 @@ class MLPEstimator(Parameters, ABC):
                         best = cost
                         if held_out is not None:
                             best_weights, self.best_validation_score_ = copy.deepcopy(self.model_.state_dict()), -cost
-                    if since > self.n_iter_no_change:
+                    if stops and since > self.n_iter_no_change:
                         self._print(f"No improvement by more than tol={self.tol} for {since} epochs. Stopping.")
                         break
                 else:
-                    if max_iter is not None:
+                    if max_iter is not None and self.learning_rate == "constant":
                         message = (
                             f"max_iter={max_iter} reached and training has not converged: increase max_iter or tol"
                         )
@@ -215,6 +227,34 @@ class MLPEstimator(Parameters, ABC):
         if held_out is not None:
             self.model_.load_state_dict(best_weights)
         self._check_finite(all(bool(p.isfinite().all()) for p in self.model_.parameters()), "a weight")
+
+    def _encoded(self, X: Any, first: bool, sample_weight: Any) -> Any:
+        """Return the inputs of a table that is more than finite numbers; others as they are."""
+        if first:
+            self.table_encoder_ = None
+            if needs_encoding(X):
+                weights = None if sample_weight is None else _row_weights(sample_weight, len(frame_table(X).table))
+                self.table_encoder_, encoded = TableEncoder.fit(X, weights)
+                if line := self.table_encoder_.tell():
+                    warnings.warn(line, stacklevel=4)
+                return encoded
+        encoder = self._table_encoder
+        return X if encoder is None else encoder.encode(X, type(self).__name__)
+
+    @property
+    def _table_encoder(self) -> TableEncoder | None:
+        return getattr(self, "table_encoder_", None)  # an estimator that was pickled by version 0.1 has none
+
+    def _checked(self, X: Any, y: Any, first: bool, **options: Any) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Return inputs and targets as arrays; of a table the inputs that its columns become."""
+        if not isinstance(X, EncodedTable):
+            x, y = validate_data(self, X, y, reset=first, multi_output=True, **options, **DENSE)
+            return x, y
+        encoder = self._table_encoder
+        assert encoder is not None
+        x, y = check_X_y(X.x, y, multi_output=True, estimator=self, **options, **DENSE)
+        self.n_features_in_, self.feature_names_in_ = len(encoder.names), np.array(encoder.names, dtype=object)
+        return x, y
 
     def _weighted(
         self, x: NDArray[Any], y: NDArray[Any], sample_weight: Any
@@ -242,6 +282,9 @@ class MLPEstimator(Parameters, ABC):
         sizes = [x.shape[1], *self._hidden(), self._fit_targets(y, weights)]
         device, activation = self._device(), ALIASES.get(self.activation, self.activation)
         self.input_scaling_ = self._scaling(x, weights)
+        if self._table_encoder is not None:  # what tells a category is 0 or 1
+            self.input_scaling_.mean[self._table_encoder.numbers :] = 0.0
+            self.input_scaling_.scale[self._table_encoder.numbers :] = 1.0
         with _drawing, torch.random.fork_rng(devices=[]):  # leaves the caller's generator as it was
             torch.default_generator.manual_seed(self._draw_seed())
             model = MLP(sizes, activation, init=self.init, dtype=DTYPES[self.dtype])
@@ -283,7 +326,7 @@ class MLPEstimator(Parameters, ABC):
         return int(self._random.randint(2**31))
 
     def _clipped_batch_size(self, rows: int) -> int:
-        batch_size = min(200, rows) if self.batch_size == "auto" else int(self.batch_size)
+        batch_size = min(BATCH, rows) if self.batch_size == "auto" else int(self.batch_size)
         if batch_size > rows:
             warnings.warn(f"batch_size={batch_size} is clipped to the {rows} rows there are", stacklevel=4)
         return min(batch_size, rows)
@@ -317,7 +360,8 @@ class MLPEstimator(Parameters, ABC):
         return inputs
 
     def _too_large(self, x: NDArray[Any], row: int, column: int, problem: str) -> UserError:
-        names = getattr(self, "feature_names_in_", None)
+        encoder = self._table_encoder
+        names = getattr(self, "feature_names_in_", None) if encoder is None else encoder.encoding.names
         where = f"column {column}" if names is None else f"column {names[column]!r}"
         return UserError(f"X, row {row}, {where}: {x[row, column]:g} {problem}: correct it, or leave the row out")
 
@@ -328,7 +372,8 @@ class MLPEstimator(Parameters, ABC):
     def _outputs(self, X: ArrayLike) -> Tensor:
         """Return z^L, [N, n_L], on the CPU."""
         check_is_fitted(self)
-        x, net = validate_data(self, X, reset=False, **DENSE), self._net()
+        encoded, net = self._encoded(X, False, None), self._net()
+        x = encoded.x if isinstance(encoded, EncodedTable) else validate_data(self, X, reset=False, **DENSE)
         with torch.no_grad(), set_threads(self._threads(len(x))):
             inputs = self._inputs(x, like=next(net.parameters()))
             outputs: Tensor = net(inputs).cpu()

@@ -16,12 +16,11 @@ from sklearn.base import ClassifierMixin
 from sklearn.utils import column_or_1d
 from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import validate_data
 from torch import Tensor
 
 from deltaprop import functional as F
 from deltaprop.errors import UserError
-from deltaprop.sklearn.base import DENSE, MLPEstimator, as_tensor
+from deltaprop.sklearn.base import MLPEstimator, as_tensor
 from deltaprop.sklearn.labels import plain_labels
 
 
@@ -37,13 +36,16 @@ class MLPClassifier(ClassifierMixin, MLPEstimator):
         hidden_layer_sizes: n_1 … n_{L−1}; a number for one hidden layer, () for none.
         activation: Activation of the hidden layers: a name of ``core.ACTIVATIONS``, or scikit-learn's ``"logistic"``
             for sigmoid.
-        batch_size: Rows per step; ``"auto"`` for min(200, N).
-        learning_rate_init: The learning rate η; it is constant.
-        max_iter: The maximum number of epochs.
+        batch_size: Rows per step; ``"auto"`` for min(16, N).
+        learning_rate: ``"cosine"``: in ``fit`` η falls to nearly 0 along half a period of the cosine, over
+            ``max_iter`` epochs; or ``"constant"``, as in every ``partial_fit``.
+        learning_rate_init: The learning rate η, at the beginning.
+        max_iter: The maximum number of epochs; None for 30, or as many as 1000 steps take.
         shuffle: Whether to shuffle the rows in each epoch.
         random_state: Seed of initial weights, order and held-out rows, or a NumPy ``RandomState`` to draw it from;
             None for another one each time. NumPy's and PyTorch's global generators are neither read nor changed.
         tol: An epoch improves if it lowers the best loss (with early stopping raises the best score) by at least this.
+            The loss stops the training of a constant η only: with a cosine schedule the last epochs count most.
         verbose: Whether to print the loss of each epoch.
         warm_start: Whether ``fit`` starts from the present weights and scaling.
         momentum: μ.
@@ -148,7 +150,7 @@ class MLPClassifier(ClassifierMixin, MLPEstimator):
     def _validated(self, X: Any, y: Any, first: bool, classes: Any) -> tuple[NDArray[Any], NDArray[Any]]:
         """Return inputs, and labels as indices of ``classes_``; raise a UserError for labels that do not fit."""
         y, classes = exact_integers(y), exact_integers(classes)
-        x, y = validate_data(self, X, plain_labels(y), reset=first, multi_output=True, **DENSE)
+        x, y = self._checked(X, plain_labels(y), first)
         if y.ndim == 2 and y.shape[1] > 1:
             instead = "for several (multilabel) take sklearn.multioutput.MultiOutputClassifier"
             raise UserError(f"y must hold one label per row, got {list(y.shape)}; {instead}")

@@ -16,6 +16,7 @@ from deltaprop import core
 from deltaprop.errors import UserError, unknown_name
 from deltaprop.nn.init import INITS
 from deltaprop.training.config import DTYPES
+from deltaprop.training.defaults import TABLE_DECAY
 from deltaprop.training.devices import pick_device
 
 ALIASES = {"logistic": "sigmoid"}  # scikit-learn's names of activations
@@ -29,8 +30,9 @@ class Parameters(BaseEstimator):
     activation: str = "relu"
     _: KW_ONLY
     batch_size: int | str = "auto"
-    learning_rate_init: float = 0.05
-    max_iter: int = 200
+    learning_rate: str = "cosine"
+    learning_rate_init: float = 0.01
+    max_iter: int | None = None
     shuffle: bool = True
     random_state: int | np.random.RandomState | None = None
     tol: float = 1e-4
@@ -41,7 +43,7 @@ class Parameters(BaseEstimator):
     early_stopping: bool = False
     validation_fraction: float = 0.1
     n_iter_no_change: float = 10
-    weight_decay: float = 0.0
+    weight_decay: float = TABLE_DECAY
     init: str = "xavier"
     dtype: str = "float32"
     device: str = "cpu"
@@ -60,6 +62,10 @@ class Parameters(BaseEstimator):
         for name, known in (("activation", [*core.ACTIVATIONS, *ALIASES]), ("init", INITS), ("loss", self._losses)):
             if getattr(self, name) not in list(known):
                 raise unknown_name(name, getattr(self, name), known)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore a pickled estimator; one of version 0.1 has a constant learning rate."""
+        super().__setstate__({"learning_rate": "constant", **state})
 
     def _hidden(self) -> tuple[int, ...]:
         sizes: Any = self.hidden_layer_sizes
@@ -89,7 +95,8 @@ def _is_count(value: object) -> bool:
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "batch_size": (lambda v: v == "auto" if isinstance(v, str) else _is_count(v), "'auto' or a whole number above 0"),
     "learning_rate_init": (lambda v: _is_real(v) and 0 < v < math.inf, "a number above 0"),
-    "max_iter": (_is_count, "a whole number above 0"),
+    "learning_rate": (lambda v: v in ("constant", "cosine"), "'constant' or 'cosine'"),
+    "max_iter": (lambda v: v is None or _is_count(v), "None or a whole number above 0"),
     "tol": (lambda v: _is_real(v) and v >= 0, "a number, at least 0"),
     "n_iter_no_change": (lambda v: _is_count(v) or (_is_real(v) and v == math.inf), "a whole number above 0, or inf"),
     "momentum": (lambda v: _is_real(v) and 0 <= v <= 1, "a number from 0 to 1"),

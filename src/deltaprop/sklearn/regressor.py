@@ -12,14 +12,13 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.base import RegressorMixin
 from sklearn.metrics import r2_score
 from sklearn.utils import column_or_1d
-from sklearn.utils.validation import validate_data
 from torch import Tensor
 
 from deltaprop.core import LOSSES
 from deltaprop.data.scaling import check_targets_fit
 from deltaprop.errors import UserError
 from deltaprop.nn.modules import MLP
-from deltaprop.sklearn.base import DENSE, MLPEstimator, as_tensor
+from deltaprop.sklearn.base import MLPEstimator, as_tensor
 
 
 @dataclass(eq=False, repr=False)
@@ -34,7 +33,6 @@ class MLPRegressor(RegressorMixin, MLPEstimator):
     Args:
         loss: ``"mse_loss"``, Σ ‖a − y‖² / (N n_L); ``"quadratic_loss"``, Σ ‖a − y‖² / 2N, which is scikit-learn's;
             ``"huber_loss"``, which is linear from |a − y| = 1; or ``"l1_loss"``.
-        learning_rate_init: The learning rate η, by default a smaller one: the gradient of mse is 2 (a − y).
         dtype: The dtype of the net; predictions are float64.
         standardize: Whether to standardise each column of X and of the targets to mean 0 and deviation 1, by the
             training rows; the loss is that of standardised targets then, and predictions are transformed back.
@@ -54,7 +52,6 @@ class MLPRegressor(RegressorMixin, MLPEstimator):
     """
 
     loss: str = "mse_loss"
-    learning_rate_init: float = 0.01  # the gradient of mse is 2 (a − y)
 
     _losses: ClassVar[tuple[str, ...]] = tuple(name for name, loss in LOSSES.items() if loss.takes_numbers)
     _output: ClassVar[str] = "identity"
@@ -95,7 +92,7 @@ class MLPRegressor(RegressorMixin, MLPEstimator):
 
     def _validated(self, X: Any, y: Any, first: bool, classes: Any) -> tuple[NDArray[Any], NDArray[Any]]:
         """Return inputs, and targets [N, n_L]; raise a UserError if n_L is not that of the model."""
-        x, y = validate_data(self, X, y, reset=first, multi_output=True, y_numeric=True, **DENSE)
+        x, y = self._checked(X, y, first, y_numeric=True)
         if y.ndim == 2 and y.shape[1] == 1:
             y = column_or_1d(y, warn=True)
         y = np.ascontiguousarray(y, dtype=np.float64).reshape(len(x), -1)

@@ -28,7 +28,7 @@ from deltaprop.nn.modules import MLP
 from deltaprop.training.objective import losses
 
 LARGEST = 3e38  # that float32 can represent
-SCHEDULES = ("constant", "step", "cosine")
+SCHEDULES = ("auto", "constant", "step", "cosine")
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
@@ -37,9 +37,9 @@ class TrainConfig:
     """Train a multilayer perceptron with hand-written backpropagation.
 
     Attributes:
-        data: Data set: digits, moons, circles, spirals, xor, sine; your own table (.csv, .tsv, .txt, also with .gz;
-            a .parquet file or a folder of such parts) or arrays (.npz with x and y, .npy); or a folder of IDX files,
-            such as MNIST.
+        data: Data set: digits, moons, circles, spirals, xor, sine; your own table (.csv, .tsv, .txt or .jsonl, also
+            with .gz; .xlsx, .feather, .arrow; a .parquet file or a folder of such parts) or arrays (.npz with x and y,
+            .npy); or a folder of IDX files, such as MNIST.
         target: Target column of a table; several numeric columns for regression with several outputs. For x.npy: the
             file of y.
         drop: Columns of a table to leave out, such as identifiers.
@@ -73,18 +73,18 @@ class TrainConfig:
         loss: auto: cross-entropy for classification, mse for regression. binary-cross-entropy uses one-hot targets; it
             is summed over outputs and averaged over samples.
         init: Initial weights.
-        lr: Learning rate η, above 0. auto: 0.05 (sine: 0.02); for your own tables and arrays 0.02 in classification
-            and 0.001 in regression.
+        lr: Learning rate η, above 0. auto: 0.05 (sine: 0.02); for your own tables and arrays 0.01.
         momentum: Momentum μ, in [0, 1).
         nesterov: Nesterov's form of momentum.
-        weight_decay: L2 penalty λ: each step adds λ W to ∂C/∂W.
+        weight_decay: L2 penalty λ: each step adds λ W to ∂C/∂W. auto: 0; for your own tables and arrays 0.02.
         decay_biases: Apply weight decay to biases too.
         lr_schedule: constant, step (η times `lr_gamma` every `lr_step` epochs) or cosine (η falls to nearly 0 along
-            half a period of the cosine).
+            half a period of the cosine). auto: constant; for your own tables and arrays cosine.
         lr_step: Epochs between two steps of the step schedule.
         lr_gamma: Factor of the step schedule, in (0, 1].
         lr_warmup: Epochs in which η first rises linearly, before the schedule.
-        epochs: Passes through the training data, at most.
+        epochs: Passes through the training data, at most. auto: 30; for your own tables and arrays at least 30, and as
+            many as 1000 steps take.
         batch_size: Samples per step; 1 is the textbook's update per training instance.
         val_fraction: Share of the training data kept for validation, in [0, 1).
         val_split: Validation rows: random (the same share of each class), or the last rows.
@@ -112,7 +112,8 @@ class TrainConfig:
             2^24 multiply-adds; or tune: time a few steps with 1, 2, 4, … threads and take the fastest. One more thread
             prepares rows from disk and deformed images.
         run_dir: Folder of this run.
-        log_every: Epochs between two sets of histograms, δ norms and images in TensorBoard; 0 for none.
+        log_every: Epochs between two sets of histograms, δ norms and images in TensorBoard; 0 for none. auto: 5, or a
+            sixth of the epochs if that is more.
         save_every: Interval of checkpoints: epochs (a number), or time such as 30s or 5m; one is also saved at the end
             and when it is stopped.
         keep: Numbered checkpoints to keep besides the last; the newest valid one is used if the last is damaged.
@@ -146,13 +147,13 @@ class TrainConfig:
     lr: float | Literal["auto"] = "auto"
     momentum: float = 0.9
     nesterov: bool = False
-    weight_decay: float = 0.0
+    weight_decay: float | Literal["auto"] = "auto"
     decay_biases: bool = False
-    lr_schedule: str = "constant"
+    lr_schedule: str = "auto"
     lr_step: int = 10
     lr_gamma: float = 0.1
     lr_warmup: int = 0
-    epochs: int = 30
+    epochs: int | Literal["auto"] = "auto"
     batch_size: int = 16
     val_fraction: float = 0.1
     val_split: Literal["random", "tail"] = "random"
@@ -171,7 +172,7 @@ class TrainConfig:
     precision: Literal["float32", "tf32", "bf16"] = "float32"
     threads: str = "auto"
     run_dir: Path | None = None
-    log_every: int = 5
+    log_every: int | Literal["auto"] = "auto"
     save_every: str = "1m"
     keep: int = 1
     config: Path | None = None
@@ -223,6 +224,18 @@ class TrainConfig:
         """η, a number: ``auto`` has been replaced once the data are loaded."""
         assert self.lr != "auto"
         return self.lr
+
+    @property
+    def decay(self) -> float:
+        """λ, a number: ``auto`` has been replaced once the data are loaded."""
+        assert self.weight_decay != "auto"
+        return self.weight_decay
+
+    @property
+    def total_epochs(self) -> int:
+        """The number of epochs: ``auto`` has been replaced once the data are loaded."""
+        assert self.epochs != "auto"
+        return self.epochs
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -278,7 +291,7 @@ class TrainConfig:
         """
         if epoch < self.lr_warmup:
             return (epoch + 1) / self.lr_warmup
-        epoch, total = epoch - self.lr_warmup, max(self.epochs - self.lr_warmup, 1)
+        epoch, total = epoch - self.lr_warmup, max(self.total_epochs - self.lr_warmup, 1)
         if self.lr_schedule == "step":
             return float(self.lr_gamma ** (epoch // self.lr_step))
         if self.lr_schedule == "cosine":
@@ -320,8 +333,7 @@ def _at_least(least: int) -> Callable[[Any], bool]:
 
 
 _LEAST = {
-    "lr_step": 1, "lr_warmup": 0, "epochs": 1, "batch_size": 1, "patience": 0, "seed": 0, "log_every": 0, "keep": 0,
-    "folds": 0, "fold": 0,
+    "lr_step": 1, "lr_warmup": 0, "batch_size": 1, "patience": 0, "seed": 0, "keep": 0, "folds": 0, "fold": 0,
 }  # fmt: skip
 
 # A setting, whether a value is valid (for a tuple, each of its items), and what is valid in words.
@@ -331,8 +343,11 @@ _RULES: list[tuple[str, Callable[[Any], object], str]] = [
     ("lr", lambda v: v == "auto" or (is_number(v) and v > 0), "auto or a number above 0"),
     ("lr", lambda v: v == "auto" or v <= LARGEST, "at most 3e38, the largest float32"),
     ("momentum", lambda v: is_number(v) and 0 <= v < 1, "in [0, 1)"),
-    ("weight_decay", lambda v: is_number(v) and v >= 0, "at least 0"),
-    ("weight_decay", lambda v: v <= LARGEST, "at most 3e38, the largest float32"),
+    ("weight_decay", lambda v: v == "auto" or (is_number(v) and v >= 0), "auto or at least 0"),
+    ("weight_decay", lambda v: v == "auto" or v <= LARGEST, "at most 3e38, the largest float32"),
+    ("epochs", lambda v: v == "auto" or (is_int(v) and v >= 1), "auto or a whole number, at least 1"),
+    ("log_every", lambda v: v == "auto" or (is_int(v) and v >= 0), "auto or a whole number, at least 0"),
+    *[(name, lambda v: v == "auto" or v < 2**63, "below 2^63") for name in ("epochs", "log_every")],
     ("lr_gamma", lambda v: is_number(v) and 0 < v <= 1, "in (0, 1]"),
     *[(name, _at_least(least), f"a whole number, at least {least}") for name, least in _LEAST.items()],
     *[(name, lambda v: v < 2**63, "below 2^63") for name in _LEAST],
@@ -441,6 +456,7 @@ _FILE_TYPES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "float": ("a number", is_number),
     "float | None": ("a number", is_number),
     "float | Literal['auto']": ("auto or a number", lambda v: v == "auto" or is_number(v)),
+    "int | Literal['auto']": ("auto or a whole number", lambda v: v == "auto" or is_int(v)),
     "tuple[int, ...]": ("a list of whole numbers", lambda v: isinstance(v, list) and all(map(is_int, v))),
     "tuple[str, ...]": (
         "a name or a list of names",

@@ -87,8 +87,8 @@ def measure_depth(config: TrainConfig, variant: Variant, depth: int, width: int)
     Raises:
         UserError: If the configuration does not fit the data.
     """
-    config = configured(config, variant, depth, width)
-    setup = prepare(config)
+    setup = prepare(configured(config, variant, depth, width))
+    config = setup.config
     optimizer = make_optimizer(setup.model, config)
     generator = torch.Generator().manual_seed(config.seed)
     loader = DataLoader(setup.dataset.train, setup.objective, config.batch_size)
@@ -99,7 +99,7 @@ def measure_depth(config: TrainConfig, variant: Variant, depth: int, width: int)
 
     with set_threads(setup.threads):
         norms = [measure()]
-        for _ in range(config.epochs):
+        for _ in range(config.total_epochs):
             for shard in loader.shards(loader.draw(generator), 0):
                 train_epoch(setup.model, setup.objective, optimizer, shard.x, shard.y, shard.order, config.batch_size)
             norms.append(measure())

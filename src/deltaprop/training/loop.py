@@ -35,6 +35,7 @@ from deltaprop.training.run_folder import BEST, FINAL, LAST, RunFolder, check_fo
 from deltaprop.training.seen_rows import save_row_digests
 from deltaprop.training.setup import Setup, make_optimizer, model_digest, prepare
 from deltaprop.training.signals import Stop, Stopped
+from deltaprop.training.validation_outputs import save_validation_outputs
 
 
 class TrainingError(RuntimeError):
@@ -207,7 +208,7 @@ class Run:
     def _ended(self) -> bool:
         if self.state.progress.done:  # an epoch that was begun is finished
             return False
-        return self.state.epoch > self.setup.config.epochs or self._out_of_patience
+        return self.state.epoch > self.setup.config.total_epochs or self._out_of_patience
 
     # --- checkpoints ---
 
@@ -321,6 +322,10 @@ class Run:
                     self.tensorboard.views(0)
                 while not self._ended:
                     self._epoch()
+                weights: dict[str, dict[str, Tensor]] = {"final": self.setup.model.state_dict()}
+                if self.state.best_weights:
+                    weights["best"] = self.state.best_weights
+                save_validation_outputs(self.folder.path, self.setup, weights, self.stop.check)
                 self.folder.save_weights(FINAL, self.setup.model.state_dict())
                 self.tensorboard.end(self._made_result(0.0).model_metrics)
             except Stopped:
@@ -435,6 +440,7 @@ class Run:
         state.last, state.epoch = metrics, state.epoch + 1
         state.progress, state.generator, state.seconds = self._no_progress(), self.generator.get_state(), 0.0
         self._checked = 0
+        assert config.log_every != "auto"
         if self._ended or (config.log_every and metrics["epoch"] % config.log_every == 0):
             self.tensorboard.views(metrics["epoch"], test)
         if config.save_epochs and metrics["epoch"] % config.save_epochs == 0:

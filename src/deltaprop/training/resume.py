@@ -59,8 +59,8 @@ def plan_resume(
             raise UserError(f"{setting('override', name)}: must be one of {', '.join(sorted(BY_OVERRIDE))}")
     before, after = saved.to_json(), requested.to_json()
     # These are compared as resolved: `auto` may resolve to something else on another machine.
-    resolved = {"threads": str(state["threads"]), "device": str(state["device"]), "lr": saved.rate}
-    resolved["weights"] = saved.weights
+    resolved: dict[str, Any] = {"threads": str(state["threads"]), "device": str(state["device"])}
+    resolved |= {name: before[name] for name in ("lr", "weight_decay", "lr_schedule", "epochs", "log_every", "weights")}
     for name, value in resolved.items():
         after[name] = value if after[name] in ("auto", before[name]) else after[name]
     before |= resolved
@@ -73,8 +73,9 @@ def plan_resume(
         settings = " ".join(setting("override", name) for name in refused)
         raise UserError(f"{folder}: this would change the result: {_diff(refused)}; to allow it, add {settings}")
     done = state["epoch"] - 1
-    if requested.epochs < done or (requested.epochs == done and state["done"]):
-        raise UserError(f"{setting('epochs', requested.epochs)}: the run has already completed {done} epochs")
+    epochs = after["epochs"]
+    if epochs < done or (epochs == done and state["done"]):
+        raise UserError(f"{setting('epochs', epochs)}: the run has already completed {done} epochs")
     position = {"epoch": state["epoch"], "step": state["done"]}
     records = [{**position, "setting": name, "from": old, "to": new} for name, (old, new) in changed.items()]
     config = dataclasses.replace(requested, run_dir=folder, **{name: after[name] for name in resolved})

@@ -20,6 +20,7 @@ from deltaprop.training.checkpoint import Checkpoint, DamagedError, encode, enco
 
 BEST, FINAL, LAST = "best.safetensors", "model.safetensors", "last.safetensors"
 ROW_DIGESTS = "rows.u64"  # see `seen_rows`
+VALIDATION = "validation.safetensors"  # see `validation_outputs`
 # What a run writes before it has ended.
 BEFORE_END = ("config.json", "metrics.jsonl", BEST, "checkpoints", ".lock", ROW_DIGESTS)
 
@@ -263,4 +264,4 @@ def is_own(folder: Path, path: Path) -> bool:
         first = path.resolve().relative_to(folder.resolve()).parts[0].lower()
     except (ValueError, IndexError):  # elsewhere, or the folder itself
         return False
-    return first in (*BEFORE_END, FINAL) or "tfevents" in first
+    return first in (*BEFORE_END, FINAL, VALIDATION) or "tfevents" in first

@@ -11,14 +11,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any
 
 import numpy
 import torch
 from torch import Tensor, nn
 
 from deltaprop._version import __version__
-from deltaprop.data import BUILTIN, BUILTIN_LR, Dataset, Deformation, Fold, Scaling, check_source, load
+from deltaprop.data import BUILTIN_LR, Dataset, Deformation, Fold, Scaling, check_source, load
 from deltaprop.data.columns import Progress, silent
 from deltaprop.data.digests import digestible_rows
 from deltaprop.data.store import Storage
@@ -30,6 +30,7 @@ from deltaprop.optim import SGD
 from deltaprop.training.baseline import class_counts
 from deltaprop.training.config import TrainConfig
 from deltaprop.training.data_loader import DataLoader
+from deltaprop.training.defaults import is_own_table, resolve_auto
 from deltaprop.training.devices import describe_device, fastest, physical_cores, pick_device, pick_threads, tune_threads
 from deltaprop.training.engines import ENGINES
 from deltaprop.training.objective import Objective, balanced, check_output_activation, choose_objective
@@ -172,8 +173,7 @@ def prepare(
         config = replace(config, lr=usual_lr(config.data, dataset))
     if not len(dataset.val):
         _check_unvalidated(config)
-    if config.weights == "auto":
-        config = replace(config, weights=usual_weights(config.data, dataset))
+    config = resolve_auto(config, dataset)
     weights = balanced_weights(config, dataset)
     objective = choose_objective(
         config.loss, dataset.task, len(dataset.class_names), config.output_activation, one_logit=config.one_logit,
@@ -257,28 +257,10 @@ def _tune(
 def usual_lr(data: str, dataset: Dataset) -> float:
     """Return the η that ``lr="auto"`` stands for.
 
-    A built-in data set has its own. Measured (docs/benchmarks.md): on standardised columns with rare outliers, 0.05
-    with momentum 0.9 diverges; in regression an η that suits classification overfits long before 30 epochs.
+    A built-in data set may have its own. For tables it was measured together with the values in
+    :mod:`deltaprop.training.defaults`. On standardised columns with rare outliers, 0.05 with momentum 0.9 diverges.
     """
-    if data in BUILTIN or dataset.image_shape is not None:
-        return BUILTIN_LR.get(data, 0.05)
-    return 0.02 if dataset.task == "classification" else 0.001
-
-
-def _is_own_table(data: str, dataset: Dataset) -> bool:
-    """Return whether these are a user's own table or arrays, and not images."""
-    return data not in BUILTIN and dataset.image_shape is None
-
-
-def usual_weights(data: str, dataset: Dataset) -> Literal["best", "final"]:
-    """Return the weights that ``weights="auto"`` stands for.
-
-    Measured (docs/benchmarks.md): on tables with classes, those of the lowest validation loss, because the loss rises
-    again where the accuracy does not; with numbers a few held-out rows select by chance, and on images and generated
-    points, which are learnt almost without error, the final weights are better too.
-    """
-    is_best = _is_own_table(data, dataset) and dataset.task == "classification" and len(dataset.val) > 0
-    return "best" if is_best else "final"
+    return 0.01 if is_own_table(data, dataset) else BUILTIN_LR.get(data, 0.05)
 
 
 def _check_unvalidated(config: TrainConfig) -> None:
@@ -292,7 +274,7 @@ def _check_unvalidated(config: TrainConfig) -> None:
 def make_optimizer(model: nn.Module, config: TrainConfig) -> SGD:
     """Return SGD with two parameter groups: weights, which decay, and biases, which decay only if configured."""
     groups: list[dict[str, Any]] = []
-    for is_bias, decay in ((False, config.weight_decay), (True, config.weight_decay if config.decay_biases else 0.0)):
+    for is_bias, decay in ((False, config.decay), (True, config.decay if config.decay_biases else 0.0)):
         params = [p for name, p in model.named_parameters() if name.endswith("bias") == is_bias]
         groups.append({"params": params, "weight_decay": decay})
     return SGD(groups, lr=config.rate, momentum=config.momentum, nesterov=config.nesterov)

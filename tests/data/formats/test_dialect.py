@@ -111,6 +111,12 @@ def test_the_row_names_of_r_have_no_name_in_the_header(read, text: str):
     assert read(text) == (["", "a", "y"], [["Mazda RX4", "21", "x"], ["Fiat", "4.5", "z w"]])
 
 
+@pytest.mark.parametrize("delimiter", ["\t", " ", ";"])
+def test_a_single_name_in_quotes_may_lack_that_of_the_row_names(read, delimiter: str):
+    """R writes one column so; the delimiter is not in the header."""
+    assert read(f'"x"\n"1"{delimiter}2.5\n"2"{delimiter}"a\nb"\n') == (["", "x"], [["1", "2.5"], ["2", "a\nb"]])
+
+
 def test_numbers_of_rows_without_quotes_are_row_names(read):
     assert read("a y\n1 5.1 x\n2 4.9 x\n3 4.9 y\n")[0] == ["", "a", "y"]
 
@@ -161,12 +167,14 @@ def test_a_row_in_place_of_the_header_is_refused_with_the_setting_that_reads_it(
     [
         "country,year,2001\nx,7,1\nyear,8,2\n",  # years, and a name that is a value of another column
         "0,1,2\n5,6,x\n",
+        ",1940,1945\nFood,22.2,44.5\nHealth,3.53,5.76\n",  # years beside an index
+        "142.24,144.78\n0,1\n0,2\n".replace("142.24,144.78", '"142.24","144.78"'),  # quoted, as R has names
         "a,b\na,b\n1,2\n",  # the header again: its cells are refused later
         "sex,grade,n\nsex,A,1\nm,B,2\n",
     ],
 )
 def test_names_that_only_look_like_cells_are_a_header(read, text: str):
-    assert read(text)[0] == text.split("\n")[0].split(",")
+    assert read(text)[0] == text.split("\n")[0].replace('"', "").split(",")
 
 
 @pytest.mark.parametrize("name", ["iris.csv", "breast_cancer.csv", "wine_data.csv"])

@@ -10,7 +10,9 @@ from typing import Any, cast
 from deltaprop.data.formats.arrays import ARRAY_NAMES, ArrayFile
 from deltaprop.data.formats.arrow import ARROW_NAMES, ArrowFile
 from deltaprop.data.formats.csv import CSV_NAMES, CsvTable
+from deltaprop.data.formats.excel import EXCEL_NAMES, ExcelTable
 from deltaprop.data.formats.idx import IdxFolder
+from deltaprop.data.formats.idx_files import is_idx_prefix
 from deltaprop.data.formats.jsonl import JSONL_NAMES, JsonLinesTable
 from deltaprop.data.formats.parquet import PARQUET_NAMES, ParquetTable, parts_of
 from deltaprop.data.table import DEFAULT_READING, ReadOptions, Table
@@ -22,17 +24,20 @@ FORMATS: dict[str, Callable[..., Table] | type[ArrayFile]] = {
     **dict.fromkeys(PARQUET_NAMES, ParquetTable.open),
     **dict.fromkeys(JSONL_NAMES, JsonLinesTable.open),
     **dict.fromkeys(ARROW_NAMES, ArrowFile.open),
+    **dict.fromkeys(EXCEL_NAMES, ExcelTable.open),
     **dict.fromkeys(ARRAY_NAMES, ArrayFile),
 }
 
 
 def find_format(source: str | Path) -> Callable[..., Table] | type[ArrayFile] | type[IdxFolder] | None:
-    """Return what opens a path: the row of ``FORMATS`` with the longest ending that fits; None if none does."""
+    """Return what opens a path: by the longest ending of ``FORMATS`` that fits; None if there is none."""
     path = Path(source)
     if os.path.isdir(source):  # not Path.is_dir, which raises for a name that no file can have; Path("") is a folder
         return ParquetTable.open if parts_of(path) else IdxFolder
-    endings = [ending for ending in FORMATS if path.name.lower().endswith(ending)]
-    return FORMATS[max(endings, key=len)] if endings else None
+    fitting = [ending for ending in FORMATS if path.name.lower().endswith(ending)]
+    if fitting:
+        return FORMATS[max(fitting, key=len)]
+    return IdxFolder if is_idx_prefix(path) else None
 
 
 def is_table(source: str | Path) -> bool:

@@ -19,7 +19,8 @@ from deltaprop.data.table import Batch, ReadOptions
 from deltaprop.errors import UserError, counted, setting
 
 READ_BYTES = 1 << 22  # bytes read at a time; a row, quoted line breaks included, may have as many
-CSV_NAMES = (".csv", ".tsv", ".tab", ".txt", ".csv.gz", ".tsv.gz", ".tab.gz", ".txt.gz")
+_ENDINGS = (".csv", ".tsv", ".tab", ".txt", ".dat", ".data")
+CSV_NAMES = (*_ENDINGS, *(f"{ending}.gz" for ending in _ENDINGS))
 _LINE = re.compile(rb"(?im)^(?!sep=)[^\r\n]*[^\s][^\r\n]*\n")
 Opener: TypeAlias = Callable[[], BinaryIO | io.RawIOBase]
 

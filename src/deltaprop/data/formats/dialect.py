@@ -13,8 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from deltaprop.data.formats.header import numbered_names, refuse_counts, refuse_row_as_header, refuse_title
 from deltaprop.data.table import DELIMITER_WORDS, NUMBER, ReadOptions, check_names
-from deltaprop.errors import UserError, setting
+from deltaprop.errors import UserError
 
 HEAD_BYTES = 1 << 16  # bytes of a file, from which its dialect is found
 BOM = b"\xef\xbb\xbf"
@@ -30,8 +31,6 @@ OTHER_FORMATS = {
     b"\xd0\xcf\x11\xe0": "an old spreadsheet, not CSV: save it as CSV, or name it .xls",
 }
 MOST_SAMPLES = 200  # rows that are looked at
-MOST_TITLES = 20  # lines above a header that are recognised as such
-COMMENTS = ("#", "%", "//")
 
 # Excel's first line, which says what delimits the cells below it.
 _SEP = re.compile(rb'"?sep=(\\t|[^\r\n"])"?(?:\r\n|\n|\r)', re.IGNORECASE)
@@ -93,14 +92,20 @@ def find_dialect(path: Path, head: bytes, options: ReadOptions, *, is_whole: boo
     delimiter = delimiter or _most_likely(sample)
     cells = [cell.strip() for cell in split_cells(line, delimiter)]
     rows = sample.cells(delimiter)
-    _refuse_counts(path, cells, rows)
+    refuse_counts(path, cells, rows)
     if not options.header:
-        names = [f"column{at + 1}" for at in range(len(cells))]
+        names = numbered_names(len(cells))
         return Dialect(_enough(path, names, delimiter, options.least), delimiter, head[:start])
-    _refuse_title(path, sample, delimiter, options.least, 1 + len(_LINE_END.findall(head, 0, start)))
     if _has_row_names(cells, rows, sample.below, delimiter):
-        cells = ["", *cells]
-    else:
+        names = ["", *cells]
+        check_names(path, names)
+        return Dialect(names, delimiter, head[:end])
+    where, tries = f"{path}: line {1 + len(_LINE_END.findall(head, 0, start))}", [delimiter]
+    if len(cells) == 1 and options.least > 1:  # it has no delimiter: the lines below it may have another
+        tries += [other for other in (*DELIMITERS, SPACES) if other != delimiter]
+    for tried in tries:
+        refuse_title(where, line, split_cells(line, tried), sample.cells(tried))
+    if not (_is_quoted(line, delimiter) and not any(_is_quoted(row, delimiter) for row in sample.below)):
         refuse_row_as_header(path, cells, rows)
     check_names(path, cells)
     return Dialect(_enough(path, cells, delimiter, options.least), delimiter, head[:end])
@@ -114,7 +119,10 @@ def split_cells(line: str, delimiter: str) -> list[str]:
         (['a', 'b;c'], ['1', 'b  c'])
     """
     if delimiter != SPACES:
-        return next(csv.reader([line], delimiter=delimiter), [""])
+        try:
+            return next(csv.reader([line], delimiter=delimiter), [""])
+        except csv.Error:  # a line break in a cell that has no quotes with this delimiter
+            return [line]
     found = _BLANK_SEPARATED.finditer(line)
     return [cell[2] if cell[1] is None else cell[1].replace('""', '"') for cell in found] or [""]
 
@@ -180,10 +188,13 @@ def _most_likely(sample: _Sample) -> str:
     if most in bare:
         return most
     names, rows = split_cells(sample.first, SPACES), sample.cells(SPACES)
-    if len(names) < 2 or not rows:
-        return most
-    as_many = all(len(row) == len(names) for row in rows)
-    return SPACES if as_many or _has_row_names(names, rows, sample.below, SPACES) else most
+    if len(names) > 1 and rows and all(len(row) == len(names) for row in rows):
+        return SPACES
+    with_row_names = (*DELIMITERS, SPACES) if _is_quoted(sample.first, SPACES) else (SPACES,) * (len(names) > 1)
+    for tried in with_row_names:
+        if _has_row_names(split_cells(sample.first, tried), sample.cells(tried), sample.below, tried):
+            return tried
+    return most
 
 
 def _has_row_names(names: Sequence[str], rows: Sequence[Sequence[str]], lines: Sequence[str], delimiter: str) -> bool:
@@ -203,86 +214,9 @@ def _has_row_names(names: Sequence[str], rows: Sequence[Sequence[str]], lines: S
     return delimiter != "," and (counts or not any(re.match(NUMBER, cell) for cell in first))
 
 
-def _refuse_counts(path: Path, cells: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Refuse scikit-learn's first line: the number of rows, that of inputs, and the names of the classes."""
-    width = len(rows[0]) if rows else 0
-    counts = cells[:2]
-    if len(counts) < 2 or not all(cell.isdecimal() for cell in counts) or int(counts[1]) != width - 1 or width < 3:
-        return
-    if len(cells) == width and all(re.match(NUMBER, cell) for cell in cells):  # it may be a row
-        return
-    raise UserError(
-        f"{path}: the first line ({', '.join(cells[:3])}, …) is not a header: it counts {counts[0]} rows and "
-        f"{counts[1]} inputs, as in scikit-learn's own files: remove this line, and read the rest by "
-        f"{setting('header', False)}"
-    )
-
-
-def _refuse_title(path: Path, sample: _Sample, delimiter: str, least: int, number: int) -> None:
-    """Refuse a title or a comment above the header; ``number`` is the number of its line."""
-    first = split_cells(sample.first, delimiter)
-    tries = [delimiter]
-    if len(first) == 1 and least > 1:  # it has no delimiter: the lines below it may have another
-        tries += [other for other in (*DELIMITERS, SPACES) if other != delimiter]
-    for tried in tries:
-        above, rows = split_cells(sample.first, tried), sample.cells(tried)
-        at = _first_of_table(above, rows)
-        if at is None:
-            continue
-        text = sample.first.strip()
-        is_comment = text.startswith(COMMENTS)
-        if len([cell for cell in above if cell]) > 1 and not is_comment and not _is_header(rows[at], rows[at + 1 :]):
-            continue
-        names = ", ".join(cell.strip() for cell in rows[at][:3]) + (", …" if len(rows[at]) > 3 else "")
-        raise UserError(
-            f"{path}: line {number}, {text.rstrip(',;|')[:60]!r}, is a {'comment' if is_comment else 'title'}, not the "
-            f"header, which seems to be {names[:80]!r}: remove what is above it"
-        )
-
-
-def _first_of_table(above: Sequence[str], rows: Sequence[Sequence[str]]) -> int | None:
-    """Return the first row of a table of several columns below a line that does not belong to it; None if it does."""
-    if len(above) >= 3 and above[0] and not any(above[1:]):  # 'Title,,': as wide as the table
-        names = [all(row) and _is_header(row, rows[at + 1 :]) for at, row in enumerate(rows[:MOST_TITLES])]
-        return names.index(True) if True in names else None
-    widths = [len(row) for row in rows]
-    if len(widths) < 2 or widths[-1] < 2 or len(above) in widths[-2:]:
-        return None
-    at = next((at for at in range(len(widths)) if len({*widths[at:]}) == 1), len(widths))
-    return at if at <= min(MOST_TITLES, len(widths) - 2) else None
-
-
-def _is_header(names: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:
-    """Return whether cells are names: all are different text, and some column below has numbers."""
-    if len({*names}) < len(names) or any(not name or re.match(NUMBER, name) for name in names):
-        return False
-    return any(all(len(row) > at and re.match(NUMBER, row[at]) for row in rows) for at in range(len(names)))
-
-
-def refuse_row_as_header(path: Path | str, names: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Refuse a row in place of the header: most of it numbers, or cells that its columns have again below it."""
-    is_counted = any([*names] == [str(first + at) for at in range(len(names))] for first in (0, 1))  # 0, 1, … are names
-    if is_counted or not names[0]:  # R and pandas write row names below an empty name
-        return
-    is_number = [bool(re.match(NUMBER, name)) for name in names]
-    numbers = [name for name, number in zip(names, is_number, strict=True) if number]
-    shown, looks = numbers, "has numbers where names should be"
-    is_row = any(not name.lstrip("+-").isdecimal() for name in numbers) or 2 * len(numbers) > len(names)
-    if not is_row:
-        alike = [row for row in ([cell.strip() for cell in row] for row in rows) if len(row) == len(names)]
-        alike = [row for row in alike if row != [*names]]  # a header that is repeated is none of the rows
-        again = [bool(name) and any(row[at] == name for row in alike) for at, name in enumerate(names)]
-        as_text = [name for name, seen, number in zip(names, again, is_number, strict=True) if seen and not number]
-        of_numbers = any(
-            number and all(re.match(NUMBER, row[at]) for row in alike) for at, number in enumerate(is_number)
-        )
-        is_row = bool(as_text) and (of_numbers or 2 * sum(again) > len(names))
-        shown, looks = as_text, "looks like a row, with what its columns have again below it"
-    if is_row:
-        raise UserError(
-            f"{path}: no header: the first line {looks} ({shown[0]}, …): read it as a row by "
-            f"{setting('header', False)}, or put a line with a name for each column above it"
-        )
+def _is_quoted(line: str, delimiter: str) -> bool:
+    """Return whether each cell of a line is in quotes."""
+    return '"' in line and not re.sub(r'"[^"]*"', "", line).strip(f"{delimiter} \t")
 
 
 def _enough(path: Path, names: list[str], delimiter: str, least: int) -> list[str]:

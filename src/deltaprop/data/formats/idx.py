@@ -13,7 +13,6 @@ from __future__ import annotations
 import gzip
 import math
 import os
-import re
 import stat
 import struct
 import zlib
@@ -24,6 +23,7 @@ from typing import IO
 import numpy as np
 
 from deltaprop.data.dataset import RawData
+from deltaprop.data.formats.idx_files import find_idx_files
 from deltaprop.data.splits import Array
 from deltaprop.errors import UserError
 
@@ -40,14 +40,6 @@ _GZIP_MAGIC = b"\x1f\x8b"
 _CHUNK = 1 << 20  # bytes read at once
 _MAX_RANK = 32  # NumPy 1's limit; files in use have 1 to 4
 _MAX_CLASSES = 1 << 16  # three times ImageNet-21k; above it a label is damage, and a name per class would fill memory
-
-_FILE_NAME = re.compile(
-    r"(?P<prefix>(?:.*[-_.])?)(?P<part>train|t10k|test)[-_](?P<kind>images|labels)[-_.]idx\d+[-_.]\w+(?:\.gz)?"
-)
-_LOOKED_FOR = (
-    "train-images-idx3-ubyte and train-labels-idx1-ubyte, and for a test set the same with t10k or test for train, "
-    "plain or .gz, perhaps after a prefix such as emnist-balanced-"
-)
 
 
 def read_idx(path: str | os.PathLike[str]) -> Array:
@@ -123,56 +115,6 @@ def _read_header(stream: IO[bytes] | gzip.GzipFile, path: Path) -> tuple[np.dtyp
 
 def _sizes(shape: tuple[int, ...]) -> str:
     return "x".join(str(size) for size in shape)
-
-
-def find_idx_files(folder: str | os.PathLike[str]) -> dict[str, Path]:
-    """Return the IDX files of the one data set in a folder, without opening any.
-
-    Where a file stands beside its own ``.gz`` (as torchvision leaves them), the plain one is taken.
-
-    Args:
-        folder: Where to look; not in folders below it.
-
-    Returns:
-        Paths by ``"train-images"``, ``"train-labels"`` and, where there is a test set, ``"test-images"`` and
-        ``"test-labels"``.
-
-    Raises:
-        UserError: If there is no such folder, it cannot be read, a file is missing, or there is more than one choice.
-    """
-    folder = Path(folder)
-    try:
-        with os.scandir(folder) as entries:  # hidden files are left out: macOS puts a ._NAME beside each NAME
-            names = {entry.name for entry in entries if entry.is_file() and not entry.name.startswith(".")}
-    except NotADirectoryError as error:
-        raise UserError(f"{folder}: a file, a folder with IDX files expected") from error
-    except FileNotFoundError as error:
-        raise UserError(f"{folder}: no such folder") from error
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be read: {error.strerror or error}") from error
-
-    by_role: dict[str, list[str]] = {}
-    prefixes: dict[str, str] = {}
-    for name in sorted(names):
-        match = _FILE_NAME.fullmatch(name)
-        beside_plain = name.endswith(".gz") and name.removesuffix(".gz") in names
-        if match is None or beside_plain:
-            continue
-        part = "train" if match["part"] == "train" else "test"
-        by_role.setdefault(f"{part}-{match['kind']}", []).append(name)
-        prefixes.setdefault(match["prefix"], name)
-
-    several = next((files for files in [*by_role.values(), [*prefixes.values()]] if len(files) > 1), None)
-    if several is not None:
-        raise UserError(f"{folder}: more than one data set: {', '.join(several)}; one to a folder expected")
-    if not by_role:
-        raise UserError(f"{folder}: no IDX files there; looked for {_LOOKED_FOR}")
-    parts = ["train"] + ["test"] * ("test-images" in by_role or "test-labels" in by_role)
-    missing = [f"{part}-{kind}" for part in parts for kind in ("images", "labels") if f"{part}-{kind}" not in by_role]
-    if missing:
-        present = ", ".join(files[0] for files in by_role.values())
-        raise UserError(f"{folder}: no {' and no '.join(missing)} beside {present}; looked for {_LOOKED_FOR}")
-    return {role: folder / files[0] for role, files in by_role.items()}
 
 
 def load_idx_folder(folder: str | os.PathLike[str]) -> RawData:

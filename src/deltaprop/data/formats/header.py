@@ -1,0 +1,113 @@
+"""What stands in the first line of a table: names, or a title, a comment, counts or a row in their place.
+
+Cells are text here, whatever the format.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from deltaprop.data.table import NUMBER
+from deltaprop.errors import UserError, setting
+
+MOST_TITLES = 20  # lines above a header that are recognised as such
+COMMENTS = ("#", "%", "//")
+
+
+def numbered_names(count: int) -> list[str]:
+    """Return the names of columns without a header."""
+    return [f"column{at + 1}" for at in range(count)]
+
+
+def refuse_counts(path: Path | str, cells: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Refuse scikit-learn's first line: the number of rows, that of inputs, and the names of the classes."""
+    width = len(rows[0]) if rows else 0
+    counts = cells[:2]
+    if len(counts) < 2 or not all(cell.isdecimal() for cell in counts) or int(counts[1]) != width - 1 or width < 3:
+        return
+    if len(cells) == width and all(re.match(NUMBER, cell) for cell in cells):  # it may be a row
+        return
+    raise UserError(
+        f"{path}: the first line ({', '.join(cells[:3])}, …) is not a header: it counts {counts[0]} rows and "
+        f"{counts[1]} inputs, as in scikit-learn's own files: remove this line, and read the rest by "
+        f"{setting('header', False)}"
+    )
+
+
+def refuse_title(where: str, text: str, above: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Refuse a title or a comment above the header.
+
+    Args:
+        where: The file and the number of the line.
+        text: The line.
+        above: Its cells.
+        rows: The cells of the lines below it.
+    """
+    at = _first_of_table(above, rows)
+    if at is None:
+        return
+    text = text.strip().rstrip(",;|\t ")
+    is_comment = text.startswith(COMMENTS)
+    if len([cell for cell in above if cell]) > 1 and not is_comment and not _is_header(rows[at], rows[at + 1 :]):
+        return
+    names = ", ".join(cell.strip() for cell in rows[at][:3]) + (", …" if len(rows[at]) > 3 else "")
+    raise UserError(
+        f"{where}, {text[:60]!r}, is a {'comment' if is_comment else 'title'}, not the header, which seems to be "
+        f"{names[:80]!r}: remove what is above it"
+    )
+
+
+def _first_of_table(above: Sequence[str], rows: Sequence[Sequence[str]]) -> int | None:
+    """Return the first row of a table of several columns below a line that does not belong to it; None if it does."""
+    filled = [at for at, cell in enumerate(above) if cell.strip()]
+    if len(above) > 1 and len(filled) == 1 and (len(above) > 2 or filled == [0]):  # 'Title,,': as wide as the table
+        names = [all(row) and _is_header(row, rows[at + 1 :]) for at, row in enumerate(rows[:MOST_TITLES])]
+        return names.index(True) if True in names else None
+    widths = [len(row) for row in rows]
+    if len(widths) < 2 or widths[-1] < 2 or len(above) in widths[-2:]:
+        return None
+    at = next((at for at in range(len(widths)) if len({*widths[at:]}) == 1), len(widths))
+    return at if at <= min(MOST_TITLES, len(widths) - 2) else None
+
+
+def _is_header(names: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:
+    """Return whether cells are names: all are different text, and some column below has numbers."""
+    if len({*names}) < len(names) or any(not name or re.match(NUMBER, name) for name in names):
+        return False
+    return any(all(len(row) > at and re.match(NUMBER, row[at]) for row in rows) for at in range(len(names)))
+
+
+def refuse_row_as_header(path: Path | str, names: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Refuse a row in place of the header: most of it numbers, or cells that its columns have again below it."""
+    if any([*names] == [str(first + at) for at in range(len(names))] for first in (0, 1)):  # 0, 1, … are names
+        return
+    if not names[0] and all(name.isdecimal() for name in names[1:]) and all(row[0].strip() for row in rows if row):
+        counts = [int(name) for name in names[1:]]
+        if counts == sorted({*counts}):  # years, or another count, beside an index
+            return
+    below = [row[0].strip() for row in rows if row]
+    if not names[0] and below and all(below):  # R and pandas write an index below an empty name
+        numbered = any(below == [str(first + at) for at in range(len(below))] for first in (0, 1))
+        if numbered or not any(re.match(NUMBER, cell) for cell in below):
+            return
+    is_number = [bool(re.match(NUMBER, name)) for name in names]
+    numbers = [name for name, number in zip(names, is_number, strict=True) if number]
+    shown, looks = numbers, "has numbers where names should be"
+    is_row = any(not name.lstrip("+-").isdecimal() for name in numbers) or 2 * len(numbers) > len(names)
+    if not is_row:
+        alike = [row for row in ([cell.strip() for cell in row] for row in rows) if len(row) == len(names)]
+        alike = [row for row in alike if row != [*names]]  # a header that is repeated is none of the rows
+        again = [bool(name) and any(row[at] == name for row in alike) for at, name in enumerate(names)]
+        as_text = [name for name, seen, number in zip(names, again, is_number, strict=True) if seen and not number]
+        of_numbers = any(
+            number and all(re.match(NUMBER, row[at]) for row in alike) for at, number in enumerate(is_number)
+        )
+        is_row = bool(as_text) and (of_numbers or 2 * sum(again) > len(names))
+        shown, looks = as_text, "looks like a row, for its cells are found again below it"
+    if is_row:
+        raise UserError(
+            f"{path}: no header: the first line {looks} ({shown[0]}, …): read it as a row by "
+            f"{setting('header', False)}, or put a line with a name for each column above it"
+        )
