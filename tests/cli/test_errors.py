@@ -36,9 +36,11 @@ def test_a_hint_about_any_column_name_is_one_line_and_can_be_pasted(name: str, t
     monkeypatch.chdir(tmp_path)
     quoted = '"' + name.replace('"', '""') + '"'
     Path("t.csv").write_text(
-        f"{quoted},b,y\n" + "".join(f"{'oops' if i == 40 else i},{i % 7},{i % 2}\n" for i in range(60))
+        f"{quoted},b,y\n" + "".join(f"{'inf' if i == 40 else i},{i % 7},{i % 2}\n" for i in range(60))
     )
     assert main(["train", "--data", "t.csv", "--epochs", "1"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    hint = line.rpartition(" or ")[2]
-    assert main(["train", "--data", "t.csv", "--epochs", "1", "--log-every", "0", *shlex.split(hint)]) == 0
+    program, *words = shlex.split(line.rpartition(": ")[2])
+    assert program == "deltaprop"
+    assert words[:5] == ["train", "--data", "t.csv", "--epochs", "1"]
+    assert main([*words, "--log-every", "0"]) == 0

@@ -135,7 +135,7 @@ REFUSED = [
     (["--epochs"], "--epochs needs a value"),
     (["--epochs", "three"], "--epochs must be auto or a whole number, got 'three'"),
     (["--momentum", "x"], "--momentum must be a number, got 'x'"),
-    (["--missing", "median"], "--missing must be one of 'refuse', 'mean', 'drop', got 'median'"),
+    (["--missing", "median"], "--missing must be one of 'auto', 'mean', 'drop', 'refuse', got 'median'"),
     (["--data"], "--data needs a value"),
     (["--hidden", "4", "b"], "--hidden cannot be '4', 'b'"),
     (["--config"], "--config needs a value"),

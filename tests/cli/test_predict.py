@@ -119,7 +119,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], tuple[str, ...], str]] = {
     "text beside a gap": (
         lambda: Path("t.csv").write_text("a,b\n1,2\n1,x\n,3\n"), (), "t.csv: row 2, column 'b': 'x' is text"
     ),
-    "a gap at the last row": (_bad_last_row("b", None), (), "t.csv: row 300, column 'b': the cell is empty"),
+    "text in the last row": (_bad_last_row("b", "x"), (), "t.csv: row 300, column 'b': 'x' is text"),
     "infinite": (_bad_last_row("b", "inf"), (), "t.csv: row 300, column 'b': inf is not a finite number"),
     "too large": (_bad_last_row("b", "1e300"), (), "1e+300"),
     "a cell too few": (lambda: Path("t.csv").write_text("a,b\n1,2\n1\n"), (), "t.csv: row 2: 1 cell, too few"),
@@ -167,7 +167,7 @@ def test_invalid_input_is_one_line_and_exit_code_2(
 
 def test_an_old_file_is_kept_if_the_last_row_is_invalid(runs: Runs, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("deltaprop.data.formats.csv.READ_BYTES", 512)
-    _bad_last_row("b", None)()
+    _bad_last_row("b", "x")()
     Path("o.csv").write_text("the old one")
     assert predict(runs["numbers"].folder, "t.csv", "o.csv") == 2
     assert Path("o.csv").read_text() == "the old one"
@@ -358,7 +358,7 @@ def test_an_error_while_stdin_is_open_ends_the_command(runs: Runs):
         assert process.stdin is not None
         assert process.stderr is not None
         with contextlib.suppress(BrokenPipeError):
-            for piece in [b"a,b\n1,2\n1,\n", *[b"1,2\n"] * 100]:
+            for piece in [b"a,b\n1,2\n1,x\n", *[b"1,2\n"] * 100]:
                 process.stdin.write(piece)
                 process.stdin.flush()
                 time.sleep(0.05)
@@ -367,7 +367,7 @@ def test_an_error_while_stdin_is_open_ends_the_command(runs: Runs):
         with contextlib.suppress(BrokenPipeError):
             process.stdin.close()
         error = process.stderr.read()
-    assert error.startswith(b"error: stdin: row 2, column 'b': the cell is empty")
+    assert error.startswith(b"error: stdin: row 2, column 'b': 'x' is text")
     assert (process.returncode, error.count(b"\n")) == (2, 1)
 
 

@@ -23,7 +23,6 @@ from deltaprop.inference.export.deployment import (
     Exported,
     by_name,
     class_outputs,
-    fills,
     second_output,
     to_torch_export,
 )
@@ -122,7 +121,7 @@ def _verified(model: Model, exported: Exported) -> Exported:
 
 
 def _probes(model: Model, dtype: str) -> NDArray[Any]:
-    """Return rows as they are read, [N, p], drawn around the mean of each column, some far away, some missing."""
+    """Return rows as they are read, [N, p], drawn around the mean of each column, some far away, unknown or missing."""
     rng = np.random.default_rng(0)
     mean, scale = model.input_scaling.mean.cpu().numpy(), model.input_scaling.scale.cpu().numpy()
     spread = rng.standard_normal((PROBES, len(mean))) * np.where(rng.random((PROBES, 1)) < 0.1, 10.0, 1.0)
@@ -131,10 +130,10 @@ def _probes(model: Model, dtype: str) -> NDArray[Any]:
         numbers = raw
         raw = np.empty((PROBES, len(model.encoding.inputs)))
         raw[:, model.encoding.numbers] = numbers[:, : len(model.encoding.numbers)]
-        if fills(model):
-            raw[rng.random(raw.shape) < 0.05] = np.nan
         for at in model.encoding.categories:
             raw[:, at] = rng.integers(-1, len(model.encoding.inputs[at].categories), PROBES)
+        may_miss = [column.kind == "categories" or column.fill is not None for column in model.encoding.inputs]
+        raw[(rng.random(raw.shape) < 0.05) & may_miss] = np.nan
     return raw.astype(dtype).astype(np.float64)
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from deltaprop._version import __version__
+from deltaprop.data.encoding import Input
 from deltaprop.data.splits import Array
 from deltaprop.inference.model import Model
 from deltaprop.training.objective import Objective
@@ -45,7 +46,10 @@ class Exported:
 
 
 class DeploymentModule(nn.Module):
-    """A network with its preprocessing, from the columns of a table, categories by their index, to predictions."""
+    """A network with its preprocessing, from the columns of a table to predictions.
+
+    A category is its index, −1 if training has not seen it; a missing cell of either kind is NaN.
+    """
 
     def __init__(self, model: Model) -> None:
         super().__init__()
@@ -67,12 +71,9 @@ class DeploymentModule(nn.Module):
     def forward(self, x: Tensor) -> Any:
         """Return (index of the class, probabilities or scores), or values."""
         x = x.double()
-        if self.encoding is not None and self.encoding.categories:
-            parts = [x[:, self.encoding.numbers]]
-            for at in self.encoding.categories:
-                names = torch.arange(len(self.encoding.inputs[at].categories), dtype=torch.float64)
-                parts.append((x[:, at : at + 1] == names).double())
-            x = torch.cat(parts, dim=1)
+        if self.encoding is not None and self.encoding.flagged:
+            flags = [self._flags(x[:, at : at + 1], self.encoding.inputs[at]) for at in self.encoding.flagged]
+            x = torch.cat([x[:, self.encoding.numbers], *flags], dim=1)
         if self.fills:
             x = torch.where(torch.isnan(x), self.fill, x)
         weight = next(self.net.parameters())
@@ -80,6 +81,17 @@ class DeploymentModule(nn.Module):
         if self.objective.task == "regression":
             return (outputs.double() * self.out_scale + self.out_mean).to(weight.dtype)
         return class_outputs(self.objective, outputs)
+
+    @staticmethod
+    def _flags(cells: Tensor, column: Input) -> Tensor:
+        """Return the inputs of 0 and 1 of a column [N, 1], in the order of `Input.flags`."""
+        is_missing, flags = torch.isnan(cells), []
+        if column.kind == "categories":
+            is_known = cells == torch.arange(len(column.categories), dtype=torch.float64)
+            flags.append(is_known)
+            if column.others:
+                flags.append(~is_known.any(dim=1, keepdim=True) & ~is_missing)
+        return torch.cat([*flags, *([is_missing] if column.absent else [])], dim=1).double()
 
 
 def to_torch_export(model: Model) -> Exported:
@@ -90,6 +102,7 @@ def to_torch_export(model: Model) -> Exported:
     torch.export.save(program, file, extra_files={"deltaprop.json": json.dumps(about(model))})
     loaded = torch.export.load(io.BytesIO(file.getvalue())).module()
     categories = ", categories by their index" if model.encoding is not None and model.encoding.categories else ""
+    categories += f"; {missing_inputs(model)}" if model.encoding is not None else ""
     notes = (
         f"input: x, [N, {module.width}] of {dtype}, columns in the order of the table{categories}",
         f"outputs: {f'index of the class, {second_output(model)}' if model.class_names else 'values'}",
@@ -126,6 +139,11 @@ def fills(model: Model) -> bool:
     return model.encoding is not None and any(column.fill is not None for column in model.encoding.inputs)
 
 
+def missing_inputs(model: Model) -> str:
+    """Return what is given for a missing number."""
+    return "NaN where missing" if fills(model) else "none missing"
+
+
 def input_dtype(model: Model) -> str:
     """Return float32, or float64 where a column needs more digits, such as one of dates in seconds."""
     far = model.input_scaling.mean.abs() + 4 * model.input_scaling.scale
@@ -141,6 +159,7 @@ def about(model: Model) -> dict[str, Any]:
         "task": model.task,
         "classes": [*model.class_names],
         "columns": None if model.encoding is None else model.encoding.to_json(),
+        "inputs": None if model.encoding is None else model.encoding.names,
         "targets": [*model.target_names],
         "sizes": model.sizes,
         "activations": [*model.config.activations, model.config.output_activation],

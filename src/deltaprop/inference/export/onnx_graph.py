@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,14 @@ import torch
 
 from deltaprop._version import __version__
 from deltaprop.data.splits import Array
-from deltaprop.inference.export.deployment import DeploymentModule, Exported, about, fills, input_dtype, second_output
+from deltaprop.inference.export.deployment import (
+    DeploymentModule,
+    Exported,
+    about,
+    input_dtype,
+    missing_inputs,
+    second_output,
+)
 from deltaprop.inference.model import Model
 
 OPSET_ML = 3
@@ -42,8 +50,9 @@ def to_onnx(model: Model) -> Exported:
         return dict(zip(names, session.run(names, inputs), strict=True))
 
     shape = "an input for each column, [N, 1]: text for categories," if by_column else "one input x, [N, columns]:"
+    empty = ", empty text where a category is" if by_column else ""
     notes = (
-        f"inputs: {shape} {dtype}, as in the table; {'NaN where missing' if fills(model) else 'none missing'}",
+        f"inputs: {shape} {dtype}, as in the table; {missing_inputs(model)}{empty}",
         f"outputs: {f'label and {second_output(model)}' if model.class_names else 'values'}, [N, …]",
     )
     return Exported(content, predict, dtype, "onnxruntime", notes)
@@ -101,8 +110,8 @@ def _add_columns(proto: Any, model: Model, x: str) -> None:
         parts.append(f"{own}/cast" if is_text else name)
         if is_text:
             index: dict[str, Any] = {
-                "keys_strings": [*column.categories],
-                "values_floats": [*map(float, range(len(column.categories)))],
+                "keys_strings": [*column.categories, ""],
+                "values_floats": [*map(float, range(len(column.categories))), math.nan],
             }
             nodes += [
                 helper.make_node(
@@ -131,13 +140,14 @@ def _add_class_names(graph: Any, model: Model) -> None:
 
 
 def onnx_inputs(model: Model, raw: Array, dtype: str) -> dict[str, Array]:
-    """Return rows as they were read, categories by their index, as the inputs of the graph."""
+    """Return rows as they were read, categories by their index, as the inputs of the graph; missing text is empty."""
     assert model.encoding is not None
     inputs: dict[str, Array] = {}
     for at, (name, column) in enumerate(zip(input_names(model), model.encoding.inputs, strict=True)):
         if column.kind == "numbers":
             inputs[name] = raw[:, at : at + 1].astype(dtype)
         else:
-            categories = np.array([*column.categories, ""], dtype=object)  # the last for a name unseen in training
-            inputs[name] = categories[np.nan_to_num(raw[:, at : at + 1], nan=-1).astype(np.int64)]
+            unknown = "_".join(["", *column.categories, ""])  # longer than each of them
+            categories = np.array([*column.categories, "", unknown], dtype=object)
+            inputs[name] = categories[np.nan_to_num(raw[:, at : at + 1], nan=-2).astype(np.int64)]
     return inputs
