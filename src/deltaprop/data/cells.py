@@ -35,7 +35,7 @@ _WRITTEN = re.compile(
     rf"(?:[+-]\s?)?(?P<before>{_CURRENCY})?\s?[+-]?(?P<body>{_BODY})(?P<exponent>[eE][+-]?\d+)?"
     rf"\s?(?P<after>%|‰|{_CURRENCY}|{_UNIT})?"
 )
-_DIGITS = r"\d{1,3}"
+_DIGITS = r"[1-9]\d{0,2}"  # before groups of thousands
 # How digits are separated: the name of the shape, and whether it fits a text without sign and mark.
 _SHAPES = [
     ("whole", re.compile(r"\d+")),
@@ -99,7 +99,7 @@ def shape_of(text: str) -> tuple[str, str] | None:
         >>> shape_of("$1,234.50"), shape_of("30 %"), shape_of("(1,5)"), shape_of("12 km/h"), shape_of("2B or not 2B")
         (('$', 'thousands ,'), ('%', 'whole'), ('', 'comma'), ('km/h', 'whole'), None)
     """
-    text = text.replace("\u2212", "-")
+    text = text.replace("\u2212", "-").replace("\u2019", "'")
     if text.startswith("(") and text.endswith(")") and len(text) > 2:
         text = f"-{text[1:-1].strip()}"
     found = _WRITTEN.fullmatch(text)
@@ -118,6 +118,8 @@ def plain_numbers(cells: Any, form: Form) -> Any:
     from pyarrow import compute
 
     cells = compute.replace_substring(cells, "\u2212", "-")
+    if form.thousands == "'":
+        cells = compute.replace_substring(cells, "\u2019", "'")
     cells = compute.replace_substring_regex(cells, r"^\(\s*(.+?)\s*\)$", r"-\1")
     if form.mark:
         mark = re.escape(form.mark)
@@ -129,7 +131,7 @@ def plain_numbers(cells: Any, form: Form) -> Any:
     if form.thousands or form.decimal == ",":
         separator = f"[{BLANKS}]" if form.thousands == " " else re.escape(form.thousands)
         decimal = re.escape(form.decimal)
-        grouped = rf"^[+-]?\d{{1,3}}(?:{separator}\d{{3}})+(?:{decimal}\d*)?$"
+        grouped = rf"^[+-]?{_DIGITS}(?:{separator}\d{{3}})+(?:{decimal}\d*)?$"
         is_grouped = compute.match_substring_regex(cells, grouped) if form.thousands else None
         is_comma = compute.match_substring_regex(cells, rf"^[+-]?(?:\d+{decimal}?\d*|{decimal}\d+)(?:[eE][+-]?\d+)?$")
         own = cells
@@ -235,5 +237,17 @@ def _microseconds(text: str) -> int:
 
 
 def are_dates(cells: Any) -> NDArray[np.bool_]:
-    """Return which texts are dates or times as they are read."""
-    return matches(cells, "|".join((DATE, DATE_BY_POINTS, DATE_BY_SLASHES, TIME)))
+    """Return which texts are dates or times as they are read; 2020-02-30 is none."""
+    found = matches(cells, "|".join((DATE, DATE_BY_POINTS, DATE_BY_SLASHES, TIME)))
+    if found.any() and not is_moment(cells.filter(found)):
+        found[found] = [is_moment(cells[at : at + 1]) for at in np.flatnonzero(found).tolist()]
+    return found
+
+
+def is_moment(cells: Any) -> bool:
+    """Return whether all cells are dates or times."""
+    try:
+        moments(cells)
+    except ValueError:
+        return False
+    return True

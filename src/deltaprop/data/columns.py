@@ -21,6 +21,7 @@ from deltaprop.data.cells import (
     Form,
     are_numbers,
     canonical,
+    is_moment,
     moments,
     plain,
     plain_numbers,
@@ -179,7 +180,7 @@ class Column:
             cells = compute.if_else(cells, "True", "False")
         cells = compute.utf8_trim_whitespace(cells.cast("string"))
         words = (*(word for word in ABSENT if word not in self.present), *self.absent)
-        if self.kind == "numbers" and not self.part:
+        if self.kind == "numbers":
             words = (*words, *SIGNS)
         return compute.if_else(pyarrow.array(words_in(cells, words)), None, cells)
 
@@ -210,7 +211,7 @@ class Column:
         try:
             when = moments(cells)
         except ValueError:
-            wrong = (at for at in range(len(cells)) if not _is_moment(cells[at : at + 1]))
+            wrong = (at for at in range(len(cells)) if not is_moment(cells[at : at + 1]))
             at = next(wrong, 0)
             problem = f"{quoted_cell(cells[at].as_py())} is not a date as 2020-12-31 or 2020-12-31 23:59"
             raise rows.error(at, self.source, problem, "") from None
@@ -251,14 +252,6 @@ class Column:
         which = encoded.indices.fill_null(len(names)).to_numpy(zero_copy_only=False)
         indices: Numbers = np.array([*numbers, np.nan], dtype=np.float64)[which]
         return indices
-
-
-def _is_moment(cell: Any) -> bool:
-    try:
-        moments(cell)
-    except ValueError:
-        return False
-    return True
 
 
 @dataclass

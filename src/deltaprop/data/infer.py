@@ -281,14 +281,10 @@ def _text(profile: Profile, options: TableOptions, absent: tuple[str, ...]) -> _
         brackets = next((text for text in profile.names if text.startswith("(")), None)
         if brackets:
             notes.append(f"column {name!r} has numbers in brackets such as {brackets}: they are negative")
-        if profile.signs:
-            signs = listed([repr(sign) for sign in profile.signs])
-            cells = counted(profile.signs.total(), "cell")
-            notes.append(f"column {name!r} has {cells} {signs} among its numbers: missing values")
-        return _Reading([Column(name, form=form, absent=absent)], notes=notes)
+        return _Reading([Column(name, form=form, absent=absent)], notes=[*notes, *_note_of_signs(profile)])
     texts = present - read - profile.dates
     few = max(1, FEW * present)
-    if 0 < texts <= few and profile.dates > present / 2 and not read:
+    if 0 < texts + read <= few and profile.dates > present / 2:
         return _few_texts(profile, form, "dates")
     if 0 < texts <= few and read > present / 2:
         return _few_texts(profile, form, "numbers")
@@ -320,6 +316,14 @@ def _few_texts(profile: Profile, form: Form, others: str) -> _Reading:
     return _Reading(problem=problem, remedy=remedy)
 
 
+def _note_of_signs(profile: Profile) -> list[str]:
+    """Return what is told of signs such as - among numbers or dates, if there are some."""
+    if not profile.signs:
+        return []
+    signs, cells = listed([repr(sign) for sign in profile.signs]), counted(profile.signs.total(), "cell")
+    return [f"column {profile.name!r} has {cells} {signs} among its numbers: missing values"]
+
+
 def _can_be_typed(text: str) -> bool:
     """Return whether a hint can ask to type a word: a short one, which is not taken for a flag."""
     return text.isprintable() and len(text) <= LONGEST_QUOTE and not text.startswith("-")
@@ -338,15 +342,15 @@ def _names(profile: Profile, absent: tuple[str, ...], note: str = "") -> _Readin
 def _dates(profile: Profile, absent: tuple[str, ...]) -> _Reading:
     """Return a date as the number of its day, and its month, weekday and hour where they vary."""
     name = profile.name
-    columns = [Column(name, part="day", absent=absent)]
+    columns, signs = [Column(name, part="day", absent=absent)], _note_of_signs(profile)
     if profile.times == profile.dates:
         note = f"column {name!r} has times of day, which are numbers"
-        return _Reading([Column(name, part="day", absent=absent)], notes=[note])
+        return _Reading([Column(name, part="day", absent=absent)], notes=[note, *signs])
     varying: list[DatePart] = [part for part in DATE_PARTS if len(profile.parts[part]) > 1]
     columns += [Column(f"{name} ({part})", source=name, part=part, absent=absent) for part in varying]
     parts = " and ".join(filter(None, [", ".join(["day", *varying[:-1]]), *varying[-1:]]))
-    return _Reading(columns, notes=[f"column {name!r} has dates: {parts} are numbers" if varying else
-                                    f"column {name!r} has dates: the day is a number"])  # fmt: skip
+    note = f"column {name!r} has dates: {parts} are numbers"
+    return _Reading(columns, notes=[note if varying else f"column {name!r} has dates: the day is a number", *signs])
 
 
 def _form(profile: Profile, options: TableOptions) -> tuple[Form, int, str]:

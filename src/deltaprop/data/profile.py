@@ -190,17 +190,13 @@ class Profile:
     def _add_others(self, cells: Any, is_number: Any, before: int) -> None:
         """Count dates and signs, and record the first rows of other text."""
         import pyarrow
-        from pyarrow import compute
 
         is_date, is_sign = are_dates(cells), words_in(cells, SIGNS)
         if is_date.any():
-            dates = compute.if_else(pyarrow.array(is_date), cells, None)
-            try:
-                self._add_parts(moments(dates))
-                self.dates += int(is_date.sum())
-                self.times += int(matches(cells, TIME).sum())
-            except ValueError:  # 2020-13-45
-                is_date[:] = False
+            dates = cells.filter(pyarrow.array(is_date))
+            self._add_parts(moments(dates))
+            self.dates += len(dates)
+            self.times += int(matches(dates, TIME).sum())
         self.other_dates += int(matches(cells, OTHER_DATE).sum())
         for sign in cells.filter(pyarrow.array(is_sign)).to_pylist():
             self.signs[sign] += 1
