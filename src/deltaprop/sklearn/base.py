@@ -199,7 +199,7 @@ class MLPEstimator(Parameters, ABC):
         """Fit the scaling, and draw the initial weights."""
         sizes = [x.shape[1], *self._hidden(), self._fit_targets(y)]
         device, activation = self._device(), ALIASES.get(self.activation, self.activation)
-        self.input_scaling_ = self._scaling(x)
+        self.input_scaling_ = _without_indicators(self._scaling(x), x)
         with _drawing, torch.random.fork_rng(devices=[]):  # leaves the caller's generator as it was
             torch.default_generator.manual_seed(self._draw_seed())
             model = MLP(sizes, activation, init=self.init, dtype=DTYPES[self.dtype])
@@ -279,6 +279,12 @@ class MLPEstimator(Parameters, ABC):
         with torch.no_grad(), set_threads(self._threads(len(x))):
             outputs: Tensor = net(self._inputs(x, like=next(net.parameters())))
         return outputs.cpu()
+
+
+def _without_indicators(scaling: Scaling, x: NDArray[Any]) -> Scaling:
+    """Leave columns of only 0 and 1 as they are, as one-hot columns of a table: a rare 1 would become very large."""
+    is_indicator = torch.from_numpy(((x == 0) | (x == 1)).all(axis=0))
+    return Scaling(scaling.mean.masked_fill(is_indicator, 0.0), scaling.scale.masked_fill(is_indicator, 1.0))
 
 
 def as_tensor(array: NDArray[Any]) -> Tensor:
