@@ -336,6 +336,15 @@ def test_default_parameters_learn_regression():
     assert cross_val_score(MLPRegressor(random_state=0), X, y, cv=KFold(3)).mean() > 0.85
 
 
+def test_columns_of_0_and_1_are_not_standardised():
+    """A 1 in 200 rows would be 14 deviations from the mean; many such columns at once make training diverge."""
+    X = np.zeros((200, 3))
+    X[7, 0], X[::2, 1], X[:, 2] = 1, 1, np.arange(200) % 5
+    model = small(MLPRegressor).fit(X, X[:, 2])
+    assert model.input_scaling_.mean.tolist() == [0, 0, 2]
+    assert model.input_scaling_.scale.tolist() == [1, 1, pytest.approx(2**0.5)]
+
+
 class TestSchedule:
     def test_eta_falls_along_the_cosine_in_fit_and_is_constant_in_partial_fit(self, monkeypatch: pytest.MonkeyPatch):
         """Of 4 epochs: ½ (1 + cos(π e/4)) = 1, 0.854, 0.5, 0.146."""

@@ -281,10 +281,7 @@ class MLPEstimator(Parameters, ABC):
         """Fit the scaling, and draw the initial weights."""
         sizes = [x.shape[1], *self._hidden(), self._fit_targets(y, weights)]
         device, activation = self._device(), ALIASES.get(self.activation, self.activation)
-        self.input_scaling_ = self._scaling(x, weights)
-        if self._table_encoder is not None:  # what tells a category is 0 or 1
-            self.input_scaling_.mean[self._table_encoder.numbers :] = 0.0
-            self.input_scaling_.scale[self._table_encoder.numbers :] = 1.0
+        self.input_scaling_ = _without_indicators(self._scaling(x, weights), x)
         with _drawing, torch.random.fork_rng(devices=[]):  # leaves the caller's generator as it was
             torch.default_generator.manual_seed(self._draw_seed())
             model = MLP(sizes, activation, init=self.init, dtype=DTYPES[self.dtype])
@@ -382,6 +379,12 @@ class MLPEstimator(Parameters, ABC):
             problem = "is so large that the outputs of the net are not finite"
             raise self._too_large(x, row, int(inputs[row].abs().argmax()), problem)
         return outputs
+
+
+def _without_indicators(scaling: Scaling, x: NDArray[Any]) -> Scaling:
+    """Leave columns of only 0 and 1 as they are, as one-hot columns of a table: a rare 1 would become very large."""
+    is_indicator = torch.from_numpy(((x == 0) | (x == 1)).all(axis=0))
+    return Scaling(scaling.mean.masked_fill(is_indicator, 0.0), scaling.scale.masked_fill(is_indicator, 1.0))
 
 
 def as_tensor(array: NDArray[Any]) -> Tensor:

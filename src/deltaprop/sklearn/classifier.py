@@ -58,8 +58,8 @@ class MLPClassifier(ClassifierMixin, MLPEstimator):
         dtype: ``"float32"`` or ``"float64"``, of the net and its outputs.
         device: ``"cpu"``, ``"cuda"``, ``"cuda:N"`` or ``"mps"``; ``"auto"`` for the best available.
         standardize: Whether to standardise each column of X to mean 0 and deviation 1, by the training rows
-            (``partial_fit``: by those of the first call). scikit-learn's own estimator does not, and needs a Pipeline
-            with a StandardScaler for it.
+            (``partial_fit``: by those of the first call); a column of only 0 and 1 stays as it is. scikit-learn's own
+            estimator does not, and needs a Pipeline with a StandardScaler for it.
         class_weight: Weight of the rows of each class: a dictionary, ``"balanced"`` for N / (C n_c), or None for equal
             weights. The loss of a batch is Σ w c / Σ w, as with scikit-learn's ``sample_weight``.
         loss: ``"cross_entropy"``, in nats.

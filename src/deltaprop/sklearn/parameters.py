@@ -15,7 +15,7 @@ from sklearn.base import BaseEstimator
 from deltaprop import core
 from deltaprop.errors import UserError, unknown_name
 from deltaprop.nn.init import INITS
-from deltaprop.training.config import DTYPES
+from deltaprop.training.config import DTYPES, TrainConfig
 from deltaprop.training.defaults import TABLE_DECAY
 from deltaprop.training.devices import pick_device
 
@@ -26,7 +26,7 @@ ALIASES = {"logistic": "sigmoid"}  # scikit-learn's names of activations
 class Parameters(BaseEstimator):
     """The constructor parameters, described in :class:`MLPClassifier`; a dataclass, whose fields they are."""
 
-    hidden_layer_sizes: int | Sequence[int] = (100,)
+    hidden_layer_sizes: int | Sequence[int] = TrainConfig.hidden
     activation: str = "relu"
     _: KW_ONLY
     batch_size: int | str = "auto"
@@ -44,7 +44,7 @@ class Parameters(BaseEstimator):
     validation_fraction: float = 0.1
     n_iter_no_change: float = 10
     weight_decay: float = TABLE_DECAY
-    init: str = "xavier"
+    init: str = TrainConfig.init
     dtype: str = "float32"
     device: str = "cpu"
     standardize: bool = True
