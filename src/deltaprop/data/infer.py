@@ -230,7 +230,7 @@ def _suggest_target(reading: _Reading, profile: Profile, readings: Mapping[str, 
     if reading.columns and not reading.problem:
         if profile.names and profile.names.most_common(1)[0][1] == 1 and reading.columns[0].kind == "categories":
             reading.problem = f"its {len(profile.names)} names are all different"
-        elif profile.whole and len(profile.values) == 1 and profile.numbers == profile.present:
+        elif reading.columns[0].kind == "numbers" and len(profile.values) == 1 and profile.numbers == profile.present:
             reading.problem = f"it is {next(iter(profile.values)):g} in every row"
     able = [name for name, r in readings.items() if name and r.columns and not (r.reason or r.columns[0].part)]
     if reading.problem and not reading.remedy[1] and able:
