@@ -261,7 +261,7 @@ def test_the_evaluation_on_the_training_table_matches_the_page(penguins: tuple[P
     assert printed[1:4] == shown[:3]
     for line, other in zip(printed[4:6], shown[3:5], strict=True):
         assert re.sub(r"[\d.]+", "#", line) == re.sub(r"[\d.]+", "#", other)
-    test = output("tables.md", "data ").splitlines()[-1]
+    test = next(line for line in output("tables.md", "data ").splitlines() if line.startswith("test "))
     assert re.findall(r"\d+ of 69", test) == re.findall(r"\d+ of 69", shown[4])
 
 
@@ -281,9 +281,13 @@ def test_the_error_message_matches_the_page(tmp_path: Path, monkeypatch: pytest.
     from deltaprop.cli import main
 
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "examples").symlink_to(ROOT / "examples")
-    assert main(["train", "--data", "examples/penguins.csv", "--target", "species"]) == 2
-    assert capsys.readouterr().err == output("tables.md", "error:")
+    rows = [f"{'x' if i == 7 else i % 5},{i * i % 11},{'yes' if i % 3 else 'no'}" for i in range(40)]
+    (tmp_path / "t.csv").write_text("\n".join(["a,b,y", *rows]) + "\n")
+    shown = output("tables.md", "error:")
+    assert main(["train", "--data", "t.csv", "--epochs", "1"]) == 2
+    assert capsys.readouterr().err == shown
+    command = shlex.split(shown[shown.index("deltaprop train") :])
+    assert main([*command[1:], "--log-every", "0"]) == 0
 
 
 @pytest.fixture(scope="module")

@@ -129,7 +129,7 @@ def test_help_names_the_default_file(runs: Runs, capsys: pytest.CaptureFixture[s
 
 
 def test_the_best_weights_can_be_exported(runs: Runs):
-    run = runs.train("wild", runs["numbers"].data, lr=3.0, epochs=6)
+    run = runs.train("wild", runs["numbers"].data, lr=3.0, lr_schedule="constant", epochs=6)
     for weights in ("final", "best"):
         args = ["--to", "state-dict", "--out", f"{weights}.safetensors", "--weights", weights]
         assert main(["export", str(run.folder), *args]) == 0

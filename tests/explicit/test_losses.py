@@ -290,7 +290,7 @@ def test_weights_of_samples_weight_their_losses(name: str, options: dict[str, An
         (partial(F.cross_entropy, weight=WEIGHT), torch.ones(N, dtype=F64), "multiply them into sample_weight"),
         (partial(F.cross_entropy, ignore_index=1), torch.ones(N, dtype=F64), "not supported where labels are ignored"),
     ],
-    ids=str,
+    ids=["too few", "a list", "float32", "zeros", "infinity", "class weights", "ignored labels"],
 )  # fmt: skip
 def test_weights_that_do_not_fit_are_refused(loss: Any, weights: Any, message: str):
     model = dp.MLP([3, OUTPUTS], dtype=F64)

@@ -72,22 +72,12 @@ def small(kind: type, **parameters: Any) -> Any:
 
 
 def expected_failures(estimator: Any) -> dict[str, str]:
-    """A weight of k is exactly k rows in one batch; the check allows a difference of 1e-7, less than float32 rounds."""
-    if estimator.dtype == "float64":
-        return {}
-    return {"check_sample_weight_equivalence_on_dense_data": "float32 rounds to 6e-8, and the check allows 1e-7"}
-
-
-# All rows in one batch: in smaller ones repeated rows are in several. With few epochs, and a constant η where a check
-# asks for 1000, which stops when the loss does.
-CHECKED = {"batch_size": "auto", "max_iter": 5}
+    """A weight of k is exactly k rows if all rows are in one batch (test_sample_weight.py)."""
+    return {"check_sample_weight_equivalence_on_dense_data": "rows that are repeated are in several batches of 16"}
 
 
 @parametrize_with_checks(
-    [
-        MLPClassifier(dtype="float64", learning_rate="constant", **CHECKED),
-        MLPRegressor(dtype="float64", **CHECKED),
-    ],
+    [MLPClassifier(dtype="float32", max_iter=5, learning_rate="constant"), MLPRegressor(dtype="float64", max_iter=5)],
     expected_failed_checks=expected_failures,
 )
 def test_scikit_learns_estimator_checks_pass(estimator: Any, check: Callable[[Any], None]):
@@ -97,10 +87,10 @@ def test_scikit_learns_estimator_checks_pass(estimator: Any, check: Callable[[An
 
 @pytest.mark.slow
 @parametrize_with_checks(
-    [MLPClassifier(dtype="float32", **CHECKED), MLPRegressor(dtype="float32", **CHECKED)],
+    [MLPClassifier(dtype="float64"), MLPRegressor(dtype="float32")],
     expected_failed_checks=expected_failures,
 )
-def test_estimator_checks_pass_in_float32(estimator: Any, check: Callable[[Any], None]):
+def test_estimator_checks_pass_with_the_defaults_and_the_other_dtype(estimator: Any, check: Callable[[Any], None]):
     check(estimator)
 
 

@@ -12,7 +12,7 @@ import torch
 from deltaprop import MLP, SGD, UserError
 from deltaprop.epoch_state import EpochState
 from deltaprop.explicit import precision
-from deltaprop.training import Result, TrainConfig, evaluate
+from deltaprop.training import Result, TrainConfig, evaluate, loop
 from deltaprop.training.engines import ENGINES
 from deltaprop.training.objective import choose_objective
 from deltaprop.training.setup import make_optimizer, prepare
@@ -107,6 +107,8 @@ class TestPrecision:
         phase, before = "training", matmul.fp32_precision
         monkeypatch.setattr(torch, "log_softmax", log_softmax)
         monkeypatch.setattr(evaluate, "evaluate", evaluate_and_mark)
+        for after_training in ("health_note", "save_validation_outputs"):  # forward passes of their own
+            monkeypatch.setattr(loop, after_training, lambda *_: None)
         run(engine=engine, precision="bf16", log_every=0)
         assert seen == {"training": {"bf16"}, "evaluation": {before}}
 
