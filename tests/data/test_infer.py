@@ -291,6 +291,18 @@ def test_a_target_that_cannot_be_predicted_is_refused(cells: list[str], problem:
         plan_of(beside(cells), target=("a",))
 
 
+def test_another_target_is_suggested_for_a_default_that_cannot_be_one_and_the_suggestion_works():
+    """The last column that can: not a constant, a date, an identifier or a column with a problem of its own."""
+    table = {
+        "a": repeated(["1.5", "2.5"]), "b": [str(at * 7 % 11) for at in range(ROWS)], "constant": ["7"] * ROWS,
+        "word": ["x"] * ROWS, "when": repeated(["2020-01-01", "2020-01-02"]), "id": LETTERS, "y": [""] * ROWS,
+    }  # fmt: skip
+    with pytest.raises(UserError, match="target 'y': it has no value: correct the file, or take `target='b'`") as error:
+        plan_of(table)
+    assert error.value.remedy == {"target": ["b"]}
+    assert [column.name for column in plan_of(table, target=("b",)).targets] == ["b"]
+
+
 def test_a_target_is_neither_a_row_number_nor_an_identifier():
     """They are predicted if they are named; the last column is a default, and another is suggested there."""
     assert columns_of("a", plan_of(beside(NUMBERS), target=("a",)))[0].kind == "numbers"
@@ -462,6 +474,15 @@ def test_a_class_of_a_single_row_stops_neither_training_nor_evaluation(rare: str
     assert model.class_names == expected
     report = dp.inference.evaluation.evaluate_file(model, tmp_path / "t.csv")
     assert (report.rows, report.rare) == ((38, 2) if rare == "drop" else (40, 0))
+
+
+def test_merged_classes_join_a_class_of_that_name(tmp_path: Path):
+    classes = ["once", "alone", "(other)", "(other)", *("uv"[at % 2] for at in range(36))]
+    write(tmp_path / "t.csv", {"a": [at / 3 for at in range(40)], "y": classes})
+    words = ["--data", str(tmp_path / "t.csv"), "--run-dir", str(tmp_path / "run"), "--rare-classes", "merge"]
+    assert main(["train", *words, *SMALL]) == 0
+    report = dp.inference.evaluation.evaluate_file(dp.load(tmp_path / "run"), tmp_path / "t.csv")
+    assert {name: row["rows"] for name, row in report.by_class.items()} == {"(other)": 4, "u": 18, "v": 18}
 
 
 def test_65_rows_of_6_classes_are_trained_on(loaded: Callable[..., Dataset], tmp_path: Path):
