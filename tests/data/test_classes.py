@@ -15,11 +15,13 @@ from deltaprop.data.columns import Column
 
 @given(st.lists(st.integers(-30, 30).map(float) | st.sampled_from([0.5, 1e18]), max_size=40), st.integers(1, 9))
 def test_classes_are_recognised_for_any_block_size(values: list[float], at_once: int):
-    """Classes are whole numbers with at most 20 different values."""
+    """Classes are whole numbers with at most 20 different values, and 5 rows for each if they are more than 5."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(classes, "VALUES_AT_ONCE", at_once)
         result = are_classes(np.array(values))
-    assert result == (len({*values}) <= 20 and all(value % 1 == 0 for value in values))
+    different = len({*values})
+    enough = different <= 5 or len(values) >= 5 * different
+    assert result == (different <= 20 and enough and all(value % 1 == 0 for value in values))
 
 
 def test_only_the_first_block_of_real_numbers_is_inspected(monkeypatch: pytest.MonkeyPatch):

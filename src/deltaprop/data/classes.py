@@ -86,7 +86,7 @@ class Targets:
         of_rows = dict(zip(names, counts.tolist(), strict=True))
         single = [name for name in names if of_rows[name] == 1 and rare != "keep"]
         kept = [name for name in names if name not in single]
-        if rare == "merge" and len(single) > 1:
+        if rare == "merge" and len(single) > 1 and OTHER not in kept:
             kept.append(OTHER)
         if len(kept) < 2:
             if task == "auto" and not texts:

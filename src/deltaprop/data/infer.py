@@ -108,10 +108,10 @@ def infer(
         used = {name for name, reading in readings.items() if reading.columns}
     of_targets = {name: _target(profiles[name], options) for name in target_names}
     if not options.target:
-        _suggest_target(of_targets[target_names[0]], profiles[target_names[0]], readings)
+        _suggest_target(of_targets[target_names[0]], profiles[target_names[0]], readings, profiles)
     _refuse_problems(table, {**readings, **of_targets}, of_targets)
     if not used:
-        reasons = listed([f"{name} ({reading.reason})".lstrip() for name, reading in readings.items()], 4)
+        reasons = listed([f"{name or 'the first'} ({reading.reason})" for name, reading in readings.items()], 4)
         raise UserError(f"{table.path}: no column is left as an input beside the target {target_names[0]!r}: {reasons}")
     notes = [note for reading in of_targets.values() for note in reading.notes]
     for name, reading in readings.items():
@@ -225,14 +225,19 @@ def _target(profile: Profile, options: TableOptions) -> _Reading:
     return reading
 
 
-def _suggest_target(reading: _Reading, profile: Profile, readings: Mapping[str, _Reading]) -> None:
+def _suggest_target(
+    reading: _Reading, profile: Profile, readings: Mapping[str, _Reading], profiles: Mapping[str, Profile]
+) -> None:
     """Name the nearest column that could be a target where the last one, which is the default, cannot."""
     if reading.columns and not reading.problem:
         if profile.names and profile.names.most_common(1)[0][1] == 1 and reading.columns[0].kind == "categories":
             reading.problem = f"its {len(profile.names)} names are all different"
-        elif profile.whole and len(profile.values) == 1 and profile.numbers == profile.present:
+        elif reading.columns[0].kind == "numbers" and len(profile.values) == 1 and profile.numbers == profile.present:
             reading.problem = f"it is {next(iter(profile.values)):g} in every row"
-    able = [name for name, r in readings.items() if name and r.columns and not (r.reason or r.columns[0].part)]
+    able = [
+        name for name, r in readings.items()
+        if name and r.columns and not (r.reason or r.problem or r.columns[0].part or profiles[name].is_constant)
+    ]  # fmt: skip
     if reading.problem and not reading.remedy[1] and able:
         reading.problem = reading.problem.partition(":")[0]
         reading.remedy = ("target", (able[-1],))

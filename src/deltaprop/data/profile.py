@@ -93,6 +93,13 @@ class Profile:
         return self.rows - self.missing
 
     @property
+    def is_constant(self) -> bool:
+        """Whether all cells that are not missing are the same."""
+        are_numbers = self.numbers == self.present and not self.large
+        different = len(self.values) if are_numbers else len(self.names)
+        return different <= 1 and not self.overflow
+
+    @property
     def texts(self) -> int:
         """The number of cells that are neither missing nor a number, a date or a sign."""
         return self.present - self.numbers - self.dates - self.signs.total()

@@ -1,0 +1,255 @@
+"""How numbers, dates and names are written: one number, one day, one spelling, from each way to write them."""
+
+from __future__ import annotations
+
+import datetime
+import decimal
+import math
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from deltaprop import UserError
+from deltaprop.data.cells import Form, canonical
+from tests.data.reading import beside, columns_of, names_of, numbers_of, plan_of, read, repeated
+
+NAN = math.nan
+
+# --- numbers ---
+
+FORMS: dict[str, tuple[list[str], list[float]]] = {
+    "per cent": (["30 %", "5%", "-2.5 %"], [30, 5, -2.5]),
+    "per mille": (["3 ‰", "0.5‰"], [3, 0.5]),
+    "a decimal comma": (["1,5", "2,25", ",5", "-3", "4,"], [1.5, 2.25, 0.5, -3, 4]),
+    "a decimal comma before three digits": (["0,123", "0,456"], [0.123, 0.456]),
+    "a decimal comma, also before three digits": (["1,234", "2,5"], [1.234, 2.5]),
+    "a decimal comma and an exponent": (["1,5e3", "2,5E-1"], [1500, 0.25]),
+    "commas between thousands": (["1,234.5", "12.0", "1,000,000.25", "7"], [1234.5, 12, 1000000.25, 7]),
+    "commas between thousands, a point elsewhere": (["1,234", "2.5"], [1234, 2.5]),
+    "several commas": (["1,234,567", "1,234", "12"], [1234567, 1234, 12]),
+    "points between thousands": (["1.234,5", "12,0", "1.000.000,25", "7", "1.234"], [1234.5, 12, 1000000.25, 7, 1234]),
+    "several points": (["1.234.567", "12", "1.234"], [1234567, 12, 1234]),
+    "apostrophes": (["1'234", "12'345.5", "3"], [1234, 12345.5, 3]),
+    "typographic apostrophes": (["1\u2019234", "12'345", "3"], [1234, 12345, 3]),
+    "blanks": (["1 100", "12", "2 000 000"], [1100, 12, 2000000]),
+    "thin and no-break blanks": (["1\u2009100", "2\u00a0000,5", "3\u202f000"], [1100, 2000.5, 3000]),
+    "dollars": (["$5", "$1,234.50", "-$3", "$-4", "6"], [5, 1234.5, -3, -4, 6]),
+    "euros": (["5 €", "1.234,50 €", "-3€", "€ 4,5"], [5, 1234.5, -3, 4.5]),
+    "a currency as a word": (["CHF 5", "CHF 1'200.50", "7 CHF"], [5, 1200.5, 7]),
+    "a minus sign": (["\u22125", "3", "\u22122.5"], [-5, 3, -2.5]),
+    "brackets": (["(5)", "3", "(1,234.5)"], [-5, 3, -1234.5]),
+    "brackets around a currency": (["($5)", "$3"], [-5, 3]),
+    "signs": (["+5", "-.5", "1.", "1e3"], [5, -0.5, 1, 1000]),
+    "signs for missing": (["-", "5", "--", ".", "*", "\u2014", "2.5"], [NAN, 5, NAN, NAN, NAN, NAN, 2.5]),
+    "words for missing": (["NA", "5", "n/a", "#N/A", "null", "None", "?", "", "2.5"], [NAN, 5, *[NAN] * 6, 2.5]),
+}
+
+
+@pytest.mark.parametrize(("cells", "expected"), FORMS.values(), ids=FORMS)
+def test_a_number_is_read_however_the_column_writes_it(cells: list[str], expected: list[float]):
+    np.testing.assert_array_equal(read(repeated(cells)), repeated(expected))
+
+
+def test_a_unit_is_read_if_each_of_many_cells_has_it():
+    """Of a few, such as 5 mg and 10 mg, they may be names."""
+    np.testing.assert_array_equal(read([f"{at / 2} km/h" for at in range(30)]), np.arange(30) / 2)
+    assert {*names_of(repeated(["5 mg", "10 mg"]))} == {"5 mg", "10 mg"}
+
+
+@pytest.mark.parametrize("few",
+[["5 mg", "1 g"], ["1 star", "2 stars"], ["1st", "2nd"], ["1/2", "3/4"], ["0x1f", "0x2a"],
+                                 ["1_000", "2_000"], ["1.2.3", "1.2.4"], ["1-2", "3-4"], ["1,23,4", "2,34,5"],
+                                 ["(a)", "(b)"], ["$", "€"], ["5 $ 3", "6 $ 2"]], ids=str)  # fmt: skip
+def test_what_is_no_number_is_a_name(few: list[str]):
+    assert names_of(repeated(few)) == repeated(few)
+
+
+@pytest.mark.parametrize("cells", [["1,234", "2,500"], ["1,234", "12,500", "7"], ["$1,234", "$2,345"]], ids=str)
+def test_a_comma_that_may_be_either_is_refused_once_and_each_hint_is_followed(cells: list[str]):
+    with pytest.raises(
+        UserError, match=r"column 'a': '\$?1,234' may be \$?1234 \(`decimal='point'`\) or \$?1\.234 "
+    ) as error:
+        read(repeated(cells))
+    assert error.value.remedy == {"decimal": ["point"]}
+    plain = [cell.strip("$") for cell in cells]
+    points, commas = ([float(cell.replace(",", by)) for cell in plain] for by in ("", "."))
+    np.testing.assert_array_equal(read(repeated(cells), decimal="point"), repeated(points))
+    np.testing.assert_array_equal(read(repeated(cells), decimal="comma"), repeated(commas))
+
+
+def test_the_decimal_sign_is_one_for_all_columns_that_need_it_only():
+    """--decimal comma for one column leaves plain numbers in another as they are."""
+    table = beside(repeated(["1,234", "2,500"]))
+    plan = plan_of(table, decimal="comma")
+    np.testing.assert_array_equal(numbers_of(table, plan.inputs[0]), repeated([1.234, 2.5]))
+    np.testing.assert_allclose(numbers_of(table, plan.inputs[1]), 1.5 * np.arange(30) + 0.3)
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [[f"{at}.5 %" if at % 3 else f"{at}" for at in range(30)], [f"{at} {'€' if at % 2 else '$'}" for at in range(30)]],
+    ids=["%", "currencies"],
+)
+def test_numbers_with_different_marks_are_refused_as_different_numbers(cells: list[str]):
+    with pytest.raises(UserError, match="column 'a': its numbers are written in different ways, such as '0"):
+        read(cells)
+
+
+@pytest.mark.parametrize("found", [{"decimal": ";"}, {"thousands": "_"}, {"mark": "x" * 21}, {"sign": "-"}], ids=str)
+def test_a_damaged_form_is_refused(found: dict[str, Any]):
+    with pytest.raises((ValueError, TypeError)):
+        Form.from_json(found)
+
+
+def test_a_form_is_saved_as_what_differs_from_plain_numbers():
+    form = Form(",", ".", "€")
+    assert form.to_json() == {"decimal": ",", "thousands": ".", "mark": "€"}
+    assert Form().to_json() == {}
+    assert Form.from_json(form.to_json()) == form
+
+
+def test_a_later_table_is_read_in_the_form_of_the_first():
+    """1,234 is ambiguous by itself; in a column with a decimal comma it is 1.234, and 1.5 is an error, not 15."""
+    (column, _) = plan_of(beside(repeated(["1,5", "2,25"]))).inputs
+    assert numbers_of(beside(["1,234"]), column).tolist() == [1.234]
+    with pytest.raises(UserError, match=r"row 1, column 'a': '1\.5' is text, .* \(a decimal comma\)"):
+        numbers_of(beside(["1.5"]), column)
+    assert numbers_of(beside([1.5]), column).tolist() == [1.5]  # a number of Arrow's is one
+
+
+# --- dates and times ---
+
+DAY = 18262.0  # 2020-01-01, a Wednesday, is so many days after 1970-01-01: 50 · 365 + 12 leap days
+DATES = {
+    "ISO": [f"2020-01-{at + 1:02}" for at in range(28)],
+    "points": [f"{at + 1}.1.2020" for at in range(28)],
+    "points and zeros": [f"{at + 1:02}.01.2020" for at in range(28)],
+    "slashes": [f"2020/1/{at + 1}" for at in range(28)],
+    "both": [f"2020-01-{at + 1:02}" if at % 2 else f"{at + 1}.1.2020" for at in range(28)],
+    "with a time": [f"2020-01-{at + 1:02}T00:00:00" for at in range(28)],
+    "a blank and a time": [f"2020-01-{at + 1:02} 00:00" for at in range(28)],
+    "in UTC": [f"2020-01-{at + 1:02}T00:00:00Z" for at in range(28)],
+    "in a zone": [f"2020-01-{at + 1:02}T02:00:00+02:00" for at in range(28)],
+    "in zones": [f"2020-01-{at + 1:02}T0{at % 3}:00+0{at % 3}00" for at in range(28)],
+    "Arrow's dates": [datetime.date(2020, 1, at + 1) for at in range(28)],
+    "Arrow's timestamps": [datetime.datetime(2020, 1, at + 1) for at in range(28)],
+    "Arrow's nanoseconds": pa.array([datetime.datetime(2020, 1, at + 1) for at in range(28)], pa.timestamp("ns")),
+    "Arrow's seconds": pa.array([datetime.datetime(2020, 1, at + 1) for at in range(28)], pa.timestamp("s")),
+    "Arrow's zones": pa.array(
+        [datetime.datetime(2020, 1, at + 1, tzinfo=datetime.UTC) for at in range(28)], pa.timestamp("us", "Asia/Tokyo")
+    ),
+    "Arrow's date64": pa.array([datetime.date(2020, 1, at + 1) for at in range(28)], pa.date64()),
+}
+
+
+@pytest.mark.parametrize("cells", DATES.values(), ids=DATES)
+def test_a_date_is_its_day_and_its_weekday_however_it_is_written(cells: Any):
+    """The month and the hour do not vary; Monday is 0."""
+    table = beside(cells)
+    day, weekday = columns_of("a", plan_of(table))
+    assert (day.name, weekday.name) == ("a", "a (weekday)")
+    np.testing.assert_array_equal(numbers_of(table, day), DAY + np.arange(28))
+    np.testing.assert_array_equal(numbers_of(table, weekday), (2 + np.arange(28)) % 7)
+
+
+@pytest.mark.parametrize(
+    ("cells", "parts"),
+    [
+        ([f"{2000 + at}-06-15" for at in range(30)], ["day", "weekday"]),
+        ([f"2020-{at % 12 + 1:02}-15" for at in range(24)], ["day", "month", "weekday"]),
+        ([f"2020-01-01T{at % 24:02}:30" for at in range(24)], ["day", "hour"]),
+        (["2020-01-01"] * 24, ["day"]),
+        ([f"2020-01-01T00:{at:02}" for at in range(24)], ["day"]),
+    ],
+    ids=["years", "months", "hours", "one day", "minutes"],
+)
+def test_the_parts_of_a_date_are_those_that_vary(cells: list[str], parts: list[str]):
+    plan = plan_of(beside(cells))
+    assert [column.part for column in columns_of("a", plan)] == parts
+    assert any("column 'a' has dates" in note for note in plan.notes)
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [[f"{at}:30" for at in range(24)], [f"{at:02}:30:00.0" for at in range(24)],
+     [datetime.time(at, 30) for at in range(24)], pa.array([datetime.time(at, 30) for at in range(24)],
+     pa.time32("s"))],
+    ids=["text", "seconds", "Arrow's", "Arrow's seconds"],
+)  # fmt: skip
+def test_a_time_of_day_is_a_share_of_the_day(cells: Any):
+    np.testing.assert_allclose(read(cells), (np.arange(24) + 0.5) / 24, rtol=1e-15)
+
+
+@pytest.mark.parametrize("missing", ["", "NA", "-", None])
+def test_a_missing_date_is_missing_in_all_its_parts(missing: str | None):
+    table = beside([missing if at % 5 == 0 else f"2020-01-{at + 1:02}" for at in range(28)])
+    for column in columns_of("a", plan_of(table)):
+        assert np.isnan(numbers_of(table, column)).tolist() == [at % 5 == 0 for at in range(28)]
+
+
+def test_a_date_that_does_not_exist_is_refused_with_its_row():
+    with pytest.raises(UserError, match=r"column 'a': row 30 is '2020-02-30', and the other cells are dates"):
+        plan_of(beside([f"2020-02-{at + 1:02}" for at in range(30) if at != 29] + ["2020-02-30"]))
+
+
+def test_dates_whose_order_is_unknown_are_names_and_it_is_said():
+    """1/2/2020 is in January or in February."""
+    plan = plan_of(beside(repeated(["1/2/2020", "3/4/2020"])))
+    assert columns_of("a", plan)[0].kind == "categories"
+    assert "column 'a' is read as names: dates are read if written as 2020-12-31" in plan.notes
+
+
+def test_a_part_of_a_date_takes_no_other_columns_name():
+    months = [f"2020-{at % 12 + 1:02}-01" for at in range(24)]
+    plan = plan_of({"a": months, "a (month)": [f"{at}.5" for at in range(24)], "y": repeated(["u", "v"], 24)})
+    assert [column.name for column in plan.inputs] == ["a", "a (month)_", "a (weekday)", "a (month)"]
+
+
+# --- one spelling ---
+
+SAME = {
+    "whole numbers in float clothes": (["1.0", "2.0", "3.00"], ["1", "2", "3"]),
+    "zeros": (["1.50", "2.5", "-0.0"], ["1.5", "2.5", "0"]),
+    "Arrow's floats": ([1.0, 2.5], ["1", "2.5"]),
+    "Arrow's integers": ([1, 2], ["1", "2"]),
+    "decimals": ([decimal.Decimal("1.00"), decimal.Decimal("2.50")], ["1", "2.5"]),
+    "truth": (["TRUE", "false", "True"], ["True", "False", "True"]),
+    "Arrow's booleans": ([True, False], ["True", "False"]),
+    "exponents": (["1e+20", "1e-07"], ["100000000000000000000", "1e-07"]),
+    "codes": (["007", "7", "+1"], ["007", "7", "+1"]),
+    "hexadecimal-like": (["12E4", "1E5"], ["12E4", "1E5"]),
+    "blanks around": ([" Paris ", "Paris"], ["Paris", "Paris"]),
+}
+
+
+@pytest.mark.parametrize(("cells", "expected"), SAME.values(), ids=SAME)
+def test_a_category_has_one_spelling_from_every_container(cells: list[Any], expected: list[str]):
+    assert names_of(repeated(cells), categorical=("a",)) == repeated(expected)
+    dictionary = pa.array(repeated(cells)).dictionary_encode()
+    assert names_of(dictionary, categorical=("a",)) == repeated(expected)
+
+
+def test_the_spelling_of_a_number_is_that_of_float64():
+    """Whatever digits a CSV gives: pandas would write 0.1 for it, and Arrow's float is the same number."""
+    assert canonical("0.10000000000000001") == canonical("0.1") == "0.1"
+    assert canonical("1e+300") == str(int(1e300))
+    assert canonical("1" * 30 + ".0") == str(int(float("1" * 30)))
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [[2**53, 2**53 + 1], pa.array([2**53, 2**53 + 1], pa.uint64()), pa.array([2**64 - 1, 2**64 - 2], pa.uint64()),
+     [str(2**53), str(2**53 + 1)], [-(2**63), -(2**63) + 1]],
+    ids=["int64", "uint64", "2^64", "text", "negative"],
+)  # fmt: skip
+def test_integers_that_float64_rounds_keep_their_digits(cells: Any):
+    values = cells.to_pylist() if isinstance(cells, pa.Array) else cells
+    column = pa.array(repeated(values), cells.type) if isinstance(cells, pa.Array) else repeated(values)
+    assert names_of(column) == repeated([str(value) for value in values])
+    table = beside(column)
+    plan = plan_of(table, target=("a",))
+    numbers_of(table, plan.targets[0])
+    assert {*plan.targets[0].names} == {str(value) for value in values}
+    assert any("integers beyond 2^53" in note for note in plan.notes)
