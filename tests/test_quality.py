@@ -185,11 +185,11 @@ def test_the_tables_show_means_wins_and_where_boosting_wins():
         if is_classes:
             assert table.rows[0] == ["deltaprop train", "0.300", "90.0", "+0.100", "1", ""]
             assert table.rows[1] == ["boosting", "0.200", "90.0", "-0.200", "1", "-0.100 ± 0.200"]
-            assert table.notes[1] == "The better of the two boosters wins on 1 of 2, by log loss: t1 -0.300."
+            assert table.notes[2] == "The better of the two boosters wins on 1 of 2, by log loss: t1 -0.300."
         else:
             assert table.rows[0] == ["deltaprop train", "0.750", "1.000", "2", ""]
             assert table.rows[1] == ["boosting", "1.750", "2.000", "0", "+1.000 ± 0.500"]
-            assert table.notes[1] == "The better of the two boosters wins on 0 of 2, by RMSE/ridge: none."
+            assert table.notes[2] == "The better of the two boosters wins on 0 of 2, by RMSE/ridge: none."
 
 
 @pytest.mark.parametrize(
