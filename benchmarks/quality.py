@@ -292,11 +292,15 @@ def shown(results: Results, tables: Sequence[QualityTable], names: Sequence[str]
     kind = "classes" if is_classes else "numbers"
     columns = ["log loss", "accuracy, %", "worst − constant"] if is_classes else ["RMSE/ridge", "worst"]
     notes = [
+        f"The mean of {len(tables)} tables and {FOLDS} folds; "
+        + (
+            "log loss in nats with p ≥ 1e-7." if is_classes else "the RMSE is divided by ridge regression's, at most 2."
+        ),
         "The last column is the mean difference over the tables ± its standard error; above 0 is worse.",
         where_boosting_wins(losses, is_classes),
     ]
     columns = ["method", *columns, "wins", f"− {TRAIN}"]
-    return Table(f"Tables with {kind}: the mean of {len(tables)} tables, {FOLDS} folds", columns, rows, notes)
+    return Table(f"Tables with {kind}", columns, rows, notes)
 
 
 def _difference(losses: dict[str, dict[str, float]], name: str, is_classes: bool) -> str:

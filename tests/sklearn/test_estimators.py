@@ -377,7 +377,7 @@ class TestSchedule:
         for kind in ESTIMATORS:
             chosen = kind().get_params()
             expected = {
-                "learning_rate_init": 0.01, "learning_rate": "cosine", "weight_decay": 0.02, "momentum": 0.9,
+                "learning_rate_init": 0.01, "learning_rate": "cosine", "weight_decay": 0.01, "momentum": 0.9,
                 "batch_size": "auto", "max_iter": None,
             }  # fmt: skip
             assert {name: chosen[name] for name in expected} == expected

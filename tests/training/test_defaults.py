@@ -15,7 +15,7 @@ from deltaprop.training.config import read_toml
 from deltaprop.training.setup import make_optimizer, prepare
 from tests.training.test_resume import interrupted_and_resumed
 
-TABLE = {"lr": 0.01, "lr_schedule": "cosine", "weight_decay": 0.02}
+TABLE = {"lr": 0.01, "lr_schedule": "cosine", "weight_decay": 0.01}
 OTHER = {"lr": 0.05, "lr_schedule": "constant", "weight_decay": 0.0, "epochs": 30, "log_every": 5, "weights": "final"}
 AUTO = ("lr", "lr_schedule", "weight_decay", "epochs", "log_every", "weights")
 
@@ -85,15 +85,15 @@ def test_the_costly_views_are_about_six(epochs: int, every: int):
 
 
 def test_only_weights_decay():
-    """λ 0.02 is for weights alone."""
+    """λ 0.01 is for weights alone."""
     setup = prepare(TrainConfig(data="classes.csv", hidden=(4,)))
     weights, biases = make_optimizer(setup.model, setup.config).param_groups
-    assert (weights["weight_decay"], biases["weight_decay"]) == (0.02, 0.0)
+    assert (weights["weight_decay"], biases["weight_decay"]) == (0.01, 0.0)
 
 
 def test_the_summary_tells_the_values():
     rows = dict(describe(prepare(TrainConfig(data="classes.csv", hidden=(4,)))))
-    assert rows["sgd"] == "η 0.01, batch 16, momentum 0.9, weight decay 0.02, cosine schedule"
+    assert rows["sgd"] == "η 0.01, batch 16, momentum 0.9, weight decay 0.01, cosine schedule"
     assert rows["epochs"] == "200, each of 5 steps"
 
 

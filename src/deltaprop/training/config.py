@@ -76,7 +76,7 @@ class TrainConfig:
         lr: Learning rate η, above 0. auto: 0.05 (sine: 0.02); for your own tables and arrays 0.01.
         momentum: Momentum μ, in [0, 1).
         nesterov: Nesterov's form of momentum.
-        weight_decay: L2 penalty λ: each step adds λ W to ∂C/∂W. auto: 0; for your own tables and arrays 0.02.
+        weight_decay: L2 penalty λ: each step adds λ W to ∂C/∂W. auto: 0; for your own tables and arrays 0.01.
         decay_biases: Apply weight decay to biases too.
         lr_schedule: constant, step (η times `lr_gamma` every `lr_step` epochs) or cosine (η falls to nearly 0 along
             half a period of the cosine). auto: constant; for your own tables and arrays cosine.

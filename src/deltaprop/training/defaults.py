@@ -4,6 +4,9 @@ The recipe for tables and arrays of the user's own was chosen on one half of 60 
 (docs/benchmarks.md): η 0.01 with momentum 0.9 and batches of 16, a cosine schedule, weight decay on weights alone, at
 least 1000 steps; for classes the weights of the lowest validation loss. Images and the built-in data sets, which are
 learnt almost without error, keep a constant η, no weight decay, 30 epochs and the final weights.
+
+λ was settled on 50 other tables: 0.01 instead of 0.02 lowers the log loss of classes by 0.007 ± 0.004, and leaves
+numbers as they are.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from deltaprop.data import BUILTIN, Dataset
 from deltaprop.training.config import TrainConfig
 
 EPOCHS, FEWEST_STEPS = 30, 1000
-TABLE_DECAY = 0.02  # λ
+TABLE_DECAY = 0.01  # λ
 VIEWS, VIEWS_EVERY = 6, 5  # the costly views in TensorBoard of a run: about 6, at most every 5 epochs
 
 
