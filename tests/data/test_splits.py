@@ -124,12 +124,15 @@ def test_every_class_keeps_a_row_however_few_rows_there_are(labels, fraction, se
         ([5, 5], 0.9, 8),  # 9 would leave one row to train on for two classes
         ([10], 0.04, 1),  # 0.4 of a row
         ([20, 15, 12, 10, 6, 2], 0.2, 13),  # 65 rows of 6 classes: a fifth
+        ([2, 6], 0.75, 6),  # a quarter of two rows may be none, and the class keeps one
     ],
 )
 def test_a_small_table_is_split_as_far_as_its_classes_allow(counts, fraction, held):
     labels = np.repeat(np.arange(len(counts)), counts)
     for seed in range(5):
-        assert len(split_indices(len(labels), labels, fraction, seed, "random")[1]) == held
+        kept, held_out = split_indices(len(labels), labels, fraction, seed, "random")
+        assert len(held_out) == held
+        assert {*labels[kept]} == {*labels}
 
 
 def test_unknown_split_is_refused():

@@ -128,6 +128,8 @@ def split_indices(
     if n_held <= 0:
         return np.arange(n), np.arange(0)
     kept = np.maximum(_shares(counts, n_split - n_held, rng), 1)
+    while kept.sum() > n_split - n_held:  # what a class keeps beyond its share is another's
+        kept[kept.argmax()] -= 1
     shares = _shares(counts - kept, n_held, rng)
     for label, first, share in zip(classes, kept, shares, strict=True):  # one class at a time, to bound the memory
         own = np.flatnonzero(stratify == label)
