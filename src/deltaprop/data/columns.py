@@ -301,7 +301,8 @@ class Reader:
             progress(f"reading {self.table.path.name}", count, self.bytes_total)
 
         columns = [*self.inputs, *self.targets]
-        places = [self.table.names.index(column.source) for column in columns]
+        order = {name: at for at, name in enumerate(self.table.names)}
+        places = [order[column.source] for column in columns]
         # A date counts once, by its first part.
         counted = [at for at, column in enumerate(self.inputs) if column.part in ("", "day")]
         for batch in self.table.batches(on_bytes):

@@ -365,6 +365,8 @@ def _form(profile: Profile, options: TableOptions) -> tuple[Form, int, str]:
     """
     import pyarrow
 
+    if not profile.names:
+        return PLAIN, profile.numbers, ""
     names = pyarrow.array([*profile.names], pyarrow.string())
     counts = [*profile.names.values()]
     plain = matches(names, NUMBER).tolist()

@@ -172,24 +172,24 @@ class Profile:
         import pyarrow
         from pyarrow import compute
 
-        self.points += int(matches(cells, r"^[+-]?\d*\.").sum())
-        codes = matches(cells, CODE)
-        large = matches(cells, LARGE_INTEGER)
-        large[large] = [abs(int(text)) >= MOST_EXACT for text in cells.filter(pyarrow.array(large)).to_pylist()]
-        self.codes += int(codes.sum())
-        self.large += int(large.sum())
+        codes = int(matches(cells, CODE).sum())
         try:
-            values = cells.cast(pyarrow.float64()).to_numpy(zero_copy_only=False)
+            values, are_all = cells.cast(pyarrow.float64()).to_numpy(zero_copy_only=False), True
         except pyarrow.ArrowInvalid:
-            is_number = matches(cells, NUMBER)
+            is_number, are_all = matches(cells, NUMBER), False
             self.starts = None
             self._add_others(cells, is_number, before)
             values = compute.if_else(pyarrow.array(is_number), cells, None).cast("float64", safe=False)
             values = values.to_numpy(zero_copy_only=False)
+        with np.errstate(invalid="ignore"):  # infinity
+            self.points += int((values % 1 > 0).sum())
+        large = 0
+        if (np.abs(values) >= MOST_EXACT).any():  # 1e20 is no integer that could be another one
+            whole = cells.filter(pyarrow.array(matches(cells, LARGE_INTEGER))).to_pylist()
+            large = sum(abs(int(text)) >= MOST_EXACT for text in whole)
+        self.codes, self.large = self.codes + codes, self.large + large
+        if not are_all or codes or large:
             self._count(cells)
-        else:
-            if codes.any() or large.any():
-                self._count(cells)
         self.numbers += int((~np.isnan(values)).sum())
         if not np.isnan(values).all():
             self._add_values(values, before)
@@ -207,11 +207,12 @@ class Profile:
         self.other_dates += int(matches(cells, OTHER_DATE).sum())
         for sign in cells.filter(pyarrow.array(is_sign)).to_pylist():
             self.signs[sign] += 1
-        is_text = ~is_number & ~is_date & ~is_sign & np.asarray(cells.is_valid())
-        for row in np.flatnonzero(is_text).tolist():
-            if len(self.first) >= MOST_COUNTED:
-                break
-            self.first.setdefault(cells[row].as_py(), before + row + 1)
+        rows = np.flatnonzero(~is_number & ~is_date & ~is_sign & np.asarray(cells.is_valid()))
+        if len(rows) and len(self.first) < MOST_COUNTED:
+            texts = cells.take(pyarrow.array(rows)).dictionary_encode()
+            first = np.unique(texts.indices.to_numpy(), return_index=True)[1]
+            for text, at in zip(texts.dictionary.to_pylist(), rows[first].tolist(), strict=True):
+                self.first.setdefault(text, before + at + 1)
 
     def _add_parts(self, when: Any) -> None:
         from pyarrow import compute
@@ -238,8 +239,9 @@ def profile(table: Table, names: Iterable[str], absent: Sequence[str], on_bytes:
         on_bytes: As for :meth:`Table.batches`.
     """
     profiles = {name: Profile(name) for name in names}
+    places = {name: at for at, name in enumerate(table.names)}
     words = tuple(word.lower() for word in absent)
     for batch in table.batches(on_bytes):
         for name, found in profiles.items():
-            found.add(batch.column(table.names.index(name)), words)
+            found.add(batch.column(places[name]), words)
     return profiles

@@ -108,16 +108,15 @@ def as_table(data: Any) -> ArrowTable:
 
 def check_names(where: Path | str, names: Sequence[str]) -> None:
     """Refuse two columns of the same name, and one without a name, unless it is the first: the index of pandas or R."""
+    seen: dict[str, int] = {}
     for at, name in enumerate(names):
         if not name and at:
             raise UserError(
                 f"{where}: column {at + 1} has no name, which only the first column, an index, may lack: write a name "
                 "for it into the header"
             )
-        if name in names[:at]:
-            raise UserError(
-                f"{where}: columns {names.index(name) + 1} and {at + 1} are both called {name!r}: rename one"
-            )
+        if seen.setdefault(name, at) != at:
+            raise UserError(f"{where}: columns {seen[name] + 1} and {at + 1} are both called {name!r}: rename one")
 
 
 def type_family(arrow_type: Any) -> str:
