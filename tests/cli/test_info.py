@@ -117,7 +117,7 @@ def test_markup_in_names_is_printed_unchanged(
 INVALID_VALUES = [None, 5, "x", [], {}, True, [1], {"a": 1}]
 
 
-@pytest.mark.parametrize("weights", [True, False])
+@pytest.mark.parametrize("weights", [True, pytest.param(False, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("inner", [True, False])
 def test_a_damaged_config_is_reported_in_one_line(
     runs: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str], inner: bool, weights: bool

@@ -219,7 +219,7 @@ def repeated(data: Any, rows: int) -> Any:
 
 # These take a second each and add little: "two" covers regression, "images" arrays and integer classes; the programs of
 # torch.export and ONNX are built from the same module.
-SLOW_KINDS = {"onnx": ("binary", "single", "logit", "mse", "value", "digits", "integers"),
+SLOW_KINDS = {"onnx": ("binary", "single", "logit", "mse", "value", "digits", "integers", "numbers"),
          "torch-export": ("single", "value", "digits", "integers")}  # fmt: skip
 CASES = [
     pytest.param(kind, to, marks=[pytest.mark.slow] if kind in SLOW_KINDS.get(to, ()) else [])
@@ -263,7 +263,9 @@ def model_of_activations(runs: Runs) -> Callable[[int], dp.Model]:
 
 
 @pytest.mark.parametrize("to", RUNTIMES)
-@pytest.mark.parametrize("at", range(0, len(NAMES), GROUP))
+@pytest.mark.parametrize(
+    "at", [0, *(pytest.param(at, marks=pytest.mark.slow) for at in range(GROUP, len(NAMES), GROUP))]
+)
 def test_every_activation_is_exported(model_of_activations: Callable[[int], dp.Model], at: int, to: str):
     check(export.export(model_of_activations(at), to), to, model_of_activations(at), inputs_of("mixed"))
 
@@ -338,7 +340,13 @@ UNUSUAL_NAMES = {
 }
 
 
-@pytest.mark.parametrize("names", UNUSUAL_NAMES.values(), ids=[*UNUSUAL_NAMES])
+@pytest.mark.parametrize(
+    "names",
+    [
+        pytest.param(UNUSUAL_NAMES["any"], id="any", marks=pytest.mark.slow),
+        pytest.param(UNUSUAL_NAMES["ours"], id="ours"),
+    ],
+)
 def test_columns_of_any_name_are_exported(runs: Runs, tmp_path: Path, names: list[tuple[str, str, str]]):
     """The first of three names is a categorical column."""
     table = TABLES["mixed"]

@@ -520,7 +520,9 @@ def _outcome(call: Callable[[], Any]) -> Any:
         return type(error).__name__
 
 
-@pytest.mark.parametrize("kind", ["mixed", "two", "digits", pytest.param("mse", marks=pytest.mark.slow), "logit"])
+@pytest.mark.parametrize(
+    "kind", ["mixed", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("two", "digits", "mse", "logit"))]
+)
 def test_every_change_of_config_json_is_refused_or_has_no_effect(runs: Runs, tmp_path: Path, kind: str):
     """Each entry, including nested ones, deleted or changed: refused in one line, or without effect."""
     run, folder = runs[kind], runs[kind].copy(tmp_path / "copy")

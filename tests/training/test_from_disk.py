@@ -212,7 +212,8 @@ def test_a_streamed_split_is_evaluated_as_in_memory(target: str, config: Config,
 
 
 @pytest.mark.parametrize(
-    ("engine", "target", "drop"), [("autograd", "class", "city"), ("explicit", "x1", "city class")]
+    ("engine", "target", "drop"),
+    [pytest.param("autograd", "class", "city", marks=pytest.mark.slow), ("explicit", "x1", "city class")],
 )
 def test_tensorboard_plots_work_for_rows_on_disk(engine: str, target: str, drop: str, config: Config):
     """Without a warning, and with the same tags as in memory: the decision boundary, or the fitted curve."""
@@ -311,6 +312,7 @@ def test_a_signal_during_reading_leaves_no_files(
     assert capfd.readouterr().err in ("interrupted\n", "")
 
 
+@pytest.mark.slow
 def test_a_signal_at_any_moment_of_reading_leaves_no_files(table: Path, config: Config, tmp_path: Path):
     """From the creation of the cache's first file on; each child gets the signal a little later."""
     table.write_text("\n".join(lines_of(20_000)) + "\n")

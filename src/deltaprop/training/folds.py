@@ -116,7 +116,7 @@ def cross_validate(
     Example:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     config = TrainConfig(data="xor", hidden=(8,), epochs=20, log_every=0, run_dir=Path(folder) / "xor")
+        ...     config = TrainConfig(data="xor", hidden=(8,), epochs=5, log_every=0, run_dir=Path(folder) / "xor")
         ...     result = cross_validate(dataclasses.replace(config, folds=3))
         >>> [fold.rows for fold in result.folds], result.mean["accuracy"] > result.baseline["accuracy"]
         ([334, 333, 333], True)
