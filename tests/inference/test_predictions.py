@@ -148,6 +148,30 @@ def test_a_link_is_written_through(tmp_path: Path):
     assert (tmp_path / "real.csv").read_text() == '"a"\n1\n'
 
 
+def test_kept_numbers_are_exact(runs: Runs, tmp_path: Path):
+    """From a CSV to Parquet: classes beyond 2^53, `30 %` as 30, and a date as it is written."""
+    columns = {
+        "when": [f"2024-01-{1 + at % 28:02}" for at in range(60)],
+        "share": [f"{at % 30} %" for at in range(60)],
+        "y": [str(2**53 + at % 2) for at in range(60)],
+    }
+    path = write_csv(tmp_path / "t.csv", columns)
+    model = dp.load(runs.train("exact", path, epochs=1).folder)
+    kept = predicted_columns(model, path, ("when", "share", "y"), as_csv=False)
+    assert kept["y"] == [2**53 + at % 2 for at in range(60)]
+    assert kept["share"] == [at % 30 for at in range(60)]
+    assert kept["when"] == columns["when"]
+
+
+def test_a_kept_number_that_float64_would_change_is_refused(runs: Runs, tmp_path: Path):
+    model = dp.load(runs["numbers"].folder)
+    columns = {name: [*map(str, values)] for name, values in inputs_of("numbers").items()}
+    columns["a"][3] = "9007199254740993"
+    path = write_csv(tmp_path / "t.csv", columns)
+    with pytest.raises(UserError, match="row 4, column 'a': float64 would change 9007199254740993: write a .csv"):
+        predicted_columns(model, path, ("a",), as_csv=False)
+
+
 @pytest.mark.parametrize("name", ["o.csv", "o.parquet"])
 def test_columns_of_different_integer_widths_can_be_kept(runs: Runs, tmp_path: Path, name: str):
     """One part has int32, another int64, as pandas writes them."""

@@ -159,7 +159,7 @@ class Column:
                 f"{setting('drop', self.source)}, or write it as one of them"
             )
         if family == "text":
-            cells = self._text(cells)
+            cells = self.text(cells)
         if self.part:
             return self._date_part(cells, rows)
         if self.kind == "categories":
@@ -171,7 +171,7 @@ class Column:
         values: Numbers = cells.cast("float64", safe=False).to_numpy(zero_copy_only=False)
         return self._finite(values, rows)
 
-    def _text(self, cells: Any) -> Any:
+    def text(self, cells: Any) -> Any:
         """Return text without blanks around it, null where it means a missing value."""
         import pyarrow
         from pyarrow import compute, types

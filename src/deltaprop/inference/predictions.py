@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
+from deltaprop.data.cells import LARGE_INTEGER, MOST_EXACT
+from deltaprop.data.classes import Targets
 from deltaprop.data.columns import Column, Numbers, RowRange
 from deltaprop.data.table import Batch, unlisted
 from deltaprop.errors import UserError, setting
@@ -64,9 +68,8 @@ def prediction_batches(
                 )
             arrow_type = column.type
             if name in numeric and pyarrow.types.is_string(arrow_type):
-                arrow_type, rows = numeric[name], RowRange(data.table, first, training=False)
-                values = Column(name).parse(column, rows)
-                column = pyarrow.array(values, from_pandas=True)
+                column = _as_numbers(numeric[name], column, RowRange(data.table, first, training=False))
+                arrow_type = column.type
             try:
                 columns[name] = column.cast(types.setdefault(name, arrow_type))
             except pyarrow.ArrowInvalid as error:
@@ -104,16 +107,39 @@ def _interval_columns(model: Model, outputs: Tensor, radius: Numbers) -> dict[st
     return columns
 
 
-def _numeric_columns(model: Model) -> dict[str, Any]:
-    """Return the Arrow type of each column that is a number to a model, inputs and targets."""
-    import pyarrow
-
+def _numeric_columns(model: Model) -> dict[str, Column]:
+    """Return the columns of a table that are numbers to a model, inputs and targets; integer classes as categories."""
     if model.encoding is None:
         return {}
-    types = {column.name: pyarrow.float64() for column in model.encoding.inputs if column.kind == "numbers"}
+    absent = tuple(word.lower() for word in model.config.na_values)
+    inputs = [column for column in model.encoding.inputs if column.kind == "numbers" and not column.part]
+    columns = {column.name: column.column(absent) for column in inputs}
     if not model.class_names or model.classes.dtype.kind == "i":
-        types |= dict.fromkeys(model.target_names, pyarrow.int64() if model.class_names else pyarrow.float64())
-    return types
+        targets = Targets(model.objective.task, model.class_names)
+        for column in targets.columns(model.target_names, model.encoding.target_forms, absent):
+            columns[column.name] = column
+    return columns
+
+
+def _as_numbers(column: Column, cells: Any, rows: RowRange) -> Any:
+    """Return text as numbers, exactly: integers as int64, others as float64.
+
+    Raises:
+        UserError: If a cell is not a number, or an integer that float64 would change.
+    """
+    import pyarrow
+
+    if column.kind == "categories":
+        try:
+            return column.text(cells).cast(pyarrow.int64())
+        except pyarrow.ArrowInvalid:  # such as 1.0
+            column = Column(column.name, form=column.form, absent=column.absent)
+    values = column.parse(cells, rows)
+    for at in np.flatnonzero(np.abs(values) >= MOST_EXACT).tolist():
+        text = cells[at].as_py().strip()
+        if re.fullmatch(LARGE_INTEGER, text) and int(text) != int(values[at]):
+            raise rows.error(at, column.name, f"float64 would change {text}: write a .csv, which keeps its digits", "")
+    return pyarrow.array(values, from_pandas=True)
 
 
 def check_keep(data: InputBlocks, keep: Sequence[str], *, intervals: bool = False) -> None:
