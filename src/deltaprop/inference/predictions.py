@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
+from deltaprop.data.cells import PLAIN
 from deltaprop.data.columns import Column, Numbers, RowRange
 from deltaprop.data.table import Batch, unlisted
 from deltaprop.errors import UserError, setting
@@ -51,7 +52,7 @@ def prediction_batches(
 
     first = 1
     radius = None if level is None else model.interval_radius(level)
-    numeric = {} if as_csv else _numeric_columns(model)
+    numeric = {} if as_csv else _numeric_columns(model, data)
     types: dict[str, Any] = {}  # of the columns that are kept, as the first block has them
     for block in data.blocks():
         columns: dict[str, Any] = {}
@@ -64,8 +65,8 @@ def prediction_batches(
                 )
             arrow_type = column.type
             if name in numeric and pyarrow.types.is_string(arrow_type):
-                arrow_type, rows = numeric[name], RowRange(data.table, first, training=False)
-                values = Column(name).parse(column, rows)
+                of_model, arrow_type = numeric[name]
+                values = of_model.parse(column, RowRange(data.table, first, training=False))
                 column = pyarrow.array(values, from_pandas=True)
             try:
                 columns[name] = column.cast(types.setdefault(name, arrow_type))
@@ -104,16 +105,24 @@ def _interval_columns(model: Model, outputs: Tensor, radius: Numbers) -> dict[st
     return columns
 
 
-def _numeric_columns(model: Model) -> dict[str, Any]:
-    """Return the Arrow type of each column that is a number to a model, inputs and targets."""
+def _numeric_columns(model: Model, data: InputBlocks) -> dict[str, tuple[Column, Any]]:
+    """Return each column that is a number to a model, inputs and targets, and its Arrow type; a date stays text."""
     import pyarrow
 
     if model.encoding is None:
         return {}
-    types = {column.name: pyarrow.float64() for column in model.encoding.inputs if column.kind == "numbers"}
+    absent = data.steps.absent
+    found = {
+        column.name: (column, pyarrow.float64())
+        for column in model.encoding.columns(absent)
+        if column.kind == "numbers" and not column.part
+    }
     if not model.class_names or model.classes.dtype.kind == "i":
-        types |= dict.fromkeys(model.target_names, pyarrow.int64() if model.class_names else pyarrow.float64())
-    return types
+        forms = model.encoding.target_forms or [PLAIN] * len(model.target_names)
+        arrow_type = pyarrow.int64() if model.class_names else pyarrow.float64()
+        for name, form in zip(model.target_names, forms, strict=True):
+            found[name] = Column(name, form=form, absent=absent), arrow_type
+    return found
 
 
 def check_keep(data: InputBlocks, keep: Sequence[str], *, intervals: bool = False) -> None:
