@@ -298,3 +298,14 @@ def test_numbers_without_a_sign_are_refused_where_training_had_percent(numbers: 
     other = beside(repeated(numbers))
     with pytest.raises(UserError, match=r"the table: row 1, column 'a': it has numbers without the sign %"):
         numbers_of(other, column)
+
+
+def test_dates_far_away_are_days():
+    """9999-12-31 stands for "no end" in many tables; its microseconds are beyond 2^53."""
+    table = beside(repeated(["2020-01-01", "9999-12-31", "0001-01-01"]))
+    day = columns_of("a", plan_of(table))[0]
+    expected = [
+        (datetime.date.fromisoformat(cell) - datetime.date(1970, 1, 1)).days
+        for cell in repeated(["2020-01-01", "9999-12-31", "0001-01-01"])
+    ]
+    assert numbers_of(table, day).tolist() == expected

@@ -225,7 +225,8 @@ class Column:
             problem = f"{quoted_cell(cells[at].as_py())} is not a date as 2020-12-31 or 2020-12-31 23:59"
             raise rows.error(at, self.source, problem, "") from None
         if self.part == "day":
-            days: Numbers = when.cast("int64").cast("float64").to_numpy(zero_copy_only=False) / 86_400e6
+            microseconds = when.cast("int64").cast("float64", safe=False)  # of 9999-12-31 float64 rounds one
+            days: Numbers = microseconds.to_numpy(zero_copy_only=False) / 86_400e6
             return days
         functions = {"month": compute.month, "weekday": compute.day_of_week, "hour": compute.hour}
         return np.asarray(functions[self.part](when).cast("float64").to_numpy(zero_copy_only=False))

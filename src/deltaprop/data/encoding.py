@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from deltaprop.data.cells import ABSENT, PLAIN, Form, canonical
-from deltaprop.data.columns import Column, DatePart, Kind, Missing, Numbers
+from deltaprop.data.columns import Column, DatePart, Kind, Missing, Numbers, quoted_cell
 from deltaprop.data.scaling import LEAST_STEPS, SQUARABLE, Scaling
 from deltaprop.data.splits import Rows
 from deltaprop.data.store import InMemory, OnDisk, Store
@@ -387,10 +387,11 @@ def unseen_categories(encoding: Encoding, columns: Sequence[Column], where: str,
         unseen = [name for name in column.names if name not in known and canonical(name) not in known]
         if len(unseen) == len(column.names) and rows > 1 and not own.others:
             raise UserError(
-                f"{where}: column {column.source!r}: no training row has any of its names, such as {unseen[0]!r}: "
-                f"names in training are {listed(map(repr, own.categories), 4)}"
+                f"{where}: column {column.source!r}: no training row has any of its names, such as {quoted_cell(unseen[0])}: "
+                f"names in training are {listed(map(quoted_cell, own.categories), 4)}"
             )
         if unseen and not own.others:
             names = "a name" if len(unseen) == 1 else f"{len(unseen)} names"
-            lines.append(f"{where}: column {column.source!r} has {names} not seen in training, such as {unseen[0]!r}")
+            example = quoted_cell(unseen[0])
+            lines.append(f"{where}: column {column.source!r} has {names} not seen in training, such as {example}")
     return lines
