@@ -385,13 +385,13 @@ def unseen_categories(encoding: Encoding, columns: Sequence[Column], where: str,
             continue
         known = {*own.categories, *map(canonical, own.categories)}
         unseen = [name for name in column.names if name not in known and canonical(name) not in known]
+        example = quoted_cell(next(iter(unseen), ""))
         if len(unseen) == len(column.names) and rows > 1 and not own.others:
             raise UserError(
-                f"{where}: column {column.source!r}: no training row has any of its names, such as {quoted_cell(unseen[0])}: "
+                f"{where}: column {column.source!r}: no training row has any of its names, such as {example}: "
                 f"names in training are {listed(map(quoted_cell, own.categories), 4)}"
             )
         if unseen and not own.others:
             names = "a name" if len(unseen) == 1 else f"{len(unseen)} names"
-            example = quoted_cell(unseen[0])
             lines.append(f"{where}: column {column.source!r} has {names} not seen in training, such as {example}")
     return lines
