@@ -309,3 +309,10 @@ def test_dates_far_away_are_days():
         for cell in repeated(["2020-01-01", "9999-12-31", "0001-01-01"])
     ]
     assert numbers_of(table, day).tolist() == expected
+
+
+def test_names_of_polars_are_read_like_others():
+    """Its categories are indices into views of text, which pyarrow does not take by index."""
+    views = pa.array(["a", "b"], pa.string_view())
+    cells = pa.DictionaryArray.from_arrays(pa.array(repeated([0, 1, None]), pa.int32()), views)
+    assert names_of(cells) == repeated(["a", "b", None])

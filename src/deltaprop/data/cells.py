@@ -170,6 +170,19 @@ def words_in(cells: Any, words: tuple[str, ...]) -> NDArray[np.bool_]:
     return found
 
 
+def decoded(cells: Any) -> Any:
+    """Return cells with the values of a dictionary in place of its indices."""
+    import pyarrow
+    from pyarrow import types
+
+    if not types.is_dictionary(cells.type):
+        return cells
+    values = cells.dictionary
+    if types.is_string_view(values.type):  # of polars, which pyarrow does not take by index
+        values = values.cast(pyarrow.string())
+    return values.take(cells.indices)
+
+
 def absent_numbers(words: Sequence[str]) -> list[float]:
     """Return the words for a missing value that are numbers: -99 is -99.0 too, and a number of Parquet.
 

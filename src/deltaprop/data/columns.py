@@ -23,6 +23,7 @@ from deltaprop.data.cells import (
     absent_numbers,
     are_numbers,
     canonical,
+    decoded,
     is_moment,
     moments,
     plain,
@@ -154,8 +155,7 @@ class Column:
         """Return the cells of a block, a pyarrow array, as numbers, NaN where missing; refuse one that does not fit."""
         from pyarrow import types
 
-        if types.is_dictionary(cells.type):
-            cells = cells.dictionary_decode()
+        cells = decoded(cells)
         if types.is_null(cells.type):
             return np.full(len(cells), np.nan)
         family = type_family(cells.type)

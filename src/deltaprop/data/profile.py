@@ -24,6 +24,7 @@ from deltaprop.data.cells import (
     absent_numbers,
     are_dates,
     canonical,
+    decoded,
     matches,
     moments,
     words_in,
@@ -111,8 +112,7 @@ class Profile:
         import pyarrow
         from pyarrow import compute, types
 
-        if types.is_dictionary(cells.type):
-            cells = cells.dictionary_decode()
+        cells = decoded(cells)
         family = type_family(cells.type)
         before, self.rows = self.rows, self.rows + len(cells)
         if types.is_null(cells.type):
