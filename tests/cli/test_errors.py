@@ -44,3 +44,25 @@ def test_a_hint_about_any_column_name_is_one_line_and_can_be_pasted(name: str, t
     assert program == "deltaprop"
     assert words[:5] == ["train", "--data", "t.csv", "--epochs", "1"]
     assert main([*words, "--log-every", "0"]) == 0
+
+
+def test_a_hint_keeps_the_lists_of_a_file_of_settings(tmp_path: Path, monkeypatch, capsys):
+    """A flag replaces the file's list: the command must repeat it, or a column that was left out is an input again."""
+    monkeypatch.chdir(tmp_path)
+    Path("c.toml").write_text("drop = ['b']\nhidden = [4]\n")
+    rows = "".join(f"{'inf' if i == 40 else i * 0.5},{i % 7},{i % 3},{i % 2}\n" for i in range(60))
+    Path("t.csv").write_text("a,b,c,y\n" + rows)
+    assert main(["train", "--data", "t.csv", "--epochs", "1", "--config", "c.toml"]) == 2
+    assert capsys.readouterr().err.strip().endswith("--config c.toml --drop b a")
+
+
+def test_a_hint_about_words_like_flags_names_the_file_that_can_say_them(tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    rows = "".join(f"{'inf' if i == 40 else i * 0.5},{i % 7},{i % 2}\n" for i in range(60))
+    Path("t.csv").write_text("-a,b,y\n" + rows)
+    words = ["train", "--data", "t.csv", "--epochs", "1", "--hidden", "4", "--log-every", "0"]
+    assert main(words) == 2
+    setting = capsys.readouterr().err.strip().rpartition(": ")[2]
+    assert setting == 'drop = ["-a"]'
+    Path("c.toml").write_text(setting)
+    assert main([*words, "--config", "c.toml"]) == 0

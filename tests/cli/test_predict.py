@@ -397,6 +397,38 @@ def test_sigterm_leaves_no_partial_file(runs: Runs, stalled: bool):
     assert [*Path().iterdir()] == []
 
 
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on prices with a decimal comma, dates, a word for a missing value, and the classes +1 and -1."""
+    folder = tmp_path_factory.mktemp("written")
+    rows = [
+        f"{at},{at % 5};2020-01-{1 + at % 9:02};{'unknown' if at == 3 else at % 4};{'+1' if at % 2 else '-1'}"
+        for at in range(40)
+    ]
+    (folder / "t.csv").write_text("price;when;size;y\n" + "\n".join(rows) + "\n")
+    config = dp.TrainConfig(
+        data=str(folder / "t.csv"), run_dir=folder / "run", epochs=1, hidden=(4,), log_every=0, na_values=("unknown",)
+    )
+    dp.train(config)
+    return folder
+
+
+def test_columns_that_are_kept_are_numbers_in_parquet_as_the_model_reads_them(written: Path):
+    keep = ["--keep", "price", "when", "size", "y"]
+    assert predict(written / "run", str(written / "t.csv"), "o.parquet", *keep) == 0
+    kept = parquet.read_table("o.parquet").slice(2, 2).select(keep[1:]).to_pylist()
+    assert kept == [
+        {"price": 2.2, "when": "2020-01-03", "size": 2.0, "y": -1},
+        {"price": 3.3, "when": "2020-01-04", "size": None, "y": 1},
+    ]
+
+
+def test_a_table_with_the_classes_plus_and_minus_1_is_evaluated(written: Path, capsys):
+    """Its class is called 1, and its cells +1."""
+    assert main(["evaluate", str(written / "run"), "--data", str(written / "t.csv")]) == 0
+    assert "32 of 40 rows are equal to rows of training" in capsys.readouterr().out
+
+
 # --- memory ---
 
 

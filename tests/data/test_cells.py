@@ -13,7 +13,8 @@ import pytest
 
 from deltaprop import UserError
 from deltaprop.data.cells import Form, canonical
-from tests.data.reading import beside, columns_of, names_of, numbers_of, plan_of, read, repeated
+from deltaprop.data.profile import profile
+from tests.data.reading import ROWS, beside, columns_of, names_of, numbers_of, plan_of, read, repeated
 
 NAN = math.nan
 
@@ -253,3 +254,65 @@ def test_integers_that_float64_rounds_keep_their_digits(cells: Any):
     numbers_of(table, plan.targets[0])
     assert {*plan.targets[0].names} == {str(value) for value in values}
     assert any("integers beyond 2^53" in note for note in plan.notes)
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [[-99, 1, 2], [-99.0, 1.5, 2.0], pa.array([-99, 1, 2], pa.float32()), ["-99.0", "1", "2"], ["-99,0", "1,5", "2,0"]],
+    ids=["int64", "float64", "float32", "text", "decimal comma"],
+)
+def test_a_number_that_means_a_missing_value_does_so_however_it_is_stored(cells: Any):
+    """A word of `na_values` is compared as a number with numbers: -99 is -99.0, in a CSV as in Parquet."""
+    column = pa.array(repeated(cells.to_pylist()), cells.type) if isinstance(cells, pa.Array) else repeated(cells)
+    numbers = read(column, na_values=("-99",))
+    assert np.isnan(numbers).tolist() == [at % 3 == 0 for at in range(ROWS)]
+
+
+def test_a_number_that_means_a_missing_value_is_not_counted_as_one():
+    """Else a column of 1 to N with such a cell would be taken for row numbers, or a constant for two values."""
+    for cells in ([-99, 5, 5], ["-99.0", "5", "5"]):
+        found = profile(beside(repeated(cells)), ["a"], ["-99"], lambda done: None)["a"]
+        assert (found.missing, found.numbers, found.is_constant) == (ROWS // 3, ROWS - ROWS // 3, True)
+    assert names_of(repeated([-99, 5, 7]), categorical=("a",), na_values=("-99",)) == repeated([None, "5", "7"])
+
+
+def test_a_date_read_as_a_category_is_called_as_in_a_csv():
+    midnight, noon = datetime.datetime(2020, 1, 2), datetime.datetime(2020, 1, 2, 12, 30)
+    for kind in (pa.timestamp("ns"), pa.timestamp("us"), pa.timestamp("s")):
+        cells = pa.array(repeated([midnight, noon]), kind)
+        assert names_of(cells, categorical=("a",)) == repeated(["2020-01-02", "2020-01-02 12:30:00"])
+    assert names_of(repeated([midnight.date()]), categorical=("a",)) == repeated(["2020-01-02"])
+
+
+def test_a_category_of_float32_has_the_digits_of_a_csv():
+    assert names_of(pa.array(repeated([0.1, 2.0, 1e30]), pa.float32()), categorical=("a",)) == repeated(
+        ["0.1", "2", str(int(1e30))]
+    )
+
+
+@pytest.mark.parametrize("numbers", [[30.0, 40.0], [30, 40]])
+def test_numbers_without_a_sign_are_refused_where_training_had_percent(numbers: list[Any]):
+    """A workbook has 0.3 in a cell that shows 30 %, and a CSV 30."""
+    table = beside(repeated(["30 %", "40 %"]))
+    (column,) = columns_of("a", plan_of(table))
+    other = beside(repeated(numbers))
+    with pytest.raises(UserError, match=r"the table: row 1, column 'a': it has numbers without the sign %"):
+        numbers_of(other, column)
+
+
+def test_dates_far_away_are_days():
+    """9999-12-31 stands for "no end" in many tables; its microseconds are beyond 2^53."""
+    table = beside(repeated(["2020-01-01", "9999-12-31", "0001-01-01"]))
+    day = columns_of("a", plan_of(table))[0]
+    expected = [
+        (datetime.date.fromisoformat(cell) - datetime.date(1970, 1, 1)).days
+        for cell in repeated(["2020-01-01", "9999-12-31", "0001-01-01"])
+    ]
+    assert numbers_of(table, day).tolist() == expected
+
+
+def test_names_of_polars_are_read_like_others():
+    """Its categories are indices into views of text, which pyarrow does not take by index."""
+    views = pa.array(["a", "b"], pa.string_view())
+    cells = pa.DictionaryArray.from_arrays(pa.array(repeated([0, 1, None]), pa.int32()), views)
+    assert names_of(cells) == repeated(["a", "b", None])

@@ -390,3 +390,17 @@ def test_the_summary_gives_a_targets_mean_and_deviation(tmp_path: Path, monkeypa
     flags = ["--task", "regression", "--test", "t.csv", "--val-fraction", "0", "--hidden", "4", "--epochs", "1"]
     assert main(["train", "--data", "t.csv", *flags, "--log-every", "0", "--device", "cpu"]) == 0
     assert "        target y: 1000 ± 100 (mean ± standard deviation)\n" in capsys.readouterr().out
+
+
+def test_a_name_none_is_one_of_the_others_again(read):
+    """None is a name in training, and shares the input of the rare names: so it must afterwards."""
+    shops = ["a"] * 20 + ["b"] * 20 + [f"s{at}" for at in range(100)] + ["None"] * 2
+    rows = "".join(f"{shop},{at % 7},{'uv'[at % 2]}\n" for at, shop in enumerate(shops))
+    data = read(f"shop,x,y\n{rows}")
+    assert data.table is not None
+    saved = Encoding.from_json(json.loads(json.dumps(data.table.encoding.to_json())))
+    assert saved == data.table.encoding
+    (column,) = [column for column in saved.columns() if column.name == "shop"]
+    assert column.present == ("none",)
+    with pytest.raises(UserError, match="the words"):
+        Encoding.from_json({"inputs": [{"name": "a", "kind": "numbers", "present": ["x"]}], "targets": ["y"]})

@@ -258,6 +258,17 @@ def test_integer_categories_are_the_same_in_every_format(runs: Runs, tmp_path: P
         assert_allclose(model.outputs(data), expected, rtol=0, atol=1e-6)
 
 
+def test_a_column_of_text_and_numbers_in_memory_is_text(runs: Runs, tmp_path: Path):
+    """As pandas has it of a workbook."""
+    pandas = pytest.importorskip("pandas")
+    names = {"code": [("7", "x", "8")[at % 3] for at in range(N)], "y": ["pq"[at % 2] for at in range(N)]}
+    columns = {"a": TABLES["numbers"]["a"], **names}
+    model = dp.load(runs.train("texts", write_csv(tmp_path / "t.csv", columns)).folder)
+    mixed = {**columns, "code": [int(code) if code != "x" else code for code in columns["code"]]}
+    for data in (mixed, pandas.DataFrame(mixed)):
+        assert_allclose(model.outputs(data), model.outputs(columns), rtol=0, atol=1e-6)
+
+
 # --- missing cells and unseen categories ---
 
 

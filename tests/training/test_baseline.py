@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,19 @@ def test_few_test_rows_get_the_command_that_cross_validates(
     out = printed(capsys, "train", *words)
     command = "deltaprop train --data t.csv --epochs 1 --hidden 3 --log-every 0 --folds 5"
     assert f"12 test rows, too few for a reliable figure; cross-validate with: {command}\n" in out
+
+
+def test_the_command_that_cross_validates_has_as_many_folds_as_the_rows_allow(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+):
+    """Of 2 + 2 + 16 rows, 16 of a class of their own are never tested on, so four folds are the most."""
+    monkeypatch.chdir(tmp_path)
+    rows = "".join(f"{at % 7 + at / 3:.2f},{'uvuv'[at] if at < 4 else f'c{at}'}\n" for at in range(20))
+    Path("t.csv").write_text("a,y\n" + rows)
+    out = printed(capsys, "train", "--data", "t.csv", "--epochs", "1", "--hidden", "3", "--rare-classes", "keep")
+    command = shlex.split(out.partition("cross-validate with: ")[2].partition("\n")[0])
+    assert command[-2:] == ["--folds", "4"]
+    assert main([*command[1:], "--run-dir", "folds"]) == 0
 
 
 def test_the_command_that_cross_validates_is_quoted_and_has_no_run_folder():

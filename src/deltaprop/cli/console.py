@@ -169,7 +169,9 @@ class ConsoleReporter(Reporter):
         notes, metrics, rows = [], result.model_metrics, len(setup.dataset.test)
         if result.baseline is not None:
             notes += baseline_notes(result.baseline, metrics.get("test_accuracy"), metrics.get("test_r2"))
-        if rows < FEW_ROWS and setup.config.test is None and (command := cross_validation(self.words)):
+        folds = min(5, _most_folds(setup.dataset))
+        few = rows < FEW_ROWS and setup.config.test is None and folds > 1
+        if few and (command := cross_validation(self.words, folds)):
             notes.append(f"{counted(rows, 'test row')}, too few for a reliable figure; cross-validate with: {command}")
         return notes + ([] if result.health is None else [result.health])
 
@@ -211,7 +213,16 @@ def baseline_notes(baseline: Baseline, accuracy: float | None, r2: float | None)
     return [f"the model is no better than always predicting {simple}"]
 
 
-def cross_validation(words: Sequence[str]) -> str | None:
+def _most_folds(dataset: Dataset) -> int:
+    """Return how many folds the rows allow: each tests a row, and never the only one of a class."""
+    parts = (dataset.train, dataset.val, dataset.test)
+    if not dataset.class_names:
+        return sum(map(len, parts))
+    counts = torch.bincount(torch.cat([part.y.long() for part in parts]))
+    return int(counts[counts > 1].sum())
+
+
+def cross_validation(words: Sequence[str], folds: int = 5) -> str | None:
     """Return the command that cross-validates as the words after ``train`` say; None if they are of another kind."""
     kept, skip = [], False
     for word in words:
@@ -224,7 +235,7 @@ def cross_validation(words: Sequence[str]) -> str | None:
             skip = "=" not in word
         else:
             kept.append(word)
-    return shlex.join(["deltaprop", "train", *kept, "--folds", "5"]) if kept else None
+    return shlex.join(["deltaprop", "train", *kept, "--folds", str(folds)]) if kept else None
 
 
 def describe(setup: Setup) -> list[tuple[str, str]]:

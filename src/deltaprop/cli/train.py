@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import json
 import shlex
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -85,10 +86,22 @@ def main(words: Sequence[str]) -> int:
         except UserError as error:
             if not error.remedy:
                 raise
-            more = [word for name, values in error.remedy.items() for word in (f"--{name.replace('_', '-')}", *values)]
-            command = shlex.join(["deltaprop", "train", *(word for word in words if word != "--debug"), *more])
-            raise UserError(f"{error}: {command}") from error
+            raise UserError(f"{error}: {_remedied(words, config, error.remedy)}") from error
     return 0
+
+
+def _remedied(words: Sequence[str], config: TrainConfig, remedy: Mapping[str, Sequence[str]]) -> str:
+    """Return the command with the settings of a remedy, or what a file must say if words cannot be told from flags."""
+    given = {word.partition("=")[0].removeprefix("--").replace("-", "_") for word in words}
+    more: list[str] = []
+    for name, values in remedy.items():
+        before = getattr(config, name)
+        if name not in given and isinstance(before, tuple):  # a flag replaces the list of the file of --config
+            values = [*before, *values]
+        if any(value.startswith("-") for value in values):
+            return f"a file for --config must say so, for a word begins with -: {name} = {json.dumps([*values])}"
+        more += [f"--{name.replace('_', '-')}", *values]
+    return shlex.join(["deltaprop", "train", *(word for word in words if word != "--debug"), *more])
 
 
 def parse_flags(words: Sequence[str]) -> tuple[TrainConfig, Flags, Path | None]:

@@ -7,9 +7,9 @@ is found in training and saved with the model, so that the same text is the same
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 from typing import Any
 
 import numpy as np
@@ -170,6 +170,42 @@ def words_in(cells: Any, words: tuple[str, ...]) -> NDArray[np.bool_]:
     return found
 
 
+def decoded(cells: Any) -> Any:
+    """Return cells with the values of a dictionary in place of its indices."""
+    import pyarrow
+    from pyarrow import types
+
+    if not types.is_dictionary(cells.type):
+        return cells
+    values = cells.dictionary
+    if types.is_string_view(values.type):  # of polars, which pyarrow does not take by index
+        values = values.cast(pyarrow.string())
+    return values.take(cells.indices)
+
+
+def absent_numbers(words: Sequence[str]) -> list[float]:
+    """Return the words for a missing value that are numbers: -99 is -99.0 too, and a number of Parquet.
+
+    Example:
+        >>> absent_numbers(["unknown", "-99"])
+        [-99.0]
+    """
+    return [float(word) for word in words if re.match(NUMBER, word)]
+
+
+def short(cells: Any) -> Any:
+    """Return numbers of fewer bits than float64 as the float64 of their shortest digits: 0.1 of float32 is 0.1.
+
+    So a number is the same from a file that has its digits, and from one that has its bits.
+    """
+    import pyarrow
+    from pyarrow import types
+
+    if not types.is_floating(cells.type) or types.is_float64(cells.type):
+        return cells
+    return cells.cast("float32").cast(pyarrow.string()).cast("float64")
+
+
 def plain(value: float) -> str:
     """Return the name of a number as a class or category.
 
@@ -178,6 +214,22 @@ def plain(value: float) -> str:
         ('3', '0.5')
     """
     return str(int(value)) if float(value).is_integer() else repr(float(value))
+
+
+def spelled(value: Any) -> str | None:
+    """Return a value as text: a number without a fraction as an integer, a date without a time as a date.
+
+    Example:
+        >>> spelled(1.0), spelled(0.5), spelled(True), spelled(datetime(2020, 1, 2))
+        ('1', '0.5', 'True', '2020-01-02')
+    """
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, float):
+        return str(int(value)) if value.is_integer() else repr(value)
+    if isinstance(value, datetime):
+        return value.date().isoformat() if value.time() == time() else value.isoformat(" ")
+    return value.isoformat() if isinstance(value, date | time) else str(value)
 
 
 _DECIMAL = re.compile(r"-?(?:0|[1-9]\d*)\.\d+(?:[eE][+-]\d+)?|-?[1-9](?:\.\d+)?[eE][+-]\d+|-0")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +11,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from deltaprop.data.cells import ABSENT, PLAIN, Form, canonical, plain
+from deltaprop.data.cells import ABSENT, MOST_EXACT, PLAIN, Form, canonical, plain
 from deltaprop.data.columns import Column, Kind, Numbers, RareClasses, TaskChoice
 from deltaprop.data.dataset import Task
 from deltaprop.data.splits import Array
+from deltaprop.data.table import NUMBER
 from deltaprop.errors import UserError, counted, listed
 
 VALUES_AT_ONCE = 1 << 20  # rows that are processed together, which bounds the working memory
@@ -166,14 +168,20 @@ class Targets:
         lower = {name.lower() for name in self.class_names}
         present = tuple(word for word in ABSENT if word in lower)
         one_spelling = all(canonical(name) == name for name in self.class_names)
+        numeric = bool(self.class_names) and all(map(_is_number, {*self.class_names, *self.left_out} - {OTHER}))
         forms = forms or [PLAIN] * len(names)
         return [
-            Column(name, kind, form=form, absent=absent, present=present, one_spelling=one_spelling)
+            Column(name, kind, form=form, absent=absent, present=present, one_spelling=one_spelling, numeric=numeric)
             for name, form in zip(names, forms, strict=True)
         ]
 
 
 UNKNOWN_CLASS = -2
+
+
+def _is_number(name: str) -> bool:
+    """Return whether the name of a class is that of a number, as `plain` writes it."""
+    return bool(re.match(NUMBER, name)) and abs(float(name)) < MOST_EXACT and plain(float(name)) == name
 
 
 class _Labels(dict[str, int]):

@@ -7,6 +7,7 @@ row and column.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
@@ -19,16 +20,20 @@ from deltaprop.data.cells import (
     PLAIN,
     SIGNS,
     Form,
+    absent_numbers,
     are_numbers,
     canonical,
+    decoded,
     is_moment,
     moments,
     plain,
     plain_numbers,
+    short,
+    spelled,
     words_in,
 )
 from deltaprop.data.splits import Rows
-from deltaprop.data.table import Batch, ReadOptions, Table, type_family, unlisted
+from deltaprop.data.table import NUMBER, Batch, ReadOptions, Table, type_family, unlisted
 from deltaprop.errors import UserError, setting
 
 Numbers: TypeAlias = NDArray[np.float64]
@@ -124,6 +129,7 @@ class Column:
         present: Usual words for a missing value, in lower case, that are names here: NA may be Namibia.
         frequent: The categories that have an input of their own, if the others share one; None if each has its own.
         one_spelling: Whether names are made canonical, so that 1.0 and 1 are the same.
+        numeric: Whether its categories are numbers, which have one name however they are written, such as +1 and 1.
         is_array: Whether it is a column of an array, which the user cannot name.
         names: The categories, each with its index.
     """
@@ -137,6 +143,7 @@ class Column:
     present: tuple[str, ...] = ()
     frequent: tuple[str, ...] | None = None
     one_spelling: bool = True
+    numeric: bool = False
     is_array: bool = False
     names: dict[str, int] = field(default_factory=dict)
 
@@ -148,8 +155,7 @@ class Column:
         """Return the cells of a block, a pyarrow array, as numbers, NaN where missing; refuse one that does not fit."""
         from pyarrow import types
 
-        if types.is_dictionary(cells.type):
-            cells = cells.dictionary_decode()
+        cells = decoded(cells)
         if types.is_null(cells.type):
             return np.full(len(cells), np.nan)
         family = type_family(cells.type)
@@ -168,8 +174,11 @@ class Column:
             raise rows.error(0, self.source, "it has dates, and numbers are needed", "")
         if family == "text":
             return self._parse_numbers(cells, rows)
+        if self.form.mark and self.form.mark in "%‰":  # Excel's cell 30 % is 0.3
+            problem = f"it has numbers without the sign {self.form.mark}, which training had in the cells"
+            raise rows.error(0, self.source, problem, "")
         values: Numbers = cells.cast("float64", safe=False).to_numpy(zero_copy_only=False)
-        return self._finite(values, rows)
+        return self._present(values, rows)
 
     def text(self, cells: Any) -> Any:
         """Return text without blanks around it, null where it means a missing value."""
@@ -180,7 +189,7 @@ class Column:
             cells = compute.if_else(cells, "True", "False")
         cells = compute.utf8_trim_whitespace(cells.cast("string"))
         words = (*(word for word in ABSENT if word not in self.present), *self.absent)
-        if self.kind == "numbers":
+        if self.kind == "numbers" or self.numeric:
             words = (*words, *SIGNS)
         return compute.if_else(pyarrow.array(words_in(cells, words)), None, cells)
 
@@ -194,7 +203,7 @@ class Column:
                 values = plain_cells.cast(pyarrow.float64())
             except pyarrow.ArrowInvalid:
                 values = plain_numbers(cells, self.form).cast(pyarrow.float64())
-            return self._finite(np.asarray(values.to_numpy(zero_copy_only=False), dtype=np.float64), rows)
+            return self._present(np.array(values.to_numpy(zero_copy_only=False), dtype=np.float64), rows)
         except pyarrow.ArrowInvalid:
             fits = are_numbers(cells, self.form) | np.asarray(cells.is_null())
             at = int((~fits).argmax()) if not fits.all() else 0
@@ -216,13 +225,16 @@ class Column:
             problem = f"{quoted_cell(cells[at].as_py())} is not a date as 2020-12-31 or 2020-12-31 23:59"
             raise rows.error(at, self.source, problem, "") from None
         if self.part == "day":
-            days: Numbers = when.cast("int64").cast("float64").to_numpy(zero_copy_only=False) / 86_400e6
+            microseconds = when.cast("int64").cast("float64", safe=False)  # of 9999-12-31 float64 rounds one
+            days: Numbers = microseconds.to_numpy(zero_copy_only=False) / 86_400e6
             return days
         functions = {"month": compute.month, "weekday": compute.day_of_week, "hour": compute.hour}
         return np.asarray(functions[self.part](when).cast("float64").to_numpy(zero_copy_only=False))
 
-    def _finite(self, values: Numbers, rows: RowRange) -> Numbers:
-        """Return the numbers of a block after refusing infinity."""
+    def _present(self, values: Numbers, rows: RowRange) -> Numbers:
+        """Return the numbers of a block, NaN for those that mean a missing value; refuse infinity."""
+        if absent := absent_numbers(self.absent):
+            values = np.where(np.isin(values, absent), np.nan, values)
         bad = np.isinf(values)
         if bad.any():
             at = int(bad.argmax())
@@ -237,17 +249,25 @@ class Column:
 
         if types.is_floating(cells.type):
             cells = compute.if_else(compute.is_nan(cells), None, cells)
-        if family == "text" and self.form != PLAIN:
+        if family == "text" and (self.form != PLAIN or self.numeric):
             cells = plain_numbers(cells, self.form)
-        encoded = cells.dictionary_encode()
+        encoded = short(cells).dictionary_encode()
         values = encoded.dictionary
         names: list[str | None]
         if types.is_floating(values.type):  # 3.0 is called 3, as in a CSV that has it so
             names = [plain(value) for value in values.to_pylist()]
+        elif family == "dates":  # as pandas writes them into a CSV
+            if types.is_timestamp(values.type):
+                values = values.cast(pyarrow.timestamp("us", values.type.tz), safe=False)
+            names = [spelled(value) for value in values.to_pylist()]
         else:
             names = [name or None for name in values.cast(pyarrow.string()).to_pylist()]  # an empty cell is missing
+            if self.numeric:
+                names = [plain(float(name)) if name and re.match(NUMBER, name) else name for name in names]
             if self.one_spelling:
                 names = [name and canonical(name) for name in names]
+        absent = {canonical(word).lower() for word in self.absent}
+        names = [None if name is None or name.lower() in absent else name for name in names]
         numbers = [np.nan if name is None else self.names.setdefault(name, len(self.names)) for name in names]
         which = encoded.indices.fill_null(len(names)).to_numpy(zero_copy_only=False)
         indices: Numbers = np.array([*numbers, np.nan], dtype=np.float64)[which]

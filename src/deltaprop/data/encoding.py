@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from deltaprop.data.cells import ABSENT, PLAIN, Form, canonical
-from deltaprop.data.columns import Column, DatePart, Kind, Missing, Numbers
+from deltaprop.data.columns import Column, DatePart, Kind, Missing, Numbers, quoted_cell
 from deltaprop.data.scaling import LEAST_STEPS, SQUARABLE, Scaling
 from deltaprop.data.splits import Rows
 from deltaprop.data.store import InMemory, OnDisk, Store
@@ -45,6 +45,7 @@ class Input:
         source: The name in the header, where the input has another: a part of a date.
         part: Which part of a date it is.
         form: How its numbers are written.
+        present: Usual words for a missing value, in lower case, that are names here, besides those in ``categories``.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Input:
     source: str = ""
     part: DatePart = ""
     form: Form = PLAIN
+    present: tuple[str, ...] = ()
 
     @property
     def flags(self) -> list[str]:
@@ -65,7 +67,7 @@ class Input:
 
     def column(self, absent: tuple[str, ...] = ()) -> Column:
         """Return the column, to be read from another table; ``absent`` are further words for a missing value."""
-        lower = {name.lower() for name in self.categories}
+        lower = {*self.present, *(name.lower() for name in self.categories)}
         return Column(
             self.name, self.kind, self.source, self.part, self.form, absent,
             present=tuple(word for word in ABSENT if word in lower),
@@ -150,7 +152,8 @@ class Encoding:
             entry |= {"categories": [*c.categories]} if c.kind == "categories" else {}
             entry |= {"fill": c.fill} if c.fill is not None else {}
             entry |= {name: getattr(c, name) for name in ("absent", "others", "source", "part") if getattr(c, name)}
-            inputs.append({**entry, **({} if c.form == PLAIN else {"form": c.form.to_json()})})
+            entry |= {} if c.form == PLAIN else {"form": c.form.to_json()}
+            inputs.append(entry | ({"present": [*c.present]} if c.present else {}))
         forms = {"target_forms": [form.to_json() for form in self.target_forms]}
         return {"inputs": inputs, "targets": [*self.targets], **(forms if self.target_forms else {})}
 
@@ -191,7 +194,11 @@ def _input(entry: Mapping[str, Any]) -> Input:
         raise ValueError(f"the inputs of {name!r:.40}")
     if part not in get_args(DatePart):
         raise ValueError(f"the part {part!r:.40}")
-    return Input(name, kind, tuple(names), None if fill is None else float(fill), absent, others, source, part, form)
+    present = entry.get("present", [])
+    if not isinstance(present, list) or not {*present} <= {*ABSENT}:
+        raise ValueError(f"the words {present!r:.40}")
+    fill = None if fill is None else float(fill)
+    return Input(name, kind, tuple(names), fill, absent, others, source, part, form, tuple(present))
 
 
 class Encoder:
@@ -329,7 +336,7 @@ def fit_encoding(
             kept = names if column.frequent is None else names & {*column.frequent}
             about["absent"] = (missing == "auto" and gaps > 0) or not kept
             about["others"] = column.frequent is not None
-            inputs.append(Input(column.name, "categories", tuple(sorted(kept)), **about))
+            inputs.append(Input(column.name, "categories", tuple(sorted(kept)), present=column.present, **about))
             continue
         number = numbers.index(at)
         if not present[at]:
@@ -378,12 +385,13 @@ def unseen_categories(encoding: Encoding, columns: Sequence[Column], where: str,
             continue
         known = {*own.categories, *map(canonical, own.categories)}
         unseen = [name for name in column.names if name not in known and canonical(name) not in known]
+        example = quoted_cell(next(iter(unseen), ""))
         if len(unseen) == len(column.names) and rows > 1 and not own.others:
             raise UserError(
-                f"{where}: column {column.source!r}: no training row has any of its names, such as {unseen[0]!r}: "
-                f"names in training are {listed(map(repr, own.categories), 4)}"
+                f"{where}: column {column.source!r}: no training row has any of its names, such as {example}: "
+                f"names in training are {listed(map(quoted_cell, own.categories), 4)}"
             )
         if unseen and not own.others:
             names = "a name" if len(unseen) == 1 else f"{len(unseen)} names"
-            lines.append(f"{where}: column {column.source!r} has {names} not seen in training, such as {unseen[0]!r}")
+            lines.append(f"{where}: column {column.source!r} has {names} not seen in training, such as {example}")
     return lines

@@ -24,8 +24,6 @@ def frame_table(data: Any, names: Sequence[str] = ()) -> ArrowTable:
     Raises:
         UserError: If it is not a table, or a name occurs twice.
     """
-    import pyarrow
-
     columns: dict[str, Any]
     if isinstance(data, np.ndarray):
         columns = {name: data[:, at] for at, name in enumerate(names)}
@@ -37,15 +35,15 @@ def frame_table(data: Any, names: Sequence[str] = ()) -> ArrowTable:
         columns = {str(name): values for name, values in data.items()}
     else:
         return as_table(data)
-    return as_table(pyarrow.table({name: _arrow_column(name, values) for name, values in columns.items()}))
+    return as_table({name: _arrow_column(name, values) for name, values in columns.items()})
 
 
 def _arrow_column(name: str, values: Any) -> Any:
     """Return a column as an Arrow array."""
     import pyarrow
 
-    if isinstance(values, str | bytes) or np.ndim(values) != 1:
-        raise UserError(f"the table: column {name!r} must be a list of cells, got {values!r:.40}")
+    if isinstance(values, str | bytes) or np.isscalar(values) or getattr(values, "ndim", 1) != 1:
+        raise UserError(f"the table: column {name!r} is {values!r:.40}: give a list for each column")
     if hasattr(values, "detach"):
         values = values.detach().cpu().numpy()
     try:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from deltaprop.data.cells import (
     ABSENT,
@@ -20,8 +21,10 @@ from deltaprop.data.cells import (
     OTHER_DATE,
     SIGNS,
     TIME,
+    absent_numbers,
     are_dates,
     canonical,
+    decoded,
     matches,
     moments,
     words_in,
@@ -109,8 +112,7 @@ class Profile:
         import pyarrow
         from pyarrow import compute, types
 
-        if types.is_dictionary(cells.type):
-            cells = cells.dictionary_decode()
+        cells = decoded(cells)
         family = type_family(cells.type)
         before, self.rows = self.rows, self.rows + len(cells)
         if types.is_null(cells.type):
@@ -123,6 +125,10 @@ class Profile:
         if len(cells) > cells.null_count or family == "text":
             self.families.add(family)
         if family == "numbers":
+            if numbers := absent_numbers([*absent]):
+                are_absent = np.isin(cells.cast("float64", safe=False).to_numpy(zero_copy_only=False), numbers)
+                self.absent["a number"] += int(are_absent.sum())
+                cells = compute.if_else(pyarrow.array(are_absent), None, cells)
             self._add_numbers(cells, before)
         elif family == "dates":
             self.dates += len(cells) - cells.null_count
@@ -132,7 +138,7 @@ class Profile:
             if types.is_boolean(cells.type):
                 cells = compute.if_else(cells, "True", "False")
             cells = compute.utf8_trim_whitespace(cells.cast("string"))
-            is_absent = words_in(cells, (*ABSENT, *absent))
+            is_absent = words_in(cells, (*ABSENT, *absent)) | _are_equal(cells, absent_numbers([*absent]))
             for entry in compute.value_counts(compute.utf8_lower(cells.filter(pyarrow.array(is_absent)))):
                 self.absent[entry["values"].as_py() or ""] += entry["counts"].as_py()
             self._add_text(compute.if_else(pyarrow.array(is_absent), None, cells), before)
@@ -227,6 +233,17 @@ class Profile:
         for entry in cells.drop_null().value_counts().to_pylist():
             self.names[canonical(entry["values"])] += entry["counts"]
         self.overflow = len(self.names) > MOST_COUNTED
+
+
+def _are_equal(cells: Any, numbers: Sequence[float]) -> NDArray[np.bool_]:
+    """Return which texts are plain numbers equal to one of some numbers."""
+    import pyarrow
+    from pyarrow import compute
+
+    if not numbers:
+        return np.zeros(len(cells), dtype=bool)
+    plain = compute.if_else(pyarrow.array(matches(cells, NUMBER)), cells, None).cast("float64")
+    return np.isin(plain.to_numpy(zero_copy_only=False), numbers)
 
 
 def profile(table: Table, names: Iterable[str], absent: Sequence[str], on_bytes: Any) -> dict[str, Profile]:

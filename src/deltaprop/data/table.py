@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
-
-import numpy as np
-from torch import Tensor
 
 from deltaprop.errors import UserError, listed
 
@@ -87,14 +84,9 @@ class ArrowTable:
 
 
 def as_table(data: Any) -> ArrowTable:
-    """Return a dict of columns, or an object that supports Arrow (pyarrow, polars, pandas), as a table."""
+    """Return a dict of Arrow arrays, or an object that supports Arrow (pyarrow, polars), as a table."""
     import pyarrow
 
-    if isinstance(data, Mapping):
-        for name, values in data.items():
-            if isinstance(values, str | bytes) or np.isscalar(values) or getattr(values, "ndim", 1) == 0:
-                raise UserError(f"the table: column {name!r} is {values!r:.40}: give a list for each column")
-        data = {name: v.detach().cpu().numpy() if isinstance(v, Tensor) else v for name, v in data.items()}
     try:
         table = pyarrow.table(data)
     except (TypeError, ValueError, pyarrow.ArrowException) as error:

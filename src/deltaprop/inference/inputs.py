@@ -20,9 +20,10 @@ from deltaprop.data.formats import open_source
 from deltaprop.data.formats.arrays import ArrayFile
 from deltaprop.data.formats.csv import CsvTable
 from deltaprop.data.formats.idx import IdxFolder
+from deltaprop.data.frames import frame_table
 from deltaprop.data.splits import Rows
 from deltaprop.data.store import ROWS_AT_ONCE, InMemory
-from deltaprop.data.table import DEFAULT_READING, Batch, ReadOptions, Table, as_table
+from deltaprop.data.table import DEFAULT_READING, Batch, ReadOptions, Table
 from deltaprop.errors import UserError
 
 
@@ -167,7 +168,7 @@ def blocks_of(
         columns = [] if read is None else [*read.columns]
         return InputBlocks(encoding, steps, _array_blocks(x, values), columns)
     if table is None:
-        table = as_table(data)
+        table = frame_table(data)
     if encoding is None:
         encoding = _by_position(table, n_inputs, 0 if targets is None else n_targets)
     inputs, columns = encoding.columns(steps.absent), []

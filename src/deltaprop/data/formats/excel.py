@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from deltaprop.data.cells import spelled
 from deltaprop.data.formats.dialect import MOST_SAMPLES
 from deltaprop.data.formats.files import read_errors
 from deltaprop.data.formats.header import numbered_names, refuse_row_as_header, refuse_title
-from deltaprop.data.formats.values import SeenValues, as_array, spelled
+from deltaprop.data.formats.values import SeenValues, as_array
 from deltaprop.data.table import BATCH_ROWS, Batch, ReadOptions, check_names
 from deltaprop.errors import UserError, listed, setting
 

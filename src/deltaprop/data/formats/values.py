@@ -6,6 +6,8 @@ import datetime
 from collections.abc import Iterable
 from typing import Any
 
+from deltaprop.data.cells import spelled
+
 EXACT = 1 << 53  # integers up to this size are exact in float64
 
 
@@ -72,22 +74,6 @@ def as_array(values: Iterable[Any], arrow_type: Any) -> Any:
     elif types.is_timestamp(arrow_type):
         values = [value if value is None else _as_datetime(value) for value in values]
     return array([*values], arrow_type)
-
-
-def spelled(value: Any) -> str | None:
-    """Return a value as text: a number without a fraction as an integer, a date without a time as a date.
-
-    Example:
-        >>> spelled(1.0), spelled(0.5), spelled(True), spelled(datetime.datetime(2020, 1, 2))
-        ('1', '0.5', 'True', '2020-01-02')
-    """
-    if value is None or isinstance(value, str):
-        return value
-    if isinstance(value, float):
-        return str(int(value)) if value.is_integer() else repr(value)
-    if isinstance(value, datetime.datetime):
-        return value.date().isoformat() if value.time() == datetime.time() else value.isoformat(" ")
-    return value.isoformat() if isinstance(value, datetime.date | datetime.time) else str(value)
 
 
 def _as_datetime(value: datetime.date) -> datetime.datetime:
