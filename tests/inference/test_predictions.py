@@ -168,7 +168,7 @@ def test_a_kept_number_that_float64_would_change_is_refused(runs: Runs, tmp_path
     columns = {name: [*map(str, values)] for name, values in inputs_of("numbers").items()}
     columns["a"][3] = "9007199254740993"
     path = write_csv(tmp_path / "t.csv", columns)
-    with pytest.raises(UserError, match="row 4, column 'a': float64 would change 9007199254740993: write a .csv"):
+    with pytest.raises(UserError, match=r"row 4, column 'a': float64 would change 9007199254740993: write a \.csv"):
         predicted_columns(model, path, ("a",), as_csv=False)
 
 

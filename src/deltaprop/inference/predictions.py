@@ -55,7 +55,7 @@ def prediction_batches(
 
     first = 1
     radius = None if level is None else model.interval_radius(level)
-    numeric = {} if as_csv else _numeric_columns(model, data)
+    numeric = {} if as_csv else _numeric_columns(model)
     types: dict[str, Any] = {}  # of the columns that are kept, as the first block has them
     for block in data.blocks():
         columns: dict[str, Any] = {}
