@@ -21,6 +21,7 @@ from deltaprop import UserError
 from deltaprop.cli import main
 from deltaprop.data import CacheConfig, Dataset, Source, TableOptions, load
 from deltaprop.data.formats import open_table
+from deltaprop.data.profile import Profile
 from tests.data.cases import SMALL
 from tests.data.reading import ROWS, beside, columns_of, names_of, numbers_of, plan_of, repeated
 
@@ -575,3 +576,12 @@ def test_the_names_of_pandas_and_r_for_rows_are_left_out_of_files(tmp_path: Path
     frame.to_parquet(tmp_path / "t.parquet")
     assert plan_of(open_table(tmp_path / "t.csv")).left_out == (("", "row names"),)
     assert open_table(tmp_path / "t.parquet").names == ["a", "y"]
+
+
+def test_the_first_row_of_each_text_is_told_over_all_blocks():
+    """Counted from 1; b appears in the second block alone."""
+    found = Profile("a")
+    for block in (["1", "x", "x", "2"], ["3", "b", "x"]):
+        found.add(pa.array(block), ())
+    assert found.first == {"x": 2, "b": 6}
+    assert (found.numbers, found.texts, found.codes, found.points) == (3, 4, 0, 0)

@@ -49,12 +49,14 @@ class Targets:
         class_names: One per class, empty for regression.
         left_out: Classes of a single row, whose rows are left out.
         notes: What the user is told of the classes.
+        merges: Whether the class ``OTHER`` stands for all classes that are not named.
     """
 
     task: Task
     class_names: tuple[str, ...]
     left_out: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    merges: bool = False
 
     @classmethod
     def infer(cls, read: TargetValues, task: TaskChoice, rare: RareClasses = "drop") -> Targets:
@@ -99,7 +101,8 @@ class Targets:
                 f"{where}: the target {column.name!r}: {what}: two classes of two rows are needed: name another "
                 f"column by `target`{keep}"
             )
-        return cls("classification", tuple(sorted(kept) if texts else kept), *_of_rare(single, rare, column.name))
+        of_rare = _of_rare(single, rare, column.name)
+        return cls("classification", tuple(sorted(kept) if texts else kept), *of_rare, merges=rare == "merge")
 
     @classmethod
     def _numbers(cls, read: TargetValues) -> Targets:
@@ -154,7 +157,7 @@ class Targets:
             names |= dict.fromkeys(("0", "False"), names[first]) | dict.fromkeys(("1", "True"), names[second])
         names |= dict.fromkeys(self.left_out, -1)
         spelt = {canonical(name): at for name, at in names.items()}
-        return _Labels({**spelt, **names}, names.get(OTHER))
+        return _Labels({**spelt, **names}, names.get(OTHER) if self.merges else None)
 
     def columns(self, names: Sequence[str], forms: Sequence[Form] = (), absent: tuple[str, ...] = ()) -> list[Column]:
         """Return the columns of these targets, to be read from another table.

@@ -178,27 +178,36 @@ class Profile:
         import pyarrow
         from pyarrow import compute
 
-        codes = int(matches(cells, CODE).sum())
         try:
-            values, are_all = cells.cast(pyarrow.float64()).to_numpy(zero_copy_only=False), True
+            values = cells.cast(pyarrow.float64()).to_numpy(zero_copy_only=False)
         except pyarrow.ArrowInvalid:
-            is_number, are_all = matches(cells, NUMBER), False
+            is_number = matches(cells, NUMBER)
             self.starts = None
             self._add_others(cells, is_number, before)
+            self.points += int(matches(cells, r"^[+-]?\d*\.").sum())
+            self._count_codes(cells)
             values = compute.if_else(pyarrow.array(is_number), cells, None).cast("float64", safe=False)
             values = values.to_numpy(zero_copy_only=False)
-        with np.errstate(invalid="ignore"):  # infinity
-            self.points += int((values % 1 > 0).sum())
-        large = 0
-        if (np.abs(values) >= MOST_EXACT).any():  # 1e20 is no integer that could be another one
-            whole = cells.filter(pyarrow.array(matches(cells, LARGE_INTEGER))).to_pylist()
-            large = sum(abs(int(text)) >= MOST_EXACT for text in whole)
-        self.codes, self.large = self.codes + codes, self.large + large
-        if not are_all or codes or large:
             self._count(cells)
+        else:
+            self.points += compute.sum(compute.match_substring(cells, ".")).as_py() or 0
+            # Only whole numbers are codes or too large; a search for them costs as much as the cast.
+            if (np.trunc(values) == values).any() and self._count_codes(cells):
+                self._count(cells)
         self.numbers += int((~np.isnan(values)).sum())
         if not np.isnan(values).all():
             self._add_values(values, before)
+
+    def _count_codes(self, cells: Any) -> bool:
+        """Count codes and integers that float64 would round; return whether there are any."""
+        import pyarrow
+
+        codes = int(matches(cells, CODE).sum())
+        large = matches(cells, LARGE_INTEGER)
+        large[large] = [abs(int(text)) >= MOST_EXACT for text in cells.filter(pyarrow.array(large)).to_pylist()]
+        self.codes += codes
+        self.large += int(large.sum())
+        return codes > 0 or bool(large.any())
 
     def _add_others(self, cells: Any, is_number: Any, before: int) -> None:
         """Count dates and signs, and record the first rows of other text."""
@@ -213,12 +222,13 @@ class Profile:
         self.other_dates += int(matches(cells, OTHER_DATE).sum())
         for sign in cells.filter(pyarrow.array(is_sign)).to_pylist():
             self.signs[sign] += 1
-        rows = np.flatnonzero(~is_number & ~is_date & ~is_sign & np.asarray(cells.is_valid()))
-        if len(rows) and len(self.first) < MOST_COUNTED:
-            texts = cells.take(pyarrow.array(rows)).dictionary_encode()
-            first = np.unique(texts.indices.to_numpy(), return_index=True)[1]
-            for text, at in zip(texts.dictionary.to_pylist(), rows[first].tolist(), strict=True):
-                self.first.setdefault(text, before + at + 1)
+        is_text = ~is_number & ~is_date & ~is_sign & np.asarray(cells.is_valid())
+        if len(self.first) < MOST_COUNTED and is_text.any():
+            texts = cells.filter(pyarrow.array(is_text)).dictionary_encode()
+            _, first = np.unique(texts.indices.to_numpy(), return_index=True)  # by appearance
+            rows = np.flatnonzero(is_text)[first] + before + 1
+            for text, row in zip(texts.dictionary.to_pylist(), rows.tolist(), strict=True):
+                self.first.setdefault(text, row)
 
     def _add_parts(self, when: Any) -> None:
         from pyarrow import compute

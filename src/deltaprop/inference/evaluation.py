@@ -128,7 +128,8 @@ def evaluate_file(
     path = Path(data)
     if find_format(path) is None:  # predict reads it as CSV
         raise unknown_format(path)
-    targets = Targets(model.objective.task, model.class_names, model.classes_left_out)
+    merges = model.config.rare_classes == "merge"
+    targets = Targets(model.objective.task, model.class_names, model.classes_left_out, merges=merges)
     options = {} if reading is None else {"reading": reading}
     blocks = model.blocks(path, targets=targets, n_targets=len(model.target_names), progress=progress, **options)
     matcher = None if known is None else RowMatcher(model, known, blocks)
