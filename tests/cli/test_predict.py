@@ -54,7 +54,7 @@ def test_each_input_row_has_a_prediction_in_order(runs: Runs, capsys: pytest.Cap
     run = runs["mixed"]
     write_csv(Path("t.csv"), {"id": [*range(300)], **without(inputs_of("mixed"), "y")})
     assert predict(run.folder, "t.csv", out, "--keep", "id") == 0
-    assert capsys.readouterr() == (f"300 rows: {out} (final weights)\n", "")
+    assert capsys.readouterr() == (f"31 missing cells filled\n300 rows: {out} (final weights)\n", "")
     predictions = read_csv(Path(out).read_text()) if out == "o.csv" else parquet.read_table(out).to_pydict()
     model = dp.load(run.folder)
     assert [*predictions] == ["id", "prediction", "probability_hi", "probability_lo", "probability_mid"]
@@ -267,7 +267,7 @@ def piped(stdin: bytes | None, *args: str, head: int | None = None) -> subproces
 def test_from_stdin_to_stdout(runs: Runs):
     run = runs["mixed"]
     done = piped(Path(run.data).read_bytes(), str(run.folder), "--data", "-", "--out", "-", "--keep", "b")
-    assert (done.returncode, done.stderr) == (0, b"")
+    assert (done.returncode, done.stderr) == (0, b"31 missing cells filled\n")
     predictions = read_csv(done.stdout.decode())
     assert [*predictions] == ["b", "prediction", "probability_hi", "probability_lo", "probability_mid"]
     assert predictions["prediction"] == dp.load(run.folder).predict(inputs_of("mixed")).tolist()

@@ -389,7 +389,7 @@ def test_the_summary_gives_a_targets_mean_and_deviation(tmp_path: Path, monkeypa
     monkeypatch.chdir(tmp_path)
     flags = ["--task", "regression", "--test", "t.csv", "--val-fraction", "0", "--hidden", "4", "--epochs", "1"]
     assert main(["train", "--data", "t.csv", *flags, "--log-every", "0", "--device", "cpu"]) == 0
-    assert "        target y: 1000 ± 100 (mean ± standard deviation)\n" in capsys.readouterr().out
+    assert "        target y: 1000 ± 100 (mean ± standard deviation of the training rows)\n" in capsys.readouterr().out
 
 
 def test_a_name_none_is_one_of_the_others_again(read):

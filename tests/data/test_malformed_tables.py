@@ -65,7 +65,7 @@ HEADERS = [
         "no header",
         "1,2.5,yes\n" + ROWS,
         r"t\.csv: no header: .*\(1, …\): read it as a row by --no-header, or "
-        "put a line with a name for each column above it",
+        r"put a line with a name for each column above it: deltaprop train --data t\.csv .* --no-header",
     ),
     table("no header, all numbers", "0.5,7,8\n" + "1,2,3\n2,3,4\n" * 9, r"t\.csv: no header: .*\(0\.5, …\): .*"),
     table("a name twice", "a,a,y\n" + ROWS, r"t\.csv: columns 1 and 2 are both called 'a': rename one"),

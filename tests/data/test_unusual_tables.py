@@ -74,7 +74,7 @@ CHOICES = [
       for how, flags in {"": (), "dropped": ("--missing", "drop"), "refused": ("--missing", "refuse")}.items()),
     table("a missing cell filled", GOOD + "1,,no\n", r"1 missing cell filled\n", "--missing", "mean"),
     table("an empty column dropped", GOOD.replace(ROWS, "1,,yes\n1,,no\n" * 20), "1 column left out: b", "--drop", "b"),
-    table("several targets", GOOD, r"target a: .* ± .*, b: .* ± .* \(mean ± standard deviation\)",
+    table("several targets", GOOD, r"target a: .* ± .*, b: .* ± .* \(mean ± standard deviation of the training rows\)",
           "--target", "a", "b"),
     table("a class of two rows", GOOD + "1,2,hm\n1,3,hm\n", "3 classes: hm 4.76 %"),  # 2 of 42
     table("NA among names, given", NAMED.replace(",p,", ",NA,"), ONE_AND.format(3), "--categorical", "b"),  # Namibia
@@ -94,7 +94,7 @@ CHOICES = [
     table("two classes of a single row, merged", GOOD + "1,2,p\n1,2,q\n", r"3 classes: \(other\) 4.76 %",  # 2 of 42
           "--rare-classes", "merge"),
     table("a number of a single row", "a,b,y\n" + "1,2,0\n1,3,1\n" * 10 + "1,2,5\n", r"single row \('5'\) left out"),
-    table("a number among names", NAMED + "1,7,no\n", ONE_AND.format(4)),
+    table("a number among names", NAMED + "70,7,no\n", ONE_AND.format(4)),
     table("NA among names", NAMED + "1,NA,no\n", r"1 missing cell filled\n"),
     table("a column that is empty", "a,b,y\n" + "1,,yes\n2,,no\n" * 20, r"1 column left out: b \(no value\)\n"),
     table("decimal commas", "a;b;y\n" + "".join(f"{A[i]};{i % 4},5;{CLASSES[i]}\n" for i in range(N)),

@@ -169,6 +169,8 @@ class ConsoleReporter(Reporter):
         notes, metrics, rows = [], result.model_metrics, len(setup.dataset.test)
         if result.baseline is not None:
             notes += baseline_notes(result.baseline, metrics.get("test_accuracy"), metrics.get("test_r2"))
+        if untested := _untested(setup.dataset):
+            notes.append(f"no test row is of {enumerate_names([*map(repr, untested)], 3)}: nothing is known of that")
         folds = min(5, _most_folds(setup.dataset))
         few = rows < FEW_ROWS and setup.config.test is None and folds > 1
         if few and (command := cross_validation(self.words, folds)):
@@ -211,6 +213,14 @@ def baseline_notes(baseline: Baseline, accuracy: float | None, r2: float | None)
         return []
     simple = "the mean" if baseline.majority is None else f"{baseline.majority!r}"
     return [f"the model is no better than always predicting {simple}"]
+
+
+def _untested(dataset: Dataset) -> list[str]:
+    """Return the classes of a table without a test row."""
+    if not dataset.class_names or dataset.table is None:
+        return []
+    counts = torch.bincount(dataset.test.y.long(), minlength=len(dataset.class_names)).tolist()
+    return [name for name, count in zip(dataset.class_names, counts, strict=True) if not count]
 
 
 def _most_folds(dataset: Dataset) -> int:
@@ -315,8 +325,8 @@ def _describe_data(dataset: Dataset) -> list[str]:
         scaling = dataset.target_scaling
         statistics = zip(names, scaling.mean.tolist(), scaling.scale.tolist(), strict=True)
         targets = [f"{name}: {mean:.4g} ± {scale:.4g}" for name, mean, scale in statistics]
-        lines.append(f"target {enumerate_names(targets)} (mean ± standard deviation)")
-    lines += [*table.notes, *dataset.notes]
+        lines.append(f"target {enumerate_names(targets)} (mean ± standard deviation of the training rows)")
+    lines += [as_flags(note) for note in (*table.notes, *dataset.notes)]
     if table.left_out:
         lines.append(f"{counted(len(table.left_out), 'column')} left out: {enumerate_names(_with_reasons(table))}")
     if table.unlabelled:

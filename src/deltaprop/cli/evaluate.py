@@ -19,6 +19,7 @@ from deltaprop.cli.errors import as_flags, print_warning
 from deltaprop.cli.files import PICTURES, OutputFile, is_stream
 from deltaprop.cli.parsing import DataArguments, optional, read_arguments, training_data
 from deltaprop.data.formats import open_table
+from deltaprop.errors import counted
 from deltaprop.inference.evaluation import EvaluationReport, evaluate_file, evaluation_report
 from deltaprop.inference.intervals import LEVEL
 from deltaprop.inference.model import Model, load
@@ -104,6 +105,11 @@ def _print_report(console: Console, model: Model, report: EvaluationReport, run:
     rows = _overall(model, report)
     if report.others is not None:
         rows = _beside(rows, _overall(model, report.others))
+    left_out = {"because of missing cells": report.dropped, "without a target": report.unlabelled}
+    left_out |= {"of classes left out in training": report.rare}
+    if any(left_out.values()):
+        text = ", ".join(f"{counted(count, 'row')} {why}" for why, count in left_out.items() if count)
+        rows.insert(0, ("left out", text))
     if report.seen is not None and (text := _seen_text(report, report.seen, run)):
         rows.insert(0, ("seen", text))
     rows += _baseline_rows(report)
@@ -145,11 +151,8 @@ def _baseline_rows(report: EvaluationReport) -> list[tuple[str, Cell]]:
 
 def _overall(model: Model, report: EvaluationReport) -> list[tuple[str, Cell]]:
     """Return the metrics of all rows of a report, as rows of a name and a text."""
-    dropped = f", {report.dropped} more dropped because of missing cells" if report.dropped else ""
-    dropped += f", {report.unlabelled} more without a target" if report.unlabelled else ""
-    dropped += f", {report.rare} more of classes left out in training" if report.rare else ""
     name = model.objective.name + (", balanced" if model.config.class_weight == "balanced" else "")
-    rows: list[tuple[str, Cell]] = [("rows", f"{report.rows}{dropped}"), ("loss", f"{report.loss:.4g} ({name})")]
+    rows: list[tuple[str, Cell]] = [("rows", str(report.rows)), ("loss", f"{report.loss:.4g} ({name})")]
     if report.confusion is None:
         # The units of several targets differ: only R² has none.
         names = ["r2"] if report.by_class else [*report.figures]

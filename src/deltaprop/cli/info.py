@@ -126,4 +126,5 @@ def _describe_column(column: dict[str, Any]) -> str:
         fill = f", missing values become {column['fill']:.4g}" if column.get("fill") is not None else ""
         return f"{column['name']}: numbers{fill}"
     names = enumerate_names([*map(quoted, column["categories"])])
-    return f"{column['name']}: {len(column['categories'])} categories: {names}"
+    count = len(column["categories"])
+    return f"{column['name']}: {count} {'category' if count == 1 else 'categories'}: {names}"

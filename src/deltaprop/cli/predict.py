@@ -14,7 +14,7 @@ from deltaprop.cli.errors import print_warning
 from deltaprop.cli.files import OutputFile
 from deltaprop.cli.parsing import DataArguments, optional, read_arguments, training_data
 from deltaprop.data.formats.csv import CsvTable
-from deltaprop.errors import UserError
+from deltaprop.errors import UserError, counted
 from deltaprop.inference.model import load
 from deltaprop.inference.predictions import OUTPUT_ENDINGS, STDOUT, check_keep, prediction_batches, write
 from deltaprop.inference.thresholds import read_threshold
@@ -71,6 +71,8 @@ def main(words: Sequence[str]) -> int:
         rows = write(_not_empty(batches, "stdin" if is_stdin else data), out)
     for line in blocks.warnings:
         print_warning(line)
+    if blocks.reader is not None and blocks.reader.gaps:
+        console.print(f"{counted(blocks.reader.gaps, 'missing cell')} filled")
     if out != STDOUT:
         if threshold is not None and threshold.chosen:
             console.print(f"threshold {threshold.describe(model)}")

@@ -95,6 +95,9 @@ def _remedied(words: Sequence[str], config: TrainConfig, remedy: Mapping[str, Se
     given = {word.partition("=")[0].removeprefix("--").replace("-", "_") for word in words}
     more: list[str] = []
     for name, values in remedy.items():
+        if name == "header":
+            more.append("--no-header")
+            continue
         before = getattr(config, name)
         if name not in given and isinstance(before, tuple):  # a flag replaces the list of the file of --config
             values = [*before, *values]

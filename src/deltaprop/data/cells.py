@@ -51,7 +51,7 @@ _SHAPES = [
 DATE = r"^\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d(?::\d\d(?:\.\d{1,9})?)?(?:Z|[+-]\d\d:?\d\d)?)?$"
 DATE_BY_POINTS = r"^\d{1,2}\.\d{1,2}\.\d{4}(?:[T ]\d\d:\d\d(?::\d\d)?)?$"
 DATE_BY_SLASHES = r"^\d{4}/\d{1,2}/\d{1,2}(?:[T ]\d\d:\d\d(?::\d\d)?)?$"
-TIME = r"^\d{1,2}:\d\d(?::\d\d(?:\.\d{1,6})?)?$"
+TIME = r"^(?:[01]?\d|2[0-3]):[0-5]\d(?::[0-5]\d(?:\.\d{1,6})?)?$"
 OTHER_DATE = r"^\d{1,2}[/-]\d{1,2}[/-]\d{2,4}$"  # 12/31/2020: the order of day and month is unknown
 
 
@@ -85,7 +85,8 @@ class Form:
         """Return how numbers are written, for the summary of a table."""
         parts = ["a decimal comma"] if self.decimal == "," else []
         if self.thousands:
-            parts.append(f"thousands separated by {'blanks' if self.thousands == ' ' else self.thousands}")
+            names = {" ": "blanks", ",": "commas", ".": "points", "'": "apostrophes"}
+            parts.append(f"thousands separated by {names[self.thousands]}")
         return ", ".join([*parts, *([self.mark] if self.mark else [])])
 
 

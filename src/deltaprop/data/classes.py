@@ -102,6 +102,9 @@ class Targets:
                 f"column by `target`{keep}"
             )
         of_rare = _of_rare(single, rare, column.name)
+        if task == "auto" and not texts and len(kept) > 2:
+            note = f"target {column.name!r}: each whole number is a class; `task='regression'` predicts numbers"
+            of_rare = of_rare[0], (*of_rare[1], note)
         return cls("classification", tuple(sorted(kept) if texts else kept), *of_rare, merges=rare == "merge")
 
     @classmethod

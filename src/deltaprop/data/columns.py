@@ -28,6 +28,7 @@ from deltaprop.data.cells import (
     moments,
     plain,
     plain_numbers,
+    shape_of,
     short,
     spelled,
     words_in,
@@ -207,7 +208,10 @@ class Column:
         except pyarrow.ArrowInvalid:
             fits = are_numbers(cells, self.form) | np.asarray(cells.is_null())
             at = int((~fits).argmax()) if not fits.all() else 0
-            problem = f"{quoted_cell(cells[at].as_py())} is text, and the column has numbers"
+            cell = cells[at].as_py()
+            problem = f"{quoted_cell(cell)} is text, and the column has numbers"
+            if cell is not None and shape_of(cell):
+                problem = f"{quoted_cell(cell)} is not written as the numbers of this column in training"
             written = self.form.describe()
             raise rows.error(at, self.source, problem + (f" ({written})" if written else ""), "") from None
 

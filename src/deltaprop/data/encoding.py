@@ -391,6 +391,10 @@ def unseen_categories(encoding: Encoding, columns: Sequence[Column], where: str,
                 f"{where}: column {column.source!r}: no training row has any of its names, such as {example}: "
                 f"names in training are {listed(map(quoted_cell, own.categories), 4)}"
             )
+        if len(unseen) == len(column.names) and rows > 1 and own.others:
+            lines.append(
+                f"{where}: column {own.name!r}: no training row has any of its names, such as {unseen[0]!r:.80}"
+            )
         if unseen and not own.others:
             names = "a name" if len(unseen) == 1 else f"{len(unseen)} names"
             lines.append(f"{where}: column {column.source!r} has {names} not seen in training, such as {example}")

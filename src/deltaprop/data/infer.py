@@ -6,6 +6,7 @@ numbers is refused, and then all problems of the table are reported at once, wit
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
@@ -165,7 +166,7 @@ def _input(profile: Profile, options: TableOptions) -> _Reading:
     """Return how a column of inputs is read."""
     name, is_wanted = profile.name, profile.name in (*options.keep_column, *options.categorical)
     reading = _read(profile, options)
-    if not name:
+    if (not name or re.fullmatch(r"Unnamed: \d+", name)) and name not in options.keep_column:  # as pandas calls it
         reading.reason, reading.problem = "row names", ""
         reading.columns = []
         return reading
@@ -193,7 +194,7 @@ def _limit_names(reading: _Reading, profile: Profile, is_wanted: bool) -> None:
     total = f"more than {MOST_COUNTED}" if profile.overflow else str(len(names))
     if names.most_common(1)[0][1] == 1:
         reading.reason = "" if is_wanted else f"{total} names, all different"
-    elif not frequent:
+    elif not frequent or profile.other_dates > profile.present / 2:
         reading.reason = "" if is_wanted else f"{total} names, none of them frequent"
     if reading.reason and profile.other_dates > profile.present / 2:
         reading.reason += "; dates are read if written as 2020-12-31"
@@ -205,10 +206,10 @@ def _limit_names(reading: _Reading, profile: Profile, is_wanted: bool) -> None:
     column.frequent = tuple(sorted(frequent))
     others = len(names) - len(frequent)
     if others:
-        reading.notes.append(
-            f"column {profile.name!r} has {total} names: the {len(frequent)} most frequent have an input each, the "
-            "others one together"
-        )
+        have = f"the {len(frequent)} most frequent have inputs of their own"
+        if len(frequent) == 1:
+            have = "the most frequent has an input of its own"
+        reading.notes.append(f"column {profile.name!r} has {total} names: {have}, the others share one")
     else:
         column.frequent = None
 
@@ -297,7 +298,7 @@ def _text(profile: Profile, options: TableOptions, absent: tuple[str, ...]) -> _
     if odd and texts == present - read:
         return _Reading(problem=f"its numbers are written in different ways, such as {odd}", remedy=("drop", (name,)))
     if read:
-        note = f"column {name!r} is read as names, and {counted(read, 'cell')} of {present} look like numbers"
+        note = f"column {name!r} is read as names, and {read} of {present} cells look like numbers"
     elif profile.other_dates > present / 2:
         note = f"column {name!r} is read as names: dates are read if written as 2020-12-31"
     return _names(profile, absent, note)

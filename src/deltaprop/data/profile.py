@@ -33,6 +33,7 @@ from deltaprop.data.columns import DatePart
 from deltaprop.data.table import NUMBER, Table, type_family
 
 MOST_COUNTED = 20_000  # different names of a column that are counted
+SHUFFLED = 20  # rows from which on row numbers are recognised in any order
 MOST_VALUES = 20  # different numbers of a column that are collected
 DATE_PARTS: tuple[DatePart, ...] = ("month", "weekday", "hour")  # of a date, besides the day
 
@@ -60,7 +61,7 @@ class Profile:
         first: The first row of each text that is neither a number nor a date.
         overflow: Whether there are more different names than are counted.
         values: Different numbers, at most one more than ``MOST_VALUES``.
-        starts: 0 or 1 if the numbers are the row's own, counted from there; None otherwise.
+        numbering: The numbers in blocks, as long as they may be those of the rows in any order; None otherwise.
         parts: The different months, weekdays and hours.
     """
 
@@ -82,7 +83,7 @@ class Profile:
     first: dict[str, int] = field(default_factory=dict)
     overflow: bool = False
     values: set[float] = field(default_factory=set)
-    starts: int | None = None
+    numbering: list[Any] | None = field(default_factory=list)
     parts: dict[str, set[int]] = field(default_factory=lambda: {part: set() for part in DATE_PARTS})
 
     @property
@@ -106,6 +107,21 @@ class Profile:
     def texts(self) -> int:
         """The number of cells that are neither missing nor a number, a date or a sign."""
         return self.present - self.numbers - self.dates - self.signs.total()
+
+    @property
+    def starts(self) -> int | None:
+        """0 or 1 if the numbers are those of the rows, counted from there; None otherwise.
+
+        In a table of some rows they may be in any order, as after a shuffle.
+        """
+        if not self.numbering or self.missing:
+            return None
+        numbers = np.concatenate(self.numbering)
+        if len(numbers) != self.rows or numbers.min() not in (0, 1) or numbers.max() - numbers.min() != self.rows - 1:
+            return None  # all are different, see `_add_values`
+        first = int(numbers.min())
+        in_order = np.array_equal(numbers, np.arange(self.rows) + first)
+        return first if in_order or self.rows >= SHUFFLED else None
 
     def add(self, cells: Any, absent: Collection[str]) -> None:
         """Count a block of cells, a pyarrow array; ``absent`` are further words that mean a missing value."""
@@ -168,10 +184,10 @@ class Profile:
         self.whole = self.whole and bool((present % 1 == 0).all())
         if len(self.values) <= MOST_VALUES:
             self.values |= {*np.unique(present)[: MOST_VALUES + 1].tolist()}
-        if before == 0:
-            self.starts = int(values[0]) if len(values) and values[0] in (0, 1) else None
-        if self.starts is not None and not np.array_equal(values, np.arange(len(values)) + before + self.starts):
-            self.starts = None
+        if self.numbering is not None:
+            whole = len(present) == len(values) and self.whole and bool((present >= 0).all())
+            differ = whole and len(np.unique(present)) == len(present)
+            self.numbering = [*self.numbering, present] if differ else None
 
     def _add_text(self, cells: Any, before: int) -> None:
         """Count text, null where missing."""
@@ -182,7 +198,7 @@ class Profile:
             values = cells.cast(pyarrow.float64()).to_numpy(zero_copy_only=False)
         except pyarrow.ArrowInvalid:
             is_number = matches(cells, NUMBER)
-            self.starts = None
+            self.numbering = None
             self._add_others(cells, is_number, before)
             self.points += int(matches(cells, r"^[+-]?\d*\.").sum())
             self._count_codes(cells)

@@ -59,7 +59,9 @@ class ExcelTable:
         state = about.st_size, about.st_mtime_ns
         sheet, names, table, numbers = _read_sheet(path, state, options.sheet, options.header)
         if len(names) < options.least:
-            raise UserError(f"{path}: sheet {sheet!r} has one column, {names[0]!r}: inputs and a target need two")
+            others = [name for name in _sheet_names(path) if name != sheet]
+            hint = f"; {setting('sheet', others[0])} reads another" if others else ""
+            raise UserError(f"{path}: sheet {sheet!r} has one column, {names[0]!r}: inputs and a target need two{hint}")
         return cls(path, names, (path,), sheet, table, numbers)
 
     def batches(self, on_bytes: Callable[[int], None] = lambda count: None) -> Iterator[Batch]:
@@ -103,6 +105,17 @@ def _read_sheet(
             seen.add(value)
         arrays.append(as_array(columns[at], seen.arrow_type()))
     return name, names, pyarrow.table(arrays, names), [number for number, _ in body]
+
+
+def _sheet_names(path: Path) -> list[str]:
+    """Return the names of the sheets of a workbook that can be read."""
+    import openpyxl
+
+    workbook = openpyxl.load_workbook(path, read_only=True)
+    try:
+        return [*workbook.sheetnames]
+    finally:
+        workbook.close()
 
 
 def _rows_of(path: Path, sheet: str | None) -> tuple[str, list[tuple[int, list[Any]]]]:

@@ -109,5 +109,6 @@ def refuse_row_as_header(path: Path | str, names: Sequence[str], rows: Sequence[
     if is_row:
         raise UserError(
             f"{path}: no header: the first line {looks} ({shown[0]}, …): read it as a row by "
-            f"{setting('header', False)}, or put a line with a name for each column above it"
+            f"{setting('header', False)}, or put a line with a name for each column above it",
+            {"header": ()},
         )
