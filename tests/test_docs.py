@@ -302,6 +302,7 @@ def exports(penguins: tuple[Path, dict[str, str]]) -> tuple[Path, str]:
     return folder, out.getvalue()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", range(3), ids=["onnx", "torch-export", "state-dict"])
 def test_exports_work_as_documented(number: int, exports: tuple[Path, str]):
     """Each block, unchanged, gives the model's own predictions; 11 of the rows have missing cells."""
@@ -374,6 +375,7 @@ def matching_lines(words: list[str], capsys: pytest.CaptureFixture[str]) -> set[
     return found
 
 
+@pytest.mark.slow
 def test_the_vanishing_gradients_match_the_command(capsys: pytest.CaptureFixture[str]):
     """Some networks of the page; the results do not depend on the others."""
     page = output("trace.md", "sigmoid, torch")

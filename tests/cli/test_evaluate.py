@@ -37,7 +37,10 @@ def figures(run: Path, *args: str) -> dict[str, Any]:
     return json.loads(Path("o.json").read_text(), parse_constant=pytest.fail)  # NaN is not valid JSON
 
 
-@pytest.mark.parametrize("kind", KINDS)
+QUICK = ("mixed", "two", "logit", "images", "mse", "dates")  # the others add little
+
+
+@pytest.mark.parametrize("kind", [pytest.param(k, marks=[] if k in QUICK else pytest.mark.slow) for k in KINDS])
 def test_the_runs_own_test_rows_give_the_metrics_of_training(runs: Runs, kind: str):
     report, metrics = figures(runs[kind].folder), runs[kind].metrics
     assert report["rows"] == runs[kind].saved["resolved"]["rows"]["test"]

@@ -51,7 +51,7 @@ Trained = Callable[[str], tuple[Path, subprocess.CompletedProcess[str]]]
 class TestNames:
     """``python train.py``, ``python -m deltaprop train`` and ``deltaprop train`` do the same."""
 
-    @pytest.mark.parametrize("name", NAMES)
+    @pytest.mark.parametrize("name", ["train.py", pytest.param("-m deltaprop train", marks=pytest.mark.slow)])
     def test_each_trains_and_prints_the_run_folder(self, trained: Trained, name: str):
         cwd, done = trained(name)
         assert done.returncode == 0, done.stderr

@@ -371,7 +371,9 @@ def test_an_error_while_stdin_is_open_ends_the_command(runs: Runs):
     assert (process.returncode, error.count(b"\n")) == (2, 1)
 
 
-@pytest.mark.parametrize("stalled", [True, False], ids=["stalled", "busy"])
+@pytest.mark.parametrize(
+    "stalled", [pytest.param(True, id="stalled", marks=pytest.mark.slow), pytest.param(False, id="busy")]
+)
 def test_sigterm_leaves_no_partial_file(runs: Runs, stalled: bool):
     """Exit code 143, whether pyarrow waits for stdin or rows arrive."""
     args = [str(runs["numbers"].folder), "--data", "-", "--out", "o.csv"]

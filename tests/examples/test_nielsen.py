@@ -31,7 +31,7 @@ def mnist() -> str:
 # --- the replay ---
 
 
-@pytest.mark.parametrize("engine", ["explicit", "autograd"])
+@pytest.mark.parametrize("engine", ["explicit", pytest.param("autograd", marks=pytest.mark.slow)])
 def test_the_first_overfitting_epochs_match_the_book(engine: str, mnist: str, capsys: pytest.CaptureFixture[str]):
     """As many of the 10 000 test and 1000 training images are right, and both costs agree to 1e-9."""
     assert main(["overfitting", "--data", mnist, "--engine", engine, "--first", "20"]) == 0

@@ -312,7 +312,11 @@ def test_each_epoch_is_augmented_differently():
 
 @pytest.mark.parametrize(
     ("engine", "stops"),
-    [("autograd", (1,)), ("autograd", (60, 30)), ("explicit", (1,)), ("explicit", (100,))],
+    [
+        ("autograd", (1,)),
+        ("explicit", (100,)),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in (("autograd", (60, 30)), ("explicit", (1,)))),
+    ],
     ids=str,
 )
 def test_resume_of_an_augmented_run_gives_the_same_bits(engine: str, stops: tuple[int, ...], tmp_path: Path):

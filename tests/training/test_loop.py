@@ -57,7 +57,9 @@ class TestLearning:
         ]
         assert sorted(accuracies)[4] >= 0.97
 
-    @pytest.mark.parametrize("data", ["moons", "circles", "spirals", "xor"])
+    @pytest.mark.parametrize(
+        "data", ["spirals", *(pytest.param(d, marks=pytest.mark.slow) for d in ("moons", "circles", "xor"))]
+    )
     def test_two_dimensional_data_sets_are_learned(self, run: Run, data: str):
         assert run(data=data, hidden=(64, 32), epochs=15).metrics["test_accuracy"] >= 0.97
 
