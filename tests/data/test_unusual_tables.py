@@ -200,11 +200,11 @@ def test_accepted(command: Command, case: Case):
     assert ("warning: " in output) == case.expected.startswith("^warning: ")
 
 
-def test_5000_columns_are_accepted_with_a_warning(command: Command):
-    """4999 numbers and the target: all become inputs, with a warning, because there are only 20 rows."""
-    header = ",".join(f"c{i}" for i in range(5000))
-    rows = "".join("1.5," * 4999 + f"{CLASSES[i]}\n" for i in range(20))
-    assert "4999 columns of numbers" in command.accepts(table("wide", f"{header}\n{rows}", "^warning: "))
+def test_2000_columns_are_accepted_with_a_warning(command: Command):
+    """1999 numbers and the target: all become inputs, with a warning, because there are only 20 rows."""
+    header = ",".join(f"c{i}" for i in range(2000))
+    rows = "".join("1.5," * 1999 + f"{CLASSES[i]}\n" for i in range(20))
+    assert "1999 columns of numbers" in command.accepts(table("wide", f"{header}\n{rows}", "^warning: "))
 
 
 def test_a_cell_of_5_mib_is_not_printed_in_full(command: Command):
