@@ -231,7 +231,8 @@ def _suggest_target(
 ) -> None:
     """Name the nearest column that could be a target where the last one, which is the default, cannot."""
     if reading.columns and not reading.problem:
-        if profile.names and profile.names.most_common(1)[0][1] == 1 and reading.columns[0].kind == "categories":
+        differ = len(profile.names) > 1 and profile.names.most_common(1)[0][1] == 1
+        if differ and reading.columns[0].kind == "categories":
             reading.problem = f"its {len(profile.names)} names are all different"
         elif reading.columns[0].kind == "numbers" and len(profile.values) == 1 and profile.numbers == profile.present:
             reading.problem = f"it is {next(iter(profile.values)):g} in every row"
