@@ -69,6 +69,16 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}{'es' if noun.endswith('s') else 's'}"
 
 
+def rounded(value: float) -> str:
+    """Return a number to four digits, up to a billion in full.
+
+    Example:
+        >>> rounded(0.84137), rounded(23540.7), rounded(6.02e23)
+        ('0.8414', '23541', '6.02e+23')
+    """
+    return f"{value:.0f}" if 1e4 <= abs(value) < 1e9 else f"{value:.4g}"
+
+
 def unknown_name(kind: str, name: object, known: Iterable[str]) -> UserError:
     """Return the error for a name that is not in a table, with the nearest one that is.
 

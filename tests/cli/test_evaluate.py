@@ -101,7 +101,7 @@ def test_regression_metrics_on_the_terminal(runs: Runs, capsys: pytest.CaptureFi
     assert report.others is not None
     assert main(["evaluate", str(run.folder), "--data", run.data]) == 0
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
-    assert f"r2 {report.figures['r2']:.4g} {report.others.figures['r2']:.4g}" in lines
+    assert f"R² {report.figures['r2']:.4g} {report.others.figures['r2']:.4g}" in lines
     assert not any(line.startswith(("rmse", "mae")) for line in lines)  # not over u and v together: their units differ
     v = report.by_class["v"]
     assert f"v {v['rmse']:.4g} {v['mae']:.4g} {v['r2']:.4g}" in lines

@@ -20,7 +20,7 @@ from torch import nn
 from deltaprop.cli.errors import as_flags, print_warning
 from deltaprop.data import Dataset
 from deltaprop.data.dataset import TableFacts
-from deltaprop.errors import counted
+from deltaprop.errors import counted, rounded
 from deltaprop.training.baseline import FEW_ROWS, Baseline
 from deltaprop.training.config import TrainConfig
 from deltaprop.training.devices import describe_device
@@ -29,6 +29,7 @@ from deltaprop.training.setup import Setup
 
 Cell = str | Text
 PARTS = {"train": "rows to train", "val": "to validate", "test": "to test"}
+METRIC_NAMES = {"log_loss": "log loss", "r2": "R²"}  # where the name is not the key
 
 
 def terminal(**options: Any) -> Console:
@@ -203,7 +204,7 @@ def describe_baseline(baseline: Baseline, r2: float | None) -> str:
     if baseline.accuracy is not None:
         share = _format(baseline.accuracy, percent=True)
         return f"baseline: {share} are of the most frequent class in training, {baseline.majority!r}"
-    found = "undefined" if r2 is None else f"{r2:.4g}"
+    found = "undefined" if r2 is None else rounded(r2)
     return f"baseline: the test targets have a standard deviation of {_format(baseline.rmse)}; R² is {found}"
 
 
@@ -315,16 +316,16 @@ def _describe_data(dataset: Dataset) -> list[str]:
     names = [*map(quoted, table.encoding.targets)]
     if dataset.task == "classification":
         labels = torch.cat([part.y for part in (dataset.train, dataset.val, dataset.test)])
-        counts = torch.bincount(labels, minlength=len(dataset.class_names)).tolist()
+        counts = torch.bincount(labels, minlength=len(dataset.class_names))
         shares = [
-            f"{quoted(name)} {100 * count / len(labels):.3g} %"
-            for name, count in zip(dataset.class_names, counts, strict=True)
+            f"{quoted(dataset.class_names[at])} {100 * int(counts[at]) / len(labels):.3g} %"
+            for at in counts.argsort(descending=True, stable=True).tolist()
         ]
         lines.append(f"target {', '.join(names)}: {counted(len(shares), 'class')}: {enumerate_names(shares)}")
     else:
         scaling = dataset.target_scaling
         statistics = zip(names, scaling.mean.tolist(), scaling.scale.tolist(), strict=True)
-        targets = [f"{name}: {mean:.4g} ± {scale:.4g}" for name, mean, scale in statistics]
+        targets = [f"{name}: {rounded(mean)} ± {rounded(scale)}" for name, mean, scale in statistics]
         lines.append(f"target {enumerate_names(targets)} (mean ± standard deviation of the training rows)")
     lines += [as_flags(note) for note in (*table.notes, *dataset.notes)]
     if table.left_out:
@@ -367,4 +368,4 @@ def _format_test(setup: Setup, metrics: dict[str, Any]) -> str:
 
 
 def _format(value: float | None, percent: bool = False) -> str:
-    return "-" if value is None else f"{100 * value:.2f} %" if percent else f"{value:.4g}"
+    return "-" if value is None else f"{100 * value:.2f} %" if percent else rounded(value)

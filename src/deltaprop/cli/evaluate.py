@@ -14,12 +14,12 @@ from typing import Annotated
 from rich.console import Console
 from rich.text import Text
 
-from deltaprop.cli.console import Cell, ProgressBar, baseline_notes, print_rows, print_table, terminal
+from deltaprop.cli.console import METRIC_NAMES, Cell, ProgressBar, baseline_notes, print_rows, print_table, terminal
 from deltaprop.cli.errors import as_flags, print_warning
 from deltaprop.cli.files import PICTURES, OutputFile, is_stream
 from deltaprop.cli.parsing import DataArguments, optional, read_arguments, training_data
 from deltaprop.data.formats import open_table
-from deltaprop.errors import counted
+from deltaprop.errors import counted, rounded
 from deltaprop.inference.evaluation import EvaluationReport, evaluate_file, evaluation_report
 from deltaprop.inference.intervals import LEVEL
 from deltaprop.inference.model import Model, load
@@ -121,7 +121,7 @@ def _print_report(console: Console, model: Model, report: EvaluationReport, run:
     if report.by_class:
         console.print()
         kind = ("target" if report.confusion is None else "class") + (", all rows" if report.others else "")
-        header = [kind, *next(iter(report.by_class.values()))]
+        header = [kind, *(METRIC_NAMES.get(name, name) for name in next(iter(report.by_class.values())))]
         cells = [[name, *map(_format, figures.values())] for name, figures in report.by_class.items()]
         print_table(console, header, cells)
     if report.confusion is not None and len(model.class_names) <= MAX_CONFUSION_CLASSES:
@@ -141,26 +141,26 @@ def _baseline_rows(report: EvaluationReport) -> list[tuple[str, Cell]]:
         return []
     share, r2 = baseline.accuracy, report.figures.get("r2")
     r2 = None if r2 is None or math.isnan(r2) else r2
-    notes = [("note", note) for note in baseline_notes(baseline, report.figures.get("accuracy"), r2)]
+    rows: list[tuple[str, Cell]] = []
     if share is not None:
-        row = ("baseline", f"{100 * share:.2f} % (the most frequent class in training, {baseline.majority!r})")
-        return [row, *notes]
-    # the units of several targets differ
-    return [*([] if report.by_class else [("deviation", f"{baseline.rmse:.4g} (of the targets)")]), *notes]
+        rows.append(("baseline", f"{100 * share:.2f} % (the most frequent class in training, {baseline.majority!r})"))
+    elif baseline.rmse is not None and not report.by_class:  # the units of several targets differ
+        rows.append(("deviation", f"{rounded(baseline.rmse)} (of the targets)"))
+    return rows + [("note", note) for note in baseline_notes(baseline, report.figures.get("accuracy"), r2)]
 
 
 def _overall(model: Model, report: EvaluationReport) -> list[tuple[str, Cell]]:
     """Return the metrics of all rows of a report, as rows of a name and a text."""
     name = model.objective.name + (", balanced" if model.config.class_weight == "balanced" else "")
-    rows: list[tuple[str, Cell]] = [("rows", str(report.rows)), ("loss", f"{report.loss:.4g} ({name})")]
+    rows: list[tuple[str, Cell]] = [("rows", str(report.rows)), ("loss", f"{rounded(report.loss)} ({name})")]
     if report.confusion is None:
         # The units of several targets differ: only R² has none.
         names = ["r2"] if report.by_class else [*report.figures]
-        rows += [(name, f"{report.figures[name]:.4g}") for name in names]
+        rows += [(METRIC_NAMES.get(name, name), rounded(report.figures[name])) for name in names]
         for name, interval in (report.intervals or {}).items():
             of = f" of {name}" if len(report.intervals or {}) > 1 else ""
             inside = f"{100 * interval['coverage']:.1f} % inside at level {LEVEL:g}{of}"
-            rows.append(("intervals", f"{inside}, {interval['width']:.4g} wide"))
+            rows.append(("intervals", f"{inside}, {rounded(interval['width'])} wide"))
         return rows
     right = int(report.confusion.trace())
     accuracy = (f"{100 * right / report.rows:.2f} %", "bold green")
@@ -200,4 +200,4 @@ def _format_count(count: int, is_right: bool) -> Text:
 
 
 def _format(value: float) -> str:
-    return str(value) if isinstance(value, int) else "-" if math.isnan(value) else f"{value:.4g}"
+    return str(value) if isinstance(value, int) else "-" if math.isnan(value) else rounded(value)

@@ -9,15 +9,13 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from deltaprop.cli.console import Cell, ConsoleReporter, describe, print_rows
+from deltaprop.cli.console import METRIC_NAMES, Cell, ConsoleReporter, describe, print_rows
 from deltaprop.cli.errors import as_flags
-from deltaprop.errors import counted, setting
+from deltaprop.errors import counted, rounded, setting
 from deltaprop.training.config import TrainConfig
 from deltaprop.training.folds import CrossValidation, Figures, FoldResult
 from deltaprop.training.report.reporter import Result
 from deltaprop.training.setup import Setup
-
-METRIC_NAMES = {"accuracy": "accuracy", "log_loss": "log loss", "rmse": "rmse", "r2": "R²"}
 
 
 class FoldsReporter(ConsoleReporter):
@@ -75,7 +73,7 @@ class FoldsReporter(ConsoleReporter):
         kept.insert(1, ("folds", f"{self._config.folds} of {rows} rows, each the test rows of one run"))
         print_rows(self.console, kept)
         names = ("accuracy", "log_loss") if setup.objective.task == "classification" else ("rmse", "r2")
-        columns = f"{METRIC_NAMES[names[0]]:>11} {METRIC_NAMES[names[1]]:>11} {'baseline':>11}"
+        columns = " ".join(f"{METRIC_NAMES.get(name, name):>11}" for name in (*names, "baseline"))
         self.console.print(f"\n{'fold':>7} {'test rows':>11} {columns}", style="bold")
 
     def fold(self, result: FoldResult) -> None:
@@ -108,7 +106,7 @@ def _value(name: str, value: float | None) -> str:
     """Return a metric for a table."""
     if value is None:
         return "-"
-    return f"{100 * value:.2f} %" if name == "accuracy" else f"{value:.4g}"
+    return f"{100 * value:.2f} %" if name == "accuracy" else rounded(value)
 
 
 def _line(figures: Figures, std: Figures | None = None) -> str:
@@ -117,7 +115,7 @@ def _line(figures: Figures, std: Figures | None = None) -> str:
     for name, value in figures.items():
         if value is not None:
             spread = "" if std is None or std[name] is None else f" ± {_value(name, std[name])}"
-            parts.append(f"{METRIC_NAMES[name]} {_value(name, value)}{spread}")
+            parts.append(f"{METRIC_NAMES.get(name, name)} {_value(name, value)}{spread}")
     return ", ".join(parts)
 
 

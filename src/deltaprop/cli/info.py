@@ -10,7 +10,7 @@ from typing import Any
 
 from deltaprop.cli.console import describe_config, enumerate_names, print_rows, quoted, terminal
 from deltaprop.cli.parsing import RunArguments, read_arguments
-from deltaprop.errors import UserError
+from deltaprop.errors import UserError, rounded
 from deltaprop.inference.model import load
 from deltaprop.training.config import TrainConfig
 from deltaprop.training.evaluate import SELECTED_BY
@@ -109,7 +109,7 @@ def _describe(facts: dict[str, Any], config: TrainConfig) -> list[tuple[str, str
     for name in ("last", "best"):
         if facts[name]:
             metrics = {k: v for k, v in facts[name].items() if k.startswith(("val_", "test_")) and v is not None}
-            shown = ", ".join(f"{k.replace('_', ' ')} {v:.4g}" for k, v in metrics.items())
+            shown = ", ".join(f"{k.replace('_', ' ')} {rounded(v)}" for k, v in metrics.items())
             rows.append((name, f"epoch {facts[name]['epoch']}: {shown}"))
     for record in facts["overrides"]:
         epoch, setting, old, new = map(record.get, ("epoch", "setting", "from", "to"))
@@ -123,7 +123,7 @@ def _describe(facts: dict[str, Any], config: TrainConfig) -> list[tuple[str, str
 
 def _describe_column(column: dict[str, Any]) -> str:
     if column["kind"] == "numbers":
-        fill = f", missing values become {column['fill']:.4g}" if column.get("fill") is not None else ""
+        fill = f", missing values become {rounded(column['fill'])}" if column.get("fill") is not None else ""
         return f"{column['name']}: numbers{fill}"
     names = enumerate_names([*map(quoted, column["categories"])])
     count = len(column["categories"])

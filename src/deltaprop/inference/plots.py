@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
+from deltaprop.errors import rounded
 from deltaprop.inference.calibration import BINS
 from deltaprop.inference.evaluation import EvaluationReport
 from deltaprop.inference.model import Model
@@ -82,4 +83,4 @@ def _plot_numbers(figure: Figure, model: Model, report: EvaluationReport) -> Non
         axes.set(title=f"{name}: R² {figures['r2']:.3f}", xlabel="true", ylabel="predicted")
         residuals.hist(predicted - true, bins=40, color=COLOURS[4])
         residuals.axvline(0, c="black", lw=0.8)
-        residuals.set(title=f"rmse {figures['rmse']:.4g}", xlabel="predicted − true", ylabel="rows")
+        residuals.set(title=f"rmse {rounded(figures['rmse'])}", xlabel="predicted − true", ylabel="rows")

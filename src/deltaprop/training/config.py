@@ -112,8 +112,8 @@ class TrainConfig:
             2^24 multiply-adds; or tune: time a few steps with 1, 2, 4, … threads and take the fastest. One more thread
             prepares rows from disk and deformed images.
         run_dir: Folder of this run.
-        log_every: Epochs between two sets of histograms, δ norms and images in TensorBoard; 0 for none. auto: 5, or a
-            sixth of the epochs if that is more.
+        log_every: Epochs between two sets of histograms, δ norms and images in TensorBoard; 0 for none. auto: a
+            sixth of the epochs, a third for a table; at least 5.
         save_every: Interval of checkpoints: epochs (a number), or time such as 30s or 5m; one is also saved at the end
             and when it is stopped.
         keep: Numbered checkpoints to keep besides the last; the newest valid one is used if the last is damaged.

@@ -20,7 +20,7 @@ from deltaprop.training.config import TrainConfig
 
 EPOCHS, FEWEST_STEPS = 30, 1000
 TABLE_DECAY = 0.01  # λ
-VIEWS, VIEWS_EVERY = 6, 5  # the costly views in TensorBoard of a run: about 6, at most every 5 epochs
+VIEWS_EVERY = 5  # fewest epochs between two sets of views in TensorBoard, which cost more than a small table's epochs
 
 
 def resolve_auto(config: TrainConfig, dataset: Dataset) -> TrainConfig:
@@ -34,7 +34,7 @@ def resolve_auto(config: TrainConfig, dataset: Dataset) -> TrainConfig:
         steps = math.ceil(len(dataset.train) / config.batch_size)
         config = replace(config, epochs=usual_epochs(steps) if is_table else EPOCHS)
     if config.log_every == "auto":
-        config = replace(config, log_every=max(VIEWS_EVERY, math.ceil(config.total_epochs / VIEWS)))
+        config = replace(config, log_every=max(VIEWS_EVERY, math.ceil(config.total_epochs / (3 if is_table else 6))))
     if config.weights == "auto":
         config = replace(config, weights=usual_weights(config.data, dataset))
     return config

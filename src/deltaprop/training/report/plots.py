@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from deltaprop.data import Dataset
 from deltaprop.data.splits import Array
+from deltaprop.errors import rounded
 from deltaprop.training.evaluate import Evaluation, raw_targets
 from deltaprop.training.setup import Setup
 
@@ -27,6 +28,7 @@ Picture = NDArray[np.uint8]
 # Colours of Okabe and Ito, which are distinguishable with colour vision deficiency.
 COLOURS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000"]
 TILES = 36
+WORST_ROWS, WORST_INPUTS = 14, 6  # shown of a table
 MOST_POINTS = 5000  # test samples in one picture
 
 
@@ -104,22 +106,26 @@ def worst_samples(setup: Setup, test: Evaluation) -> Picture:
     scores = setup.objective.scores(test.outputs)
     others = scores.scatter(1, y.unsqueeze(1), -torch.inf).amax(dim=1)
     margin = scores.gather(1, y.unsqueeze(1)).squeeze(1) - others
-    order = margin.argsort()[:TILES]
-    names = setup.dataset.class_names
+    names, shape = setup.dataset.class_names, setup.dataset.image_shape
+    order = margin.argsort()[: WORST_ROWS if shape is None else TILES]
     predicted = scores[order].argmax(1)
     labels = [f"{shortened(names[t])} → {shortened(names[p])}" for t, p in zip(y[order], predicted, strict=True)]
     wrong = int((margin[order] < 0).sum())
     title = f"Worst-classified test samples: true → predicted, {wrong} of these {len(order)} wrong"
     x = _test_inputs(setup.dataset, order)
-    shape = setup.dataset.image_shape
     if shape is not None:
         return _tiles([row.reshape(shape) for row in x], labels, title, {"cmap": "gray_r"}, wrong)
     figure, (axes,) = new_figure(6, 5)
     axes.axis("off")
     axes.set_title(title)
-    header = ["true → predicted", *map(shortened, _input_names(setup.dataset)[:6])]
-    cells = [[label, *(f"{v:.3g}" for v in row[:6])] for label, row in zip(labels[:14], x, strict=False)]
-    axes.table(cells, colLabels=header, loc="center", cellLoc="center").scale(1, 1.25)
+    header = ["true → predicted", *map(shortened, _input_names(setup.dataset)[:WORST_INPUTS])]
+    cells = [[label, *(rounded(v) for v in row[:WORST_INPUTS])] for label, row in zip(labels, x, strict=True)]
+    widths = np.array([max(map(len, column)) + 2 for column in zip(header, *cells, strict=True)])
+    table = axes.table(cells, colLabels=header, colWidths=widths / widths.sum(), loc="center", cellLoc="center")
+    table.scale(1, 1.25)
+    table.auto_set_font_size(False)  # tries every size for every cell, in half of the time of the picture
+    table.set_fontsize(7)
+    table.set_in_layout(False)
     return render(figure)
 
 
