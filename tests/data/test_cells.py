@@ -1,4 +1,4 @@
-"""How numbers, dates and names are written: one number, one day, one spelling, from each way to write them."""
+"""How numbers and names are written: one number and one spelling from each way to write them."""
 
 from __future__ import annotations
 
@@ -123,94 +123,6 @@ def test_a_later_table_is_read_in_the_form_of_the_first():
     assert numbers_of(beside([1.5]), column).tolist() == [1.5]  # a number of Arrow's is one
 
 
-# --- dates and times ---
-
-DAY = 18262.0  # 2020-01-01, a Wednesday, is so many days after 1970-01-01: 50 · 365 + 12 leap days
-DATES = {
-    "ISO": [f"2020-01-{at + 1:02}" for at in range(28)],
-    "points": [f"{at + 1}.1.2020" for at in range(28)],
-    "points and zeros": [f"{at + 1:02}.01.2020" for at in range(28)],
-    "slashes": [f"2020/1/{at + 1}" for at in range(28)],
-    "both": [f"2020-01-{at + 1:02}" if at % 2 else f"{at + 1}.1.2020" for at in range(28)],
-    "with a time": [f"2020-01-{at + 1:02}T00:00:00" for at in range(28)],
-    "a blank and a time": [f"2020-01-{at + 1:02} 00:00" for at in range(28)],
-    "in UTC": [f"2020-01-{at + 1:02}T00:00:00Z" for at in range(28)],
-    "in a zone": [f"2020-01-{at + 1:02}T02:00:00+02:00" for at in range(28)],
-    "in zones": [f"2020-01-{at + 1:02}T0{at % 3}:00+0{at % 3}00" for at in range(28)],
-    "Arrow's dates": [datetime.date(2020, 1, at + 1) for at in range(28)],
-    "Arrow's timestamps": [datetime.datetime(2020, 1, at + 1) for at in range(28)],
-    "Arrow's nanoseconds": pa.array([datetime.datetime(2020, 1, at + 1) for at in range(28)], pa.timestamp("ns")),
-    "Arrow's seconds": pa.array([datetime.datetime(2020, 1, at + 1) for at in range(28)], pa.timestamp("s")),
-    "Arrow's zones": pa.array(
-        [datetime.datetime(2020, 1, at + 1, tzinfo=datetime.UTC) for at in range(28)], pa.timestamp("us", "Asia/Tokyo")
-    ),
-    "Arrow's date64": pa.array([datetime.date(2020, 1, at + 1) for at in range(28)], pa.date64()),
-}
-
-
-@pytest.mark.parametrize("cells", DATES.values(), ids=DATES)
-def test_a_date_is_its_day_and_its_weekday_however_it_is_written(cells: Any):
-    """The month and the hour do not vary; Monday is 0."""
-    table = beside(cells)
-    day, weekday = columns_of("a", plan_of(table))
-    assert (day.name, weekday.name) == ("a", "a (weekday)")
-    np.testing.assert_array_equal(numbers_of(table, day), DAY + np.arange(28))
-    np.testing.assert_array_equal(numbers_of(table, weekday), (2 + np.arange(28)) % 7)
-
-
-@pytest.mark.parametrize(
-    ("cells", "parts"),
-    [
-        ([f"{2000 + at}-06-15" for at in range(30)], ["day", "weekday"]),
-        ([f"2020-{at % 12 + 1:02}-15" for at in range(24)], ["day", "month", "weekday"]),
-        ([f"2020-01-01T{at % 24:02}:30" for at in range(24)], ["day", "hour"]),
-        (["2020-01-01"] * 24, ["day"]),
-        ([f"2020-01-01T00:{at:02}" for at in range(24)], ["day"]),
-    ],
-    ids=["years", "months", "hours", "one day", "minutes"],
-)
-def test_the_parts_of_a_date_are_those_that_vary(cells: list[str], parts: list[str]):
-    plan = plan_of(beside(cells))
-    assert [column.part for column in columns_of("a", plan)] == parts
-    assert any("column 'a' has dates" in note for note in plan.notes)
-
-
-@pytest.mark.parametrize(
-    "cells",
-    [[f"{at}:30" for at in range(24)], [f"{at:02}:30:00.0" for at in range(24)],
-     [datetime.time(at, 30) for at in range(24)], pa.array([datetime.time(at, 30) for at in range(24)],
-     pa.time32("s"))],
-    ids=["text", "seconds", "Arrow's", "Arrow's seconds"],
-)  # fmt: skip
-def test_a_time_of_day_is_a_share_of_the_day(cells: Any):
-    np.testing.assert_allclose(read(cells), (np.arange(24) + 0.5) / 24, rtol=1e-15)
-
-
-@pytest.mark.parametrize("missing", ["", "NA", "-", None])
-def test_a_missing_date_is_missing_in_all_its_parts(missing: str | None):
-    table = beside([missing if at % 5 == 0 else f"2020-01-{at + 1:02}" for at in range(28)])
-    for column in columns_of("a", plan_of(table)):
-        assert np.isnan(numbers_of(table, column)).tolist() == [at % 5 == 0 for at in range(28)]
-
-
-def test_a_date_that_does_not_exist_is_refused_with_its_row():
-    with pytest.raises(UserError, match=r"column 'a': row 30 is '2020-02-30', and the other cells are dates"):
-        plan_of(beside([f"2020-02-{at + 1:02}" for at in range(30) if at != 29] + ["2020-02-30"]))
-
-
-def test_dates_whose_order_is_unknown_are_names_and_it_is_said():
-    """1/2/2020 is in January or in February."""
-    plan = plan_of(beside(repeated(["1/2/2020", "3/4/2020"])))
-    assert columns_of("a", plan)[0].kind == "categories"
-    assert "column 'a' is read as names: dates are read if written as 2020-12-31" in plan.notes
-
-
-def test_a_part_of_a_date_takes_no_other_columns_name():
-    months = [f"2020-{at % 12 + 1:02}-01" for at in range(24)]
-    plan = plan_of({"a": months, "a (month)": [f"{at}.5" for at in range(24)], "y": repeated(["u", "v"], 24)})
-    assert [column.name for column in plan.inputs] == ["a", "a (month)_", "a (weekday)", "a (month)"]
-
-
 # --- one spelling ---
 
 SAME = {
@@ -301,17 +213,6 @@ def test_numbers_without_a_sign_are_refused_where_training_had_percent(numbers: 
     other = beside(repeated(numbers))
     with pytest.raises(UserError, match=r"the table: row 1, column 'a': it has numbers without the sign %"):
         numbers_of(other, column)
-
-
-def test_dates_far_away_are_days():
-    """9999-12-31 stands for "no end" in many tables; its microseconds are beyond 2^53."""
-    table = beside(repeated(["2020-01-01", "9999-12-31", "0001-01-01"]))
-    day = columns_of("a", plan_of(table))[0]
-    expected = [
-        (datetime.date.fromisoformat(cell) - datetime.date(1970, 1, 1)).days
-        for cell in repeated(["2020-01-01", "9999-12-31", "0001-01-01"])
-    ]
-    assert numbers_of(table, day).tolist() == expected
 
 
 def test_names_of_polars_are_read_like_others():

@@ -28,6 +28,7 @@ from deltaprop.training.report.reporter import Reporter, Result
 from deltaprop.training.setup import Setup
 
 Cell = str | Text
+MOST_LISTED = 6  # names in a line
 PARTS = {"train": "rows to train", "val": "to validate", "test": "to test"}
 METRIC_NAMES = {"log_loss": "log loss", "r2": "R²"}  # where the name is not the key
 
@@ -316,11 +317,11 @@ def _describe_data(dataset: Dataset) -> list[str]:
     names = [*map(quoted, table.encoding.targets)]
     if dataset.task == "classification":
         labels = torch.cat([part.y for part in (dataset.train, dataset.val, dataset.test)])
-        counts = torch.bincount(labels, minlength=len(dataset.class_names))
-        shares = [
-            f"{quoted(dataset.class_names[at])} {100 * int(counts[at]) / len(labels):.3g} %"
-            for at in counts.argsort(descending=True, stable=True).tolist()
-        ]
+        counts = torch.bincount(labels, minlength=len(dataset.class_names)).tolist()
+        classes = [*zip(dataset.class_names, counts, strict=True)]
+        if len(classes) > MOST_LISTED:
+            classes.sort(key=lambda each: -each[1])
+        shares = [f"{quoted(name)} {100 * count / len(labels):.3g} %" for name, count in classes]
         lines.append(f"target {', '.join(names)}: {counted(len(shares), 'class')}: {enumerate_names(shares)}")
     else:
         scaling = dataset.target_scaling
@@ -353,7 +354,7 @@ def quoted(name: str) -> str:
     return repr(name) if "," in name else name
 
 
-def enumerate_names(names: Sequence[str], most: int = 6) -> str:
+def enumerate_names(names: Sequence[str], most: int = MOST_LISTED) -> str:
     """Return the first names separated by commas, and the total if there are more."""
     return ", ".join(names[:most]) + (f", … ({len(names)})" if len(names) > most else "")
 

@@ -1,4 +1,4 @@
-"""The cells of a table: which mean a missing value, how numbers and dates are written, and one spelling for each name.
+"""The cells of a table: which mean a missing value, how numbers are written, and one spelling for each name.
 
 A `Form` tells how the numbers of a column are written where they are not plain, such as ``1.234,5 €`` or ``30 %``. It
 is found in training and saved with the model, so that the same text is the same number afterwards.
@@ -9,12 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import date, datetime, time
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from deltaprop.data.dates import ORDERS, matches
 from deltaprop.data.table import NUMBER
 
 # Missing values, in lower case, as R, pandas and people write them.
@@ -48,26 +49,22 @@ _SHAPES = [
     ("thousands  ", re.compile(rf"{_DIGITS}(?:[{BLANKS}]\d{{3}})+(?P<decimal>[.,]\d+)?")),
 ]
 
-DATE = r"^\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d(?::\d\d(?:\.\d{1,9})?)?(?:Z|[+-]\d\d:?\d\d)?)?$"
-DATE_BY_POINTS = r"^\d{1,2}\.\d{1,2}\.\d{4}(?:[T ]\d\d:\d\d(?::\d\d)?)?$"
-DATE_BY_SLASHES = r"^\d{4}/\d{1,2}/\d{1,2}(?:[T ]\d\d:\d\d(?::\d\d)?)?$"
-TIME = r"^(?:[01]?\d|2[0-3]):[0-5]\d(?::[0-5]\d(?:\.\d{1,6})?)?$"
-OTHER_DATE = r"^\d{1,2}[/-]\d{1,2}[/-]\d{2,4}$"  # 12/31/2020: the order of day and month is unknown
-
 
 @dataclass(frozen=True)
 class Form:
-    """How the numbers of a column are written.
+    """How the numbers or dates of a column are written.
 
     Attributes:
         decimal: The decimal sign, a point or a comma.
         thousands: What separates thousands: nothing, a comma, a point, an apostrophe, or ``" "`` for any blank.
         mark: What is written before or after a number: %, a currency or a unit.
+        date: The order of a date's parts, a name of `dates.ORDERS`; nothing where they are in ISO's.
     """
 
     decimal: str = "."
     thousands: str = ""
     mark: str = ""
+    date: str = ""
 
     def to_json(self) -> dict[str, str]:
         """Return what differs from a plain number."""
@@ -77,7 +74,10 @@ class Form:
     def from_json(cls, found: Mapping[str, Any]) -> Form:
         """Return the form that :meth:`to_json` gave; raises a ValueError if it is damaged."""
         form = cls(**found)
-        if form.decimal not in (".", ",") or form.thousands not in ("", ",", ".", "'", " ") or len(form.mark) > 20:
+        are_known = (
+            form.decimal in (".", ",") and form.thousands in ("", ",", ".", "'", " ") and form.date in ("", *ORDERS)
+        )
+        if not are_known or len(form.mark) > 20:
             raise ValueError(f"the form {found!r:.60}")
         return form
 
@@ -149,14 +149,6 @@ def plain_numbers(cells: Any, form: Form) -> Any:
 def are_numbers(cells: Any, form: Form) -> NDArray[np.bool_]:
     """Return which cells are numbers of a form; missing ones are not."""
     return matches(plain_numbers(cells, form), NUMBER)
-
-
-def matches(cells: Any, pattern: str) -> NDArray[np.bool_]:
-    """Return which cells match a pattern; missing ones do not."""
-    from pyarrow import compute
-
-    found = compute.match_substring_regex(cells, pattern).fill_null(False)
-    return np.asarray(found.to_numpy(zero_copy_only=False), dtype=bool)
 
 
 def words_in(cells: Any, words: tuple[str, ...]) -> NDArray[np.bool_]:
@@ -248,59 +240,3 @@ def canonical(name: str) -> str:
     if _DECIMAL.fullmatch(name):
         return plain(float(name))
     return name.capitalize() if name.lower() in ("true", "false") else name
-
-
-def moments(cells: Any) -> Any:
-    """Return dates and times as a pyarrow array of timestamps in µs, null where missing; zones are converted to UTC.
-
-    Args:
-        cells: Text in one of the patterns above, or an Arrow type of dates or times. A time of day is of 1970-01-01.
-
-    Raises:
-        ValueError: If a text is not a date or a time (pyarrow.ArrowInvalid is one).
-    """
-    import pyarrow
-    from pyarrow import types
-
-    if types.is_time(cells.type):
-        return cells.cast(pyarrow.time64("us"), safe=False).cast("int64").cast(pyarrow.timestamp("us"))
-    if not types.is_string(cells.type):
-        zone = getattr(cells.type, "tz", None)  # an instant with a zone is stored as UTC
-        return cells.cast(pyarrow.timestamp("us", zone), safe=False).cast("int64").cast(pyarrow.timestamp("us"))
-    try:
-        return cells.cast(pyarrow.timestamp("us"))
-    except pyarrow.ArrowInvalid:  # not ISO, or with a zone
-        texts = cells.dictionary_encode()
-        found = [None if text is None else _microseconds(text) for text in texts.dictionary.to_pylist()]
-        return pyarrow.array(found, pyarrow.int64()).cast(pyarrow.timestamp("us")).take(texts.indices)
-
-
-def _microseconds(text: str) -> int:
-    """Return the microseconds since 1970, UTC, of a date or a time of day."""
-    if re.match(TIME, text):
-        hours, minutes, *seconds = text.split(":")
-        return round((3600 * int(hours) + 60 * int(minutes) + float(*seconds or "0")) * 1_000_000)
-    if match := re.match(r"(\d{1,2})\.(\d{1,2})\.(\d{4})(.*)", text):
-        text = f"{match[3]}-{match[2]:0>2}-{match[1]:0>2}{match[4]}"
-    elif match := re.match(r"(\d{4})/(\d{1,2})/(\d{1,2})(.*)", text):
-        text = f"{match[1]}-{match[2]:0>2}-{match[3]:0>2}{match[4]}"
-    moment = datetime.fromisoformat(text)
-    since = moment - datetime(1970, 1, 1, tzinfo=UTC if moment.tzinfo else None)
-    return since // timedelta(microseconds=1)
-
-
-def are_dates(cells: Any) -> NDArray[np.bool_]:
-    """Return which texts are dates or times as they are read; 2020-02-30 is none."""
-    found = matches(cells, "|".join((DATE, DATE_BY_POINTS, DATE_BY_SLASHES, TIME)))
-    if found.any() and not is_moment(cells.filter(found)):
-        found[found] = [is_moment(cells[at : at + 1]) for at in np.flatnonzero(found).tolist()]
-    return found
-
-
-def is_moment(cells: Any) -> bool:
-    """Return whether all cells are dates or times."""
-    try:
-        moments(cells)
-    except ValueError:
-        return False
-    return True

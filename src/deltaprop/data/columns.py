@@ -24,8 +24,6 @@ from deltaprop.data.cells import (
     are_numbers,
     canonical,
     decoded,
-    is_moment,
-    moments,
     plain,
     plain_numbers,
     shape_of,
@@ -33,6 +31,7 @@ from deltaprop.data.cells import (
     spelled,
     words_in,
 )
+from deltaprop.data.dates import is_moment, moments
 from deltaprop.data.splits import Rows
 from deltaprop.data.table import NUMBER, Batch, ReadOptions, Table, type_family, unlisted
 from deltaprop.errors import UserError, setting
@@ -125,7 +124,7 @@ class Column:
         kind: ``"numbers"`` or ``"categories"``.
         source: The name in the header.
         part: Which part of a date it is; nothing for other columns.
-        form: How its numbers are written.
+        form: How its numbers or dates are written.
         absent: Words in lower case that mean a missing value, besides the usual ones.
         present: Usual words for a missing value, in lower case, that are names here: NA may be Namibia.
         frequent: The categories that have an input of their own, if the others share one; None if each has its own.
@@ -222,11 +221,12 @@ class Column:
         if types.is_integer(cells.type) or types.is_floating(cells.type):
             raise rows.error(0, self.source, "it has numbers, and dates are needed", "")
         try:
-            when = moments(cells)
+            when = moments(cells, self.form.date)
         except ValueError:
-            wrong = (at for at in range(len(cells)) if not is_moment(cells[at : at + 1]))
+            wrong = (at for at in range(len(cells)) if not is_moment(cells[at : at + 1], self.form.date))
             at = next(wrong, 0)
-            problem = f"{quoted_cell(cells[at].as_py())} is not a date as 2020-12-31 or 2020-12-31 23:59"
+            own = f", or {self.form.date}" if self.form.date else ""
+            problem = f"{quoted_cell(cells[at].as_py())} is not a date as 2020-12-31 or 2020-12-31 23:59{own}"
             raise rows.error(at, self.source, problem, "") from None
         if self.part == "day":
             microseconds = when.cast("int64").cast("float64", safe=False)  # of 9999-12-31 float64 rounds one

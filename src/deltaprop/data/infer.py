@@ -12,8 +12,9 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from deltaprop.data.cells import ABSENT, CURRENCIES, PLAIN, Form, are_numbers, matches, shape_of
+from deltaprop.data.cells import ABSENT, CURRENCIES, PLAIN, Form, are_numbers, shape_of
 from deltaprop.data.columns import LONGEST_QUOTE, Column, DatePart, TableOptions, quoted_cell
+from deltaprop.data.dates import MONTHS, matches
 from deltaprop.data.profile import DATE_PARTS, MOST_COUNTED, MOST_VALUES, Profile
 from deltaprop.data.table import NUMBER, Table, unlisted
 from deltaprop.errors import UserError, counted, listed, setting
@@ -196,8 +197,8 @@ def _limit_names(reading: _Reading, profile: Profile, is_wanted: bool) -> None:
         reading.reason = "" if is_wanted else f"{total} names, all different"
     elif not frequent or profile.other_dates > profile.present / 2:
         reading.reason = "" if is_wanted else f"{total} names, none of them frequent"
-    if reading.reason and profile.other_dates > profile.present / 2:
-        reading.reason += "; dates are read if written as 2020-12-31"
+    if reading.reason and profile.other_dates > profile.present / 2 and not profile.are_seasons:
+        reading.reason += f"; {_hint_at_dates(profile)}"
     if reading.reason or not frequent:
         if len(names) > MOST_NAMES or profile.overflow:
             frequent = [name for name, _ in names.most_common(MOST_NAMES)]
@@ -265,7 +266,7 @@ def _read(profile: Profile, options: TableOptions) -> _Reading:
         return _names(profile, absent, note)
     if profile.families == {"numbers"}:
         return _Reading([Column(name, absent=absent)])
-    if profile.families == {"dates"} or (profile.dates == profile.present - profile.signs.total()):
+    if profile.families == {"dates"} or profile.dates == profile.present - profile.signs.total() or profile.order:
         return _dates(profile, absent)
     return _text(profile, options, absent)
 
@@ -300,8 +301,8 @@ def _text(profile: Profile, options: TableOptions, absent: tuple[str, ...]) -> _
         return _Reading(problem=f"its numbers are written in different ways, such as {odd}", remedy=("drop", (name,)))
     if read:
         note = f"column {name!r} is read as names, and {read} of {present} cells look like numbers"
-    elif profile.other_dates > present / 2:
-        note = f"column {name!r} is read as names: dates are read if written as 2020-12-31"
+    elif profile.other_dates > present / 2 and not profile.are_seasons:
+        note = f"column {name!r} is read as names: {_hint_at_dates(profile)}"
     return _names(profile, absent, note)
 
 
@@ -348,16 +349,25 @@ def _names(profile: Profile, absent: tuple[str, ...], note: str = "") -> _Readin
 
 def _dates(profile: Profile, absent: tuple[str, ...]) -> _Reading:
     """Return a date as the number of its day, and its month, weekday and hour where they vary."""
-    name = profile.name
-    columns, signs = [Column(name, part="day", absent=absent)], _note_of_signs(profile)
-    if profile.times == profile.dates:
-        note = f"column {name!r} has times of day, which are numbers"
-        return _Reading([Column(name, part="day", absent=absent)], notes=[note, *signs])
-    varying: list[DatePart] = [part for part in DATE_PARTS if len(profile.parts[part]) > 1]
-    columns += [Column(f"{name} ({part})", source=name, part=part, absent=absent) for part in varying]
+    name, order = profile.name, profile.order
+    form, found = Form(date=order), profile.orders[order] if order else profile.parts
+    columns, signs = [Column(name, part="day", form=form, absent=absent)], _note_of_signs(profile)
+    if profile.times == profile.dates and not order:
+        return _Reading(columns, notes=[f"column {name!r} has times of day, which are numbers", *signs])
+    told = [part for part in DATE_PARTS if part != "weekday" or order not in MONTHS]
+    varying: list[DatePart] = [part for part in told if len(found[part]) > 1]
+    columns += [Column(f"{name} ({part})", source=name, part=part, form=form, absent=absent) for part in varying]
     parts = " and ".join(filter(None, [", ".join(["day", *varying[:-1]]), *varying[-1:]]))
-    note = f"column {name!r} has dates: {parts} are numbers"
-    return _Reading(columns, notes=[note if varying else f"column {name!r} has dates: the day is a number", *signs])
+    has = f"column {name!r} has dates{f', written {order}' if order else ''}"
+    note = f"{has}: {parts} are numbers" if varying else f"{has}: the day is a number"
+    return _Reading(columns, notes=[note, *signs])
+
+
+def _hint_at_dates(profile: Profile) -> str:
+    """Return what would make dates of texts that look like them."""
+    if {"month/day/year", "day/month/year"} <= {*profile.orders}:
+        return "day and month of its dates cannot be told apart: write them as 2020-12-31"
+    return "dates are read if written as 2020-12-31"
 
 
 def _form(profile: Profile, options: TableOptions) -> tuple[Form, int, str]:

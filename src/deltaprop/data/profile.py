@@ -18,18 +18,14 @@ from deltaprop.data.cells import (
     CODE,
     LARGE_INTEGER,
     MOST_EXACT,
-    OTHER_DATE,
     SIGNS,
-    TIME,
     absent_numbers,
-    are_dates,
     canonical,
     decoded,
-    matches,
-    moments,
     words_in,
 )
 from deltaprop.data.columns import DatePart
+from deltaprop.data.dates import ORDERS, OTHER_DATE, TIME, are_dates, in_order, is_season, matches, moments
 from deltaprop.data.table import NUMBER, Table, type_family
 
 MOST_COUNTED = 20_000  # different names of a column that are counted
@@ -57,6 +53,8 @@ class Profile:
         times: Those that are times of day.
         signs: The cells that are a sign such as -.
         other_dates: The number of cells such as 12/31/2020.
+        orders: The orders in which all of those are dates, each with the different months, weekdays and hours.
+        are_seasons: Whether all of those may be seasons such as 2001-02.
         names: The cells of blocks that have text, or codes, with their counts; numbers are in their one spelling.
         first: The first row of each text that is neither a number nor a date.
         overflow: Whether there are more different names than are counted.
@@ -79,12 +77,14 @@ class Profile:
     times: int = 0
     signs: Counter[str] = field(default_factory=Counter)
     other_dates: int = 0
+    orders: dict[str, dict[str, set[int]]] = field(default_factory=lambda: {order: _no_parts() for order in ORDERS})
+    are_seasons: bool = True
     names: Counter[str] = field(default_factory=Counter)
     first: dict[str, int] = field(default_factory=dict)
     overflow: bool = False
     values: set[float] = field(default_factory=set)
     numbering: list[Any] | None = field(default_factory=list)
-    parts: dict[str, set[int]] = field(default_factory=lambda: {part: set() for part in DATE_PARTS})
+    parts: dict[str, set[int]] = field(default_factory=lambda: _no_parts())
 
     @property
     def missing(self) -> int:
@@ -107,6 +107,14 @@ class Profile:
     def texts(self) -> int:
         """The number of cells that are neither missing nor a number, a date or a sign."""
         return self.present - self.numbers - self.dates - self.signs.total()
+
+    @property
+    def order(self) -> str:
+        """The order of a date's parts, if all cells are dates in one order that is not ISO's; else nothing."""
+        if not self.other_dates or self.other_dates != self.present - self.signs.total() or len(self.orders) != 1:
+            return ""
+        order = next(iter(self.orders))
+        return "" if order == "year-month" and self.are_seasons else order
 
     @property
     def starts(self) -> int | None:
@@ -149,7 +157,7 @@ class Profile:
         elif family == "dates":
             self.dates += len(cells) - cells.null_count
             self.times += len(cells) - cells.null_count if types.is_time(cells.type) else 0
-            self._add_parts(moments(cells))
+            _add_parts(self.parts, moments(cells))
         elif family == "text":
             if types.is_boolean(cells.type):
                 cells = compute.if_else(cells, "True", "False")
@@ -232,10 +240,12 @@ class Profile:
         is_date, is_sign = are_dates(cells), words_in(cells, SIGNS)
         if is_date.any():
             dates = cells.filter(pyarrow.array(is_date))
-            self._add_parts(moments(dates))
+            _add_parts(self.parts, moments(dates))
             self.dates += len(dates)
             self.times += int(matches(dates, TIME).sum())
-        self.other_dates += int(matches(cells, OTHER_DATE).sum())
+        is_other = matches(cells, OTHER_DATE) & ~is_date
+        if is_other.any():
+            self._add_other_dates(cells.filter(pyarrow.array(is_other)))
         for sign in cells.filter(pyarrow.array(is_sign)).to_pylist():
             self.signs[sign] += 1
         is_text = ~is_number & ~is_date & ~is_sign & np.asarray(cells.is_valid())
@@ -246,11 +256,19 @@ class Profile:
             for text, row in zip(texts.dictionary.to_pylist(), rows.tolist(), strict=True):
                 self.first.setdefault(text, row)
 
-    def _add_parts(self, when: Any) -> None:
-        from pyarrow import compute
+    def _add_other_dates(self, cells: Any) -> None:
+        """Count dates that are not written in ISO's order; keep the orders in which all of them are dates."""
+        import pyarrow
 
-        for part, of in zip(DATE_PARTS, (compute.month, compute.day_of_week, compute.hour), strict=True):
-            self.parts[part] |= {*compute.unique(of(when)).drop_null().to_pylist()}
+        self.other_dates += len(cells)
+        texts = cells.unique().to_pylist()
+        self.are_seasons = self.are_seasons and all(map(is_season, texts))
+        for order in [*self.orders]:
+            found = [in_order(text, order) for text in texts]
+            if None in found:
+                del self.orders[order]
+            else:
+                _add_parts(self.orders[order], pyarrow.array(found, pyarrow.timestamp("us")))
 
     def _count(self, cells: Any) -> None:
         """Count names, each in its one spelling."""
@@ -259,6 +277,18 @@ class Profile:
         for entry in cells.drop_null().value_counts().to_pylist():
             self.names[canonical(entry["values"])] += entry["counts"]
         self.overflow = len(self.names) > MOST_COUNTED
+
+
+def _no_parts() -> dict[str, set[int]]:
+    return {part: set() for part in DATE_PARTS}
+
+
+def _add_parts(parts: dict[str, set[int]], when: Any) -> None:
+    """Collect the months, weekdays and hours of some moments."""
+    from pyarrow import compute
+
+    for part, of in zip(DATE_PARTS, (compute.month, compute.day_of_week, compute.hour), strict=True):
+        parts[part] |= {*compute.unique(of(when)).drop_null().to_pylist()}
 
 
 def _are_equal(cells: Any, numbers: Sequence[float]) -> NDArray[np.bool_]:
