@@ -50,7 +50,7 @@ TO_TYPE = r".*, and the other cells are numbers: " + COMMAND.format("--na-values
 DROPS = COMMAND.format("--drop {0}")
 INFINITE = IN_B + r"infinite, or too large for a number: " + DROPS.format("b")
 FEW = r"cells?, too few: the header has 3 .*--delimiter.*"
-UTF8 = r".*save it as UTF-8"
+UTF8 = r".*save it as UTF-8, or, if Windows wrote it, take --encoding cp1252: deltaprop train .*--encoding cp1252"
 HALVES = "a,y\n" + "".join(f"1,{i}.5\n" for i in range(N))
 HUGE = 5 << 20  # bytes of a cell: more than the 4 MiB read at a time
 BIG = "".join(f"{i * 7919 % 100003},{i},{CLASSES[i % N]}\n" for i in range(60000))  # more than a block of text
@@ -105,7 +105,14 @@ MALFORMED_ROWS = [
           r"t\.csv: (line 963|row 962)\D.*0xe9" + UTF8),
     table("UTF-8 cut short", GOOD.encode() + b"1,2,n\xc3", r"t\.csv: (line 42|row 41)\D.*0xc3" + UTF8),
     table("half a surrogate pair", GOOD.encode() + b"1,\xed\xa0\x80,no\n", r"t\.csv: (line 42|row 41)\D.*" + UTF8),
-    table("UTF-16", GOOD.encode("utf-16"), r"t\.csv: this is UTF-16" + UTF8),
+    table("UTF-16, said to be UTF-8", GOOD.encode("utf-16"), r"t\.csv: this is UTF-16, not UTF-8: save it as UTF-8",
+          "--encoding", "utf-8"),
+    table("not in the encoding", "a,é,y\n1,2,no\n".encode(),
+          r"t\.csv: this is not ascii \(byte 0xc3\): try another --encoding", "--encoding", "ascii"),
+    table("an unknown encoding", GOOD, r"--encoding must be auto, or the name of an encoding such as cp1252, got hex",
+          "--encoding", "hex"),
+    table("JSON lines", '{"a": 1, "y": 2}\n', r"t\.csv: this is JSON, not CSV: lines of JSON objects .* \.jsonl"),
+    table("a JSON list", '[{"a": 1, "y": 2}]', r"t\.csv: this is JSON, not CSV: write an object a line, .* \.jsonl"),
     table("UTF-16 without a BOM", GOOD.encode("utf-16-le"), r"t\.csv: .*zero bytes.*"),
     table("a zero byte", GOOD + "1,\0,no\n", r"t\.csv: .*zero byte.*"),
     table("a zero byte far below", "a,b,y\n" + NAMES * 500 + "1,\0,no\n", r"t\.csv: .*zero byte.*"),

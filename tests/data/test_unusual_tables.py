@@ -32,6 +32,8 @@ LINES = [
     table("no line break at the end", GOOD.rstrip(), TWO),
     table("blank lines between rows", "\n\na,b,y\n\n" + ROWS.replace("\n", "\n\n"), TWO),
     table("a BOM", b"\xef\xbb\xbf" + GOOD.encode(), TWO),
+    table("UTF-16", GOOD.encode("utf-16"), TWO),
+    table("UTF-16, the other order of bytes", b"\xfe\xff" + GOOD.encode("utf-16-be"), TWO),
     table("a BOM before a quote", b'\xef\xbb\xbf"a","b","y"\n' + ROWS.encode(), TWO),
     table(
         "a BOM before a column that is dropped",

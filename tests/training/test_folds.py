@@ -82,13 +82,30 @@ def test_numbers_are_told_in_their_own_units(tmp_path: Path):
         assert fold.baseline["rmse"] == pytest.approx(root_mean_squared_error(y, mean), rel=1e-6)
 
 
-def test_r2_of_one_row_is_left_out(tmp_path: Path):
-    """One row has no variance: with as many folds as rows R² is never defined."""
+def test_r2_of_one_row_is_left_out_and_that_of_all_is_told(tmp_path: Path):
+    """One row has no variance: with as many folds as rows R² is defined for all of them alone.
+
+    The baseline of a row is the mean of the other three.
+    """
     path = table(tmp_path / "t.csv", "x,y\n1,1.5\n2,2.5\n3,3.25\n4,5.5\n")
     result = cross_validate(small(tmp_path / "cv", data=path, folds=4, epochs=1, val_fraction=0.0))
     assert [fold.rows for fold in result.folds] == [1, 1, 1, 1]
-    assert (result.mean["r2"], result.std["r2"]) == (None, None)
-    assert result.mean["rmse"] > 0
+    assert [fold.figures["r2"] for fold in result.folds] == [None] * 4
+    y = np.array([1.5, 2.5, 3.25, 5.5])
+    of_mean = ((y - (y.sum() - y) / 3) ** 2).sum()
+    of_model = sum(fold.figures["rmse"] ** 2 for fold in result.folds)
+    assert result.mean["r2"] == pytest.approx(1 - of_model / of_mean, rel=1e-6)
+    assert (result.std["r2"], result.baseline["r2"]) == (None, 0)
+
+
+def test_r2_of_several_targets_is_a_mean_over_them(tmp_path: Path):
+    rng = np.random.default_rng(0)
+    rows = [f"{x},{3 * x + rng.normal()},{1000 * rng.normal()}" for x in rng.normal(size=40).tolist()]
+    path = table(tmp_path / "t.csv", "\n".join(["x,u,v", *rows, ""]))
+    result = cross_validate(small(tmp_path / "cv", data=path, folds=3, epochs=3, target=("u", "v")))
+    sums = np.array([fold.squares for fold in result.folds]).sum(axis=0)
+    assert result.mean["r2"] == pytest.approx((1 - sums[:, 0] / sums[:, 1]).mean())
+    assert result.mean["r2"] < 1
 
 
 def test_a_class_of_fewer_rows_than_folds_does_not_stop_it(tmp_path: Path):

@@ -88,7 +88,8 @@ class FoldsReporter(ConsoleReporter):
         """Print mean and deviation, the baseline, and how to train the final model."""
         mean, std, baseline = result.mean, result.std, result.baseline
         is_class = "accuracy" in mean
-        how = f" (mean ± standard deviation of {counted(len(result.folds), 'fold')})"
+        of_all = "" if is_class else "; R² of all rows"
+        how = f" (mean ± standard deviation of {counted(len(result.folds), 'fold')}{of_all})"
         test = Text.assemble((_line(mean, std), "bold green"), how)
         best = "the most frequent class, by the shares of the training rows" if is_class else "their mean"
         command = " ".join(["deltaprop train", *_flags(self._config)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from deltaprop.training.config import TrainConfig
 from deltaprop.training.evaluate import SELECTED_BY
 from deltaprop.training.load_run import WEIGHTS, read_config, recorded_weights
 
+MOST_DAYS = 700_000  # from 1970, so that datetime has the date
 MOST_INPUTS = 20  # columns that are listed
 
 
@@ -121,10 +123,20 @@ def _describe(facts: dict[str, Any], config: TrainConfig) -> list[tuple[str, str
     return rows
 
 
+def _fill(column: dict[str, Any]) -> str:
+    """Return what a missing number becomes: of a date the day, of a time of day the time."""
+    fill = column["fill"]
+    if column.get("part") == "day" and -MOST_DAYS < fill < MOST_DAYS:
+        moment = datetime(1970, 1, 1) + timedelta(days=fill)
+        return f"{moment:%H:%M}" if 0 <= fill < 1 else f"{moment:%Y-%m-%d}"
+    return rounded(fill)
+
+
 def _describe_column(column: dict[str, Any]) -> str:
     if column["kind"] == "numbers":
-        fill = f", missing values become {rounded(column['fill'])}" if column.get("fill") is not None else ""
-        return f"{column['name']}: numbers{fill}"
+        kind = "days" if column.get("part") == "day" else "numbers"
+        fill = f", missing values become {_fill(column)}" if column.get("fill") is not None else ""
+        return f"{column['name']}: {kind}{fill}"
     names = enumerate_names([*map(quoted, column["categories"])])
     count = len(column["categories"])
     return f"{column['name']}: {count} {'category' if count == 1 else 'categories'}: {names}"

@@ -64,6 +64,7 @@ class DataArguments(ModelArguments):
     """Arguments of the commands that read data for a trained model."""
 
     delimiter: Annotated[str | None, optional("CHAR", "as for the training data")] = None  # Delimiter of a CSV.
+    encoding: Annotated[str | None, optional("NAME", "as for the training data")] = None  # Encoding of a CSV.
     header: FlagCreatePairsOff[bool] = False  # The data have a header, although the training data have none.
     no_header: FlagCreatePairsOff[bool] = False  # The data have no header, although the training data have one.
     sheet: Annotated[str | None, optional("NAME", "as for the training data")] = None  # Sheet of an Excel workbook.
@@ -74,6 +75,7 @@ class DataArguments(ModelArguments):
             raise UserError("--header and --no-header: choose one of them")
         return ReadOptions(
             delimiter=self.delimiter or trained.delimiter,
+            encoding=self.encoding or trained.encoding,
             header=(trained.header or self.header) and not self.no_header,
             sheet=self.sheet or trained.sheet,
             least=1,

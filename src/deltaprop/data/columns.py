@@ -71,6 +71,7 @@ class TableOptions:
             all such classes into one.
         columns: How columns are read: as `infer` decides, or as version 0.1 did.
         delimiter: The delimiter of a CSV.
+        encoding: The encoding of a CSV.
         header: Whether the first line has the names of the columns.
         sheet: The sheet of a workbook; None for the first.
     """
@@ -86,13 +87,14 @@ class TableOptions:
     rare_classes: RareClasses = "drop"
     columns: ColumnRules = "infer"
     delimiter: str = "auto"
+    encoding: str = "auto"
     header: bool = True
     sheet: str | None = None
 
     @property
     def reading(self) -> ReadOptions:
         """How the table is read."""
-        return ReadOptions(delimiter=self.delimiter, header=self.header, sheet=self.sheet)
+        return ReadOptions(delimiter=self.delimiter, encoding=self.encoding, header=self.header, sheet=self.sheet)
 
 
 @dataclass(frozen=True)

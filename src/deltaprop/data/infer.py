@@ -296,13 +296,17 @@ def _text(profile: Profile, options: TableOptions, absent: tuple[str, ...]) -> _
         return _few_texts(profile, form, "dates")
     if 0 < texts <= few and read > present / 2:
         return _few_texts(profile, form, "numbers")
-    note, odd = "", _odd_marks(profile)
-    if odd and texts == present - read:
+    note, marks = "", _marks(profile)
+    have_units = any(mark[:1].isalpha() and mark not in CURRENCIES for mark in marks)
+    if len(marks) > 1 and not have_units and texts == present - read:
+        odd = " and ".join(repr(text) for text in [*marks.values()][:2])
         return _Reading(problem=f"its numbers are written in different ways, such as {odd}", remedy=("drop", (name,)))
     if read:
         note = f"column {name!r} is read as names, and {read} of {present} cells look like numbers"
     elif profile.other_dates > present / 2 and not profile.are_seasons:
         note = f"column {name!r} is read as names: {_hint_at_dates(profile)}"
+    elif len(marks) == 1:
+        note = f"column {name!r} is read as names, such as {next(iter(marks.values()))!r}"
     return _names(profile, absent, note)
 
 
@@ -424,15 +428,15 @@ def _separators(
     return sign, max(separators, key=separators.__getitem__, default=""), False
 
 
-def _odd_marks(profile: Profile) -> str:
-    """Return two cells with and without a percent sign, or of two currencies, if all are numbers with such marks."""
+def _marks(profile: Profile) -> dict[str, str]:
+    """Return the marks of a column's cells, each with a cell that has it, if all are numbers with such marks."""
     examples: dict[str, str] = {}
     for text in profile.names:
         shape = shape_of(text)
-        if shape is None or (shape[0][:1].isalpha() and shape[0] not in CURRENCIES):
-            return ""
+        if shape is None:
+            return {}
         examples.setdefault(shape[0], text)
-    return " and ".join(repr(text) for text in [*examples.values()][:2]) if len(examples) > 1 else ""
+    return examples
 
 
 def _mark(shapes: Counter[tuple[str, str]], different: int, plain: int) -> str:

@@ -128,7 +128,7 @@ def check_source(source: str | Source) -> None:
             raise UserError(f"{setting(flag, *names)}: {source} brings its own; it is for tables and arrays")
     options_of_tables = {
         "missing": ("auto", "refuse"), "decimal": ("auto",), "columns": ("infer", "0.1"), "header": (True,),
-        "sheet": (None,),
+        "encoding": ("auto",), "sheet": (None,),
     }  # fmt: skip
     for flag, usual in options_of_tables.items():
         if (value := getattr(options, flag)) not in usual and not has_columns:

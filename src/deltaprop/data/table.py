@@ -24,6 +24,7 @@ class ReadOptions:
 
     Attributes:
         delimiter: Between the cells of a text: ``"auto"``, ``"tab"``, ``"space"`` or one character.
+        encoding: How a CSV is encoded: ``"auto"``, UTF-8 or UTF-16 with a byte order mark, or a name of Python's.
         header: Whether the first line of a text or a sheet has the names of the columns; without them they are called
             column1, column2, ….
         sheet: The sheet of a workbook; None for the first.
@@ -31,6 +32,7 @@ class ReadOptions:
     """
 
     delimiter: str = "auto"
+    encoding: str = "auto"
     header: bool = True
     sheet: str | None = None
     least: int = 2

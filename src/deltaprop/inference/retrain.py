@@ -42,6 +42,7 @@ def retrain(config: TrainConfig, data: Any, y: Any, targets: Sequence[str], task
     settings: dict[str, Any] = {
         "data": str(path), "test": str(path), "task": task, "folds": 0, "fold": 0, "rare_classes": "keep",
         "log_every": 0, "save_every": "1000000m", "run_dir": folder / "run", "config": None, "cache": folder / "cache",
+        **{name: getattr(TrainConfig, name) for name in ("delimiter", "encoding", "header", "sheet")},
     }  # fmt: skip
     try:
         return train(dataclasses.replace(config, **settings, **names)).folder

@@ -20,6 +20,7 @@ import torch
 
 from deltaprop import core
 from deltaprop.data import Augment, CacheConfig, Source, TableOptions
+from deltaprop.data.formats.files import is_encoding
 from deltaprop.data.store import default_cache, default_memory
 from deltaprop.data.table import DELIMITER_WORDS, ReadOptions
 from deltaprop.errors import UserError, as_keys, setting, unknown_name
@@ -57,6 +58,7 @@ class TrainConfig:
             units and decimal commas; 0.1 uses every column, as version 0.1 did.
         delimiter: Delimiter of a CSV: one character, tab, or space (any number of blanks); auto detects comma,
             semicolon, tab and bar in the header, and blanks where each row has as many cells.
+        encoding: Encoding of a CSV, such as cp1252, which Windows writes; auto is UTF-8, or UTF-16 with its mark.
         header: The first line of a CSV or of a sheet has the names of the columns; without one they are column1,
             column2, ….
         sheet: Sheet of an Excel workbook, by name; the first by default.
@@ -132,6 +134,7 @@ class TrainConfig:
     rare_classes: Literal["drop", "keep", "merge"] = "drop"
     columns: Literal["infer", "0.1"] = "infer"
     delimiter: str = "auto"
+    encoding: str = "auto"
     header: bool = True
     sheet: str | None = None
     test: str | None = None
@@ -357,6 +360,7 @@ _RULES: list[tuple[str, Callable[[Any], object], str]] = [
     ("pixel_scale", lambda v: v is None or (is_number(v) and v > 0), "above 0"),
     ("delimiter", lambda v: v in DELIMITER_WORDS or (len(v) == 1 and v not in '"\r\n'),
      "auto, tab, space or one character"),
+    ("encoding", is_encoding, "auto, or the name of an encoding such as cp1252"),
     ("memory", lambda v: re.fullmatch(r"auto|0*[1-9]\d{0,5}[kmgKMG]", str(v)), "auto, or a size such as 500m or 4g"),
     ("threads", lambda v: v in ("auto", "tune") or (str(v).isdecimal() and 1 <= int(v) <= 1024),
      "auto, tune or a number from 1 to 1024"),
@@ -407,7 +411,8 @@ def read_toml(path: Path) -> dict[str, Any]:
 WHEN_ABSENT: dict[str, Any] = {
     "data": "digits", "target": (), "drop": (), "keep_column": (), "categorical": (), "na_values": (),
     "decimal": "auto", "task": "auto", "missing": "refuse", "rare_classes": "drop", "columns": "0.1",
-    "delimiter": "auto", "header": True, "sheet": None, "test": None, "cache": None, "memory": "auto",
+    "delimiter": "auto", "encoding": "auto", "header": True, "sheet": None, "test": None, "cache": None,
+    "memory": "auto",
     "hidden": (128, 64), "activation": ("relu",), "output_activation": "none", "class_weight": "none",
     "one_logit": False, "loss": "auto", "init": "torch",
     "lr": "auto", "momentum": 0.9, "nesterov": False, "weight_decay": 0.0, "decay_biases": False,

@@ -47,6 +47,7 @@ class FoldResult:
         baseline: The same of a model without inputs: the most frequent class and the shares of the classes in the
             training rows, or their mean.
         folder: Its run folder.
+        squares: For each target of numbers Σ(a − y)² of the model and of the baseline, for R² of all folds.
     """
 
     fold: int
@@ -54,6 +55,7 @@ class FoldResult:
     figures: Figures
     baseline: Figures
     folder: Path
+    squares: tuple[tuple[float, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -70,18 +72,34 @@ class CrossValidation:
 
     @property
     def mean(self) -> Figures:
-        """The mean of each metric over the folds that have it."""
-        return _each(lambda values: statistics.fmean(values) if values else None, self.folds, "figures")
+        """The mean of each metric over the folds that have it; R² is that of all rows, each predicted once.
+
+        It compares with the means of the training rows: 1 − Σ(a − y)²/Σ(mean − y)². Few rows have no R² of their own.
+        """
+        means = _each(lambda values: statistics.fmean(values) if values else None, self.folds, "figures")
+        return means | ({"r2": self._r2()} if "r2" in means else {})
 
     @property
     def std(self) -> Figures:
-        """The standard deviation of each metric over the folds, √(Σ(v − mean)²/(K − 1))."""
-        return _each(lambda values: statistics.stdev(values) if len(values) > 1 else None, self.folds, "figures")
+        """The standard deviation of each metric over the folds, √(Σ(v − mean)²/(K − 1)); that of R² is None."""
+        found = _each(lambda values: statistics.stdev(values) if len(values) > 1 else None, self.folds, "figures")
+        return found | ({"r2": None} if "r2" in found else {})
 
     @property
     def baseline(self) -> Figures:
-        """The mean of the baseline over the folds."""
-        return _each(lambda values: statistics.fmean(values) if values else None, self.folds, "baseline")
+        """The mean of the baseline over the folds; its R² is 0."""
+        means = _each(lambda values: statistics.fmean(values) if values else None, self.folds, "baseline")
+        return means | ({"r2": 0.0} if "r2" in means else {})
+
+    def _r2(self) -> float | None:
+        """Return R² of all rows, a mean over several targets."""
+        if not self.folds or not all(fold.squares for fold in self.folds):
+            return None
+        by_fold = zip(*(fold.squares for fold in self.folds), strict=True)
+        by_target = [[sum(values) for values in zip(*of_folds, strict=True)] for of_folds in by_fold]
+        if not all(of_mean > 0 for _, of_mean in by_target):
+            return None
+        return _finite(statistics.fmean(1 - of_model / of_mean for of_model, of_mean in by_target))
 
     def to_json(self) -> dict[str, Any]:
         """Return everything as JSON values, with paths within the folder."""
@@ -235,14 +253,17 @@ def _test(number: int, setup: Setup, ended: Result) -> FoldResult:
         counts = torch.bincount(dataset.train.y.cpu(), minlength=len(dataset.class_names)).double()
         shares = (counts / counts.sum()).expand(len(y), -1)
         own = setup.objective.probabilities(outputs) if setup.objective.has_probabilities else None
+        squares: tuple[tuple[float, float], ...] = ()
         figures = _of_classes(setup.objective.decide(outputs), own, y)
         baseline = _of_classes(shares.argmax(dim=1), shares, y)
     else:
         scale = dataset.target_scaling.scale.cpu()
         mean = dataset.train.y.double().mean(dim=0).cpu()
+        of_model, of_mean = (((predicted - y) * scale).square().sum(dim=0).tolist() for predicted in (outputs, mean))
+        squares = tuple(zip(of_model, of_mean, strict=True))
         figures = _of_numbers(outputs * scale, y.double() * scale)
         baseline = _of_numbers((mean * scale).expand(len(y), -1), y.double() * scale)
-    return FoldResult(number, len(y), figures, baseline, ended.folder)
+    return FoldResult(number, len(y), figures, baseline, ended.folder, squares)
 
 
 def _of_classes(predicted: torch.Tensor, probabilities: torch.Tensor | None, y: torch.Tensor) -> Figures:

@@ -6,6 +6,7 @@ are counted from 1, the first below the header.
 
 from __future__ import annotations
 
+import codecs
 import io
 import re
 from collections.abc import Callable, Iterator
@@ -13,8 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, TypeAlias
 
-from deltaprop.data.formats.dialect import BOM, HEAD_BYTES, SPACES, find_dialect, join_by_spaces
-from deltaprop.data.formats.files import read_errors, unpacked
+from deltaprop.data.formats.dialect import BOM, HEAD_BYTES, SPACES, find_dialect, join_by_spaces, not_utf_8
+from deltaprop.data.formats.files import UTF_16, Recoded, read_errors, unpacked
 from deltaprop.data.table import Batch, ReadOptions
 from deltaprop.errors import UserError, counted, setting
 
@@ -36,6 +37,7 @@ class CsvTable:
         delimiter: Between cells; ``SPACES`` for any number of blanks.
         source: Opens the file at its beginning.
         head: The bytes before the first row.
+        encoding: That of its text.
         blanks: Whether blank lines between rows are rows: of one column, whose cell is empty.
     """
 
@@ -45,6 +47,7 @@ class CsvTable:
     delimiter: str
     source: Opener
     head: bytes
+    encoding: str = "utf-8"
     blanks: bool = False
 
     def place(self, row: int) -> str:
@@ -58,10 +61,17 @@ class CsvTable:
         source = source or (lambda: path.open("rb"))
         with read_errors(path), source() as raw:
             head = unpacked(path, raw).read(HEAD_BYTES)
-        found = find_dialect(path, head, options, is_whole=is_file and len(head) < HEAD_BYTES)
+            is_whole = is_file and len(head) < HEAD_BYTES
+            encoding = options.encoding
+            if encoding == "auto":
+                encoding = "utf-16" if head.startswith(UTF_16) else "utf-8"
+            encoding = codecs.lookup(encoding).name
+            if encoding != "utf-8":
+                head = codecs.getincrementaldecoder(encoding)().decode(head, final=is_whole).encode()
+        found = find_dialect(path, head, options, is_whole=is_whole)
         begins_blank = head.removeprefix(BOM).startswith((b"\r", b"\n"))
         blanks = len(found.names) == 1 and not begins_blank
-        return cls(path, found.names, (path,), found.delimiter, source, found.head, blanks)
+        return cls(path, found.names, (path,), found.delimiter, source, found.head, encoding, blanks)
 
     @classmethod
     def of_stream(cls, name: Path, stream: BinaryIO, options: ReadOptions) -> CsvTable:
@@ -120,7 +130,11 @@ class CsvTable:
         rest = b""
         with read_errors(self.path), self.source() as raw:
             stream = unpacked(self.path, raw)
-            stream.read(len(self.head))
+            if self.encoding != "utf-8":
+                stream = Recoded(stream, self.encoding)
+            above = len(self.head)
+            while above and (piece := stream.read(above)):
+                above -= len(piece)
             while piece := stream.read(READ_BYTES):
                 on_bytes(raw.tell() if raw.seekable() else 0)
                 rest += piece
@@ -163,7 +177,7 @@ class CsvTable:
             at = undecodable.start
             line, begin = lines + block.count(b"\n", 0, at) + 1, block.rfind(b"\n", 0, at) + 1
             shown = f"byte 0x{block[at]:02x}, {block[begin : begin + 40].splitlines()[0]!r}…"
-            return UserError(f"{self.path}: line {line} is not UTF-8 ({shown}): save it as UTF-8")
+            return not_utf_8(f"{self.path}: line {line}", shown)
         return UserError(f"{self.path}: after row {rows}: {text}")
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from deltaprop.data.formats.header import numbered_names, refuse_counts, refuse_row_as_header, refuse_title
 from deltaprop.data.table import DELIMITER_WORDS, NUMBER, ReadOptions, check_names
-from deltaprop.errors import UserError
+from deltaprop.errors import UserError, setting
 
 HEAD_BYTES = 1 << 16  # bytes of a file, from which its dialect is found
 BOM = b"\xef\xbb\xbf"
@@ -28,6 +28,8 @@ OTHER_FORMATS = {
     b"PAR1": "Parquet, not CSV: name it .parquet",
     b"ARROW1": "Arrow, not CSV: name it .arrow",
     b"PK\x03\x04": "a spreadsheet or a zip, not CSV: save it as CSV, or name it .xlsx",
+    b'{"': "JSON, not CSV: lines of JSON objects are read from a file named .jsonl",
+    b"[{": "JSON, not CSV: write an object a line, without the list, into a file named .jsonl",
     b"\xd0\xcf\x11\xe0": "an old spreadsheet, not CSV: save it as CSV, or name it .xls",
 }
 MOST_SAMPLES = 200  # rows that are looked at
@@ -176,9 +178,13 @@ def _first_line(path: Path, head: bytes, start: int) -> tuple[str, int]:
     try:
         return line.decode(), after.end() if after else end
     except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path}: the header is not UTF-8 (byte 0x{line[error.start]:02x} at {error.start}): save it as UTF-8"
-        ) from error
+        raise not_utf_8(f"{path}: the header", f"byte 0x{line[error.start]:02x} at {error.start}") from error
+
+
+def not_utf_8(where: str, what: str) -> UserError:
+    """Return the error for bytes that are not UTF-8, with what is written most often instead."""
+    hint = f"save it as UTF-8, or, if Windows wrote it, take {setting('encoding', 'cp1252')}"
+    return UserError(f"{where} is not UTF-8 ({what}): {hint}", {"encoding": ("cp1252",)})
 
 
 def _most_likely(sample: _Sample) -> str:
