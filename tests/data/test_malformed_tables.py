@@ -72,14 +72,6 @@ HEADERS = [
     table("a name twice but for blanks", "a, a ,y\n" + ROWS, r"t\.csv: columns 1 and 2 are both called 'a': rename .*"),
     table("a column without a name", "a,,y\n" + ROWS, r"t\.csv: column 2 has no name, .*: write a name for it .*"),
     table("two columns without a name", ",,y\n" + ROWS, r"t\.csv: column 2 has no name, .*: write a name for it .*"),
-    table(
-        "a title above the header",
-        "Report 2020\n\n" + GOOD,
-        r"t\.csv: line 1, 'Report 2020', is a title, not .* 'a, b, y'.*",
-    ),
-    table(
-        "a comment above the header", "# by me, 2020\n" + GOOD, r"t\.csv: line 1, '# by me, 2020', is a comment, not .*"
-    ),
     table("one column", "a\n1\n2\n3\n", r"t\.csv: one column, 'a': inputs and a target need two .*--delimiter\)"),
     table("another delimiter than given", GOOD, r"t\.csv: one column, 'a,b,y': .*semicolon.*", "--delimiter", ";"),
     table("a quote opened in the header", 'a,"b,y\n' + ROWS, r't\.csv: a quote \("\) is opened in the header and .*'),

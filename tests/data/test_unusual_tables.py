@@ -34,6 +34,14 @@ LINES = [
     table("a BOM", b"\xef\xbb\xbf" + GOOD.encode(), TWO),
     table("UTF-16", GOOD.encode("utf-16"), TWO),
     table("UTF-16, the other order of bytes", b"\xfe\xff" + GOOD.encode("utf-16-be"), TWO),
+    table(
+        "a title above the header", "Report 2020\n\n" + GOOD, f"{TWO}[^§]*2 lines above the header .*'Report 2020', …"
+    ),
+    table(
+        "a comment above the header",
+        "# by me, 2020\n" + GOOD,
+        f"{TWO}[^§]*above the header is left out: '# by me, 2020'",
+    ),
     table("a BOM before a quote", b'\xef\xbb\xbf"a","b","y"\n' + ROWS.encode(), TWO),
     table(
         "a BOM before a column that is dropped",

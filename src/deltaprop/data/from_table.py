@@ -153,7 +153,9 @@ def read_table(
         total = sum(file.stat().st_size for file in table.files if file.is_file())
         found = profile(held, [*inputs, *targets], options.na_values, lambda done: cache.progress(
             f"inspecting {path.name}", done, total))  # fmt: skip
-        return infer(table, options, found, others)
+        of_columns = infer(table, options, found, others)
+        above = getattr(table, "notes", ())  # of text and of sheets: a title above the header
+        return replace(of_columns, notes=(*above, *of_columns.notes))
 
     def inferred(loaded: LoadedTable) -> Targets:
         return Targets.infer(_targets_of(loaded, path), options.task, options.rare_classes)

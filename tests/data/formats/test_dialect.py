@@ -14,6 +14,7 @@ import sklearn.datasets
 from deltaprop import UserError
 from deltaprop.data.formats import open_table
 from deltaprop.data.formats.csv import CsvTable
+from deltaprop.data.loading import load
 from deltaprop.data.table import ReadOptions, Table
 
 Read = tuple[list[str], list[list[str]]]
@@ -193,24 +194,41 @@ def test_the_count_line_of_scikit_learn_is_refused_and_the_rest_is_read(tmp_path
 
 
 TITLES = {
-    "Report 2020\n": ("1, 'Report 2020', is a title", ","),
-    "Report 2020\n\nby me\n": ("1, 'Report 2020', is a title", ","),
-    "\n# made by hand, in 2020\n": ("2, '# made by hand, in 2020', is a comment", ","),
-    "% by me\n": ("1, '% by me', is a comment", ";"),
-    "Report; by me\n": ("1, 'Report; by me', is a title", ";"),
-    "Report,,\n,,\n": ("1, 'Report', is a title", ","),
-    "Report 2020\n\n": ("1, 'Report 2020', is a title", " "),
+    "Report 2020\n": ("the line above the header is left out: 'Report 2020'", ","),
+    "Report 2020\n\nby me\n": ("the 3 lines above the header are left out: 'Report 2020', …", ","),
+    "\n# made by hand, in 2020\n": ("the line above the header is left out: '# made by hand, in 2020'", ","),
+    "% by me\n": ("the line above the header is left out: '% by me'", ";"),
+    "Report; by me\n": ("the line above the header is left out: 'Report; by me'", ";"),
+    "Report,,\n,,\n": ("the 2 lines above the header are left out: 'Report', …", ","),
+    "Report 2020\n\n": ("the 2 lines above the header are left out: 'Report 2020', …", " "),
+    "sep=;\nReport\n": ("the line above the header is left out: 'Report'", ";"),
+    "\ufeffReport\r\n": ("the line above the header is left out: 'Report'", ","),
 }
 
 
 @pytest.mark.parametrize("above", TITLES)
-def test_lines_above_the_header_are_named_and_so_is_the_header(tmp_path: Path, above: str):
-    problem, delimiter = TITLES[above]
-    text = "a,b,y\n1,2,x\n2,3,z\n3,3,x\n".replace(",", delimiter)
-    message = refused(tmp_path, above + text)
-    assert message == f"line {problem}, not the header, which seems to be 'a, b, y': remove what is above it"
-    (tmp_path / "t.csv").write_text(text)
-    assert open_table(tmp_path / "t.csv").names == ["a", "b", "y"]
+def test_lines_above_the_header_are_left_out_and_told(tmp_path: Path, above: str):
+    note, delimiter = TITLES[above]
+    (tmp_path / "t.csv").write_text(above + "a,b,y\n1,2,x\n2,3,z\n3,3,x\n".replace(",", delimiter), encoding="utf-8")
+    table = open_table(tmp_path / "t.csv")
+    assert isinstance(table, CsvTable)
+    assert table.notes == (note,)
+    assert all_rows(table) == (["a", "b", "y"], [["1", "2", "x"], ["2", "3", "z"], ["3", "3", "x"]])
+
+
+def test_the_summary_of_training_tells_of_the_lines_above_the_header(tmp_path: Path):
+    rows = "".join(f"{at / 2},{at % 7},{'uv'[at % 2]}\n" for at in range(40))
+    (tmp_path / "t.csv").write_text("Report 2020\na,b,y\n" + rows)
+    table = load(str(tmp_path / "t.csv")).table
+    assert table is not None
+    assert table.notes[0] == "the line above the header is left out: 'Report 2020'"
+
+
+def test_a_row_below_a_title_is_still_named_by_its_line(tmp_path: Path):
+    rows = "".join(f"{at / 2},{at % 7},{'uv'[at % 2]}\n" for at in range(40))
+    (tmp_path / "t.csv").write_bytes(b"Report 2020\n\na,b,y\n" + rows.encode() + b"1,\xff,u\n")
+    with pytest.raises(UserError, match="line 44 is not UTF-8"):
+        all_rows(open_table(tmp_path / "t.csv"))
 
 
 def test_a_compressed_file_has_a_dialect_too(tmp_path: Path):

@@ -14,6 +14,7 @@ import pytest
 
 from deltaprop import UserError
 from deltaprop.data.formats import excel, open_table
+from deltaprop.data.formats.excel import ExcelTable
 from deltaprop.data.table import ReadOptions
 
 openpyxl = pytest.importorskip("openpyxl", reason="needs openpyxl, of the extra excel")
@@ -94,9 +95,11 @@ def test_the_header_is_checked_as_that_of_a_csv(tmp_path: Path):
     assert columns(write(path, *rows), header=False) == {"column1": [5.1, 4.9, 4.9], "column2": ["x", "y", "x"]}
     assert "no header: the first line has numbers" in refused(path)
     title = write(path, ["Report"], [], ["a", "y"], *rows)
-    assert refused(title) == (
-        "sheet 'Sheet', row 1, 'Report', is a title, not the header, which seems to be 'a, y': remove what is above it"
-    )
+    assert columns(title) == {"a": [5.1, 4.9, 4.9], "y": ["x", "y", "x"]}
+    table = open_table(title)
+    assert isinstance(table, ExcelTable)
+    assert table.notes == ("the 2 lines above the header are left out: 'Report', …",)
+    assert table.place(1) == f"{path}: row 1 (row 4 of sheet 'Sheet')"
     assert refused(write(path, ["a", None, "y"], [1, 2, 3])).startswith("sheet 'Sheet': column 2 has no name")
     assert "columns 1 and 2 are both called 'a'" in refused(write(path, ["a", " a "], [1, 2]))
     assert "has one column, 'a'" in refused(write(path, ["a"], [1]))

@@ -38,6 +38,7 @@ class CsvTable:
         source: Opens the file at its beginning.
         head: The bytes before the first row.
         encoding: That of its text.
+        notes: What is told of lines above the header.
         blanks: Whether blank lines between rows are rows: of one column, whose cell is empty.
     """
 
@@ -48,6 +49,7 @@ class CsvTable:
     source: Opener
     head: bytes
     encoding: str = "utf-8"
+    notes: tuple[str, ...] = ()
     blanks: bool = False
 
     def place(self, row: int) -> str:
@@ -71,7 +73,7 @@ class CsvTable:
         found = find_dialect(path, head, options, is_whole=is_whole)
         begins_blank = head.removeprefix(BOM).startswith((b"\r", b"\n"))
         blanks = len(found.names) == 1 and not begins_blank
-        return cls(path, found.names, (path,), found.delimiter, source, found.head, encoding, blanks)
+        return cls(path, found.names, (path,), found.delimiter, source, found.head, encoding, found.notes, blanks)
 
     @classmethod
     def of_stream(cls, name: Path, stream: BinaryIO, options: ReadOptions) -> CsvTable:

@@ -10,10 +10,16 @@ import csv
 import itertools
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from deltaprop.data.formats.header import numbered_names, refuse_counts, refuse_row_as_header, refuse_title
+from deltaprop.data.formats.header import (
+    header_below,
+    note_of_title,
+    numbered_names,
+    refuse_counts,
+    refuse_row_as_header,
+)
 from deltaprop.data.table import DELIMITER_WORDS, NUMBER, ReadOptions, check_names
 from deltaprop.errors import UserError, setting
 
@@ -51,11 +57,13 @@ class Dialect:
         names: The names of the columns.
         delimiter: The character between cells, or ``SPACES``.
         head: The bytes before the first row.
+        notes: What is told of lines above the header.
     """
 
     names: list[str]
     delimiter: str
     head: bytes
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -64,6 +72,7 @@ class _Sample:
 
     first: str
     below: list[str]
+    starts: list[int]
 
     def cells(self, delimiter: str) -> list[list[str]]:
         """Return the cells of each line below the first."""
@@ -85,11 +94,20 @@ def find_dialect(path: Path, head: bytes, options: ReadOptions, *, is_whole: boo
     if options.delimiter not in DELIMITER_WORDS and (len(options.delimiter) != 1 or options.delimiter in '"\r\n'):
         raise UserError(f"`delimiter` must be auto, tab, space or one character, got {options.delimiter!r}")
     start, announced = _preamble(path, head)
+    return _dialect_from(path, head, options, start, announced, is_whole=is_whole)
+
+
+def _dialect_from(
+    path: Path, head: bytes, options: ReadOptions, start: int, announced: str, *, is_whole: bool
+) -> Dialect:
+    """Return the dialect of a file whose first line begins at ``start``."""
     line, end = _first_line(path, head, start)
     below = [*itertools.islice(_RECORD.finditer(head, end), MOST_SAMPLES + 1)]
     if below and below[-1].end() == len(head) and not is_whole:
         below.pop()  # its end may be missing
-    sample = _Sample(line, [found[0].decode(errors="replace") for found in below if found[0].strip()][:MOST_SAMPLES])
+    below = [found for found in below if found[0].strip()][:MOST_SAMPLES]
+    lines, starts = [found[0].decode(errors="replace") for found in below], [found.start() for found in below]
+    sample = _Sample(line, lines, starts)
     delimiter = {"tab": "\t", "space": SPACES, "auto": announced}.get(options.delimiter, options.delimiter)
     delimiter = delimiter or _most_likely(sample)
     cells = [cell.strip() for cell in split_cells(line, delimiter)]
@@ -102,11 +120,15 @@ def find_dialect(path: Path, head: bytes, options: ReadOptions, *, is_whole: boo
         names = ["", *cells]
         check_names(path, names)
         return Dialect(names, delimiter, head[:end])
-    where, tries = f"{path}: line {1 + len(_LINE_END.findall(head, 0, start))}", [delimiter]
+    tries = [delimiter]
     if len(cells) == 1 and options.least > 1:  # it has no delimiter: the lines below it may have another
         tries += [other for other in (*DELIMITERS, SPACES) if other != delimiter]
     for tried in tries:
-        refuse_title(where, line, split_cells(line, tried), sample.cells(tried))
+        at = header_below(line, split_cells(line, tried), sample.cells(tried))
+        if at is not None:
+            begin = sample.starts[at]
+            found = _dialect_from(path, head, options, begin, announced, is_whole=is_whole)
+            return replace(found, notes=(note_of_title(len(_LINE_END.findall(head, start, begin)), line),))
     if not (_is_quoted(line, delimiter) and not any(_is_quoted(row, delimiter) for row in sample.below)):
         refuse_row_as_header(path, cells, rows)
     check_names(path, cells)

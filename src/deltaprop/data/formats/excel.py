@@ -17,7 +17,7 @@ from typing import Any
 from deltaprop.data.cells import spelled
 from deltaprop.data.formats.dialect import MOST_SAMPLES
 from deltaprop.data.formats.files import read_errors
-from deltaprop.data.formats.header import numbered_names, refuse_row_as_header, refuse_title
+from deltaprop.data.formats.header import header_below, note_of_title, numbered_names, refuse_row_as_header
 from deltaprop.data.formats.values import SeenValues, as_array
 from deltaprop.data.table import BATCH_ROWS, Batch, ReadOptions, check_names
 from deltaprop.errors import UserError, listed, setting
@@ -38,6 +38,7 @@ class ExcelTable:
         sheet: The name of the sheet.
         table: The rows as a pyarrow.Table.
         numbers: The number in the sheet of each row.
+        notes: What is told of rows above the header.
     """
 
     path: Path
@@ -46,6 +47,7 @@ class ExcelTable:
     sheet: str
     table: Any
     numbers: list[int]
+    notes: tuple[str, ...] = ()
 
     def place(self, row: int) -> str:
         """Return the file, the number of a row, and its number in the sheet."""
@@ -57,12 +59,13 @@ class ExcelTable:
         with read_errors(path):
             about = path.stat()
         state = about.st_size, about.st_mtime_ns
-        sheet, names, table, numbers = _read_sheet(path, state, options.sheet, options.header)
+        sheet, table, numbers, notes = _read_sheet(path, state, options.sheet, options.header)
+        names = [*table.column_names]
         if len(names) < options.least:
             others = [name for name in _sheet_names(path) if name != sheet]
             hint = f"; {setting('sheet', others[0])} reads another" if others else ""
             raise UserError(f"{path}: sheet {sheet!r} has one column, {names[0]!r}: inputs and a target need two{hint}")
-        return cls(path, names, (path,), sheet, table, numbers)
+        return cls(path, names, (path,), sheet, table, numbers, notes)
 
     def batches(self, on_bytes: Callable[[int], None] = lambda count: None) -> Iterator[Batch]:
         """Yield the rows block by block."""
@@ -78,20 +81,23 @@ def is_workbook(path: str | Path) -> bool:
 @functools.lru_cache(maxsize=2)  # the commands open a table more than once
 def _read_sheet(
     path: Path, state: tuple[int, int], sheet: str | None, header: bool
-) -> tuple[str, list[str], Any, list[int]]:
-    """Return the sheet's name, the columns' names, the table, and the rows' numbers; ``state`` is that of the file."""
+) -> tuple[str, Any, list[int], tuple[str, ...]]:
+    """Return the sheet's name, the table, the rows' numbers, and notes; ``state`` is that of the file."""
     import pyarrow
 
     name, rows = _rows_of(path, sheet)
     where = f"{path}: sheet {name!r}"
     if not rows:
         raise UserError(f"{where} is empty: a header and rows are needed")
-    width = max(len(row) for _, row in rows)
+    width, notes = max(len(row) for _, row in rows), []
     first, *below = [
         [(spelled(value) or "").strip() for value in row] + [""] * (width - len(row)) for _, row in rows[:MOST_SAMPLES]
     ]
     if header:
-        refuse_title(f"{where}, row {rows[0][0]}", " ".join(first), first, below)
+        at = header_below(" ".join(first), first, below)
+        if at is not None:
+            notes.append(note_of_title(rows[at + 1][0] - rows[0][0], " ".join(first)))
+            first, below, rows = below[at], below[at + 1 :], rows[at + 1 :]
         refuse_row_as_header(where, first, below)
     names, body = (first, rows[1:]) if header else (numbered_names(width), rows)
     columns = [[row[at] if at < len(row) else None for _, row in body] for at in range(width)]
@@ -104,7 +110,7 @@ def _read_sheet(
         for value in columns[at]:
             seen.add(value)
         arrays.append(as_array(columns[at], seen.arrow_type()))
-    return name, names, pyarrow.table(arrays, names), [number for number, _ in body]
+    return name, pyarrow.table(arrays, names), [number for number, _ in body], tuple(notes)
 
 
 def _sheet_names(path: Path) -> list[str]:

@@ -36,27 +36,25 @@ def refuse_counts(path: Path | str, cells: Sequence[str], rows: Sequence[Sequenc
     )
 
 
-def refuse_title(where: str, text: str, above: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Refuse a title or a comment above the header.
+def header_below(text: str, above: Sequence[str], rows: Sequence[Sequence[str]]) -> int | None:
+    """Return which of the rows is the header where a title or a comment stands above it; None where none does.
 
     Args:
-        where: The file and the number of the line.
-        text: The line.
+        text: The first line.
         above: Its cells.
         rows: The cells of the lines below it.
     """
     at = _first_of_table(above, rows)
-    if at is None:
-        return
-    text = text.strip().rstrip(",;|\t ")
-    is_comment = text.startswith(COMMENTS)
-    if len([cell for cell in above if cell]) > 1 and not is_comment and not _is_header(rows[at], rows[at + 1 :]):
-        return
-    names = ", ".join(cell.strip() for cell in rows[at][:3]) + (", …" if len(rows[at]) > 3 else "")
-    raise UserError(
-        f"{where}, {text[:60]!r}, is a {'comment' if is_comment else 'title'}, not the header, which seems to be "
-        f"{names[:80]!r}: remove what is above it"
-    )
+    if at is None or text.strip().startswith(COMMENTS):
+        return at
+    is_title = len([cell for cell in above if cell]) <= 1 or _is_header(rows[at], rows[at + 1 :])
+    return at if is_title else None
+
+
+def note_of_title(lines: int, text: str) -> str:
+    """Return what is told of the lines above a header, of which ``text`` is the first."""
+    above = "the line above the header is" if lines == 1 else f"the {lines} lines above the header are"
+    return f"{above} left out: {text.strip().rstrip(',;| ').rstrip()[:60]!r}{', …' if lines > 1 else ''}"
 
 
 def _first_of_table(above: Sequence[str], rows: Sequence[Sequence[str]]) -> int | None:
