@@ -73,6 +73,7 @@ def _loss(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return F.cross_entropy(F.sigmoid(F.linear(x, weight, bias)), y)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not any(map(shutil.which, ("g++", "c++", "clang++"))), reason="inductor needs a C++ compiler")
 def test_inductor():
     """The default backend, with generated code: a layer, an activation and a loss."""

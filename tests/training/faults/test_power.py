@@ -78,7 +78,7 @@ class Disk:
         return synced + (unsynced, b"", unsynced[: len(unsynced) // 2], bytes(len(unsynced)))[case]
 
 
-@pytest.fixture(scope="module", params=["autograd", "explicit"])
+@pytest.fixture(scope="module", params=[pytest.param("autograd", marks=pytest.mark.slow), "explicit"])
 def recorded_run(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, Log, dict[str, Any]]:
