@@ -70,13 +70,13 @@ def counted(number: int, noun: str) -> str:
 
 
 def rounded(value: float) -> str:
-    """Return a number to four digits, up to a billion in full.
+    """Return a number to four digits, up to a trillion in full.
 
     Example:
         >>> rounded(0.84137), rounded(23540.7), rounded(6.02e23)
         ('0.8414', '23541', '6.02e+23')
     """
-    return f"{value:.0f}" if 1e4 <= abs(value) < 1e9 else f"{value:.4g}"
+    return f"{value:.0f}" if 1e4 <= abs(value) < 1e12 else f"{value:.4g}"
 
 
 def unknown_name(kind: str, name: object, known: Iterable[str]) -> UserError:

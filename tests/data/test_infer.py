@@ -20,8 +20,10 @@ import deltaprop as dp
 from deltaprop import UserError
 from deltaprop.cli import main
 from deltaprop.data import CacheConfig, Dataset, Source, TableOptions, load
+from deltaprop.data.columns import Column
 from deltaprop.data.formats import open_table
 from deltaprop.data.profile import Profile
+from deltaprop.data.table import ArrowTable
 from tests.data.cases import SMALL
 from tests.data.reading import ROWS, beside, columns_of, names_of, numbers_of, plan_of, repeated
 
@@ -242,6 +244,85 @@ def test_all_problems_are_told_at_once_and_the_command_works(
     assert main(words) == 0
 
 
+# --- what else a table may have ---
+
+
+def test_a_point_separates_thousands_where_another_column_has_decimal_commas():
+    """2.392 in Germany; a table of points alone has decimals."""
+    pieces, prices = repeated(["2.392", "876", "19.330.001"]), repeated(["19,33", "5", "1.234,5"])
+    table = {"pieces": pieces, "price": prices, "y": repeated(["u", "v"])}
+    plan = plan_of(table)
+    assert read_column(table, columns_of("pieces", plan)[0])[:3] == [2392, 876, 19330001]
+    assert (
+        "column 'pieces' is read as numbers written with a decimal comma, thousands separated by points" in plan.notes
+    )
+    plain = {"pieces": repeated(["2.392", "876"]), "price": repeated(["19.33", "5"]), "y": repeated(["u", "v"])}
+    assert read_column(plain, columns_of("pieces", plan_of(plain))[0])[:2] == [2.392, 876]
+    mixed = {"pieces": repeated(["2.392", "0.5"]), "price": repeated(["19,33", "5"]), "y": repeated(["u", "v"])}
+    assert read_column(mixed, columns_of("pieces", plan_of(mixed))[0])[:2] == [2.392, 0.5]
+
+
+def read_column(table: dict[str, Any], column: Column) -> list[float]:
+    return numbers_of(ArrowTable(pa.table(table)), column).tolist()
+
+
+def test_names_that_differ_in_capitals_alone_are_told():
+    plan = plan_of(beside(repeated(["Yes", "yes", "No", "A", "a"])))
+    assert "column 'a' has names that differ in capitals alone, such as 'Yes' and 'yes': each is another" in plan.notes
+    assert not any("capitals" in note for note in plan_of(beside(repeated(["Yes", "No", "A", "a"]))).notes)
+
+
+@pytest.mark.parametrize("cells", [["x"], ["5"], [7.5]], ids=["a name", "a number", "a number of Arrow's"])
+def test_a_column_that_is_the_same_in_every_row_is_left_out(cells: list[Any]):
+    plan = plan_of(beside(repeated(cells)))
+    assert plan.left_out == (("a", "the same in every row"),)
+    assert columns_of("a", plan_of(beside(repeated(cells)), keep_column=("a",)))
+    assert columns_of("a", plan_of(beside(repeated([*cells, None]))))  # whether it is there tells something
+
+
+def test_a_code_among_numbers_is_no_missing_value():
+    with pytest.raises(UserError, match=r"row 30 is '136A', and the other cells are numbers") as error:
+        plan_of(beside([*map(str, range(100, 129)), "136A"] * 2))
+    assert error.value.remedy == {"categorical": ["a"]}
+
+
+def test_a_target_most_of_whose_names_have_one_row_is_refused_and_another_named():
+    table = {
+        "a": repeated(["1.5", "2.5"], 60),
+        "b": repeated([*"uv"], 60),
+        "y": [f"n{max(at - 10, 0)}" for at in range(60)],
+    }
+    with pytest.raises(UserError, match=r"target 'y': 49 of its 50 names have one row") as error:
+        plan_of(table)
+    assert error.value.remedy == {"target": ["b"]}
+
+
+def test_a_first_column_without_a_name_can_be_used_once_it_has_one():
+    table = pa.table({"": repeated(["1821", "1825"]), "y": repeated(["1.5", "2.5"])})
+    with pytest.raises(UserError, match=r"the first \(row names\); write a name for it into the header to use it"):
+        plan_of(ArrowTable(table))
+
+
+@pytest.mark.parametrize("last", ["Total,300,{a},{b}", ",300,{a},{b}", "x,300,{a},"], ids=["a word", "blank", "a part"])
+def test_a_last_row_with_the_sums_of_the_others_is_left_out_and_told(tmp_path: Path, last: str):
+    rng = np.random.default_rng(0)
+    a, b = rng.integers(1, 99, 60), rng.integers(1, 9999, 60) / 100
+    rows = [f"{'pqr'[at % 3]},5,{a[at]},{b[at]:.2f}" for at in range(60)]
+    text = "\n".join(["name,five,a,b", *rows, last.format(a=a.sum(), b=f"{b.sum():.2f}"), ""])
+    note = "the last row is left out: its numbers are the sums of the others"
+    assert rows_of(tmp_path, text, note, target=("a",)) == 60
+    assert rows_of(tmp_path, text.replace(str(a.sum()), str(a.sum() + 1)), "", target=("a",)) == 61
+
+
+def rows_of(folder: Path, text: str, note: str, **options: Any) -> int:
+    """Return how many rows of a table are used; the note, if any, must be told."""
+    (folder / "t.csv").write_text(text)
+    found = load(Source(data=str(folder / "t.csv"), options=TableOptions(missing="mean", **options)))
+    assert found.table is not None
+    assert (note in found.table.notes) if note else not any("sums" in each for each in found.table.notes)
+    return sum(map(len, (found.train, found.val, found.test)))
+
+
 # --- many names ---
 
 
@@ -255,12 +336,12 @@ def many(frequent: int, rare: int, each: int = 10) -> list[str]:
     [
         (many(3, 200), 3),
         (many(12, 300), 12),
-        (many(120, 30), 100),
+        (many(320, 30), 300),
         (many(2, 30), 2),
         (many(100, 0), None),
         (many(3, 20), None),
     ],
-    ids=["3 of 203", "12 of 312", "the 100 most frequent of 150", "2 of 32 in 50 rows", "100", "23 in 50 rows"],
+    ids=["3 of 203", "12 of 312", "the 300 most frequent of 350", "2 of 32 in 50 rows", "100", "23 in 50 rows"],
 )
 def test_rare_ones_of_very_many_names_share_an_input(cells: list[str], frequent: int | None):
     plan = plan_of(beside(cells))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
+from sklearn.preprocessing import StandardScaler
 from torch.testing import assert_close
 
 from deltaprop.data import Scaling
+from deltaprop.data.scaling import Moments
 from deltaprop.errors import UserError
 
 
@@ -114,3 +117,26 @@ def test_to_moves_both_tensors():
     """Every machine has the meta device as a second one."""
     moved = Scaling.identity(2).to("meta")
     assert moved.mean.device.type == moved.scale.device.type == "meta"
+
+
+@pytest.mark.parametrize("cut", [1, 7, 50, 200])
+def test_moments_of_blocks_are_those_of_scikit_learn(cut: int):
+    """Also of columns without a value in the first, in a middle, or in the last block, which are NaN there."""
+    x = np.random.default_rng(0).normal(1e6, 3, (200, 5))
+    x[:120, 1] = x[60:, 2] = x[50:150, 3] = np.nan
+    x[:, 4] = 7.1
+    moments = Moments(5)
+    for start in range(0, 200, cut):
+        moments.add(x[start : start + cut])
+    whole = StandardScaler().fit(x)
+    np.testing.assert_array_equal(moments.count, (~np.isnan(x)).sum(axis=0))
+    np.testing.assert_allclose(moments.mean, whole.mean_, rtol=1e-14)
+    np.testing.assert_allclose(moments.scale, whole.scale_, rtol=1e-9 if cut < 200 else 1e-15)
+    if cut == 200:
+        assert moments.mean.tolist() == whole.mean_.tolist()
+
+
+def test_a_column_without_a_value_has_mean_0_and_scale_1():
+    moments = Moments(1)
+    moments.add(np.full((3, 1), np.nan))
+    assert (moments.mean.tolist(), moments.scale.tolist()) == ([0], [1])

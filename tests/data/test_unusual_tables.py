@@ -78,7 +78,7 @@ LINES = [
 CHOICES = [
     table("a target given twice", GOOD, TWO, "--target", "y", "y"),
     table("a number as a category", GOOD, ONE_AND.format(4), "--categorical", "b"),  # squares mod 7: 0, 1, 2, 4
-    table("a number as classes", "a,y\n" + "1,0.5\n2,1.5\n" * 20, "2 classes: 0.5 50 %, 1.5 50 %",
+    table("a number as classes", "a,y\n" + "1,0.5\n2,1.5\n" * 20, "2 classes: '0.5' 50 %, '1.5' 50 %",
           "--categorical", "y"),
     *(table(f"a missing target, {how}", GOOD + "1,2,\n", r"1 row left out: the target is missing\n", *flags)
       for how, flags in {"": (), "dropped": ("--missing", "drop"), "refused": ("--missing", "refuse")}.items()),
@@ -126,7 +126,7 @@ CHOICES = [
     table("a test with a cell to fill", GOOD, r"1 missing cell filled\n", "--missing", "mean", test="a,b,y\n1,,no\n"),
     table("a test with a row to drop", GOOD, r"1 row dropped because of missing cells", "--missing", "drop",
           test="a,b,y\n1,,no\n1,2,no\n"),
-    table("classes with leading zeros, tested", "a,y\n" + "1,01\n2,02\n" * 20, "2 classes: 01 50 %, 02 50 %",
+    table("classes with leading zeros, tested", "a,y\n" + "1,01\n2,02\n" * 20, "2 classes: '01' 50 %, '02' 50 %",
           "--categorical", "y", test="a,y\n1.5,01\n2.5,02\n"),
     Case("CSV tested by Parquet", GOOD, "2 to test", ("--test", "u.parquet"),
          beside={"u.parquet": columns(a=[1, 2], b=[3, 4], y=["no", "yes"])}),

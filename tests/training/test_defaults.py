@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from deltaprop.cli.console import describe
 from deltaprop.training import TrainConfig, defaults, train
 from deltaprop.training.config import read_toml
-from deltaprop.training.setup import make_optimizer, prepare
+from deltaprop.training.setup import farthest, make_optimizer, prepare
 from tests.training.test_resume import interrupted_and_resumed
 
 TABLE = {"lr": 0.01, "lr_schedule": "cosine", "weight_decay": 0.01}
@@ -50,6 +51,29 @@ def resolved(data: str, **settings: Any) -> dict[str, Any]:
 )
 def test_auto_depends_on_the_data(data: str, expected: dict[str, Any]):
     assert resolved(data) == expected
+
+
+@pytest.mark.parametrize("outlier", ["", "a", "y"], ids=["none", "an input", "a target"])
+def test_the_learning_rate_of_a_table_falls_with_the_square_of_its_largest_number(outlier: str):
+    """One row of N that differs is about √N deviations from the mean: of 2000 rows 45, and (20/45)² is 0.2."""
+    cells = {"a": [at % 2 for at in range(2000)], "y": [at % 3 + 0.5 for at in range(2000)]}
+    if outlier:
+        cells[outlier][7] = -1e6
+    Path("t.csv").write_text("\n".join(["a,y", *(f"{a},{y}" for a, y in zip(cells["a"], cells["y"], strict=True))]))
+    setup = prepare(TrainConfig(data="t.csv", hidden=(4,), test="t.csv", val_fraction=0.0))
+    assert farthest(setup.dataset) == pytest.approx(1999**0.5 if outlier else 1.2, rel=0.03)
+    assert setup.config.lr == pytest.approx(0.01 * 400 / 1999 if outlier else 0.01, rel=0.05)
+    assert prepare(replace(setup.config, lr="auto", scaling="none")).config.lr == 0.01
+
+
+def test_a_table_with_heavy_tails_is_learned():
+    """Log-normal numbers; at η 0.01 all units die, and R² is 0."""
+    rng = np.random.default_rng(1)
+    a = np.exp(2 * rng.normal(size=2000))
+    y = 3 * a + rng.normal(size=2000)
+    Path("t.csv").write_text("\n".join(["a,y", *(f"{u},{v}" for u, v in zip(a, y, strict=True))]))
+    result = train(TrainConfig(data="t.csv", epochs=10, log_every=0, engine="explicit", run_dir=Path("r")))
+    assert result.metrics["test_r2"] > 0.9
 
 
 @pytest.mark.parametrize(("steps", "epochs"), [(1, 1000), (33, 31), (34, 30), (1000, 30)])

@@ -20,6 +20,7 @@ from torch import nn
 from deltaprop.cli.errors import as_flags, print_warning
 from deltaprop.data import Dataset
 from deltaprop.data.dataset import TableFacts
+from deltaprop.data.table import NUMBER
 from deltaprop.errors import counted, rounded
 from deltaprop.training.baseline import FEW_ROWS, Baseline
 from deltaprop.training.config import TrainConfig
@@ -321,7 +322,10 @@ def _describe_data(dataset: Dataset) -> list[str]:
         classes = [*zip(dataset.class_names, counts, strict=True)]
         if len(classes) > MOST_LISTED:
             classes.sort(key=lambda each: -each[1])
-        shares = [f"{quoted(name)} {100 * count / len(labels):.3g} %" for name, count in classes]
+        shares = [
+            f"{repr(name) if re.match(NUMBER, name) else quoted(name)} {100 * count / len(labels):.3g} %"
+            for name, count in classes
+        ]
         lines.append(f"target {', '.join(names)}: {counted(len(shares), 'class')}: {enumerate_names(shares)}")
     else:
         scaling = dataset.target_scaling

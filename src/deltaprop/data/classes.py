@@ -20,7 +20,7 @@ from deltaprop.errors import UserError, counted, listed
 
 VALUES_AT_ONCE = 1 << 20  # rows that are processed together, which bounds the working memory
 MOST_CLASSES = 20  # whole numbers of at most this many different values are taken for classes
-SURE_CLASSES = 5  # more different whole numbers are classes only if they have as many rows each, on average
+SURE_CLASSES = 5  # more different whole numbers are classes only if they have as many rows on average, none one alone
 OTHER = "(other)"  # the class of merged classes
 
 
@@ -92,14 +92,14 @@ class Targets:
         kept = [name for name in names if name not in single]
         if rare == "merge" and len(single) > 1 and OTHER not in kept:
             kept.append(OTHER)
-        if len(kept) < 2:
+        if len(kept) < 2 or (rare == "drop" and 2 * len(single) > len(values)):
             if task == "auto" and not texts:
                 return cls._numbers(read)
             what = f"{len(single)} of its {len(names)} classes have one row"
+            needs = "two classes of two rows are needed" if len(kept) < 2 else "most rows would be left out"
             keep = ", or `rare_classes='keep'` trains on them" if kept else ""  # else none would be left to test on
             raise UserError(
-                f"{where}: the target {column.name!r}: {what}: two classes of two rows are needed: name another "
-                f"column by `target`{keep}"
+                f"{where}: the target {column.name!r}: {what}: {needs}: name another column by `target`{keep}"
             )
         of_rare = _of_rare(single, rare, column.name)
         if task == "auto" and not texts and len(kept) > 2:
@@ -241,7 +241,9 @@ def _are_large_classes(y: Array, task: TaskChoice) -> bool:
 
 
 def are_classes(values: Array) -> bool:
-    """Return whether numbers look like classes: whole, and not many different ones, each with some rows.
+    """Return whether numbers look like classes: whole, and not many different ones, with some rows each.
+
+    Among more than a few values, one of a single row makes all of them numbers: counts have such large ones.
 
     Example:
         >>> are_classes(np.array([1.0, 2.0, 1.0])), are_classes(np.array([1.0, 2.5])), are_classes(np.arange(100.0))
@@ -252,7 +254,9 @@ def are_classes(values: Array) -> bool:
         uniques = np.union1d(uniques, values[start : start + VALUES_AT_ONCE])
         if len(uniques) > MOST_CLASSES or bool((uniques % 1 != 0).any()):
             return False
-    return len(uniques) <= SURE_CLASSES or len(values) >= SURE_CLASSES * len(uniques)
+    if len(uniques) <= SURE_CLASSES:
+        return True
+    return len(values) >= SURE_CLASSES * len(uniques) and all(np.count_nonzero(values == each) > 1 for each in uniques)
 
 
 def check_classes(train: Array, others: dict[str, Array], class_names: Sequence[str] = ()) -> None:

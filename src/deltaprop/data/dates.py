@@ -35,12 +35,14 @@ ORDERS = {
         "month day year": rf"{_NAMED} {_DAY}(?:st|nd|rd|th)?,? (?P<year>\d{{4}})",
         "month year": rf"{_NAMED}[ -](?P<year>\d{{4}})",
         "year-month": r"(?P<year>\d{4})-(?P<month>\d\d)",
+        "year quarter": r"(?P<year>\d{4})[ :-]?Q(?P<quarter>[1-4])",
+        "quarter year": r"Q(?P<quarter>[1-4])[ -]?(?P<year>\d{4})",
     }.items()
 }
-MONTHS = ("month year", "year-month")  # those without a day
+MONTHS = ("month year", "year-month", "year quarter", "quarter year")  # those without a day
 # What these have in common, for a first search.
 OTHER_DATE = (
-    r"^(?i)(?:\d{1,2}[/.-]\d{1,2}[/.-]\d{2,4}|\d{4}-\d\d|"
+    r"^(?i)(?:\d{1,2}[/.-]\d{1,2}[/.-]\d{2,4}|\d{4}-\d\d|\d{4}[ :-]?q[1-4]|q[1-4][ -]?\d{4}|"
     r"(?:\d{1,2}[ -]?)?(?:jan|feb|mar|apr|may|ju[nl]|aug|sep|oct|nov|dec)[a-z]{0,6}\.?[ ,-]?[\d, adhnrst-]*\d\d)"
     r"(?:[T ,]+\d{1,2}:\d\d[\d:apm ]*)?$"
 )
@@ -92,7 +94,7 @@ def in_order(text: str, order: str) -> datetime | None:
     if found is None:
         return None
     parts = found.groupdict()
-    year, month = int(parts["year"]), parts["month"]
+    year, month = int(parts["year"]), parts.get("month") or str(3 * int(parts.get("quarter") or 1) - 2)
     if year < 100 and len(parts["year"]) == 2:
         if parts.get("sign") == "-":  # 10-11-12 is rather a code
             return None

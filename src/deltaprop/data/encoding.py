@@ -22,7 +22,7 @@ from torch import Tensor
 
 from deltaprop.data.cells import ABSENT, PLAIN, Form, canonical
 from deltaprop.data.columns import Column, DatePart, Kind, Missing, Numbers, quoted_cell
-from deltaprop.data.scaling import LEAST_STEPS, SQUARABLE, Scaling
+from deltaprop.data.scaling import LEAST_STEPS, SQUARABLE, Moments, Scaling
 from deltaprop.data.splits import Rows
 from deltaprop.data.store import InMemory, OnDisk, Store
 from deltaprop.errors import UserError, listed, setting
@@ -300,18 +300,14 @@ def fit_encoding(
 ) -> tuple[Encoding, Scaling, list[str]]:
     """Return the encoding of the training rows, the scaling of the inputs, and the columns without a value in them.
 
-    The scaling is to mean 0 and deviation 1. A column without a value has no effect.
-
-    The mean and the deviation are those of the present numbers (scikit-learn's ``StandardScaler``, block by block).
-    Inputs of 0 and 1 are not scaled. ``where`` names the table.
+    The scaling is to mean 0 and deviation 1, those of the present numbers; inputs of 0 and 1 are not scaled. A column
+    without a value has no effect. ``where`` names the table.
 
     Raises:
         UserError: If the deviation of a column is not finite.
     """
-    from sklearn.preprocessing import StandardScaler
-
     numbers = [at for at, column in enumerate(columns) if column.kind == "numbers"]
-    scaler = StandardScaler()
+    moments = Moments(len(numbers))
     seen: list[set[float]] = [set() for _ in columns]
     present, rows = np.zeros(len(columns), dtype=np.int64), 0
     least, most = np.full(len(columns), np.inf), np.full(len(columns), -np.inf)
@@ -319,13 +315,11 @@ def fit_encoding(
         present += (~np.isnan(block)).sum(axis=0)
         rows += len(block)
         least, most = np.fmin(least, np.fmin.reduce(block)), np.fmax(most, np.fmax.reduce(block))
-        if numbers:
-            with np.errstate(over="ignore", invalid="ignore"):  # reported below, with the column's name
-                scaler.partial_fit(block[:, numbers])
+        moments.add(block[:, numbers])  # an overflow is reported below, with the column's name
         for at, column in enumerate(columns):
             if column.kind == "categories":
                 seen[at].update(np.unique(block[:, at]).tolist())
-    mean, scale = (scaler.mean_, scaler.scale_) if numbers else (np.empty(0), np.empty(0))
+    mean, scale = moments.mean, moments.scale
     inputs: list[Input] = []
     for at, column in enumerate(columns):
         gaps = rows - int(present[at])
@@ -339,10 +333,8 @@ def fit_encoding(
             inputs.append(Input(column.name, "categories", tuple(sorted(kept)), present=column.present, **about))
             continue
         number = numbers.index(at)
-        if not present[at]:
-            mean[number], scale[number] = 0.0, 1.0
-        elif most[at] > least[at]:
-            _check_spread(float(mean[number]), float(scaler.var_[number]), column, where)
+        if most[at] > least[at]:
+            _check_spread(float(mean[number]), float(moments.variance[number]), column, where)
         middle = float(mean[number])
         about["absent"] = missing == "auto" and column.part in ("", "day") and gaps > MISSING_SHARE * rows
         inputs.append(Input(column.name, "numbers", fill=None if missing == "refuse" else middle, **about))

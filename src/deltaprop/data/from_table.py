@@ -23,6 +23,7 @@ from deltaprop.data.store import ROWS_AT_ONCE, UNLIMITED, CacheConfig, InMemory,
 from deltaprop.data.table import ArrowTable, Batch, Table
 from deltaprop.errors import UserError, setting
 
+FEWEST_SUMMED = 10  # rows of a table whose last row may be their sums
 HELD_SHARE = 8  # a file of at most one part in this many of the allowed memory is parsed once, and held
 
 
@@ -167,12 +168,29 @@ def read_table(
     y = found.encode(_targets_of(loaded, path))
     loaded = replace(loaded, targets=np.empty((0, len(targets))))  # y holds them now, and they may be many
     rows = _used(y, found)
+    if options.columns == "infer" and _ends_with_sums(loaded, y):
+        rows = rows[rows < len(y) - 1]
+        note = "the last row is left out: its numbers are the sums of the others"
+        loaded = replace(loaded, plan=replace(loaded.plan, notes=(*loaded.plan.notes, note)))
     return RawTable(path.name, found, y[rows], rows, table, test_table, options, cache, storage, loaded)
 
 
 def _used(y: Array, targets: Targets) -> Rows:
     """Return the rows whose class is not left out."""
     return np.flatnonzero(y >= 0) if targets.class_names else np.arange(len(y))
+
+
+def _ends_with_sums(loaded: LoadedTable, y: Array) -> bool:
+    """Return whether the last row of a table in memory has the sums of the others, in two columns or more."""
+    if not isinstance(loaded.store, InMemory) or len(y) < FEWEST_SUMMED:
+        return False
+    numbers = [at for at, column in enumerate(loaded.plan.inputs) if column.kind == "numbers" and not column.part]
+    targets = y if y.ndim == 2 else np.empty((len(y), 0))  # not the labels of classes
+    values = np.hstack([loaded.store.rows[:, numbers], targets])
+    values = values[:, ~np.isnan(values[-1])]
+    with np.errstate(over="ignore", invalid="ignore"):
+        sums = np.nansum(values[:-1], axis=0)
+    return len(sums) > 1 and bool((np.isclose(values[-1], sums, rtol=1e-6, atol=0) & (sums != 0)).all())
 
 
 def _check_test_columns(table: Table, test: Table, plan: TablePlan, options: TableOptions) -> None:

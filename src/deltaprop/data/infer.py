@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -19,7 +19,9 @@ from deltaprop.data.profile import DATE_PARTS, MOST_COUNTED, MOST_VALUES, Profil
 from deltaprop.data.table import NUMBER, Table, unlisted
 from deltaprop.errors import UserError, counted, listed, setting
 
-MOST_NAMES = 100  # categories of a column that have an input of their own
+MANY_NAMES = 100  # of a column: with more, the frequent ones alone have an input of their own
+MOST_NAMES = 300  # that have an input of their own
+ENOUGH = 5, 10  # rows of a frequent name: at least, and at most that are asked for
 FEW = 0.1  # of the cells: text among so many numbers is an error of a few cells
 FREQUENT = 0.05  # of the rows: None is a name if it is in so many
 TYPED = 5  # words that a hint asks to be typed
@@ -103,18 +105,24 @@ def infer(
     if options.columns == "0.1":
         inputs, targets = ([_as_in_0_1(profiles[name], options) for name in part] for part in (names, target_names))
         return TablePlan(inputs, targets, tuple(left_out))
-    readings = {name: _input(profiles[name], options) for name in names}
+    grouped = [name for name, found in profiles.items() if 0 < found.points == found.grouped]
+    has_commas = bool(grouped) and options.decimal == "auto" and _has_decimal_commas(profiles.values(), options)
+    by_name = dict.fromkeys(profiles, options)
+    by_name |= dict.fromkeys(grouped, replace(options, decimal="comma")) if has_commas else {}
+    readings = {name: _input(profiles[name], by_name[name]) for name in names}
     used = {name for name, reading in readings.items() if reading.columns and not reading.reason}
     problems = any(reading.problem for reading in readings.values())
     if not used and not problems:  # the only inputs are used, whatever they look like
         used = {name for name, reading in readings.items() if reading.columns}
-    of_targets = {name: _target(profiles[name], options) for name in target_names}
+    of_targets = {name: _target(profiles[name], by_name[name]) for name in target_names}
     if not options.target:
         _suggest_target(of_targets[target_names[0]], profiles[target_names[0]], readings, profiles)
     _refuse_problems(table, {**readings, **of_targets}, of_targets)
     if not used:
         reasons = listed([f"{name or 'the first'} ({reading.reason})" for name, reading in readings.items()], 4)
-        raise UserError(f"{table.path}: no column is left as an input beside the target {target_names[0]!r}: {reasons}")
+        hint = "; write a name for it into the header to use it" if "" in readings else ""
+        left = f"no column is left as an input beside the target {target_names[0]!r}"
+        raise UserError(f"{table.path}: {left}: {reasons}{hint}")
     notes = [note for reading in of_targets.values() for note in reading.notes]
     for name, reading in readings.items():
         if name in used:
@@ -176,7 +184,9 @@ def _input(profile: Profile, options: TableOptions) -> _Reading:
             _limit_names(reading, profile, is_wanted)
         return reading
     column = reading.columns[0]
-    if column.kind == "numbers" and not column.part and profile.starts is not None and profile.rows > 2:
+    if profile.is_constant and not profile.missing and not column.part:
+        reading.reason = "the same in every row"
+    elif column.kind == "numbers" and not column.part and profile.starts is not None and profile.rows > 2:
         reading.reason = f"row numbers, {profile.starts} to {profile.rows - 1 + profile.starts}"
     elif column.kind == "categories":
         _limit_names(reading, profile, is_wanted)
@@ -186,11 +196,11 @@ def _input(profile: Profile, options: TableOptions) -> _Reading:
 def _limit_names(reading: _Reading, profile: Profile, is_wanted: bool) -> None:
     """Leave out an identifier; keep the frequent ones of very many names."""
     names, rows = profile.names, profile.names.total()
-    several = len(names) > MOST_NAMES or profile.overflow or len(names) > rows / 2
+    several = len(names) > MANY_NAMES or profile.overflow or len(names) > rows / 2
     if not several or len(names) < 3:
         return
     column = reading.columns[0]
-    least = max(5, rows // 200)
+    least = min(max(ENOUGH[0], rows // 200), ENOUGH[1])
     frequent = [name for name, count in names.most_common(MOST_NAMES) if count >= least]
     total = f"more than {MOST_COUNTED}" if profile.overflow else str(len(names))
     if names.most_common(1)[0][1] == 1:
@@ -232,9 +242,13 @@ def _suggest_target(
 ) -> None:
     """Name the nearest column that could be a target where the last one, which is the default, cannot."""
     if reading.columns and not reading.problem:
-        differ = len(profile.names) > 1 and profile.names.most_common(1)[0][1] == 1
-        if differ and reading.columns[0].kind == "categories":
-            reading.problem = f"its {len(profile.names)} names are all different"
+        single = sum(count == 1 for count in profile.names.values())
+        if len(profile.names) > 1 and 2 * single > profile.names.total() and reading.columns[0].kind == "categories":
+            are_all = single == len(profile.names)
+            of_names = f"{len(profile.names)} names"
+            reading.problem = (
+                f"its {of_names} are all different" if are_all else f"{single} of its {of_names} have one row"
+            )
         elif reading.columns[0].kind == "numbers" and len(profile.values) == 1 and profile.numbers == profile.present:
             reading.problem = f"it is {next(iter(profile.values)):g} in every row"
     able = [
@@ -323,6 +337,8 @@ def _few_texts(profile: Profile, form: Form, others: str) -> _Reading:
     cells = [f"row {row} is {quoted_cell(text)}" for text, row in [*wrong.items()][:3]]
     more = ", …" if len(wrong) > len(cells) else ""
     problem = f"{', '.join(cells)}{more}, and the other cells are {others}"
+    if all(re.fullmatch(r"\d+[A-Za-z]", text) for text in wrong):  # 136A among 136 and 137 is a code
+        return _Reading(problem=problem, remedy=("categorical", (name,)))
     typed = len(wrong) <= TYPED and all(map(_can_be_typed, wrong))
     remedy = ("na_values", tuple(wrong)) if typed else ("drop", (name,))
     return _Reading(problem=problem, remedy=remedy)
@@ -344,11 +360,24 @@ def _can_be_typed(text: str) -> bool:
 def _names(profile: Profile, absent: tuple[str, ...], note: str = "") -> _Reading:
     """Return a column of categories; None is one of them where it is frequent, or the only word for a missing value."""
     column, notes = Column(profile.name, "categories", absent=absent), [note] if note else []
+    if len(profile.names) <= MANY_NAMES and (alike := _alike(profile.names)):
+        notes.append(
+            f"column {profile.name!r} has names that differ in capitals alone, such as {alike}: each is another"
+        )
     nones = profile.absent["none"]
     if nones and (nones == profile.missing or nones >= FREQUENT * profile.rows):
         column.present = ("none",)
         notes.append(f"column {profile.name!r}: None is a name ({counted(nones, 'row')}), not a missing value")
     return _Reading([column], notes=notes)
+
+
+def _alike(names: Iterable[str]) -> str:
+    """Return names that differ in capitals alone; nothing if there are none, or one letter each as of genes."""
+    by_lower: dict[str, list[str]] = {}
+    for name in names:
+        by_lower.setdefault(name.casefold(), []).append(name)
+    found = next((same for lower, same in by_lower.items() if len(same) > 1 and len(lower) > 1), [])
+    return " and ".join(map(quoted_cell, sorted(found)))
 
 
 def _dates(profile: Profile, absent: tuple[str, ...]) -> _Reading:
@@ -381,6 +410,8 @@ def _form(profile: Profile, options: TableOptions) -> tuple[Form, int, str]:
     """
     import pyarrow
 
+    if options.decimal == "comma" and 0 < profile.points == profile.grouped and profile.numbers == profile.present:
+        return Form(",", "."), profile.numbers, ""  # 2.392 beside 1,5 in another column
     if not profile.names:
         return PLAIN, profile.numbers, ""
     names = pyarrow.array([*profile.names], pyarrow.string())
@@ -402,6 +433,15 @@ def _form(profile: Profile, options: TableOptions) -> tuple[Form, int, str]:
     if not is_ambiguous or read <= profile.present / 2:
         return form, read, ""
     return form, read, next(t for t, shape in zip(profile.names, found, strict=True) if shape == (mark, "ambiguous"))
+
+
+def _has_decimal_commas(profiles: Iterable[Profile], options: TableOptions) -> bool:
+    """Return whether some column has decimal commas, so that the point of another such as 2.392 separates thousands."""
+    for profile in profiles:
+        form, read, ambiguous = _form(profile, options)
+        if form.decimal == "," and read == profile.present - profile.signs.total() and not ambiguous:
+            return True
+    return False
 
 
 def _separators(

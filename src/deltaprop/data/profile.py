@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from deltaprop.data.cells import (
     ABSENT,
     CODE,
+    GROUPED,
     LARGE_INTEGER,
     MOST_EXACT,
     SIGNS,
@@ -45,6 +46,7 @@ class Profile:
         absent: The missing cells, by how they are written in lower case; null is "".
         numbers: The number of cells that are plain numbers.
         points: Those with a decimal point.
+        grouped: Those of these such as 2.392, whose point may separate thousands.
         whole: Whether all numbers are whole.
         codes: Those with a leading zero, such as 007.
         large: Integers that float64 would round.
@@ -69,6 +71,7 @@ class Profile:
     absent: Counter[str] = field(default_factory=Counter)
     numbers: int = 0
     points: int = 0
+    grouped: int = 0
     whole: bool = True
     codes: int = 0
     large: int = 0
@@ -208,19 +211,25 @@ class Profile:
             is_number = matches(cells, NUMBER)
             self.numbering = None
             self._add_others(cells, is_number, before)
-            self.points += int(matches(cells, r"^[+-]?\d*\.").sum())
+            self._count_points(cells)
             self._count_codes(cells)
             values = compute.if_else(pyarrow.array(is_number), cells, None).cast("float64", safe=False)
             values = values.to_numpy(zero_copy_only=False)
             self._count(cells)
         else:
-            self.points += compute.sum(compute.match_substring(cells, ".")).as_py() or 0
+            self._count_points(cells)
             # Only whole numbers are codes or too large; a search for them costs as much as the cast.
             if (np.trunc(values) == values).any() and self._count_codes(cells):
                 self._count(cells)
         self.numbers += int((~np.isnan(values)).sum())
         if not np.isnan(values).all():
             self._add_values(values, before)
+
+    def _count_points(self, cells: Any) -> None:
+        """Count plain numbers with a point."""
+        points = int(matches(cells, r"^[+-]?\d*\.\d*(?:[eE][+-]?\d+)?$").sum())
+        self.points += points
+        self.grouped += int(matches(cells, GROUPED).sum()) if points else 0
 
     def _count_codes(self, cells: Any) -> bool:
         """Count codes and integers that float64 would round; return whether there are any."""

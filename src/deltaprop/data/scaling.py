@@ -21,6 +21,45 @@ SQUARABLE = 1e-150, 1e150  # deviations whose squares, and sums of these, float6
 LEAST_STEPS = 100  # of float64 in a deviation: with fewer, its values have less than three digits
 
 
+class Moments:
+    """Mean and variance of columns that come block by block, NaN left out, in one pass (Chan, Golub, LeVeque 1983).
+
+    scikit-learn's ``StandardScaler`` gives the same, but NaN for a column that has no value in some block.
+
+    Args:
+        width: The number of columns.
+
+    Attributes:
+        count: The number of values in each.
+        mean: Σx/N, 0 without a value.
+        variance: Σ(x − mean)²/N, 0 without a value.
+    """
+
+    def __init__(self, width: int) -> None:
+        self.count, self.mean, self.variance = np.zeros(width), np.zeros(width), np.zeros(width)
+
+    def add(self, block: Array) -> None:
+        """Add rows, [N, width]; a sum that overflows is infinite or NaN."""
+        new = (~np.isnan(block)).sum(axis=0).astype(float)
+        has, old = new > 0, self.count
+        with np.errstate(all="ignore"):
+            total = np.nansum(block, axis=0)
+            from_mean = block - total / new
+            squares = np.nansum(from_mean**2, axis=0) - np.nansum(from_mean, axis=0) ** 2 / new
+            apart = np.where(old > 0, old / new / (old + new) * (self.mean * new - total) ** 2, 0.0)
+            variance = (self.variance * old + squares + apart) / (old + new)
+            mean = (self.mean * old + total) / (old + new)
+        self.mean, self.variance = np.where(has, mean, self.mean), np.where(has, variance, self.variance)
+        self.count = old + new
+
+    @property
+    def scale(self) -> Array:
+        """√variance; 1 where all values are the same, as far as float64 can tell."""
+        eps = np.finfo(np.float64).eps
+        bound = self.count * eps * self.variance + (self.count * self.mean * eps) ** 2
+        return np.where(self.variance <= bound, 1.0, np.sqrt(self.variance))
+
+
 @dataclass(frozen=True, eq=False)
 class Scaling:
     """x ↦ (x − mean) / scale per column, and back.

@@ -19,7 +19,8 @@ from deltaprop.data import BUILTIN, Dataset
 from deltaprop.training.config import TrainConfig
 
 EPOCHS, FEWEST_STEPS = 30, 1000
-TABLE_DECAY = 0.01  # λ
+TABLE_LR, TABLE_DECAY = 0.01, 0.01  # η and λ
+MOST_DEVIATIONS = 20.0  # of a number from its mean: beyond them η is lower
 VIEWS_EVERY = 5  # fewest epochs between two sets of views in TensorBoard, which cost more than a small table's epochs
 
 

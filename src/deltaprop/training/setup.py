@@ -21,7 +21,7 @@ from deltaprop._version import __version__
 from deltaprop.data import BUILTIN_LR, Dataset, Deformation, Fold, Scaling, check_source, load
 from deltaprop.data.columns import Progress, silent
 from deltaprop.data.digests import digestible_rows
-from deltaprop.data.store import Storage
+from deltaprop.data.store import ROWS_AT_ONCE, Storage
 from deltaprop.epoch_state import EpochState
 from deltaprop.errors import UserError, setting
 from deltaprop.explicit.precision import check_precision
@@ -30,7 +30,7 @@ from deltaprop.optim import SGD
 from deltaprop.training.baseline import class_counts
 from deltaprop.training.config import TrainConfig
 from deltaprop.training.data_loader import DataLoader
-from deltaprop.training.defaults import is_own_table, resolve_auto
+from deltaprop.training.defaults import MOST_DEVIATIONS, TABLE_LR, is_own_table, resolve_auto
 from deltaprop.training.devices import describe_device, fastest, physical_cores, pick_device, pick_threads, tune_threads
 from deltaprop.training.engines import ENGINES
 from deltaprop.training.objective import Objective, balanced, check_output_activation, choose_objective
@@ -170,7 +170,7 @@ def prepare(
     if config.augment != "none":
         _check_augment(config, dataset)
     if config.lr == "auto":
-        config = replace(config, lr=usual_lr(config.data, dataset))
+        config = replace(config, lr=usual_lr(config, dataset))
     if not len(dataset.val):
         _check_unvalidated(config)
     config = resolve_auto(config, dataset)
@@ -254,13 +254,28 @@ def _tune(
     return {count: seconds / TUNING_STEPS for count, seconds in timed.items()}
 
 
-def usual_lr(data: str, dataset: Dataset) -> float:
+def usual_lr(config: TrainConfig, dataset: Dataset) -> float:
     """Return the η that ``lr="auto"`` stands for.
 
     A built-in data set may have its own. For tables it was measured together with the values in
-    :mod:`deltaprop.training.defaults`. On standardised columns with rare outliers, 0.05 with momentum 0.9 diverges.
+    :mod:`deltaprop.training.defaults`. On standardised columns with rare outliers, 0.05 with momentum 0.9 diverges, and
+    so does 0.01 where a number is more than 50 deviations from its mean. The curvature of the loss along ∂C/∂W = δ aᵀ
+    grows with ‖a‖², so that η falls with the square of the largest number, from 20 deviations on.
     """
-    return 0.01 if is_own_table(data, dataset) else BUILTIN_LR.get(data, 0.05)
+    if not is_own_table(config.data, dataset):
+        return BUILTIN_LR.get(config.data, 0.05)
+    if config.scaling not in ("auto", "standard"):
+        return TABLE_LR
+    return float(f"{TABLE_LR * min(1.0, (MOST_DEVIATIONS / max(farthest(dataset), MOST_DEVIATIONS)) ** 2):.2g}")
+
+
+def farthest(dataset: Dataset) -> float:
+    """Return the largest absolute value among the inputs, and the targets that are numbers, of the training rows."""
+    train = dataset.train
+    found = [float(train.y.abs().max())] if dataset.task == "regression" else [0.0]
+    for start in range(0, len(train), ROWS_AT_ONCE):
+        found.append(float(train.inputs(slice(start, start + ROWS_AT_ONCE)).abs().max()))
+    return max(found)
 
 
 def _check_unvalidated(config: TrainConfig) -> None:

@@ -216,6 +216,26 @@ def test_lines_above_the_header_are_left_out_and_told(tmp_path: Path, above: str
     assert all_rows(table) == (["a", "b", "y"], [["1", "2", "x"], ["2", "3", "z"], ["3", "3", "x"]])
 
 
+@pytest.mark.parametrize("ends", [",", ",,", ", ,"])
+def test_a_delimiter_at_the_end_of_every_line_is_no_column(read: Callable[..., Read], ends: str):
+    text = f"a,b,y{ends}\n" + "".join(f"{at},{at}.5,x{ends}\n" for at in range(9))
+    names, rows = read(text)
+    assert (names, rows[8]) == (["a", "b", "y"], ["8", "8.5", "x"])
+
+
+def test_a_column_with_values_needs_a_name_wherever_it_is(tmp_path: Path):
+    assert "column 3 has no name" in refused(tmp_path, "a,b,\n1,2,\n1,2,3\n")
+
+
+def test_years_are_names_beside_others(read: Callable[..., Read]):
+    names = ["Country", "Code", "1960", "1961", "1962", "1963"]
+    assert read(",".join(names) + "\nAruba,ABW,54.2,54.3,54.4,54.5\nItaly,ITA,1,2,3,4\n")[0] == names
+
+
+def test_a_row_of_whole_numbers_is_not_taken_for_years(tmp_path: Path):
+    assert "no header" in refused(tmp_path, "x,1,5,7,9\ny,2,6,8,1\nx,3,5,7,9\n")
+
+
 def test_the_summary_of_training_tells_of_the_lines_above_the_header(tmp_path: Path):
     rows = "".join(f"{at / 2},{at % 7},{'uv'[at % 2]}\n" for at in range(40))
     (tmp_path / "t.csv").write_text("Report 2020\na,b,y\n" + rows)

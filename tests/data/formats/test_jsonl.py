@@ -73,10 +73,24 @@ def test_a_column_has_one_type_that_holds_all_of_its_values(
     assert len([*table.batches()]) == 2
 
 
+@pytest.mark.parametrize("name", ["t.json", "t.jsonl", "t.json.gz"])
+@pytest.mark.parametrize("indent", [None, 2])
+def test_a_list_of_objects_is_a_table_too(tmp_path: Path, name: str, indent: int | None):
+    text = "\n " + json.dumps([{"a": 1, "y": "x"}, {"a": None, "y": "z"}, {"y": "x", "b": 2.5}], indent=indent)
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(text.encode()) if name.endswith(".gz") else text.encode())
+    table = open_table(path)
+    assert table.names == ["a", "y", "b"]
+    assert [column(table, at)[1] for at in range(3)] == [[1, None, None], ["x", "z", "x"], [None, None, 2.5]]
+
+
 PROBLEMS = {
     '{"a": 1, "b": 2}\n\n{"a": 1,\n': r"line 3 is not JSON: Expecting property name .*\('\{\"a\": 1,'\)",
-    '[{"a": 1, "b": 2}]\n': "line 1 is a list: JSON lines have an object a line, whose keys are columns",
-    '[\n{"a": 1}\n]\n': "line 1 is not JSON: .*: is this one JSON document\\? JSON lines have an object a line",
+    '[{"a": 1, "b": 2}, 3]\n': "item 2 is no object: JSON lines have an object a line, whose keys are columns",
+    '[{"a": 1, "b": 2},\n': "t.jsonl is not JSON: ",
+    "[]": "the file is empty: lines of JSON objects are needed",
+    '{"a": 1, "b": 2}\n[{"a": 1, "b": 2}]\n': "line 2 is a list: JSON lines have an object a line",
+    '{\n"a": 1}\n': "line 1 is not JSON: .*: is this one JSON document\\? JSON lines have an object a line",
     '"a"\n': "line 1 is text: ",
     "7\n": "line 1 is no object: ",
     '{"a": 1, "b": 2, "a": 3}\n': "line 1 has the key 'a' twice: rename one",

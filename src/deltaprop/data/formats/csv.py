@@ -39,6 +39,7 @@ class CsvTable:
         head: The bytes before the first row.
         encoding: That of its text.
         notes: What is told of lines above the header.
+        unnamed: The number of columns at the end that have neither a name nor values, and are not read.
         blanks: Whether blank lines between rows are rows: of one column, whose cell is empty.
     """
 
@@ -50,6 +51,7 @@ class CsvTable:
     head: bytes
     encoding: str = "utf-8"
     notes: tuple[str, ...] = ()
+    unnamed: int = 0
     blanks: bool = False
 
     def place(self, row: int) -> str:
@@ -73,7 +75,18 @@ class CsvTable:
         found = find_dialect(path, head, options, is_whole=is_whole)
         begins_blank = head.removeprefix(BOM).startswith((b"\r", b"\n"))
         blanks = len(found.names) == 1 and not begins_blank
-        return cls(path, found.names, (path,), found.delimiter, source, found.head, encoding, found.notes, blanks)
+        return cls(
+            path,
+            found.names,
+            (path,),
+            found.delimiter,
+            source,
+            found.head,
+            encoding,
+            found.notes,
+            found.unnamed,
+            blanks,
+        )
 
     @classmethod
     def of_stream(cls, name: Path, stream: BinaryIO, options: ReadOptions) -> CsvTable:
@@ -97,6 +110,7 @@ class CsvTable:
         from pyarrow import csv as arrow_csv
 
         lines, rows = self.head.count(b"\n"), 0
+        all_names = [*self.names, *(f"{SPACES}{at}" for at in range(self.unnamed))]
         for block, problem in self._blocks(on_bytes):
             if problem:
                 raise UserError(f"{self.path}: row {rows + 1}: {problem}")
@@ -107,12 +121,14 @@ class CsvTable:
             try:
                 reader = arrow_csv.open_csv(  # read_csv would take over SIGINT and SIGTERM
                     pyarrow.BufferReader(sink.getvalue()),
-                    arrow_csv.ReadOptions(use_threads=False, block_size=len(block) + 1, column_names=self.names),
+                    arrow_csv.ReadOptions(use_threads=False, block_size=len(block) + 1, column_names=all_names),
                     arrow_csv.ParseOptions(
                         delimiter=self.delimiter, newlines_in_values=b'"' in block, ignore_empty_lines=not self.blanks
                     ),
                     arrow_csv.ConvertOptions(
-                        column_types=dict.fromkeys(self.names, pyarrow.string()), strings_can_be_null=False
+                        column_types=dict.fromkeys(all_names, pyarrow.string()),
+                        strings_can_be_null=False,
+                        include_columns=self.names,
                     ),
                 )
                 table = reader.read_all()

@@ -58,12 +58,14 @@ class Dialect:
         delimiter: The character between cells, or ``SPACES``.
         head: The bytes before the first row.
         notes: What is told of lines above the header.
+        unnamed: The number of columns without a name and without a value at the end.
     """
 
     names: list[str]
     delimiter: str
     head: bytes
     notes: tuple[str, ...] = ()
+    unnamed: int = 0
 
 
 @dataclass(frozen=True)
@@ -131,8 +133,10 @@ def _dialect_from(
             return replace(found, notes=(note_of_title(len(_LINE_END.findall(head, start, begin)), line),))
     if not (_is_quoted(line, delimiter) and not any(_is_quoted(row, delimiter) for row in sample.below)):
         refuse_row_as_header(path, cells, rows)
-    check_names(path, cells)
-    return Dialect(_enough(path, cells, delimiter, options.least), delimiter, head[:end])
+    unnamed = _unnamed(cells, rows)
+    names = cells[: len(cells) - unnamed]
+    check_names(path, names)
+    return Dialect(_enough(path, names, delimiter, options.least), delimiter, head[:end], unnamed=unnamed)
 
 
 def split_cells(line: str, delimiter: str) -> list[str]:
@@ -240,6 +244,15 @@ def _has_row_names(names: Sequence[str], rows: Sequence[Sequence[str]], lines: S
         return True
     counts = first == [str(at + 1) for at in range(len(first))]
     return delimiter != "," and (counts or not any(re.match(NUMBER, cell) for cell in first))
+
+
+def _unnamed(names: Sequence[str], rows: Sequence[Sequence[str]]) -> int:
+    """Return the number of columns at the end without a name and a value, as of lines that end in a delimiter."""
+
+    def is_empty(at: int) -> bool:
+        return not names[at] and not any(len(row) == len(names) and row[at].strip() for row in rows)
+
+    return next((count for count in range(len(names) - 1) if not (rows and is_empty(-1 - count))), 0)
 
 
 def _is_quoted(line: str, delimiter: str) -> bool:

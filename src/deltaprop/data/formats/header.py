@@ -77,6 +77,15 @@ def _is_header(names: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:
     return any(all(len(row) > at and re.match(NUMBER, row[at]) for row in rows) for at in range(len(names)))
 
 
+def _are_names_and_years(names: Sequence[str], is_number: Sequence[bool]) -> bool:
+    """Return whether some texts are followed by whole numbers that count, such as Country, Code, 1960, 1961, 1962."""
+    if not any(is_number) or is_number[0]:
+        return False
+    after = names[is_number.index(True) :]
+    counts = [int(name) for name in after if name.isdecimal()]
+    return len(counts) == len(after) > 2 and counts == [*range(counts[0], counts[0] + len(counts))]
+
+
 def refuse_row_as_header(path: Path | str, names: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Refuse a row in place of the header: most of it numbers, or cells that its columns have again below it."""
     if any([*names] == [str(first + at) for at in range(len(names))] for first in (0, 1)):  # 0, 1, … are names
@@ -91,6 +100,8 @@ def refuse_row_as_header(path: Path | str, names: Sequence[str], rows: Sequence[
         if numbered or not any(re.match(NUMBER, cell) for cell in below):
             return
     is_number = [bool(re.match(NUMBER, name)) for name in names]
+    if _are_names_and_years(names, is_number):
+        return
     numbers = [name for name, number in zip(names, is_number, strict=True) if number]
     shown, looks = numbers, "has numbers where names should be"
     is_row = any(not name.lstrip("+-").isdecimal() for name in numbers) or 2 * len(numbers) > len(names)

@@ -1,4 +1,4 @@
-"""JSON lines, plain or .gz: an object a line, whose keys are the columns.
+"""JSON lines, plain or .gz: an object a line, whose keys are the columns; or one list of such objects.
 
 A file is read twice, block by block: once for its columns and their types, which a later line may change, and then for
 its rows. A key that a line does not have is a missing cell there.
@@ -19,9 +19,9 @@ from deltaprop.data.formats.values import SeenValues, as_array
 from deltaprop.data.table import BATCH_ROWS, Batch, ReadOptions, check_names
 from deltaprop.errors import UserError
 
-JSONL_NAMES = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")
+JSONL_NAMES = (".jsonl", ".ndjson", ".json", ".jsonl.gz", ".ndjson.gz", ".json.gz")
 GZIP_MAGIC = b"\x1f\x8b"
-LONGEST_LINE = 1 << 26  # bytes
+LONGEST_LINE = 1 << 26  # bytes, also of a list
 MOST_KEYS = 1 << 16
 
 
@@ -104,9 +104,9 @@ def _check_text(path: Path, number: int, text: str) -> None:
 
 
 def _objects(path: Path, on_bytes: Callable[[int], None] = lambda count: None) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the number of each line that is not blank, and its object."""
+    """Yield each object, with the number of its line, or of itself in a list."""
     with read_errors(path), path.open("rb") as raw:
-        stream, number = unpacked(path, raw), 0
+        stream, number, is_first = unpacked(path, raw), 0, True
         while line := stream.readline(LONGEST_LINE + 1):
             number += 1
             if number == 1:
@@ -115,15 +115,27 @@ def _objects(path: Path, on_bytes: Callable[[int], None] = lambda count: None) -
                 on_bytes(raw.tell())
             if len(line) > LONGEST_LINE:
                 raise UserError(f"{path}: line {number} is longer than {LONGEST_LINE >> 20} MiB")
+            if line.lstrip().startswith(b"[") and is_first:
+                yield from _of_list(path, line + stream.read(LONGEST_LINE + 1))
+                return
             if line.strip():
-                yield number, _object(path, number, line)
+                is_first = False
+                yield number, _row(f"{path}: line {number}", _parsed(path, f"{path}: line {number}", line))
 
 
-def _object(path: Path, number: int, line: bytes) -> dict[str, Any]:
-    """Return the object of a line."""
-    where = f"{path}: line {number}"
+def _of_list(path: Path, text: bytes) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the objects of a list, numbered from 1."""
+    if len(text) > LONGEST_LINE:
+        raise UserError(f"{path}: a JSON list longer than {LONGEST_LINE >> 20} MiB: write an object a line")
+    found = _parsed(path, f"{path}", text)
+    for number, item in enumerate(found, start=1):
+        yield number, _row(f"{path}: item {number}", item)
+
+
+def _parsed(path: Path, where: str, line: bytes) -> Any:
+    """Return what a line says."""
     try:
-        found = json.loads(line.decode(), object_pairs_hook=_Pairs)
+        return json.loads(line.decode(), object_pairs_hook=_Pairs)
     except UnicodeDecodeError as error:
         if line.startswith(GZIP_MAGIC):
             raise UserError(f"{path}: this is gzip, not JSON lines: name it .jsonl.gz") from error
@@ -133,6 +145,10 @@ def _object(path: Path, number: int, line: bytes) -> dict[str, Any]:
         shown = line[:40].decode(errors="replace").strip()
         whole = ": is this one JSON document? JSON lines have an object a line" if shown in ("[", "{") else ""
         raise UserError(f"{where} is not JSON: {what} ({shown!r}){whole}") from error
+
+
+def _row(where: str, found: Any) -> dict[str, Any]:
+    """Return an object as a row."""
     if not isinstance(found, _Pairs):
         what = "a list" if isinstance(found, list) else "text" if isinstance(found, str) else "no object"
         raise UserError(f"{where} is {what}: JSON lines have an object a line, whose keys are columns")
