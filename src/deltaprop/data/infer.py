@@ -116,7 +116,8 @@ def infer(
         used = {name for name, reading in readings.items() if reading.columns}
     of_targets = {name: _target(profiles[name], by_name[name]) for name in target_names}
     if not options.target:
-        _suggest_target(of_targets[target_names[0]], profiles[target_names[0]], readings, profiles)
+        last, drops_rare = target_names[0], options.rare_classes == "drop"
+        _suggest_target(of_targets[last], profiles[last], readings, profiles, drops_rare=drops_rare)
     _refuse_problems(table, {**readings, **of_targets}, of_targets)
     if not used:
         reasons = listed([f"{name or 'the first'} ({reading.reason})" for name, reading in readings.items()], 4)
@@ -238,17 +239,21 @@ def _target(profile: Profile, options: TableOptions) -> _Reading:
 
 
 def _suggest_target(
-    reading: _Reading, profile: Profile, readings: Mapping[str, _Reading], profiles: Mapping[str, Profile]
+    reading: _Reading,
+    profile: Profile,
+    readings: Mapping[str, _Reading],
+    profiles: Mapping[str, Profile],
+    *,
+    drops_rare: bool,
 ) -> None:
     """Name the nearest column that could be a target where the last one, which is the default, cannot."""
     if reading.columns and not reading.problem:
-        single = sum(count == 1 for count in profile.names.values())
-        if len(profile.names) > 1 and 2 * single > profile.names.total() and reading.columns[0].kind == "categories":
-            are_all = single == len(profile.names)
-            of_names = f"{len(profile.names)} names"
-            reading.problem = (
-                f"its {of_names} are all different" if are_all else f"{single} of its {of_names} have one row"
-            )
+        names, single = len(profile.names), sum(count == 1 for count in profile.names.values())
+        is_text = reading.columns[0].kind == "categories" and names > 1
+        if is_text and single == names:
+            reading.problem = f"its {names} names are all different"
+        elif is_text and 2 * single > profile.names.total() and drops_rare:
+            reading.problem = f"{single} of its {names} names have one row"
         elif reading.columns[0].kind == "numbers" and len(profile.values) == 1 and profile.numbers == profile.present:
             reading.problem = f"it is {next(iter(profile.values)):g} in every row"
     able = [

@@ -259,20 +259,21 @@ def usual_lr(config: TrainConfig, dataset: Dataset) -> float:
 
     A built-in data set may have its own. For tables it was measured together with the values in
     :mod:`deltaprop.training.defaults`. On standardised columns with rare outliers, 0.05 with momentum 0.9 diverges, and
-    so does 0.01 where a number is more than 50 deviations from its mean. The curvature of the loss along ∂C/∂W = δ aᵀ
-    grows with ‖a‖², so that η falls with the square of the largest number, from 20 deviations on.
+    so does 0.01 with targets that are numbers where some number is more than 50 deviations from its mean. The curvature
+    of the loss along ∂C/∂W = δ aᵀ grows with ‖a‖², so that η falls with the square of the largest number, from 20
+    deviations on. For classes |δ| ≤ 1/N, and 0.01 learns.
     """
     if not is_own_table(config.data, dataset):
         return BUILTIN_LR.get(config.data, 0.05)
-    if config.scaling not in ("auto", "standard"):
+    if dataset.task == "classification" or config.scaling not in ("auto", "standard"):
         return TABLE_LR
     return float(f"{TABLE_LR * min(1.0, (MOST_DEVIATIONS / max(farthest(dataset), MOST_DEVIATIONS)) ** 2):.2g}")
 
 
 def farthest(dataset: Dataset) -> float:
-    """Return the largest absolute value among the inputs, and the targets that are numbers, of the training rows."""
+    """Return the largest absolute value among inputs and targets of the training rows; the targets are numbers."""
     train = dataset.train
-    found = [float(train.y.abs().max())] if dataset.task == "regression" else [0.0]
+    found = [float(train.y.abs().max())]
     for start in range(0, len(train), ROWS_AT_ONCE):
         found.append(float(train.inputs(slice(start, start + ROWS_AT_ONCE)).abs().max()))
     return max(found)
