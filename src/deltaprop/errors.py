@@ -76,7 +76,7 @@ def rounded(value: float) -> str:
         >>> rounded(0.84137), rounded(23540.7), rounded(6.02e23)
         ('0.8414', '23541', '6.02e+23')
     """
-    return f"{value:.0f}" if 1e4 <= abs(value) < 1e12 else f"{value:.4g}"
+    return f"{value:.0f}" if 9999.5 <= abs(value) < 1e12 else f"{value:.4g}"
 
 
 def unknown_name(kind: str, name: object, known: Iterable[str]) -> UserError:

@@ -156,12 +156,16 @@ def test_a_month_is_its_first_day(pattern: str):
         [f"{year}-{(year + 1) % 100:02}" for year in range(1999, 2012)],  # seasons, of which 2001-02 may be a month
         [f"{at + 1:02}-{at + 2:02}-20" for at in range(8)],  # codes
         ["12/31/2020", "31/12/2020"],  # two orders
-        ["02/30/2020", "12/31/2020"],  # a day that does not exist
+        ["02/30/2020", "12/31/2020"],  # a day that does not exist, in half of the rows
+        ["3.2.45", "10.11.12", "1.10.99"],
+        ["1200-07", "1316-23", "1316-04"],
+        ["5jun45", "6jun46"],
+        ["12/31/1066", "12/30/1066"],
         ["12/31/2020 13:00 pm", "12/31/2020 1:00 pm"],
         ["Sept 31, 2020", "May 1, 2020"],
         ["May", "June"],
     ],
-    ids=["seasons", "codes", "orders", "days", "hours", "30 days", "months"],
+    ids=["seasons", "codes", "orders", "days", "versions", "ranges", "letters", "years", "hours", "30 days", "months"],
 )
 def test_what_is_no_date_in_one_order_is_a_name(cells: list[str]):
     assert [column.kind for column in columns_of("a", plan_of(beside(repeated(cells))))] == ["categories"]
@@ -179,6 +183,16 @@ def test_a_missing_cell_hides_no_order():
     cells = [f"1/{at + 1}/2020" if at % 5 else ["", "NA", "-"][at % 3] for at in range(28)]
     day, *_ = columns_of("a", plan_of(beside(cells)))
     assert np.isnan(numbers_of(beside(cells), day)).tolist() == [at % 5 == 0 for at in range(28)]
+
+
+@pytest.mark.parametrize("wrong", ["2/30/2020", "31/1/2020", "soon"])
+def test_a_few_cells_that_are_no_dates_are_named(wrong: str):
+    cells = [f"1/{at + 1}/2020" for at in range(28)] + [wrong]
+    with pytest.raises(UserError, match=f"row 29 is '{wrong}', and the other cells are dates") as error:
+        plan_of(beside(cells))
+    assert error.value.remedy == {"na_values": [wrong]}
+    day, *_ = columns_of("a", plan_of(beside(cells), na_values=(wrong,)))
+    assert np.isnan(numbers_of(beside(cells), day)).tolist() == [False] * 28 + [True]
 
 
 def test_the_order_is_saved_with_the_model():

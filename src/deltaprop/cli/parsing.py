@@ -20,6 +20,7 @@ from tyro.conf import FlagCreatePairsOff, Positional, arg
 from deltaprop.cli import COMMANDS
 from deltaprop.cli.errors import as_flags
 from deltaprop.data import BUILTIN
+from deltaprop.data.formats.files import ENCODINGS, is_encoding
 from deltaprop.data.table import ReadOptions
 from deltaprop.errors import UserError
 from deltaprop.training.config import TrainConfig
@@ -73,6 +74,8 @@ class DataArguments(ModelArguments):
         """Return how the data are read: as the training data, but for what is given."""
         if self.header and self.no_header:
             raise UserError("--header and --no-header: choose one of them")
+        if self.encoding is not None and not is_encoding(self.encoding):
+            raise UserError(f"--encoding must be {ENCODINGS}, got {self.encoding}")
         return ReadOptions(
             delimiter=self.delimiter or trained.delimiter,
             encoding=self.encoding or trained.encoding,

@@ -25,7 +25,7 @@ SIGNS = ("-", "--", "---", ".", "..", "...", "*", "\u2013", "\u2014", "\u2026")
 
 BLANKS = " \u00a0\u2009\u202f"  # between thousands: a blank, no-break, thin and narrow
 CODE = r"^[+-]?0\d+$"  # a leading zero: a code such as 007, not a number
-GROUPED = r"^[+-]?[1-9]\d{0,2}(?:\.\d{3})+$"  # 2.392: a number, or thousands where a comma is the decimal sign
+GROUPED = r"^[+-]?[1-9]\d{0,2}\.\d{3}$"  # 2.392: a number, or thousands where a comma is the decimal sign
 LARGE_INTEGER = r"^[+-]?\d{16,}$"
 MOST_EXACT = 2**53  # float64 has every integer up to here
 

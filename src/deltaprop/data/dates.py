@@ -31,7 +31,7 @@ ORDERS = {
     for name, pattern in {
         "month/day/year": rf"{_MONTH}(?P<sign>[/-]){_DAY}(?P=sign){_YEAR}",
         "day/month/year": rf"{_DAY}(?P<sign>[/.-]){_MONTH}(?P=sign){_YEAR}",
-        "day month year": rf"{_DAY}[ -]?{_NAMED}[ ,-]?\s?{_YEAR}",
+        "day month year": rf"{_DAY}(?P<sign>[ -]?){_NAMED}[ ,-]?\s?{_YEAR}",
         "month day year": rf"{_NAMED} {_DAY}(?:st|nd|rd|th)?,? (?P<year>\d{{4}})",
         "month year": rf"{_NAMED}[ -](?P<year>\d{{4}})",
         "year-month": r"(?P<year>\d{4})-(?P<month>\d\d)",
@@ -46,6 +46,7 @@ OTHER_DATE = (
     r"(?:\d{1,2}[ -]?)?(?:jan|feb|mar|apr|may|ju[nl]|aug|sep|oct|nov|dec)[a-z]{0,6}\.?[ ,-]?[\d, adhnrst-]*\d\d)"
     r"(?:[T ,]+\d{1,2}:\d\d[\d:apm ]*)?$"
 )
+YEARS = 1700, 2100  # beyond them it is rather another number
 CENTURY_BEGINS = 69  # 68 is 2068 and 69 is 1969, as POSIX has it
 
 
@@ -95,10 +96,13 @@ def in_order(text: str, order: str) -> datetime | None:
         return None
     parts = found.groupdict()
     year, month = int(parts["year"]), parts.get("month") or str(3 * int(parts.get("quarter") or 1) - 2)
-    if year < 100 and len(parts["year"]) == 2:
-        if parts.get("sign") == "-":  # 10-11-12 is rather a code
-            return None
+    if len(parts["year"]) == 2:
+        is_padded = re.match(r"\d\d\.\d\d\.", text)
+        if not (month[0].isalpha() and parts["sign"]) and parts["sign"] != "/" and not is_padded:
+            return None  # 10-11-12, 3.2.45 and 12jun45 are rather codes
         year += 1900 if year >= CENTURY_BEGINS else 2000
+    if not YEARS[0] <= year <= YEARS[1]:
+        return None
     hour = int(parts["hour"] or 0)
     if parts["half"]:
         if not 1 <= hour <= 12:

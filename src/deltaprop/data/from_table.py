@@ -169,8 +169,7 @@ def read_table(
     loaded = replace(loaded, targets=np.empty((0, len(targets))))  # y holds them now, and they may be many
     rows = _used(y, found)
     if options.columns == "infer" and _ends_with_sums(loaded, y):
-        rows = rows[rows < len(y) - 1]
-        note = "the last row is left out: its numbers are the sums of the others"
+        note = "the last row has the sums of the others: remove it from the file if it is no row of its own"
         loaded = replace(loaded, plan=replace(loaded.plan, notes=(*loaded.plan.notes, note)))
     return RawTable(path.name, found, y[rows], rows, table, test_table, options, cache, storage, loaded)
 
@@ -181,7 +180,7 @@ def _used(y: Array, targets: Targets) -> Rows:
 
 
 def _ends_with_sums(loaded: LoadedTable, y: Array) -> bool:
-    """Return whether the last row of a table in memory has the sums of the others, in two columns or more."""
+    """Return whether the last row of a table in memory seems to be their total: the sums, in two columns or more."""
     if not isinstance(loaded.store, InMemory) or len(y) < FEWEST_SUMMED:
         return False
     numbers = [at for at, column in enumerate(loaded.plan.inputs) if column.kind == "numbers" and not column.part]

@@ -12,9 +12,11 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+import numpy as np
+
 from deltaprop.data.cells import ABSENT, CURRENCIES, PLAIN, Form, are_numbers, shape_of
 from deltaprop.data.columns import LONGEST_QUOTE, Column, DatePart, TableOptions, quoted_cell
-from deltaprop.data.dates import MONTHS, matches
+from deltaprop.data.dates import MONTHS, in_order, matches
 from deltaprop.data.profile import DATE_PARTS, MOST_COUNTED, MOST_VALUES, Profile
 from deltaprop.data.table import NUMBER, Table, unlisted
 from deltaprop.errors import UserError, counted, listed, setting
@@ -294,7 +296,7 @@ def _text(profile: Profile, options: TableOptions, absent: tuple[str, ...]) -> _
     """Return how a column of text is read: as numbers, or as names; refuse a few texts among numbers or dates."""
     name, present = profile.name, profile.present - profile.signs.total()
     if profile.codes and not profile.points and profile.numbers == present:
-        code = next((text for text in profile.names if text[:1] == "0" and len(text) > 1), "007")
+        code = next((text for text in profile.cells if text[:1] == "0" and len(text) > 1), "007")
         return _names(profile, absent, f"column {name!r} has codes such as {code}, which are read as names")
     form, read, ambiguous = _form(profile, options)
     if ambiguous:
@@ -305,12 +307,15 @@ def _text(profile: Profile, options: TableOptions, absent: tuple[str, ...]) -> _
         )
     if read == present:
         notes = [f"column {name!r} is read as numbers written with {form.describe()}"] if form != PLAIN else []
-        brackets = next((text for text in profile.names if text.startswith("(")), None)
+        brackets = next((text for text in profile.cells if text.startswith("(")), None)
         if brackets:
             notes.append(f"column {name!r} has numbers in brackets such as {brackets}: they are negative")
         return _Reading([Column(name, form=form, absent=absent)], notes=[*notes, *_note_of_signs(profile)])
     texts = present - read - profile.dates
     few = max(1, FEW * present)
+    orders = profile.likely_orders
+    if len(orders) == 1 and 0 < present - profile.in_orders[orders[0]] <= few and not profile.are_seasons:
+        return _few_texts(profile, Form(date=orders[0]), "dates")
     if 0 < texts + read <= few and profile.dates > present / 2:
         return _few_texts(profile, form, "dates")
     if 0 < texts <= few and read > present / 2:
@@ -336,7 +341,9 @@ def _few_texts(profile: Profile, form: Form, others: str) -> _Reading:
     name = profile.name
     texts = [*profile.first]
     fits = are_numbers(pyarrow.array(texts, pyarrow.string()), form)
-    wrong = {text: profile.first[text] for text, is_number in zip(texts, fits, strict=True) if not is_number}
+    if form.date:
+        fits = np.array([in_order(text, form.date) is not None for text in texts], dtype=bool)
+    wrong = {text: profile.first[text] for text, is_right in zip(texts, fits, strict=True) if not is_right}
     if not wrong:
         return _Reading(problem=f"it has numbers among {others}", remedy=("categorical", (name,)))
     cells = [f"row {row} is {quoted_cell(text)}" for text, row in [*wrong.items()][:3]]
@@ -403,7 +410,7 @@ def _dates(profile: Profile, absent: tuple[str, ...]) -> _Reading:
 
 def _hint_at_dates(profile: Profile) -> str:
     """Return what would make dates of texts that look like them."""
-    if {"month/day/year", "day/month/year"} <= {*profile.orders}:
+    if {"month/day/year", "day/month/year"} <= {*profile.likely_orders}:
         return "day and month of its dates cannot be told apart: write them as 2020-12-31"
     return "dates are read if written as 2020-12-31"
 
@@ -417,12 +424,12 @@ def _form(profile: Profile, options: TableOptions) -> tuple[Form, int, str]:
 
     if options.decimal == "comma" and 0 < profile.points == profile.grouped and profile.numbers == profile.present:
         return Form(",", "."), profile.numbers, ""  # 2.392 beside 1,5 in another column
-    if not profile.names:
+    if not profile.cells:
         return PLAIN, profile.numbers, ""
-    names = pyarrow.array([*profile.names], pyarrow.string())
-    counts = [*profile.names.values()]
+    names = pyarrow.array([*profile.cells], pyarrow.string())
+    counts = [*profile.cells.values()]
     plain = matches(names, NUMBER).tolist()
-    found = [None if is_plain else shape_of(text) for text, is_plain in zip(profile.names, plain, strict=True)]
+    found = [None if is_plain else shape_of(text) for text, is_plain in zip(profile.cells, plain, strict=True)]
     shapes: Counter[tuple[str, str]] = Counter()
     for shape, count in zip(found, counts, strict=True):
         if shape is not None:
@@ -431,17 +438,23 @@ def _form(profile: Profile, options: TableOptions) -> tuple[Form, int, str]:
     decimal, thousands, is_ambiguous = _separators(shapes, mark, profile.points, options.decimal)
     form = Form(decimal, thousands, mark)
     read = sum(count for count, fits in zip(counts, are_numbers(names, form).tolist(), strict=True) if fits)
-    if profile.overflow and read == profile.names.total():  # the names that were counted stand for all
+    if profile.overflow and read == profile.cells.total():  # the names that were counted stand for all
         read = profile.present
     else:  # plain numbers in blocks without text were not counted by name
         read += profile.numbers - sum(count for count, is_plain in zip(counts, plain, strict=True) if is_plain)
     if not is_ambiguous or read <= profile.present / 2:
         return form, read, ""
-    return form, read, next(t for t, shape in zip(profile.names, found, strict=True) if shape == (mark, "ambiguous"))
+    return form, read, next(t for t, shape in zip(profile.cells, found, strict=True) if shape == (mark, "ambiguous"))
 
 
 def _has_decimal_commas(profiles: Iterable[Profile], options: TableOptions) -> bool:
-    """Return whether some column has decimal commas, so that the point of another such as 2.392 separates thousands."""
+    """Return whether commas are the decimal signs, so that the point in a number such as 2.392 separates thousands.
+
+    Some column has decimal commas then, and none has decimal points.
+    """
+    profiles = [*profiles]
+    if any(profile.points > profile.grouped and profile.numbers == profile.present for profile in profiles):
+        return False
     for profile in profiles:
         form, read, ambiguous = _form(profile, options)
         if form.decimal == "," and read == profile.present - profile.signs.total() and not ambiguous:
@@ -476,7 +489,7 @@ def _separators(
 def _marks(profile: Profile) -> dict[str, str]:
     """Return the marks of a column's cells, each with a cell that has it, if all are numbers with such marks."""
     examples: dict[str, str] = {}
-    for text in profile.names:
+    for text in profile.cells:
         shape = shape_of(text)
         if shape is None:
             return {}

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -55,9 +56,10 @@ class Profile:
         times: Those that are times of day.
         signs: The cells that are a sign such as -.
         other_dates: The number of cells such as 12/31/2020.
-        orders: The orders in which all of those are dates, each with the different months, weekdays and hours.
+        orders: For each order in which some of those are dates, the different months, weekdays and hours.
+        in_orders: The number of those that are dates in each order.
         are_seasons: Whether all of those may be seasons such as 2001-02.
-        names: The cells of blocks that have text, or codes, with their counts; numbers are in their one spelling.
+        cells: The cells of blocks that have text, or codes, as they are written, with their counts.
         first: The first row of each text that is neither a number nor a date.
         overflow: Whether there are more different names than are counted.
         values: Different numbers, at most one more than ``MOST_VALUES``.
@@ -80,14 +82,23 @@ class Profile:
     times: int = 0
     signs: Counter[str] = field(default_factory=Counter)
     other_dates: int = 0
-    orders: dict[str, dict[str, set[int]]] = field(default_factory=lambda: {order: _no_parts() for order in ORDERS})
+    orders: dict[str, dict[str, set[int]]] = field(default_factory=dict)
+    in_orders: Counter[str] = field(default_factory=Counter)
     are_seasons: bool = True
-    names: Counter[str] = field(default_factory=Counter)
+    cells: Counter[str] = field(default_factory=Counter)
     first: dict[str, int] = field(default_factory=dict)
     overflow: bool = False
     values: set[float] = field(default_factory=set)
     numbering: list[Any] | None = field(default_factory=list)
     parts: dict[str, set[int]] = field(default_factory=lambda: _no_parts())
+
+    @cached_property
+    def names(self) -> Counter[str]:
+        """The counted cells, each in its one spelling; to be asked for when all blocks are counted."""
+        names: Counter[str] = Counter()
+        for text, count in self.cells.items():
+            names[canonical(text)] += count
+        return names
 
     @property
     def missing(self) -> int:
@@ -114,10 +125,16 @@ class Profile:
     @property
     def order(self) -> str:
         """The order of a date's parts, if all cells are dates in one order that is not ISO's; else nothing."""
-        if not self.other_dates or self.other_dates != self.present - self.signs.total() or len(self.orders) != 1:
+        orders = self.likely_orders
+        if len(orders) != 1 or self.in_orders[orders[0]] < self.present - self.signs.total():
             return ""
-        order = next(iter(self.orders))
-        return "" if order == "year-month" and self.are_seasons else order
+        return "" if orders[0] == "year-month" and self.are_seasons else orders[0]
+
+    @property
+    def likely_orders(self) -> list[str]:
+        """The orders in which the most cells are dates."""
+        most = max(self.in_orders.values(), default=0)
+        return [order for order, count in self.in_orders.items() if count == most]
 
     @property
     def starts(self) -> int | None:
@@ -266,26 +283,26 @@ class Profile:
                 self.first.setdefault(text, row)
 
     def _add_other_dates(self, cells: Any) -> None:
-        """Count dates that are not written in ISO's order; keep the orders in which all of them are dates."""
+        """Count dates that are not written in ISO's order, for each order in which they are dates."""
         import pyarrow
 
         self.other_dates += len(cells)
-        texts = cells.unique().to_pylist()
-        self.are_seasons = self.are_seasons and all(map(is_season, texts))
-        for order in [*self.orders]:
-            found = [in_order(text, order) for text in texts]
-            if None in found:
-                del self.orders[order]
-            else:
-                _add_parts(self.orders[order], pyarrow.array(found, pyarrow.timestamp("us")))
+        counts = {entry["values"]: entry["counts"] for entry in cells.value_counts().to_pylist()}
+        self.are_seasons = self.are_seasons and all(map(is_season, counts))
+        for order in ORDERS:
+            found = {text: moment for text in counts if (moment := in_order(text, order))}
+            if found:
+                self.in_orders[order] += sum(counts[text] for text in found)
+                moments_of = pyarrow.array([*found.values()], pyarrow.timestamp("us"))
+                _add_parts(self.orders.setdefault(order, _no_parts()), moments_of)
 
     def _count(self, cells: Any) -> None:
         """Count names, each in its one spelling."""
         if self.overflow:
             return
         for entry in cells.drop_null().value_counts().to_pylist():
-            self.names[canonical(entry["values"])] += entry["counts"]
-        self.overflow = len(self.names) > MOST_COUNTED
+            self.cells[entry["values"]] += entry["counts"]
+        self.overflow = len(self.cells) > MOST_COUNTED
 
 
 def _no_parts() -> dict[str, set[int]]:

@@ -20,7 +20,7 @@ import torch
 
 from deltaprop import core
 from deltaprop.data import Augment, CacheConfig, Source, TableOptions
-from deltaprop.data.formats.files import is_encoding
+from deltaprop.data.formats.files import ENCODINGS, is_encoding
 from deltaprop.data.store import default_cache, default_memory
 from deltaprop.data.table import DELIMITER_WORDS, ReadOptions
 from deltaprop.errors import UserError, as_keys, setting, unknown_name
@@ -360,7 +360,7 @@ _RULES: list[tuple[str, Callable[[Any], object], str]] = [
     ("pixel_scale", lambda v: v is None or (is_number(v) and v > 0), "above 0"),
     ("delimiter", lambda v: v in DELIMITER_WORDS or (len(v) == 1 and v not in '"\r\n'),
      "auto, tab, space or one character"),
-    ("encoding", is_encoding, "auto, or the name of an encoding such as cp1252"),
+    ("encoding", is_encoding, ENCODINGS),
     ("memory", lambda v: re.fullmatch(r"auto|0*[1-9]\d{0,5}[kmgKMG]", str(v)), "auto, or a size such as 500m or 4g"),
     ("threads", lambda v: v in ("auto", "tune") or (str(v).isdecimal() and 1 <= int(v) <= 1024),
      "auto, tune or a number from 1 to 1024"),

@@ -66,6 +66,21 @@ def test_the_error_names_the_encoding_that_windows_writes_and_the_command_works(
     assert dp.load("run").class_names == ("naïve", "œuf")
 
 
+@pytest.mark.parametrize("mark", ["utf-16", "utf-8-sig"])
+def test_a_byte_order_mark_wins(tmp_path: Path, mark: str):
+    """A later table may come from elsewhere than the one that the run was trained on."""
+    (tmp_path / "t.csv").write_bytes(TEXT.encode(mark))
+    assert CsvTable.open(tmp_path / "t.csv", ReadOptions(encoding="cp1252")).names == ["größe", "prix €", "y"]
+
+
+@pytest.mark.parametrize("command", ["evaluate", "predict"])
+@pytest.mark.parametrize("name", ["xx", "rot13", "hex"])
+def test_an_unknown_encoding_is_refused_by_every_command(command: str, name: str, capsys: pytest.CaptureFixture[str]):
+    out = ["--out", "-"] if command == "predict" else []
+    assert main([command, "tests/fixtures/runs-0.1/classes/run", "--data", "t.csv", "--encoding", name, *out]) == 2
+    assert f"--encoding must be auto, or the name of an encoding such as cp1252, got {name}" in capsys.readouterr().err
+
+
 def test_evaluate_and_predict_read_as_training_did_unless_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):

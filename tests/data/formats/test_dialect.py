@@ -227,13 +227,29 @@ def test_a_column_with_values_needs_a_name_wherever_it_is(tmp_path: Path):
     assert "column 3 has no name" in refused(tmp_path, "a,b,\n1,2,\n1,2,3\n")
 
 
+def test_a_value_below_no_name_is_refused_by_its_row(tmp_path: Path):
+    text = "a,b,y,\n" + "1,2,x,\n" * 300
+    (tmp_path / "t.csv").write_text(text + "1,2,x,note\n")
+    with pytest.raises(UserError, match="t.csv: row 301: a value in column 4, which has no name in the header"):
+        all_rows(open_table(tmp_path / "t.csv"))
+
+
+@pytest.mark.parametrize(
+    "text", ["Results,,\ntemp,press,y\nC,kPa,m\n0,1,0\n1,2,3\n", "A list,,\na,b,c\nR0,x,lo\nR1,z,hi\n"]
+)
+def test_what_may_be_a_header_or_a_row_is_not_left_out(tmp_path: Path, text: str):
+    """A line of units below the names; text alone."""
+    assert "column 2 has no name" in refused(tmp_path, text)
+
+
 def test_years_are_names_beside_others(read: Callable[..., Read]):
     names = ["Country", "Code", "1960", "1961", "1962", "1963"]
     assert read(",".join(names) + "\nAruba,ABW,54.2,54.3,54.4,54.5\nItaly,ITA,1,2,3,4\n")[0] == names
 
 
 def test_a_row_of_whole_numbers_is_not_taken_for_years(tmp_path: Path):
-    assert "no header" in refused(tmp_path, "x,1,5,7,9\ny,2,6,8,1\nx,3,5,7,9\n")
+    for text in ("x,1,5,7,9\ny,2,6,8,1\nx,3,5,7,9\n", "a,5,6,7\na,0,0,0\nb,1,1,1\n", "x,2001,2002\nx,1,2\ny,3,4\n"):
+        assert "no header" in refused(tmp_path, text)
 
 
 def test_the_summary_of_training_tells_of_the_lines_above_the_header(tmp_path: Path):

@@ -67,9 +67,9 @@ class CsvTable:
             head = unpacked(path, raw).read(HEAD_BYTES)
             is_whole = is_file and len(head) < HEAD_BYTES
             encoding = options.encoding
-            if encoding == "auto":
+            if head.startswith((*UTF_16, BOM)) and not encoding.lower().startswith("utf"):  # the mark tells
                 encoding = "utf-16" if head.startswith(UTF_16) else "utf-8"
-            encoding = codecs.lookup(encoding).name
+            encoding = codecs.lookup("utf-8" if encoding == "auto" else encoding).name
             if encoding != "utf-8":
                 head = codecs.getincrementaldecoder(encoding)().decode(head, final=is_whole).encode()
         found = find_dialect(path, head, options, is_whole=is_whole)
@@ -107,6 +107,7 @@ class CsvTable:
             UserError: If a row has too few or too many cells, the text is not UTF-8, or a quote is never closed.
         """
         import pyarrow
+        from pyarrow import compute
         from pyarrow import csv as arrow_csv
 
         lines, rows = self.head.count(b"\n"), 0
@@ -126,9 +127,7 @@ class CsvTable:
                         delimiter=self.delimiter, newlines_in_values=b'"' in block, ignore_empty_lines=not self.blanks
                     ),
                     arrow_csv.ConvertOptions(
-                        column_types=dict.fromkeys(all_names, pyarrow.string()),
-                        strings_can_be_null=False,
-                        include_columns=self.names,
+                        column_types=dict.fromkeys(all_names, pyarrow.string()), strings_can_be_null=False
                     ),
                 )
                 table = reader.read_all()
@@ -136,7 +135,12 @@ class CsvTable:
                 if "Empty CSV" in str(error):  # blank lines alone
                     continue
                 raise self._explain(error, block, rows, lines) from error
-            yield from table.to_batches()
+            for at, name in enumerate(all_names[len(self.names) :], start=len(self.names) + 1):
+                lengths = compute.utf8_length(compute.utf8_trim_whitespace(table[name])).to_numpy()
+                if lengths.any():
+                    row = rows + int((lengths > 0).argmax()) + 1
+                    raise UserError(f"{self.path}: row {row}: a value in column {at}, which has no name in the header")
+            yield from table.select(self.names).to_batches()
             rows, lines = rows + len(table), lines + block.count(b"\n")
 
     def _blocks(self, on_bytes: Callable[[int], None]) -> Iterator[tuple[bytes, str]]:

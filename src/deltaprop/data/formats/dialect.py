@@ -34,8 +34,8 @@ OTHER_FORMATS = {
     b"PAR1": "Parquet, not CSV: name it .parquet",
     b"ARROW1": "Arrow, not CSV: name it .arrow",
     b"PK\x03\x04": "a spreadsheet or a zip, not CSV: save it as CSV, or name it .xlsx",
-    b'{"': "JSON, not CSV: lines of JSON objects are read from a file named .jsonl",
-    b"[{": "JSON, not CSV: write an object a line, without the list, into a file named .jsonl",
+    b'{"': "JSON, not CSV: name it .jsonl",
+    b"[{": "JSON, not CSV: name it .json",
     b"\xd0\xcf\x11\xe0": "an old spreadsheet, not CSV: save it as CSV, or name it .xls",
 }
 MOST_SAMPLES = 200  # rows that are looked at

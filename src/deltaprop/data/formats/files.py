@@ -13,6 +13,7 @@ from typing import Any
 
 from deltaprop.errors import UserError, setting
 
+ENCODINGS = "auto, or the name of an encoding such as cp1252"
 UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
@@ -25,7 +26,7 @@ def is_encoding(name: str) -> bool:
     """Return whether this is ``"auto"`` or an encoding of text that Python has."""
     try:
         return name == "auto" or bool("a".encode(name))
-    except (LookupError, ValueError):
+    except (LookupError, ValueError, TypeError):
         return False
 
 

@@ -9,10 +9,12 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from deltaprop.data.cells import ABSENT
 from deltaprop.data.table import NUMBER
 from deltaprop.errors import UserError, setting
 
 MOST_TITLES = 20  # lines above a header that are recognised as such
+YEARS = 1700, 2100
 COMMENTS = ("#", "%", "//")
 
 
@@ -61,8 +63,8 @@ def _first_of_table(above: Sequence[str], rows: Sequence[Sequence[str]]) -> int 
     """Return the first row of a table of several columns below a line that does not belong to it; None if it does."""
     filled = [at for at, cell in enumerate(above) if cell.strip()]
     if len(above) > 1 and len(filled) == 1 and (len(above) > 2 or filled == [0]):  # 'Title,,': as wide as the table
-        names = [all(row) and _is_header(row, rows[at + 1 :]) for at, row in enumerate(rows[:MOST_TITLES])]
-        return names.index(True) if True in names else None
+        at = next((at for at, row in enumerate(rows[:MOST_TITLES]) if all(row)), None)
+        return at if at is not None and _is_header(rows[at], rows[at + 1 :]) else None
     widths = [len(row) for row in rows]
     if len(widths) < 2 or widths[-1] < 2 or len(above) in widths[-2:]:
         return None
@@ -74,16 +76,27 @@ def _is_header(names: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:
     """Return whether cells are names: all are different text, and some column below has numbers."""
     if len({*names}) < len(names) or any(not name or re.match(NUMBER, name) for name in names):
         return False
-    return any(all(len(row) > at and re.match(NUMBER, row[at]) for row in rows) for at in range(len(names)))
+
+    def has_numbers(at: int) -> bool:
+        cells = [row[at].strip() if len(row) > at else "short" for row in rows]
+        present = [cell for cell in cells if cell.lower() not in ABSENT]
+        return bool(present) and all(re.match(NUMBER, cell) for cell in present)
+
+    return any(map(has_numbers, range(len(names))))
 
 
-def _are_names_and_years(names: Sequence[str], is_number: Sequence[bool]) -> bool:
-    """Return whether some texts are followed by whole numbers that count, such as Country, Code, 1960, 1961, 1962."""
-    if not any(is_number) or is_number[0]:
-        return False
-    after = names[is_number.index(True) :]
-    counts = [int(name) for name in after if name.isdecimal()]
-    return len(counts) == len(after) > 2 and counts == [*range(counts[0], counts[0] + len(counts))]
+def _are_names_and_years(names: Sequence[str], is_number: Sequence[bool], rows: Sequence[Sequence[str]]) -> bool:
+    """Return whether texts that no row has are followed by years, such as Country, Code, 1960, 1961, 1962."""
+    first = is_number.index(True) if any(is_number) else 0
+    years = [int(name) if name.isdecimal() else 0 for name in names[first:]]
+    again = any(row[at].strip() == names[at] for row in rows for at in range(min(first, len(row))))
+    return (
+        first > 0
+        and not again
+        and YEARS[0] <= years[0]
+        and years[-1] <= YEARS[1]
+        and years == [*range(years[0], years[0] + len(years))]
+    )
 
 
 def refuse_row_as_header(path: Path | str, names: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -100,7 +113,7 @@ def refuse_row_as_header(path: Path | str, names: Sequence[str], rows: Sequence[
         if numbered or not any(re.match(NUMBER, cell) for cell in below):
             return
     is_number = [bool(re.match(NUMBER, name)) for name in names]
-    if _are_names_and_years(names, is_number):
+    if _are_names_and_years(names, is_number, rows):
         return
     numbers = [name for name, number in zip(names, is_number, strict=True) if number]
     shown, looks = numbers, "has numbers where names should be"
