@@ -230,7 +230,7 @@ def test_a_column_with_values_needs_a_name_wherever_it_is(tmp_path: Path):
 def test_a_value_below_no_name_is_refused_by_its_row(tmp_path: Path):
     text = "a,b,y,\n" + "1,2,x,\n" * 300
     (tmp_path / "t.csv").write_text(text + "1,2,x,note\n")
-    with pytest.raises(UserError, match="t.csv: row 301: a value in column 4, which has no name in the header"):
+    with pytest.raises(UserError, match=r"t\.csv: row 301: a value in column 4, which has no name in the header"):
         all_rows(open_table(tmp_path / "t.csv"))
 
 
