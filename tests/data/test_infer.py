@@ -304,6 +304,18 @@ def test_a_target_most_of_whose_names_have_one_row_is_refused_and_another_named(
     assert error.value.remedy == {"target": ["b"]}
 
 
+def test_a_target_that_is_no_input_either_is_left_out_by_the_same_hint():
+    table = {
+        "a": repeated(["1.5", "2.5", "4"]),
+        "b": repeated(["0.5", "0.75"]),
+        "y": [*repeated(["1", "2"], ROWS - 1), "inf"],
+    }
+    with pytest.raises(UserError, match=r"target 'y': row .* is infinite") as error:
+        plan_of(table)
+    assert error.value.remedy == {"target": ["b"], "drop": ["y"]}
+    assert plan_of(table, target=("b",), drop=("y",)).targets[0].name == "b"
+
+
 def test_a_first_column_without_a_name_can_be_used_once_it_has_one():
     table = pa.table({"": repeated(["1821", "1825"]), "y": repeated(["1.5", "2.5"])})
     with pytest.raises(UserError, match=r"the first \(row names\); write a name for it into the header to use it"):

@@ -54,6 +54,7 @@ class _Reading:
     reason: str = ""
     problem: str = ""
     remedy: tuple[str, tuple[str, ...]] = ("drop", ())
+    further: tuple[str, tuple[str, ...]] = ("drop", ())  # what solves the problem that it has as an input
     notes: list[str] = field(default_factory=list)
 
 
@@ -118,8 +119,8 @@ def infer(
         used = {name for name, reading in readings.items() if reading.columns}
     of_targets = {name: _target(profiles[name], by_name[name]) for name in target_names}
     if not options.target:
-        last, drops_rare = target_names[0], options.rare_classes == "drop"
-        _suggest_target(of_targets[last], profiles[last], readings, profiles, drops_rare=drops_rare)
+        last = target_names[0]
+        _suggest_target(of_targets[last], profiles[last], readings, profiles, by_name[last])
     _refuse_problems(table, {**readings, **of_targets}, of_targets)
     if not used:
         reasons = listed([f"{name or 'the first'} ({reading.reason})" for name, reading in readings.items()], 4)
@@ -156,8 +157,9 @@ def _refuse_problems(table: Table, readings: Mapping[str, _Reading], targets: Co
     texts = [f"{'target' if name in targets else 'column'} {name!r}: {r.problem}" for name, r in wrong.items()]
     remedy: dict[str, list[str]] = {}
     solved = all(reading.remedy[1] for reading in wrong.values())
-    for reading in wrong.values():
-        flag, values = reading.remedy
+    for flag, values in (remedy for reading in wrong.values() for remedy in (reading.remedy, reading.further)):
+        if not values:
+            continue
         remedy.setdefault(flag, []).extend(value for value in values if value not in remedy.get(flag, []))
     many = f"{counted(len(wrong), 'column')} cannot be read as they are: " if len(wrong) > 1 else ""
     hints = " ".join(setting(flag, *values) for flag, values in remedy.items() if values)
@@ -245,8 +247,7 @@ def _suggest_target(
     profile: Profile,
     readings: Mapping[str, _Reading],
     profiles: Mapping[str, Profile],
-    *,
-    drops_rare: bool,
+    options: TableOptions,
 ) -> None:
     """Name the nearest column that could be a target where the last one, which is the default, cannot."""
     if reading.columns and not reading.problem:
@@ -254,7 +255,7 @@ def _suggest_target(
         is_text = reading.columns[0].kind == "categories" and names > 1
         if is_text and single == names:
             reading.problem = f"its {names} names are all different"
-        elif is_text and 2 * single > profile.names.total() and drops_rare:
+        elif is_text and 2 * single > profile.names.total() and options.rare_classes == "drop":
             reading.problem = f"{single} of its {names} names have one row"
         elif reading.columns[0].kind == "numbers" and len(profile.values) == 1 and profile.numbers == profile.present:
             reading.problem = f"it is {next(iter(profile.values)):g} in every row"
@@ -265,6 +266,9 @@ def _suggest_target(
     if reading.problem and not reading.remedy[1] and able:
         reading.problem = reading.problem.partition(":")[0]
         reading.remedy = ("target", (able[-1],))
+        as_input = _input(profile, options)
+        if as_input.problem:
+            reading.further = as_input.remedy
 
 
 def _read(profile: Profile, options: TableOptions) -> _Reading:

@@ -242,6 +242,25 @@ def test_what_may_be_a_header_or_a_row_is_not_left_out(tmp_path: Path, text: str
     assert "column 2 has no name" in refused(tmp_path, text)
 
 
+def test_names_of_rows_without_quotes_are_recognised_beside_decimal_points(read: Callable[..., Read]):
+    """A header one short is R's; a decimal comma would lengthen a row too, but not beside decimal points."""
+    names, rows = read("Area,Nearest\nBaltra,58,25.09\nCaldwell,3,0.21\n")
+    assert (names, rows[0]) == (["", "Area", "Nearest"], ["Baltra", "58", "25.09"])
+
+
+def test_a_decimal_comma_between_commas_is_refused(tmp_path: Path):
+    text = "name,kg,price\napple,2,1,5\npear,3,2,7\n"
+    (tmp_path / "t.csv").write_text(text)
+    with pytest.raises(UserError, match="too many"):
+        all_rows(open_table(tmp_path / "t.csv"))
+
+
+def test_tabs_between_names_are_blanks_if_the_lines_below_have_blanks(read: Callable[..., Read]):
+    """As in Auto.data of An Introduction to Statistical Learning."""
+    names, rows = read('mpg\thp weight\tname\n18.0   130.0   3504.\t"a b"\n15.0   165.0   3693.\t"c d"\n')
+    assert (names, rows[0]) == (["mpg", "hp", "weight", "name"], ["18.0", "130.0", "3504.", "a b"])
+
+
 def test_years_are_names_beside_others(read: Callable[..., Read]):
     names = ["Country", "Code", "1960", "1961", "1962", "1963"]
     assert read(",".join(names) + "\nAruba,ABW,54.2,54.3,54.4,54.5\nItaly,ITA,1,2,3,4\n")[0] == names

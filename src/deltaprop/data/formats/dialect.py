@@ -214,13 +214,17 @@ def not_utf_8(where: str, what: str) -> UserError:
 
 
 def _most_likely(sample: _Sample) -> str:
-    """Return the delimiter that occurs most often outside quotes; blanks if none does, and every line has as many."""
+    """Return the delimiter that occurs most often outside quotes; blanks if none does, and every line has as many.
+
+    Blanks win, too, if tabs between the names are blanks in the lines below.
+    """
     bare = re.sub(r'"[^"]*"', "", sample.first)  # csv.Sniffer would also take a letter
     most = max(DELIMITERS, key=bare.count)
-    if most in bare:
-        return most
     names, rows = split_cells(sample.first, SPACES), sample.cells(SPACES)
-    if len(names) > 1 and rows and all(len(row) == len(names) for row in rows):
+    are_blanks = len(names) > 1 and bool(rows) and all(len(row) == len(names) for row in rows)
+    if most in bare and not (most == "\t" and are_blanks and {len(row) for row in sample.cells(most)} != {len(names)}):
+        return most
+    if are_blanks:
         return SPACES
     with_row_names = (*DELIMITERS, SPACES) if _is_quoted(sample.first, SPACES) else (SPACES,) * (len(names) > 1)
     for tried in with_row_names:
@@ -232,8 +236,8 @@ def _most_likely(sample: _Sample) -> str:
 def _has_row_names(names: Sequence[str], rows: Sequence[Sequence[str]], lines: Sequence[str], delimiter: str) -> bool:
     """Return whether the first column holds R's names of the rows, which the header of ``write.table`` leaves out.
 
-    They are all different: quoted, or 1, 2, 3, …, or text. Between commas they are quoted: else a decimal comma could
-    be what makes a row longer than the header.
+    They are all different: quoted, or 1, 2, 3, …, or text. Between commas they are quoted, or text beside a number with
+    a decimal point: else a decimal comma could be what makes a row longer than the header.
     """
     if not rows or any(len(row) != len(names) + 1 for row in rows) or not any(row[-1] for row in rows):
         return False
@@ -243,7 +247,10 @@ def _has_row_names(names: Sequence[str], rows: Sequence[Sequence[str]], lines: S
     if all(line.lstrip().startswith('"') for line in lines):
         return True
     counts = first == [str(at + 1) for at in range(len(first))]
-    return delimiter != "," and (counts or not any(re.match(NUMBER, cell) for cell in first))
+    are_texts = not any(re.match(NUMBER, cell) for cell in first)
+    if delimiter == ",":
+        return are_texts and any("." in cell and re.match(NUMBER, cell.strip()) for row in rows for cell in row)
+    return counts or are_texts
 
 
 def _unnamed(names: Sequence[str], rows: Sequence[Sequence[str]]) -> int:
