@@ -443,6 +443,36 @@ class WritesGradOutput(Function):
         return grad_output.mul_(1 - a * a)
 
 
+@bug("in_place")
+class MasksGradOutput(Function):
+    """The mask of relu is applied in place, which a second time changes nothing."""
+
+    @staticmethod
+    def forward(ctx, z):
+        ctx.save_for_backward(z)
+        return z.clamp(min=0)
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        (z,) = ctx.saved_tensors
+        return grad_output.mul_(z > 0)
+
+
+@bug("in_place")
+class ResizesGradOutput(Function):
+    """grad_output is used as a buffer of another shape."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        gradient = 2 * grad_output
+        grad_output.resize_(grad_output.numel())
+        return gradient
+
+
 # --- layouts and sizes ---
 
 

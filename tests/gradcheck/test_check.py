@@ -140,10 +140,28 @@ class Single(Function):
 class TestOptions:
     def test_intended_deviations_can_be_skipped(self):
         assert not check_gradients(Straight, X, fast=True).ok
-        by_differences = {"values", "one_sample", "one_dimension", "three_dimensions"}
-        report = check_gradients(Straight, X, fast=True, skip=by_differences)
+        report = check_gradients(Straight, X, fast=True, skip={"values"})
         assert report.ok
         assert (report["values"].outcome, report["values"].detail) == ("skipped", "as requested")
+        for name in ("kink", "missing", "one_sample", "one_dimension", "three_dimensions", "jvp"):
+            detail = 'it compares with differences, as the check "values", which is skipped'
+            assert (report[name].outcome, report[name].detail) == ("skipped", detail)
+
+    def test_a_backward_that_raises_is_told_once(self):
+        class Raises(Function):
+            @staticmethod
+            def forward(ctx: Any, x: Tensor) -> Tensor:
+                return 2 * x
+
+            @staticmethod
+            def backward(ctx: Any, grad_output: Tensor) -> Tensor:
+                raise ValueError("no backward yet")
+
+        report = check_gradients(Raises, X)
+        (error,) = report.errors
+        assert (error.name, error.detail) == ("values", "backward raises ValueError: no backward yet")
+        assert {check.detail for check in report if check.name != "values"} == {"backward raises"}
+        assert not report.warnings
 
     def test_a_reference_replaces_finite_differences(self):
         right = check_gradients(Single, X, reference=torch.sin, dtype=torch.float32, fast=True)

@@ -124,6 +124,8 @@ def _run_check(name: str, context: CheckContext) -> Check:
         return Check(name, "skipped", detail="as requested")
     if not context.connected and name != "values":
         return Check(name, "skipped", detail="no output requires grad")
+    if context.broken and name != "values":
+        return Check(name, "skipped", detail="backward raises")
     try:
         CHECKS[name](context)
     except Skipped as reason:

@@ -61,6 +61,7 @@ class CheckContext:
         reference: A plain function to compare with, instead of differences.
         skip: Names of checks that are not run.
         kinks: Kinks that the check ``values`` has found.
+        broken: How backward raises, if it does: then there is no gradient to check.
     """
 
     target: CheckTarget
@@ -71,17 +72,19 @@ class CheckContext:
     reference: CheckTarget | None = None
     skip: Collection[str] = ()
     kinks: list[str] = field(default_factory=list)
+    broken: str = ""
 
     def __post_init__(self) -> None:
         """Draw v, and compute the gradient that all others are compared with."""
         self.generator = torch.Generator().manual_seed(self.seed)
         self.outputs = [t.detach() for t in self.target.run(self.target.leaves())]
-        self.v = random_like(self.outputs, self.generator)
+        self._v = random_like(self.outputs, self.generator)
         self.connected, self.most = bool(self.outputs), 12 if self.fast else 400  # entries of an input to compare
         self.scale = 0.0
         try:
             self.scale = largest(self.gradient())
-        except Exception as error:  # other errors of backward are reported by `values`
+        except Exception as error:
+            self.broken = format_error(error)
             if "use_reentrant=True" in str(error):
                 name = self.target.name
                 raise UserError(
@@ -93,9 +96,19 @@ class CheckContext:
         again = other.run(other.leaves())
         self.random = any(differs(a, b) for a, b in zip(again, self.outputs, strict=True))
 
+    @property
+    def v(self) -> list[Tensor]:
+        """The v that was drawn, in copies of its own for each caller: a backward may write to what it gets."""
+        return [t.clone() for t in self._v]
+
     def gradient(self, v: Sequence[Tensor] | None = None, target: CheckTarget | None = None) -> Gradients:
-        """Return the gradients for v, by default the one that was drawn."""
-        return (target or self.target).gradients(self.v if v is None else v)
+        """Return the gradients for a copy of v, by default the one that was drawn."""
+        return (target or self.target).gradients(self.v if v is None else [t.clone() for t in v])
+
+    def needs_differences(self) -> None:
+        """Skip a check that compares with differences where the gradient is wrong on purpose."""
+        if "values" in self.skip:
+            raise Skipped('it compares with differences, as the check "values", which is skipped')
 
     def rounding(self, t: Tensor) -> float:
         """Return a generous bound of a gradient's rounding error: it is a sum whose terms may be larger than itself."""

@@ -22,6 +22,8 @@ def check_values(context: CheckContext) -> None:
     """∂C/∂x equals central differences, or the gradient of the reference."""
     if not context.connected:
         raise Failed("no output requires grad: expected a gradient for each input, got None (is forward detached?)")
+    if context.broken:
+        raise Failed(f"backward raises {context.broken}")
     target, gradients = context.target, context.gradient()
     if context.reference is not None:
         references = filled(context.gradient(target=context.reference), target.values)
@@ -71,8 +73,7 @@ def check_kink(context: CheckContext) -> None:
     """Where f has no derivative, the gradient lies between the slopes on the two sides."""
     if context.reference is not None:
         raise Skipped("a reference is given, so no differences were computed")
-    if "values" in context.skip:
-        raise Skipped('the check "values" is skipped')
+    context.needs_differences()
     if context.kinks:
         more = f" and {len(context.kinks) - 3} more" if len(context.kinks) > 3 else ""
         raise Warned(
@@ -83,6 +84,7 @@ def check_kink(context: CheckContext) -> None:
 
 def check_missing(context: CheckContext) -> None:
     """An input that C depends on gets a gradient."""
+    context.needs_differences()
     target, problems = context.target, []
     c = target.weighted_sum(context.v)
     for i, gradient in enumerate(context.gradient()):

@@ -72,6 +72,7 @@ def _gradients_with_graph(context: CheckContext) -> tuple[list[Tensor], Gradient
 
 def check_jvp(context: CheckContext) -> None:
     """Forward mode: ⟨v, f'(x) ẋ⟩ by the function's own jvp equals a central difference along a random ẋ."""
+    context.needs_differences()
     target = context.target
     x_dot = random_like(target.values, context.generator)
     c = target.weighted_sum(context.v)

@@ -135,6 +135,7 @@ def _check_no_samples(_: CheckContext, target: CheckTarget, values: Sequence[Ten
 
 
 def _compare_with_differences(context: CheckContext, target: CheckTarget, values: Sequence[Tensor]) -> None:
+    context.needs_differences()
     if context.reference is not None:
         raise Skipped("a reference is given: differences may not be accurate enough")
     leaves, outputs = _forward(target, values)
