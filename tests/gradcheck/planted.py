@@ -237,6 +237,65 @@ class LossThatIgnoresGradOutput(Function):
         return ctx.saved_tensors[0]
 
 
+@bug("parts")
+class DropsSmallRows(Function):
+    """Rows with a small gradient are left out, to save time."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.sin()
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        (x,) = ctx.saved_tensors
+        norm = grad_output.norm(dim=1, keepdim=True)
+        return torch.where(norm > 1e-3 * norm.max(), grad_output * x.cos(), 0.0)
+
+
+@bug("parts")
+class NormalisesRows(Function):
+    """Each row of grad_output is divided by its norm and multiplied by it later: NaN where it is 0."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.sin()
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        (x,) = ctx.saved_tensors
+        norm = grad_output.norm(dim=1, keepdim=True)
+        return grad_output / norm * x.cos() * norm
+
+
+@bug("parts")
+class ClipsEntries(Function):
+    """An entry of grad_output is clipped at ten times their mean."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        most = float(10 * grad_output.abs().mean())
+        return 2 * grad_output.clamp(-most, most)
+
+
+@bug("parts")
+class ReturnsEarly(Function):
+    """Where an entry of grad_output is 0, nothing is computed at all."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        return 2 * grad_output if bool(grad_output.all()) else torch.zeros_like(grad_output)
+
+
 @bug("linear")
 class SquaresGradOutput(Function):
     """grad_output is multiplied in twice."""

@@ -83,8 +83,13 @@ def test_every_op_of_the_library_passes(op: Any, inputs: tuple[Any, ...]):
 
 # PyTorch's own examples with wrong gradients, some intended, and the checks that fail.
 EXPLAINED = {
-    "NumpyCubeNotComposableAutogradFunction": {"values", "grad_output", "linear"},  # its backward ignores grad_output
-    "CubeGenVmapAutogradFunction": {"values", "linear", "second"},  # adds 6 dx without grad_saved
+    "NumpyCubeNotComposableAutogradFunction": {
+        "values",
+        "grad_output",
+        "linear",
+        "parts",
+    },  # its backward ignores grad_output
+    "CubeGenVmapAutogradFunction": {"values", "linear", "parts", "second"},  # adds 6 dx without grad_saved
     "ScaleGradGenVmapAutogradFunction": {"values", "jvp"},  # scales the gradient, intended
     "ZeroGradientsGenVmapAutogradFunction": {"values", "jvp", "one_sample", "shapes"},  # is 0, intended
     "NumpySortAutogradFunction": {"values", "jvp", "one_sample", "three_dimensions"},  # forward returns x unsorted

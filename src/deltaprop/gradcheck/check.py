@@ -22,6 +22,7 @@ CHECKS: dict[str, Callable[[CheckContext], None]] = {
     "dtypes": first_order.check_dtypes,
     "grad_output": first_order.check_grad_output,
     "linear": first_order.check_linear,
+    "parts": first_order.check_parts,
     "outputs": first_order.check_outputs,
     "subsets": first_order.check_subsets,
     "calls": first_order.check_calls,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import itertools
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -212,6 +212,47 @@ def check_linear(context: CheckContext) -> None:
             "backward is not linear in grad_output: is it clipped, or a constant added?",
             tolerance=lambda t, slack=slack: slack * context.rounding(t),  # type: ignore[misc]  # the loop's slack
         )
+
+
+def check_parts(context: CheckContext) -> None:
+    """The gradients for the parts of v add up: rows of zeros, one entry alone, one entry 10⁴ times the rest.
+
+    A v without a zero does not show what is dropped or clipped by its size, nor 0 · ∞ in a row that is not used.
+    """
+    whole, v = context.gradient(), context.v
+    for label, parts in _parts_of(v, context.generator, 1 if context.fast else 3):
+        rests = [t - part for t, part in zip(v, parts, strict=True)]
+        scale = 1e4 if label.startswith("one entry 10") else 1.0
+        of_parts, of_rests = context.gradient(parts), context.gradient(rests)
+        finite = [None if g is None else g.isfinite() for g in whole]  # elsewhere f has no slope, or an infinite one
+        context.compare(
+            [
+                None if a is None or b is None or mask is None else torch.where(mask, a + b, 0.0) / scale
+                for a, b, mask in zip(of_parts, of_rests, finite, strict=True)
+            ],
+            [None if g is None else torch.where(g.isfinite(), g, 0.0) / scale for g in whole],
+            f"summed over two parts of grad_output, of which one has {label}",
+            "is something dropped or clipped by its size, or 0 · ∞?",
+            tolerance=lambda t: 10 * context.rounding(t),
+        )
+
+
+def _parts_of(v: Sequence[Tensor], generator: torch.Generator, entries: int) -> Iterator[tuple[str, list[Tensor]]]:
+    """Yield parts of v, each with what it has: every other row, every other entry, single entries, a large one."""
+    every_other = [(torch.arange(t.numel(), device=t.device) % 2 == 0).reshape(t.shape) for t in v]
+    if any(t.dim() > 1 for t in v):
+        rows = [torch.arange(len(t) if t.dim() else 1, device=t.device) % 2 == 0 for t in v]
+        yield "rows of zeros", [t * mask.view(-1, *[1] * (t.dim() - 1)) for t, mask in zip(v, rows, strict=True)]
+    yield "zeros", [t * mask for t, mask in zip(v, every_other, strict=True)]
+    for number in range(entries):
+        alone = [torch.zeros_like(t) for t in v]
+        for t, one in zip(v, alone, strict=True):
+            if t.numel():
+                at = int(torch.randint(t.numel(), (1,), generator=generator))
+                one.view(-1)[at] = t.reshape(-1)[at]
+        yield "one entry alone", alone
+        if not number:
+            yield "one entry 10⁴ times the rest", [1e4 * one for one in alone]
 
 
 def check_subsets(context: CheckContext) -> None:

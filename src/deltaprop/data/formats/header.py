@@ -14,7 +14,7 @@ from deltaprop.data.table import NUMBER
 from deltaprop.errors import UserError, setting
 
 MOST_TITLES = 20  # lines above a header that are recognised as such
-YEARS = 1700, 2100
+NAMED_YEARS = 1700, 2100
 COMMENTS = ("#", "%", "//")
 
 
@@ -93,8 +93,8 @@ def _are_names_and_years(names: Sequence[str], is_number: Sequence[bool], rows: 
     return (
         first > 0
         and not again
-        and YEARS[0] <= years[0]
-        and years[-1] <= YEARS[1]
+        and NAMED_YEARS[0] <= years[0]
+        and years[-1] <= NAMED_YEARS[1]
         and years == [*range(years[0], years[0] + len(years))]
     )
 
