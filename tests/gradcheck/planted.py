@@ -237,6 +237,23 @@ class LossThatIgnoresGradOutput(Function):
         return ctx.saved_tensors[0]
 
 
+@bug("values", (normal(60, 70),))
+class OneEntryOfThousandsWrong(Function):
+    """The last entry is left out by a kernel that rounds down the number of its blocks."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.sin()
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        (x,) = ctx.saved_tensors
+        gradient = grad_output * x.cos()
+        gradient[..., -1:, -1:] = 0
+        return gradient
+
+
 @bug("parts")
 class DropsSmallRows(Function):
     """Rows with a small gradient are left out, to save time."""
@@ -367,6 +384,42 @@ class NeedsBothOutputs(Function):
     def backward(ctx, grad_sin, grad_cos):
         (x,) = ctx.saved_tensors
         return grad_sin * x.cos() - grad_cos * x.sin()
+
+
+@bug("calls")
+class CachesByShape(Function):
+    """σ'(z) is computed once for each shape."""
+
+    slopes: dict = {}  # noqa: RUF012  # the mistake
+
+    @staticmethod
+    def forward(ctx, z):
+        ctx.key = tuple(z.shape)
+        CachesByShape.slopes.setdefault(ctx.key, 1 - torch.tanh(z.detach()) ** 2)
+        return torch.tanh(z)
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        return grad_output * CachesByShape.slopes[ctx.key]
+
+
+@bug("calls")
+class SharesItsMask(Function):
+    """The mask of relu is written into one buffer for all calls; at 0.5 z it would be the same."""
+
+    mask = torch.zeros(4, 3, dtype=torch.bool)
+
+    @staticmethod
+    def forward(ctx, z):
+        if z.shape == SharesItsMask.mask.shape:
+            SharesItsMask.mask.copy_(z > 0)
+        ctx.save_for_backward(z)
+        return z.clamp(min=0)
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        (z,) = ctx.saved_tensors
+        return grad_output * (SharesItsMask.mask if z.shape == SharesItsMask.mask.shape else z > 0)
 
 
 @bug("calls")

@@ -237,6 +237,20 @@ class TestReport:
         assert "∂C/∂x: at [" in detail
         assert "4 times what it should be (a missing 1/N, N = 4)" in detail
 
+    def test_one_wrong_entry_of_thousands_is_found_and_named(self):
+        """Of 4200 entries 12 are compared one by one, and the last one is wrong."""
+        (planted,) = [bug for bug in BUGS if bug.op.__name__ == "OneEntryOfThousandsWrong"]
+        detail = check_gradients(planted.op, planted.inputs, fast=True)["values"].detail
+        assert "∂C/∂x: at [59, 69] expected " in detail
+        assert ", got 0 (difference " in detail
+        assert "found by the slope along all entries" in detail
+
+    @pytest.mark.parametrize("op", [torch.relu, torch.abs, nn.functional.gelu, nn.functional.leaky_relu])
+    def test_kinks_among_thousands_of_entries_raise_no_alarm(self, op: Any):
+        for seed in range(4):
+            x = torch.randn(60, 70, generator=torch.Generator().manual_seed(seed))
+            assert check_gradients(op, (x,), fast=True)["values"].outcome == "passed"
+
     def test_a_missing_division_by_the_number_of_entries_is_named(self):
         """A mean over 12 entries whose backward forgets it; 4 rows, so it is no 1/N."""
         (missing_mean,) = [bug for bug in BUGS if bug.op.__name__ == "MissingMean"]

@@ -61,6 +61,7 @@ class CheckContext:
         reference: A plain function to compare with, instead of differences.
         skip: Names of checks that are not run.
         kinks: Kinks that the check ``values`` has found.
+        is_wrong: Whether the check ``values`` has found an error, which other points would show again.
         broken: How backward raises, if it does: then there is no gradient to check.
     """
 
@@ -72,6 +73,7 @@ class CheckContext:
     reference: CheckTarget | None = None
     skip: Collection[str] = ()
     kinks: list[str] = field(default_factory=list)
+    is_wrong: bool = False
     broken: str = ""
 
     def __post_init__(self) -> None:

@@ -7,6 +7,10 @@ The error is about h² from the curvature and ε |g| / h from rounding; h = ε^�
 If an entry disagrees, h may be too large: there is a kink near x, or g bends within h. So it is compared again with
 h/10 and h/100. At a kink of g the slopes on the two sides differ however small h is, and any number between them is
 accepted; where g itself jumps they grow as 1/h, and there is no derivative.
+
+Of an input with very many entries some are drawn. A single wrong one among the others shows in the slope along a random
+direction over all of them, ⟨∂g/∂x, d⟩ ≈ (g(x + h d) − g(x − h d)) / 2h, and is found by halving: that half is taken on
+whose own slope differs.
 """
 
 from __future__ import annotations
@@ -39,14 +43,14 @@ class EntryComparison:
     wrong: Tensor
     kinks: list[tuple[int, float, float, float]] = field(default_factory=list)
 
-    def describe(self, shape: Sequence[int]) -> str:
-        """Return the wrong entry with the largest error, in words."""
+    def describe(self, shape: Sequence[int], found: str = "") -> str:
+        """Return the wrong entry with the largest error, in words, and how many are wrong, or how it was found."""
         # torch.testing.assert_close names this place too, but not the two numbers.
         errors = (self.got - self.expected).abs()
         k = int(torch.where(self.wrong, errors.nan_to_num(float("inf")), -1.0).argmax())
         return (
             f"at {format_index(int(self.entries[k]), shape)} expected {self.expected[k]:.8g}, got {self.got[k]:.8g} "
-            f"(difference {errors[k]:.3g}; {int(self.wrong.sum())} of {len(self.got)} entries wrong)"
+            f"(difference {errors[k]:.3g}; {found or f'{int(self.wrong.sum())} of {len(self.got)} entries wrong'})"
         )
 
 
@@ -59,6 +63,7 @@ def check_by_differences(
     generator: torch.Generator,
     atol: float,
     rtol: float,
+    entries: Tensor | None = None,
 ) -> EntryComparison:
     """Compare the gradient of g by one of its inputs with central differences.
 
@@ -71,8 +76,9 @@ def check_by_differences(
         generator: Draws which entries, if there are more.
         atol: Allowed error of an entry, relative to the largest entry.
         rtol: Allowed error, relative to the entry itself.
+        entries: The entries to compare; drawn by default.
     """
-    entries = draw_entries(values[at], most, generator)
+    entries = draw_entries(values[at], most, generator) if entries is None else entries
     got = gradient.detach().reshape(-1)[entries].cpu().double()
     slopes, noise = slopes_at(g, values, at, entries)
     expected, kinks = slopes[0].clone(), []
@@ -99,6 +105,39 @@ def check_by_differences(
     wrong = torch.zeros(len(got), dtype=torch.bool)
     wrong[open_] = True
     return EntryComparison(entries, got, expected, wrong, kinks)
+
+
+def find_wrong_entry(
+    g: Scalar, values: Sequence[Tensor], at: int, gradient: Tensor, generator: torch.Generator
+) -> Tensor | None:
+    """Return the index, [1], of an entry that is probably wrong, if the slope along a random direction tells of one.
+
+    The arguments are those of :func:`check_by_differences`.
+    """
+    x = values[at]
+    d = (torch.rand(x.shape, generator=generator, dtype=torch.float64) + 0.5).to(x)  # no entry counts for little
+
+    def gap(entries: Tensor) -> float:
+        """Return by how much the slopes differ along d of these entries, beyond what differences cannot tell."""
+        along = torch.zeros_like(d, memory_format=torch.contiguous_format)
+        along.view(-1)[entries] = d.reshape(-1)[entries]
+
+        def moved(step: Sequence[Tensor]) -> Tensor:
+            return g([*values[:at], x + step[0] * along, *values[at + 1 :]])
+
+        zero = torch.zeros((), dtype=x.dtype, device=x.device)
+        (central, left, right), noise = slopes_at(moved, [zero], 0, torch.tensor([0]), 0.1)
+        got = float((gradient.detach() * along).sum())
+        unknown = float((right - left).abs()) + 30 * noise  # the curvature and kinks within h, and rounding
+        return max(abs(got - float(central)) - unknown, 0.0)
+
+    entries = torch.arange(x.numel())
+    if not gap(entries):
+        return None
+    while len(entries) > 1:
+        halves = entries.chunk(2)
+        entries = max(halves, key=gap)
+    return entries
 
 
 def _agree(gradient: Tensor, central: Tensor, atol: float, rtol: float) -> Tensor:

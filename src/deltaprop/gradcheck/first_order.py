@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import itertools
 import weakref
@@ -14,8 +15,16 @@ from torch import Tensor
 
 from deltaprop._torch_compat import output_metadata
 from deltaprop.gradcheck.context import CheckContext, Failed, Skipped, Warned, differs, filled, largest, on_error
-from deltaprop.gradcheck.differences import EntryComparison, draw_entries, format_index, slopes_at
-from deltaprop.gradcheck.target import gradients, python_nodes, random_like
+from deltaprop.gradcheck.differences import (
+    EntryComparison,
+    Scalar,
+    check_by_differences,
+    draw_entries,
+    find_wrong_entry,
+    format_index,
+    slopes_at,
+)
+from deltaprop.gradcheck.target import CheckTarget, gradients, python_nodes, random_like
 
 
 def check_values(context: CheckContext) -> None:
@@ -42,8 +51,26 @@ def check_values(context: CheckContext) -> None:
             context.kinks.append(f"{name}{format_index(entry, shape)}: {own:.6g} between {low:.6g} and {high:.6g}")
         if comparison.wrong.any():
             problems.append(f"∂C/∂{name}: {comparison.describe(shape)}{_likely_cause(comparison, context, i)}")
+        elif len(comparison.entries) < target.values[i].numel() and not comparison.kinks:
+            problems += _wrong_among_the_others(context, c, i, gradients[i])
     if problems:
+        context.is_wrong = True
         raise Failed("; ".join(problems))
+
+
+def _wrong_among_the_others(context: CheckContext, c: Scalar, i: int, gradient: Tensor | None) -> list[str]:
+    """Return what is wrong in an entry that was not drawn; the entry itself must disagree with its differences."""
+    target = context.target
+    assert gradient is not None
+    entry = find_wrong_entry(c, target.values, i, gradient, context.generator)
+    if entry is None:
+        return []
+    limits = context.atol, context.rtol
+    comparison = check_by_differences(c, target.values, i, gradient, 1, context.generator, *limits, entries=entry)
+    if not comparison.wrong.any():
+        return []
+    found = "found by the slope along all entries, some of which were compared one by one and are right"
+    return [f"∂C/∂{target.names[i]}: {comparison.describe(target.values[i].shape, found)}"]
 
 
 def _likely_cause(comparison: EntryComparison, context: CheckContext, i: int) -> str:
@@ -315,14 +342,35 @@ def check_outputs(context: CheckContext) -> None:
 
 
 def check_calls(context: CheckContext) -> None:
-    """Calls do not affect each other: two forwards before both backwards, and backward twice from one forward."""
+    """Calls do not affect each other: at another point, two forwards before both backwards, and backward twice.
+
+    The other point has other signs and another order, so that what is kept from the first one shows.
+    """
     target, expected = context.target, context.gradient()
     leaves = target.leaves()
     outputs = target.run(leaves)
+    values = _another_point(target)
     with on_error(Skipped, "it does not accept other values of these shapes:"):
-        target.run([0.5 * t for t in target.leaves()])
+        target.run(target.leaves(values))
     with on_error(Failed, "a second backward with retain_graph=True raises"):
         first, second = (gradients(outputs, leaves, context.v, retain_graph=True) for _ in range(2))
     hint = "is something stored on the class, or overwritten?"
     context.compare(first, expected, "if f is called again before backward", hint)
     context.compare(second, expected, "of a second backward from the same forward", hint)
+    if "values" in context.skip or context.reference is not None or context.is_wrong:
+        return
+    c, at_other = target.weighted_sum(context.v, values), target.gradients(context.v, target.leaves(values))
+    for i, comparison in context.by_differences(c, values, at_other, most=12):
+        if comparison.wrong.any():
+            detail = comparison.describe(values[i].shape)
+            raise Failed(f"∂C/∂{target.names[i]} at a second point of the same shapes: {detail}: is it kept by shape?")
+
+
+def _another_point(target: CheckTarget) -> list[Tensor]:
+    """Return other values of the same shapes that f accepts, and where it is finite: of other signs, if it can be."""
+    for change in (lambda t: -t.flip(0), lambda t: t.flip(0), lambda t: 0.5 * t):
+        values = [change(t) if t.dim() else 0.5 * t for t in target.values]
+        with contextlib.suppress(Exception):
+            if all(bool(t.isfinite().all()) for t in target.run(target.leaves(values))):
+                return values
+    return [0.5 * t for t in target.values]
