@@ -380,3 +380,39 @@ MODULES = [
     Correct(F.mse_loss, (normal(4, 3), normal(3, 4).T.contiguous()), "a loss of two inputs"),
 ]
 CORRECT += MODULES
+
+
+@correct()
+def in_float32(x):
+    """Computed in float32, returned in float64."""
+    return x.float().sin().double()
+
+
+@correct()
+def returns_float32(x):
+    return x.float().sin()
+
+
+@correct()
+def once_differentiable_deep_in_it(x):
+    return 3 * Once.apply(2 * x)
+
+
+@correct((normal(4, 4) @ normal(4, 4).T + 4 * torch.eye(4, dtype=torch.float64),))
+def log_determinant(x):
+    return torch.logdet(x)
+
+
+@correct((normal(3, 3),))
+def inverse(x):
+    return torch.linalg.inv(x)
+
+
+@correct((normal(5),))
+def one_dimension_alone(x):
+    return x.cumsum(0).logsumexp(0)
+
+
+@correct((torch.tensor(0.7),))
+def a_number(x):
+    return x.exp()

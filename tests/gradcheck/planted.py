@@ -237,6 +237,21 @@ class LossThatIgnoresGradOutput(Function):
         return ctx.saved_tensors[0]
 
 
+@bug("values", (normal(4, 3).float(),))
+class OffByAThousandth(Function):
+    """A rounded constant; the inputs come from float32, which the function does not compute in."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return torch.where(x > 0, x, 0.333 * x)
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        (x,) = ctx.saved_tensors
+        return torch.where(x > 0, grad_output, 0.3333 * grad_output)
+
+
 @bug("values", (normal(60, 70),))
 class OneEntryOfThousandsWrong(Function):
     """The last entry is left out by a kernel that rounds down the number of its blocks."""

@@ -168,6 +168,29 @@ class TestOptions:
         assert {check.detail for check in report if check.name != "values"} == {"backward raises"}
         assert not report.warnings
 
+    def test_randomness_out_of_reach_is_told_once(self):
+        numbers = itertools.count()
+        report = check_gradients(lambda x: x * next(numbers), X)
+        (error,) = report.errors
+        assert error.detail == "f differs from call to call: torch.manual_seed does not reach its randomness"
+        assert {check.outcome for check in report if check != error} == {"skipped"}
+
+    def test_a_narrower_dtype_is_told_and_a_wrong_gradient_in_it_found(self):
+        right = check_gradients(lambda x: x.float().sin(), X, fast=True)
+        assert right["values"].detail == "f computes in a narrower dtype: by wider steps and tolerances"
+
+        class WrongInFloat32(Function):
+            @staticmethod
+            def forward(ctx: Any, x: Tensor) -> Tensor:
+                ctx.save_for_backward(x)
+                return x.float().sin()
+
+            @staticmethod
+            def backward(ctx: Any, grad_output: Tensor) -> Tensor:
+                return 1.05 * grad_output.double() * ctx.saved_tensors[0].cos()
+
+        assert check_gradients(WrongInFloat32, X, fast=True)["values"].outcome == "failed"
+
     def test_a_reference_replaces_finite_differences(self):
         right = check_gradients(Single, X, reference=torch.sin, dtype=torch.float32, fast=True)
         assert right["values"].outcome == "passed"

@@ -22,6 +22,8 @@ from deltaprop.errors import UserError
 from deltaprop.gradcheck.differences import EntryComparison, Scalar, check_by_differences
 from deltaprop.gradcheck.target import CheckTarget, Gradients, random_like
 
+NARROW_ATOL, NARROW_RTOL = 1e-3, 1e-2  # of a function that computes in a narrower dtype than it is checked in
+
 
 class Skipped(Exception):  # noqa: N818  # not an error
     """The check does not apply; the message is the reason."""
@@ -61,6 +63,7 @@ class CheckContext:
         reference: A plain function to compare with, instead of differences.
         skip: Names of checks that are not run.
         kinks: Kinks that the check ``values`` has found.
+        eps: The relative precision of f: less than its dtype has, if it computes in a narrower one.
         is_wrong: Whether the check ``values`` has found an error, which other points would show again.
         broken: How backward raises, if it does: then there is no gradient to check.
     """
@@ -73,6 +76,7 @@ class CheckContext:
     reference: CheckTarget | None = None
     skip: Collection[str] = ()
     kinks: list[str] = field(default_factory=list)
+    eps: float = 0.0
     is_wrong: bool = False
     broken: str = ""
 
@@ -80,6 +84,10 @@ class CheckContext:
         """Draw v, and compute the gradient that all others are compared with."""
         self.generator = torch.Generator().manual_seed(self.seed)
         self.outputs = [t.detach() for t in self.target.run(self.target.leaves())]
+        # Not of the inputs themselves, which may have been float32: then relu of them would look so, too.
+        self.eps = _precision(self.target.run(self.target.leaves([t * (1 + 1e-9) for t in self.target.values])))
+        if self.eps > torch.finfo(self.target.dtype).eps:
+            self.atol, self.rtol = max(self.atol, NARROW_ATOL), max(self.rtol, NARROW_RTOL)
         self._v = random_like(self.outputs, self.generator)
         self.connected, self.most = bool(self.outputs), 12 if self.fast else 400  # entries of an input to compare
         self.scale = 0.0
@@ -97,6 +105,8 @@ class CheckContext:
         other.seed = 1
         again = other.run(other.leaves())
         self.random = any(differs(a, b) for a, b in zip(again, self.outputs, strict=True))
+        repeated = self.target.run(self.target.leaves())
+        self.unseeded = any(differs(a, b) for a, b in zip(repeated, self.outputs, strict=True))
 
     @property
     def v(self) -> list[Tensor]:
@@ -114,7 +124,7 @@ class CheckContext:
 
     def rounding(self, t: Tensor) -> float:
         """Return a generous bound of a gradient's rounding error: it is a sum whose terms may be larger than itself."""
-        return 1e3 * float(torch.finfo(t.dtype).eps) * max(1e-30, largest([t]), 0.1 * self.scale)
+        return 1e3 * max(self.eps, float(torch.finfo(t.dtype).eps)) * max(1e-30, largest([t]), 0.1 * self.scale)
 
     def compare(
         self,
@@ -149,7 +159,22 @@ class CheckContext:
         """Compare each gradient of C that is there with central differences; yield the number of the input, and how."""
         for i, gradient in enumerate(gradients):
             if gradient is not None:
-                yield i, check_by_differences(c, values, i, gradient, most, self.generator, self.atol, self.rtol)
+                limits = self.atol, self.rtol
+                yield i, check_by_differences(c, values, i, gradient, most, self.generator, *limits, eps=self.eps)
+
+
+def _precision(outputs: Sequence[Tensor]) -> float:
+    """Return the relative precision of outputs: that of the widest dtype that they fill.
+
+    A function of float64 that computes in float32 returns float32, or numbers that all are numbers of float32.
+    """
+    eps = 0.0
+    for t in outputs:
+        is_narrow = t.dtype == torch.float64 and t.numel() > 3 and torch.equal(t.float().double(), t)
+        if is_narrow and not torch.equal((1024 * t).round(), 1024 * t):  # not whole numbers, and not halves
+            eps = max(eps, float(torch.finfo(torch.float32).eps))
+        eps = max(eps, float(torch.finfo(t.dtype).eps))
+    return eps
 
 
 def largest(gradients: Sequence[Tensor | None]) -> float:

@@ -62,11 +62,11 @@ def _wrong_among_the_others(context: CheckContext, c: Scalar, i: int, gradient: 
     """Return what is wrong in an entry that was not drawn; the entry itself must disagree with its differences."""
     target = context.target
     assert gradient is not None
-    entry = find_wrong_entry(c, target.values, i, gradient, context.generator)
+    entry = find_wrong_entry(c, target.values, i, gradient, context.generator, context.eps)
     if entry is None:
         return []
     limits = context.atol, context.rtol
-    comparison = check_by_differences(c, target.values, i, gradient, 1, context.generator, *limits, entries=entry)
+    comparison = check_by_differences(c, target.values, i, gradient, 1, context.generator, *limits, entry, context.eps)
     if not comparison.wrong.any():
         return []
     found = "found by the slope along all entries, some of which were compared one by one and are right"
@@ -117,7 +117,7 @@ def check_missing(context: CheckContext) -> None:
     for i, gradient in enumerate(context.gradient()):
         if gradient is None:
             entries = draw_entries(target.values[i], context.most, context.generator)
-            slopes, noise = slopes_at(c, target.values, i, entries)
+            slopes, noise = slopes_at(c, target.values, i, entries, eps=context.eps)
             steepest = largest([slopes[0]])
             if steepest > 30 * noise:
                 problems.append(f"∂C/∂{target.names[i]}: got None, but C depends on it (slope up to {steepest:.6g})")

@@ -10,7 +10,7 @@ from torch.autograd import forward_ad
 
 from deltaprop.gradcheck.context import CheckContext, Failed, Skipped, Warned, differs, filled, format_error, on_error
 from deltaprop.gradcheck.differences import slopes_at
-from deltaprop.gradcheck.target import Gradients, dot, random_like
+from deltaprop.gradcheck.target import Gradients, dot, nodes_of, random_like
 
 
 def check_graph(context: CheckContext) -> None:
@@ -35,7 +35,7 @@ def check_second(context: CheckContext) -> None:
     connected = {k: g for k, g in enumerate(graphed) if g is not None and g.requires_grad}
     if not connected:
         raise Skipped("the gradient does not depend on the inputs")
-    if any(g.grad_fn is not None and g.grad_fn.name().endswith("::Error") for g in connected.values()):
+    if any(node.name().endswith("::Error") for node in nodes_of([*connected.values()])):  # also deep in a module
         raise Skipped("it is marked once_differentiable")
     w = random_like(list(connected.values()), context.generator)
     try:
@@ -89,7 +89,7 @@ def check_jvp(context: CheckContext) -> None:
     def along(step: Sequence[Tensor]) -> Tensor:
         return c([x + step[0] * d for x, d in zip(target.values, x_dot, strict=True)])
 
-    slopes, noise = slopes_at(along, [torch.zeros((), dtype=target.dtype)], 0, torch.tensor([0]))
+    slopes, noise = slopes_at(along, [torch.zeros((), dtype=target.dtype)], 0, torch.tensor([0]), eps=context.eps)
     expected, left, right = slopes.flatten().tolist()
     # The size of the terms of the sum that both are.
     gradients = filled(context.gradient(), target.values)

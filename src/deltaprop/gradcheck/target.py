@@ -177,14 +177,18 @@ def random_like(tensors: Sequence[Tensor], generator: torch.Generator) -> list[T
 
 def python_nodes(outputs: Sequence[Tensor]) -> Iterator[Any]:
     """Yield the nodes of a graph that are written in Python: custom Functions."""
+    return (node for node in nodes_of(outputs) if isinstance(node, torch.autograd.function.BackwardCFunction))
+
+
+def nodes_of(outputs: Sequence[Tensor]) -> Iterator[Any]:
+    """Yield the nodes of a graph."""
     waiting, seen = [t.grad_fn for t in outputs], set()
     while waiting:
         node = waiting.pop()
         if node is None or node in seen:
             continue
         seen.add(node)
-        if isinstance(node, torch.autograd.function.BackwardCFunction):
-            yield node
+        yield node
         waiting.extend(next_node for next_node, _ in node.next_functions)
 
 
