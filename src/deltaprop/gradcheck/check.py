@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from deltaprop.errors import UserError, unknown_name
-from deltaprop.gradcheck import first_order, higher_order, layouts, modes
+from deltaprop.gradcheck import first_order, higher_order, layouts, modes, state
 from deltaprop.gradcheck.context import CheckContext, Failed, Skipped, format_error
 from deltaprop.gradcheck.report import Check, GradientReport
 from deltaprop.gradcheck.target import CheckTarget
@@ -25,10 +25,10 @@ CHECKS: dict[str, Callable[[CheckContext], None]] = {
     "parts": first_order.check_parts,
     "outputs": first_order.check_outputs,
     "subsets": first_order.check_subsets,
-    "calls": first_order.check_calls,
-    "in_place": first_order.check_in_place,
-    "deterministic": first_order.check_deterministic,
-    "leak": first_order.check_leak,
+    "calls": state.check_calls,
+    "in_place": state.check_in_place,
+    "deterministic": state.check_deterministic,
+    "leak": state.check_leak,
     "non_contiguous": layouts.check_non_contiguous,
     "expanded": layouts.check_expanded,
     "zero_size": layouts.check_zero_size,

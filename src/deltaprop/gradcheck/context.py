@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from deltaprop.errors import UserError
-from deltaprop.gradcheck.differences import EntryComparison, Scalar, check_by_differences
+from deltaprop.gradcheck.differences import EntryComparison, Scalar, check_by_differences, draw_entries
 from deltaprop.gradcheck.target import CheckTarget, Gradients, random_like
 
 NARROW_ATOL, NARROW_RTOL = 1e-3, 1e-2  # of a function that computes in a narrower dtype than it is checked in
@@ -159,8 +159,8 @@ class CheckContext:
         """Compare each gradient of C that is there with central differences; yield the number of the input, and how."""
         for i, gradient in enumerate(gradients):
             if gradient is not None:
-                limits = self.atol, self.rtol
-                yield i, check_by_differences(c, values, i, gradient, most, self.generator, *limits, eps=self.eps)
+                entries = draw_entries(values[i], most, self.generator)
+                yield i, check_by_differences(c, values, i, gradient, entries, self.atol, self.rtol, self.eps)
 
 
 def _precision(outputs: Sequence[Tensor]) -> float:

@@ -60,11 +60,9 @@ def check_by_differences(
     values: Sequence[Tensor],
     at: int,
     gradient: Tensor,
-    most: int,
-    generator: torch.Generator,
+    entries: Tensor,
     atol: float,
     rtol: float,
-    entries: Tensor | None = None,
     eps: float = 0.0,
 ) -> EntryComparison:
     """Compare the gradient of g by one of its inputs with central differences.
@@ -74,14 +72,11 @@ def check_by_differences(
         values: All inputs.
         at: The index of the input in question.
         gradient: ∂g/∂x, of x's shape.
-        most: How many entries to compare.
-        generator: Draws which entries, if there are more.
+        entries: The entries to compare, as :func:`draw_entries` gives them.
         atol: Allowed error of an entry, relative to the largest entry.
         rtol: Allowed error, relative to the entry itself.
-        entries: The entries to compare; drawn by default.
         eps: The relative precision of g, if it is less than that of its inputs' dtype.
     """
-    entries = draw_entries(values[at], most, generator) if entries is None else entries
     got = gradient.detach().reshape(-1)[entries].cpu().double()
     slopes, noise = slopes_at(g, values, at, entries, eps=eps)
     expected, kinks = slopes[0].clone(), []
@@ -121,7 +116,7 @@ def find_wrong_entry(
 ) -> Tensor | None:
     """Return the index, [1], of an entry that is probably wrong, if the slope along a random direction tells of one.
 
-    The arguments are those of :func:`check_by_differences`.
+    The arguments are those of :func:`check_by_differences`; the generator draws the direction.
     """
     x = values[at]
     d = (torch.rand(x.shape, generator=generator, dtype=torch.float64) + 0.5).to(x)  # no entry counts for little

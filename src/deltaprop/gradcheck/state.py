@@ -1,0 +1,100 @@
+"""Checks of what a function keeps: between calls and threads, on ctx, in the tensors it is given, at random."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import itertools
+import weakref
+
+import torch
+from torch import Tensor
+
+from deltaprop.gradcheck.context import CheckContext, Failed, Skipped, Warned, differs, on_error
+from deltaprop.gradcheck.target import CheckTarget, gradients, python_nodes
+
+
+def check_calls(context: CheckContext) -> None:
+    """Calls do not affect each other: at another point, two forwards before both backwards, and backward twice.
+
+    The other point has other signs and another order, so that what is kept from the first one shows.
+    """
+    target, expected = context.target, context.gradient()
+    leaves = target.leaves()
+    outputs = target.run(leaves)
+    values = _another_point(target)
+    with on_error(Skipped, "it does not accept other values of these shapes:"):
+        target.run(target.leaves(values))
+    with on_error(Failed, "a second backward with retain_graph=True raises"):
+        first, second = (gradients(outputs, leaves, context.v, retain_graph=True) for _ in range(2))
+    hint = "is something stored on the class, or overwritten?"
+    context.compare(first, expected, "if f is called again before backward", hint)
+    context.compare(second, expected, "of a second backward from the same forward", hint)
+    if "values" in context.skip or context.reference is not None or context.is_wrong:
+        return
+    c, at_other = target.weighted_sum(context.v, values), target.gradients(context.v, target.leaves(values))
+    for i, comparison in context.by_differences(c, values, at_other, most=12):
+        if comparison.wrong.any():
+            detail = comparison.describe(values[i].shape)
+            raise Failed(f"∂C/∂{target.names[i]} at a second point of the same shapes: {detail}: is it kept by shape?")
+
+
+def _another_point(target: CheckTarget) -> list[Tensor]:
+    """Return other values of the same shapes that f accepts, and where it is finite: of other signs, if it can be."""
+    for change in (lambda t: -t.flip(0), lambda t: t.flip(0), lambda t: 0.5 * t):
+        values = [change(t) if t.dim() else 0.5 * t for t in target.values]
+        with contextlib.suppress(Exception):
+            if all(bool(t.isfinite().all()) for t in target.run(target.leaves(values))):
+                return values
+    return [0.5 * t for t in target.values]
+
+
+def check_in_place(context: CheckContext) -> None:
+    """Neither inputs nor v are modified, except by a Function that calls mark_dirty."""
+    target = context.target
+    leaves = target.leaves()
+    copies = [t.clone() for t in leaves]
+    outputs = tuple(t for t in target(copies) if t.requires_grad)
+    for name, t, before in zip(target.names, copies, target.values, strict=True):
+        if differs(t, before) and not any(out is t for out in outputs):
+            raise Failed(f"forward modifies {name} in place without mark_dirty")
+    received = [*[t.clone() for t in context.v], *copies]
+    before_backward = [t.detach().clone() for t in received]
+    gradients(outputs, leaves, received[: len(context.v)])
+    names = ["grad_output, which other functions may receive too,"] * len(context.v) + target.names
+    for name, t, before in zip(names, received, before_backward, strict=True):
+        if differs(t, before):
+            raise Failed(f"backward modifies {name} in place")
+
+
+def check_deterministic(context: CheckContext) -> None:
+    """The same inputs give the same gradients."""
+    runs = []
+    for number in range(2 if context.fast else 4):
+        leaves = context.target.leaves()
+        outputs = context.target.run(leaves)
+        torch.manual_seed(number)  # forward draws the same each time, backward does not
+        runs.append(gradients(outputs, leaves, context.v))
+    limits = ((Failed, "", context.rounding), (Warned, "by rounding only", lambda _: 0.0))
+    for (outcome, hint, tolerance), (expected, got) in itertools.product(limits, itertools.permutations(runs, 2)):
+        context.compare(got, expected, "differs from call to call", hint, tolerance, outcome)
+
+
+def check_leak(context: CheckContext) -> None:
+    """When the outputs go out of scope their memory is freed, without the garbage collector."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        outputs = context.target.run(context.target.leaves())
+        alive = [weakref.ref(node) for node in python_nodes(outputs)]
+        if not alive:
+            raise Skipped("it has no custom Function")
+        del outputs
+        if any(node() is not None for node in alive):
+            raise Failed(
+                "the graph outlives its outputs until the garbage collector runs: is an output stored on ctx instead "
+                "of by save_for_backward?"
+            )
+    finally:
+        if enabled:
+            gc.enable()
