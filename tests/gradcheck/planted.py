@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 from typing import Any
 
@@ -534,6 +535,69 @@ class NeedsTheOther(Function):
 
 
 # --- written in place ---
+
+
+@bug("saved")
+class KeepsInputOnCtx(Function):
+    """The input is kept on ctx, where autograd does not see that it is written to."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.x = x
+        return x.sin()
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        return grad_output * ctx.x.cos()
+
+
+@bug("saved")
+class KeepsDetachedOutput(Function):
+    """The output is kept on ctx by its data, which a later in-place operation changes."""
+
+    @staticmethod
+    def forward(ctx, z):
+        a = torch.tanh(z)
+        ctx.a = a.data
+        return a
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        return grad_output * (1 - ctx.a**2)
+
+
+_local = threading.local()
+
+
+@bug("thread")
+class StashesInAThreadLocal(Function):
+    """What forward found out is kept in a thread-local, which the thread of CUDA's backward does not have."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        _local.factor = 2.0
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        return getattr(_local, "factor", 1.0) * grad_output
+
+
+@bug("generator")
+class ResetsTheGenerator(Function):
+    """Dropout that draws its mask again in backward, by a seed, and leaves the generator there."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.seed = 17
+        torch.manual_seed(ctx.seed)
+        return x * torch.bernoulli(torch.full_like(x, 0.5))
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        torch.manual_seed(ctx.seed)
+        return grad_output * torch.bernoulli(torch.full_like(grad_output, 0.5))
 
 
 @bug("in_place")

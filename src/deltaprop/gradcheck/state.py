@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import gc
 import itertools
+import threading
 import weakref
 
 import torch
 from torch import Tensor
 
-from deltaprop.gradcheck.context import CheckContext, Failed, Skipped, Warned, differs, on_error
-from deltaprop.gradcheck.target import CheckTarget, gradients, python_nodes
+from deltaprop.gradcheck.context import CheckContext, Failed, Skipped, Warned, differs, format_error, on_error
+from deltaprop.gradcheck.target import CheckTarget, Gradients, gradients, python_nodes
 
 
 def check_calls(context: CheckContext) -> None:
@@ -47,6 +48,60 @@ def _another_point(target: CheckTarget) -> list[Tensor]:
             if all(bool(t.isfinite().all()) for t in target.run(target.leaves(values))):
                 return values
     return [0.5 * t for t in target.values]
+
+
+def check_saved(context: CheckContext) -> None:
+    """An input or output that is written to between forward and backward changes no gradient silently.
+
+    ``save_for_backward`` makes autograd refuse such a backward; a tensor kept on ctx goes unnoticed.
+    """
+    target = context.target
+    for what in ("inputs", "outputs"):
+        leaves = target.leaves()
+        copies = [t.clone() for t in leaves]
+        outputs = tuple(t for t in target(copies) if t.requires_grad)
+        try:
+            with torch.no_grad():
+                for t in copies if what == "inputs" else outputs:
+                    t.mul_(-2).add_(1)
+            got = gradients(outputs, leaves, context.v)
+        except RuntimeError:  # autograd refuses to write to the tensor, or backward because of it
+            continue
+        hint = f"are {what} stored on ctx instead of by save_for_backward?"
+        context.compare(got, context.gradient(), f"if {what} are modified between forward and backward", hint)
+
+
+def check_thread(context: CheckContext) -> None:
+    """Backward in another thread, as CUDA runs it, gives the same gradients."""
+    leaves = context.target.leaves()
+    outputs = context.target.run(leaves)
+    found: list[Gradients | Exception] = []
+
+    def backward() -> None:
+        try:
+            found.append(gradients(outputs, leaves, context.v))
+        except Exception as error:
+            found.append(error)
+
+    thread = threading.Thread(target=backward)
+    thread.start()
+    thread.join()
+    (got,) = found
+    hint = "is something kept in a thread-local?"
+    if isinstance(got, Exception):
+        raise Failed(f"backward in another thread raises {format_error(got)}: {hint}")
+    context.compare(got, context.gradient(), "of backward in another thread", hint)
+
+
+def check_generator(context: CheckContext) -> None:
+    """Backward leaves the random generator as it was: a seed that it sets would repeat all later random numbers."""
+    leaves = context.target.leaves()
+    outputs = context.target.run(leaves)
+    torch.rand(1)  # somewhere else than a seed
+    before = torch.get_rng_state()
+    gradients(outputs, leaves, context.v)
+    if not torch.equal(before, torch.get_rng_state()):
+        raise Failed("backward leaves another state of the random generator: does it set a seed, or draw numbers?")
 
 
 def check_in_place(context: CheckContext) -> None:
