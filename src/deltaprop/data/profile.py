@@ -297,7 +297,7 @@ class Profile:
                 _add_parts(self.orders.setdefault(order, _no_parts()), moments_of)
 
     def _count(self, cells: Any) -> None:
-        """Count names, each in its one spelling."""
+        """Count cells as they are written, up to so many different ones."""
         if self.overflow:
             return
         for entry in cells.drop_null().value_counts().to_pylist():

@@ -127,7 +127,7 @@ def _of_list(path: Path, text: bytes) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield the objects of a list, numbered from 1."""
     if len(text) > LONGEST_LINE:
         raise UserError(f"{path}: a JSON list longer than {LONGEST_LINE >> 20} MiB: write an object a line")
-    found = _parsed(path, f"{path}", text)
+    found = _parsed(path, str(path), text)
     for number, item in enumerate(found, start=1):
         yield number, _row(f"{path}: item {number}", item)
 
