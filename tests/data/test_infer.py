@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import math
 import random
 import shlex
@@ -10,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pytest
 import torch
@@ -441,8 +441,8 @@ def random_table(seed: int, rows: int = 50) -> dict[str, list[Any]]:
         lambda at: draw.choice(["Rome", "Oslo", "Bern", "x y"]),
         lambda at: draw.choice(["a", "b"]) if draw.random() < 0.7 else f"rare{at}",
         lambda at: draw.random() < 0.5,
-        lambda at: pd.Timestamp(2020, draw.randrange(1, 13), draw.randrange(1, 29), draw.randrange(24)),
-        lambda at: pd.Timestamp(2020, draw.randrange(1, 13), draw.randrange(1, 29)),
+        lambda at: datetime.datetime(2020, draw.randrange(1, 13), draw.randrange(1, 29), draw.randrange(24)),
+        lambda at: datetime.datetime(2020, draw.randrange(1, 13), draw.randrange(1, 29)),
         lambda at: at + 1,
         lambda at: f"id{at}",
         lambda at: 2**60 + draw.randrange(3),
@@ -458,6 +458,7 @@ def random_table(seed: int, rows: int = 50) -> dict[str, list[Any]]:
 @pytest.mark.parametrize("seed", range(12))
 def test_a_table_is_the_same_from_csv_parquet_and_pandas(seed: int, tmp_path: Path, loaded: Callable[..., Dataset]):
     """The same columns, notes and inputs to the bit, however the cells are held."""
+    pd = pytest.importorskip("pandas", reason="needs pandas")
     columns = random_table(seed)
     table = pa.table(columns)
     frame = pd.DataFrame({name: table[name].to_pandas(integer_object_nulls=True) for name in table.column_names})
@@ -631,6 +632,7 @@ def test_a_code_is_the_same_category_from_every_container(coded: dp.Model, conta
 
 
 def test_a_code_is_the_same_category_from_pandas(coded: dp.Model):
+    pd = pytest.importorskip("pandas", reason="needs pandas")
     frame = pd.DataFrame({"a": [1.0, 2.0, 3.5], "b": [0.5, 1.5, 2.5]})
     expected = coded.outputs({"a": CODES, "b": [0.5, 1.5, 2.5]})
     for other in (frame, frame.astype({"a": "category"}), frame.astype({"a": "Float64"}), frame.astype({"a": object})):
@@ -674,6 +676,7 @@ def test_na_values_of_training_are_missing_when_predicting(tmp_path: Path):
 
 
 def test_the_names_of_pandas_and_r_for_rows_are_left_out_of_files(tmp_path: Path):
+    pd = pytest.importorskip("pandas", reason="needs pandas")
     frame = pd.DataFrame({"a": [1.5, 2.5] * 2, "y": ["u", "v"] * 2}, index=["Mazda", "Fiat", "Opel", "VW"])
     frame.to_csv(tmp_path / "t.csv")
     frame.to_parquet(tmp_path / "t.parquet")
