@@ -6,8 +6,9 @@ Tried with PyTorch 2.11 to 2.13. Where a release has a public way, that way belo
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -101,6 +102,20 @@ def many_recompilations(limit: int) -> AbstractContextManager[Any]:
         recompile_limit=limit, accumulated_recompile_limit=limit
     )
     return patch
+
+
+@contextmanager
+def quiet_compiler() -> Iterator[None]:
+    """Silence the compiler, which logs each graph break at length; its log for traces ignores ``logging.disable``."""
+    trace, disabled = logging.getLogger("torch.__trace"), logging.root.manager.disable
+    level = trace.level
+    logging.disable(logging.CRITICAL)
+    trace.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        logging.disable(disabled)
+        trace.setLevel(level)
 
 
 def output_metadata(node: Any, number: int) -> Any:

@@ -20,20 +20,22 @@ def assert_gradients(
         inputs: Its positional arguments.
         allow_warnings: Whether warnings are allowed.
         warnings: The name of ``allow_warnings`` in version 0.1.
-        **options: For ``check_gradients``: ``reference``, ``dtype``, ``skip``, ``atol``, ``rtol``, ``fast``, ``seed``.
+        **options: For ``check_gradients``: ``reference``, ``dtype``, ``skip``, ``atol``, ``rtol``, ``fast``, ``deep``,
+            ``seed``.
 
     Returns:
         The report.
 
     Raises:
-        AssertionError: With the report, if there is an error, or a warning that is not allowed.
+        AssertionError: With the report's summary, if there is an error, or a warning that is not allowed.
 
     Example:
         >>> import torch
         >>> _ = assert_gradients(torch.tanh, (torch.randn(4, 3),), fast=True)
     """
+    __tracebackhide__ = True  # pytest shows the line of the test
     report = check_gradients(fn, inputs, **options)
     allowed = allow_warnings if warnings is None else warnings
     if not report.ok or (report.warnings and not allowed):
-        raise AssertionError(f"\n{report}")
+        raise AssertionError(report.summary())
     return report

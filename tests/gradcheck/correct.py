@@ -416,3 +416,208 @@ def one_dimension_alone(x):
 @correct((torch.tensor(0.7),))
 def a_number(x):
     return x.exp()
+
+
+# --- hard ones: right, and easily taken for wrong ---
+
+SQUARE = normal(4, 4)
+SPD = SQUARE @ SQUARE.T + 4 * torch.eye(4, dtype=torch.float64)
+
+
+@correct((SPD,), ("values",))
+def cholesky(x):
+    """PyTorch's gradient is that for symmetric matrices, which is a warning that says so."""
+    return torch.linalg.cholesky(x)
+
+
+@correct((SPD,), ("values",))
+def eigenvalues(x):
+    return torch.linalg.eigvalsh(x)
+
+
+@correct((SPD, normal(4, 2)))
+def solve(a, b):
+    return torch.linalg.solve(a, b)
+
+
+@correct((torch.linalg.qr(SQUARE)[0],))
+def inverse_of_an_orthogonal_matrix(x):
+    return torch.linalg.inv(x)
+
+
+@correct((SQUARE,))
+def matrix_exponential(x):
+    """Its algorithm takes more steps for a larger grad_output."""
+    return torch.linalg.matrix_exp(x)
+
+
+@correct((SPD,))
+def a_constant(x):
+    """The solution is 1 whatever x is: the gradient is 0 but for rounding."""
+    return torch.linalg.solve(x, x.sum(1))
+
+
+@correct()
+def with_a_mask_in_float32(x):
+    """Computed in float64 all the same."""
+    return x * (x > 0).float()
+
+
+@correct()
+def in_bfloat16(x):
+    return x.bfloat16().sin().double()
+
+
+EDGE = torch.tensor([[0.0, 1.0, 2.0], [3.0, 0.0, 0.5]], dtype=torch.float64)
+
+
+@correct((EDGE,))
+def root_at_zero(x):
+    return x.sqrt()
+
+
+@correct((EDGE,))
+def logarithm_at_zero(x):
+    return x.log()
+
+
+@correct((torch.tensor([[0.5, -float("inf"), 1.0], [2.0, 0.1, 0.3]], dtype=torch.float64),))
+def softmax_of_masked_scores(x):
+    return x.log_softmax(1)
+
+
+@correct((torch.view_as_complex(normal(4, 3, 2)), normal(4, 3)))
+def complex_times_real(z, x):
+    return z * x
+
+
+@correct((torch.view_as_complex(normal(4, 3, 2)),))
+class ComplexModulus(Function):
+    """|z|², whose gradient is 2 z."""
+
+    @staticmethod
+    def forward(ctx, z):
+        ctx.save_for_backward(z)
+        return (z * z.conj()).real
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        (z,) = ctx.saved_tensors
+        return 2 * grad_output * z
+
+
+@correct()
+class DropsOutByState(Function):
+    """Dropout whose mask is drawn again in backward from the generator's state, which is put back."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.state = torch.get_rng_state()
+        return x * torch.bernoulli(torch.full_like(x, 0.5))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_output):
+        now = torch.get_rng_state()
+        torch.set_rng_state(ctx.state)
+        gradient = grad_output * torch.bernoulli(torch.full_like(grad_output, 0.5))
+        torch.set_rng_state(now)
+        return gradient
+
+
+@correct((0.5 * normal(4, 3), normal(3)), ("vmap",))
+class FixedPoint(Function):
+    """a = tanh(x + w a) solved by iteration; backward solves a linear equation by iteration, and asks for a number."""
+
+    @staticmethod
+    def forward(ctx, x, w):
+        a = torch.zeros_like(x)
+        for _ in range(200):
+            a = torch.tanh(x + 0.3 * torch.tanh(w) * a)
+        ctx.save_for_backward(a, w)
+        return a
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_output):
+        a, w = ctx.saved_tensors
+        slope, delta = 1 - a * a, grad_output
+        for _ in range(200):
+            new = grad_output + delta * slope * 0.3 * torch.tanh(w)
+            if (new - delta).abs().max().item() == 0 if new.numel() else True:
+                break
+            delta = new
+        of_w = delta * slope * 0.3 * (1 - torch.tanh(w) ** 2) * a
+        return delta * slope, of_w.sum_to_size(w.shape)
+
+
+@correct((normal(2, 3, 4, 4),), ("vmap",))
+class KeepsTheLayout(Function):
+    """An image whose gradient has the layout of the image; vmap does not work with ``copy_``, which is a warning."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.square()
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        (x,) = ctx.saved_tensors
+        return torch.empty_like(x).copy_(2 * grad_output * x) if not torch.is_grad_enabled() else 2 * grad_output * x
+
+
+@correct((normal(4, 3), normal(3), normal(3)))
+class Normalisation(Function):
+    """Layer normalisation with saved statistics, and its backward by hand."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias):
+        centred = x - x.mean(-1, keepdim=True)
+        scale = (centred.square().mean(-1, keepdim=True) + 1e-5).rsqrt()
+        ctx.save_for_backward(centred * scale, scale, weight)
+        return centred * scale * weight + bias
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_output):
+        unit, scale, weight = ctx.saved_tensors
+        inner = grad_output * weight
+        delta = inner - inner.mean(-1, keepdim=True) - unit * (inner * unit).mean(-1, keepdim=True)
+        return scale * delta, (grad_output * unit).sum_to_size(weight.shape), grad_output.sum_to_size(weight.shape)
+
+
+@correct()
+class LargeInputsApart(Function):
+    """Softplus, linear beyond a threshold, as PyTorch's own."""
+
+    @staticmethod
+    def forward(ctx, z):
+        ctx.save_for_backward(z)
+        return torch.where(z > 40, z, torch.log1p(z.clamp(max=40).exp()))
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        (z,) = ctx.saved_tensors
+        return grad_output * torch.sigmoid(z)
+
+
+@correct((normal(4, 3), torch.tensor([[0, 1], [2, 1], [0, 0], [1, 2]])))
+def gathered(x, index):
+    return x.gather(1, index)
+
+
+@correct((normal(4, 3), torch.tensor([3, 0, 2])))
+def rows_by_index(x, index):
+    return x[index]
+
+
+@correct((normal(5, 3), normal(5, 2)))
+def least_squares(a, b):
+    return torch.linalg.lstsq(a, b).solution
+
+
+@correct()
+def extremes(x):
+    """Values, their places, and a number that is none."""
+    values, places = x.sort(dim=1)
+    return values, places, 3.5, x.sign()

@@ -979,3 +979,358 @@ class Cancels(Function):
     def backward(ctx, grad_output):
         (x,) = ctx.saved_tensors
         return grad_output * (x.exp() * (x - 1) + 1) / (x * x)
+
+
+# --- layouts, each tensor with its own ---
+
+
+@bug("non_contiguous")
+class TrustsTheLastStride(Function):
+    """A last stride of 1 is taken for contiguous, which columns of a wider tensor have, too."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.square()
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        (x,) = ctx.saved_tensors
+        if x.dim() == 2 and x.stride(-1) == 1:
+            x = x.as_strided(x.shape, (x.shape[1], 1))
+        return 2 * grad_output * x
+
+
+@bug("non_contiguous")
+class TakesEqualStridesForContiguous(Function):
+    """Memory is read in order if both tensors have the same strides, and the result has others."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.square()
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        (x,) = ctx.saved_tensors
+        if x.stride() == grad_output.stride():
+            order = sorted(range(x.dim()), key=lambda axis: -x.stride(axis))
+            return (2 * grad_output * x).permute(order).reshape(x.shape)
+        return 2 * grad_output * x
+
+
+@bug("non_contiguous", (normal(2, 3, 2, 4),))
+class ForgetsChannelsLast(Function):
+    """An image in channels_last is read in its order in memory."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.square()
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        (x,) = ctx.saved_tensors
+        gradient = 2 * grad_output * x
+        if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
+            return gradient.permute(0, 2, 3, 1).reshape(x.shape)
+        return gradient
+
+
+@bug("expanded")
+class CountsAnExpandedRowOnce(Function):
+    """A grad_output of one expanded row is taken for the sum over rows already."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.square()
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        (x,) = ctx.saved_tensors
+        if grad_output.dim() == 2 and grad_output.stride() == (0, 1):
+            grad_output = grad_output / len(x)
+        return 2 * grad_output * x
+
+
+@bug("same_tensor", (normal(4, 3), normal(4, 3)))
+class SquaresOneTensor(Function):
+    """x · x is noticed, and its whole derivative is given to both places."""
+
+    @staticmethod
+    def forward(ctx, x, y):
+        ctx.save_for_backward(x, y)
+        return x * y
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        x, y = ctx.saved_tensors
+        factor = 2 if x.data_ptr() == y.data_ptr() else 1
+        return factor * grad_output * y, factor * grad_output * x
+
+
+# --- sizes and values ---
+
+
+@bug("odd_size")
+class RowsInPairs(Function):
+    """Two rows at a time: the last of an odd number is left out."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.square()
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        (x,) = ctx.saved_tensors
+        gradient = 2 * grad_output * x
+        if x.dim() and len(x) > 1:
+            gradient = torch.cat([gradient[: len(x) // 2 * 2], torch.zeros_like(gradient[len(x) // 2 * 2 :])])
+        return gradient
+
+
+@bug("odd_size", (normal(4, 4, 6),))
+class ColumnsInPairs(Function):
+    """Two columns at a time: the last of an odd number is left out."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.square()
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        (x,) = ctx.saved_tensors
+        gradient = 2 * grad_output * x
+        if x.dim() and x.shape[-1] % 2 and x.shape[-1] > 1:
+            gradient = torch.cat([gradient[..., :-1], torch.zeros_like(gradient[..., -1:])], -1)
+        return gradient
+
+
+@bug("size_one")
+class SqueezesItsOutput(Function):
+    """The mean of each row is subtracted; a ``squeeze`` makes a row of a column."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.square().sum(-1)
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        (x,) = ctx.saved_tensors
+        columns = x.T.squeeze() if x.dim() == 2 and x.shape[0] > 1 else x.T
+        return (2 * columns * grad_output).T if columns.dim() == 2 else (2 * columns * grad_output.sum())[..., None]
+
+
+@bug("scalar")
+class ShortcutForOneEntry(Function):
+    """One entry is returned at once, without its derivative."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.sin()
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        (x,) = ctx.saved_tensors
+        return grad_output * x.cos() if x.numel() > 1 else grad_output
+
+
+@bug("large")
+class OverflowsForLargeInputs(Function):
+    """Softplus by its formula in backward: ∞ / ∞ for large z."""
+
+    @staticmethod
+    def forward(ctx, z):
+        ctx.save_for_backward(z)
+        return torch.nn.functional.softplus(z)
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        (z,) = ctx.saved_tensors
+        return grad_output * z.exp() / (1 + z.exp())
+
+
+EDGE = (torch.tensor([[0.0, 1.5, 0.3], [2.0, 0.0, 0.5]], dtype=torch.float64),)
+
+
+@bug("values", EDGE)
+class NanAtTheEdge(Function):
+    """The derivative of x √x by its two factors: 0 · ∞ at 0, where the slope on the one side is 0."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x * x.sqrt()
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        (x,) = ctx.saved_tensors
+        return grad_output * (x.sqrt() + x * 0.5 / x.sqrt())
+
+
+@bug("values", EDGE)
+class WrongAtTheEdge(Function):
+    """A constant is added so that nothing is divided by 0: at 0 the gradient is not 0."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x * x.sqrt()
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        (x,) = ctx.saved_tensors
+        return grad_output * torch.where(x == 0, 1.0, 1.5 * x.sqrt())
+
+
+COMPLEX = torch.view_as_complex(normal(4, 3, 2))
+
+
+@bug("values", (COMPLEX, COMPLEX + 1))
+class ForgetsTheConjugate(Function):
+    """A product of complex numbers, differentiated as if they were real."""
+
+    @staticmethod
+    def forward(ctx, x, y):
+        ctx.save_for_backward(x, y)
+        return x * y
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        x, y = ctx.saved_tensors
+        return grad_output * y, grad_output * x
+
+
+@bug("values", (normal(4, 4) + normal(4, 4).T,), "warning")
+class SymmetricMatricesOnly(Function):
+    """The trace of x², differentiated for symmetric x, where it is made symmetric."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.tril().square().sum()
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        (x,) = ctx.saved_tensors
+        gradient = 2 * x.tril()
+        return grad_output * (gradient + gradient.mT) / 2
+
+
+# --- state ---
+
+
+@bug("generator")
+class RestoresItsSeed(Function):
+    """Dropout whose backward draws the mask again from the seed, wherever the generator was."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.seed = torch.initial_seed()
+        return x * torch.bernoulli(torch.full_like(x, 0.5))
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        state = torch.get_rng_state()
+        torch.manual_seed(ctx.seed)
+        gradient = grad_output * torch.bernoulli(torch.full_like(grad_output, 0.5))
+        torch.set_rng_state(state)
+        return gradient
+
+
+@bug("detached", severity="warning")
+class NormWithoutAGradient(Function):
+    """The norm, which is returned beside the normalised vector, changes with x, but has no gradient."""
+
+    @staticmethod
+    def forward(ctx, x):
+        norm = x.norm(dim=-1, keepdim=True)
+        ctx.mark_non_differentiable(norm)
+        ctx.save_for_backward(x / norm, norm)
+        return x / norm, norm
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_output, _):
+        unit, norm = ctx.saved_tensors
+        return (grad_output - unit * (unit * grad_output).sum(-1, keepdim=True)) / norm
+
+
+# --- precision, and higher derivatives ---
+
+
+@bug("cancellation")
+class WrongInFloat32(Function):
+    """A constant of the branch for float32 has lost a digit."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.square()
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        (x,) = ctx.saved_tensors
+        return (1.95 if x.dtype == torch.float32 else 2.0) * grad_output * x
+
+
+@bug("half")
+class WrongInBfloat16(Function):
+    """The branch for bfloat16 forgets a factor."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.square()
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        (x,) = ctx.saved_tensors
+        return (1.0 if x.dtype == torch.bfloat16 else 2.0) * grad_output * x
+
+
+@bug("half")
+class ScalesTooFarForFloat16(Function):
+    """grad_output is scaled up and down again, which float16 cannot hold."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.square()
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        (x,) = ctx.saved_tensors
+        return (grad_output * 2.0**17) * x * 2.0**-16
+
+
+class _CosineThatDetaches(Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.cos()
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        (x,) = ctx.saved_tensors
+        return -grad_output * x.detach().sin()
+
+
+@bug("third")
+class ThirdDerivativeLost(Function):
+    """The second derivative of sin is right, and has no graph of its own."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.sin()
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        (x,) = ctx.saved_tensors
+        return grad_output * _CosineThatDetaches.apply(x)

@@ -4,77 +4,103 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from torch import Tensor
 from tyro.conf import Positional, UseAppendAction, arg
 
 from deltaprop.cli.files import OutputFile
 from deltaprop.cli.parsing import optional, read_arguments
-from deltaprop.cli.targets import load_target
+from deltaprop.cli.targets import Examples, is_file_of_functions, load_functions, load_target
 from deltaprop.errors import UserError
-from deltaprop.gradcheck.check import CHECKS, check_gradients
+from deltaprop.gradcheck.check import check_gradients
 from deltaprop.gradcheck.context import format_error
+from deltaprop.gradcheck.formats import to_annotations, to_junit
 from deltaprop.gradcheck.library import library_ops
 from deltaprop.gradcheck.report import GradientReport
 from deltaprop.training.devices import pick_device
-
-MARKS = {"passed": "[green]✓[/]", "skipped": "[dim]·[/]", "error": "[bold red]✗[/]", "warning": "[yellow]![/]"}
 
 
 @dataclass(frozen=True)
 class Arguments:
     """Gradients are compared with central differences, and other properties of a backward pass are checked."""
 
-    #: Function class, module or function: FILE.py:NAME or package.module:NAME.
+    #: What to check: FILE.py (every Function in it), FILE.py:NAME or package.module:NAME.
     target: Annotated[Positional[str | None], optional("[TARGET]", "every op of the library")] = None
-    #: Shape of an input, such as 4x3; repeat for each input. By default, example_inputs() beside NAME is called.
+    #: Shape of an input, such as 4x3; repeat for each input. By default, example_inputs() of NAME or its file.
     shape: UseAppendAction[Annotated[tuple[str, ...], arg(metavar="4x3")]] = ()
     device: str = "auto"  # Device: auto (CUDA, else cpu), cpu or cuda:N; mps has no float64.
     skip: UseAppendAction[Annotated[tuple[str, ...], arg(metavar="CHECK")]] = ()  # Check to skip.
     fast: bool = False  # Perturb only some entries of each input, and skip the compile check.
+    deep: bool = False  # Check third derivatives too.
+    format: Literal["table", "github"] = "table"  # What to print: a table, or annotations for GitHub's actions.
     json: Annotated[Path | None, optional("FILE", "")] = None  # Write the report to this file.
+    junit: Annotated[Path | None, optional("FILE", "")] = None  # Write it to this file in JUnit's XML.
     seed: int = 0  # Seed of the random inputs and directions.
 
 
 def main(words: Sequence[str]) -> int:
     """Check the gradients and print the report; return 1 if a check failed."""
     arguments = read_arguments(Arguments, "gradcheck", words)
-    if arguments.target is None and arguments.shape:
-        raise UserError("--shape is for a target of your own: FILE.py:NAME or package.module:NAME")
-    file = OutputFile("--json", arguments.json)
+    target = arguments.target
+    several = target is None or is_file_of_functions(target)
+    if several and arguments.shape:
+        raise UserError("--shape is for one target of your own: FILE.py:NAME or package.module:NAME")
+    as_json, as_junit = OutputFile("--json", arguments.json), OutputFile("--junit", arguments.junit)
     if not 0 <= arguments.seed < 2**63:
         raise UserError(f"--seed must be 0 to 2^63 − 1, got {arguments.seed}")
     if arguments.device == "mps":
         raise UserError("--device mps: it has no float64, which differences need; take cpu")
     device = pick_device(arguments.device)
     device = torch.device("cpu") if device.type == "mps" else device
-    console = Console(highlight=False)
-
-    def check(fn: Any, inputs: Sequence[Any]) -> GradientReport:
-        on_device = tuple(t.to(device) if isinstance(t, Tensor) else t for t in inputs)
-        return check_gradients(fn, on_device, skip=arguments.skip, fast=arguments.fast, seed=arguments.seed)
-
-    if arguments.target is None:
-        reports = [check(op, inputs) for op, inputs in library_ops()]
-        _print_overview(console, reports)
-        console.print(f"{sum(report.ok for report in reports)} of {len(reports)} ops ok on {device}")
+    without: list[str] = []
+    torch.manual_seed(arguments.seed)  # of example_inputs()
+    if target is None:
+        cases = list(library_ops())
+    elif several:
+        functions, without = load_functions(target)
+        cases = [(fn, examples()) for fn, examples in functions]
     else:
-        fn, examples = load_target(arguments.target)
-        reports = [check(fn, _make_inputs(arguments, examples))]
-        console.print(reports[0].rich(), reports[0].summary(), sep="\n")
-    if file.path is not None:
-        file.write(json.dumps([report.to_json() for report in reports], indent=1) + "\n")
+        fn, example = load_target(target)
+        cases = [(fn, _make_inputs(arguments, example))]
+    reports = [
+        check_gradients(
+            fn,
+            tuple(t.to(device) if isinstance(t, Tensor) else t for t in inputs),
+            skip=arguments.skip,
+            fast=arguments.fast,
+            deep=arguments.deep,
+            seed=arguments.seed,
+        )
+        for fn, inputs in cases
+    ]
+    console = Console(highlight=False)
+    if arguments.format == "github":
+        for (fn, _), report in zip(cases, reports, strict=True):
+            print(*to_annotations(report, fn), report.summary().splitlines()[0], sep="\n")
+    elif several:
+        _print_overview(console, reports)
+        if without:
+            console.print(f"not checked, for want of example_inputs(): {', '.join(without)}", markup=False)
+        console.print(f"{sum(report.ok for report in reports)} of {len(reports)} ok on {device}")
+    else:
+        console.print(reports[0].rich(), Text(reports[0].summary().splitlines()[0]), sep="\n")
+    if as_json.path is not None:
+        as_json.write(json.dumps([report.to_json() for report in reports], indent=1) + "\n")
+    if as_junit.path is not None:
+        as_junit.write(to_junit(reports))
     return 0 if all(report.ok for report in reports) else 1
 
 
-def _make_inputs(arguments: Arguments, examples: Callable[[], tuple[Any, ...]] | None) -> tuple[Any, ...]:
+def _make_inputs(arguments: Arguments, examples: Examples | None) -> tuple[Any, ...]:
     """Return random inputs of the given shapes, or the user's own."""
     if arguments.shape:
         generator = torch.Generator().manual_seed(arguments.seed)
@@ -96,20 +122,23 @@ def _shape(text: str) -> tuple[int, ...]:
 
 
 def _print_overview(console: Console, reports: Sequence[GradientReport]) -> None:
-    """Print tables of all checks by numbered ops, as many ops in each as fit the width, their names and the errors."""
-    most = max(1, (console.width - 20) // 3)
-    for first in range(0, len(reports), most):
-        table = Table(title="gradients of every op", title_justify="left", box=None, padding=(0, 0, 0, 1))
-        table.add_column("check", no_wrap=True)
-        shown = reports[first : first + most]
-        for number in range(first + 1, first + len(shown) + 1):
-            table.add_column(str(number), justify="right", no_wrap=True)
-        for name in CHECKS:
-            checks = [report[name] for report in shown]
-            table.add_row(name, *[MARKS[c.severity if c.outcome == "failed" else c.outcome] for c in checks])
-        console.print(table)
-    names = ", ".join(f"{number} {report.subject}" for number, report in enumerate(reports, start=1))
-    console.print(f"✓ passed   ✗ error   ! warning   · does not apply\n{names}", style="dim")
+    """Print a row for each function, what is wrong with which, and what was skipped and why."""
+    table = Table(box=None, padding=(0, 1, 0, 0))
+    for name in ("function", "result", "passed", "skipped"):
+        table.add_column(name, overflow="fold", justify="right" if name in ("passed", "skipped") else "left")
     for report in reports:
-        for error in report.errors:
-            console.print(f"{report.subject}: {error.name}: {error.detail}", markup=False)
+        failed = [(check.name, "bold red") for check in report.errors] + [(c.name, "yellow") for c in report.warnings]
+        outcomes = Counter(check.outcome for check in report.checks)
+        result = Text(", ").join([Text(*one) for one in failed]) if failed else Text("ok", style="green")
+        table.add_row(Text(report.subject), result, str(outcomes["passed"]), str(outcomes["skipped"]))
+    console.print(table)
+    for report in reports:
+        for check in [*report.errors, *report.warnings]:
+            console.print(f"{report.subject}: {check.severity}: {check.name}: {check.detail}", markup=False)
+    reasons: dict[str, Counter[str]] = {}
+    for check in (check for report in reports for check in report.checks if check.outcome == "skipped"):
+        reasons.setdefault(check.detail, Counter())[check.name] += 1
+    console.print("skipped", style="dim")
+    for reason, names in reasons.items():
+        which = ", ".join(name if count == len(reports) else f"{name} ({count})" for name, count in names.items())
+        console.print(Text(f"  {which}: {reason}", style="dim"))

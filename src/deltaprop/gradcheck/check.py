@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
+import time
 import warnings
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import torch
 
 from deltaprop.errors import UserError, unknown_name
-from deltaprop.gradcheck import first_order, higher_order, layouts, modes, state
+from deltaprop.gradcheck import first_order, higher_order, layouts, modes, sizes, state
 from deltaprop.gradcheck.context import CheckContext, Failed, Skipped, format_error
 from deltaprop.gradcheck.report import Check, GradientReport
 from deltaprop.gradcheck.target import CheckTarget
 
-CHECKS: dict[str, Callable[[CheckContext], None]] = {
+CHECKS: dict[str, Callable[[CheckContext], str | None]] = {
     "values": first_order.check_values,
     "kink": first_order.check_kink,
     "missing": first_order.check_missing,
+    "large": first_order.check_large,
     "shapes": first_order.check_shapes,
     "dtypes": first_order.check_dtypes,
     "grad_output": first_order.check_grad_output,
     "linear": first_order.check_linear,
     "parts": first_order.check_parts,
     "outputs": first_order.check_outputs,
+    "detached": first_order.check_detached,
     "subsets": first_order.check_subsets,
     "calls": state.check_calls,
     "saved": state.check_saved,
@@ -34,15 +39,21 @@ CHECKS: dict[str, Callable[[CheckContext], None]] = {
     "leak": state.check_leak,
     "non_contiguous": layouts.check_non_contiguous,
     "expanded": layouts.check_expanded,
-    "zero_size": layouts.check_zero_size,
-    "one_sample": layouts.check_one_sample,
-    "one_dimension": layouts.check_one_dimension,
-    "three_dimensions": layouts.check_three_dimensions,
+    "same_tensor": layouts.check_same_tensor,
+    "zero_size": sizes.check_zero_size,
+    "one_sample": sizes.check_one_sample,
+    "odd_size": sizes.check_odd_size,
+    "size_one": sizes.check_size_one,
+    "scalar": sizes.check_scalar,
+    "one_dimension": sizes.check_one_dimension,
+    "three_dimensions": sizes.check_three_dimensions,
     "graph": higher_order.check_graph,
     "second": higher_order.check_second,
+    "third": higher_order.check_third,
     "jvp": higher_order.check_jvp,
     "vmap": higher_order.check_vmap,
     "cancellation": modes.check_cancellation,
+    "half": modes.check_half,
     "autocast": modes.check_autocast,
     "compile": modes.check_compile,
 }
@@ -58,6 +69,7 @@ def check_gradients(
     atol: float | None = None,
     rtol: float | None = None,
     fast: bool = False,
+    deep: bool = False,
     seed: int = 0,
 ) -> GradientReport:
     """Check every property of a backward pass on these inputs, and describe what is wrong.
@@ -77,6 +89,7 @@ def check_gradients(
             narrower dtypes.
         rtol: Allowed error, relative to the entry itself; 1e-5, or 1e-2.
         fast: Compare some entries of each input, and skip the compiler.
+        deep: Check third derivatives too.
         seed: Seed of v, and of everything else drawn at random. The caller's random state does not change.
 
     Returns:
@@ -114,13 +127,26 @@ def check_gradients(
         try:
             target = CheckTarget(fn, inputs, dtype)
             other = None if reference is None else CheckTarget(reference, inputs, dtype)
-            context = CheckContext(target, atol, rtol, fast, seed, other, skip)
+            context = CheckContext(target, atol, rtol, fast, seed, other, skip, deep)
         except UserError:
             raise
         except Exception as error:
             name = getattr(fn, "__name__", type(fn).__name__)
             raise UserError(f"{name} raises on these inputs in {dtype}: {format_error(error)}") from error
-        return GradientReport(target.name, tuple(_run_check(name, context) for name in CHECKS))
+        return GradientReport(target.name, tuple(_run_check(name, context) for name in _told(target.name)))
+
+
+def _told(subject: str) -> Iterator[str]:
+    """Yield the names of all checks; tell on a terminal which one runs, once the report takes more than a second."""
+    started, shown = time.monotonic(), False
+    for number, name in enumerate(CHECKS, start=1):
+        if time.monotonic() - started > 1 and sys.stderr is not None and sys.stderr.isatty():
+            line = f"gradients of {subject}: {name}, {number} of {len(CHECKS)}"
+            print(f"\r\x1b[K{line[: shutil.get_terminal_size().columns - 1]}", end="", file=sys.stderr, flush=True)
+            shown = True
+        yield name
+    if shown:
+        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 
 def _run_check(name: str, context: CheckContext) -> Check:
@@ -130,6 +156,10 @@ def _run_check(name: str, context: CheckContext) -> Check:
         return Check(name, "skipped", detail="no output requires grad")
     if context.broken and name != "values":
         return Check(name, "skipped", detail="backward raises")
+    if context.outputs and not any(bool(t.isfinite().any()) or not t.numel() for t in context.outputs):
+        return Check(name, "skipped", detail="f is not finite at these inputs")
+    if not any(bool(mask.any()) for mask in context.finite) and name != "values":
+        return Check(name, "skipped", detail="no entry of the gradient is finite")
     if context.unseeded:
         if name == "deterministic":
             return Check(
@@ -137,14 +167,11 @@ def _run_check(name: str, context: CheckContext) -> Check:
             )
         return Check(name, "skipped", detail="f differs from call to call")
     try:
-        CHECKS[name](context)
+        remark = CHECKS[name](context) or ""
     except Skipped as reason:
         return Check(name, "skipped", detail=str(reason))
     except Failed as failure:
         return Check(name, "failed", failure.severity, str(failure))
     except Exception as error:
         return Check(name, "failed", detail=f"it raises {format_error(error)}")
-    is_narrow = name == "values" and context.eps > torch.finfo(context.target.dtype).eps
-    return Check(
-        name, "passed", detail="f computes in a narrower dtype: by wider steps and tolerances" if is_narrow else ""
-    )
+    return Check(name, "passed", detail=remark)

@@ -8,6 +8,9 @@ If an entry disagrees, h may be too large: there is a kink near x, or g bends wi
 h/10 and h/100. At a kink of g the slopes on the two sides differ however small h is, and any number between them is
 accepted; where g itself jumps they grow as 1/h, and there is no derivative.
 
+At the edge of its domain g is finite on one side alone, as x log x is at 0: there the slope on this side counts, if it
+converges as h shrinks. Where it does not, as for √x at 0, or neither side is finite, the entry cannot be judged.
+
 Of an input with very many entries some are drawn. A single wrong one among the others shows in the slope along a random
 direction over all of them, ⟨∂g/∂x, d⟩ ≈ (g(x + h d) − g(x − h d)) / 2h, and is found by halving: that half is taken on
 whose own slope differs.
@@ -15,6 +18,7 @@ whose own slope differs.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -36,6 +40,7 @@ class EntryComparison:
         expected: The values they should have.
         wrong: A mask of the wrong ones.
         kinks: (entry, got, left slope, right slope) where there is no derivative.
+        unjudged: The entries that differences cannot judge, because g is not finite beside them.
     """
 
     entries: Tensor
@@ -43,15 +48,22 @@ class EntryComparison:
     expected: Tensor
     wrong: Tensor
     kinks: list[tuple[int, float, float, float]] = field(default_factory=list)
+    unjudged: list[int] = field(default_factory=list)
+
+    def set_aside(self, entries: Tensor) -> None:
+        """Count some entries, a mask, as such that cannot be judged."""
+        self.wrong[entries] = False
+        self.unjudged[:] = sorted({*self.unjudged, *self.entries[entries].tolist()})
 
     def describe(self, shape: Sequence[int], found: str = "") -> str:
         """Return the wrong entry with the largest error, in words, and how many are wrong, or how it was found."""
         # torch.testing.assert_close names this place too, but not the two numbers.
         errors = (self.got - self.expected).abs()
         k = int(torch.where(self.wrong, errors.nan_to_num(float("inf")), -1.0).argmax())
+        difference = f"difference {errors[k]:.3g}; " if errors[k].isfinite() else ""
         return (
             f"at {format_index(int(self.entries[k]), shape)} expected {self.expected[k]:.8g}, got {self.got[k]:.8g} "
-            f"(difference {errors[k]:.3g}; {found or f'{int(self.wrong.sum())} of {len(self.got)} entries wrong'})"
+            f"({difference}{found or f'{int(self.wrong.sum())} of {len(self.got)} entries wrong'})"
         )
 
 
@@ -83,7 +95,20 @@ def check_by_differences(
     finite = expected[expected.isfinite()].abs()
     largest = float(finite.max()) if len(finite) else 0.0
     atol *= largest
-    open_ = torch.nonzero(~_agree(got, expected, atol + 30 * noise, rtol)).flatten()
+    right, wrong = _agree(got, expected, atol + 30 * noise, rtol), torch.zeros(len(got), dtype=torch.bool)
+    edges = torch.nonzero(~expected.isfinite()).flatten()
+    unjudged = []
+    if len(edges):
+        more = [slopes_at(g, values, at, entries[edges], shrink, eps) for shrink in (0.1, 0.01)]
+        at_edges = torch.stack([slopes[:, edges], *(s for s, _ in more)])
+        for k, sides in zip(edges.tolist(), at_edges.unbind(2), strict=True):
+            one_sided, error = _limit(sides)
+            if one_sided is None:
+                unjudged.append(int(entries[k]))
+                continue
+            expected[k] = one_sided
+            wrong[k] = not abs(float(got[k]) - one_sided) <= atol + rtol * abs(one_sided) + 30 * noise + error
+    open_ = torch.nonzero(~right & slopes[0].isfinite()).flatten()
     before = slopes[:, open_]
     if eps > COARSE and len(open_):  # with smaller steps rounding would hide the error: between the slopes is a kink
         mine, (low, high) = got[open_], torch.aminmax(before[1:], dim=0)
@@ -104,11 +129,22 @@ def check_by_differences(
         for k in torch.nonzero((kink | jump) & ~right).flatten().tolist():
             kinks.append((int(entries[open_[k]]), float(mine[k]), float(low[k]), float(high[k])))
         expected[open_] = central
-        undecided = ~(right | kink | jump) & central.isfinite()
+        undecided = ~(right | kink | jump)
         before, open_ = slopes[:, undecided], open_[undecided]
-    wrong = torch.zeros(len(got), dtype=torch.bool)
     wrong[open_] = True
-    return EntryComparison(entries, got, expected, wrong, kinks)
+    return EntryComparison(entries, got, expected, wrong, kinks, unjudged)
+
+
+def _limit(slopes: Tensor) -> tuple[float | None, float]:
+    """Return the slope on the one side where g is finite, and its error; None if it does not converge.
+
+    The slopes are [3, 3]: central, left and right ones, by h, h/10 and h/100.
+    """
+    for first, second, third in slopes[:, 1:].T.tolist():
+        if all(map(math.isfinite, (first, second, third))):
+            converges = abs(third - second) <= 0.5 * abs(second - first) or third == second
+            return (third, abs(third - second)) if converges else (None, 0.0)
+    return None, 0.0
 
 
 def find_wrong_entry(
@@ -120,6 +156,7 @@ def find_wrong_entry(
     """
     x = values[at]
     d = (torch.rand(x.shape, generator=generator, dtype=torch.float64) + 0.5).to(x)  # no entry counts for little
+    d *= gradient.isfinite()  # the others are looked at one by one
 
     def gap(entries: Tensor) -> float:
         """Return by how much the slopes differ along d of these entries, beyond what differences cannot tell."""
@@ -131,9 +168,9 @@ def find_wrong_entry(
 
         zero = torch.zeros((), dtype=x.dtype, device=x.device)
         (central, left, right), noise = slopes_at(moved, [zero], 0, torch.tensor([0]), 0.1, eps)
-        got = float((gradient.detach() * along).sum())
+        got = float(torch.where(along == 0, 0.0, gradient.detach() * along).sum())
         unknown = float((right - left).abs()) + 30 * noise  # the curvature and kinks within h, and rounding
-        return max(abs(got - float(central)) - unknown, 0.0)
+        return max(0.0, abs(got - float(central)) - unknown)  # 0 if there is no slope: NaN is not greater
 
     entries = torch.arange(x.numel())
     if not gap(entries):
@@ -181,7 +218,8 @@ def slopes_at(
         (above, up), (below, down) = evaluate(entry, start + h), evaluate(entry, start - h)
         slopes[0, k] = (above - below) / (up - start + (start - down))
         slopes[1, k], slopes[2, k] = (here - below) / (start - down), (above - here) / (up - start)
-        largest, smallest = max(largest, abs(above), abs(below)), min(smallest, h)
+        finite = [abs(value) for value in (above, below) if math.isfinite(value)]
+        largest, smallest = max(largest, *finite, 0.0), min(smallest, h)
     return slopes, eps * largest / smallest
 
 

@@ -10,7 +10,7 @@ from torch.autograd import forward_ad
 
 from deltaprop.gradcheck.context import CheckContext, Failed, Skipped, Warned, differs, filled, format_error, on_error
 from deltaprop.gradcheck.differences import slopes_at
-from deltaprop.gradcheck.target import Gradients, dot, nodes_of, random_like
+from deltaprop.gradcheck.target import Gradients, dot, nodes_of, python_nodes, random_like
 
 
 def check_graph(context: CheckContext) -> None:
@@ -24,42 +24,96 @@ def check_graph(context: CheckContext) -> None:
         if differs(one, twice):
             raise Failed(
                 f"∂C/∂{name} changes with grad_output, but has no graph with create_graph=True: second derivatives "
-                "would silently be 0 (detached, or computed from values that are not saved tensors?)"
+                "would silently be 0; mend it, or mark backward @once_differentiable"
             )
 
 
 def check_second(context: CheckContext) -> None:
     """The derivative of ⟨w, ∂C/∂x⟩ by x and by v, for a random w, equals differences of the gradient."""
-    target = context.target
-    leaves, graphed, v = _gradients_with_graph(context)
-    connected = {k: g for k, g in enumerate(graphed) if g is not None and g.requires_grad}
+    context.needs_precision()
+    context.needs_finite()
+    _gradients_with_graph(context)
+    w = random_like(context.target.values, context.generator)
+    _check_derivative(context, "the derivative of the gradient", [w], 8 if context.fast else 60)
+
+
+def check_third(context: CheckContext) -> None:
+    """The derivative of ⟨w, second derivatives⟩ by x and by v, for another random w, equals their differences."""
+    if not context.deep:
+        raise Skipped("not without deep=True")
+    context.needs_precision()
+    context.needs_finite()
+    _gradients_with_graph(context)
+    w = random_like(context.target.values, context.generator)
+    w_second = random_like([*context.target.values, *context.v], context.generator)
+    _check_derivative(context, "the third derivative", [w, w_second], 8 if context.fast else 24)
+
+
+Weights = Sequence[Sequence[Tensor]]
+
+
+def _check_derivative(context: CheckContext, what: str, weights: Weights, most: int) -> None:
+    """Compare the derivative of ⟨last weights, derivatives of one order less⟩ with differences."""
+    target, (*lower, last) = context.target, weights
+    values = [*target.values, *context.v]
+    leaves, derivatives = _derivatives(context, values, lower, create_graph=True)
+    connected = [k for k, d in enumerate(derivatives) if d is not None and d.requires_grad]
     if not connected:
         raise Skipped("the gradient does not depend on the inputs")
-    if any(node.name().endswith("::Error") for node in nodes_of([*connected.values()])):  # also deep in a module
-        raise Skipped("it is marked once_differentiable")
-    w = random_like(list(connected.values()), context.generator)
+    if any(node.name().endswith("::Error") for node in nodes_of([d for d in derivatives if d is not None])):
+        raise Skipped("it is marked once_differentiable")  # maybe deep in a module
+
+    def weighted(derivatives: Gradients) -> Tensor:
+        return dot(
+            [filled(derivatives, values[: len(derivatives)])[k] for k in connected], [last[k] for k in connected]
+        )
+
     try:
-        second = torch.autograd.grad(dot(list(connected.values()), w), [*leaves, *v], allow_unused=True)
+        got = torch.autograd.grad(weighted(derivatives), leaves, allow_unused=True)
     except RuntimeError as error:
         if "not implemented" in str(error):
-            raise Skipped(f"PyTorch has no second derivative of an operation in it: {format_error(error)}") from None
-        raise Failed(f"the second backward raises {format_error(error)}") from None
-    values, n = [*target.values, *[t.detach() for t in v]], len(leaves)
+            raise Skipped(f"PyTorch lacks a derivative of an operation in it: {format_error(error)}") from None
+        raise Failed(f"computing {what} raises {format_error(error)}{_remedy(context)}") from None
 
-    def weighted_gradient(tensors: Sequence[Tensor]) -> Tensor:
+    def scalar(tensors: Sequence[Tensor]) -> Tensor:
         with torch.enable_grad():
-            inputs = target.leaves(tensors[:n])
-            gradients = filled(target.gradients(tensors[n:], inputs), inputs)
-        return dot([gradients[k] for k in connected], w).double()
+            return weighted(_derivatives(context, tensors, lower, create_graph=False)[1]).double()
 
-    names = [*target.names, *["grad_output"] * len(v)]
-    most = 8 if context.fast else 60
-    for i, comparison in context.by_differences(weighted_gradient, values, list(filled(second, values)), most):
+    names = [*target.names, *["grad_output"] * len(context.v)]
+    for i, comparison in context.by_differences(scalar, values, list(filled(got, values)), most):
         if comparison.wrong.any():
-            raise Failed(
-                f"the derivative of the gradient by {names[i]}: {comparison.describe(values[i].shape)}: "
-                "is a tensor saved that is neither an input nor an output?"
-            )
+            detail = comparison.describe(values[i].shape)
+            raise Failed(f"{what} by {names[i]}: {detail}{_remedy(context)}")
+
+
+def _derivatives(
+    context: CheckContext, tensors: Sequence[Tensor], weights: Weights, create_graph: bool
+) -> tuple[list[Tensor], Gradients]:
+    """Return x and v as leaves, and ∂C/∂x or, with weights, the derivative of that order by x and v."""
+    target, n = context.target, len(context.target.values)
+    leaves = target.leaves(tensors)
+    derivatives = target.gradients(leaves[n:], leaves[:n], create_graph=create_graph or bool(weights))
+    for number, w in enumerate(weights):
+        terms = [(d, one) for d, one in zip(derivatives, w, strict=True) if d is not None and d.requires_grad]
+        if not terms:
+            raise Skipped("the gradient does not depend on the inputs")
+        total = dot([d for d, _ in terms], [one for _, one in terms])
+        more = create_graph or number + 1 < len(weights)
+        derivatives = list(torch.autograd.grad(total, leaves, allow_unused=True, create_graph=more))
+    return leaves, derivatives
+
+
+def _remedy(context: CheckContext) -> str:
+    """Return the cause, where it is known, and what else can be done."""
+    nodes = list(python_nodes(context.target.run(context.target.leaves())))
+    if not nodes:
+        return ""
+    text = "; mend it, or mark backward @once_differentiable"
+    saved = [t for node in nodes for t in getattr(node, "saved_tensors", ()) if t is not None]
+    loose = [t for t in saved if t.is_floating_point() and not t.requires_grad]
+    if loose and not context.target.has_constants:
+        text = f": a saved tensor of shape {list(loose[0].shape)} is neither an input nor an output{text}"
+    return text
 
 
 def _gradients_with_graph(context: CheckContext) -> tuple[list[Tensor], Gradients, list[Tensor]]:
@@ -73,14 +127,17 @@ def _gradients_with_graph(context: CheckContext) -> tuple[list[Tensor], Gradient
 def check_jvp(context: CheckContext) -> None:
     """Forward mode: ⟨v, f'(x) ẋ⟩ by the function's own jvp equals a central difference along a random ẋ."""
     context.needs_differences()
+    context.needs_finite()
     target = context.target
     x_dot = random_like(target.values, context.generator)
     c = target.weighted_sum(context.v)
     try:
         with forward_ad.dual_level():
             duals = [forward_ad.make_dual(t.clone(), d) for t, d in zip(target.values, x_dot, strict=True)]
-            tangent = forward_ad.unpack_dual(c(duals)).tangent
-            got = 0.0 if tangent is None else float(tangent)
+            outputs = dict(target.numbered_outputs(duals))
+            tangents = [forward_ad.unpack_dual(outputs[k]).tangent for k in context.output_numbers]
+            # Not ⟨v, f⟩ of the duals: the forward mode of a sum imports the compiler, which takes seconds.
+            got = sum(float((t * v).sum()) for t, v in zip(tangents, context.v, strict=True) if t is not None)
     except (RuntimeError, NotImplementedError) as error:
         if "jvp" in str(error) or "forward" in str(error).lower():
             raise Skipped("it has no forward mode") from None
@@ -105,7 +162,7 @@ def check_vmap(context: CheckContext) -> None:
     """Backward mapped over several v, as for Jacobians, gives the gradient of each."""
     us = [random_like(context.outputs, context.generator) for _ in range(3)]
     stacked = [torch.stack(parts) for parts in zip(*us, strict=True)]
-    with on_error(Warned, "vmap over grad_output raises"):
+    with on_error(Skipped if context.random else Warned, "vmap over grad_output raises"):
         mapped = context.target.gradients(stacked, is_grads_batched=True)
     for number, u in enumerate(us):
         gradients = [None if g is None else g[number] for g in mapped]

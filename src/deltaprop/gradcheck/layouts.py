@@ -1,149 +1,165 @@
-"""Inputs of other layouts and sizes: strides, expanded tensors, no sample, one sample, other numbers of dimensions."""
+"""Inputs of other layouts in memory: strides, offsets, expanded tensors, one tensor in two places."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from deltaprop.gradcheck.context import CheckContext, Failed, Skipped, format_error, on_error
-from deltaprop.gradcheck.target import CheckTarget, gradients, random_like
+from deltaprop.gradcheck.context import CheckContext, Failed, Skipped, filled, format_error, on_error
+from deltaprop.gradcheck.differences import Scalar
+from deltaprop.gradcheck.target import gradients
 
 
 def check_non_contiguous(context: CheckContext) -> None:
-    """Inputs and v that are not contiguous give the same gradients."""
+    """Inputs and v in other layouts, each in its own, give the same gradients."""
     target = context.target
-    values = [_strided(t) if own else t for t, own in zip(target.values, target.is_argument, strict=True)]
-    _compare_with_contiguous(context, values, [_strided(t) for t in context.v])
+    layouts = LAYOUTS + (_CHANNELS_LAST if any(t.dim() in (4, 5) for t in [*target.values, *context.v]) else ())
+    for (name, layout), own in itertools.product(layouts, ("inputs", "grad_output", "both")):
+        values = [
+            layout(t) if argument and own != "grad_output" else t
+            for t, argument in zip(target.values, target.is_argument, strict=True)
+        ]
+        v = [layout(t) if own != "inputs" else t for t in context.v]
+        which = "inputs and grad_output" if own == "both" else own
+        _compare_with_contiguous(context, values, v, f"for {which} {name}")
+    for shift in range(len(layouts) if len(target.values) > 1 else 0):  # neighbours differ
+        in_turn = itertools.islice(itertools.cycle(layouts), shift, None)
+        values = [
+            layout(t) if argument else t
+            for t, argument, (_, layout) in zip(target.values, target.is_argument, in_turn, strict=False)
+        ]
+        _compare_with_contiguous(context, values, context.v, "for inputs of which each has a layout of its own")
 
 
-def _strided(t: Tensor) -> Tensor:
-    """Return the same values with other strides: reversed axes, and every second entry of a buffer twice as wide."""
+def _with_gaps(t: Tensor) -> Tensor:
+    """Return the same values with reversed axes, and every second entry of a buffer twice as wide."""
     axes = tuple(range(t.dim()))[::-1]
     memory = torch.full((*t.shape[::-1], 2), float("nan"), dtype=t.dtype, device=t.device)
     memory[..., 0] = t.detach().permute(axes)
     return memory[..., 0].permute(axes)
 
 
+def _columns(t: Tensor) -> Tensor:
+    """Return the same values as some columns of a wider tensor: rows are apart, and do not begin at its start."""
+    memory = torch.full((*(t.shape or (1,)),), float("nan"), dtype=t.dtype, device=t.device)
+    memory = torch.cat([memory[..., :1], memory, memory[..., :1]], -1)
+    columns = memory[..., 1:-1] if t.dim() else memory[1]
+    return columns.copy_(t.detach())
+
+
+def _transposed(t: Tensor) -> Tensor:
+    """Return the same values in the memory of a transpose: the last two axes are swapped."""
+    return t.detach().mT.contiguous().mT if t.dim() > 1 else t
+
+
+Layout = Callable[[Tensor], Tensor]
+LAYOUTS: tuple[tuple[str, Layout], ...] = (
+    ("with gaps between entries", _with_gaps),
+    ("that are columns of a wider tensor", _columns),
+    ("that are transposed", _transposed),
+)
+_CHANNELS_LAST: tuple[tuple[str, Layout], ...] = (
+    (
+        "in channels_last",
+        lambda t: (
+            t.detach().contiguous(memory_format=torch.channels_last if t.dim() == 4 else torch.channels_last_3d)
+            if t.dim() in (4, 5)
+            else t
+        ),
+    ),
+)
+
+
 def check_expanded(context: CheckContext) -> None:
-    """A v that is one number expanded to all entries, as ``.sum()`` gives it, and inputs that are one expanded row."""
+    """A v that is expanded to all entries or along one axis, as sums give it, and inputs that are one expanded row."""
     target = context.target
+    for v in _expanded(context.v):
+        _compare_with_contiguous(context, target.values, v, "for an expanded grad_output, as a sum gives it")
     values = [
-        t[:1].expand_as(t) if own and t.dim() > 0 and len(t) > 0 else t
-        for t, own in zip(target.values, target.is_argument, strict=True)
+        t[:1].expand_as(t) if own and t.dim() > 0 and len(t) > 0 and not square else t
+        for t, own, square in zip(target.values, target.is_argument, target.is_square, strict=True)
     ]
-    v = [torch.full((), 1.25, dtype=t.dtype, device=t.device).expand_as(t) for t in context.v]
-    _compare_with_contiguous(context, values, v)
+    if any(0 in t.stride() and t.numel() > 1 for t in values):  # a square matrix of equal rows would be singular
+        one_number = next(_expanded(context.v))
+        _compare_with_contiguous(context, values, one_number, "for inputs that are one expanded row")
 
 
-def _compare_with_contiguous(context: CheckContext, values: Sequence[Tensor], v: Sequence[Tensor]) -> None:
+def _expanded(v: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Yield v as one number that is expanded to all entries, and then along each axis alone."""
+    yield [torch.full((), 1.25, dtype=t.dtype, device=t.device).expand_as(t) for t in v]
+    for axis in range(max((t.dim() for t in v), default=0)):
+        yield [t.narrow(axis, 0, 1).expand_as(t) if t.dim() > axis and t.shape[axis] else t for t in v]
+
+
+def check_same_tensor(context: CheckContext) -> None:
+    """One tensor in the place of two inputs gets the sum of their gradients."""
+    target = context.target
+    pairs = [
+        (i, j)
+        for i, j in itertools.combinations(range(len(target.values)), 2)
+        if target.is_argument[i] and target.is_argument[j] and target.values[i].shape == target.values[j].shape
+    ]
+    if not pairs:
+        raise Skipped("no two inputs have the same shape")
+    for i, j in pairs:
+        values = [target.values[i] if k == j else t for k, t in enumerate(target.values)]
+        with on_error(Skipped, "it does not accept equal inputs:"):
+            apart = filled(target.gradients(context.v, target.leaves(values)), values)
+        if not (apart[i].isfinite().all() and apart[j].isfinite().all()):
+            raise Skipped("the gradient for equal inputs is not finite")
+        leaf = values[i].clone().requires_grad_()
+        both = leaf.clone()  # not a leaf, which must not be modified in place
+        try:
+            outputs = tuple(t for t in target([both if k in (i, j) else t for k, t in enumerate(values)]))
+            (got,) = gradients([t for t in outputs if t.requires_grad], [leaf], context.v)
+        except RuntimeError as error:
+            _skip_if_in_place(error)
+            raise Failed(
+                f"{target.names[i]} and {target.names[j]} as one tensor: it raises {format_error(error)}"
+            ) from None
+        own = [got if k == i else None for k in range(len(values))]
+        when = f"if {target.names[j]} is the same tensor"
+        both_apart = [apart[i] + apart[j] if k == i else None for k in range(len(values))]
+        context.compare(own, both_apart, f"{when}, compared with the sum of both for equal tensors")
+        if "values" not in context.skip and not context.is_wrong and context.reference is None:
+            c = target.weighted_sum(context.v, values)
+            of_one = partial(_at_two_places, c, i, j)
+            for _, comparison in context.by_differences(of_one, values, own, most=12):
+                if comparison.wrong.any():
+                    raise Failed(f"∂C/∂{target.names[i]} {when}: {comparison.describe(values[i].shape)}")
+
+
+def _at_two_places(c: Scalar, i: int, j: int, tensors: Sequence[Tensor]) -> Tensor:
+    return c([tensors[i] if k == j else t for k, t in enumerate(tensors)])
+
+
+def _compare_with_contiguous(context: CheckContext, values: Sequence[Tensor], v: Sequence[Tensor], when: str) -> None:
     target = context.target
     if context.random:
         raise Skipped("what it draws at random may depend on the layout")
-    # A matrix whose rows are all equal has no inverse, say.
     with on_error(Skipped, "it does not accept these values in contiguous tensors either:"):
         contiguous = target.leaves([t.contiguous() for t in values])
-        expected = target.gradients([t.contiguous() for t in v], contiguous)
-    if any(g is not None and not g.isfinite().all() for g in expected):  # a matrix of equal rows is singular
-        raise Skipped("the gradient is not finite at these values in contiguous tensors either")
-    leaves = [t.detach().requires_grad_() for t in values]
+        expected = target.gradients([t.clone(memory_format=torch.contiguous_format) for t in v], contiguous)
+    # A copy of another layout would be contiguous again; a contiguous one may be the caller's own.
+    leaves = [(t.clone() if t.is_contiguous() else t.detach()).requires_grad_() for t in values]
     try:
-        # As they are: a copy would be contiguous again.
         outputs = tuple(t for t in target(leaves) if t.requires_grad)
         got = gradients(outputs, leaves, v)
     except RuntimeError as error:
-        if any(word in str(error) for word in ("in-place", "inplace", "written-to tensor")):
-            raise Skipped("it modifies its input in place, which must not be a leaf or expanded then") from None
-        raise Failed(f"it raises {format_error(error)} (a .view that should be .reshape?)") from None
-    context.compare(got, expected, "for inputs of this layout, compared with contiguous ones")
+        _skip_if_in_place(error)
+        raise Failed(f"{when} it raises {format_error(error)}{_view_hint(error)}") from None
+    context.compare(got, expected, f"{when}, compared with contiguous ones")
 
 
-def check_zero_size(context: CheckContext) -> None:
-    """No samples."""
-    _check_resized(context, lambda t: t[:0], _check_no_samples)
+def _view_hint(error: RuntimeError) -> str:
+    return " (a .view that should be .reshape?)" if "view size is not compatible" in str(error) else ""
 
 
-def check_one_sample(context: CheckContext) -> None:
-    """One row."""
-    if (context.target.rows or 1) == 1:
-        raise Skipped("the inputs are one sample already")
-    _check_resized(context, lambda t: t[:1], _compare_with_differences)
-
-
-def check_one_dimension(context: CheckContext) -> None:
-    """One sample without the axis of samples."""
-    _check_resized(context, lambda t: t[0], _compare_with_differences, dims=range(2, 99))
-
-
-def check_three_dimensions(context: CheckContext) -> None:
-    """Samples along two axes."""
-    _check_resized(context, lambda t: torch.stack([t, t.flip(0)]), _compare_with_differences, dims=range(2, 3))
-
-
-def _check_resized(
-    context: CheckContext,
-    change: Callable[[Tensor], Tensor],
-    check: Callable[[CheckContext, CheckTarget, Sequence[Tensor]], None],
-    dims: range = range(99),
-) -> None:
-    """Run a check on inputs of which those are changed that hold samples as rows, or are likely to.
-
-    At least one of them must have a number of dimensions in ``dims``. Where several inputs have as many rows, as a
-    square weight has, it may be the first alone: then a mistake with all of them changed counts only if it is there
-    with that one changed, too.
-    """
-    target = context.target
-    if not any(target.batched):
-        raise Skipped("no input holds samples as rows")
-    if not target.rows:
-        raise Skipped("the inputs hold no samples")
-    if not any(t.dim() in dims for t, rows in zip(target.values, target.batched, strict=True) if rows):
-        raise Skipped("the inputs do not have two dimensions")
-    first = target.batched.index(True)
-    masks = [target.batched, [i == first for i in range(len(target.batched))]]
-    outcomes: list[Skipped | Failed] = []
-    for mask in masks if sum(target.batched) > 1 else masks[:1]:
-        values = [change(t) if rows else t for t, rows in zip(target.values, mask, strict=True)]
-        try:
-            return check(context, target.with_constants(change), values)
-        except (Skipped, Failed) as outcome:
-            outcomes.append(outcome)
-    raise next((outcome for outcome in reversed(outcomes) if isinstance(outcome, Failed)), outcomes[0])
-
-
-def _forward(target: CheckTarget, values: Sequence[Tensor]) -> tuple[list[Tensor], tuple[Tensor, ...]]:
-    """Return leaves and outputs, or skip the check if forward refuses these inputs."""
-    leaves = target.leaves(values)
-    with on_error(Skipped, "forward does not accept such inputs:"):
-        outputs = target.run(leaves)
-    if not outputs:
-        raise Skipped("no output requires grad")
-    return leaves, outputs
-
-
-def _check_no_samples(_: CheckContext, target: CheckTarget, values: Sequence[Tensor]) -> None:
-    """Gradients have the right shapes, and are finite."""
-    leaves, outputs = _forward(target, values)
-    if any(not t.isfinite().all() for t in outputs):
-        raise Skipped("f of no samples is not finite (a mean over an empty batch?)")
-    with on_error(Failed, "backward of no samples raises"):
-        got = gradients(outputs, leaves, [torch.ones_like(t) for t in outputs])
-    for name, gradient, x in zip(target.names, got, values, strict=True):
-        if gradient is not None and gradient.shape != x.shape:
-            raise Failed(f"∂C/∂{name} of no samples: expected shape {list(x.shape)}, got {list(gradient.shape)}")
-        if gradient is not None and not gradient.isfinite().all():
-            raise Failed(f"∂C/∂{name} of no samples is not finite, but f is")
-
-
-def _compare_with_differences(context: CheckContext, target: CheckTarget, values: Sequence[Tensor]) -> None:
-    context.needs_differences()
-    if context.reference is not None:
-        raise Skipped("a reference is given: differences may not be accurate enough")
-    leaves, outputs = _forward(target, values)
-    v = random_like(outputs, context.generator)
-    with on_error(Failed, "forward accepts such inputs, but backward raises"):
-        got = gradients(outputs, leaves, v)
-    for i, comparison in context.by_differences(target.weighted_sum(v, values), values, got, most=24):
-        if comparison.wrong.any():
-            raise Failed(f"∂C/∂{target.names[i]}: {comparison.describe(values[i].shape)}")
+def _skip_if_in_place(error: RuntimeError) -> None:
+    """Skip the check if a function refuses a leaf or an expanded tensor because it modifies it."""
+    if any(word in str(error) for word in ("in-place", "inplace", "written-to tensor")):
+        raise Skipped("it modifies its input in place, which must not be a leaf or expanded then") from None

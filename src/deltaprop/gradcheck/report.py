@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import html
 import io
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
+
+from deltaprop.errors import counted
 
 
 @dataclass(frozen=True)
@@ -76,37 +78,70 @@ class GradientReport:
         return {"subject": self.subject, "ok": self.ok, "checks": [check.to_json() for check in self.checks]}
 
     def rich(self) -> Any:
-        """Return a table for a rich console."""
+        """Return a table for a rich console: what failed, what passed, and what was skipped and why."""
         from rich.table import Table
         from rich.text import Text  # imported here: the package should import fast
 
-        marks = {"passed": "[green]passed[/]", "skipped": "[dim]skipped[/]"}
+        styles = {"error": "bold red", "warning": "yellow", "passed": "green", "skipped": "dim"}
         table = Table(title=Text(f"gradients of {self.subject}"), title_justify="left")
-        for column in ("check", "", "detail"):
+        for column in ("result", "check", "detail"):
             table.add_column(column, overflow="fold")
-        for check in self.checks:
-            failed = "[bold red]ERROR[/]" if check.severity == "error" else "[yellow]warning[/]"
-            table.add_row(check.name, marks.get(check.outcome, failed), Text(check.detail))
+        for result, names, detail in self._rows():
+            table.add_row(Text(result, style=styles[result]), Text(names), Text(detail))
         return table
 
+    def _rows(self) -> Iterator[tuple[str, str, str]]:
+        """Yield result, checks and detail: each failure, and the others together if they have the same detail."""
+        for check in [*self.errors, *self.warnings]:
+            yield check.severity, check.name, check.detail
+        for outcome in ("passed", "skipped"):
+            groups: dict[str, list[str]] = {}
+            for check in self.checks:
+                if check.outcome == outcome:
+                    groups.setdefault(check.detail, []).append(check.name)
+            for detail, names in groups.items():
+                yield outcome, ", ".join(names), detail
+
     def __repr__(self) -> str:
-        """Return the name and the summary, in one line."""
-        return f"<GradientReport of {self.subject}: {self.summary()}>"
+        """Return the headline of the summary."""
+        return f"<GradientReport of {self._headline()}>"
 
     def __str__(self) -> str:
-        """Return the table as text, without colour."""
+        """Return the headline and the table as text, without colour."""
         from rich.console import Console
 
         file = io.StringIO()
-        Console(file=file, width=110, color_system=None).print(self.rich(), self.summary(), highlight=False)
+        Console(file=file, width=110, color_system=None).print(self._headline(), self.rich(), sep="\n", highlight=False)
         return file.getvalue()
 
-    def summary(self) -> str:
-        """Return the counts of errors, warnings, passed and skipped checks in one line."""
-        outcomes = Counter(check.outcome for check in self.checks)
-        errors, warnings = len(self.errors), len(self.warnings)
-        return (
-            f"{'ok' if self.ok else 'NOT OK'}: {errors} error{'' if errors == 1 else 's'}, "
-            f"{warnings} warning{'' if warnings == 1 else 's'}, "
-            f"{outcomes['passed']} passed, {outcomes['skipped']} skipped"
+    def _repr_html_(self) -> str:
+        """Return the headline and the table for a notebook, light or dark: text has the notebook's own colour."""
+        colours = {"error": "#d1242f", "warning": "#bf8700", "passed": "#2da44e", "skipped": "#8c959f"}
+        rows = "".join(
+            f'<tr style="background: none"><td style="border-left: 4px solid {colours[result]}; {cell}">'
+            f"{f'<b>{result}</b>' if result == 'error' else result}</td>"
+            f'<td style="max-width: 14em; {cell}">{html.escape(names)}</td>'
+            f'<td style="{cell}">{html.escape(detail)}</td></tr>'
+            for cell in ["text-align: left; vertical-align: top; white-space: normal; overflow-wrap: anywhere"]
+            for result, names, detail in self._rows()
         )
+        head = html.escape(self._headline())
+        return f'<div style="overflow-x: auto"><p><b>{head}</b></p><table><tbody>{rows}</tbody></table></div>'
+
+    def _headline(self) -> str:
+        failed = [
+            f"{counted(len(checks), kind)}: {', '.join(check.name for check in checks)}"
+            for kind, checks in (("error", self.errors), ("warning", self.warnings))
+            if checks
+        ]
+        passed = sum(check.outcome == "passed" for check in self.checks)
+        ok = ["ok"] if self.ok else []
+        return f"{self.subject}: {'; '.join([*ok, *failed, f'{passed} passed'])}"
+
+    def summary(self) -> str:
+        """Return a headline with the function and what failed, and a line for each failure and for what was skipped."""
+        lines = [self._headline()]
+        for result, names, detail in self._rows():
+            if result != "passed" or detail:
+                lines.append(f"  {result}: {names}: {detail}")
+        return "\n".join(lines)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import gc
 import itertools
 import threading
@@ -41,9 +42,16 @@ def check_calls(context: CheckContext) -> None:
 
 
 def _another_point(target: CheckTarget) -> list[Tensor]:
-    """Return other values of the same shapes that f accepts, and where it is finite: of other signs, if it can be."""
-    for change in (lambda t: -t.flip(0), lambda t: t.flip(0), lambda t: 0.5 * t):
-        values = [change(t) if t.dim() else 0.5 * t for t in target.values]
+    """Return other values of the same shapes that f accepts, and where it is finite: of other signs, if it can be.
+
+    A symmetric matrix stays one, and a positive definite one if its sign does not change: rows and columns are flipped.
+    """
+    flipped = [
+        t.flip([0, 1] if square else [0]) if t.dim() else 0.5 * t
+        for t, square in zip(target.values, target.is_square, strict=True)
+    ]
+    for factor in (-1.0, 1.0):
+        values = [factor * t for t in flipped]
         with contextlib.suppress(Exception):
             if all(bool(t.isfinite().all()) for t in target.run(target.leaves(values))):
                 return values
@@ -56,19 +64,23 @@ def check_saved(context: CheckContext) -> None:
     ``save_for_backward`` makes autograd refuse such a backward; a tensor kept on ctx goes unnoticed.
     """
     target = context.target
-    for what in ("inputs", "outputs"):
+    # A checkpoint reads the parameters of a module again in backward, and so may find others.
+    custom = any(python_nodes(target.run(target.leaves())))
+    inputs = zip(target.names, target.is_argument, strict=True)
+    tensors = [("input", k, name) for k, (name, own) in enumerate(inputs) if own or custom]
+    tensors += [("output", k, f"output {number}") for k, number in enumerate(context.output_numbers)]
+    for kind, k, name in tensors:
         leaves = target.leaves()
         copies = [t.clone() for t in leaves]
         outputs = tuple(t for t in target(copies) if t.requires_grad)
         try:
             with torch.no_grad():
-                for t in copies if what == "inputs" else outputs:
-                    t.mul_(-2).add_(1)
+                (copies if kind == "input" else outputs)[k].mul_(-2).add_(1)
             got = gradients(outputs, leaves, context.v)
         except RuntimeError:  # autograd refuses to write to the tensor, or backward because of it
             continue
-        hint = f"are {what} stored on ctx instead of by save_for_backward?"
-        context.compare(got, context.gradient(), f"if {what} are modified between forward and backward", hint)
+        hint = f"is the {kind} stored on ctx instead of by save_for_backward?"
+        context.compare(got, context.gradient(), f"if {name} is modified between forward and backward", hint)
 
 
 def check_thread(context: CheckContext) -> None:
@@ -94,7 +106,7 @@ def check_thread(context: CheckContext) -> None:
 
 
 def check_generator(context: CheckContext) -> None:
-    """Backward leaves the random generator as it was: a seed that it sets would repeat all later random numbers."""
+    """Backward leaves the random generator as it was, and restores its state, not a seed, to draw the same again."""
     leaves = context.target.leaves()
     outputs = context.target.run(leaves)
     torch.rand(1)  # somewhere else than a seed
@@ -102,6 +114,18 @@ def check_generator(context: CheckContext) -> None:
     gradients(outputs, leaves, context.v)
     if not torch.equal(before, torch.get_rng_state()):
         raise Failed("backward leaves another state of the random generator: does it set a seed, or draw numbers?")
+    if not context.random or "values" in context.skip or context.is_wrong or context.reference is not None:
+        return
+    later = copy.copy(context.target)
+    later.advance = 1
+    got = later.gradients(context.v)
+    for i, comparison in context.by_differences(later.weighted_sum(context.v), later.values, got, most=12):
+        if comparison.wrong.any():
+            detail = comparison.describe(later.values[i].shape)
+            raise Failed(
+                f"∂C/∂{later.names[i]} if other random numbers were drawn before: {detail}: does backward set a seed "
+                "instead of the generator's state?"
+            )
 
 
 def check_in_place(context: CheckContext) -> None:

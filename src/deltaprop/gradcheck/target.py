@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -24,17 +25,23 @@ class CheckTarget:
 
     Args:
         fn: A Function class, a module (whose parameters are inputs too), or any callable.
-        inputs: Its positional arguments: tensors, containers of them, and anything else.
+        inputs: Its positional arguments: tensors, containers of them, and anything else. A complex tensor is checked
+            as the pairs of real numbers that ``torch.view_as_real`` makes of it.
         dtype: The dtype that floating tensors are cast to.
 
     Attributes:
         seed: Seed of what the function draws at random.
+        advance: How many numbers are drawn after the seed is set, before the function is called.
         name: Name of the function.
         names: Names of the differentiated inputs.
         values: The differentiated inputs, detached.
         rows: The leading size of the first of them.
         batched: Which of them have this leading size too, and so are likely to hold samples as rows.
         is_argument: Which of them are arguments, not parameters of a module.
+        is_square: Which of them are square matrices, whose rows are hardly samples.
+        integers: Inputs of integers, which may be labels or indices.
+        has_constants: Whether there are other floating inputs, which are not differentiated.
+        symmetric: The inputs, by number, that f gets as (x + xᵀ)/2.
 
     Raises:
         UserError: If it cannot be called, or there is nothing to differentiate.
@@ -44,7 +51,8 @@ class CheckTarget:
         owner = getattr(fn, "__self__", None)
         if isinstance(owner, type) and issubclass(owner, Function):  # its apply
             fn = owner
-        self.fn, self.dtype, self.seed = fn, dtype, 0
+        self.fn, self.dtype, self.seed, self.advance = fn, dtype, 0, 0
+        self.symmetric: tuple[int, ...] = ()
         # Decided here: the compiler, too, traces `all_outputs`, and would break its graph at such a test.
         self._call = fn.apply if isinstance(fn, type) and issubclass(fn, Function) else fn
         if isinstance(fn, nn.Module) and any(map(is_lazy, [*fn.parameters(), *fn.buffers()])):
@@ -53,25 +61,35 @@ class CheckTarget:
         self.module = copy.deepcopy(fn).to(dtype) if isinstance(fn, nn.Module) else None
         self.name = type(fn).__name__ if self.module is not None else getattr(fn, "__name__", type(fn).__name__)
         self._flat, self._spec = tree_flatten(arguments)
-        floating = [i for i, t in enumerate(self._flat) if isinstance(t, Tensor) and t.is_floating_point()]
+        floating = [i for i, t in enumerate(self._flat) if isinstance(t, Tensor) and _has_gradient(t)]
         # The differentiated arguments: if none requires a gradient, all that can have one.
         self._indices = [i for i in floating if self._flat[i].requires_grad] or floating
         for i in floating:
-            self._flat[i] = self._flat[i].detach().to(dtype)
+            self._flat[i] = _cast(self._flat[i].detach(), dtype)
+        if any(p.is_complex() for p in fn.parameters()) if isinstance(fn, nn.Module) else False:
+            raise UserError(
+                f"{self.name} has complex parameters: hold them as torch.view_as_real(…), and call "
+                "torch.view_as_complex(…) in forward"
+            )
         named = self.module.named_parameters() if self.module else ()
         parameters = {name: p.detach() for name, p in named if p.requires_grad}
         self._parameter_names = list(parameters)
         self.names = [*self._argument_names(arguments), *parameters]
-        self.values = [*[self._flat[i] for i in self._indices], *parameters.values()]
+        self.values = [*[_as_real(self._flat[i]) for i in self._indices], *parameters.values()]
         if not self.values:
             raise UserError(f"{self.name} has no input to differentiate: pass a tensor of floating-point numbers")
         self.is_argument = [i < len(self._indices) for i in range(len(self.values))]
         first = next((t for t in self.values if t.dim()), self.values[0])
         self.rows = first.shape[0] if first.dim() else None
+        pairs = [self._flat[i].is_complex() for i in self._indices] + [False] * len(parameters)
+        self.is_square = [_is_square(t[..., 0] if pair else t) for t, pair in zip(self.values, pairs, strict=True)]
         self.batched = [
-            own and t.dim() > 0 and t.shape[0] == self.rows
-            for t, own in zip(self.values, self.is_argument, strict=True)
+            own and t.dim() > 0 and t.shape[0] == self.rows and (not square or self.is_square[0])
+            for t, own, square in zip(self.values, self.is_argument, self.is_square, strict=True)
         ]
+        constants = [t for i, t in enumerate(self._flat) if isinstance(t, Tensor) and i not in floating]
+        self.integers = [t for t in constants if t.dtype != torch.bool]
+        self.has_constants = len(floating) > len(self._indices)
 
     def _argument_names(self, arguments: Sequence[Any]) -> list[str]:
         """Return the names of the differentiated arguments in the function's own signature."""
@@ -88,7 +106,7 @@ class CheckTarget:
             count = len(tree_flatten(argument)[0])
             word = words[i] if i < len(words) else f"input {i}"
             names += [word] if count == 1 else [f"{word}[{j}]" for j in range(count)]
-        return [names[i] for i in self._indices]
+        return [f"view_as_real({names[i]})" if self._flat[i].is_complex() else names[i] for i in self._indices]
 
     def leaves(self, values: Sequence[Tensor] | None = None, requires_grad: Sequence[bool] = ()) -> list[Tensor]:
         """Return fresh leaves with these values, by default the inputs; all require a gradient by default."""
@@ -98,21 +116,27 @@ class CheckTarget:
 
     def __call__(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Return the floating outputs of the function of these inputs; it draws the same at random at every call."""
+        self._set_seed()
+        return tuple(t for t in self.all_outputs(tensors) if isinstance(t, Tensor) and t.is_floating_point())
+
+    def _set_seed(self) -> None:
         # torch.manual_seed is slow for each kind of device, present or not.
         seed = torch.manual_seed if torch.accelerator.is_available() else torch.default_generator.manual_seed
         seed(self.seed)
-        return tuple(t for t in self.all_outputs(tensors) if t.is_floating_point())
+        if self.advance:
+            torch.rand(self.advance)
+            torch.rand(self.advance, device=self.values[0].device)
 
-    def all_outputs(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """Return all tensors that the function returns; a complex one as pairs of real numbers."""
+    def all_outputs(self, tensors: Sequence[Tensor]) -> list[Any]:
+        """Return all that the function returns, in a flat list; a complex tensor as pairs of real numbers."""
         # Copies, so that what f writes to its constants, or a module to its buffers, is gone after the call.
         flat = [t.clone() if isinstance(t, Tensor) else t for t in self._flat]
+        tensors = [(t + t.mT) / 2 if i in self.symmetric else t for i, t in enumerate(tensors)]
         for i, t in zip(self._indices, tensors, strict=False):
-            flat[i] = t
+            flat[i] = torch.view_as_complex(t.contiguous()) if self._flat[i].is_complex() else t
         call = self._call if self.module is None else self._module_with(tensors[len(self._indices) :])
         output = call(*tree_unflatten(flat, self._spec))
-        tensors = [t for t in tree_flatten(output)[0] if isinstance(t, Tensor)]
-        return [torch.view_as_real(t) if t.is_complex() else t for t in tensors]
+        return [_as_real(t) if isinstance(t, Tensor) else t for t in tree_flatten(output)[0]]
 
     def _module_with(self, parameters: Sequence[Tensor]) -> Callable[..., Any]:
         """Return the module with other parameters, and buffers that may be written to."""
@@ -125,9 +149,19 @@ class CheckTarget:
         own |= {name: t.clone() for name, t in module.named_buffers()}
         return lambda *arguments: torch.func.functional_call(module, own, arguments)
 
+    def numbered_outputs(self, tensors: Sequence[Tensor]) -> list[tuple[int, Tensor]]:
+        """Return the floating outputs as :meth:`run_all` does, each with its number among all that is returned."""
+        self._set_seed()
+        outputs = enumerate(self.all_outputs([t.clone() for t in tensors]))
+        return [(k, t) for k, t in outputs if isinstance(t, Tensor) and t.is_floating_point()]
+
+    def run_all(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Return the floating outputs; copies protect the tensors from in-place operations."""
+        return self([t.clone() for t in tensors])
+
     def run(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Return the outputs that require a gradient; copies protect the tensors from in-place operations."""
-        return tuple(t for t in self([t.clone() for t in tensors]) if t.requires_grad)
+        """Return the outputs that require a gradient, as :meth:`run_all` does."""
+        return tuple(t for t in self.run_all(tensors) if t.requires_grad)
 
     def gradients(self, v: Sequence[Tensor], leaves: Sequence[Tensor] | None = None, **options: Any) -> Gradients:
         """Return the gradients of ⟨v, f(x)⟩ by a forward and a backward on these leaves, by default the inputs."""
@@ -135,33 +169,71 @@ class CheckTarget:
         return gradients(self.run(leaves), leaves, v, **options)
 
     def weighted_sum(self, v: Sequence[Tensor], values: Sequence[Tensor] | None = None) -> Scalar:
-        """Return C = ⟨v, f(x)⟩ as a function of x, of the outputs that require a gradient at these values."""
-        outputs = self([t.clone() for t in self.leaves(values)])
-        connected = [k for k, t in enumerate(outputs) if t.requires_grad]
+        """Return C = ⟨v, f(x)⟩ as a function of x, of the outputs that require a gradient at these values.
+
+        What is not finite there is left out; where such an entry of f changes with x, C is NaN: it has no slope.
+        """
+        at_values = [(k, t.detach()) for k, t in enumerate(self.run_all(self.leaves(values))) if t.requires_grad]
+        finite = [t.isfinite() for _, t in at_values]
+        whole = all(bool(mask.all()) for mask in finite)
 
         def c(tensors: Sequence[Tensor]) -> Tensor:
             outputs = self(tensors)
-            return dot([outputs[k] for k in connected], v).double()
+            connected = [outputs[k] for k, _ in at_values]
+            if whole:
+                return dot(connected, v).double()
+            total = dot([torch.where(mask, t, 0.0) for t, mask in zip(connected, finite, strict=True)], v).double()
+            same = all(
+                bool(((t == before) | t.isnan() & before.isnan() | mask).all())
+                for t, (_, before), mask in zip(connected, at_values, finite, strict=True)
+            )
+            return total if same else total * math.nan
 
         return c
+
+    def as_symmetric(self, number: int) -> CheckTarget:
+        """Return the same as a function of any matrix x, of which f gets (x + xᵀ)/2."""
+        other = copy.copy(self)
+        other.symmetric = (*self.symmetric, number)
+        return other
 
     def with_constants(self, change: Callable[[Tensor], Tensor]) -> CheckTarget:
         """Return the same with those tensors changed that have a row for each sample but no gradient, as labels."""
         other = copy.copy(self)
         other._flat = [
-            change(t) if isinstance(t, Tensor) and i not in self._indices and t.dim() and t.shape[0] == self.rows else t
+            change(t) if isinstance(t, Tensor) and i not in self._indices and self._holds_rows(t) else t
             for i, t in enumerate(self._flat)
         ]
         return other
+
+    def _holds_rows(self, t: Tensor) -> bool:
+        return t.dim() > 0 and t.shape[0] == self.rows and not _is_square(t)
 
     def cast(self, dtype: torch.dtype) -> CheckTarget:
         """Return the same in another dtype."""
         other = copy.copy(self)
         other.dtype = dtype
-        other._flat = [t.to(dtype) if isinstance(t, Tensor) and t.is_floating_point() else t for t in self._flat]
+        other._flat = [_cast(t, dtype) if isinstance(t, Tensor) and _has_gradient(t) else t for t in self._flat]
         other.values = [t.to(dtype) for t in self.values]
         other.module = None if self.module is None else copy.deepcopy(self.module).to(dtype)
         return other
+
+
+def _has_gradient(t: Tensor) -> bool:
+    return t.is_floating_point() or t.is_complex()
+
+
+def _is_square(t: Tensor) -> bool:
+    return t.dim() == 2 and t.shape[0] == t.shape[1] > 1
+
+
+def _cast(t: Tensor, dtype: torch.dtype) -> Tensor:
+    return t.to(dtype.to_complex() if t.is_complex() else dtype)
+
+
+def _as_real(t: Tensor) -> Tensor:
+    """Return a complex tensor as pairs of real numbers: what the checks perturb and compare."""
+    return torch.view_as_real(t.resolve_conj()) if t.is_complex() else t
 
 
 def dot(outputs: Sequence[Tensor], cotangents: Sequence[Tensor]) -> Tensor:
@@ -170,9 +242,14 @@ def dot(outputs: Sequence[Tensor], cotangents: Sequence[Tensor]) -> Tensor:
 
 
 def random_like(tensors: Sequence[Tensor], generator: torch.Generator) -> list[Tensor]:
-    """Return random tensors of the same shapes; |entry| is 0.5 to 1.5, so that none is too small to show an error."""
+    """Return random tensors of the same shapes; |entry| is 0.5 to 1.5, so that none is too small to show an error.
+
+    Where a tensor is not finite, as f at an edge of its domain, it is 0.
+    """
     drawn = [torch.rand(t.shape, generator=generator, dtype=torch.float64) * 2 - 1 for t in tensors]
-    return [(r + r.sign() * 0.5).to(t) for r, t in zip(drawn, tensors, strict=True)]
+    return [
+        torch.where(t.detach().isfinite(), (r + r.sign() * 0.5).to(t), 0.0) for r, t in zip(drawn, tensors, strict=True)
+    ]
 
 
 def python_nodes(outputs: Sequence[Tensor]) -> Iterator[Any]:
