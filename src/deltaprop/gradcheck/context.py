@@ -227,6 +227,11 @@ class CheckContext:
                 yield i, comparison
 
 
+def has_both_signs(t: Tensor) -> bool:
+    """Return whether some entries are positive and some negative."""
+    return bool((t > 0).any() and (t < 0).any())
+
+
 def random_pairs(tensors: Sequence[Tensor], generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
     """Return each tensor with a random one of the same shape."""
     return zip(tensors, random_like(tensors, generator), strict=True)

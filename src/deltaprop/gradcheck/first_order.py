@@ -11,7 +11,17 @@ import torch
 from torch import Tensor
 
 from deltaprop._torch_compat import output_metadata
-from deltaprop.gradcheck.context import CheckContext, Failed, Skipped, Warned, differs, filled, largest, on_error
+from deltaprop.gradcheck.context import (
+    CheckContext,
+    Failed,
+    Skipped,
+    Warned,
+    differs,
+    filled,
+    has_both_signs,
+    largest,
+    on_error,
+)
 from deltaprop.gradcheck.differences import (
     COARSE,
     EntryComparison,
@@ -161,11 +171,17 @@ def check_missing(context: CheckContext) -> None:
 
 
 def check_large(context: CheckContext) -> None:
-    """At inputs 1000 times as large, all or one, of either sign, the gradient is finite where f is."""
+    """At inputs 1000 times as large, all or one, of either sign, the gradient is finite where f is.
+
+    What has one sign alone, such as an exponent, keeps it.
+    """
     target, judged = context.target, False
     n = len(target.values)
     for factor, one in itertools.product((1e3, -1e3), (None, *range(n)) if n > 1 else (None,)):
-        values = [factor * t if one in (None, i) else t for i, t in enumerate(target.values)]
+        values = [
+            factor * t if one in (None, i) and (factor > 0 or has_both_signs(t)) else t
+            for i, t in enumerate(target.values)
+        ]
         leaves = target.leaves(values)
         try:
             outputs = target.run(leaves)

@@ -12,7 +12,16 @@ import weakref
 import torch
 from torch import Tensor
 
-from deltaprop.gradcheck.context import CheckContext, Failed, Skipped, Warned, differs, format_error, on_error
+from deltaprop.gradcheck.context import (
+    CheckContext,
+    Failed,
+    Skipped,
+    Warned,
+    differs,
+    format_error,
+    has_both_signs,
+    on_error,
+)
 from deltaprop.gradcheck.target import CheckTarget, Gradients, gradients, python_nodes
 
 
@@ -44,14 +53,15 @@ def check_calls(context: CheckContext) -> None:
 def _another_point(target: CheckTarget) -> list[Tensor]:
     """Return other values of the same shapes that f accepts, and where it is finite: of other signs, if it can be.
 
-    A symmetric matrix stays one, and a positive definite one if its sign does not change: rows and columns are flipped.
+    What has one sign alone, such as an exponent, keeps it. A symmetric matrix stays one, and a positive definite one if
+    its sign does not change: rows and columns are flipped.
     """
     flipped = [
-        t.flip([0, 1] if square else [0]) if t.dim() else 0.5 * t
+        t.flip([0, 1] if square else [0]) if t.dim() else t
         for t, square in zip(target.values, target.is_square, strict=True)
     ]
-    for factor in (-1.0, 1.0):
-        values = [factor * t for t in flipped]
+    for factor in (-1.0, 0.9):
+        values = [factor * t if has_both_signs(t) else 0.9 * t for t in flipped]
         with contextlib.suppress(Exception):
             if all(bool(t.isfinite().all()) for t in target.run(target.leaves(values))):
                 return values
