@@ -532,7 +532,7 @@ class FixedPoint(Function):
     @staticmethod
     def forward(ctx, x, w):
         a = torch.zeros_like(x)
-        for _ in range(200):
+        for _ in range(60):
             a = torch.tanh(x + 0.3 * torch.tanh(w) * a)
         ctx.save_for_backward(a, w)
         return a
@@ -542,7 +542,7 @@ class FixedPoint(Function):
     def backward(ctx, grad_output):
         a, w = ctx.saved_tensors
         slope, delta = 1 - a * a, grad_output
-        for _ in range(200):
+        for _ in range(60):
             new = grad_output + delta * slope * 0.3 * torch.tanh(w)
             if (new - delta).abs().max().item() == 0 if new.numel() else True:
                 break

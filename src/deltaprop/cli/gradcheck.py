@@ -69,7 +69,7 @@ def main(words: Sequence[str]) -> int:
         functions, without = load_functions(target)
         cases = [(fn, examples()) for fn, examples in functions]
     else:
-        fn, example = load_target(target)
+        fn, example = load_target(target, "FILE.py, FILE.py:NAME or package.module:NAME")
         cases = [(fn, _make_inputs(arguments, example))]
     reports = [
         check_gradients(

@@ -22,17 +22,17 @@ Examples = Callable[[], tuple[Any, ...]]
 """A function that returns the inputs to check a target on, or raises a UserError."""
 
 
-def load_target(target: str) -> tuple[Any, Examples | None]:
+def load_target(target: str, forms: str = "FILE.py:NAME or package.module:NAME") -> tuple[Any, Examples | None]:
     """Return the object that a target names, and a function that calls its ``example_inputs()``, if there is one.
 
-    That is a static method of its own, or a function of its module.
+    That is a static method of its own, or a function of its module. ``forms`` says what a target may be.
 
     Raises:
         UserError: If there is no such object, or its module cannot be imported; from the function, if the call fails.
     """
     place, colon, name = target.rpartition(":")
     if not colon or not place or not name:
-        raise UserError(f"a target is FILE.py, FILE.py:NAME or package.module:NAME, got {target!r}")
+        raise UserError(f"a target is {forms}, got {target!r}")
     module = _load(place)
     if not hasattr(module, name):
         public = [word for word in vars(module) if not word.startswith("_")]
