@@ -87,7 +87,10 @@ class GradientReport:
         for column in ("result", "check", "detail"):
             table.add_column(column, overflow="fold")
         for result, names, detail in self._rows():
-            table.add_row(Text(result, style=styles[result]), Text(names), Text(detail))
+            which, text = names, detail
+            if result in ("passed", "skipped"):
+                which, text = counted(names.count(",") + 1, "check"), f"{names}: {detail}" if detail else names
+            table.add_row(Text(result, style=styles[result]), Text(which), Text(text))
         return table
 
     def _rows(self) -> Iterator[tuple[str, str, str]]:
@@ -117,12 +120,10 @@ class GradientReport:
     def _repr_html_(self) -> str:
         """Return the headline and the table for a notebook, light or dark: text has the notebook's own colour."""
         colours = {"error": "#d1242f", "warning": "#bf8700", "passed": "#2da44e", "skipped": "#8c959f"}
+        style = "text-align: left; vertical-align: top; white-space: normal; overflow-wrap: break-word"
         rows = "".join(
-            f'<tr style="background: none"><td style="border-left: 4px solid {colours[result]}; {cell}">'
-            f"{f'<b>{result}</b>' if result == 'error' else result}</td>"
-            f'<td style="max-width: 14em; {cell}">{html.escape(names)}</td>'
-            f'<td style="{cell}">{html.escape(detail)}</td></tr>'
-            for cell in ["text-align: left; vertical-align: top; white-space: normal; overflow-wrap: anywhere"]
+            f'<tr style="background: none"><td style="border-left: 4px solid {colours[result]}; {style}">{result}</td>'
+            f'<td style="{style}"><b>{html.escape(names)}</b>{html.escape(f": {detail}" if detail else "")}</td></tr>'
             for result, names, detail in self._rows()
         )
         head = html.escape(self._headline())
