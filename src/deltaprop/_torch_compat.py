@@ -98,6 +98,8 @@ def parameters(module: nn.Module) -> dict[str, nn.Parameter | None]:
 
 def many_recompilations(limit: int) -> AbstractContextManager[Any]:
     """Return a context in which the compiler may compile a function so many times: the limits have no public name."""
+    import torch._dynamo  # which takes a second or two
+
     patch: AbstractContextManager[Any] = torch._dynamo.config.patch(
         recompile_limit=limit, accumulated_recompile_limit=limit
     )
@@ -106,16 +108,28 @@ def many_recompilations(limit: int) -> AbstractContextManager[Any]:
 
 @contextmanager
 def quiet_compiler() -> Iterator[None]:
-    """Silence the compiler, which logs each graph break at length; its log for traces ignores ``logging.disable``."""
-    trace, disabled = logging.getLogger("torch.__trace"), logging.root.manager.disable
-    level = trace.level
-    logging.disable(logging.CRITICAL)
-    trace.setLevel(logging.CRITICAL + 1)
+    """Silence the loggers of PyTorch: the compiler reports each graph break at length, and pytest would show it."""
+    logging.getLogger("torch.__trace")  # which the compiler makes at its first use
+    known = logging.root.manager.loggerDict
+    loggers = [log for name, log in known.items() if name.split(".")[0] == "torch" and isinstance(log, logging.Logger)]
+    levels = [log.level for log in loggers]
+    for log in loggers:
+        log.setLevel(logging.CRITICAL + 1)
     try:
         yield
     finally:
-        logging.disable(disabled)
-        trace.setLevel(level)
+        for log, level in zip(loggers, levels, strict=True):
+            log.setLevel(level)
+
+
+def defines_vmap(node: Any) -> bool:
+    """Return whether the Function of a node of the tape has a vmap rule of its own."""
+    return type(node)._forward_cls.vmap is not torch.autograd.Function.vmap
+
+
+def defines_jvp(node: Any) -> bool:
+    """Return whether the Function of a node of the tape has a jvp of its own: a node knows its Function privately."""
+    return type(node)._forward_cls.jvp is not torch.autograd.Function.jvp
 
 
 def output_metadata(node: Any, number: int) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from deltaprop.errors import UserError
 from deltaprop.gradcheck.check import check_gradients
 from deltaprop.gradcheck.report import GradientReport
 
@@ -27,15 +28,20 @@ def assert_gradients(
         The report.
 
     Raises:
-        AssertionError: With the report's summary, if there is an error, or a warning that is not allowed.
+        AssertionError: With what failed, if there is an error, or a warning that is not allowed.
 
     Example:
         >>> import torch
         >>> _ = assert_gradients(torch.tanh, (torch.randn(4, 3),), fast=True)
     """
     __tracebackhide__ = True  # pytest shows the line of the test
-    report = check_gradients(fn, inputs, **options)
+    try:
+        report = check_gradients(fn, inputs, **options)
+    except UserError as error:
+        raise UserError(str(error)) from None
     allowed = allow_warnings if warnings is None else warnings
     if not report.ok or (report.warnings and not allowed):
-        raise AssertionError(report.summary())
+        lines = [line for line in report.summary().splitlines() if not line.startswith("  skipped")]
+        lines[0] = lines[0].replace(": ok; ", ": warnings are not allowed; ", 1)
+        raise AssertionError("\n".join(lines))
     return report

@@ -463,8 +463,9 @@ def with_a_mask_in_float32(x):
     return x * (x > 0).float()
 
 
-@correct()
+@correct(expected_failures=("values",))
 def in_bfloat16(x):
+    """Too few digits for differences, which is a warning."""
     return x.bfloat16().sin().double()
 
 
@@ -621,3 +622,53 @@ def extremes(x):
     """Values, their places, and a number that is none."""
     values, places = x.sort(dim=1)
     return values, places, 3.5, x.sign()
+
+
+@correct()
+def a_matrix_and_a_number(x):
+    """Outputs of different numbers of axes."""
+    return {"values": x.sin(), "others": [x.cos(), x.square().mean()]}
+
+
+@correct()
+class Float32InBackward(Function):
+    """Backward computes in float32 for speed, forward does not."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.sin()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_output):
+        (x,) = ctx.saved_tensors
+        return (grad_output.float() * x.float().cos()).to(grad_output.dtype)
+
+
+@correct((torch.tensor([[0.5, 1 - 1e-7], [1.0, 0.75]], dtype=torch.float64),))
+def at_the_edge_of_what_it_accepts(p):
+    """Refuses a probability above 1, as binary cross-entropy does."""
+    if bool((p > 1).any()):
+        raise ValueError("a probability must be at most 1")
+    return p.log() * p
+
+
+SHARES = torch.softmax(normal(4, 3), 1)
+
+
+@correct((SHARES + 1e-9,))
+def at_its_minimum(p):
+    """The divergence of p from itself: large terms, whose sum is 0."""
+    return (p * (p.log() - SHARES.to(p).log()[: len(p)])).sum()
+
+
+@correct()
+def with_a_large_constant(x):
+    return x.sin() + 1e4
+
+
+@correct((normal(4, 3), torch.eye(4, dtype=torch.float64).to_sparse()), ("vmap", "autocast"))
+def with_a_sparse_constant(x, graph):
+    """PyTorch has no such product under vmap and autocast, which are warnings."""
+    return torch.sparse.mm(graph, x)

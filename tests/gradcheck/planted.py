@@ -1334,3 +1334,132 @@ class ThirdDerivativeLost(Function):
     def backward(ctx, grad_output):
         (x,) = ctx.saved_tensors
         return grad_output * _CosineThatDetaches.apply(x)
+
+
+# --- found by users of these checks ---
+
+
+@bug("calls")
+class ReturnsSharedMemory(Function):
+    """Every backward writes its result into one buffer, so the next one changes what this one has returned."""
+
+    buffers: dict = {}  # noqa: RUF012  # the mistake
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.square()
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        (x,) = ctx.saved_tensors
+        key = (x.shape, x.dtype)
+        buffer = ReturnsSharedMemory.buffers.setdefault(key, torch.empty_like(x))
+        return buffer.copy_(2 * x * grad_output)
+
+
+@bug("expanded")
+class WritesIntoTheStridesOfGradOutput(Function):
+    """The result is given the strides of grad_output, which for an expanded one are no memory to write to."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.square()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_output):
+        (x,) = ctx.saved_tensors
+        gradient = torch.empty_strided(grad_output.shape, grad_output.stride(), dtype=grad_output.dtype)
+        return gradient.copy_(2 * x * grad_output)
+
+
+@bug("linear")
+class DropsTinyGradients(Function):
+    """Gradients below 10⁻⁶ are set to 0, as those of a mean over a large batch are."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.sin()
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        (x,) = ctx.saved_tensors
+        return torch.where(grad_output.abs() < 1e-6, 0.0, grad_output) * x.cos()
+
+
+@bug("zeros", severity="warning")
+class DividesByTheNorm(Function):
+    """The norm of each row, whose gradient is 0/0 for a row of zeros, as padding is."""
+
+    @staticmethod
+    def forward(ctx, x):
+        norm = x.norm(dim=-1)
+        ctx.save_for_backward(x, norm)
+        return norm
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        x, norm = ctx.saved_tensors
+        return (grad_output / norm).unsqueeze(-1) * x
+
+
+@bug("vmap")
+class MapsAlongTheWrongAxis(Function):
+    """A vmap rule that takes the mapped axis for another."""
+
+    @staticmethod
+    def forward(x):
+        return x.softmax(-1)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(output)
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        (p,) = ctx.saved_tensors
+        return p * (grad_output - (p * grad_output).sum(-1, keepdim=True))
+
+    @staticmethod
+    def vmap(info, in_dims, x):
+        return x.softmax(0), in_dims[0]
+
+
+@bug("jvp")
+class TangentThatRaises(Function):
+    """A jvp that needs what forward has not saved for it."""
+
+    @staticmethod
+    def forward(x):
+        return x.exp()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(output)
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        (a,) = ctx.saved_tensors
+        return a * grad_output
+
+    @staticmethod
+    def jvp(ctx, x_dot):
+        raise RuntimeError("nothing is saved for forward mode")
+
+
+@bug("size_one", (COMPLEX,))
+class ForgetsAColumnOfComplexNumbers(Function):
+    """A single column of complex numbers is treated apart, and wrongly."""
+
+    @staticmethod
+    def forward(ctx, z):
+        ctx.save_for_backward(z)
+        return z * z
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        (z,) = ctx.saved_tensors
+        return (1 if z.dim() > 1 and z.shape[-1] == 1 else 2) * grad_output * z.conj()

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,15 +18,15 @@ from rich.text import Text
 from torch import Tensor
 from tyro.conf import Positional, UseAppendAction, arg
 
+from deltaprop._torch_compat import tree_flatten, tree_unflatten
 from deltaprop.cli.files import OutputFile
 from deltaprop.cli.parsing import optional, read_arguments
 from deltaprop.cli.targets import Examples, is_file_of_functions, load_functions, load_target
-from deltaprop.errors import UserError
-from deltaprop.gradcheck.check import check_gradients
-from deltaprop.gradcheck.context import format_error
+from deltaprop.errors import UserError, format_error, unknown_name
+from deltaprop.gradcheck.check import CHECKS, check_gradients
 from deltaprop.gradcheck.formats import to_annotations, to_junit
 from deltaprop.gradcheck.library import library_ops
-from deltaprop.gradcheck.report import GradientReport
+from deltaprop.gradcheck.report import Check, GradientReport
 from deltaprop.training.devices import pick_device
 
 
@@ -61,35 +62,51 @@ def main(words: Sequence[str]) -> int:
         raise UserError("--device mps: it has no float64, which differences need; take cpu")
     device = pick_device(arguments.device)
     device = torch.device("cpu") if device.type == "mps" else device
-    without: list[str] = []
-    torch.manual_seed(arguments.seed)  # of example_inputs()
-    if target is None:
-        cases = list(library_ops())
-    elif several:
-        functions, without = load_functions(target)
-        cases = [(fn, examples()) for fn, examples in functions]
-    else:
-        fn, example = load_target(target, "FILE.py, FILE.py:NAME or package.module:NAME")
-        cases = [(fn, _make_inputs(arguments, example))]
-    reports = [
-        check_gradients(
+    skip = [name for words in arguments.skip for name in words.split(",")]
+
+    def check(fn: Any, inputs: Callable[[], tuple[Any, ...]]) -> GradientReport:
+        torch.manual_seed(arguments.seed)  # of example_inputs()
+        fn = fn.to(device) if isinstance(fn, torch.nn.Module) else fn
+        flat, spec = tree_flatten(inputs())
+        on_device = [t.to(device) if isinstance(t, Tensor) else t for t in flat]
+        return check_gradients(
             fn,
-            tuple(t.to(device) if isinstance(t, Tensor) else t for t in inputs),
-            skip=arguments.skip,
+            tree_unflatten(on_device, spec),
+            skip=skip,
             fast=arguments.fast,
             deep=arguments.deep,
             seed=arguments.seed,
         )
-        for fn, inputs in cases
-    ]
+
+    without: list[str] = []
+    cases: list[tuple[Any, Callable[[], tuple[Any, ...]]]]
+    if target is None:
+        cases = [(fn, partial(tuple, inputs)) for fn, inputs in library_ops()]
+    elif several:
+        cases, without = load_functions(target)
+    else:
+        fn, example = load_target(target, "FILE.py, FILE.py:NAME or package.module:NAME")
+        cases = [(fn, partial(_make_inputs, arguments, example))]
+    for name in skip:
+        if name not in CHECKS:
+            raise unknown_name("check", name, CHECKS)
+    reports = []
+    for fn, inputs in cases:
+        try:
+            reports.append(check(fn, inputs))
+        except UserError as error:
+            if not several:
+                raise
+            reports.append(GradientReport(fn.__name__, (Check("values", "failed", detail=str(error)),)))
     console = Console(highlight=False)
     if arguments.format == "github":
         for (fn, _), report in zip(cases, reports, strict=True):
             print(*to_annotations(report, fn), report.summary().splitlines()[0], sep="\n")
+        print(*[f"not checked, no example_inputs(): {name}" for name in without], sep="\n", end="\n" * bool(without))
     elif several:
         _print_overview(console, reports)
         if without:
-            console.print(f"not checked, for want of example_inputs(): {', '.join(without)}", markup=False)
+            console.print(f"not checked, no example_inputs(): {', '.join(without)}", markup=False)
         console.print(f"{sum(report.ok for report in reports)} of {len(reports)} ok on {device}")
     else:
         console.print(reports[0].rich(), Text(reports[0].summary().splitlines()[0]), sep="\n")

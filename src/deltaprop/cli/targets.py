@@ -15,8 +15,7 @@ from typing import Any
 import torch
 
 from deltaprop._torch_compat import PYTHON_FUNCTION
-from deltaprop.errors import UserError, listed
-from deltaprop.gradcheck.context import format_error
+from deltaprop.errors import UserError, format_error, listed
 
 Examples = Callable[[], tuple[Any, ...]]
 """A function that returns the inputs to check a target on, or raises a UserError."""

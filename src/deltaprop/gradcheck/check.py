@@ -11,17 +11,20 @@ from typing import Any
 
 import torch
 
-from deltaprop.errors import UserError, unknown_name
+from deltaprop.errors import UserError, format_error, unknown_name
 from deltaprop.gradcheck import first_order, higher_order, layouts, modes, sizes, state
-from deltaprop.gradcheck.context import CheckContext, Failed, Skipped, format_error
+from deltaprop.gradcheck.context import CheckContext, Failed, Skipped
+from deltaprop.gradcheck.differences import Tolerance
 from deltaprop.gradcheck.report import Check, GradientReport
 from deltaprop.gradcheck.target import CheckTarget
 
 CHECKS: dict[str, Callable[[CheckContext], str | None]] = {
-    "values": first_order.check_values,
+    "deterministic": state.check_deterministic,  # first, for all others compare calls
+    "values": first_order.check_values,  # then: others rely on what it finds
     "kink": first_order.check_kink,
     "missing": first_order.check_missing,
     "large": first_order.check_large,
+    "zeros": first_order.check_zeros,
     "shapes": first_order.check_shapes,
     "dtypes": first_order.check_dtypes,
     "grad_output": first_order.check_grad_output,
@@ -35,7 +38,6 @@ CHECKS: dict[str, Callable[[CheckContext], str | None]] = {
     "thread": state.check_thread,
     "generator": state.check_generator,
     "in_place": state.check_in_place,
-    "deterministic": state.check_deterministic,
     "leak": state.check_leak,
     "non_contiguous": layouts.check_non_contiguous,
     "expanded": layouts.check_expanded,
@@ -116,28 +118,36 @@ def check_gradients(
         raise UserError(f"differences in {dtype} are too inaccurate: pass a reference=, or skip={{'values'}}")
     atol = (1e-9 if exact else 1e-3) if atol is None else atol
     rtol = (1e-5 if exact else 1e-2) if rtol is None else rtol
+    if not 0 <= seed < 2**63:
+        raise UserError(f"seed must be 0 to 2^63 − 1, got {seed}")
     with (  # whatever the caller has enabled
+        warnings.catch_warnings(action="ignore"),  # f is called a thousand times, on inputs it was not written for
         torch.random.fork_rng(),
         torch.inference_mode(False),
         torch.enable_grad(),
+        torch.autograd.set_detect_anomaly(False),
         torch.autocast("cpu", enabled=False),
         torch.autocast("cuda", enabled=False),
-        warnings.catch_warnings(action="ignore"),  # f is called a thousand times, on inputs it was not written for
     ):
+        name = getattr(fn, "__name__", type(fn).__name__)
+        other = None
         try:
-            target = CheckTarget(fn, inputs, dtype)
-            other = None if reference is None else CheckTarget(reference, inputs, dtype)
-            context = CheckContext(target, atol, rtol, fast, seed, other, skip, deep)
+            if reference is not None:
+                name = "the reference"
+                other = CheckTarget(reference, inputs, dtype, seed)
+                other.run(other.leaves())
+                name = getattr(fn, "__name__", type(fn).__name__)
+            target = CheckTarget(fn, inputs, dtype, seed)
+            context = CheckContext(target, Tolerance(atol, rtol), fast, seed, other, skip, deep)
         except UserError:
             raise
         except Exception as error:
-            name = getattr(fn, "__name__", type(fn).__name__)
             raise UserError(f"{name} raises on these inputs in {dtype}: {format_error(error)}") from error
-        return GradientReport(target.name, tuple(_run_check(name, context) for name in _told(target.name)))
+        return GradientReport(target.name, tuple(_run_check(name, context) for name in _reported(target.name)))
 
 
-def _told(subject: str) -> Iterator[str]:
-    """Yield the names of all checks; tell on a terminal which one runs, once the report takes more than a second."""
+def _reported(subject: str) -> Iterator[str]:
+    """Yield the names of all checks; print on a terminal which one runs, once the report takes more than a second."""
     started, shown = time.monotonic(), False
     for number, name in enumerate(CHECKS, start=1):
         if time.monotonic() - started > 1 and sys.stderr is not None and sys.stderr.isatty():
@@ -150,27 +160,23 @@ def _told(subject: str) -> Iterator[str]:
 
 
 def _run_check(name: str, context: CheckContext) -> Check:
+    if context.obstacle:
+        check, detail = context.obstacle
+        if name == check:  # also where it is to be skipped: a report without any check is not ok
+            return Check(name, "failed", detail=detail)
+        return Check(name, "skipped", detail=f'nothing can be checked: see "{check}"')
     if name in context.skip:
         return Check(name, "skipped", detail="as requested")
-    if not context.connected and name != "values":
-        return Check(name, "skipped", detail="no output requires grad")
-    if context.broken and name != "values":
-        return Check(name, "skipped", detail="backward raises")
-    if context.outputs and not any(bool(t.isfinite().any()) or not t.numel() for t in context.outputs):
-        return Check(name, "skipped", detail="f is not finite at these inputs")
     if not any(bool(mask.any()) for mask in context.finite) and name != "values":
         return Check(name, "skipped", detail="no entry of the gradient is finite")
-    if context.unseeded:
-        if name == "deterministic":
-            return Check(
-                name, "failed", detail="f differs from call to call: torch.manual_seed does not reach its randomness"
-            )
-        return Check(name, "skipped", detail="f differs from call to call")
+    context.generator.manual_seed(context.seed)  # whatever other checks have drawn
     try:
         remark = CHECKS[name](context) or ""
     except Skipped as reason:
         return Check(name, "skipped", detail=str(reason))
     except Failed as failure:
+        if name == "deterministic" and failure.severity == "error":
+            context.obstacle = name, str(failure)
         return Check(name, "failed", failure.severity, str(failure))
     except Exception as error:
         return Check(name, "failed", detail=f"it raises {format_error(error)}")

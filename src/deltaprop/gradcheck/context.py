@@ -9,22 +9,32 @@ the gradient ∂C/∂x of C = ⟨v, f(x)⟩ is what backward returns.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
-from deltaprop.errors import UserError
-from deltaprop.gradcheck.differences import EntryComparison, Scalar, check_by_differences, draw_entries
+from deltaprop.errors import UserError, format_error
+from deltaprop.gradcheck.differences import (
+    COARSE,
+    NOISE_MARGIN,
+    EntryComparison,
+    Scalar,
+    Tolerance,
+    check_by_differences,
+    draw_entries,
+)
+from deltaprop.gradcheck.precision import DtypesSeen, precision_of
 from deltaprop.gradcheck.target import CheckTarget, Gradients, random_like
 
 COARSEST = 1e-4  # relative precision: float32 is finer, float16 and bfloat16 are coarser
 NARROW_ATOL, NARROW_RTOL = 1e-3, 1e-2  # of a function that computes in a narrower dtype than it is checked in
+NOT_REPRODUCIBLE = "f differs from call to call: torch.manual_seed does not reach its randomness"
 
 
 class Skipped(Exception):  # noqa: N818  # not an error
@@ -57,85 +67,119 @@ class CheckContext:
     """A function under test, and what its checks share.
 
     Attributes:
-        target: The function and its inputs.
-        atol: Allowed error of a gradient's entry, relative to the largest entry.
-        rtol: Allowed error, relative to the entry itself.
+        target: The function and its inputs. The check ``values`` may replace it by the same for symmetric matrices.
+        tolerance: What an entry may be off by, and how exactly f computes.
         fast: Whether to compare fewer entries.
         seed: Seed of everything drawn at random.
         reference: A plain function to compare with, instead of differences.
         skip: Names of checks that are not run.
         deep: Whether third derivatives are checked.
         kinks: Kinks that the check ``values`` has found.
-        eps: The relative precision of f: less than its dtype has, if it computes in a narrower one.
         is_wrong: Whether the check ``values`` has found an error, which other points would show again.
-        broken: How backward raises, if it does: then there is no gradient to check.
+        obstacle: Why nothing can be checked, and the name of the check that reports it; None if all is well.
+        generator: Draws what a check draws; each check begins with the seed.
+        outputs: The outputs that have a gradient, and ``output_numbers`` their numbers among all.
+        scale: The largest entry of the gradient, of those that are finite.
+        finite: Which entries of it are.
+        natural: The size of a gradient that is neither steep nor flat; one that is far smaller is 0 but for rounding.
+        gradient_eps: The relative precision of the gradient, where backward computes in a narrower dtype than f.
+        sensitivity: How much the gradient changes with the last digits of x, as a solver's of a nearly singular system.
+        random: Whether f draws random numbers.
     """
 
     target: CheckTarget
-    atol: float
-    rtol: float
+    tolerance: Tolerance
     fast: bool
     seed: int
     reference: CheckTarget | None = None
     skip: Collection[str] = ()
     deep: bool = False
     kinks: list[str] = field(default_factory=list)
-    eps: float = 0.0
     is_wrong: bool = False
-    broken: str = ""
+    obstacle: tuple[str, str] | None = None
 
     def __post_init__(self) -> None:
-        """Draw v, and compute the gradient that all others are compared with."""
-        self.generator = torch.Generator().manual_seed(self.seed)
+        """Draw v, compute the gradient that all others are compared with, and find out what f is like."""
+        self.generator = torch.Generator("cpu").manual_seed(self.seed)
+        self.most = 12 if self.fast else 400  # entries of an input to compare
         connected = [(k, t.detach()) for k, t in self.target.numbered_outputs(self.target.leaves()) if t.requires_grad]
         self.output_numbers, self.outputs = [k for k, _ in connected], [t for _, t in connected]
-        # Not of the inputs themselves, which may have been float32: then relu of them would look so, too.
-        nearby = self.target.leaves([t * (1 + 1e-9) for t in self.target.values])
-        with DtypesSeen() as seen:
-            self.eps = _precision(self.target.run(nearby), seen.dtypes)
-        if self.eps > torch.finfo(self.target.dtype).eps:
-            self.atol, self.rtol = max(self.atol, NARROW_ATOL), max(self.rtol, NARROW_RTOL)
         self._v = random_like(self.outputs, self.generator)
-        self.connected, self.most = bool(self.outputs), 12 if self.fast else 400  # entries of an input to compare
-        # The size of a gradient that is neither steep nor flat; one that is far smaller is 0 but for rounding.
+        self.gradient_eps = 0.0
         self.natural = 0.01 * largest(self.outputs) / max(largest(self.target.values), 1e-30)
-        self.sensitivity = 0.0
+        self.sensitivity, self.scale = 0.0, 0.0
+        self.finite = [torch.ones_like(t, dtype=torch.bool) for t in self.target.values]
         self._hidden: list[Tensor] = []  # entries on which a NaN depends: differences would not show it
-        self.scale, self.finite = 0.0, [torch.ones_like(t, dtype=torch.bool) for t in self.target.values]
+        self._find_precision()
+        self._find_randomness()
+        if not self.outputs:
+            expected = "expected a gradient for each input, got None (is forward detached?)"
+            self.obstacle = "values", f"no output requires grad: {expected}"
+        elif all(t.numel() and not t.isfinite().any() for t in self.outputs):
+            self.obstacle = "values", "f is not finite at these inputs: nothing can be checked"
+        else:
+            self._find_gradient()
+
+    def _find_precision(self) -> None:
+        # Not of the inputs themselves, which may have been float32: then relu of them would look so, too.
+        nearby, outputs = [t * (1 + 1e-9) for t in self.target.values], self.outputs
+        with DtypesSeen() as seen:
+            try:
+                outputs = list(self.target.run(self.target.leaves(nearby)))
+            except Exception:  # the inputs lie at the edge of what f accepts
+                self.target.run(self.target.leaves())
+        eps = precision_of(outputs, seen.dtypes)
+        # Σ |v f|: what C is a sum of.
+        terms = [torch.where(v == 0, 0.0, t * v).double() for t, v in zip(self.outputs, self._v, strict=True)]
+        size = sum(float(t.abs().sum()) for t in terms)
+        atol, rtol = self.tolerance.atol, self.tolerance.rtol
+        if eps > torch.finfo(self.target.dtype).eps:
+            atol, rtol = max(atol, NARROW_ATOL), max(rtol, NARROW_RTOL)
+        self.tolerance = Tolerance(atol, rtol, eps, size)
+
+    def _find_randomness(self) -> None:
+        self.random = self._differs_with(seed=self.target.seed + 1)
+        if self._differs_with(seed=self.target.seed):
+            self.obstacle = "deterministic", NOT_REPRODUCIBLE
+
+    def _differs_with(self, seed: int) -> bool:
+        """Return whether f returns something else with a seed, by more than the last digits, as those of a solver."""
+        other = copy.copy(self.target)
+        other.seed = seed
+        again = dict(other.numbered_outputs(other.leaves()))
+        pairs = [(again[k], before) for k, before in zip(self.output_numbers, self.outputs, strict=True)]
+        return any(mismatch(a, b, 1e4 * self.eps * largest([b])) is not None for a, b in pairs)
+
+    def _find_gradient(self) -> None:
         try:
             gradient = self.gradient()
-            if any(bool(t.isnan().any()) for t in self.outputs):
-                of_nan = self.gradient([t.isnan().to(t.dtype) for t in self.outputs])
-                self._hidden = [t.flatten() != 0 for t in filled(of_nan, self.target.values)]
-            self.scale = largest(gradient)
-            self.finite = [mask if g is None else g.isfinite() for g, mask in zip(gradient, self.finite, strict=True)]
-            # By how much a gradient changes with the last digits of x: a solver of a nearly singular system, say.
-            nearly = [
-                t * (1 + 4 * self.eps * sign.sign()) for t, sign in random_pairs(self.target.values, self.generator)
-            ]
-            changes = [
-                None if a is None or b is None else b - a
-                for a, b in zip(gradient, self.target.gradients(self.v, self.target.leaves(nearly)), strict=True)
-            ]
-            self.sensitivity = min(largest(changes), 1e-6 * self.scale)
         except Exception as error:
-            self.broken = format_error(error)
+            self.obstacle = "values", f"backward raises {format_error(error)}"
             if "use_reentrant=True" in str(error):
                 name = self.target.name
                 raise UserError(
                     f"{name} uses torch.utils.checkpoint(use_reentrant=True), whose backward cannot compute the "
                     "gradients of single inputs: take use_reentrant=False"
                 ) from error
-        other = copy.copy(self.target)
-        other.seed = 1
-        again = other.run(other.leaves())
-        self.random = any(map(self._differ, again, self.outputs))
-        repeated = self.target.run(self.target.leaves())
-        self.unseeded = any(map(self._differ, repeated, self.outputs))
+            return
+        self.scale = largest(gradient)
+        self.finite = [mask if g is None else g.isfinite() for g, mask in zip(gradient, self.finite, strict=True)]
+        if any(bool(t.isnan().any()) for t in self.outputs):
+            of_nan = self.gradient([t.isnan().to(t.dtype) for t in self.outputs])
+            self._hidden = [t.flatten() != 0 for t in filled(of_nan, self.target.values)]
+        nearly = [t * (1 + 4 * self.eps * d.sign()) for t, d in random_pairs(self.target.values, self.generator)]
+        with contextlib.suppress(Exception):  # f does not accept them
+            there = self.target.gradients(self.v, self.target.leaves(nearly))
+            if self.scale > 1e3 * self.eps * self.natural:  # no mere rounding errors
+                of_size = [t for t in there if t is not None and largest([t]) > 1e-6 * self.scale]
+                self.gradient_eps = precision_of(of_size, ())
+            changes = [None if a is None or b is None else b - a for a, b in zip(gradient, there, strict=True)]
+            self.sensitivity = min(largest(changes), 1e-6 * self.scale)
 
-    def _differ(self, a: Tensor, b: Tensor) -> bool:
-        """Return whether two results of f differ by more than the last digits, as those of a solver may."""
-        return mismatch(a, b, 1e4 * self.eps * largest([b])) is not None
+    @property
+    def eps(self) -> float:
+        """The relative precision of f: less than its dtype has, if it computes in a narrower one."""
+        return self.tolerance.eps
 
     @property
     def v(self) -> list[Tensor]:
@@ -146,6 +190,11 @@ class CheckContext:
         """Return the gradients for a copy of v, by default the one that was drawn."""
         return (target or self.target).gradients(self.v if v is None else [t.clone() for t in v])
 
+    @property
+    def has_right_values(self) -> bool:
+        """Whether differences at other points would show anything but what ``values`` has shown."""
+        return "values" not in self.skip and self.reference is None and not self.is_wrong and self.eps <= COARSEST
+
     def needs_differences(self) -> None:
         """Skip a check that compares with differences where the gradient is wrong on purpose."""
         if "values" in self.skip:
@@ -155,11 +204,13 @@ class CheckContext:
     def needs_precision(self) -> None:
         """Skip a check where f has too few digits for differences."""
         if self.eps > COARSEST:
-            raise Skipped("f computes in 16 bits, too few for differences: pass a reference=")
+            raise Skipped("f computes in 16 bits, too few for differences: pass a reference=, and dtype=torch.bfloat16")
 
     def needs_right_values(self) -> None:
         """Skip a check that would show again what the check ``values`` has found."""
         self.needs_differences()
+        if self.reference is not None:
+            raise Skipped("a reference is given: differences may not be accurate enough")
         if self.is_wrong:
             raise Skipped('it would show again what the check "values" has found')
 
@@ -174,10 +225,15 @@ class CheckContext:
         if 0 < self.scale <= 1e3 * self.eps * self.natural:
             raise Skipped("the gradient is 0 but for rounding")
 
-    def rounding(self, t: Tensor) -> float:
-        """Return a generous bound of a gradient's rounding error: it is a sum whose terms may be larger than itself."""
-        eps = 1e3 * max(self.eps, float(torch.finfo(t.dtype).eps))
-        return eps * max(1e-30, largest([t]), 0.1 * self.scale, self.natural) + 30 * self.sensitivity
+    def rounding(self, t: Tensor, slack: float = 1.0) -> float:
+        """Return a generous bound of a gradient's rounding error: it is a sum whose terms may be larger than itself.
+
+        Relative to the largest entry it is 10³ ε, in narrow dtypes less, times ``slack``, at most a hundredth or 8 ε.
+        """
+        eps = max(self.eps, self.gradient_eps, float(torch.finfo(t.dtype).eps))
+        relative = min(1e3 * eps, max(8 * eps, 1e-4))
+        relative = min(slack * relative, max(relative, 0.01))
+        return relative * max(1e-30, largest([t]), 0.1 * self.scale, self.natural) + 30 * self.sensitivity
 
     def compare(
         self,
@@ -190,7 +246,7 @@ class CheckContext:
     ) -> None:
         """Raise the outcome if gradients differ from the expected ones; those where None is expected may be anything.
 
-        Entries where the gradient is not finite are not compared: f has no slope there, or the check ``values`` told.
+        Entries where the gradient is not finite are not compared: f has no slope there, or ``values`` reports it.
 
         Args:
             got: The gradients of the inputs.
@@ -213,18 +269,43 @@ class CheckContext:
             raise outcome("; ".join(problems) + (f": {hint}" if hint else ""))
 
     def by_differences(
-        self, c: Scalar, values: Sequence[Tensor], gradients: Gradients, most: int
+        self, c: Scalar, values: Sequence[Tensor], gradients: Gradients, most: int, size: float | None = None
     ) -> Iterator[tuple[int, EntryComparison]]:
-        """Compare each gradient of C that is there with central differences; yield the number of the input, and how."""
+        """Compare each gradient of C that is there with central differences; yield the number of the input, and how.
+
+        ``size`` is that of the terms of C, by default Σ |v f|. Where rounding would hide any error, an entry cannot be
+        judged.
+        """
+        tolerance = self.tolerance
+        if size is not None:  # C is one of derivatives
+            tolerance = replace(tolerance, size=size, eps=max(tolerance.eps, self.gradient_eps))
+            if tolerance.eps > COARSE:
+                tolerance = replace(
+                    tolerance, atol=max(tolerance.atol, NARROW_ATOL), rtol=max(tolerance.rtol, NARROW_RTOL)
+                )
         for i, gradient in enumerate(gradients):
-            if gradient is not None:
-                entries = draw_entries(values[i], most, self.generator)
-                odd = torch.nonzero(~gradient.isfinite().flatten()).flatten()[:20].cpu()
-                entries = torch.cat([entries, odd]).unique()  # a NaN is looked at, wherever it is
-                comparison = check_by_differences(c, values, i, gradient, entries, self.atol, self.rtol, self.eps)
-                if i < len(self._hidden) and values[i] is self.target.values[i]:
-                    comparison.set_aside(self._hidden[i][entries.to(gradient.device)].cpu())
-                yield i, comparison
+            if gradient is None:
+                continue
+            entries = draw_entries(values[i], most, self.generator)
+            odd = torch.nonzero(~gradient.isfinite().flatten()).flatten()[:20].cpu()
+            entries = torch.cat([entries, odd]).unique()  # a NaN is looked at, wherever it is
+            comparison = check_by_differences(c, values, i, gradient, entries, tolerance)
+            if i < len(self._hidden) and values[i] is self.target.values[i]:
+                comparison.set_aside(self._hidden[i][entries.to(gradient.device)].cpu())
+            size_here = max(self.scale, largest([comparison.got, comparison.expected]))
+            if NOISE_MARGIN * comparison.noise > 1e-3 * size_here:
+                gap = (comparison.got - comparison.expected).abs()
+                comparison.set_aside(gap > tolerance.atol * size_here + tolerance.rtol * comparison.expected.abs())
+            yield i, comparison
+
+    def must_agree(
+        self, c: Scalar, values: Sequence[Tensor], gradients: Gradients, most: int, when: str = "", hint: str = ""
+    ) -> None:
+        """Fail if a gradient of C differs from central differences."""
+        for i, comparison in self.by_differences(c, values, gradients, most):
+            if comparison.wrong.any():
+                name, detail = self.target.names[i], comparison.describe(values[i].shape)
+                raise Failed(f"∂C/∂{name}{when and f' {when}'}: {detail}{hint and f': {hint}'}")
 
 
 def has_both_signs(t: Tensor) -> bool:
@@ -235,38 +316,6 @@ def has_both_signs(t: Tensor) -> bool:
 def random_pairs(tensors: Sequence[Tensor], generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
     """Return each tensor with a random one of the same shape."""
     return zip(tensors, random_like(tensors, generator), strict=True)
-
-
-class DtypesSeen(TorchFunctionMode):
-    """Note the dtypes of floating tensors that a function computes in Python."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.dtypes: set[torch.dtype] = set()
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Call what is called, and look at what it returns."""
-        result = func(*args, **(kwargs or {}))
-        if isinstance(result, Tensor) and result.is_floating_point():
-            self.dtypes.add(result.dtype)
-        return result
-
-
-def _precision(outputs: Sequence[Tensor], seen: Collection[torch.dtype]) -> float:
-    """Return the relative precision of outputs: that of the dtype that they fill.
-
-    A function of float64 that computes in float32 returns float32, or numbers that all are numbers of float32. Of 16
-    bits, which many numbers fill, only a dtype that was seen counts.
-    """
-    eps = 0.0
-    for t in outputs:
-        eps = max(eps, float(torch.finfo(t.dtype).eps))
-        if t.numel() < 4 or torch.equal((2 * t).round(), 2 * t):  # whole numbers and halves fill none
-            continue
-        for dtype in {torch.float32, *seen}:
-            if torch.equal(t.to(dtype).to(t.dtype), t):
-                eps = max(eps, float(torch.finfo(dtype).eps))
-    return eps
 
 
 def largest(gradients: Sequence[Tensor | None]) -> float:
@@ -286,7 +335,7 @@ def mismatch(got: Tensor | None, expected: Tensor, tolerance: Tensor | float) ->
     wrong = ~((errors <= tolerance) | (one == right) | (one.isnan() & right.isnan())).flatten()
     if not wrong.any():
         return None
-    entries = torch.arange(len(wrong))
+    entries = torch.arange(len(wrong), device="cpu")
     return EntryComparison(entries, one.flatten().cpu(), right.flatten().cpu(), wrong.cpu()).describe(expected.shape)
 
 
@@ -298,9 +347,3 @@ def differs(a: Tensor, b: Tensor) -> bool:
 def filled(gradients: Sequence[Tensor | None], like: Sequence[Tensor]) -> list[Tensor]:
     """Return gradients, with zeros in the place of None."""
     return [torch.zeros_like(x) if g is None else g for g, x in zip(gradients, like, strict=True)]
-
-
-def format_error(error: BaseException) -> str:
-    """Return an error in one line."""
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:160]}{'…' if len(text) > 160 else ''}"

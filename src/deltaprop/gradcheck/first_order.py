@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from deltaprop._torch_compat import output_metadata
 from deltaprop.gradcheck.context import (
+    COARSEST,
     CheckContext,
     Failed,
     Skipped,
@@ -20,10 +21,12 @@ from deltaprop.gradcheck.context import (
     filled,
     has_both_signs,
     largest,
+    mismatch,
     on_error,
 )
 from deltaprop.gradcheck.differences import (
     COARSE,
+    NOISE_MARGIN,
     EntryComparison,
     Scalar,
     check_by_differences,
@@ -32,26 +35,16 @@ from deltaprop.gradcheck.differences import (
     format_index,
     slopes_at,
 )
-from deltaprop.gradcheck.target import gradients, python_nodes, random_like
+from deltaprop.gradcheck.target import CheckTarget, Gradients, gradients, python_nodes, random_like
 
 
 def check_values(context: CheckContext) -> str:
     """∂C/∂x equals central differences, or the gradient of the reference; return a remark, or nothing."""
-    if not context.connected:
-        raise Failed("no output requires grad: expected a gradient for each input, got None (is forward detached?)")
-    if context.broken:
-        raise Failed(f"backward raises {context.broken}")
     target, gradients = context.target, context.gradient()
     if context.reference is not None:
-        references = filled(context.gradient(target=context.reference), target.values)
-        context.compare(
-            gradients,
-            [None if g is None else r for g, r in zip(gradients, references, strict=True)],  # `missing` checks None
-            "compared with the reference",
-            tolerance=lambda r: context.atol * largest([r]) + context.rtol * r.abs(),
-        )
-        return ""
-    context.needs_differences()
+        return _compare_with_reference(context, context.reference, gradients)
+    if context.eps > COARSEST:
+        raise Warned("f computes in 16 bits, too few for differences: pass a reference=, and dtype=torch.bfloat16")
     problems, unjudged, count, symmetric = [], [], 0, []
     remarks: list[str] = []
     c = target.weighted_sum(context.v)
@@ -72,7 +65,7 @@ def check_values(context: CheckContext) -> str:
         context.is_wrong = True
         raise Failed("; ".join(problems))
     if unjudged and len(unjudged) == count:
-        raise Skipped("no entry could be judged: f is not finite beside any")
+        raise Warned(f"no entry could be judged: {_UNJUDGED}")
     if symmetric:
         for i in symmetric:  # what all other checks take
             context.target = context.target.as_symmetric(i)
@@ -81,11 +74,32 @@ def check_values(context: CheckContext) -> str:
             "a function of any matrix would take (x + x.mT)/2, and so do the checks below"
         )
     if context.eps > torch.finfo(target.dtype).eps:
-        remarks.append("f computes in a narrower dtype: by wider steps and tolerances")
+        remarks.append("f computes in a narrower dtype: compared with wider steps and tolerances")
     if unjudged:
         which = f"{', '.join(unjudged[:3])}{', …' if len(unjudged) > 3 else ''}"
-        remarks.append(f"{len(unjudged)} of {count} entries could not be judged: f has no finite slope at {which}")
+        remarks.append(f"{len(unjudged)} of {count} entries could not be judged, {which}: {_UNJUDGED}")
     return "; ".join(remarks)
+
+
+_UNJUDGED = "there f has no finite slope, or rounding hides it"
+
+
+def _compare_with_reference(context: CheckContext, reference: CheckTarget, gradients: Gradients) -> str:
+    """Compare with the gradients of the reference; return a remark if its values are others, or nothing."""
+    target, tolerance = context.target, context.tolerance
+    with on_error(Failed, "the reference cannot be compared with:"):
+        values = dict(reference.numbered_outputs(reference.leaves()))
+        references = filled(context.gradient(target=reference), target.values)
+    context.compare(
+        gradients,
+        [None if g is None else r for g, r in zip(gradients, references, strict=True)],  # `missing` checks None
+        "compared with the reference",
+        tolerance=lambda r: tolerance.atol * largest([r]) + tolerance.rtol * r.abs(),
+    )
+    pairs = [(values.get(k), t) for k, t in zip(context.output_numbers, context.outputs, strict=True)]
+    if any(mismatch(a, t, tolerance.atol * largest([t]) + tolerance.rtol * t.abs()) for a, t in pairs):
+        return "the values of the reference are others than those of f"
+    return ""
 
 
 def _is_right_if_symmetric(context: CheckContext, i: int, gradient: Tensor | None) -> bool:
@@ -103,11 +117,10 @@ def _wrong_among_the_others(context: CheckContext, c: Scalar, i: int, gradient: 
     """Return what is wrong in an entry that was not drawn; the entry itself must disagree with its differences."""
     target = context.target
     assert gradient is not None
-    entry = find_wrong_entry(c, target.values, i, gradient, context.generator, context.eps)
+    entry = find_wrong_entry(c, target.values, i, gradient, context.generator, context.tolerance)
     if entry is None:
         return []
-    limits = context.atol, context.rtol, context.eps
-    comparison = check_by_differences(c, target.values, i, gradient, entry, *limits)
+    comparison = check_by_differences(c, target.values, i, gradient, entry, context.tolerance)
     if not comparison.wrong.any():
         return []
     found = "found by the slope along all entries, some of which were compared one by one and are right"
@@ -119,7 +132,7 @@ def _likely_cause(comparison: EntryComparison, context: CheckContext, i: int) ->
     got, expected, rows = comparison.got, comparison.expected, context.target.rows or 1
     norm, size = float(expected.norm()), context.target.values[i].numel()
     if not norm:
-        return ": f does not depend on it"
+        return ": f is constant beside these inputs"
     if not float(got.norm()):
         return ": all entries are 0 (detached, or a term left out?)"
     factor = float((got @ expected) / norm**2)
@@ -136,16 +149,18 @@ def _likely_cause(comparison: EntryComparison, context: CheckContext, i: int) ->
         if torch.allclose(conjugate, expected, 1e-6, 1e-6 * float(expected.abs().max())):
             return ": the complex conjugate of what it should be"
     flat = context.gradient([torch.ones_like(t) for t in context.v])[i]
-    if flat is not None and len(got) > 1 and torch.allclose(flat.flatten()[: len(got)].cpu().double(), got, 0.0, 1e-12):
+    if flat is None or len(got) < 2:
+        return ""
+    if torch.allclose(flat.flatten()[comparison.entries].cpu().double(), got, 0.0, 1e-12):
         return ": grad_output seems not to be used"
     return ""
 
 
 def check_kink(context: CheckContext) -> None:
     """Where f has no derivative, the gradient lies between the slopes on the two sides."""
+    context.needs_differences()
     if context.reference is not None:
         raise Skipped("a reference is given, so no differences were computed")
-    context.needs_differences()
     if context.kinks:
         more = f" and {len(context.kinks) - 3} more" if len(context.kinks) > 3 else ""
         raise Warned(
@@ -162,9 +177,11 @@ def check_missing(context: CheckContext) -> None:
     for i, gradient in enumerate(context.gradient()):
         if gradient is None:
             entries = draw_entries(target.values[i], context.most, context.generator)
-            slopes, noise = slopes_at(c, target.values, i, entries, eps=context.eps)
-            steepest = largest([slopes[0]])
-            if steepest > 30 * noise:
+            slopes, noise = slopes_at(c, target.values, i, entries, tolerance=context.tolerance)
+            finer, _ = slopes_at(c, target.values, i, entries, 0.1, context.tolerance)
+            smooth = (finer[0] - slopes[0]).abs() < 0.5 * slopes[0].abs()  # no jump, as of a count
+            steepest = largest([slopes[0] * smooth])
+            if steepest > NOISE_MARGIN * noise:
                 problems.append(f"∂C/∂{target.names[i]}: got None, but C depends on it (slope up to {steepest:.6g})")
     if problems:
         raise Failed("; ".join(problems))
@@ -187,9 +204,10 @@ def check_large(context: CheckContext) -> None:
             outputs = target.run(leaves)
         except Exception:  # f does not accept such values
             continue
-        got = gradients(outputs, leaves, random_like(outputs, context.generator))
-        whole = all(bool(t.isfinite().all()) for t in outputs)
         where = f"{factor:g} times {'the inputs' if one is None else target.names[one]}"
+        with on_error(Failed, f"backward at {where} raises"):
+            got = gradients(outputs, leaves, random_like(outputs, context.generator))
+        whole = all(bool(t.isfinite().all()) for t in outputs)
         for name, gradient, mask in zip(target.names, got, context.finite, strict=True):
             if gradient is None:
                 continue
@@ -205,6 +223,30 @@ def check_large(context: CheckContext) -> None:
                 )
     if not judged:
         raise Skipped("f is not finite at inputs 1000 times as large")
+
+
+def check_zeros(context: CheckContext) -> None:
+    """With a row of zeros, or one entry, the gradient is finite where f and its slopes are: 0/0 is the usual NaN."""
+    context.needs_right_values()
+    target = context.target
+    values = [t.clone(memory_format=torch.contiguous_format) for t in target.values]
+    for t, own, square in zip(values, target.is_argument, target.is_square, strict=True):
+        if own and t.numel() and not square:  # a square matrix would be singular
+            (t[0] if t.dim() > 1 else t.view(-1)[:1]).zero_()
+    leaves = target.leaves(values)
+    with on_error(Skipped, "f does not accept zeros:"):
+        outputs = target.run(leaves)
+    if not outputs or not all(bool(t.isfinite().all()) for t in outputs):
+        raise Skipped("f of zeros is not finite")
+    v = random_like(outputs, context.generator)
+    with on_error(Warned, "with a row of zeros backward raises"):
+        got = gradients(outputs, leaves, [t.clone() for t in v])
+    if all(g is None or bool(g.isfinite().all()) for g in got):
+        return
+    for i, comparison in context.by_differences(target.weighted_sum(v, values), values, got, most=24):
+        comparison.set_aside(comparison.got.isfinite())  # `values` judges these, at better inputs
+        if comparison.wrong.any():
+            raise Warned(f"∂C/∂{target.names[i]} with a row of zeros: {comparison.describe(values[i].shape)}")
 
 
 # --- what backward returns ---
@@ -276,21 +318,24 @@ def check_linear(context: CheckContext) -> None:
     """Backward is linear in v; a clip shows for large or small v only."""
     u = random_like(context.outputs, context.generator)
     cases = (
-        ("2v − 3u", 2.0, -3.0, 1.0, 1e4),  # a solver may take more steps for another v
+        ("2v − 3u", 2.0, -3.0, 1.0, 1e4),  # slack: a solver may take more steps for another v
         ("10⁴ v", 1e4, 0.0, 1e4, 1e4),
         ("10⁻⁴ v", 1e-4, 0.0, 1e-4, 1e4),
+        ("10⁻¹² v", 1e-12, 0.0, 1e-12, 1e4),
         ("0", 0.0, 0.0, 1.0, 0.0),
     )
     # All before the first backward, which may modify them.
     combined = [[a * s + b * t for s, t in zip(context.v, u, strict=True)] for _, a, b, _, _ in cases]
     of_v, of_u = context.gradient(), context.gradient(u)
     for (label, a, b, scale, slack), v in zip(cases, combined, strict=True):
+        if scale < 1e-4 and context.eps > COARSEST:
+            continue  # float16 cannot hold it
         context.compare(
             [None if g is None else g / scale for g in context.gradient(v)],
             [None if g is None or h is None else (a * g + b * h) / scale for g, h in zip(of_v, of_u, strict=True)],
             f"for grad_output {label}{'' if scale == 1 else f', divided by {scale:g}'}",
             "backward is not linear in grad_output: is it clipped, or a constant added?",
-            tolerance=lambda t, slack=slack: slack * context.rounding(t),  # type: ignore[misc]  # the loop's slack
+            tolerance=lambda t, slack=slack: slack and context.rounding(t, slack),  # type: ignore[misc]  # the loop's
         )
 
 
@@ -299,44 +344,47 @@ def check_parts(context: CheckContext) -> None:
 
     A v without a zero does not show what is dropped or clipped by its size, nor 0 · ∞ in a row that is not used.
     """
-    whole, v = context.gradient(), context.v
-    for label, parts in _parts_of(v, context.generator, 1 if context.fast else 3):
-        if label == "one entry 10⁷ times the rest" and context.eps > COARSE:
-            continue  # float16 cannot hold it, nor float32 the rest beside it
+    whole, v, digits = context.gradient(), context.v, max(context.eps, context.gradient_eps)
+    for label, scale, parts in _parts_of(context, 1 if context.fast else 3):
         rests = [t - part for t, part in zip(v, parts, strict=True)]
-        scale = {"one entry 10⁴ times the rest": 1e4, "one entry 10⁷ times the rest": 1e7}.get(label, 1.0)
         of_parts, of_rests = context.gradient(parts), context.gradient(rests)
+        large = 30 * digits * largest(of_parts) / scale  # what rounding leaves of the difference
         context.compare(
             [None if a is None or b is None else (a + b) / scale for a, b in zip(of_parts, of_rests, strict=True)],
             [None if g is None else g / scale for g in whole],
             f"summed over two parts of grad_output, of which one has {label}",
             "is something dropped or clipped by its size, or 0 · ∞?",
-            tolerance=lambda t: 1e3 * context.rounding(t),
+            tolerance=lambda t, large=large: large + context.rounding(t, 1e3 if digits <= COARSE else 1),  # type: ignore[misc]  # the loop's
         )
 
 
-def _parts_of(v: Sequence[Tensor], generator: torch.Generator, entries: int) -> Iterator[tuple[str, list[Tensor]]]:
-    """Yield parts of v, each with what it has: every other row, every other entry, single entries, a large one."""
-    every_other = [(torch.arange(t.numel(), device=t.device) % 2 == 0).reshape(t.shape) for t in v]
+def _parts_of(context: CheckContext, entries: int) -> Iterator[tuple[str, float, list[Tensor]]]:
+    """Yield parts of v, each with what it has and how large it is: rows, entries, single ones, a large one."""
+    v, digits = context.v, max(context.eps, context.gradient_eps)
     if any(t.dim() > 1 for t in v):
         rows = [torch.arange(len(t) if t.dim() else 1, device=t.device) % 2 == 0 for t in v]
-        yield "rows of zeros", [t * mask.view(-1, *[1] * (t.dim() - 1)) for t, mask in zip(v, rows, strict=True)]
-    yield "zeros", [t * mask for t, mask in zip(v, every_other, strict=True)]
+        shapes = [(-1, *[1] * (t.dim() - 1)) if t.dim() else () for t in v]
+        masks = [mask.reshape(shape) for mask, shape in zip(rows, shapes, strict=True)]
+        yield "rows of zeros", 1.0, [t * mask for t, mask in zip(v, masks, strict=True)]
+    every_other = [(torch.arange(t.numel(), device=t.device) % 2 == 0).reshape(t.shape) for t in v]
+    yield "zeros", 1.0, [t * mask for t, mask in zip(v, every_other, strict=True)]
     for number in range(entries):
         alone = [torch.zeros_like(t, memory_format=torch.contiguous_format) for t in v]
         for t, one in zip(v, alone, strict=True):
             if t.numel():
-                at = int(torch.randint(t.numel(), (1,), generator=generator))
+                at = int(torch.randint(t.numel(), (1,), generator=context.generator, device="cpu"))
                 one.view(-1)[at] = t.reshape(-1)[at]
-        yield "one entry alone", alone
-        if not number:
-            yield "one entry 10⁴ times the rest", [1e4 * one for one in alone]
-            yield "one entry 10⁷ times the rest", [1e7 * one for one in alone]
+        yield "one entry alone", 1.0, alone
+        # The rest beside a large entry: as large as the digits allow.
+        ratios = () if number else ((1e4, "10⁴"), (1e7, "10⁷")) if digits <= COARSE else ((1e3, "10³"),)
+        for ratio, text in ratios:
+            if ratio * 100 * digits < 0.1:
+                yield f"one entry {text} times the rest", ratio, [ratio * one for one in alone]
 
 
 def check_subsets(context: CheckContext) -> None:
     """Each input gets the same gradient, whichever others require one."""
-    target, expected = context.target, context.gradient()
+    target, whole = context.target, context.gradient()
     n = len(target.values)
     if n < 2:
         raise Skipped("there is one input")
@@ -345,15 +393,16 @@ def check_subsets(context: CheckContext) -> None:
         needed = ", ".join(name for name, one in zip(target.names, mask, strict=True) if one)
         leaves = target.leaves(requires_grad=mask)
         with on_error(Failed, f"if only {needed} requires grad, it raises"):
-            outputs = target.run(leaves)
-            if len(outputs) != len(context.v):
-                continue
-            got = gradients(outputs, leaves, context.v)
+            outputs = {k: t for k, t in target.numbered_outputs(leaves) if t.requires_grad}
+            present = [k in outputs for k in context.output_numbers]
+            chosen = [t for t, there in zip(context.v, present, strict=True) if there]
+            got = gradients([outputs[k] for k in context.output_numbers if k in outputs], leaves, chosen)
+        v = [t * there for t, there in zip(context.v, present, strict=True)]  # other outputs do not depend on these
+        expected = whole if all(present) else context.gradient(v)
         context.compare(
             got,
             [g if one else None for g, one in zip(expected, mask, strict=True)],
             f"if only {needed} requires grad",
-            "is needs_input_grad mixed up?",
         )
 
 
@@ -388,7 +437,7 @@ def check_outputs(context: CheckContext) -> None:
         leaves = target.leaves()
         outputs = target.run(leaves)
         with on_error(Failed, f"backward from output {number} alone (is grad_output None for the others?) raises"):
-            alone = gradients(outputs[k : k + 1], leaves, v[k : k + 1])
+            alone = gradients(outputs[k : k + 1], leaves, [v[k].clone()])
         context.compare(
             filled(alone, target.values),
             filled(context.gradient(v), target.values),

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from deltaprop.gradcheck.context import CheckContext, Failed, Skipped, Warned, differs, filled, format_error, on_error
-from deltaprop.gradcheck.differences import slopes_at
+from deltaprop._torch_compat import defines_jvp, defines_vmap
+from deltaprop.errors import format_error
+from deltaprop.gradcheck.context import CheckContext, Failed, Skipped, Warned, differs, filled, mismatch, on_error
+from deltaprop.gradcheck.differences import NOISE_MARGIN, slopes_at
 from deltaprop.gradcheck.target import Gradients, dot, nodes_of, python_nodes, random_like
 
 
@@ -24,7 +27,7 @@ def check_graph(context: CheckContext) -> None:
         if differs(one, twice):
             raise Failed(
                 f"∂C/∂{name} changes with grad_output, but has no graph with create_graph=True: second derivatives "
-                "would silently be 0; mend it, or mark backward @once_differentiable"
+                "would silently be 0; correct it, or mark backward @once_differentiable"
             )
 
 
@@ -71,16 +74,21 @@ def _check_derivative(context: CheckContext, what: str, weights: Weights, most: 
     try:
         got = torch.autograd.grad(weighted(derivatives), leaves, allow_unused=True)
     except RuntimeError as error:
-        if "not implemented" in str(error):
-            raise Skipped(f"PyTorch lacks a derivative of an operation in it: {format_error(error)}") from None
+        if "not implemented" in str(error) or "does not currently support" in str(error):
+            raise Skipped(f"PyTorch lacks a derivative in it: {format_error(error)}") from None
         raise Failed(f"computing {what} raises {format_error(error)}{_remedy(context)}") from None
 
     def scalar(tensors: Sequence[Tensor]) -> Tensor:
-        with torch.enable_grad():
-            return weighted(_derivatives(context, tensors, lower, create_graph=False)[1]).double()
+        try:
+            with torch.enable_grad():
+                return weighted(_derivatives(context, tensors, lower, create_graph=False)[1]).double()
+        except Exception:  # a moved point, beyond the edge of what f accepts
+            return torch.tensor(math.nan, device="cpu")
 
     names = [*target.names, *["grad_output"] * len(context.v)]
-    for i, comparison in context.by_differences(scalar, values, list(filled(got, values)), most):
+    terms = zip(filled(derivatives, values[: len(derivatives)]), last, strict=True)
+    size = sum(float((d.detach() * w).abs().sum()) for d, w in terms)
+    for i, comparison in context.by_differences(scalar, values, list(filled(got, values)), most, size):
         if comparison.wrong.any():
             detail = comparison.describe(values[i].shape)
             raise Failed(f"{what} by {names[i]}: {detail}{_remedy(context)}")
@@ -108,10 +116,11 @@ def _remedy(context: CheckContext) -> str:
     nodes = list(python_nodes(context.target.run(context.target.leaves())))
     if not nodes:
         return ""
-    text = "; mend it, or mark backward @once_differentiable"
+    text = "; correct it, or mark backward @once_differentiable"
     saved = [t for node in nodes for t in getattr(node, "saved_tensors", ()) if t is not None]
     loose = [t for t in saved if t.is_floating_point() and not t.requires_grad]
-    if loose and not context.target.has_constants:
+    of_inputs = context.target.is_function and not context.target.has_constants  # all of them require a gradient
+    if loose and of_inputs and len(context.target.run_all(context.target.leaves())) == len(context.outputs):
         text = f": a saved tensor of shape {list(loose[0].shape)} is neither an input nor an output{text}"
     return text
 
@@ -131,6 +140,8 @@ def check_jvp(context: CheckContext) -> None:
     target = context.target
     x_dot = random_like(target.values, context.generator)
     c = target.weighted_sum(context.v)
+    if not all(defines_jvp(node) for node in python_nodes(target.run(target.leaves()))):
+        raise Skipped("it has no forward mode")
     try:
         with forward_ad.dual_level():
             duals = [forward_ad.make_dual(t.clone(), d) for t, d in zip(target.values, x_dot, strict=True)]
@@ -139,21 +150,25 @@ def check_jvp(context: CheckContext) -> None:
             # Not ⟨v, f⟩ of the duals: the forward mode of a sum imports the compiler, which takes seconds.
             got = sum(float((t * v).sum()) for t, v in zip(tangents, context.v, strict=True) if t is not None)
     except (RuntimeError, NotImplementedError) as error:
-        if "jvp" in str(error) or "forward" in str(error).lower():
-            raise Skipped("it has no forward mode") from None
+        if "forward AD" in str(error) or "forward-mode" in str(error):  # PyTorch lacks that of an operation in it
+            raise Skipped(f"it has no forward mode: {format_error(error)}") from None
         raise Failed(f"forward mode raises {format_error(error)}") from None
 
     def along(step: Sequence[Tensor]) -> Tensor:
-        return c([x + step[0] * d for x, d in zip(target.values, x_dot, strict=True)])
+        return c([x + step[0].to(x.device) * d for x, d in zip(target.values, x_dot, strict=True)])
 
-    slopes, noise = slopes_at(along, [torch.zeros((), dtype=target.dtype)], 0, torch.tensor([0]), eps=context.eps)
+    zero, first = torch.zeros((), dtype=target.dtype, device="cpu"), torch.zeros(1, dtype=torch.int64, device="cpu")
+    slopes, noise = slopes_at(along, [zero], 0, first, tolerance=context.tolerance)
     expected, left, right = slopes.flatten().tolist()
+    if not math.isfinite(expected):
+        raise Skipped("f is not finite beside these inputs")
     # The size of the terms of the sum that both are.
     gradients = filled(context.gradient(), target.values)
     size = sum(float((g * d).abs().sum()) for g, d in zip(gradients, x_dot, strict=True))
-    if abs(got - expected) <= 10 * (context.atol + context.rtol) * size + 30 * noise:
+    slack = 10 * (context.tolerance.atol + context.tolerance.rtol) * size + NOISE_MARGIN * noise
+    if abs(got - expected) <= slack:
         return
-    if min(left, right) - 1e-6 <= got <= max(left, right) + 1e-6:
+    if abs(right - left) > 100 * slack and min(left, right) <= got <= max(left, right):
         raise Skipped("the inputs lie at a kink")
     raise Failed(f"the derivative along a random direction: expected {expected:.8g}, got {got:.8g} by its jvp")
 
@@ -167,3 +182,26 @@ def check_vmap(context: CheckContext) -> None:
     for number, u in enumerate(us):
         gradients = [None if g is None else g[number] for g in mapped]
         context.compare(gradients, context.gradient(u), f"under vmap over three grad_outputs, number {number}")
+    if any(defines_vmap(node) for node in python_nodes(context.target.run(context.target.leaves()))):
+        _check_vmap_of_inputs(context)
+
+
+def _check_vmap_of_inputs(context: CheckContext) -> None:
+    """F mapped over a new first axis, and over a new last one, returns what it returns of each."""
+    target, numbers = context.target, context.output_numbers
+    factors = (1.0, 0.9, 1.1)
+
+    def f(*tensors: Tensor) -> list[Tensor]:
+        outputs = dict(target.numbered_outputs(tensors))
+        return [outputs[k] for k in numbers]
+
+    apart = [[t.detach() for t in f(*[factor * t for t in target.values])] for factor in factors]
+    for axis, where in ((0, "first"), (-1, "last")):
+        stacked = [torch.stack([factor * t for factor in factors], axis) for t in target.values]
+        with on_error(Failed, "vmap over the inputs raises"):
+            mapped = torch.vmap(f, in_dims=axis)(*stacked)
+        for number, of_one in enumerate(apart):
+            for k, got, expected in zip(numbers, mapped, of_one, strict=True):
+                problem = mismatch(got[number], expected, context.rounding(expected))
+                if problem:
+                    raise Failed(f"output {k} under vmap over a new {where} axis of the inputs: {problem}")

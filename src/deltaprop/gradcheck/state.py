@@ -12,13 +12,13 @@ import weakref
 import torch
 from torch import Tensor
 
+from deltaprop.errors import format_error
 from deltaprop.gradcheck.context import (
     CheckContext,
     Failed,
     Skipped,
     Warned,
     differs,
-    format_error,
     has_both_signs,
     on_error,
 )
@@ -38,16 +38,17 @@ def check_calls(context: CheckContext) -> None:
         target.run(target.leaves(values))
     with on_error(Failed, "a second backward with retain_graph=True raises"):
         first, second = (gradients(outputs, leaves, context.v, retain_graph=True) for _ in range(2))
+    raw = torch.autograd.grad(outputs, leaves, context.v, retain_graph=True, allow_unused=True)
+    held: Gradients = [None if t is None or t.is_sparse else t for t in raw]
+    before = [None if t is None else t.clone() for t in held]
+    target.gradients([2 * t for t in context.v])
+    context.compare(held, before, "after another backward", "does backward return memory that it uses again?")
     hint = "is something stored on the class, or overwritten?"
     context.compare(first, expected, "if f is called again before backward", hint)
     context.compare(second, expected, "of a second backward from the same forward", hint)
-    if "values" in context.skip or context.reference is not None or context.is_wrong:
-        return
-    c, at_other = target.weighted_sum(context.v, values), target.gradients(context.v, target.leaves(values))
-    for i, comparison in context.by_differences(c, values, at_other, most=12):
-        if comparison.wrong.any():
-            detail = comparison.describe(values[i].shape)
-            raise Failed(f"∂C/∂{target.names[i]} at a second point of the same shapes: {detail}: is it kept by shape?")
+    if context.has_right_values:
+        c, at_other = target.weighted_sum(context.v, values), target.gradients(context.v, target.leaves(values))
+        context.must_agree(c, values, at_other, 12, "at a second point of the same shapes", "is it kept by shape?")
 
 
 def _another_point(target: CheckTarget) -> list[Tensor]:
@@ -74,10 +75,12 @@ def check_saved(context: CheckContext) -> None:
     ``save_for_backward`` makes autograd refuse such a backward; a tensor kept on ctx goes unnoticed.
     """
     target = context.target
-    # A checkpoint reads the parameters of a module again in backward, and so may find others.
-    custom = any(python_nodes(target.run(target.leaves())))
-    inputs = zip(target.names, target.is_argument, strict=True)
-    tensors = [("input", k, name) for k, (name, own) in enumerate(inputs) if own or custom]
+    # Of a module's parameters those that a custom Function gets: a checkpoint reads them again in backward, rightly.
+    copies = [t.clone() for t in target.leaves()]
+    nodes = python_nodes(tuple(t for t in target(copies) if t.requires_grad))
+    direct = {edge for node in nodes for edge, _ in node.next_functions}
+    inputs = zip(target.names, target.is_argument, copies, strict=True)
+    tensors = [("input", k, name) for k, (name, own, t) in enumerate(inputs) if own or t.grad_fn in direct]
     tensors += [("output", k, f"output {number}") for k, number in enumerate(context.output_numbers)]
     for kind, k, name in tensors:
         leaves = target.leaves()
@@ -124,18 +127,12 @@ def check_generator(context: CheckContext) -> None:
     gradients(outputs, leaves, context.v)
     if not torch.equal(before, torch.get_rng_state()):
         raise Failed("backward leaves another state of the random generator: does it set a seed, or draw numbers?")
-    if not context.random or "values" in context.skip or context.is_wrong or context.reference is not None:
-        return
-    later = copy.copy(context.target)
-    later.advance = 1
-    got = later.gradients(context.v)
-    for i, comparison in context.by_differences(later.weighted_sum(context.v), later.values, got, most=12):
-        if comparison.wrong.any():
-            detail = comparison.describe(later.values[i].shape)
-            raise Failed(
-                f"∂C/∂{later.names[i]} if other random numbers were drawn before: {detail}: does backward set a seed "
-                "instead of the generator's state?"
-            )
+    if context.random and context.has_right_values:
+        later = copy.copy(context.target)
+        later.advance = 1
+        when = "if other random numbers were drawn before"
+        hint = "does backward set a seed instead of the generator's state?"
+        context.must_agree(later.weighted_sum(context.v), later.values, later.gradients(context.v), 12, when, hint)
 
 
 def check_in_place(context: CheckContext) -> None:

@@ -14,7 +14,7 @@ from torch.autograd import Function
 from torch.nn.parameter import is_lazy
 
 from deltaprop._torch_compat import PYTHON_FUNCTION, tree_flatten, tree_unflatten
-from deltaprop.errors import UserError
+from deltaprop.errors import UserError, format_error
 from deltaprop.gradcheck.differences import Scalar
 
 Gradients = list[Tensor | None]
@@ -28,6 +28,7 @@ class CheckTarget:
         inputs: Its positional arguments: tensors, containers of them, and anything else. A complex tensor is checked
             as the pairs of real numbers that ``torch.view_as_real`` makes of it.
         dtype: The dtype that floating tensors are cast to.
+        seed: Seed of what the function draws at random.
 
     Attributes:
         seed: Seed of what the function draws at random.
@@ -40,6 +41,7 @@ class CheckTarget:
         is_argument: Which of them are arguments, not parameters of a module.
         is_square: Which of them are square matrices, whose rows are hardly samples.
         integers: Inputs of integers, which may be labels or indices.
+        is_function: Whether it is a Function class.
         has_constants: Whether there are other floating inputs, which are not differentiated.
         symmetric: The inputs, by number, that f gets as (x + xᵀ)/2.
 
@@ -47,25 +49,36 @@ class CheckTarget:
         UserError: If it cannot be called, or there is nothing to differentiate.
     """
 
-    def __init__(self, fn: Any, inputs: Any, dtype: torch.dtype) -> None:
+    def __init__(self, fn: Any, inputs: Any, dtype: torch.dtype, seed: int = 0) -> None:
         owner = getattr(fn, "__self__", None)
         if isinstance(owner, type) and issubclass(owner, Function):  # its apply
             fn = owner
-        self.fn, self.dtype, self.seed, self.advance = fn, dtype, 0, 0
+        self.is_function = isinstance(fn, type) and issubclass(fn, Function)
+        if not callable(fn):
+            raise UserError(f"a {type(fn).__name__} is not callable: pass a Function class, a module or a function")
+        self.fn, self.dtype, self.seed, self.advance = fn, dtype, seed, 0
         self.symmetric: tuple[int, ...] = ()
         # Decided here: the compiler, too, traces `all_outputs`, and would break its graph at such a test.
         self._call = fn.apply if isinstance(fn, type) and issubclass(fn, Function) else fn
         if isinstance(fn, nn.Module) and any(map(is_lazy, [*fn.parameters(), *fn.buffers()])):
             raise UserError(f"{type(fn).__name__} has lazy layers without a shape: call it once on an input before")
         arguments = tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
-        self.module = copy.deepcopy(fn).to(dtype) if isinstance(fn, nn.Module) else None
+        try:
+            self.module = copy.deepcopy(fn).to(dtype) if isinstance(fn, nn.Module) else None
+        except RuntimeError as error:  # torch.nn.utils.weight_norm's; that of torch.nn.utils.parametrizations can be
+            raise UserError(f"{type(fn).__name__} cannot be copied by copy.deepcopy: {format_error(error)}") from error
         self.name = type(fn).__name__ if self.module is not None else getattr(fn, "__name__", type(fn).__name__)
         self._flat, self._spec = tree_flatten(arguments)
         floating = [i for i, t in enumerate(self._flat) if isinstance(t, Tensor) and _has_gradient(t)]
+        if any(self._flat[i].requires_grad and self._flat[i].layout != torch.strided for i in floating):
+            raise UserError(
+                "gradients by sparse inputs are not supported: pass a dense one, or one without requires_grad"
+            )
         # The differentiated arguments: if none requires a gradient, all that can have one.
-        self._indices = [i for i in floating if self._flat[i].requires_grad] or floating
+        dense = [i for i in floating if self._flat[i].layout == torch.strided]
+        self._indices = [i for i in dense if self._flat[i].requires_grad] or dense
         for i in floating:
-            self._flat[i] = _cast(self._flat[i].detach(), dtype)
+            self._flat[i] = _cast(self._flat[i].detach(), dtype).clone()  # the caller's own is never written to
         if any(p.is_complex() for p in fn.parameters()) if isinstance(fn, nn.Module) else False:
             raise UserError(
                 f"{self.name} has complex parameters: hold them as torch.view_as_real(…), and call "
@@ -81,8 +94,8 @@ class CheckTarget:
         self.is_argument = [i < len(self._indices) for i in range(len(self.values))]
         first = next((t for t in self.values if t.dim()), self.values[0])
         self.rows = first.shape[0] if first.dim() else None
-        pairs = [self._flat[i].is_complex() for i in self._indices] + [False] * len(parameters)
-        self.is_square = [_is_square(t[..., 0] if pair else t) for t, pair in zip(self.values, pairs, strict=True)]
+        self._pairs = [self._flat[i].is_complex() for i in self._indices] + [False] * len(parameters)
+        self.is_square = [_is_square(t) for t in self.plain_values()]
         self.batched = [
             own and t.dim() > 0 and t.shape[0] == self.rows and (not square or self.is_square[0])
             for t, own, square in zip(self.values, self.is_argument, self.is_square, strict=True)
@@ -124,8 +137,8 @@ class CheckTarget:
         seed = torch.manual_seed if torch.accelerator.is_available() else torch.default_generator.manual_seed
         seed(self.seed)
         if self.advance:
-            torch.rand(self.advance)
-            torch.rand(self.advance, device=self.values[0].device)
+            for device in {"cpu", self.values[0].device.type}:
+                torch.rand(self.advance, device=device)
 
     def all_outputs(self, tensors: Sequence[Tensor]) -> list[Any]:
         """Return all that the function returns, in a flat list; a complex tensor as pairs of real numbers."""
@@ -178,7 +191,10 @@ class CheckTarget:
         whole = all(bool(mask.all()) for mask in finite)
 
         def c(tensors: Sequence[Tensor]) -> Tensor:
-            outputs = self(tensors)
+            try:
+                outputs = self.run_all(tensors)
+            except Exception:  # a moved point, beyond the edge of what f accepts
+                return torch.tensor(math.nan, dtype=torch.float64, device="cpu")
             connected = [outputs[k] for k, _ in at_values]
             if whole:
                 return dot(connected, v).double()
@@ -190,6 +206,15 @@ class CheckTarget:
             return total if same else total * math.nan
 
         return c
+
+    def plain_values(self) -> list[Tensor]:
+        """Return the inputs as the function gets them: complex ones are complex."""
+        return [torch.view_as_complex(t) if pair else t for t, pair in zip(self.values, self._pairs, strict=True)]
+
+    def changed(self, change: Callable[[Tensor], Tensor], mask: Sequence[bool]) -> list[Tensor]:
+        """Return the inputs, of which those in the mask are changed as the function gets them."""
+        values = zip(self.values, self.plain_values(), mask, strict=True)
+        return [_as_real(change(plain)).contiguous() if chosen else t for t, plain, chosen in values]
 
     def as_symmetric(self, number: int) -> CheckTarget:
         """Return the same as a function of any matrix x, of which f gets (x + xᵀ)/2."""
@@ -207,7 +232,7 @@ class CheckTarget:
         return other
 
     def _holds_rows(self, t: Tensor) -> bool:
-        return t.dim() > 0 and t.shape[0] == self.rows and not _is_square(t)
+        return t.dim() > 0 and t.shape[0] == self.rows and not _is_square(t) and t.layout == torch.strided
 
     def cast(self, dtype: torch.dtype) -> CheckTarget:
         """Return the same in another dtype."""
@@ -246,7 +271,7 @@ def random_like(tensors: Sequence[Tensor], generator: torch.Generator) -> list[T
 
     Where a tensor is not finite, as f at an edge of its domain, it is 0.
     """
-    drawn = [torch.rand(t.shape, generator=generator, dtype=torch.float64) * 2 - 1 for t in tensors]
+    drawn = [torch.rand(t.shape, generator=generator, dtype=torch.float64, device="cpu") * 2 - 1 for t in tensors]
     return [
         torch.where(t.detach().isfinite(), (r + r.sign() * 0.5).to(t), 0.0) for r, t in zip(drawn, tensors, strict=True)
     ]
@@ -275,5 +300,6 @@ def gradients(
     """Return ∂Σ⟨output, cotangent⟩/∂leaf of each leaf; None where none is required, and where it is not used."""
     needed = [t for t in leaves if t.requires_grad]
     raw = torch.autograd.grad(list(outputs), needed, list(cotangents), allow_unused=True, **options)
-    dense = iter([t.to_dense() if t is not None and t.is_sparse else t for t in raw])  # an embedding may be sparse
+    # An embedding's may be sparse; a copy, as a backward may write to what it has returned before.
+    dense = iter([None if t is None else t.to_dense() if t.is_sparse else t.clone() for t in raw])
     return [next(dense) if t.requires_grad else None for t in leaves]

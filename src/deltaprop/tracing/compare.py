@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, linear
 
 from deltaprop.errors import UserError
-from deltaprop.gradcheck.differences import check_by_differences, draw_entries
+from deltaprop.gradcheck.differences import Tolerance, check_by_differences, draw_entries
 from deltaprop.loss_spec import LossSpec
 from deltaprop.nn.layers import flat_modules
 from deltaprop.nn.modules import to_torch
@@ -112,7 +112,7 @@ def _with_differences(trace: TraceRecord, at: int, generator: torch.Generator) -
         if value is None or gradient is None:
             continue
         entries = draw_entries(value, most, generator)
-        check = check_by_differences(function, [value], 0, gradient, entries, BY_DIFFERENCES, BY_DIFFERENCES)
+        check = check_by_differences(function, [value], 0, gradient, entries, Tolerance(BY_DIFFERENCES, BY_DIFFERENCES))
         kinks = {entry for entry, *_ in check.kinks}
         smooth = torch.tensor([int(entry) not in kinks for entry in check.entries])
         gap = float((check.got - check.expected)[smooth].abs().max()) if bool(smooth.any()) else 0.0
