@@ -1463,3 +1463,34 @@ class ForgetsAColumnOfComplexNumbers(Function):
     def backward(ctx, grad_output):
         (z,) = ctx.saved_tensors
         return (1 if z.dim() > 1 and z.shape[-1] == 1 else 2) * grad_output * z.conj()
+
+
+@bug("non_contiguous", (COMPLEX,))
+class ReadsMemoryOfConjugates(Function):
+    """A kernel that reads memory, where a conjugated grad_output is not conjugated yet."""
+
+    @staticmethod
+    def forward(ctx, z):
+        ctx.save_for_backward(z)
+        return z * z
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        (z,) = ctx.saved_tensors
+        in_memory = grad_output.conj() if grad_output.is_conj() else grad_output
+        return 2 * in_memory * z.conj()
+
+
+@bug("values")
+class WrongBesideANarrowOutput(Function):
+    """The gradient is off by some thousandths, and another output is a sum in float32."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.sin(), x.sum(-1).float()
+
+    @staticmethod
+    def backward(ctx, grad_sin, grad_sum):
+        (x,) = ctx.saved_tensors
+        return 1.004 * grad_sin * x.cos() + grad_sum.double().unsqueeze(-1)

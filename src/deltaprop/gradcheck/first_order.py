@@ -64,6 +64,8 @@ def check_values(context: CheckContext) -> str:
     if problems:
         context.is_wrong = True
         raise Failed("; ".join(problems))
+    if any(context.is_narrow) and not all(context.is_narrow):
+        _compare_exact_outputs(context)
     if unjudged and len(unjudged) == count:
         raise Warned(f"no entry could be judged: {_UNJUDGED}")
     if symmetric:
@@ -79,6 +81,19 @@ def check_values(context: CheckContext) -> str:
         which = f"{', '.join(unjudged[:3])}{', …' if len(unjudged) > 3 else ''}"
         remarks.append(f"{len(unjudged)} of {count} entries could not be judged, {which}: {_UNJUDGED}")
     return "; ".join(remarks)
+
+
+def _compare_exact_outputs(context: CheckContext) -> None:
+    """Compare once more, for the outputs that have all digits, where others have fewer."""
+    target = context.target
+    v = [t * (not narrow) for t, narrow in zip(context.v, context.is_narrow, strict=True)]
+    compared = context.by_differences(
+        target.weighted_sum(v), target.values, context.gradient(v), context.most, tolerance=context.exact
+    )
+    for i, comparison in compared:
+        if comparison.wrong.any():
+            context.is_wrong = True
+            raise Failed(f"∂C/∂{target.names[i]}: {comparison.describe(target.values[i].shape)}")
 
 
 _UNJUDGED = "there f has no finite slope, or rounding hides it"
@@ -376,7 +391,7 @@ def _parts_of(context: CheckContext, entries: int) -> Iterator[tuple[str, float,
                 one.view(-1)[at] = t.reshape(-1)[at]
         yield "one entry alone", 1.0, alone
         # The rest beside a large entry: as large as the digits allow.
-        ratios = () if number else ((1e4, "10⁴"), (1e7, "10⁷")) if digits <= COARSE else ((1e3, "10³"),)
+        ratios = () if number else ((1e4, "10⁴"), (1e7, "10⁷")) if digits <= COARSE else ((5e3, "5 · 10³"),)
         for ratio, text in ratios:
             if ratio * 100 * digits < 0.1:
                 yield f"one entry {text} times the rest", ratio, [ratio * one for one in alone]

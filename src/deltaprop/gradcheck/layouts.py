@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -34,6 +35,19 @@ def check_non_contiguous(context: CheckContext) -> None:
             for t, argument, (_, layout) in zip(target.values, target.is_argument, in_turn, strict=False)
         ]
         _compare_with_contiguous(context, values, context.v, "for inputs of which each has a layout of its own")
+    _compare_with_conjugate(context)
+
+
+def _compare_with_conjugate(context: CheckContext) -> None:
+    """A complex v may be conjugated by a bit alone, which memory does not show."""
+    target, conjugated = context.target, copy.copy(context.target)
+    outputs = target.raw_outputs(target.leaves())
+    is_complex = [outputs[k].is_complex() for k in context.output_numbers]
+    if any(is_complex):
+        conjugated.conjugates = True
+        v = [t * t.new_tensor([1.0, -1.0]) if c else t for t, c in zip(context.v, is_complex, strict=True)]
+        when = "for a grad_output of which is_conj() is true, compared with a resolved one"
+        context.compare(context.gradient(target=conjugated), context.gradient(v), when)
 
 
 def _with_gaps(t: Tensor) -> Tensor:

@@ -43,6 +43,7 @@ class CheckTarget:
         integers: Inputs of integers, which may be labels or indices.
         is_function: Whether it is a Function class.
         has_constants: Whether there are other floating inputs, which are not differentiated.
+        conjugates: Whether complex outputs are conjugated.
         symmetric: The inputs, by number, that f gets as (x + xᵀ)/2.
 
     Raises:
@@ -57,6 +58,7 @@ class CheckTarget:
         if not callable(fn):
             raise UserError(f"a {type(fn).__name__} is not callable: pass a Function class, a module or a function")
         self.fn, self.dtype, self.seed, self.advance = fn, dtype, seed, 0
+        self.conjugates = False
         self.symmetric: tuple[int, ...] = ()
         # Decided here: the compiler, too, traces `all_outputs`, and would break its graph at such a test.
         self._call = fn.apply if isinstance(fn, type) and issubclass(fn, Function) else fn
@@ -142,6 +144,13 @@ class CheckTarget:
 
     def all_outputs(self, tensors: Sequence[Tensor]) -> list[Any]:
         """Return all that the function returns, in a flat list; a complex tensor as pairs of real numbers."""
+        outputs = self.raw_outputs(tensors)
+        if self.conjugates:  # so that backward receives a grad_output whose conjugation is still to be done
+            outputs = [t.conj() if isinstance(t, Tensor) and t.is_complex() else t for t in outputs]
+        return [_as_real(t) if isinstance(t, Tensor) else t for t in outputs]
+
+    def raw_outputs(self, tensors: Sequence[Tensor]) -> list[Any]:
+        """Return all that the function returns, in a flat list."""
         # Copies, so that what f writes to its constants, or a module to its buffers, is gone after the call.
         flat = [t.clone() if isinstance(t, Tensor) else t for t in self._flat]
         tensors = [(t + t.mT) / 2 if i in self.symmetric else t for i, t in enumerate(tensors)]
@@ -149,7 +158,8 @@ class CheckTarget:
             flat[i] = torch.view_as_complex(t.contiguous()) if self._flat[i].is_complex() else t
         call = self._call if self.module is None else self._module_with(tensors[len(self._indices) :])
         output = call(*tree_unflatten(flat, self._spec))
-        return [_as_real(t) if isinstance(t, Tensor) else t for t in tree_flatten(output)[0]]
+        flat_output: list[Any] = tree_flatten(output)[0]
+        return flat_output
 
     def _module_with(self, parameters: Sequence[Tensor]) -> Callable[..., Any]:
         """Return the module with other parameters, and buffers that may be written to."""
