@@ -45,6 +45,7 @@ FILES_WITHOUT = {
     "__init__.py": "the tables",
     "function.py": "makes callables from definitions",
     "casting.py": "dtypes",
+    "emit.py": "writes the formulas in other languages",
     "recursion.py": "the explicit engine's loop over the formulas; autograd has its own",
 }
 
