@@ -1,7 +1,7 @@
 """``check_gradients`` on the Functions of packages that people install, with each verdict explained.
 
-`pip install -e ".[compat]"` installs the packages: entmax 1.3, sparsemax 0.1.9, pytorch-revgrad 0.2, snntorch 1.0. Tests
-of a missing package are skipped, or fail with DELTAPROP_COMPAT=1.
+`pip install -e ".[compat]"` installs the packages: entmax 1.3, sparsemax 0.1.9, pytorch-revgrad 0.2, snntorch 1.0.
+Tests of a missing package are skipped, or fail with DELTAPROP_COMPAT=1.
 """
 
 from __future__ import annotations
