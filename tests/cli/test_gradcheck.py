@@ -128,6 +128,7 @@ def test_a_wrong_gradient_is_reported_and_exits_1(own: Path, tmp_path: Path, cap
         (["{own}:Cubic", "--shape", "4x3"], "has no 'Cubic': did you mean 'Cube'?"),
         (["{own}:x", "--shape", "4x3"], "has no 'x'; it has torch, Function, Cube"),
         (["/nowhere/own.py:Cube"], "/nowhere/own.py: there is no such file"),
+        (["{folder}"], "folder.py: this is a folder; name a file in it"),
         (["{own}s.py"], "there is no such file: did you mean {own}?"),
         (["{empty}"], "defines no torch.autograd.Function; name something else in it by {empty}:NAME"),
         (["{bare}"], "inputs are needed: give Cube a static method example_inputs(), or the file a function of that"),
@@ -156,7 +157,9 @@ def test_invalid_input_is_one_line_and_exit_code_2(
     empty, bare = own.with_name("empty.py"), own.with_name("bare.py")
     empty.write_text("from torch.autograd import Function\n")
     bare.write_text(OWN.format(factor=3).split("def example_inputs")[0])
-    files = {"own": own, "empty": empty, "bare": bare}
+    folder = own.with_name("folder.py")
+    folder.mkdir()
+    files = {"folder": folder, "own": own, "empty": empty, "bare": bare}
     assert main(["gradcheck", *[word.format(**files) for word in args]]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")
@@ -202,7 +205,7 @@ def test_every_function_of_a_file_is_in_one_table(several: Path, capsys: pytest.
     assert "1 of 2 ok on cpu" in out
 
 
-def test_a_function_without_inputs_is_told(several: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_function_without_inputs_is_named(several: Path, capsys: pytest.CaptureFixture[str]):
     several.write_text(
         several.read_text().replace("def example_inputs():\n    return (", "def others():\n    return (")
     )

@@ -51,6 +51,24 @@ def bug(check: str, inputs: tuple[Any, ...] = X, severity: str = "error") -> Any
     return put
 
 
+class OfSquare(Function):
+    """x², of which only the backward below is of interest."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.square()
+
+
+class OfSine(Function):
+    """sin x, likewise."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.sin()
+
+
 # --- wrong numbers ---
 
 
@@ -115,13 +133,8 @@ class SquareTransposed(Function):
 
 
 @bug("values", (normal(4, 3),))
-class OneEntryWrong(Function):
+class OneEntryWrong(OfSquare):
     """A right formula with an index that is off by one at the border."""
-
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x.square()
 
     @staticmethod
     def backward(ctx, grad_output):
@@ -210,13 +223,8 @@ class NarrowGradient(Function):
 
 
 @bug("grad_output")
-class IgnoresGradOutput(Function):
+class IgnoresGradOutput(OfSquare):
     """Ignores grad_output: right only if ∂C/∂output is 1."""
-
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x.square()
 
     @staticmethod
     def backward(ctx, grad_output):
@@ -254,13 +262,8 @@ class OffByAThousandth(Function):
 
 
 @bug("values", (normal(60, 70),))
-class OneEntryOfThousandsWrong(Function):
+class OneEntryOfThousandsWrong(OfSine):
     """The last entry is left out by a kernel that rounds down the number of its blocks."""
-
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x.sin()
 
     @staticmethod
     def backward(ctx, grad_output):
@@ -271,13 +274,8 @@ class OneEntryOfThousandsWrong(Function):
 
 
 @bug("parts")
-class DropsSmallRows(Function):
+class DropsSmallRows(OfSine):
     """Rows with a small gradient are left out, to save time."""
-
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x.sin()
 
     @staticmethod
     def backward(ctx, grad_output):
@@ -287,13 +285,8 @@ class DropsSmallRows(Function):
 
 
 @bug("parts")
-class NormalisesRows(Function):
+class NormalisesRows(OfSine):
     """Each row of grad_output is divided by its norm and multiplied by it later: NaN where it is 0."""
-
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x.sin()
 
     @staticmethod
     def backward(ctx, grad_output):
@@ -469,13 +462,8 @@ class WritesWhatItKept(Function):
 
 
 @bug("values", (1e-7 * normal(4, 3),))
-class SmallAndWrong(Function):
+class SmallAndWrong(OfSquare):
     """A gradient of 10⁻⁷ with the wrong sign."""
-
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x.square()
 
     @staticmethod
     def backward(ctx, grad_output):
@@ -681,13 +669,8 @@ class ViewsGradOutput(Function):
 
 
 @bug("non_contiguous")
-class AssumesStrides(Function):
+class AssumesStrides(OfSquare):
     """Reads the memory of the input as if it were contiguous."""
-
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x.square()
 
     @staticmethod
     def backward(ctx, grad_output):
@@ -985,13 +968,8 @@ class Cancels(Function):
 
 
 @bug("non_contiguous")
-class TrustsTheLastStride(Function):
+class TrustsTheLastStride(OfSquare):
     """A last stride of 1 is taken for contiguous, which columns of a wider tensor have, too."""
-
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x.square()
 
     @staticmethod
     def backward(ctx, grad_output):
@@ -1002,13 +980,8 @@ class TrustsTheLastStride(Function):
 
 
 @bug("non_contiguous")
-class TakesEqualStridesForContiguous(Function):
+class TakesEqualStridesForContiguous(OfSquare):
     """Memory is read in order if both tensors have the same strides, and the result has others."""
-
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x.square()
 
     @staticmethod
     def backward(ctx, grad_output):
@@ -1020,13 +993,8 @@ class TakesEqualStridesForContiguous(Function):
 
 
 @bug("non_contiguous", (normal(2, 3, 2, 4),))
-class ForgetsChannelsLast(Function):
+class ForgetsChannelsLast(OfSquare):
     """An image in channels_last is read in its order in memory."""
-
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x.square()
 
     @staticmethod
     def backward(ctx, grad_output):
@@ -1038,13 +1006,8 @@ class ForgetsChannelsLast(Function):
 
 
 @bug("expanded")
-class CountsAnExpandedRowOnce(Function):
+class CountsAnExpandedRowOnce(OfSquare):
     """A grad_output of one expanded row is taken for the sum over rows already."""
-
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x.square()
 
     @staticmethod
     def backward(ctx, grad_output):
@@ -1074,13 +1037,8 @@ class SquaresOneTensor(Function):
 
 
 @bug("odd_size")
-class RowsInPairs(Function):
+class RowsInPairs(OfSquare):
     """Two rows at a time: the last of an odd number is left out."""
-
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x.square()
 
     @staticmethod
     def backward(ctx, grad_output):
@@ -1092,13 +1050,8 @@ class RowsInPairs(Function):
 
 
 @bug("odd_size", (normal(4, 4, 6),))
-class ColumnsInPairs(Function):
+class ColumnsInPairs(OfSquare):
     """Two columns at a time: the last of an odd number is left out."""
-
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x.square()
 
     @staticmethod
     def backward(ctx, grad_output):
@@ -1126,13 +1079,8 @@ class SqueezesItsOutput(Function):
 
 
 @bug("scalar")
-class ShortcutForOneEntry(Function):
+class ShortcutForOneEntry(OfSine):
     """One entry is returned at once, without its derivative."""
-
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x.sin()
 
     @staticmethod
     def backward(ctx, grad_output):
@@ -1265,13 +1213,8 @@ class NormWithoutAGradient(Function):
 
 
 @bug("cancellation")
-class WrongInFloat32(Function):
+class WrongInFloat32(OfSquare):
     """A constant of the branch for float32 has lost a digit."""
-
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x.square()
 
     @staticmethod
     def backward(ctx, grad_output):
@@ -1280,13 +1223,8 @@ class WrongInFloat32(Function):
 
 
 @bug("half")
-class WrongInBfloat16(Function):
+class WrongInBfloat16(OfSquare):
     """The branch for bfloat16 forgets a factor."""
-
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x.square()
 
     @staticmethod
     def backward(ctx, grad_output):
@@ -1295,13 +1233,8 @@ class WrongInBfloat16(Function):
 
 
 @bug("half")
-class ScalesTooFarForFloat16(Function):
+class ScalesTooFarForFloat16(OfSquare):
     """grad_output is scaled up and down again, which float16 cannot hold."""
-
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x.square()
 
     @staticmethod
     def backward(ctx, grad_output):
@@ -1322,13 +1255,8 @@ class _CosineThatDetaches(Function):
 
 
 @bug("third")
-class ThirdDerivativeLost(Function):
+class ThirdDerivativeLost(OfSine):
     """The second derivative of sin is right, and has no graph of its own."""
-
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x.sin()
 
     @staticmethod
     def backward(ctx, grad_output):
@@ -1359,13 +1287,8 @@ class ReturnsSharedMemory(Function):
 
 
 @bug("expanded")
-class WritesIntoTheStridesOfGradOutput(Function):
+class WritesIntoTheStridesOfGradOutput(OfSquare):
     """The result is given the strides of grad_output, which for an expanded one are no memory to write to."""
-
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x.square()
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -1376,13 +1299,8 @@ class WritesIntoTheStridesOfGradOutput(Function):
 
 
 @bug("linear")
-class DropsTinyGradients(Function):
+class DropsTinyGradients(OfSine):
     """Gradients below 10⁻⁶ are set to 0, as those of a mean over a large batch are."""
-
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x.sin()
 
     @staticmethod
     def backward(ctx, grad_output):

@@ -160,7 +160,7 @@ class TestOptions:
             detail = 'it compares with differences, as the check "values", which is skipped'
             assert (report[name].outcome, report[name].detail) == ("skipped", detail)
 
-    def test_a_backward_that_raises_is_told_once(self):
+    def test_a_backward_that_raises_is_reported_once(self):
         class Raises(Function):
             @staticmethod
             def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -206,14 +206,14 @@ class TestOptions:
         (warning,) = check_gradients(Large, X, fast=True).warnings
         assert warning.detail == "no entry could be judged: there f has no finite slope, or rounding hides it"
 
-    def test_randomness_out_of_reach_is_told_once(self):
+    def test_randomness_out_of_reach_is_reported_once(self):
         numbers = itertools.count()
         report = check_gradients(lambda x: x * next(numbers), X)
         (error,) = report.errors
         assert error.detail == "f differs from call to call: torch.manual_seed does not reach its randomness"
         assert {check.outcome for check in report if check != error} == {"skipped"}
 
-    def test_a_narrower_dtype_is_told_and_a_wrong_gradient_in_it_found(self):
+    def test_a_narrower_dtype_is_reported_and_a_wrong_gradient_in_it_found(self):
         right = check_gradients(lambda x: x.float().sin(), X, fast=True)
         assert right["values"].detail == "f computes in a narrower dtype: compared with wider steps and tolerances"
 
@@ -343,7 +343,7 @@ class TestOptions:
 
 
 class TestUnusualInputs:
-    def test_an_entry_that_cannot_be_judged_is_told_and_the_others_are_judged(self):
+    def test_an_entry_that_cannot_be_judged_is_named_and_the_others_are_judged(self):
         report = check_gradients(torch.sqrt, EDGE, fast=True)
         why = "there f has no finite slope, or rounding hides it"
         detail = f"2 of 6 entries could not be judged, input 0[0, 0], input 0[1, 1]: {why}"
@@ -392,6 +392,21 @@ class TestUnusualInputs:
         )
         assert check_gradients(Reciprocal, EDGE)["values"].outcome == "failed"
 
+    def test_a_gradient_beyond_the_slopes_at_a_kink_is_an_error(self):
+        class WrongAtTheKink(Function):
+            @staticmethod
+            def forward(ctx: Any, z: Tensor) -> Tensor:
+                ctx.save_for_backward(z)
+                return z.clamp(min=0)
+
+            @staticmethod
+            def backward(ctx: Any, grad_output: Tensor) -> Tensor:
+                (z,) = ctx.saved_tensors
+                return grad_output * torch.where(z == 0, 3.0, (z > 0).to(z.dtype))
+
+        (error,) = check_gradients(WrongAtTheKink, EDGE, fast=True).errors
+        assert error.name == "values"
+
     def test_the_parts_of_complex_numbers_are_named(self):
         class Conjugate(ComplexModulus):
             @staticmethod
@@ -430,7 +445,7 @@ class TestUnusualInputs:
         report = check_gradients(lambda x: ("text", x > 0, *both.op.apply(x)), X, fast=True)
         assert report["outputs"].detail.startswith("backward from output 2 alone")
 
-    def test_a_known_cause_of_a_wrong_second_derivative_is_told_and_an_unknown_is_not_guessed(self):
+    def test_a_known_cause_of_a_wrong_second_derivative_is_named_and_an_unknown_is_not_guessed(self):
         (saved,) = [bug for bug in BUGS if bug.op.__name__ == "SavesIntermediate"]
         detail = check_gradients(saved.op, X, fast=True)["second"].detail
         assert "a saved tensor of shape [4, 3] is neither an input nor an output" in detail
@@ -514,7 +529,7 @@ class TestReport:
         assert "&lt;script&gt;1 &amp; 2&lt;/script&gt;" in page
         assert "<script>" not in page
 
-    def test_a_terminal_is_told_which_check_runs_once_it_takes_long(self, monkeypatch: pytest.MonkeyPatch):
+    def test_a_terminal_shows_which_check_runs_once_it_takes_long(self, monkeypatch: pytest.MonkeyPatch):
         screen = io.StringIO()
         screen.isatty = lambda: True  # type: ignore[method-assign]
         monkeypatch.setattr("sys.stderr", screen)

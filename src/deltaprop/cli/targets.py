@@ -77,7 +77,9 @@ def load_functions(file: str) -> tuple[list[tuple[Any, Examples]], list[str]]:
 def _load(place: str) -> ModuleType:
     if place.endswith(".py") and not Path(place).is_file():
         folder, name = Path(place).parent, Path(place).name
-        near = difflib.get_close_matches(name, [path.name for path in folder.glob("*.py")], n=1)
+        if Path(place).is_dir():
+            raise UserError(f"{place}: this is a folder; name a file in it")
+        near = difflib.get_close_matches(name, [path.name for path in folder.glob("*.py") if path.is_file()], n=1)
         raise UserError(f"{place}: there is no such file{f': did you mean {folder / near[0]}?' if near else ''}")
     try:
         return _import(place)
@@ -97,11 +99,16 @@ def _import(place: str) -> ModuleType:
             sys.path.insert(0, "")  # the current folder, as `python -m` does
         return importlib.import_module(place)
     path = Path(place)
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    name = path.stem if path.stem not in sys.modules else f"{path.stem} of {path.parent.resolve()}"
+    spec = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]  # a .py file has a spec, and a loader
-    sys.modules.setdefault(path.stem, module)  # dataclasses look up their module
+    sys.modules[name] = module  # dataclasses look up their module
     sys.path.insert(0, str(path.parent.resolve()))  # as `python FILE.py` does
-    spec.loader.exec_module(module)  # type: ignore[union-attr]  # as above
+    try:
+        spec.loader.exec_module(module)  # type: ignore[union-attr]  # as above
+    except BaseException:
+        del sys.modules[name]
+        raise
     return module
 
 

@@ -184,7 +184,7 @@ def _limit(slopes: Tensor) -> tuple[float | None, float]:
 def find_wrong_entry(
     g: Scalar, values: Sequence[Tensor], at: int, gradient: Tensor, generator: torch.Generator, tolerance: Tolerance
 ) -> Tensor | None:
-    """Return the index, [1], of an entry that is probably wrong, if the slope along a random direction tells of one.
+    """Return the index, [1], of an entry that is probably wrong, if the slope along a random direction shows one.
 
     The arguments are those of :func:`check_by_differences`; the generator draws the direction.
     """

@@ -16,7 +16,7 @@ NOT_XML = re.compile("[^\\t\\n\\r\\x20-\\ud7ff\\ue000-\\ufffd\\U00010000-\\U0010
 
 
 def to_junit(reports: Sequence[GradientReport]) -> bytes:
-    """Return the reports as JUnit's XML: a suite for each function, a case for each check; a warning is no failure.
+    """Return the reports as JUnit's XML: a suite for each function, a case for each check; a warning is not a failure.
 
     Source:
         The elements that Jenkins, GitLab and pytest have in common.
@@ -57,8 +57,9 @@ def to_annotations(report: GradientReport, fn: Any) -> Iterator[str]:
     """
     place: dict[str, str | int] = {}
     with contextlib.suppress(TypeError, OSError):  # not of a C function
-        code = getattr(fn, "backward", None) or getattr(fn, "forward", None) or fn
-        code = inspect.unwrap(code)
+        own = [vars(cls)["backward"] for cls in getattr(fn, "__mro__", ()) if "backward" in vars(cls)]
+        code = own[0].__func__ if own and isinstance(own[0], staticmethod) else fn
+        code = fn if str(getattr(code, "__module__", "")).startswith("torch.") else inspect.unwrap(code)
         path = Path(inspect.getsourcefile(code) or "")
         with contextlib.suppress(ValueError):
             path = path.resolve().relative_to(Path.cwd())

@@ -39,7 +39,7 @@ class CheckTarget:
         rows: The leading size of the first of them.
         batched: Which of them have this leading size too, and so are likely to hold samples as rows.
         is_argument: Which of them are arguments, not parameters of a module.
-        is_square: Which of them are square matrices, whose rows are hardly samples.
+        is_square: Which of them are square matrices: one matrix each, rather than samples as rows.
         integers: Inputs of integers, which may be labels or indices.
         is_function: Whether it is a Function class.
         has_constants: Whether there are other floating inputs, which are not differentiated.
@@ -56,7 +56,7 @@ class CheckTarget:
             fn = owner
         self.is_function = isinstance(fn, type) and issubclass(fn, Function)
         if not callable(fn):
-            raise UserError(f"a {type(fn).__name__} is not callable: pass a Function class, a module or a function")
+            raise UserError(f"pass a Function class, a module or a function, not {fn!r:.60}")
         self.fn, self.dtype, self.seed, self.advance = fn, dtype, seed, 0
         self.conjugates = False
         self.symmetric: tuple[int, ...] = ()
