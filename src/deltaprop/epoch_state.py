@@ -32,16 +32,19 @@ class EpochState:
     report: Callable[[Tensor, Tensor], Tensor] | None = None
 
     def add(self, loss: Tensor, count: Tensor | int) -> None:
-        """Add the loss of one step, weighted by ``count`` (:meth:`~deltaprop.loss_spec.LossSpec.count`)."""
+        """Add the loss of one step, or the mean of several, weighted by ``count``.
+
+        The count is that of :meth:`~deltaprop.loss_spec.LossSpec.count`.
+        """
         if isinstance(count, Tensor):  # if all labels of a batch are ignored C is NaN, and its count 0
             self.total.add_(torch.where(count == 0, 0.0, loss * count))
         else:
             self.total.add_(loss, alpha=count)  # stays on the device: .item() here would wait for it
         self.seen = self.seen + count
 
-    def step_done(self) -> bool:
-        """Count a step, and return whether to pause the epoch."""
-        self.done += 1
+    def steps_done(self, steps: int = 1) -> bool:
+        """Count steps, and return whether to pause the epoch."""
+        self.done += steps
         return self.pause is not None and self.done % self.interval == 0 and self.pause(self.done)
 
     def mean(self) -> Tensor:

@@ -84,6 +84,10 @@ class LossSpec:
         """Return ∂C/∂a^L, the left factor of BP1."""
         return self.definition.grad_input(1.0, saved, targets, *self.arguments)
 
+    def grad_entries(self, a: Tensor, targets: tuple[Tensor, ...]) -> Tensor | float:
+        """Return ∂C/∂c of the loss c of an entry or a sample: a number, or a tensor that broadcasts to the targets."""
+        return self.definition.grad_entries(1.0, a, targets, *self.arguments)
+
     def on_targets(self, y: Tensor) -> LossSpec:
         """Return the loss without ``ignore_index`` where no target has that label: then it is not looked for."""
         if "ignore_index" not in self.definition.options() or y.is_floating_point():
@@ -118,7 +122,7 @@ class SampleWeighted(LossSpec):
         """The arguments of the definition's methods, with the losses of single entries in place of their mean."""
         return tuple({**self.definition.options(), **self.options, "reduction": "none"}.values())
 
-    def _grad_entries(self, a: Tensor, targets: tuple[Tensor, ...]) -> Tensor:
+    def grad_entries(self, a: Tensor, targets: tuple[Tensor, ...]) -> Tensor:
         """Return ∂C/∂c of each entry: w_n / Σ w, divided by the entries whose mean or sum is C_n; [N], or [N, 1]."""
         *of_loss, weights = targets
         grad = weights
@@ -131,11 +135,11 @@ class SampleWeighted(LossSpec):
         """Return C without autograd, and the tensor that the gradient is computed from."""
         output = self.definition.forward(a, targets[0], *self._entrywise)
         entries = output[0] if isinstance(output, tuple) else output
-        return (self._grad_entries(a, targets) * entries).sum(), self.definition.saved(a, output)
+        return (self.grad_entries(a, targets) * entries).sum(), self.definition.saved(a, output)
 
     def grad_input(self, saved: Tensor, targets: tuple[Tensor, ...]) -> Tensor:
         """Return ∂C/∂a^L, the left factor of BP1."""
-        grad_entries = self._grad_entries(saved, targets)
+        grad_entries = self.grad_entries(saved, targets)
         return self.definition.grad_input(grad_entries, saved, targets[:-1], *self._entrywise)
 
     def count(self, outputs: Tensor, targets: tuple[Tensor, ...]) -> Tensor | int:

@@ -39,7 +39,8 @@ class Loss(Function):
       of ``like``'s shape and dtype; a engine may compute them for many batches at once;
     - ``grad_input(grad_loss, saved, targets, …)``: ∂C/∂a, the left factor of BP1: a new tensor, which the explicit
       engine overwrites;
-    - ``denominator(saved, targets, …)``: D, what a mean divides by.
+    - ``denominator(saved, targets, …)``: D, what a mean divides by;
+    - ``grad_entries(grad_loss, saved, targets, …)``: ∂C/∂c of the loss c of an entry, or of a sample: 1/D for a mean.
 
     In all of them the arguments of :meth:`options` follow, in order.
     """
@@ -60,6 +61,7 @@ class Loss(Function):
     saved: ClassVar[Callable[..., Tensor]]
     grad_input: ClassVar[Callable[..., Tensor]]
     denominator: ClassVar[Callable[..., Tensor | int]]
+    grad_entries: ClassVar[Callable[..., Tensor | float]]
 
 
 @functools.cache
@@ -128,19 +130,20 @@ class ElementwiseLoss(Loss):
         weight: Tensor | None, reduction: str, *constants: Any,
     ) -> Tensor:  # fmt: skip
         (y,) = targets
-        grad_entries = cls._grad_entries(grad_loss, a, y, weight, reduction)
+        grad_entries = cls.grad_entries(grad_loss, a, targets, weight, reduction)
         if weight is not None:
             grad_entries = grad_entries * weight
         return grad_entries * cls.derivative(a, y, *constants)  # BP1, left factor: ∂C/∂a = w/D ∂c/∂a
 
     @classmethod
-    def _grad_entries(
-        cls, grad_loss: Tensor | float, a: Tensor, y: Tensor, weight: Tensor | None, reduction: str
-    ) -> Tensor | float:
+    def grad_entries(
+        cls, grad_loss: Tensor | float, a: Tensor, targets: tuple[Tensor, ...], weight: Tensor | None, reduction: str,
+        *_: Any,
+    ) -> Tensor | float:  # fmt: skip
         """Return ∂C/∂(w c) of an entry, 1/D for a mean and else 1, times ``grad_loss``."""
         if reduction != "mean":
             return grad_loss
-        denominator = cls.denominator(a, (y,), weight, reduction)
+        denominator = cls.denominator(a, targets, weight, reduction)
         # An empty batch has a mean of NaN, as in PyTorch, and no entry that counts in it.
         return grad_loss / (denominator if isinstance(denominator, Tensor) else max(denominator, 1))
 
@@ -165,7 +168,7 @@ class ElementwiseLoss(Loss):
         if needs_a:
             grad_a = cast(cls.grad_input(grad_loss, a, (y,), weight, ctx.reduction, *constants), a.dtype)
             grad_a = grad_a.sum_to_size(shapes[0])
-        grad_entries = cls._grad_entries(grad_loss, a, y, weight, ctx.reduction) if needs_y or needs_weight else 0.0
+        grad_entries = cls.grad_entries(grad_loss, a, (y,), weight, ctx.reduction) if needs_y or needs_weight else 0.0
         if needs_y:
             weighted = grad_entries if weight is None else grad_entries * weight
             grad_y = cast(weighted * cls.derivative_by_target(a, y, *constants), y.dtype).sum_to_size(shapes[1])
@@ -195,7 +198,7 @@ class ElementwiseLoss(Loss):
             c_dot = weight * c_dot
         if weight is not None and weight_dot is not None:
             c_dot = c_dot + cls._excess(a, y, weight, ctx.reduction, *constants) * weight_dot
-        entries = cls._grad_entries(1.0, a, y, weight, ctx.reduction) * c_dot
+        entries = cls.grad_entries(1.0, a, (y,), weight, ctx.reduction) * c_dot
         return entries if ctx.reduction == "none" else entries.sum()
 
 
@@ -390,12 +393,13 @@ class CrossEntropy(Loss):
         weight: Tensor | None, reduction: str, ignore_index: int | None, smoothing: float,
     ) -> Tensor:  # fmt: skip
         _, k, total, *_ = targets
-        return cls.delta(log_p, k, total, cls._grad_entries(grad_loss, log_p, targets, reduction))
+        return cls.delta(log_p, k, total, cls.grad_entries(grad_loss, log_p, targets, weight, reduction))
 
     @classmethod
-    def _grad_entries(
-        cls, grad_loss: Tensor | float, log_p: Tensor, targets: tuple[Tensor, ...], reduction: str
-    ) -> Tensor | float:
+    def grad_entries(
+        cls, grad_loss: Tensor | float, log_p: Tensor, targets: tuple[Tensor, ...], weight: Tensor | None,
+        reduction: str, *_: Any,
+    ) -> Tensor | float:  # fmt: skip
         """Return ∂C/∂C_n of each sample, of size 1 along the classes: 1/D for a mean, times ``grad_loss``."""
         if reduction == "mean":
             denominator = cls.denominator(log_p, targets)
@@ -432,7 +436,7 @@ class CrossEntropy(Loss):
                 delta = cls.grad_input(grad_loss, wide, targets, weight, *ctx.constants)
             if needs_y or needs_weight:  # of class probabilities; C is linear in k
                 reduction, _, smoothing = ctx.constants
-                grad_k = -cls._grad_entries(grad_loss, log_p, targets, reduction) * log_p
+                grad_k = -cls.grad_entries(grad_loss, log_p, targets, weight, reduction) * log_p
                 if needs_y:
                     grad_y = cast((1 - smoothing) * grad_k * along_classes(weight, log_p), y.dtype)
                 if needs_weight:

@@ -46,7 +46,7 @@ def check_optimizer(optimizer: torch.optim.Optimizer) -> None:
     hooks = known and any(optimizer_hooks(optimizer))
     if not known or hooks:
         got = f"{type(optimizer).__name__}{' with step hooks' if hooks else ''}"
-        raise UserError(f"the explicit engine supports dp.SGD and torch.optim.SGD, got {got}: {ELSEWHERE}")
+        raise UserError(f"training without autograd supports dp.SGD and torch.optim.SGD, got {got}: {ELSEWHERE}")
 
 
 def check_momentum(optimizer: torch.optim.Optimizer, params: Sequence[Tensor]) -> None:
@@ -163,7 +163,9 @@ def refuse_entry_weights(loss: LossSpec) -> None:
     """Refuse weights of single entries in a loss of a − y: those of a whole data set do not fit a batch."""
     residual = issubclass(loss.definition, ElementwiseLoss) and not loss.definition.contains
     if "weight" in loss.options and residual:
-        raise UserError(f"the explicit engine does not support weights of the entries in {loss.name}: {ELSEWHERE}")
+        raise UserError(
+            f"training without autograd does not support weights of the entries in {loss.name}: {ELSEWHERE}"
+        )
 
 
 def check_sample_weights(loss: LossSpec, weights: Tensor, x: Tensor, y: Tensor) -> None:

@@ -18,7 +18,7 @@ from deltaprop.core.casting import cast
 from deltaprop.core.recursion import back_propagate, feed_forward
 from deltaprop.epoch_state import EpochState
 from deltaprop.errors import UserError
-from deltaprop.explicit.batches import batches
+from deltaprop.explicit.batches import EpochRows, batches
 from deltaprop.explicit.checks import (
     ChangeDetector,
     check_inputs,
@@ -136,7 +136,6 @@ class ExplicitTrainer:
         y = self._check_batch(x, y)
         loss = self.loss.on_targets(y) if y.device.type == "cpu" else self.loss  # on a GPU it would wait for the device
         with torch.no_grad():
-            self._workspace.fit(len(x))
             try:
                 targets = loss.targets(y, x.new_empty(len(x), self._outputs))
                 return self._train(loss, x, targets)[0]
@@ -222,13 +221,12 @@ class ExplicitTrainer:
         steps = math.ceil(rows / batch_size)
         if not 0 <= whole_number(state.done, "start") <= steps:
             raise UserError(f"start must be a step of the epoch, 0 to {steps}, got {state.done!r}")
+        data = EpochRows(x, y, batch_size, order, sample_weight)
         self._running, shape, grad_mode = True, self._shape, torch.is_grad_enabled()
-        take_steps = self._replay_steps if can_capture(x.device) else self._take_steps
         try:
             with torch.inference_mode():
-                for c, a, targets in take_steps(loss, x, y, batch_size, order, state.done, sample_weight):
-                    state.add(c if state.report is None else state.report(a, targets[0]), loss.count(a, targets))
-                    ended = state.step_done()
+                for taken in self._steps(loss, data, state, one_by_one=on_step is not None):
+                    ended = state.steps_done(taken)
                     if on_step is not None:
                         with torch.inference_mode(False), torch.set_grad_enabled(grad_mode):  # as it is for the caller
                             ended = on_step(state.done) is True
@@ -243,36 +241,43 @@ class ExplicitTrainer:
         finally:
             self._running = False
 
+    def _steps(self, loss: LossSpec, data: EpochRows, state: EpochState, *, one_by_one: bool) -> Iterator[int]:
+        """Take the steps from ``state.done`` on and add their losses to the state; yield how many were just taken."""
+        take_steps = self._replay_steps if can_capture(data.x.device) else self._take_steps
+        for c, a, targets in take_steps(loss, data, state.done):
+            state.add(c if state.report is None else state.report(a, targets[0]), loss.count(a, targets))
+            yield 1
+
     def _take_steps(
-        self, loss: LossSpec, x: Tensor, y: Tensor, batch_size: int, order: Tensor | None, start: int,
-        weights: Tensor | None,
-    ) -> Iterator[tuple[Tensor, Tensor, tuple[Tensor, ...]]]:  # fmt: skip
+        self, loss: LossSpec, data: EpochRows, start: int
+    ) -> Iterator[tuple[Tensor, Tensor, tuple[Tensor, ...]]]:
         """Take the steps one by one; yield C, a^L and targets of each."""
-        for x_batch, targets in batches(loss, x, y, batch_size, order, start, self._outputs, weights):
-            self._workspace.fit(len(x_batch))
+        for x_batch, targets in batches(loss, data, start, self._outputs):
             yield *self._train(loss, x_batch, targets), targets
 
     def _replay_steps(
-        self, loss: LossSpec, x: Tensor, y: Tensor, batch_size: int, order: Tensor | None, start: int,
-        weights: Tensor | None,
-    ) -> Iterator[tuple[Tensor, Tensor, tuple[Tensor, ...]]]:  # fmt: skip
+        self, loss: LossSpec, data: EpochRows, start: int
+    ) -> Iterator[tuple[Tensor, Tensor, tuple[Tensor, ...]]]:
         """Take the steps, most of them by replaying a captured one; yield C, a^L and targets of each."""
-        order = torch.arange(len(x), device=x.device) if order is None else order
+        order = torch.arange(len(data), device=data.x.device) if data.order is None else data.order
+        read = [t for t in (data.x, data.y, data.weights) if t is not None]
 
         def gather_and_train(rows: Tensor) -> tuple[Tensor, ...]:
-            ((x_batch, targets),) = batches(loss, x, y, len(rows), rows, 0, self._outputs, weights)
+            of_rows = EpochRows(data.x, data.y, len(rows), rows, data.weights)
+            ((x_batch, targets),) = batches(loss, of_rows, 0, self._outputs)
             return *self._train(loss, x_batch, targets), *targets
 
-        for first in range(start * batch_size, len(order), batch_size):
-            rows = order[first : first + batch_size]
+        for first in range(start * data.batch_size, len(order), data.batch_size):
+            rows = order[first : first + data.batch_size]
             self._workspace.fit(len(rows))
-            captured = self._workspace.captured(loss, [x, y, *([] if weights is None else [weights])], gather_and_train)
+            captured = self._workspace.captured(loss, read, gather_and_train)
             captured(rows, self._update.version)
             c, a, *targets = captured.results
             yield c, a, tuple(targets)
 
     def _train(self, loss: LossSpec, x: Tensor, targets: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
         """Take one step of gradient descent on a batch, and return C and a^L before it."""
+        self._workspace.fit(len(x))
         layers = self._workspace.layers
         with self._products:
             a = feed_forward(layers, x)  # FWD

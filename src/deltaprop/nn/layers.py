@@ -30,7 +30,7 @@ def read_layers(model: nn.Module) -> list[Layer]:
         UserError: If it contains any other module.
     """
     if not isinstance(model, nn.Sequential):
-        raise UserError(f"the explicit engine takes an nn.Sequential, got {type(model).__name__}: {ELSEWHERE}")
+        raise UserError(f"training without autograd takes an nn.Sequential, got {type(model).__name__}: {ELSEWHERE}")
     if any(GLOBAL_MODULE_HOOKS):
         raise UserError(f"there are hooks on all modules, which would not be called: {ELSEWHERE}")
     found: list[Layer] = []

@@ -86,5 +86,5 @@ def train_epoch(
         optimizer.step()  # SGD
         with torch.no_grad():
             state.add(c if state.report is None else state.report(outputs, batch_y), len(rows))
-        if state.step_done():
+        if state.steps_done():
             return
