@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import gc
+import os
 import sys
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
+
+from deltaprop.compiled import build
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -53,6 +56,33 @@ def _few_objects_to_collect() -> None:
         gc.collect()
         gc.freeze()
         _frozen = len(sys.modules)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _built_libraries(pytestconfig: pytest.Config) -> Iterator[None]:
+    """Keep what the compiled engine builds from run to run, shared by the workers of pytest-xdist."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, "default_cache", lambda: pytestconfig.cache.mkdir("deltaprop"))
+        yield
+
+
+@pytest.fixture(scope="session")
+def compiler() -> None:
+    """Skip without a C++ compiler, but not in continuous integration."""
+    try:
+        build.find_toolchain()
+    except build.BuildError as error:
+        if os.environ.get("DELTAPROP_COMPAT"):
+            raise
+        pytest.skip(str(error))
+
+
+@pytest.fixture(params=["autograd", "explicit", "compiled"])
+def engine(request: pytest.FixtureRequest) -> str:
+    """Each engine."""
+    if request.param == "compiled":
+        request.getfixturevalue("compiler")
+    return request.param
 
 
 @pytest.fixture(autouse=True)

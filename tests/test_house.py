@@ -14,11 +14,12 @@ SRC = ROOT / "src" / "deltaprop"
 
 # The layers from the lowest up: a part may import itself and the parts in the rows above its own.
 LAYERS = [
-    ["errors", "_torch_compat", "_version", "_old_names"],
+    ["errors", "user_cache", "_torch_compat", "_version", "_old_names"],
     ["core"],
     ["functional", "epoch_state"],
     ["nn", "optim", "loss_spec"],
     ["explicit"],
+    ["compiled"],
     ["gradcheck", "data"],
     ["tracing", "testing"],
     ["training"],

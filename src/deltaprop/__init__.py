@@ -46,12 +46,14 @@ from deltaprop.optim import SGD, sgd_update
 from deltaprop.tracing.trace import Trace, trace
 
 if TYPE_CHECKING:
+    from deltaprop.compiled import CompiledTrainer
     from deltaprop.inference import Model, load
     from deltaprop.sklearn import MLPClassifier, MLPRegressor
     from deltaprop.training import Result, TrainConfig, train
 
 # Imported on first use: scikit-learn, and what trains or loads a run, take longer to import than all the rest.
 _LATER = {
+    "CompiledTrainer": "deltaprop.compiled",
     "MLPClassifier": "deltaprop.sklearn",
     "MLPRegressor": "deltaprop.sklearn",
     "Model": "deltaprop.inference",
@@ -67,7 +69,7 @@ if not TYPE_CHECKING:  # else a misspelt name would pass the type checker
     def __getattr__(name: str) -> Any:
         if name in _LATER:
             return getattr(importlib.import_module(_LATER[name]), name)
-        if name in ("data", "inference", "sklearn", "testing", "training") or name in _old_names.MOVED:
+        if name in ("compiled", "data", "inference", "sklearn", "testing", "training") or name in _old_names.MOVED:
             return importlib.import_module(f"deltaprop.{name}")
         if any(name == activation.__name__ for activation in core.ACTIVATIONS.values()):
             return getattr(nn, name)  # an activation that was registered at run time
@@ -79,8 +81,8 @@ def __dir__() -> list[str]:
 
 
 __all__ = [
-    "ELU", "GELU", "MLP", "SGD", "Check", "ExplicitTrainer", "GradientReport", "Identity", "LeakyReLU", "Linear",
-    "LogSoftmax", "MLPClassifier", "MLPRegressor", "Model", "Perceptron", "PerceptronFit", "ReLU", "Result", "SiLU",
-    "Sigmoid", "Softmax", "Softplus", "Step", "Tanh", "Trace", "TrainConfig", "UserError", "check_gradients",
-    "from_torch", "functional", "initialize", "load", "sgd_update", "to_torch", "trace", "train",
+    "ELU", "GELU", "MLP", "SGD", "Check", "CompiledTrainer", "ExplicitTrainer", "GradientReport", "Identity",
+    "LeakyReLU", "Linear", "LogSoftmax", "MLPClassifier", "MLPRegressor", "Model", "Perceptron", "PerceptronFit",
+    "ReLU", "Result", "SiLU", "Sigmoid", "Softmax", "Softplus", "Step", "Tanh", "Trace", "TrainConfig", "UserError",
+    "check_gradients", "from_torch", "functional", "initialize", "load", "sgd_update", "to_torch", "trace", "train",
 ]  # fmt: skip

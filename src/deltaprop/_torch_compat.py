@@ -5,10 +5,13 @@ Tried with PyTorch 2.11 to 2.13. Where a release has a public way, that way belo
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import inspect
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -139,3 +142,14 @@ def output_metadata(node: Any, number: int) -> Any:
 
 # The base class of Functions of every kind; torch.autograd.Function itself is one of them.
 PYTHON_FUNCTION: Any = torch.autograd.function._SingleLevelFunction
+
+
+@functools.cache
+def blas_gemm(dtype: torch.dtype) -> int | None:
+    """Return the address of PyTorch's own BLAS product, ``sgemm_`` or ``dgemm_``; None if its library exports none."""
+    names = {torch.float32: "sgemm_", torch.float64: "dgemm_"}
+    try:
+        library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))  # loaded already
+        return ctypes.cast(getattr(library, names[dtype]), ctypes.c_void_p).value
+    except (OSError, AttributeError, KeyError):
+        return None

@@ -21,7 +21,8 @@ class EpochState:
         seen: Σ count over the steps done; for a mean loss usually the number of samples.
         pause: Called after a step with the number of steps done; returns whether to pause the epoch.
         interval: Steps between two calls of ``pause``.
-        report: The loss to sum, from outputs and targets, if it is not the one that is minimised.
+        report: The loss to sum, from outputs and targets, if it is not the one that is minimised: a mean over rows, of
+            one step or of several.
     """
 
     total: Tensor

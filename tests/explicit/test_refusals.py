@@ -189,7 +189,7 @@ class TestRefusals:
         assert torch.equal(weights(trainer), before)
 
     def test_an_argument_that_is_not_an_optimizer(self):
-        with pytest.raises(UserError, match=r"engine supports dp\.SGD and torch\.optim\.SGD, got NoneType"):
+        with pytest.raises(UserError, match=r"without autograd supports dp\.SGD and torch\.optim\.SGD, got NoneType"):
             dp.ExplicitTrainer(dp.MLP([2, 1]), "mse_loss", None)  # type: ignore[arg-type]
 
     def test_float_labels(self, trainer: dp.ExplicitTrainer):

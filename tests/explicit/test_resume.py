@@ -89,12 +89,12 @@ class TestResume:
         assert state.done == 6
 
     def test_a_report_is_summed_instead_of_the_loss(self, trainer: dp.ExplicitTrainer):
-        """Σ a of each batch, times its rows, with the weights before the step, like C."""
+        """The mean a of each batch, times its rows, with the weights before the step, like C."""
         other = twin_of(trainer)
-        state = EpochState(X.new_zeros(()), report=lambda a, y: a.sum() + y.sum())
+        state = EpochState(X.new_zeros(()), report=lambda a, y: a.mean() + y.double().mean())
         trainer._epoch(X, Y, 8, None, state)
         expected = 0.0
         for x, y in zip(X.split(8), Y.split(8), strict=True):
-            expected += len(x) * (other.model(x).sum() + y.sum()).item()
+            expected += len(x) * (other.model(x).mean() + y.double().mean()).item()
             other.step(x, y)
         assert state.mean().item() == pytest.approx(expected / 23, rel=1e-12)

@@ -251,6 +251,12 @@ def cross_validation(words: Sequence[str], folds: int = 5) -> str | None:
     return shlex.join(["deltaprop", "train", *kept, "--folds", str(folds)]) if kept else None
 
 
+ENGINE_WORDS = {
+    "explicit": "the δ recursion as one loop, without autograd",
+    "compiled": "the δ recursion as one loop, in C++",
+}
+
+
 def describe(setup: Setup) -> list[tuple[str, str]]:
     """Return the data, model and settings of a run as rows of a name and a text."""
     config = setup.config
@@ -267,8 +273,8 @@ def describe(setup: Setup) -> list[tuple[str, str]]:
     if setup.tuned:
         tried = ", ".join(f"{count}: {1e6 * seconds:.0f}" for count, seconds in setup.tuned.items())
         rows.append(("tuned", f"threads: µs per step at {tried}"))
-    if config.engine == "explicit":
-        rows.append(("engine", "explicit: the δ recursion as one loop, without autograd"))
+    if config.engine in ENGINE_WORDS:
+        rows.append(("engine", f"{config.engine}: {ENGINE_WORDS[config.engine]}"))
     if "step" in (*config.activations, config.output_activation):
         rows.append(("note", "step has derivative 0: the layers before it get no gradient and are not trained"))
     return rows

@@ -27,8 +27,9 @@ from deltaprop.data.from_table import RawTable, read_table
 from deltaprop.data.infer import choose_columns
 from deltaprop.data.scaling import Scaling, check_targets_fit
 from deltaprop.data.splits import Fold, Rows, SplitHow, split_indices
-from deltaprop.data.store import CacheConfig, InMemory, Storage, Store, default_cache, default_memory
+from deltaprop.data.store import CacheConfig, InMemory, Storage, Store, default_memory
 from deltaprop.errors import UserError, setting, unknown_name
+from deltaprop.user_cache import default_cache
 
 ScalingHow: TypeAlias = Literal["auto", "pixel", "standard", "none"]
 

@@ -156,11 +156,6 @@ class CacheConfig:
     progress: Progress = silent
 
 
-def default_cache() -> Path:
-    """Return ~/.cache/deltaprop, or that folder in XDG_CACHE_HOME."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "deltaprop"
-
-
 def default_memory() -> int:
     """Return an eighth of the memory of the machine or of the container, or of 8 GiB if it is unknown."""
     total = 8 * 2**30

@@ -51,19 +51,27 @@ class Updater:
         self._of = {p: of for group, of in zip(groups, options, strict=True) for p in group["params"]}
         self._version = None
 
-    def __call__(self, param: Tensor, gradient: Callable[..., Tensor]) -> None:
-        """Update a parameter; ``gradient(into, beta, alpha)`` adds ∂C/∂θ to a tensor."""
-        options = self._of[param]
-        if not options.momentum:
-            sgd_step(param, None, gradient, options)
-            return
+    def options(self, param: Tensor) -> SGDOptions:
+        """Return the options of a parameter."""
+        return self._of[param]
+
+    def velocity(self, param: Tensor) -> tuple[Tensor | None, bool]:
+        """Return the momentum buffer of a parameter, None without momentum, and whether it is new."""
+        if not self._of[param].momentum:
+            return None, False
         state = self.optimizer.state[param]
-        velocity = state.get("momentum_buffer")
-        first_step = velocity is None
+        first_step = state.get("momentum_buffer") is None
         if first_step:
             self._version = None
             with torch.inference_mode(False):  # else it could not be updated outside of inference mode
-                velocity = state["momentum_buffer"] = torch.zeros_like(param)
-        if options.nesterov:  # which adds it twice
+                state["momentum_buffer"] = torch.zeros_like(param)
+        velocity: Tensor = state["momentum_buffer"]
+        return velocity, first_step
+
+    def __call__(self, param: Tensor, gradient: Callable[..., Tensor]) -> None:
+        """Update a parameter; ``gradient(into, beta, alpha)`` adds ∂C/∂θ to a tensor."""
+        options = self._of[param]
+        velocity, first_step = self.velocity(param)
+        if options.nesterov and velocity is not None:  # which adds it twice
             gradient = partial(add_scaled, gradient())
         sgd_step(param, velocity, gradient, options, first_step)

@@ -21,16 +21,20 @@ import torch
 from deltaprop import core
 from deltaprop.data import Augment, CacheConfig, Source, TableOptions
 from deltaprop.data.formats.files import ENCODINGS, is_encoding
-from deltaprop.data.store import default_cache, default_memory
+from deltaprop.data.store import default_memory
 from deltaprop.data.table import DELIMITER_WORDS, ReadOptions
 from deltaprop.errors import UserError, as_keys, setting, unknown_name
 from deltaprop.nn.init import INITS
 from deltaprop.nn.modules import MLP
 from deltaprop.training.objective import losses
+from deltaprop.user_cache import default_cache
 
 LARGEST = 3e38  # that float32 can represent
 SCHEDULES = ("auto", "constant", "step", "cosine")
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+EngineName = Literal["auto", "autograd", "explicit", "compiled"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,8 +108,10 @@ class TrainConfig:
             rows, else final.
         patience: Stop when the validation loss has not improved for this many epochs; 0 for never.
         seed: Seed of the split, the initial weights and the order of samples: the same seed gives the same bits.
-        engine: autograd (PyTorch calls the hand-written backward of each operation) or explicit (the same formulas as
-            one loop, without autograd: several times faster for small networks, with the same results up to rounding).
+        engine: autograd (PyTorch calls the hand-written backward of each operation), explicit (the same formulas as one
+            loop, without autograd: several times faster for small networks, with the same results up to rounding) or
+            compiled (that loop in C++, by the machine's compiler, on a CPU: many times faster for small networks); auto
+            is compiled for runs of at least 2^15 steps on a CPU, unless the network is wide, else explicit.
         device: auto (CUDA, else mps, else cpu), cpu, cuda, cuda:N or mps.
         dtype: Data type of weights and data.
         precision: Precision of matrix products in training: tf32 and bf16 round their factors, which is faster on some
@@ -169,7 +175,7 @@ class TrainConfig:
     weights: Literal["auto", "best", "final"] = "auto"
     patience: int = 0
     seed: int = 42
-    engine: Literal["autograd", "explicit"] = "autograd"
+    engine: EngineName = "autograd"
     device: str = "auto"
     dtype: Literal["float32", "float64"] = "float32"
     precision: Literal["float32", "tf32", "bf16"] = "float32"

@@ -1,20 +1,38 @@
-"""The two engines of a run: autograd over hand-written Functions, and the explicit recursion."""
+"""The engines of a run: autograd over hand-written Functions, the explicit recursion, and the same in C++."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from deltaprop.compiled import BuildError, CompiledTrainer
 from deltaprop.epoch_state import EpochState
+from deltaprop.errors import UserError, setting
 from deltaprop.explicit import ExplicitTrainer
 from deltaprop.explicit.precision import products_in
+from deltaprop.nn.modules import MLP
+from deltaprop.optim import SGD
+from deltaprop.training.config import EngineName
+from deltaprop.training.devices import WIDE_PRODUCT
 from deltaprop.training.objective import Objective
 
-# Trains on rows x and y in an order, batch_size rows per step, from step state.done on, and updates the state.
-Engine = Callable[[Tensor, Tensor, Tensor, int, EpochState], None]
+
+@dataclass(frozen=True)
+class Engine:
+    """A way to train a model.
+
+    Attributes:
+        train: Trains on rows x and y in an order, so many rows per step, from step ``state.done`` on, and updates the
+            state.
+        interval: Returns, for a batch size, the steps between two calls of ``state.pause``.
+    """
+
+    train: Callable[[Tensor, Tensor, Tensor, int, EpochState], None]
+    interval: Callable[[int], int]
 
 
 def autograd_engine(
@@ -33,7 +51,7 @@ def autograd_engine(
             network, loss, products = rounded(network), rounded(loss), nullcontext()
         train_epoch(network, loss, optimizer, x, y, order, batch_size, state=state, products=products)
 
-    return epoch
+    return Engine(epoch, lambda batch_size: 1)
 
 
 def explicit_engine(
@@ -41,12 +59,77 @@ def explicit_engine(
 ) -> Engine:
     """Return an engine that trains by the δ recursion of ``core/recursion.py``, without autograd."""
     trainer = ExplicitTrainer(model, objective.call, optimizer, precision=precision)
-    return lambda x, y, order, batch_size, state: trainer._epoch(x, y, batch_size, order, state)
+    # A pause after every step would take as long as an operation of it.
+    return Engine(
+        lambda x, y, order, batch_size, state: trainer._epoch(x, y, batch_size, order, state), lambda batch_size: 16
+    )
 
 
-ENGINES: dict[str, Callable[..., Engine]] = {"autograd": autograd_engine, "explicit": explicit_engine}
-# Steps between two calls of `state.pause`; the explicit engine would spend as long on one as on an operation.
-PAUSE_INTERVAL = {"autograd": 1, "explicit": 16}
+def compiled_engine(
+    model: nn.Sequential, objective: Objective, optimizer: torch.optim.Optimizer, precision: str = "float32"
+) -> Engine:
+    """Return an engine that trains by the same recursion in C++.
+
+    Raises:
+        BuildError: If there is no C++ compiler, or it fails.
+        UserError: If the model is not one for it.
+    """
+    if precision != "float32":
+        raise UserError(f"{setting('precision', precision)}: the compiled engine has no other products than float32")
+    trainer = CompiledTrainer(model, objective.call, optimizer)
+    return Engine(
+        lambda x, y, order, batch_size, state: trainer._epoch(x, y, batch_size, order, state), trainer.steps_at_once
+    )
+
+
+ENGINES: dict[str, Callable[..., Engine]] = {
+    "autograd": autograd_engine,
+    "explicit": explicit_engine,
+    "compiled": compiled_engine,
+}
+
+# Steps of a run from which the compiled engine repays its build: explicit takes 50 to 200 µs longer for each.
+REPAID = 2**15
+
+
+def choose_engine(
+    name: EngineName, model: MLP, objective: Objective, precision: str, batch_size: int, steps: int
+) -> tuple[EngineName, str]:
+    """Return the engine that trains, and a line for the user if it is not the one asked for.
+
+    ``auto`` is compiled on a CPU, for a run of at least 2^15 steps whose products are not so wide that only they count,
+    else explicit: a rule of sizes alone, since the bits depend on the engine. Without a C++ compiler explicit takes the
+    place of compiled.
+
+    Args:
+        name: The engine asked for.
+        model: The model, on its device.
+        objective: The loss.
+        precision: Of the products.
+        batch_size: Rows per step.
+        steps: Steps of the whole run.
+
+    Raises:
+        UserError: If ``compiled`` was asked for, and the model is not one for it.
+    """
+    weights = [layer.weight for layer in model if isinstance(layer, nn.Linear)]
+    if name == "auto":
+        narrow = batch_size * max(w.numel() for w in weights) < WIDE_PRODUCT
+        serves = weights[0].device.type == "cpu" and precision == "float32" and narrow and steps >= REPAID
+        wanted: EngineName = "compiled" if serves else "explicit"
+    else:
+        wanted = name
+    if wanted != "compiled":
+        return wanted, ""
+    try:
+        compiled_engine(model, objective, SGD(model.parameters()), precision)  # builds the library, or finds it built
+    except BuildError as error:
+        return "explicit", f"{error}: the explicit engine trains instead"
+    except UserError:
+        if name == "compiled":
+            raise
+        return "explicit", ""
+    return "compiled", ""
 
 
 def train_epoch(

@@ -25,7 +25,7 @@ from deltaprop.training.checkpoint import Checkpoint, load_state_tensors, state_
 from deltaprop.training.config import TrainConfig
 from deltaprop.training.data_loader import DataLoader, Shard
 from deltaprop.training.devices import set_threads
-from deltaprop.training.engines import ENGINES, PAUSE_INTERVAL
+from deltaprop.training.engines import ENGINES
 from deltaprop.training.evaluate import SELECTED_BY, Evaluation, figures, in_own_units, selection_loss
 from deltaprop.training.finite_check import EVERY, all_finite, name_non_finite
 from deltaprop.training.health import health_note
@@ -98,6 +98,8 @@ def _begin(config: TrainConfig, restart: bool, reporter: Reporter, stop: Stop, s
     config.validate()
     check_folder(config.run_dir or default_folder(config.data), restart)
     setup = prepare(config, check=stop.check, progress=reporter.reading)
+    if setup.note:
+        reporter.warn(setup.note)
     folder = RunFolder.make(config.run_dir, config.data, restart)
     stack.enter_context(folder.locked())
     stack.enter_context(set_threads(setup.threads))
@@ -118,6 +120,10 @@ def _resume(
     setup = prepare(config, saved["split_seed"], check=stop.check, progress=reporter.reading, storage=saved["storage"])
     if setup.dataset.digest != saved["data_sha256"]:
         raise UserError(f"{folder.path}: the data in {config.data} are not those that the run was trained on")
+    if setup.note:
+        reason = setup.note.partition(":")[0]
+        another = f"{setting('override', 'engine')} and {setting('engine', 'explicit')} take another"
+        raise UserError(f"{folder.path}: it was trained by the {config.engine} engine, and {reason}; {another}")
     before, now = saved["versions"], setup.to_json()["versions"]
     changed = [f"{name} {before.get(name, 'unknown')} → {now[name]}" for name in now if before.get(name) != now[name]]
     if changed:
@@ -176,7 +182,7 @@ class Run:
         config, objective, dataset = setup.config, setup.objective, setup.dataset
         self.optimizer = make_optimizer(setup.model, config)
         self.engine = ENGINES[config.engine](setup.model, objective, self.optimizer, config.precision)
-        self.pause_interval = PAUSE_INTERVAL[config.engine]
+        self.pause_interval = self.engine.interval(config.batch_size)
         # The loss is minimised on standardised targets, and reported in the units of the data.
         self.report = in_own_units(objective, dataset.target_scaling) if objective.task == "regression" else None
         self.loader = DataLoader(dataset.train, objective, config.batch_size, sizes, setup.deformation)
@@ -394,7 +400,7 @@ class Run:
         )
         batch_size = self.setup.config.batch_size
         try:
-            self.engine(shard.x, shard.y, shard.order, batch_size, within)
+            self.engine.train(shard.x, shard.y, shard.order, batch_size, within)
         except torch.OutOfMemoryError as error:
             smaller = f"try {setting('batch_size', max(1, batch_size // 2))}"
             text = f"out of memory on {self.setup.device} with {setting('batch_size', batch_size)}: {smaller}"

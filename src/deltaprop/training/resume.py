@@ -22,6 +22,7 @@ from deltaprop.training.checkpoint import Checkpoint
 from deltaprop.training.config import TrainConfig, from_json
 
 FREE = {"epochs", "patience", "weights", "log_every", "save_every", "keep", "run_dir", "config", "cache", "memory"}
+RESOLVED = ("lr", "weight_decay", "lr_schedule", "epochs", "log_every", "weights", "engine")  # a checkpoint has no auto
 BY_OVERRIDE = {
     "lr", "momentum", "nesterov", "weight_decay", "decay_biases", "lr_schedule", "lr_step", "lr_gamma", "lr_warmup",
     "batch_size", "seed", "engine", "precision", "device", "threads", "data", "test",
@@ -60,7 +61,7 @@ def plan_resume(
     before, after = saved.to_json(), requested.to_json()
     # These are compared as resolved: `auto` may resolve to something else on another machine.
     resolved: dict[str, Any] = {"threads": str(state["threads"]), "device": str(state["device"])}
-    resolved |= {name: before[name] for name in ("lr", "weight_decay", "lr_schedule", "epochs", "log_every", "weights")}
+    resolved |= {name: before[name] for name in RESOLVED}
     for name, value in resolved.items():
         after[name] = value if after[name] in ("auto", before[name]) else after[name]
     before |= resolved

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import math
 import platform
 import sys
 from collections.abc import Callable, Mapping
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from deltaprop._version import __version__
+from deltaprop.compiled import find_toolchain
 from deltaprop.data import BUILTIN_LR, Dataset, Deformation, Fold, Scaling, check_source, load
 from deltaprop.data.columns import Progress, silent
 from deltaprop.data.digests import digestible_rows
@@ -32,7 +34,7 @@ from deltaprop.training.config import TrainConfig
 from deltaprop.training.data_loader import DataLoader
 from deltaprop.training.defaults import MOST_DEVIATIONS, TABLE_LR, is_own_table, resolve_auto
 from deltaprop.training.devices import describe_device, fastest, physical_cores, pick_device, pick_threads, tune_threads
-from deltaprop.training.engines import ENGINES
+from deltaprop.training.engines import ENGINES, choose_engine
 from deltaprop.training.objective import Objective, balanced, check_output_activation, choose_objective
 
 
@@ -51,6 +53,7 @@ class Setup:
         sizes: Layer sizes, [n_0, …, n_L].
         split_seed: Seed of the split and the initial weights; the configuration's, unless that was overridden later.
         cores: The most CPU threads that may be used: the number configured, else PyTorch's default.
+        note: A line for the user, if the engine is not the one that was asked for.
     """
 
     config: TrainConfig
@@ -63,6 +66,7 @@ class Setup:
     sizes: list[int]
     split_seed: int
     cores: int
+    note: str = ""
 
     @property
     def storage(self) -> Storage:
@@ -119,6 +123,7 @@ class Setup:
                 "scikit-learn": version("scikit-learn"),
                 "python": platform.python_version(),
                 "platform": platform.platform(),
+                **(find_toolchain().to_json() if self.config.engine == "compiled" else {}),
             },
             "command": sys.argv,
         }
@@ -148,7 +153,7 @@ def prepare(
     config.validate()
     if config.folds and not config.fold:
         raise UserError(f"{setting('folds', config.folds)} is several models: `fold` names one of them")
-    device = pick_device(config.device)
+    device = pick_device("cpu" if config.engine == "compiled" and config.device == "auto" else config.device)
     dtype = config.torch_dtype
     if device.type == "mps" and dtype == torch.float64:
         raise UserError("`dtype='float64'`: mps has no float64; take `device='cpu'`")
@@ -184,10 +189,13 @@ def prepare(
         torch.default_generator.manual_seed(split_seed)  # torch.manual_seed would seed the GPUs' generators too
         # Drawn on the CPU, so that the same seed gives the same initial weights on every device.
         model = _build_model(config, sizes).to(device)
+    steps = config.total_epochs * math.ceil(len(dataset.train) / config.batch_size)
+    engine, note = choose_engine(config.engine, model, objective, config.precision, config.batch_size, steps)
+    config = replace(config, engine=engine)
     tuned = _tune(config, dataset, model, objective, check) if config.threads == "tune" else {}
     threads = fastest(tuned) if tuned else pick_threads(config.threads, sizes, config.batch_size)
     cores = torch.get_num_threads() if config.threads in ("auto", "tune") else threads
-    return Setup(config, dataset, model, objective, device, threads, tuned, sizes, split_seed, cores)
+    return Setup(config, dataset, model, objective, device, threads, tuned, sizes, split_seed, cores, note)
 
 
 def model_digest(config: TrainConfig, resolved: Mapping[str, Any]) -> str:
@@ -248,7 +256,7 @@ def _tune(
     def take_steps() -> None:
         if check is not None:
             check()
-        engine(x, y, order, config.batch_size, EpochState(x.new_zeros(())))
+        engine.train(x, y, order, config.batch_size, EpochState(x.new_zeros(())))
 
     timed = tune_threads(take_steps, physical_cores())
     return {count: seconds / TUNING_STEPS for count, seconds in timed.items()}

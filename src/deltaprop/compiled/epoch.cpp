@@ -1,0 +1,538 @@
+// Backpropagation over many batches: the loop of core/recursion.py, without Python between the steps.
+//
+//   FWD   z^l = a^{l-1} (W^l)ᵀ + b^l,  a^l = σ(z^l)
+//   BP1   δ^L = ∂C/∂a^L ⊙ σ'(z^L)
+//   BP2   δ^l = σ'(z^l) ⊙ (δ^{l+1} W^{l+1})
+//   BP3   ∂C/∂b^l = Σ_n δ^l_n
+//   BP4   ∂C/∂W^l = (δ^l)ᵀ a^{l-1}
+//   SGD   θ ← θ − η ∂C/∂θ
+//
+// Before this text stands `using real = float`, or double. Where it says FORMULAS, those of the model are put in.
+//
+// Shapes: N is the rows of a batch. z, a and δ of a layer are [N, width]: n_out columns, and more until the width is a
+// whole number of vectors, so that no loop has a remainder. No column is computed from what stands in the others.
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+#include <new>
+#include <numeric>
+#include <thread>
+#include <utility>
+#include <vector>
+
+// --- the formulas ---
+
+#if defined(__GLIBC__) && defined(__x86_64__) && !defined(__clang__)
+// The C library computes these for whole vectors, too, and GCC does not know it: glibc says so for inexact maths alone.
+#define VECTORS __attribute__((simd("notinbranch")))
+extern "C" {
+VECTORS float expf(float) noexcept;
+VECTORS double exp(double) noexcept;
+VECTORS float logf(float) noexcept;
+VECTORS double log(double) noexcept;
+#if __GLIBC_PREREQ(2, 35)
+VECTORS float expm1f(float) noexcept;
+VECTORS double expm1(double) noexcept;
+VECTORS float log1pf(float) noexcept;
+VECTORS double log1p(double) noexcept;
+VECTORS float tanhf(float) noexcept;
+VECTORS double tanh(double) noexcept;
+VECTORS float erff(float) noexcept;
+VECTORS double erf(double) noexcept;
+#endif
+}
+#endif
+
+struct Activation {
+    void (*forward)(const real* z, real* a, long count);
+    void (*times_derivative)(const real* saved, real* delta, long count);
+    bool from_output;  // saved is a, else z
+};
+
+// a = σ(z), entry by entry.
+template <real forward(real)>
+static void each(const real* z, real* a, long count) {
+    for (long i = 0; i < count; i++) a[i] = forward(z[i]);
+}
+
+// δ = ∂C/∂a ⊙ σ'(z), in the place of ∂C/∂a.
+template <real derivative(real)>
+static void times(const real* saved, real* delta, long count) {
+    for (long i = 0; i < count; i++) delta[i] *= derivative(saved[i]);
+}
+
+// FORMULAS
+
+// --- what Python passes: library.py has the same structs ---
+
+// Of a parameter, as torch.optim.SGD names them; first_step: v = g at the first of the steps.
+struct Options {
+    double lr, momentum, dampening, weight_decay;
+    int64_t nesterov, maximize, first_step;
+};
+
+struct Param {
+    real *value, *velocity;  // in PyTorch's layout; value is null for no bias, velocity without momentum
+    Options options;
+    int64_t learns;
+};
+
+typedef void (*Gemm)(const char*, const char*, const int*, const int*, const int*, const real*, const real*, const int*,
+                     const real*, const int*, const real*, real*, const int*);
+
+struct LayerSpec {
+    int64_t n_in, n_out, activation;  // activation: its number in ACTIVATIONS, or -1
+    Gemm gemm;                        // PyTorch's BLAS if it is to compute the products, or null
+    Param weight, bias;
+};
+
+struct Batches {
+    const real* x;               // inputs, [M, n_0]
+    const int64_t* order;        // [rows]: the rows of x, in order
+    const real* targets;         // [rows, n_L]: y; for cross-entropy k, what the target puts on each class
+    const real* grad_entries;    // [rows]: ∂C/∂c of the loss c of a sample: 1/N for a mean
+    const real* output_weights;  // [n_L]: weights of the outputs in the loss, or null
+    const real* constants;       // [count, n_L]: constants of the loss that differ from output to output
+    int64_t rows, size;          // rows in all, rows of a batch
+    double* losses;              // [steps]: C of each
+    real* outputs;               // [rows, n_L]: a^L of each row, or null
+};
+
+struct Range {
+    long first, last;  // without the last
+};
+
+// --- vectors ---
+
+#if defined(__AVX512F__)
+constexpr int VECTOR_BYTES = 64, TILE_ROWS = 12;  // 32 registers: 12 × 2 sums, 2 vectors of b, numbers of a
+#else
+constexpr int VECTOR_BYTES = 32, TILE_ROWS = 6;  // 16 registers: 6 × 2 sums, 2 vectors of b, a number of a
+#endif
+constexpr int WIDTH = VECTOR_BYTES / sizeof(real);  // numbers in a vector
+constexpr int PANEL = 2 * WIDTH;                    // columns in a panel, two vectors
+typedef real vec __attribute__((vector_size(VECTOR_BYTES)));
+
+static vec load(const real* p) { return *(const vec*)p; }
+static void store(real* p, vec v) { *(vec*)p = v; }
+static long padded(long n) { return (n + WIDTH - 1) / WIDTH * WIDTH; }
+
+// Memory for numbers, 0 at first, aligned for vectors; none for a count of 0.
+struct Memory {
+    real* at = nullptr;
+    explicit Memory(long count) {
+        if (count == 0) return;
+        const size_t bytes = (count * sizeof(real) + VECTOR_BYTES - 1) / VECTOR_BYTES * VECTOR_BYTES;
+        at = (real*)std::aligned_alloc(VECTOR_BYTES, bytes);
+        if (!at) throw std::bad_alloc();
+        std::memset(at, 0, bytes);
+    }
+    Memory(Memory&& other) : at(std::exchange(other.at, nullptr)) {}
+    ~Memory() { std::free(at); }
+};
+
+// --- products ---
+
+// c = Σ_k a(row, k) b[k] for R rows and V vectors of columns. The sums stay in registers; use(row, v, sum) takes them.
+template <int R, int V, class A, class Use>
+static inline void tile(long first, long K, A a, const real* b, long ldb, Use use) {
+    vec sum[R][V] = {};
+    for (long k = 0; k < K; k++, b += ldb) {
+#pragma GCC unroll 16
+        for (int r = 0; r < R; r++)
+#pragma GCC unroll 2
+            for (int v = 0; v < V; v++) sum[r][v] += a(first + r, k) * load(b + v * WIDTH);
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 2
+        for (int v = 0; v < V; v++) use(first + r, v, sum[r][v]);
+}
+
+// So many tiles, one below the other. R counts down to their number of rows, which is known only now.
+template <int R, int V, class A, class Use>
+static void tiles(long rows, long count, long first, long K, A a, const real* b, long ldb, Use use) {
+    if constexpr (R > 0) {
+        if (rows != R) return tiles<R - 1, V>(rows, count, first, K, a, b, ldb, use);
+        for (long i = 0; i < count; i++) tile<R, V>(first + i * R, K, a, b, ldb, use);
+    }
+}
+
+// V vectors of columns for a range of rows, in tiles of nearly equal size.
+template <int V, class A, class Use>
+static void panel(Range rows, long K, A a, const real* b, long ldb, Use use) {
+    const long n = rows.last - rows.first, count = (n + TILE_ROWS - 1) / TILE_ROWS;
+    if (count == 0) return;
+    const long least = n / count, larger = n % count;
+    tiles<TILE_ROWS, V>(least + 1, larger, rows.first, K, a, b, ldb, use);
+    tiles<TILE_ROWS, V>(least, count - larger, rows.first + larger * (least + 1), K, a, b, ldb, use);
+}
+
+// A product with n columns, for a range of rows. For the panel from column j on, b(j) and ldb(j) say where it begins and
+// how far apart its rows are; use(j) returns what takes its sums.
+template <class A, class B, class Ldb, class Use>
+static void product(Range rows, long n, long K, A a, B b, Ldb ldb, Use use) {
+    for (long j = 0; j < n; j += PANEL) {
+        if (padded(n) - j > WIDTH) panel<2>(rows, K, a, b(j), ldb(j), use(j));
+        else panel<1>(rows, K, a, b(j), ldb(j), use(j));
+    }
+}
+
+// A matrix [K, n] that stands to the right in a product is packed: panel after panel, each row after row. The panel from
+// column j on begins at j K; the last may be one vector wide.
+static long panel_width(long j, long n) { return std::min<long>(PANEL, padded(n) - j); }
+
+// Calls use(j, columns, k, rows) for each block of a packed [K, n]: columns from j on, rows from k on.
+template <class Use>
+static void blocks(Range ks, long n, Use use) {
+    for (long j = 0; j < n; j += PANEL)
+        for (long k = ks.first; k < ks.last; k += PANEL)
+            use(j, std::min<long>(PANEL, n - j), k, std::min<long>(PANEL, ks.last - k));
+}
+
+// to[c, r] = from[r, c] for a block of a matrix; the steps lead from row to row.
+static void transpose(const real* from, long from_step, long rows, long columns, real* to, long to_step) {
+    for (long r = 0; r < rows; r++)
+        for (long c = 0; c < columns; c++) to[c * to_step + r] = from[r * from_step + c];
+}
+
+// --- gradient descent ---
+
+// The update of a parameter, in the letters of core/sgd.py: η, μ, share = 1 − τ (1 at the first step), λ, s.
+struct Sgd {
+    real lr, momentum, share, weight_decay, sign;
+    bool nesterov;
+
+    Sgd(const Options& o, bool first_step)
+        : lr(o.lr), momentum(o.momentum), share(first_step ? 1 : 1 - o.dampening), weight_decay(o.weight_decay),
+          sign(o.maximize ? -1 : 1), nesterov(o.nesterov) {}
+
+    // θ ← θ − η g,  g = s ∂C/∂θ + λ θ
+    template <class T>
+    T plain(T theta, T grad) const {
+        return (1 - lr * weight_decay) * theta - lr * sign * grad;  // SGD
+    }
+
+    // v ← μ v + (1 − τ) g;  θ ← θ − η v, or by Nesterov − η (g + μ v)
+    template <class T>
+    T with_velocity(T theta, T& v, T grad) const {
+        const T g = sign * grad + weight_decay * theta;
+        v = momentum * v + share * g;
+        return theta - lr * (nesterov ? g + momentum * v : v);  // SGD
+    }
+};
+
+// --- a layer ---
+
+struct Layer {
+    const LayerSpec spec;
+    const long n_in, n_out, width;
+    const bool blas;                  // its products are PyTorch's, on W in place: [n_out, n_in]
+    const bool keeps_z;               // σ' is computed from z, else from a, which then overwrites z
+    Memory weight, velocity;          // W and its v by input, [n_in, n_out], packed; none with blas
+    Memory by_output;                 // W by output, [n_out, n_in], packed, for BP2; none with blas
+    Memory bias, bias_velocity;       // [width]
+    Memory z, a, delta;               // [N, width]
+    Memory gathered;                  // [N, n_0]: the inputs of a first layer with blas
+    Memory grad;                      // [n_out, n_in]: ∂C/∂W, with blas and Nesterov
+    std::vector<const real*> a_prev;  // N rows of n_in
+    std::vector<const real*> deltas;  // N rows of δ
+    bool first_step = true;
+
+    Layer(const LayerSpec& s, long rows, bool is_first, bool passes_back)
+        : spec(s), n_in(s.n_in), n_out(s.n_out), width(padded(n_out)), blas(s.gemm),
+          keeps_z(s.activation >= 0 && !ACTIVATIONS[s.activation].from_output), weight(blas ? 0 : n_in * width),
+          velocity(blas || !s.weight.velocity ? 0 : n_in * width),
+          by_output(blas || !passes_back ? 0 : n_out * padded(n_in)), bias(width), bias_velocity(width),
+          z(rows * width), a(keeps_z ? rows * width : 0), delta(rows * width),
+          gathered(blas && is_first ? rows * n_in : 0),
+          grad(blas && s.weight.velocity && s.weight.options.nesterov ? n_out * n_in : 0), a_prev(rows) {
+        for (long r = 0; r < rows; r++) deltas.push_back(delta.at + r * width);
+        if (s.bias.value) std::copy_n(s.bias.value, n_out, bias.at);
+        if (s.bias.velocity) std::copy_n(s.bias.velocity, n_out, bias_velocity.at);
+        if (!blas) pack(s.weight.value, weight.at);
+        if (velocity.at) pack(s.weight.velocity, velocity.at);
+        turn({0, n_in});
+    }
+
+    real* output() const { return keeps_z ? a.at : z.at; }
+
+    void pack(const real* from, real* to) const {
+        blocks({0, n_in}, n_out, [=](long j, long columns, long k, long rows) {
+            const long step = panel_width(j, n_out);
+            transpose(from + j * n_in + k, n_in, columns, rows, to + j * n_in + k * step, step);
+        });
+    }
+
+    void unpack(const real* from, real* to) const {
+        blocks({0, n_in}, n_out, [=](long j, long columns, long k, long rows) {
+            const long step = panel_width(j, n_out);
+            transpose(from + j * n_in + k * step, step, rows, columns, to + j * n_in + k, n_in);
+        });
+    }
+
+    // W by output from W by input, for some of the inputs.
+    void turn(Range inputs) const {
+        if (!by_output.at) return;
+        blocks(inputs, n_out, [=](long j, long columns, long k, long rows) {
+            const long from_step = panel_width(j, n_out), to_step = panel_width(k, n_in);
+            transpose(weight.at + j * n_in + k * from_step, from_step, rows, columns,
+                      by_output.at + k * n_out + j * to_step, to_step);
+        });
+    }
+
+    // Writes what was trained back to PyTorch's parameters and momentum buffers.
+    void write_back() const {
+        if (spec.weight.learns && !blas) unpack(weight.at, spec.weight.value);
+        if (spec.weight.learns && velocity.at) unpack(velocity.at, spec.weight.velocity);
+        if (spec.bias.learns) std::copy_n(bias.at, n_out, spec.bias.value);
+        if (spec.bias.learns && spec.bias.velocity) std::copy_n(bias_velocity.at, n_out, spec.bias.velocity);
+    }
+
+    // c = a b + start for a range of rows: a by rows of K, b [K, n] packed, start [n] or null, c [N, padded(n)].
+    static void multiply(Range rows, long n, long K, const real* const* a, const real* b, const real* start, real* c) {
+        const long ldc = padded(n);
+        product(
+            rows, n, K, [=](long row, long k) { return a[row][k]; }, [=](long j) { return b + j * K; },
+            [=](long j) { return panel_width(j, n); },
+            [=](long j) {
+                return [=, c = c + j, start = start ? start + j : nullptr](long row, int v, vec sum) {
+                    store(c + row * ldc + v * WIDTH, start ? sum + load(start + v * WIDTH) : sum);
+                };
+            });
+    }
+
+    // The same by PyTorch's BLAS, which counts columns first: c [m, n] ← α a b + β c, with aᵀ or bᵀ where it says 'T'.
+    void gemm(const char* at, const char* bt, int m, int n, int k, real alpha, const real* a, int lda, const real* b,
+              int ldb, real beta, real* c, int ldc) const {
+        spec.gemm(at, bt, &m, &n, &k, &alpha, a, &lda, b, &ldb, &beta, c, &ldc);
+    }
+
+    void forward(Range rows) const {
+        const long n = rows.last - rows.first;
+        if (blas) {  // FWD: z = a_prev Wᵀ + b
+            for (long r = rows.first; r < rows.last; r++) std::copy_n(bias.at, width, z.at + r * width);
+            gemm("T", "N", n_out, n, n_in, 1, spec.weight.value, n_in, a_prev[0], ld_prev(), 1, z.at, width);
+        } else {
+            multiply(rows, n_out, n_in, a_prev.data(), weight.at, bias.at, z.at);  // FWD: z = a_prev Wᵀ + b
+        }
+        if (spec.activation >= 0) {
+            const long from = rows.first * width;
+            ACTIVATIONS[spec.activation].forward(z.at + from, output() + from, n * width);  // FWD: a = σ(z)
+        }
+    }
+
+    long ld_prev() const { return gathered.at ? n_in : padded(n_in); }
+
+    // δ from ∂C/∂a, which stands in its place.
+    void apply_activation_grad(Range rows) const {
+        if (spec.activation < 0) return;
+        const long from = rows.first * width, count = (rows.last - rows.first) * width;
+        ACTIVATIONS[spec.activation].times_derivative(z.at + from, delta.at + from, count);  // BP1, BP2: ⊙ σ'(z)
+    }
+
+    // ∂C/∂a of the layer below, [N, padded(n_in)].
+    void grad_input(Range rows, real* grad_a) const {
+        const long n = rows.last - rows.first;
+        if (blas)  // BP2, left factor: δ W
+            gemm("N", "N", n_in, n, n_out, 1, spec.weight.value, n_in, delta.at, width, 0, grad_a, padded(n_in));
+        else
+            multiply(rows, n_in, n_out, deltas.data(), by_output.at, nullptr, grad_a);  // BP2, left factor: δ W
+    }
+
+    // W ← W − η δᵀ a_prev for some of the inputs, from a batch of so many rows.
+    void update_weight(long rows, Range inputs) const {
+        const Sgd sgd(spec.weight.options, first_step && spec.weight.options.first_step);
+        if (blas) return update_in_place(rows, sgd);
+        auto product_with = [=](auto use) {
+            product(
+                inputs, n_out, rows, [x = a_prev.data()](long in, long k) { return x[k][in]; },
+                [=](long j) { return delta.at + j; }, [=, this](long) { return width; }, use);
+        };
+        if (velocity.at)
+            product_with([=](long j) {
+                return [=, w = weight.at + j * n_in, u = velocity.at + j * n_in,
+                        step = panel_width(j, n_out)](long in, int v, vec grad) {  // BP4, SGD
+                    const long at = in * step + v * WIDTH;
+                    vec moved = load(u + at);
+                    store(w + at, sgd.with_velocity(load(w + at), moved, grad));
+                    store(u + at, moved);
+                };
+            });
+        else
+            product_with([=](long j) {
+                return [=, w = weight.at + j * n_in, step = panel_width(j, n_out)](long in, int v, vec grad) {
+                    real* at = w + in * step + v * WIDTH;
+                    store(at, sgd.plain(load(at), grad));  // BP4, SGD
+                };
+            });
+        turn(inputs);
+    }
+
+    // The same by PyTorch's BLAS, which adds the product to W or v without storing ∂C/∂W; Nesterov's needs it twice.
+    void update_in_place(long rows, const Sgd& sgd) const {
+        real *w = spec.weight.value, *v = spec.weight.velocity;
+        auto add_product = [=](real alpha, real beta, real* into) {  // BP4: into ← α δᵀ a_prev + β into
+            gemm("N", "T", n_in, n_out, rows, alpha, a_prev[0], ld_prev(), delta.at, width, beta, into, n_in);
+        };
+        if (!v) return add_product(-sgd.lr * sgd.sign, 1 - sgd.lr * sgd.weight_decay, w);  // SGD
+        if (grad.at) {
+            add_product(1, 0, grad.at);
+            for (long i = 0; i < n_in * n_out; i++) w[i] = sgd.with_velocity(w[i], v[i], grad.at[i]);  // SGD
+            return;
+        }
+        add_product(sgd.share * sgd.sign, sgd.momentum, v);  // v ← μ v + (1 − τ) s ∂C/∂W
+        for (long i = 0; i < n_in * n_out; i++) {
+            v[i] += sgd.share * sgd.weight_decay * w[i];  // the λ W in g
+            w[i] -= sgd.lr * v[i];                        // SGD
+        }
+    }
+
+    void update_bias(long rows) const {
+        const Sgd sgd(spec.bias.options, first_step && spec.bias.options.first_step);
+        for (long j = 0; j < width; j += WIDTH) {
+            vec grad = {};
+            for (long r = 0; r < rows; r++) grad += load(delta.at + r * width + j);  // BP3: Σ_n δ_n
+            vec b = load(bias.at + j), v = load(bias_velocity.at + j);
+            store(bias.at + j, spec.bias.velocity ? sgd.with_velocity(b, v, grad) : sgd.plain(b, grad));  // SGD
+            store(bias_velocity.at + j, v);
+        }
+    }
+};
+
+// --- the loss ---
+
+// Returns c of a sample and writes ∂C/∂a, from a and its targets y, [n], and g = ∂C/∂c.
+template <class L>
+static double loss_of_row(const real* a, const real* y, real g, long n, const real* weights, const real* constants,
+                          real* grad_a) {
+    double c = 0;
+    if constexpr (CROSS_ENTROPY) {  // c = −Σ_j y_j log p_j,  ∂c/∂z = p Σ_j y_j − y
+        real highest = a[0], sum = 0, total = 0;
+        for (long j = 1; j < n; j++) highest = a[j] > highest || a[j] != a[j] ? a[j] : highest;  // NaN is passed on
+        for (long j = 0; j < padded(n); j++) grad_a[j] = std::exp(a[j] - highest);
+        for (long j = 0; j < n; j++) sum += grad_a[j], total += y[j];
+        for (long j = 0; j < n; j++) c -= y[j] != 0 ? y[j] * (a[j] - highest - std::log(sum)) : 0;
+        for (long j = 0; j < n; j++) grad_a[j] = g * (grad_a[j] / sum * total - y[j]);  // BP1 with softmax's σ'
+        for (long j = n; j < padded(n); j++) grad_a[j] = 0;
+    } else {  // c = Σ_j w_j c(a_j, y_j)
+        for (long j = 0; j < n; j++) {
+            const real w = weights ? weights[j] : 1;
+            c += w * L::value(a[j], y[j], constants + j, n);
+            grad_a[j] = g * w * L::derivative(a[j], y[j], constants + j, n);  // BP1, left factor: ∂C/∂a
+        }
+    }
+    return c;
+}
+
+// --- the steps ---
+
+// Waits until all threads have come here.
+struct Barrier {
+    const long count;
+    std::atomic<long> waiting{0}, phase{0};
+    explicit Barrier(long threads) : count(threads) {}
+    void wait() {
+        const long now = phase;
+        if (++waiting == count) {
+            waiting = 0;
+            phase++;
+        } else {
+            for (long spins = 0; phase == now; spins++)
+                if (spins > 2000) std::this_thread::yield();
+        }
+    }
+};
+
+// The share of a thread, in whole multiples of `unit`: always the same.
+static Range share(long n, long unit, long thread, long threads) {
+    const long units = (n + unit - 1) / unit;
+    return {std::min(n, units * thread / threads * unit), std::min(n, units * (thread + 1) / threads * unit)};
+}
+
+struct Steps {
+    const Batches& data;
+    const long lowest, threads;  // no δ is computed below the lowest layer that is trained
+    std::vector<Layer> layers;
+    std::vector<double> loss_of;  // [N]: c of each sample, times ∂C/∂c
+    Barrier barrier;
+
+    Steps(const LayerSpec* specs, long depth, long from, const Batches& batches, long count)
+        : data(batches), lowest(from), threads(count), loss_of(batches.size), barrier(count) {
+        layers.reserve(depth);
+        for (long l = 0; l < depth; l++) layers.emplace_back(specs[l], data.size, l == 0, l > lowest);
+        for (long l = 1; l < depth; l++)
+            for (long r = 0; r < data.size; r++) layers[l].a_prev[r] = layers[l - 1].output() + r * layers[l - 1].width;
+    }
+
+    // All steps. The threads share the rows of a batch up to δ, and then the inputs of each W: no sum is divided, so
+    // that the bits do not depend on their number.
+    void run(long thread) {
+        long step = 0;
+        for (long done = 0; done < data.rows; done += data.size, step++) {
+            const long n = std::min<long>(data.size, data.rows - done);
+            const Range rows = share(n, 1, thread, threads);
+            read_inputs(done, rows);
+            for (const Layer& layer : layers) layer.forward(rows);  // FWD
+            losses(done, rows);                                     // C, BP1
+            for (long l = layers.size() - 1; l >= lowest; l--) {
+                layers[l].apply_activation_grad(rows);                              // BP1, BP2
+                if (l > lowest) layers[l].grad_input(rows, layers[l - 1].delta.at);  // BP2, left factor
+            }
+            barrier.wait();
+            for (long l = layers.size() - 1; l >= lowest; l--) {
+                const Layer& layer = layers[l];
+                if (layer.spec.weight.learns) layer.update_weight(n, share(layer.n_in, PANEL, thread, threads));
+                if (layer.spec.bias.learns && thread == 0) layer.update_bias(n);  // BP3, SGD
+            }
+            if (thread == 0) data.losses[step] = std::accumulate(loss_of.begin(), loss_of.begin() + n, 0.0);
+            barrier.wait();
+            if (thread == 0)
+                for (Layer& layer : layers) layer.first_step = false;
+        }
+    }
+
+    // Reads the rows where they lie, and has the next ones fetched meanwhile; for BLAS they are copied together.
+    void read_inputs(long done, Range rows) {
+        Layer& layer = layers[0];
+        for (long r = rows.first; r < rows.last; r++) {
+            const real* x = data.x + data.order[done + r] * layer.n_in;
+            if (layer.gathered.at) x = std::copy_n(x, layer.n_in, layer.gathered.at + r * layer.n_in) - layer.n_in;
+            layer.a_prev[r] = x;
+            if (layer.gathered.at || done + data.size + r >= data.rows) continue;
+            const real* next = data.x + data.order[done + data.size + r] * layer.n_in;
+            for (long i = 0; i < layer.n_in; i += 64 / sizeof(real)) __builtin_prefetch(next + i);
+        }
+    }
+
+    void losses(long done, Range rows) {
+        const Layer& last = layers.back();
+        for (long r = rows.first; r < rows.last; r++) {
+            const real *a = last.output() + r * last.width, *y = data.targets + (done + r) * last.n_out;
+            const real g = data.grad_entries[done + r];
+            loss_of[r] = g * loss_of_row<Loss>(a, y, g, last.n_out, data.output_weights, data.constants,
+                                               last.delta.at + r * last.width);
+            if (data.outputs) std::copy_n(a, last.n_out, data.outputs + (done + r) * last.n_out);
+        }
+    }
+};
+
+// Trains on the batches in turn; returns 0, or 1 if there is not enough memory, and nothing has changed then.
+extern "C" int64_t train(const LayerSpec* specs, int64_t depth, int64_t lowest, const Batches* data, int64_t threads) {
+    try {
+        Steps steps(specs, depth, lowest, *data, threads);
+        std::vector<std::thread> others;
+        for (long thread = 1; thread < threads; thread++) others.emplace_back([&steps, thread] { steps.run(thread); });
+        steps.run(0);
+        for (std::thread& other : others) other.join();
+        for (const Layer& layer : steps.layers) layer.write_back();
+        return 0;
+    } catch (const std::exception&) {
+        return 1;
+    }
+}

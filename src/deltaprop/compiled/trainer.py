@@ -1,0 +1,202 @@
+"""The compiled engine: whole epochs in C++, by the formulas of ``core/``."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Iterator
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from deltaprop._torch_compat import blas_gemm
+from deltaprop.compiled.build import Toolchain, find_toolchain, load_library
+from deltaprop.compiled.library import LayerSpec, Options, Param, address, call_train
+from deltaprop.compiled.source import (
+    EXPLICIT,
+    REALS,
+    activation_number,
+    distinct_activations,
+    loss_constants,
+    source_for,
+)
+from deltaprop.core import CrossEntropy
+from deltaprop.core.recursion import Layer
+from deltaprop.epoch_state import EpochState
+from deltaprop.errors import UserError
+from deltaprop.explicit import ExplicitTrainer
+from deltaprop.explicit.batches import EpochRows
+from deltaprop.loss_spec import LossLike, LossSpec
+
+# Multiply-adds of a call into C++: 8 to 20 ms, so that Ctrl-C and a pause do not wait longer.
+CALL = 2**29
+STEP = 2**15  # what a step costs besides its products, in multiply-adds
+# Multiply-adds of a layer's product from which PyTorch's BLAS is taken: measured, docs/performance.md.
+WIDE = 2**23
+
+
+class CompiledTrainer(ExplicitTrainer):
+    """Trains an MLP by the δ recursion in C++: the steps of :class:`~deltaprop.ExplicitTrainer`, faster.
+
+    ``epoch.cpp`` is that recursion over whole epochs, without Python between the steps. Activations and element-wise
+    losses in it are written from their definitions in ``core/``, and the machine's own C++ compiler builds it: about
+    three seconds, once for a kind of model. The interface, and what is refused, are those of ExplicitTrainer; besides,
+    the model must be on the CPU, of float32 or float64, and every formula one that works entry by entry, as all but
+    softmax and log-softmax as activations do.
+
+    Args:
+        model: An :class:`~deltaprop.MLP`, or an ``nn.Sequential`` of linear layers, each with one activation or none
+            after it (ours or PyTorch's).
+        loss: A function of :mod:`deltaprop.functional`, its name, a ``functools.partial`` of one with options, or a
+            loss module of ``torch.nn`` that has a counterpart here.
+        optimizer: An :class:`~deltaprop.SGD` or ``torch.optim.SGD`` over the model's parameters.
+
+    Raises:
+        BuildError: If there is no C++ compiler, or it fails; a UserError.
+        UserError: If one of them is not supported.
+
+    Example:
+        >>> from deltaprop import MLP, SGD
+        >>> model = MLP([4, 8, 3])
+        >>> trainer = CompiledTrainer(model, "cross_entropy", SGD(model.parameters(), lr=0.1))
+        >>> x, y = torch.randn(100, 4), torch.randint(3, (100,))
+        >>> mean = trainer.epoch(x, y, batch_size=16, generator=torch.Generator().manual_seed(0))
+    """
+
+    def __init__(self, model: nn.Module, loss: LossLike, optimizer: torch.optim.Optimizer) -> None:
+        super().__init__(model, loss, optimizer)
+
+    def __repr__(self) -> str:
+        """Return layer sizes and loss."""
+        return f"CompiledTrainer({'-'.join(map(str, self._sizes))}, {self.loss.name})"
+
+    @property
+    def toolchain(self) -> Toolchain:
+        """The compiler, its version and flags, and the processor."""
+        return self._toolchain
+
+    def steps_at_once(self, batch_size: int) -> int:
+        """Return the number of steps between two chances to stop, a fixed one: no bit depends on time."""
+        products = sum(n_in * n_out for n_in, n_out in pairwise(self._sizes))
+        return max(1, CALL // (3 * batch_size * products + STEP))
+
+    def _read_model(self) -> None:
+        super()._read_model()
+        layers = self._workspace.layers
+        weight = layers[0].weight
+        if weight.device.type != "cpu":
+            raise UserError(f"the compiled engine is for the CPU, and the model is on {weight.device}: {EXPLICIT}")
+        if weight.dtype not in REALS:
+            raise UserError(f"the compiled engine has float32 and float64, and the model {weight.dtype}: {EXPLICIT}")
+        self._sizes = [weight.shape[1], *[len(layer.weight) for layer in layers]]
+        self._toolchain = find_toolchain()
+        activations = self._activations()
+        self._library = load_library(source_for(activations, self.loss, weight.dtype), self._toolchain)
+        self._numbers = [activation_number(layer, activations) for layer in layers]
+
+    def _activations(self) -> list[Layer]:
+        """Return a layer for each activation that the library is to have."""
+        return distinct_activations(self._workspace.layers)
+
+    # --- the steps ---
+
+    def _train(self, loss: LossSpec, x: Tensor, targets: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        outputs = x.new_empty(len(x), self._outputs)
+        losses, counts = self._call(loss, x, torch.arange(len(x)), targets, len(x), outputs)
+        return torch.where(counts == 0, math.nan, losses)[0].to(x.dtype), outputs  # all labels are ignored: 0/0
+
+    def _steps(self, loss: LossSpec, data: EpochRows, state: EpochState, *, one_by_one: bool) -> Iterator[int]:
+        order = torch.arange(len(data)) if data.order is None else data.order.long().contiguous()
+        x, size, done = data.x.contiguous(), min(data.batch_size, len(data)), state.done
+        ends = 1 if one_by_one else self.steps_at_once(size), state.interval if state.pause else sys.maxsize
+        while done < math.ceil(len(data) / size):
+            # Blocks end at multiples, wherever the epoch began: the same sums, the same bits.
+            end = min((done // multiple + 1) * multiple for multiple in ends)
+            first, last = done * size, min(end * size, len(data))
+            targets = data.targets(loss, first, last, self._outputs)
+            outputs = None if state.report is None else x.new_empty(last - first, self._outputs)
+            losses, counts = self._call(loss, x, order[first:last], targets, size, outputs)
+            total = counts.sum()
+            mean = torch.where(counts == 0, 0.0, losses * counts).sum() / total
+            if state.report is not None and outputs is not None:
+                mean = state.report(outputs, targets[0])
+            state.add(mean, total)
+            yield len(losses)
+            done += len(losses)
+
+    def _call(
+        self, loss: LossSpec, x: Tensor, order: Tensor, targets: tuple[Tensor, ...], size: int, outputs: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Train on these rows of x in batches; return C of each step, [steps], and its weight in a mean of several."""
+        labels = loss.definition is CrossEntropy
+        tensors = [t for t in loss_constants(loss) if isinstance(t, Tensor)] if not labels else []
+        constants = torch.stack([self._by_output(t, x) for t in tensors]) if tensors else None
+        weight = loss.options.get("weight")
+        grad_entries, counts = self._factors(loss, x, targets, size)
+        losses = torch.empty(len(counts), dtype=torch.float64)
+        rows = {
+            "x": x.contiguous(),
+            "order": order,
+            "targets": targets[1 if labels else 0].contiguous(),
+            "grad_entries": grad_entries,
+            "output_weights": None if labels or weight is None else self._by_output(weight, x),
+            "constants": constants,
+            "losses": losses,
+            "outputs": outputs,
+        }
+        call_train(self._library, self._layer_specs(size), self._lowest, size, self._threads(size), rows)
+        return losses, counts
+
+    def _by_output(self, constant: Tensor, like: Tensor) -> Tensor:
+        return constant.to(like.dtype).expand(1, self._outputs).reshape(-1).contiguous()
+
+    def _factors(self, loss: LossSpec, x: Tensor, targets: tuple[Tensor, ...], size: int) -> tuple[Tensor, Tensor]:
+        """Return ∂C/∂c of each row, [rows], and the weight of each batch in a mean over several, [steps]."""
+        rows = len(targets[0])
+        whole = rows // size * size
+        factors, counts = [], []
+        for first, last, n in ((0, whole, size), (whole, rows, rows - whole)):
+            if last == first:
+                continue
+            steps, a = (last - first) // n, x.new_empty(n, self._outputs)
+
+            def of_batch(*batch: Tensor, a: Tensor = a) -> tuple[Tensor | float, Tensor | int]:
+                return loss.grad_entries(a, batch), loss.count(a, batch)
+
+            factor, count = of_batch(*[t[first : first + n] for t in targets])
+            if isinstance(factor, Tensor) or isinstance(count, Tensor):  # they differ from batch to batch
+                in_batches = [t[first:last].unflatten(0, (steps, n)) for t in targets]
+                factor, count = torch.vmap(lambda *batch: tuple(map(torch.as_tensor, of_batch(*batch))))(*in_batches)
+                factor = factor.reshape(steps, -1).expand(steps, n).reshape(-1)
+            factors.append(torch.as_tensor(factor, dtype=x.dtype).expand(last - first))
+            counts.append(torch.as_tensor(count, dtype=torch.float64).expand(steps))
+        return torch.cat(factors), torch.cat(counts)
+
+    def _threads(self, size: int) -> int:
+        return 1
+
+    def _layer_specs(self, size: int) -> list[LayerSpec]:
+        return [
+            LayerSpec(
+                *reversed(layer.weight.shape), number, self._gemm(layer.weight, size),
+                self._param(layer.weight, layer.learns[0]), self._param(layer.bias, layer.learns[1]),
+            )
+            for layer, number in zip(self._workspace.layers, self._numbers, strict=True)
+        ]  # fmt: skip
+
+    def _gemm(self, weight: Tensor, size: int) -> int | None:
+        """Return the address of PyTorch's product where it is faster than the tiles of ``epoch.cpp``."""
+        return blas_gemm(weight.dtype) if weight.numel() * size >= WIDE else None
+
+    def _param(self, param: Tensor | None, learns: bool) -> Param:
+        if param is None or not learns:
+            return Param(address(param))
+        velocity, first_step = self._update.velocity(param)
+        options = self._update.options(param)
+        return Param(
+            address(param),
+            address(velocity),
+            Options(*options[:4], bool(options.nesterov), bool(options.maximize), first_step),
+            learns,
+        )
