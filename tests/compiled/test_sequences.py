@@ -1,6 +1,6 @@
 """What else the explicit engine promises, promised by the compiled one: its own tests, with the other trainer.
 
-Sequences of epochs and changes, resumed epochs, parameters that stay ordinary, and what is refused.
+Every loss, sequences of epochs and changes, resumed epochs, parameters that stay ordinary, and what is refused.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import deltaprop as dp
 from tests.compiled.shared import compiled_trainer
 from tests.explicit import test_parameters
 from tests.explicit.conftest import trainer as trainer
+from tests.explicit.test_equality import TestEquality as TestEquality
+from tests.explicit.test_losses import TestEpochMean as TestEpochMean
 from tests.explicit.test_losses import (
     test_weights_of_samples_weight_their_losses as test_weights_of_samples_weight_their_losses,
 )

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import deltaprop as dp
 from deltaprop import functional as F
 
+ELSEWHERE = [hypothesis.HealthCheck.differing_executors]  # tests/compiled runs these tests, too
 TOLERANCE = 1e-12  # relative, in float64
 F64 = torch.float64
 SGD_OPTIONS: list[dict[str, Any]] = [

@@ -18,6 +18,7 @@ from deltaprop.core import ACTIVATIONS, LOSSES
 from deltaprop.explicit.workspace import PIECE
 from deltaprop.nn.init import INITS
 from tests.explicit.compare import (
+    ELSEWHERE,
     F64,
     SGD_OPTIONS,
     X,
@@ -194,7 +195,7 @@ class TestEquality:
         for p, q in zip(model.parameters(), twin.parameters(), strict=True):
             torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-6)
 
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=60, deadline=None, suppress_health_check=ELSEWHERE)
     @given(data=st.data())
     def test_any_sizes_batches_and_options(self, data: st.DataObject):
         torch.manual_seed(data.draw(st.integers(0, 2**32)))

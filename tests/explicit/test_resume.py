@@ -17,6 +17,7 @@ import deltaprop as dp
 from deltaprop import functional as F
 from deltaprop.epoch_state import EpochState
 from tests.explicit.compare import (
+    ELSEWHERE,
     X,
     Y,
     targets,
@@ -70,7 +71,7 @@ class Resumed:
 class TestResume:
     """An epoch that is interrupted after any step and resumed in another process gives the same bits."""
 
-    @settings(max_examples=40, deadline=None)
+    @settings(max_examples=40, deadline=None, suppress_health_check=ELSEWHERE)
     @given(data=st.data(), seed=st.integers(0, 2**32))
     def test_resume_after_any_step(self, data: st.DataObject, seed: int):
         net = Resumed(data, seed)

@@ -14,6 +14,7 @@ from torch import nn
 import deltaprop as dp
 from deltaprop import functional as F
 from tests.explicit.compare import (
+    ELSEWHERE,
     F64,
     assert_same,
     by_autograd,
@@ -200,7 +201,7 @@ class TestSequences:
             twins.do(operation)
         assert_same(twins.model, twins.twin, twins.ours, twins.tape)
 
-    @settings(max_examples=100, deadline=None)
+    @settings(max_examples=100, deadline=None, suppress_health_check=ELSEWHERE)
     @given(operations=st.lists(st.sampled_from(OPERATIONS), min_size=3, max_size=14), seed=st.integers(0, 2**32))
     def test_random_sequences(self, operations: list[str], seed: int):
         twins = Twins(seed)
