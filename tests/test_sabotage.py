@@ -9,6 +9,9 @@ A engine with a second implementation of the formula would not be affected.
   the weights after the step differ by more than 1e-3 of their norm, for every engine, in a case that runs it. The value
   of a loss is only reported: there the returned C differs, and not the weights.
 
+The compiled engine has C++ of its own for what :data:`IN_CPP` lists, and emits the rest from the formulas: there a
+formula that raises refuses the model by name, and one that is changed is built anew, whatever the cache holds.
+
 Formulas are found by structure (:func:`formulas_in`), so a new class or function is tested automatically. A profiler
 records which cases run a formula; if no case does, the test of the formula fails.
 """
@@ -23,13 +26,14 @@ import importlib.util
 import inspect
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import textwrap
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,6 +72,32 @@ NAMES_WITHOUT = {
 BY_AUTOGRAD_ALONE = {
     "linear.Linear.forward": "calls linear_forward, which the explicit engine calls itself",
     "linear._grad_broadcast_bias": "calls linear_grad_bias, except for shapes of b that no layer has",
+}
+
+# Formulas that ``compiled/epoch.cpp`` writes in C++ itself, held to them by tests/compiled/test_equality.py.
+IN_CPP = {
+    "linear.linear_forward": "FWD",
+    "linear.linear_grad_input": "BP2, left factor",
+    "linear.linear_grad_bias": "BP3",
+    "linear.linear_grad_weight": "BP4",
+    "linear.add_scaled": "SGD",
+    "linear.rows": "shapes",
+    "linear.Linear.forward": "FWD",
+    "linear._grad_broadcast_bias": "BP3",
+    "sgd.sgd_step": "SGD",
+    "activations.Elementwise.delta": "BP1, BP2: the product with σ'",
+    "losses.ElementwiseLoss.forward": "C: the sum over entries",
+    "losses.ElementwiseLoss.grad_input": "BP1, left factor: the product with 1/D",
+    "losses.CrossEntropy.forward": "the row-wise cross-entropy",
+    "losses.CrossEntropy.value": "the row-wise cross-entropy",
+    "losses.CrossEntropy.delta": "the row-wise cross-entropy",
+    "losses.CrossEntropy.grad_input": "the row-wise cross-entropy",
+    "losses.label_value": "the row-wise cross-entropy",
+}
+
+# Formulas of models that the compiled engine refuses: their σ' is a matrix.
+REFUSED_IN_CPP = {
+    f"activations.{name}.{method}" for name in ("Softmax", "LogSoftmax") for method in ("forward", "delta")
 }
 
 WITHOUT_CHANGE = {"losses.class_axis": "an axis: doubled, it is invalid"}
@@ -131,11 +161,13 @@ class Formula:
 
 def changed(value: Any) -> Any:
     """Return floats doubled, or 1 where all are 0; masks inverted, labels reversed; all else unchanged."""
-    import torch
+    import torch.fx
 
     if isinstance(value, tuple):
         each = map(changed, value)
         return type(value)(*each) if hasattr(value, "_fields") else tuple(each)
+    if isinstance(value, torch.fx.Proxy):
+        return 2 * value + 1
     if not isinstance(value, torch.Tensor):
         return 2 * value if type(value) in (int, float) else value
     if value.dtype == torch.bool:
@@ -245,7 +277,14 @@ def _by_epoch(model: Any, loss: Any, optimizer: Any, x: Any, y: Any) -> Any:
     return dp.ExplicitTrainer(model, loss, optimizer).epoch(x, y, batch_size=len(x))
 
 
+def _compiled(model: Any, loss: Any, optimizer: Any, x: Any, y: Any) -> Any:
+    import deltaprop as dp
+
+    return dp.CompiledTrainer(model, loss, optimizer).epoch(x, y, batch_size=len(x))
+
+
 DRIVERS = {"autograd": _by_autograd, "explicit step": _by_step, "explicit epoch": _by_epoch}
+COMPILED = {"compiled epoch": _compiled}  # apart: each of its changes takes seconds to build
 
 
 def outcome(case: Case, engine: str) -> Outcome:
@@ -262,7 +301,7 @@ def outcome(case: Case, engine: str) -> Outcome:
     loss = functools.partial(getattr(F, case.loss), **(case.options or {}))
     optimizer = dp.SGD(model.parameters(), lr=0.5, **(case.sgd or {}))
     try:
-        c = DRIVERS[engine](model, loss, optimizer, x, y)
+        c = {**DRIVERS, **COMPILED}[engine](model, loss, optimizer, x, y)
     except Exception as error:
         return {"error": str(error)}
     return {"loss": c.item(), "weights": torch.nn.utils.parameters_to_vector(model.parameters()).tolist()}
@@ -285,8 +324,8 @@ def recorded(folder: Path, ran: set[str]) -> Iterator[None]:
         sys.setprofile(None)
 
 
-def outcomes(package: Path, names: list[str] | None) -> dict[str, dict[str, Outcome]]:
-    """Return the outcomes of these cases with each engine; if ``names`` is None, of all cases, with what ran."""
+def outcomes(package: Path, names: list[str] | None, engines: list[str]) -> dict[str, dict[str, Outcome]]:
+    """Return the outcomes of these cases with these engines; if ``names`` is None, of all cases, with what ran."""
     import deltaprop
 
     assert Path(deltaprop.__file__).is_relative_to(package)
@@ -294,7 +333,7 @@ def outcomes(package: Path, names: list[str] | None) -> dict[str, dict[str, Outc
     result: dict[str, dict[str, Outcome]] = {}
     for name in table if names is None else names:
         result[name] = {}
-        for engine in DRIVERS:
+        for engine in engines:
             ran: set[str] = set()
             with recorded(package / "core", ran) if names is None else contextlib.nullcontext():
                 result[name][engine] = {**outcome(table[name], engine), "ran": sorted(ran)}
@@ -317,9 +356,9 @@ def serve(folder: str) -> None:
     for line in sys.stdin:
         child = os.fork()
         if not child:
-            signal.alarm(60)
+            signal.alarm(600)
             try:
-                print(json.dumps(outcomes(Path(folder) / "deltaprop", json.loads(line))), flush=True)
+                print(json.dumps(outcomes(Path(folder) / "deltaprop", *json.loads(line))), flush=True)
                 os._exit(0)
             except BaseException:
                 print(json.dumps(traceback.format_exc()), flush=True)
@@ -346,8 +385,9 @@ class Copy:
         shutil.copytree(PACKAGE, self.package, ignore=shutil.ignore_patterns("__pycache__"))
         command = [sys.executable, "-m", "tests.test_sabotage", str(folder)]
         root = Path(__file__).parents[1]
+        environment = {**os.environ, "XDG_CACHE_HOME": str(folder / "cache")}
         self._server = subprocess.Popen(
-            command, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8"
+            command, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8", env=environment
         )
         assert self._server.stdout.readline() == "ready\n"
 
@@ -356,7 +396,7 @@ class Copy:
         self._server.kill()
         self._server.communicate()
 
-    def run(self, names: list[str] | None, *edits: Edits) -> Table:
+    def run(self, names: list[str] | None, *edits: Edits, engines: Iterable[str] = tuple(DRIVERS)) -> Table:
         """Return the outcomes of cases with these edits; if ``names`` is None, of all cases, with what ran."""
         edited = {file for edit in edits for file in edit}
         before = {file: (self.package / file).read_text(encoding="utf-8") for file in edited}
@@ -366,7 +406,7 @@ class Copy:
                 for file, change in edit.items():
                     path = self.package / file
                     path.write_text(change(path.read_text(encoding="utf-8")), encoding="utf-8")
-            self._server.stdin.write(json.dumps(names) + "\n")
+            self._server.stdin.write(json.dumps([names, list(engines)]) + "\n")
             self._server.stdin.flush()
             result = json.loads(self._server.stdout.readline())
         finally:
@@ -455,13 +495,74 @@ def test_every_broken_formula_is_detected(formula: Formula, kind: str, copy: Cop
     assert not undetected(copy, formula, kind, unedited)
 
 
+# --- the compiled engine: each change is a library to build, so most of it is slow ---
+
+EMITTED = [
+    pytest.param(formula, kind, id=f"{formula.name}, {kind}")
+    for formula in FORMULAS
+    if formula.name not in {*IN_CPP, *REFUSED_IN_CPP}
+    for kind in ("raise", "change")
+    if kind == "raise" or formula.name not in WITHOUT_CHANGE
+]
+
+
+def detects(formula: Formula, kind: str, copy: Copy, case: str, before: Outcome) -> bool:
+    """Return whether the compiled engine refuses a broken formula, or computes something else."""
+    sabotage = {f"core/{formula.file}": functools.partial(formula.sabotaged, kind=kind)}
+    broken = copy.run([case], sabotage, engines=COMPILED)[case]["compiled epoch"]
+    if kind == "change":
+        return _shows(formula, kind, before, broken)
+    error = broken.get("error", "")  # what the engine does in Python fails as it is
+    refusal = "the compiled engine does not have the (activation|loss) .*sabotage"
+    return error == "sabotage" or re.match(refusal, error) is not None
+
+
+@pytest.mark.parametrize("kind", ["raise", "change"])
+@pytest.mark.parametrize("name", ["activations.Sigmoid.derivative", "losses.MSE.derivative"])
+def test_the_compiled_engine_runs_the_formulas(name: str, kind: str, copy: Copy, compiler: None):
+    """A doubled σ' changes the weights, whatever the cache holds; one that fails refuses the model by its name."""
+    case = "hidden sigmoid"
+    before = copy.run([case], engines=COMPILED)[case]["compiled epoch"]
+    assert detects(_formula(name), kind, copy, case, before)
+
+
+@pytest.fixture(scope="module")
+def compiled(copy: Copy, compiler: None) -> Table:
+    """Return the outcomes of every case with the compiled engine, without edits."""
+    return copy.run(None, engines=COMPILED)
+
+
+@pytest.mark.slow
+def test_the_compiled_engine_runs_every_formula_but_those_listed(compiled: Table):
+    ran = {name for by_engine in compiled.values() for name in by_engine["compiled epoch"]["ran"]}
+    assert {formula.name for formula in FORMULAS} - ran == IN_CPP.keys() | REFUSED_IN_CPP
+
+
+@pytest.mark.slow
+def test_without_edits_the_compiled_engine_agrees(compiled: Table, unedited: Table):
+    for name, by_engine in compiled.items():
+        if "softmax" in name:
+            assert "softmax: its derivative is a matrix" in by_engine["compiled epoch"]["error"]
+        else:
+            assert _distance(unedited[name]["autograd"], by_engine["compiled epoch"]) < 1e-12, name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("formula", "kind"), EMITTED)
+def test_the_compiled_engine_detects_a_broken_formula(formula: Formula, kind: str, copy: Copy, compiled: Table):
+    runs = {name: of["compiled epoch"] for name, of in compiled.items() if formula.name in of["compiled epoch"]["ran"]}
+    found = (detects(formula, kind, copy, name, before) for name, before in runs.items())
+    assert all(found) if kind == "raise" else any(found)  # in some cases a change may cancel
+    assert runs
+
+
 def test_every_exclusion_refers_to_existing_code():
     """Every excluded file and function exists."""
     files = {file.name: file for file in (PACKAGE / "core").glob("*.py")}
     assert set(FILES_WITHOUT) <= set(files)
     trees = [ast.parse(file.read_text(encoding="utf-8")) for name, file in files.items() if name not in FILES_WITHOUT]
     assert set(NAMES_WITHOUT) <= {node.name for tree in trees for _, node in _functions(tree)}
-    assert {*BY_AUTOGRAD_ALONE, *WITHOUT_CHANGE} <= {formula.name for formula in FORMULAS}
+    assert {*BY_AUTOGRAD_ALONE, *WITHOUT_CHANGE, *IN_CPP, *REFUSED_IN_CPP} <= {formula.name for formula in FORMULAS}
 
 
 # --- tests of the harness ---
