@@ -9,6 +9,7 @@ import shutil
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from deltaprop.compiled.build import FLAGS
 from deltaprop.core import ACTIVATIONS, LOSSES, Elementwise, ElementwiseLoss
 from deltaprop.core.emit import CPP, JAVASCRIPT, JAVASCRIPT_ERF, EmitError, emit, emit_definition
 
@@ -49,7 +51,7 @@ class Case:
     @property
     def is_sum(self) -> bool:
         """Whether terms may cancel."""
-        return self.variables == 2 or self.name.startswith(("gelu", "silu", "elu"))
+        return self.variables == 2 or self.name.startswith(("gelu", "silu", "elu", "tanh"))
 
     def source(self, language: Any) -> str:
         """The formula in another language."""
@@ -84,7 +86,27 @@ def cases() -> list[Case]:
     return found
 
 
-CASES = cases()
+# Operations that no formula of the library uses, as formulas of its users may.
+OPERATIONS: dict[str, Any] = {
+    "band": lambda z: torch.where((z > -1) & ~(z >= 2), z, 0.0),
+    "outside": lambda z: ((z < -1) | torch.logical_not(z <= 2)).to(z.dtype) * z,
+    "least": lambda z: torch.minimum(z, 1 - z),
+    "greatest": lambda z: torch.maximum(z, z.reciprocal()),
+    "log_cosh": lambda z: torch.log(torch.cosh(z.clamp(-50, 50))),
+    "arctan": lambda z: torch.atan(z) + torch.sinh(z.clamp(max=3)),
+    "relu6": torch.nn.functional.relu6,
+    "hardtanh": lambda z: torch.nn.functional.hardtanh(z, -0.5, 2.0),
+    "softsign": torch.nn.functional.softsign,
+    "mish": torch.nn.functional.mish,
+    "root": lambda z: torch.rsqrt(1 + z.abs()) + torch.floor(z) - torch.ceil(z),
+}
+CASES = [
+    *cases(),
+    *[
+        Case(f"elu_{name}", type(name, (Elementwise,), {"forward": staticmethod(formula)}), "forward")
+        for name, formula in OPERATIONS.items()
+    ],
+]
 
 
 def points(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -117,7 +139,8 @@ def assert_same(got: Tensor, expected: Tensor, case: Case, inputs: Sequence[Tens
 def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     """All formulas in C++, each as a loop over entries in both precisions."""
     folder = tmp_path_factory.mktemp("emitted")
-    lines = ["#include <cmath>", "#include <limits>"]
+    template = resources.files("deltaprop.compiled").joinpath("epoch.cpp").read_text(encoding="utf-8")
+    lines = ["using real = float;", template.split("struct Activation")[0]]  # with the functions for whole vectors
     for case in CASES:
         lines.append(case.source(CPP))
         for suffix, dtype in (("f32", "float"), ("f64", "double")):
@@ -128,7 +151,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
             )
     (folder / "all.cpp").write_text("\n".join(lines))
     assert COMPILER
-    command = [COMPILER, "-O2", "-shared", "-fPIC", "-Wall", "-Werror", "-o", folder / "all.so", folder / "all.cpp"]
+    command = [COMPILER, *FLAGS, "-Wall", "-Werror", "-o", folder / "all.so", folder / "all.cpp"]
     subprocess.run(command, check=True, timeout=120)
     return ctypes.CDLL(str(folder / "all.so"))
 

@@ -68,7 +68,10 @@ def _js_function(name: str, parameters: Sequence[str], lines: Sequence[str], val
     return f"function {name}({', '.join(parameters)}) {{\n{body}}}"
 
 
-MATH = ("exp", "expm1", "log", "log1p", "tanh", "sqrt", "abs", "pow")
+MATH = (
+    "exp", "expm1", "log", "log2", "log10", "log1p", "sqrt", "abs", "pow", "floor", "ceil", "trunc",
+    "sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh", "tanh", "asinh", "acosh", "atanh",
+)  # fmt: skip
 CPP = Language(
     functions={**{name: f"std::{name}" for name in MATH}, "erf": "std::erf"},
     number=lambda value: f"T({value!r})",
@@ -163,7 +166,23 @@ def _bce(z: Tensor, y: Tensor, pos_weight: Tensor | None = None, reduction: str 
     return (1 - y) * z - (1 + (pos_weight - 1) * y) * _logsigmoid(z)
 
 
+def _minimum(x: Tensor, y: Tensor) -> Tensor:
+    return torch.where(x != x, x, torch.where(y < x, y, torch.where(y != y, y, x)))  # NaN stays NaN
+
+
+def _maximum(x: Tensor, y: Tensor) -> Tensor:
+    return torch.where(x != x, x, torch.where(y > x, y, torch.where(y != y, y, x)))
+
+
 KERNELS: dict[Any, Callable[..., Tensor]] = {
+    torch.reciprocal: lambda x: 1 / x,
+    torch.rsqrt: lambda x: 1 / torch.sqrt(x),
+    torch.minimum: _minimum,
+    torch.maximum: _maximum,
+    F.relu6: lambda z, inplace=False: torch.clamp(z, 0.0, 6.0),
+    F.hardtanh: lambda z, min_val=-1.0, max_val=1.0, inplace=False: torch.clamp(z, min_val, max_val),
+    F.softsign: lambda z: z / (1 + torch.abs(z)),
+    F.mish: lambda z, inplace=False: z * torch.tanh(_softplus(z)),
     torch.relu: _relu,
     F.leaky_relu: _leaky_relu,
     F.elu: _elu,
@@ -180,6 +199,7 @@ KERNELS: dict[Any, Callable[..., Tensor]] = {
 INFIX = {
     operator.add: "+", operator.sub: "-", operator.mul: "*", operator.truediv: "/",
     operator.gt: ">", operator.ge: ">=", operator.lt: "<", operator.le: "<=", operator.eq: "==", operator.ne: "!=",
+    operator.and_: "&", operator.or_: "|", torch.logical_and: "&", torch.logical_or: "|",
     torch.add: "+", torch.sub: "-", torch.mul: "*", torch.div: "/",
 }  # fmt: skip
 SAME = {"clone", "to", "type_as", "contiguous", "detach"}
@@ -289,9 +309,13 @@ class _Writer:
             return self._kernel(KERNELS[target], args, kwargs, values)
         if node.op == "call_method" and getattr(torch, name, None) in KERNELS:
             return self._kernel(KERNELS[getattr(torch, name)], args, kwargs, values)
+        if target is getattr and args[1] in ("dtype", "device"):
+            return str(args[1])  # an argument of ``to``, which is not spelt
         spelt = [self._spell(a, values) for a in args]
         if target in INFIX and len(args) == 2 and not kwargs:
             return f"({spelt[0]} {INFIX[target]} {spelt[1]})"
+        if name in ("invert", "logical_not", "bitwise_not") and len(args) == 1:
+            return f"(!{spelt[0]})"
         if name == "neg" and len(args) == 1:
             return f"(-{spelt[0]})"
         if target is torch.where and len(args) == 3:
