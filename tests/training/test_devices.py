@@ -58,6 +58,13 @@ def test_auto_threads_follow_the_widest_product():
     assert pick_threads("auto", [10, 784, 214], 100) == cores
 
 
+def test_auto_threads_of_the_compiled_engine_share_smaller_products():
+    """2^21 multiply-adds: 64 · 256 · 128."""
+    cores = joblib.cpu_count(only_physical_cores=True)
+    assert pick_threads("auto", [256, 128, 10], 64, "compiled") == cores
+    assert pick_threads("auto", [255, 128, 10], 64, "compiled") == 1
+
+
 def test_an_explicit_number_of_threads_is_used():
     assert pick_threads("3", [2, 2], 1) == 3
 

@@ -1,5 +1,4 @@
 // Backpropagation over many batches: the loop of core/recursion.py, without Python between the steps.
-//
 //   FWD   z^l = a^{l-1} (W^l)ᵀ + b^l,  a^l = σ(z^l)
 //   BP1   δ^L = ∂C/∂a^L ⊙ σ'(z^L)
 //   BP2   δ^l = σ'(z^l) ⊙ (δ^{l+1} W^{l+1})
@@ -7,7 +6,7 @@
 //   BP4   ∂C/∂W^l = (δ^l)ᵀ a^{l-1}
 //   SGD   θ ← θ − η ∂C/∂θ
 //
-// Before this text stands `using real = float`, or double. Where it says FORMULAS, those of the model are put in.
+// Python puts `using real = float`, or double, before this text, and the formulas of the model where it says FORMULAS.
 //
 // Shapes: N is the rows of a batch. z, a and δ of a layer are [N, width]: n_out columns, and more until the width is a
 // whole number of vectors, so that no loop has a remainder. No column is computed from what stands in the others.
@@ -17,35 +16,23 @@
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
-#include <cstring>
+#include <deque>
 #include <limits>
 #include <new>
-#include <numeric>
 #include <thread>
-#include <utility>
 #include <vector>
 
 // --- the formulas ---
 
+// glibc computes these for whole vectors, too, but tells the compiler so for inexact mathematics alone.
 #if defined(__GLIBC__) && defined(__x86_64__) && !defined(__clang__)
-// The C library computes these for whole vectors, too, and GCC does not know it: glibc says so for inexact maths alone.
-#define VECTORS __attribute__((simd("notinbranch")))
-extern "C" {
-VECTORS float expf(float) noexcept;
-VECTORS double exp(double) noexcept;
-VECTORS float logf(float) noexcept;
-VECTORS double log(double) noexcept;
+#define OF_VECTORS(name) \
+    extern "C" __attribute__((simd("notinbranch"))) double name(double) noexcept; \
+    extern "C" __attribute__((simd("notinbranch"))) float name##f(float) noexcept;
+OF_VECTORS(exp) OF_VECTORS(log)
 #if __GLIBC_PREREQ(2, 35)
-VECTORS float expm1f(float) noexcept;
-VECTORS double expm1(double) noexcept;
-VECTORS float log1pf(float) noexcept;
-VECTORS double log1p(double) noexcept;
-VECTORS float tanhf(float) noexcept;
-VECTORS double tanh(double) noexcept;
-VECTORS float erff(float) noexcept;
-VECTORS double erf(double) noexcept;
+OF_VECTORS(expm1) OF_VECTORS(log1p) OF_VECTORS(tanh) OF_VECTORS(erf)
 #endif
-}
 #endif
 
 struct Activation {
@@ -54,13 +41,12 @@ struct Activation {
     bool from_output;  // saved is a, else z
 };
 
-// a = σ(z), entry by entry.
+// a = σ(z), and δ = ∂C/∂a ⊙ σ'(z) in the place of ∂C/∂a, entry by entry.
 template <real forward(real)>
 static void each(const real* z, real* a, long count) {
     for (long i = 0; i < count; i++) a[i] = forward(z[i]);
 }
 
-// δ = ∂C/∂a ⊙ σ'(z), in the place of ∂C/∂a.
 template <real derivative(real)>
 static void times(const real* saved, real* delta, long count) {
     for (long i = 0; i < count; i++) delta[i] *= derivative(saved[i]);
@@ -75,7 +61,6 @@ struct Options {
     double lr, momentum, dampening, weight_decay;
     int64_t nesterov, maximize, first_step;
 };
-
 struct Param {
     real *value, *velocity;  // in PyTorch's layout; value is null for no bias, velocity without momentum
     Options options;
@@ -84,13 +69,11 @@ struct Param {
 
 typedef void (*Gemm)(const char*, const char*, const int*, const int*, const int*, const real*, const real*, const int*,
                      const real*, const int*, const real*, real*, const int*);
-
 struct LayerSpec {
     int64_t n_in, n_out, activation;  // activation: its number in ACTIVATIONS, or -1
     Gemm gemm;                        // PyTorch's BLAS if it is to compute the products, or null
     Param weight, bias;
 };
-
 struct Batches {
     const real* x;               // inputs, [M, n_0]
     const int64_t* order;        // [rows]: the rows of x, in order
@@ -99,12 +82,8 @@ struct Batches {
     const real* output_weights;  // [n_L]: weights of the outputs in the loss, or null
     const real* constants;       // [count, n_L]: constants of the loss that differ from output to output
     int64_t rows, size;          // rows in all, rows of a batch
-    double* losses;              // [steps]: C of each
+    double* losses;              // [steps]: C of each, 0 at first
     real* outputs;               // [rows, n_L]: a^L of each row, or null
-};
-
-struct Range {
-    long first, last;  // without the last
 };
 
 // --- vectors ---
@@ -116,6 +95,8 @@ constexpr int VECTOR_BYTES = 32, TILE_ROWS = 6;  // 16 registers: 6 × 2 sums, 2
 #endif
 constexpr int WIDTH = VECTOR_BYTES / sizeof(real);  // numbers in a vector
 constexpr int PANEL = 2 * WIDTH;                    // columns in a panel, two vectors
+constexpr long BLOCK = 64;                          // rows of ∂C/∂W at a time, where it is stored
+struct Range { long first, last; };  // without the last
 typedef real vec __attribute__((vector_size(VECTOR_BYTES)));
 
 static vec load(const real* p) { return *(const vec*)p; }
@@ -130,9 +111,9 @@ struct Memory {
         const size_t bytes = (count * sizeof(real) + VECTOR_BYTES - 1) / VECTOR_BYTES * VECTOR_BYTES;
         at = (real*)std::aligned_alloc(VECTOR_BYTES, bytes);
         if (!at) throw std::bad_alloc();
-        std::memset(at, 0, bytes);
+        std::fill_n(at, bytes / sizeof(real), real(0));
     }
-    Memory(Memory&& other) : at(std::exchange(other.at, nullptr)) {}
+    Memory(const Memory&) = delete;
     ~Memory() { std::free(at); }
 };
 
@@ -173,26 +154,47 @@ static void panel(Range rows, long K, A a, const real* b, long ldb, Use use) {
     tiles<TILE_ROWS, V>(least, count - larger, rows.first + larger * (least + 1), K, a, b, ldb, use);
 }
 
-// A product with n columns, for a range of rows. For the panel from column j on, b(j) and ldb(j) say where it begins and
-// how far apart its rows are; use(j) returns what takes its sums.
-template <class A, class B, class Ldb, class Use>
-static void product(Range rows, long n, long K, A a, B b, Ldb ldb, Use use) {
-    for (long j = 0; j < n; j += PANEL) {
-        if (padded(n) - j > WIDTH) panel<2>(rows, K, a, b(j), ldb(j), use(j));
-        else panel<1>(rows, K, a, b(j), ldb(j), use(j));
+// A matrix [K, n] packed for the right side of a product: panels of columns, one after the other, each row after row.
+struct Packed {
+    long K, n;
+    Memory memory;
+    Packed(long rows, long columns) : K(rows), n(columns), memory(rows * padded(columns)) {}
+    long step(long j) const { return std::min<long>(PANEL, padded(n) - j); }  // from row to row; the last may be narrow
+    real* row(long k, long j) const { return memory.at + j * K + k * step(j); }  // of the panel from column j on
+
+    // Calls use(k, rows, j, columns) for each block of a panel, from row k and column j on.
+    template <class Use>
+    void blocks(Range ks, Use use) const {
+        for (long j = 0; j < n; j += PANEL)
+            for (long k = ks.first; k < ks.last; k += PANEL)
+                use(k, std::min<long>(PANEL, ks.last - k), j, std::min<long>(PANEL, n - j));
+    }
+};
+
+// A matrix whose rows are ld apart, on the right side of a product.
+struct Rows {
+    const real* at;
+    long ld;
+    long step(long) const { return ld; }
+    const real* row(long k, long j) const { return at + k * ld + j; }
+};
+
+// A product for some rows and columns; use(j) returns what takes the sums of the panel from column j on.
+template <class A, class B, class Use>
+static void product(Range rows, Range columns, long K, A a, const B& b, Use use) {
+    for (long j = columns.first; j < columns.last; j += PANEL) {
+        if (columns.last - j > WIDTH) panel<2>(rows, K, a, b.row(0, j), b.step(j), use(j));
+        else panel<1>(rows, K, a, b.row(0, j), b.step(j), use(j));
     }
 }
 
-// A matrix [K, n] that stands to the right in a product is packed: panel after panel, each row after row. The panel from
-// column j on begins at j K; the last may be one vector wide.
-static long panel_width(long j, long n) { return std::min<long>(PANEL, padded(n) - j); }
-
-// Calls use(j, columns, k, rows) for each block of a packed [K, n]: columns from j on, rows from k on.
-template <class Use>
-static void blocks(Range ks, long n, Use use) {
-    for (long j = 0; j < n; j += PANEL)
-        for (long k = ks.first; k < ks.last; k += PANEL)
-            use(j, std::min<long>(PANEL, n - j), k, std::min<long>(PANEL, ks.last - k));
+// c = a b + start for some rows and columns; start may be null, c has rows of padded(b.n).
+static void multiply(Range rows, Range columns, const real* const* a, const Packed& b, const real* start, real* c) {
+    product(rows, columns, b.K, [=](long row, long k) { return a[row][k]; }, b, [=, ldc = padded(b.n)](long j) {
+        return [=, c = c + j, start = start ? start + j : nullptr](long row, int v, vec sum) {
+            store(c + row * ldc + v * WIDTH, start ? sum + load(start + v * WIDTH) : sum);
+        };
+    });
 }
 
 // to[c, r] = from[r, c] for a block of a matrix; the steps lead from row to row.
@@ -207,7 +209,6 @@ static void transpose(const real* from, long from_step, long rows, long columns,
 struct Sgd {
     real lr, momentum, share, weight_decay, sign;
     bool nesterov;
-
     Sgd(const Options& o, bool first_step)
         : lr(o.lr), momentum(o.momentum), share(first_step ? 1 : 1 - o.dampening), weight_decay(o.weight_decay),
           sign(o.maximize ? -1 : 1), nesterov(o.nesterov) {}
@@ -234,167 +235,135 @@ struct Layer {
     const long n_in, n_out, width;
     const bool blas;                  // its products are PyTorch's, on W in place: [n_out, n_in]
     const bool keeps_z;               // σ' is computed from z, else from a, which then overwrites z
-    Memory weight, velocity;          // W and its v by input, [n_in, n_out], packed; none with blas
-    Memory by_output;                 // W by output, [n_out, n_in], packed, for BP2; none with blas
+    Packed weight, velocity;          // W and its v by input, [n_in, n_out]; empty with blas
+    Packed by_output;                 // W by output, [n_out, n_in], for BP2; empty with blas
     Memory bias, bias_velocity;       // [width]
     Memory z, a, delta;               // [N, width]
     Memory gathered;                  // [N, n_0]: the inputs of a first layer with blas
-    Memory grad;                      // [n_out, n_in]: ∂C/∂W, with blas and Nesterov
+    Memory grad;                      // [BLOCK, n_in]: some rows of ∂C/∂W, with blas and momentum
     std::vector<const real*> a_prev;  // N rows of n_in
     std::vector<const real*> deltas;  // N rows of δ
-    bool first_step = true;
 
     Layer(const LayerSpec& s, long rows, bool is_first, bool passes_back)
         : spec(s), n_in(s.n_in), n_out(s.n_out), width(padded(n_out)), blas(s.gemm),
-          keeps_z(s.activation >= 0 && !ACTIVATIONS[s.activation].from_output), weight(blas ? 0 : n_in * width),
-          velocity(blas || !s.weight.velocity ? 0 : n_in * width),
-          by_output(blas || !passes_back ? 0 : n_out * padded(n_in)), bias(width), bias_velocity(width),
-          z(rows * width), a(keeps_z ? rows * width : 0), delta(rows * width),
-          gathered(blas && is_first ? rows * n_in : 0),
-          grad(blas && s.weight.velocity && s.weight.options.nesterov ? n_out * n_in : 0), a_prev(rows) {
+          keeps_z(s.activation >= 0 && !ACTIVATIONS[s.activation].from_output), weight(blas ? 0 : n_in, n_out),
+          velocity(blas || !s.weight.velocity ? 0 : n_in, n_out), by_output(blas || !passes_back ? 0 : n_out, n_in),
+          bias(width), bias_velocity(width), z(rows * width), a(keeps_z ? rows * width : 0), delta(rows * width),
+          gathered(blas && is_first ? rows * n_in : 0), grad(blas && s.weight.velocity ? BLOCK * n_in : 0),
+          a_prev(rows) {
         for (long r = 0; r < rows; r++) deltas.push_back(delta.at + r * width);
         if (s.bias.value) std::copy_n(s.bias.value, n_out, bias.at);
         if (s.bias.velocity) std::copy_n(s.bias.velocity, n_out, bias_velocity.at);
-        if (!blas) pack(s.weight.value, weight.at);
-        if (velocity.at) pack(s.weight.velocity, velocity.at);
+        pack(s.weight.value, weight);
+        pack(s.weight.velocity, velocity);
         turn({0, n_in});
     }
 
     real* output() const { return keeps_z ? a.at : z.at; }
+    long ld_prev() const { return gathered.at ? n_in : padded(n_in); }
 
-    void pack(const real* from, real* to) const {
-        blocks({0, n_in}, n_out, [=](long j, long columns, long k, long rows) {
-            const long step = panel_width(j, n_out);
-            transpose(from + j * n_in + k, n_in, columns, rows, to + j * n_in + k * step, step);
+    void pack(const real* from, const Packed& to) const {
+        to.blocks({0, to.K}, [=, &to](long k, long rows, long j, long columns) {
+            transpose(from + j * n_in + k, n_in, columns, rows, to.row(k, j), to.step(j));
         });
     }
 
-    void unpack(const real* from, real* to) const {
-        blocks({0, n_in}, n_out, [=](long j, long columns, long k, long rows) {
-            const long step = panel_width(j, n_out);
-            transpose(from + j * n_in + k * step, step, rows, columns, to + j * n_in + k, n_in);
+    void unpack(const Packed& from, real* to) const {
+        from.blocks({0, from.K}, [=, &from](long k, long rows, long j, long columns) {
+            transpose(from.row(k, j), from.step(j), rows, columns, to + j * n_in + k, n_in);
         });
     }
 
     // W by output from W by input, for some of the inputs.
     void turn(Range inputs) const {
-        if (!by_output.at) return;
-        blocks(inputs, n_out, [=](long j, long columns, long k, long rows) {
-            const long from_step = panel_width(j, n_out), to_step = panel_width(k, n_in);
-            transpose(weight.at + j * n_in + k * from_step, from_step, rows, columns,
-                      by_output.at + k * n_out + j * to_step, to_step);
-        });
+        if (by_output.K)
+            weight.blocks(inputs, [=](long k, long rows, long j, long columns) {
+                transpose(weight.row(k, j), weight.step(j), rows, columns, by_output.row(j, k), by_output.step(k));
+            });
     }
 
     // Writes what was trained back to PyTorch's parameters and momentum buffers.
     void write_back() const {
-        if (spec.weight.learns && !blas) unpack(weight.at, spec.weight.value);
-        if (spec.weight.learns && velocity.at) unpack(velocity.at, spec.weight.velocity);
+        if (spec.weight.learns) unpack(weight, spec.weight.value), unpack(velocity, spec.weight.velocity);
         if (spec.bias.learns) std::copy_n(bias.at, n_out, spec.bias.value);
         if (spec.bias.learns && spec.bias.velocity) std::copy_n(bias_velocity.at, n_out, spec.bias.velocity);
     }
 
-    // c = a b + start for a range of rows: a by rows of K, b [K, n] packed, start [n] or null, c [N, padded(n)].
-    static void multiply(Range rows, long n, long K, const real* const* a, const real* b, const real* start, real* c) {
-        const long ldc = padded(n);
-        product(
-            rows, n, K, [=](long row, long k) { return a[row][k]; }, [=](long j) { return b + j * K; },
-            [=](long j) { return panel_width(j, n); },
-            [=](long j) {
-                return [=, c = c + j, start = start ? start + j : nullptr](long row, int v, vec sum) {
-                    store(c + row * ldc + v * WIDTH, start ? sum + load(start + v * WIDTH) : sum);
-                };
-            });
-    }
-
-    // The same by PyTorch's BLAS, which counts columns first: c [m, n] ← α a b + β c, with aᵀ or bᵀ where it says 'T'.
+    // PyTorch's product, which counts columns first: c [m, n] ← α a b + β c, with aᵀ or bᵀ where it says "T".
     void gemm(const char* at, const char* bt, int m, int n, int k, real alpha, const real* a, int lda, const real* b,
               int ldb, real beta, real* c, int ldc) const {
         spec.gemm(at, bt, &m, &n, &k, &alpha, a, &lda, b, &ldb, &beta, c, &ldc);
     }
 
-    void forward(Range rows) const {
-        const long n = rows.last - rows.first;
+    void forward(Range rows, Range columns) const {
+        const long n = rows.last - rows.first, m = columns.last - columns.first;
         if (blas) {  // FWD: z = a_prev Wᵀ + b
             for (long r = rows.first; r < rows.last; r++) std::copy_n(bias.at, width, z.at + r * width);
             gemm("T", "N", n_out, n, n_in, 1, spec.weight.value, n_in, a_prev[0], ld_prev(), 1, z.at, width);
         } else {
-            multiply(rows, n_out, n_in, a_prev.data(), weight.at, bias.at, z.at);  // FWD: z = a_prev Wᵀ + b
+            multiply(rows, columns, a_prev.data(), weight, bias.at, z.at);  // FWD: z = a_prev Wᵀ + b
         }
-        if (spec.activation >= 0) {
-            const long from = rows.first * width;
-            ACTIVATIONS[spec.activation].forward(z.at + from, output() + from, n * width);  // FWD: a = σ(z)
+        if (spec.activation < 0) return;
+        for (long r = rows.first; r < rows.last; r += m == width ? n : 1) {  // whole rows are one stretch of memory
+            const long at = r * width + columns.first, count = m == width ? n * m : m;
+            ACTIVATIONS[spec.activation].forward(z.at + at, output() + at, count);  // FWD: a = σ(z)
         }
     }
-
-    long ld_prev() const { return gathered.at ? n_in : padded(n_in); }
 
     // δ from ∂C/∂a, which stands in its place.
     void apply_activation_grad(Range rows) const {
-        if (spec.activation < 0) return;
-        const long from = rows.first * width, count = (rows.last - rows.first) * width;
-        ACTIVATIONS[spec.activation].times_derivative(z.at + from, delta.at + from, count);  // BP1, BP2: ⊙ σ'(z)
+        const long at = rows.first * width, count = (rows.last - rows.first) * width;
+        if (spec.activation >= 0)
+            ACTIVATIONS[spec.activation].times_derivative(z.at + at, delta.at + at, count);  // BP1, BP2: ⊙ σ'(z)
     }
 
-    // ∂C/∂a of the layer below, [N, padded(n_in)].
+    // BP2, left factor: ∂C/∂a = δ W of the layer below, [N, padded(n_in)].
     void grad_input(Range rows, real* grad_a) const {
-        const long n = rows.last - rows.first;
-        if (blas)  // BP2, left factor: δ W
-            gemm("N", "N", n_in, n, n_out, 1, spec.weight.value, n_in, delta.at, width, 0, grad_a, padded(n_in));
-        else
-            multiply(rows, n_in, n_out, deltas.data(), by_output.at, nullptr, grad_a);  // BP2, left factor: δ W
+        const int n = rows.last - rows.first, ldc = padded(n_in);
+        if (blas) gemm("N", "N", n_in, n, n_out, 1, spec.weight.value, n_in, delta.at, width, 0, grad_a, ldc);
+        else multiply(rows, {0, padded(n_in)}, deltas.data(), by_output, nullptr, grad_a);  // BP2
     }
 
-    // W ← W − η δᵀ a_prev for some of the inputs, from a batch of so many rows.
-    void update_weight(long rows, Range inputs) const {
-        const Sgd sgd(spec.weight.options, first_step && spec.weight.options.first_step);
+    // A step from a batch of so many rows: for some inputs and outputs of W, and for b.
+    void update(long rows, Range inputs, Range outputs, bool first, bool and_bias) const {
+        if (spec.weight.learns && spec.weight.velocity) update_weight<true>(rows, inputs, outputs, first);
+        if (spec.weight.learns && !spec.weight.velocity) update_weight<false>(rows, inputs, outputs, first);
+        if (spec.bias.learns && and_bias) update_bias(rows, first);  // BP3, SGD
+    }
+
+    template <bool MOMENTUM>
+    void update_weight(long rows, Range inputs, Range outputs, bool first) const {
+        const Sgd sgd(spec.weight.options, first && spec.weight.options.first_step);
         if (blas) return update_in_place(rows, sgd);
-        auto product_with = [=](auto use) {
-            product(
-                inputs, n_out, rows, [x = a_prev.data()](long in, long k) { return x[k][in]; },
-                [=](long j) { return delta.at + j; }, [=, this](long) { return width; }, use);
-        };
-        if (velocity.at)
-            product_with([=](long j) {
-                return [=, w = weight.at + j * n_in, u = velocity.at + j * n_in,
-                        step = panel_width(j, n_out)](long in, int v, vec grad) {  // BP4, SGD
-                    const long at = in * step + v * WIDTH;
-                    vec moved = load(u + at);
-                    store(w + at, sgd.with_velocity(load(w + at), moved, grad));
-                    store(u + at, moved);
-                };
-            });
-        else
-            product_with([=](long j) {
-                return [=, w = weight.at + j * n_in, step = panel_width(j, n_out)](long in, int v, vec grad) {
-                    real* at = w + in * step + v * WIDTH;
-                    store(at, sgd.plain(load(at), grad));  // BP4, SGD
-                };
-            });
+        const auto a = [x = a_prev.data()](long in, long k) { return x[k][in]; };
+        product(inputs, outputs, rows, a, Rows{delta.at, width}, [=](long j) {
+            return [=, w = weight.row(0, j), u = velocity.row(0, j), step = weight.step(j)](long in, int i, vec grad) {
+                const long at = in * step + i * WIDTH;
+                if constexpr (!MOMENTUM) return store(w + at, sgd.plain(load(w + at), grad));  // BP4, SGD
+                vec v = load(u + at);
+                store(w + at, sgd.with_velocity(load(w + at), v, grad));  // BP4, SGD
+                store(u + at, v);
+            };
+        });
         turn(inputs);
     }
 
-    // The same by PyTorch's BLAS, which adds the product to W or v without storing ∂C/∂W; Nesterov's needs it twice.
+    // The same by PyTorch's BLAS: it adds the product to W or, with momentum, computes some rows of it at a time.
     void update_in_place(long rows, const Sgd& sgd) const {
         real *w = spec.weight.value, *v = spec.weight.velocity;
-        auto add_product = [=](real alpha, real beta, real* into) {  // BP4: into ← α δᵀ a_prev + β into
-            gemm("N", "T", n_in, n_out, rows, alpha, a_prev[0], ld_prev(), delta.at, width, beta, into, n_in);
+        const auto product = [=](long j, long count, real alpha, real beta, real* into) {  // BP4: δᵀ a_prev
+            gemm("N", "T", n_in, count, rows, alpha, a_prev[0], ld_prev(), delta.at + j, width, beta, into, n_in);
         };
-        if (!v) return add_product(-sgd.lr * sgd.sign, 1 - sgd.lr * sgd.weight_decay, w);  // SGD
-        if (grad.at) {
-            add_product(1, 0, grad.at);
-            for (long i = 0; i < n_in * n_out; i++) w[i] = sgd.with_velocity(w[i], v[i], grad.at[i]);  // SGD
-            return;
-        }
-        add_product(sgd.share * sgd.sign, sgd.momentum, v);  // v ← μ v + (1 − τ) s ∂C/∂W
-        for (long i = 0; i < n_in * n_out; i++) {
-            v[i] += sgd.share * sgd.weight_decay * w[i];  // the λ W in g
-            w[i] -= sgd.lr * v[i];                        // SGD
+        if (!v) return product(0, n_out, -sgd.lr * sgd.sign, 1 - sgd.lr * sgd.weight_decay, w);  // SGD
+        for (long j = 0; j < n_out; j += BLOCK, w += BLOCK * n_in, v += BLOCK * n_in) {
+            const long count = std::min(BLOCK, n_out - j);
+            product(j, count, 1, 0, grad.at);
+            for (long i = 0; i < count * n_in; i++) w[i] = sgd.with_velocity(w[i], v[i], grad.at[i]);  // SGD
         }
     }
 
-    void update_bias(long rows) const {
-        const Sgd sgd(spec.bias.options, first_step && spec.bias.options.first_step);
+    void update_bias(long rows, bool first) const {
+        const Sgd sgd(spec.bias.options, first && spec.bias.options.first_step);
         for (long j = 0; j < width; j += WIDTH) {
             vec grad = {};
             for (long r = 0; r < rows; r++) grad += load(delta.at + r * width + j);  // BP3: Σ_n δ_n
@@ -417,7 +386,8 @@ static double loss_of_row(const real* a, const real* y, real g, long n, const re
         for (long j = 1; j < n; j++) highest = a[j] > highest || a[j] != a[j] ? a[j] : highest;  // NaN is passed on
         for (long j = 0; j < padded(n); j++) grad_a[j] = std::exp(a[j] - highest);
         for (long j = 0; j < n; j++) sum += grad_a[j], total += y[j];
-        for (long j = 0; j < n; j++) c -= y[j] != 0 ? y[j] * (a[j] - highest - std::log(sum)) : 0;
+        const real log_sum = std::log(sum);
+        for (long j = 0; j < n; j++) c -= y[j] != 0 ? y[j] * (a[j] - highest - log_sum) : 0;
         for (long j = 0; j < n; j++) grad_a[j] = g * (grad_a[j] / sum * total - y[j]);  // BP1 with softmax's σ'
         for (long j = n; j < padded(n); j++) grad_a[j] = 0;
     } else {  // c = Σ_j w_j c(a_j, y_j)
@@ -435,65 +405,57 @@ static double loss_of_row(const real* a, const real* y, real g, long n, const re
 // Waits until all threads have come here.
 struct Barrier {
     const long count;
-    std::atomic<long> waiting{0}, phase{0};
-    explicit Barrier(long threads) : count(threads) {}
+    std::atomic<long> come{0};
     void wait() {
-        const long now = phase;
-        if (++waiting == count) {
-            waiting = 0;
-            phase++;
-        } else {
-            for (long spins = 0; phase == now; spins++)
-                if (spins > 2000) std::this_thread::yield();
-        }
+        const long all = (come.fetch_add(1) / count + 1) * count;
+        for (long spins = 0; come < all; spins++)
+            if (spins > 2000) std::this_thread::yield();
     }
 };
 
 // The share of a thread, in whole multiples of `unit`: always the same.
 static Range share(long n, long unit, long thread, long threads) {
-    const long units = (n + unit - 1) / unit;
-    return {std::min(n, units * thread / threads * unit), std::min(n, units * (thread + 1) / threads * unit)};
+    const long units = (n + unit - 1) / unit, first = units * thread / threads, last = units * (thread + 1) / threads;
+    return {std::min(n, first * unit), std::min(n, last * unit)};
 }
 
 struct Steps {
     const Batches& data;
     const long lowest, threads;  // no δ is computed below the lowest layer that is trained
-    std::vector<Layer> layers;
+    std::deque<Layer> layers;
     std::vector<double> loss_of;  // [N]: c of each sample, times ∂C/∂c
     Barrier barrier;
-
     Steps(const LayerSpec* specs, long depth, long from, const Batches& batches, long count)
-        : data(batches), lowest(from), threads(count), loss_of(batches.size), barrier(count) {
-        layers.reserve(depth);
+        : data(batches), lowest(from), threads(count), loss_of(batches.size), barrier{count} {
         for (long l = 0; l < depth; l++) layers.emplace_back(specs[l], data.size, l == 0, l > lowest);
         for (long l = 1; l < depth; l++)
             for (long r = 0; r < data.size; r++) layers[l].a_prev[r] = layers[l - 1].output() + r * layers[l - 1].width;
     }
 
-    // All steps. The threads share the rows of a batch up to δ, and then the inputs of each W: no sum is divided, so
-    // that the bits do not depend on their number.
+    // All steps. The threads share the outputs of the first layer, so that each keeps its part of the largest W in its
+    // cache; the rows of the batch from there to δ; and the inputs of the other W. No sum is divided among them.
     void run(long thread) {
-        long step = 0;
-        for (long done = 0; done < data.rows; done += data.size, step++) {
+        const Range outputs = share(layers[0].width, PANEL, thread, threads);
+        for (long done = 0, step = 0; done < data.rows; done += data.size, step++) {
             const long n = std::min<long>(data.size, data.rows - done);
             const Range rows = share(n, 1, thread, threads);
             read_inputs(done, rows);
-            for (const Layer& layer : layers) layer.forward(rows);  // FWD
-            losses(done, rows);                                     // C, BP1
+            barrier.wait();
+            layers[0].forward({0, n}, outputs);  // FWD
+            barrier.wait();
+            for (size_t l = 1; l < layers.size(); l++) layers[l].forward(rows, {0, layers[l].width});  // FWD
+            losses(done, rows);  // C, BP1
             for (long l = layers.size() - 1; l >= lowest; l--) {
                 layers[l].apply_activation_grad(rows);                              // BP1, BP2
                 if (l > lowest) layers[l].grad_input(rows, layers[l - 1].delta.at);  // BP2, left factor
             }
             barrier.wait();
             for (long l = layers.size() - 1; l >= lowest; l--) {
-                const Layer& layer = layers[l];
-                if (layer.spec.weight.learns) layer.update_weight(n, share(layer.n_in, PANEL, thread, threads));
-                if (layer.spec.bias.learns && thread == 0) layer.update_bias(n);  // BP3, SGD
+                const Range inputs = l ? share(layers[l].n_in, PANEL, thread, threads) : Range{0, layers[l].n_in};
+                layers[l].update(n, inputs, l ? Range{0, layers[l].width} : outputs, step == 0, thread == 0);
             }
-            if (thread == 0) data.losses[step] = std::accumulate(loss_of.begin(), loss_of.begin() + n, 0.0);
+            for (long r = 0; r < n && thread == 0; r++) data.losses[step] += loss_of[r];
             barrier.wait();
-            if (thread == 0)
-                for (Layer& layer : layers) layer.first_step = false;
         }
     }
 

@@ -32,8 +32,9 @@ from deltaprop.loss_spec import LossLike, LossSpec
 # Multiply-adds of a call into C++: 8 to 20 ms, so that Ctrl-C and a pause do not wait longer.
 CALL = 2**29
 STEP = 2**15  # what a step costs besides its products, in multiply-adds
-# Multiply-adds of a layer's product from which PyTorch's BLAS is taken: measured, docs/performance.md.
-WIDE = 2**23
+# Multiply-adds of a layer's product, N · n_in · n_out, from which PyTorch's BLAS is faster than the tiles, and from which
+# threads share the tiles' work. Measured: docs/performance.md.
+WIDE, SHARED = 2**23, 2**21
 
 
 class CompiledTrainer(ExplicitTrainer):
@@ -134,7 +135,7 @@ class CompiledTrainer(ExplicitTrainer):
         constants = torch.stack([self._by_output(t, x) for t in tensors]) if tensors else None
         weight = loss.options.get("weight")
         grad_entries, counts = self._factors(loss, x, targets, size)
-        losses = torch.empty(len(counts), dtype=torch.float64)
+        losses = torch.zeros(len(counts), dtype=torch.float64)
         rows = {
             "x": x.contiguous(),
             "order": order,
@@ -174,7 +175,9 @@ class CompiledTrainer(ExplicitTrainer):
         return torch.cat(factors), torch.cat(counts)
 
     def _threads(self, size: int) -> int:
-        return 1
+        """Return the number of threads that share a step: PyTorch's, if it is worth it, and BLAS has none of its own."""
+        widest = size * max(layer.weight.numel() for layer in self._workspace.layers)
+        return torch.get_num_threads() if SHARED <= widest < WIDE else 1
 
     def _layer_specs(self, size: int) -> list[LayerSpec]:
         return [

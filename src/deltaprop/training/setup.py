@@ -193,7 +193,7 @@ def prepare(
     engine, note = choose_engine(config.engine, model, objective, config.precision, config.batch_size, steps)
     config = replace(config, engine=engine)
     tuned = _tune(config, dataset, model, objective, check) if config.threads == "tune" else {}
-    threads = fastest(tuned) if tuned else pick_threads(config.threads, sizes, config.batch_size)
+    threads = fastest(tuned) if tuned else pick_threads(config.threads, sizes, config.batch_size, config.engine)
     cores = torch.get_num_threads() if config.threads in ("auto", "tune") else threads
     return Setup(config, dataset, model, objective, device, threads, tuned, sizes, split_seed, cores, note)
 
