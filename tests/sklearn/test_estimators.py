@@ -749,3 +749,19 @@ def test_batch_size_auto_is_16_or_all_rows():
         X, y = targets(1, rows)
         fits = [small(MLPRegressor, batch_size=size).fit(X, y) for size in ("auto", batch)]
         assert_array_equal(fits[0].coefs_[0], fits[1].coefs_[0])
+
+
+@pytest.mark.usefixtures("compiler")
+def test_a_long_fit_is_compiled():
+    """2^15 steps: 2^11 epochs of 16 batches. The weights are those of the explicit engine, up to rounding."""
+    x = np.random.default_rng(0).normal(size=(16, 3))
+    y = x @ [1.0, -2.0, 0.5]
+    fits = {}
+    for epochs in (2**11, 2**11 - 1):
+        net = MLPRegressor((4,), batch_size=1, max_iter=epochs, tol=0, dtype="float64", random_state=0)
+        net.set_params(n_iter_no_change=epochs)
+        with pytest.warns(ConvergenceWarning):
+            fits[epochs] = net.fit(x, y)
+    assert [fit.engine_ for fit in fits.values()] == ["compiled", "explicit"]
+    compiled, explicit = (np.array(fit.loss_curve_[:100]) for fit in fits.values())
+    np.testing.assert_allclose(compiled, explicit, rtol=1e-6)

@@ -32,8 +32,8 @@ from deltaprop.loss_spec import LossLike, LossSpec
 # Multiply-adds of a call into C++: 8 to 20 ms, so that Ctrl-C and a pause do not wait longer.
 CALL = 2**29
 STEP = 2**15  # what a step costs besides its products, in multiply-adds
-# Multiply-adds of a layer's product, N · n_in · n_out, from which PyTorch's BLAS is faster than the tiles, and from which
-# threads share the tiles' work. Measured: docs/performance.md.
+# Multiply-adds of a layer's product, N · n_in · n_out, from which PyTorch's BLAS is faster than the tiles, and from
+# which threads share the tiles' work. Measured: docs/performance.md.
 WIDE, SHARED = 2**23, 2**21
 
 
@@ -175,7 +175,7 @@ class CompiledTrainer(ExplicitTrainer):
         return torch.cat(factors), torch.cat(counts)
 
     def _threads(self, size: int) -> int:
-        """Return the number of threads that share a step: PyTorch's, if it is worth it, and BLAS has none of its own."""
+        """Return the number of threads that share a step: 1 where it is not worth it, and where BLAS has its own."""
         widest = size * max(layer.weight.numel() for layer in self._workspace.layers)
         return torch.get_num_threads() if SHARED <= widest < WIDE else 1
 

@@ -12,6 +12,7 @@ import threading
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -24,10 +25,12 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, check_X_y, validate_data
 from torch import Tensor, nn
 
+from deltaprop.compiled import CompiledTrainer
 from deltaprop.data import Scaling
 from deltaprop.data.frames import frame_table
 from deltaprop.errors import UserError
 from deltaprop.explicit import ExplicitTrainer
+from deltaprop.loss_spec import LossLike
 from deltaprop.nn.modules import MLP
 from deltaprop.optim import SGD
 from deltaprop.sklearn.frames import EncodedTable, TableEncoder, needs_encoding
@@ -35,6 +38,7 @@ from deltaprop.sklearn.parameters import ALIASES, Parameters
 from deltaprop.training.config import DTYPES, TrainConfig
 from deltaprop.training.defaults import usual_epochs
 from deltaprop.training.devices import pick_threads, set_threads
+from deltaprop.training.engines import compiled_serves
 
 DENSE = {"dtype": [np.float64, np.float32], "order": "C"}  # X keeps one of these dtypes; others become float64
 AUTO = 0  # epochs: as many as `usual_epochs` gives
@@ -52,6 +56,7 @@ class MLPEstimator(Parameters, ABC):
     loss_curve_: list[float]
     validation_scores_: list[float] | None
     best_validation_score_: float | None
+    engine_: str
 
     @abstractmethod
     def _validated(self, X: Any, y: Any, first: bool, classes: Any) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -184,11 +189,11 @@ class MLPEstimator(Parameters, ABC):
         held_out = (self._inputs(x_held), self._targets(y_held), w_held) if self.early_stopping else None
         row_weights = None if weights is None else self._row_weights(y, weights, all_rows=max_iter is not None)
         loss_function = self._loss(y, all_rows=max_iter is not None, by_row=weights is not None)
-        trainer = ExplicitTrainer(self.model_, loss_function, self._make_optimizer())
         generator = torch.Generator().manual_seed(self._draw_seed()) if self.shuffle else None
         batch_size = self._clipped_batch_size(len(x))
         if max_iter == AUTO:
             max_iter = usual_epochs(math.ceil(len(x) / batch_size))
+        trainer = self._make_trainer(loss_function, batch_size, (max_iter or 1) * math.ceil(len(x) / batch_size))
         schedule = TrainConfig(lr_schedule=self.learning_rate if max_iter else "constant", epochs=max_iter or 1)
         stops = self.learning_rate == "constant" or held_out is not None
         self.validation_scores_ = None if held_out is None else self.validation_scores_ or []
@@ -196,7 +201,7 @@ class MLPEstimator(Parameters, ABC):
         best, since = math.inf, 0  # the lowest cost, and the epochs since then
         best_weights = copy.deepcopy(self.model_.state_dict())
         try:
-            with set_threads(self._threads(batch_size)):
+            with set_threads(self._threads(batch_size, self.engine_)):
                 for epoch in range(1, (max_iter or 1) + 1):
                     for group in trainer.optimizer.param_groups:
                         group["lr"] = self.learning_rate_init * schedule.lr_factor(epoch - 1)
@@ -328,9 +333,9 @@ class MLPEstimator(Parameters, ABC):
             warnings.warn(f"batch_size={batch_size} is clipped to the {rows} rows there are", stacklevel=4)
         return min(batch_size, rows)
 
-    def _threads(self, rows: int) -> int:
+    def _threads(self, rows: int, engine: str = "explicit") -> int:
         sizes = [self._layers[0].in_features, *[layer.out_features for layer in self._layers]]
-        return pick_threads("auto", sizes, rows)
+        return pick_threads("auto", sizes, rows, engine)
 
     def _make_optimizer(self) -> SGD:
         """Return SGD with the present parameters; weights decay, biases do not."""
@@ -341,6 +346,16 @@ class MLPEstimator(Parameters, ABC):
             group["lr"], group["momentum"], group["weight_decay"] = self.learning_rate_init, self.momentum, decay
             group["nesterov"] = self.nesterovs_momentum and self.momentum > 0
         return self._optimizer
+
+    def _make_trainer(self, loss: LossLike, batch_size: int, steps: int) -> ExplicitTrainer:
+        """Return a compiled trainer for a long fit where there is a compiler, else an explicit one."""
+        optimizer, self.engine_ = self._make_optimizer(), "explicit"
+        if compiled_serves(self.model_, batch_size, steps):
+            with suppress(UserError):  # no compiler, or softmax as an activation
+                trainer = CompiledTrainer(self.model_, loss, optimizer)
+                self.engine_ = "compiled"
+                return trainer
+        return ExplicitTrainer(self.model_, loss, optimizer)
 
     def _scaling(self, columns: NDArray[Any], weights: NDArray[np.float64] | None) -> Scaling:
         if not self.standardize:

@@ -26,7 +26,7 @@ from deltaprop.sklearn.labels import plain_labels
 
 @dataclass(eq=False, repr=False)
 class MLPClassifier(ClassifierMixin, MLPEstimator):
-    """A classifier for scikit-learn: an MLP with a logit for each class, trained by the explicit engine.
+    """A classifier for scikit-learn: an MLP with a logit for each class, trained by the δ recursion.
 
     It minimises cross-entropy by stochastic gradient descent. With three classes or more, ``standardize=False``, and
     the same initial weights and order of rows, its weights equal those of ``sklearn.neural_network.MLPClassifier``
@@ -76,6 +76,8 @@ class MLPClassifier(ClassifierMixin, MLPEstimator):
         validation_scores_: With early stopping the accuracy on the held-out rows after each epoch; else None.
         best_validation_score_: The score of the weights that were kept; None without early stopping.
         n_iter_: The number of epochs of the last call.
+        engine_: What trained in the last call: ``"compiled"`` for at least 2^15 steps, if there is a C++ compiler, else
+            ``"explicit"``.
         n_layers_: The number of layers, inputs and outputs included.
         n_outputs_: C; for two classes 2, where scikit-learn has 1.
         out_activation_: ``"softmax"``.

@@ -23,7 +23,7 @@ from deltaprop.sklearn.base import MLPEstimator, as_tensor
 
 @dataclass(eq=False, repr=False)
 class MLPRegressor(RegressorMixin, MLPEstimator):
-    """A regressor for scikit-learn: an MLP with an output for each target, trained by the explicit engine.
+    """A regressor for scikit-learn: an MLP with an output for each target, trained by the δ recursion.
 
     With ``loss="quadratic_loss"``, ``standardize=False`` and the same initial weights and order of rows, its weights
     equal those of ``sklearn.neural_network.MLPRegressor`` (``solver="sgd"``, ``alpha=0``) digit by digit.

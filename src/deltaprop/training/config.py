@@ -117,8 +117,8 @@ class TrainConfig:
         precision: Precision of matrix products in training: tf32 and bf16 round their factors, which is faster on some
             devices; weights and evaluation stay float32.
         threads: CPU threads: a number; auto: 1 for small networks, the physical cores if a layer's product has at least
-            2^24 multiply-adds (2^21 with the compiled engine); or tune: time a few steps with 1, 2, 4, … threads and take the fastest. One more thread
-            prepares rows from disk and deformed images.
+            2^24 multiply-adds (2^21 with the compiled engine); or tune: time a few steps with 1, 2, 4, … threads and
+            take the fastest. One more thread prepares rows from disk and deformed images.
         run_dir: Folder of this run.
         log_every: Epochs between two sets of histograms, δ norms and images in TensorBoard; 0 for none. auto: a
             sixth of the epochs, a third for a table; at least 5.

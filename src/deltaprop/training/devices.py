@@ -55,8 +55,8 @@ def pick_threads(threads: str, sizes: Sequence[int], batch_size: int, engine: st
     """Return the number of CPU threads: the number given, or for ``auto`` a fixed rule.
 
     The rule: one thread, unless a layer's product N · n_in · n_out has at least 2^24 multiply-adds, with the compiled
-    engine 2^21, whose threads share all of a step; then the machine's physical cores. It depends on sizes alone, never on time, so that the same seed gives the same bits: the number of
-    threads changes the order of sums.
+    engine 2^21, whose threads share all of a step; then the machine's physical cores. It depends on sizes alone, never
+    on time, so that the same seed gives the same bits: the number of threads changes the order of sums.
     """
     if threads != "auto":
         return int(threads)

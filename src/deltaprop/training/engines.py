@@ -92,14 +92,22 @@ ENGINES: dict[str, Callable[..., Engine]] = {
 REPAID = 2**15
 
 
+def compiled_serves(model: MLP, batch_size: int, steps: int, precision: str = "float32") -> bool:
+    """Return whether the compiled engine is the one for a run: by sizes alone, since the bits depend on the engine.
+
+    It is on a CPU, for at least 2^15 steps whose products are not so wide that only they count.
+    """
+    weights = [layer.weight for layer in model if isinstance(layer, nn.Linear)]
+    narrow = batch_size * max(w.numel() for w in weights) < WIDE_PRODUCT
+    return weights[0].device.type == "cpu" and precision == "float32" and narrow and steps >= REPAID
+
+
 def choose_engine(
     name: EngineName, model: MLP, objective: Objective, precision: str, batch_size: int, steps: int
 ) -> tuple[EngineName, str]:
     """Return the engine that trains, and a line for the user if it is not the one asked for.
 
-    ``auto`` is compiled on a CPU, for a run of at least 2^15 steps whose products are not so wide that only they count,
-    else explicit: a rule of sizes alone, since the bits depend on the engine. Without a C++ compiler explicit takes the
-    place of compiled.
+    ``auto`` is compiled where :func:`compiled_serves`, else explicit. Without a C++ compiler explicit takes its place.
 
     Args:
         name: The engine asked for.
@@ -112,15 +120,10 @@ def choose_engine(
     Raises:
         UserError: If ``compiled`` was asked for, and the model is not one for it.
     """
-    weights = [layer.weight for layer in model if isinstance(layer, nn.Linear)]
-    if name == "auto":
-        narrow = batch_size * max(w.numel() for w in weights) < WIDE_PRODUCT
-        serves = weights[0].device.type == "cpu" and precision == "float32" and narrow and steps >= REPAID
-        wanted: EngineName = "compiled" if serves else "explicit"
-    else:
-        wanted = name
-    if wanted != "compiled":
-        return wanted, ""
+    if name == "auto" and not compiled_serves(model, batch_size, steps, precision):
+        return "explicit", ""
+    if name not in ("auto", "compiled"):
+        return name, ""
     try:
         compiled_engine(model, objective, SGD(model.parameters()), precision)  # builds the library, or finds it built
     except BuildError as error:
