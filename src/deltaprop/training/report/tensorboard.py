@@ -19,9 +19,12 @@ of the training part, separately from the training steps, which are not affected
 
 from __future__ import annotations
 
+import copy
 import functools
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +65,8 @@ class TensorBoardReporter:
         self._excepthook, threading.excepthook = threading.excepthook, self._thread_excepthook
         self._open = functools.partial(SummaryWriter, str(folder), purge_step=first)
         self._writer: SummaryWriter | None = None
+        self._artist = ThreadPoolExecutor(1)
+        self._drawing: tuple[int, Future[dict[str, Any]]] | None = None  # the epoch, and its pictures
         self.x = setup.dataset.train.inputs(slice(PROBE_ROWS))
         self.y = setup.objective.targets(setup.dataset.train.y[:PROBE_ROWS], self.x.dtype)
         self._write("flush")  # creates the file
@@ -72,6 +77,8 @@ class TensorBoardReporter:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._write_pictures()
+        self._artist.shutdown()
         self._write("close")
         threading.excepthook = self._excepthook
 
@@ -93,6 +100,7 @@ class TensorBoardReporter:
 
     def flush(self) -> None:
         """Write all events to disk, before a checkpoint."""
+        self._write_pictures()
         self._write("flush")
 
     def epoch(self, metrics: dict[str, Any]) -> None:
@@ -105,16 +113,29 @@ class TensorBoardReporter:
             self._write("add_scalar", name, metrics[name], metrics["epoch"])
 
     def views(self, epoch: int, test: Evaluation | None = None) -> None:
-        """Write histograms, δ norms and plots, unless ``log_every=0``."""
+        """Write histograms and δ norms, and have the pictures drawn, unless ``log_every=0``.
+
+        They take longer than an epoch of a small network, so they are drawn while training goes on if a core is unused,
+        from a copy of the model, and written before the next ones or a checkpoint.
+        """
         setup = self.setup
         if self.failed or not setup.config.log_every:
             return
         self._write_layers(epoch)
         test = test or evaluate(setup.model, setup.objective, setup.dataset.test, setup.dataset.target_scaling)
         if test is not None:
-            from deltaprop.training.report import plots  # matplotlib takes half a second to import
+            self._write_pictures()
+            now = replace(setup, model=copy.deepcopy(setup.model))
+            self._drawing = epoch, self._artist.submit(_draw, now, test)
+            if setup.parts_at_once == 1:
+                self._write_pictures()
 
-            for name, image in plots.pictures(setup, test).items():
+    def _write_pictures(self) -> None:
+        """Write the pictures that are being drawn, once they are."""
+        if self._drawing is not None:
+            epoch, pictures = self._drawing
+            self._drawing = None
+            for name, image in pictures.result().items():
                 self._write("add_image", f"pictures/{name}", image, epoch, dataformats="HWC")
 
     def end(self, metrics: dict[str, Any]) -> None:
@@ -157,6 +178,12 @@ class TensorBoardReporter:
             "loss": ["Multiline", ["loss/.*"]],
         }
         self._write("add_custom_scalars", {"all layers in one chart": charts})
+
+
+def _draw(setup: Setup, test: Evaluation) -> dict[str, Any]:
+    from deltaprop.training.report import plots  # matplotlib takes half a second to import
+
+    return plots.pictures(setup, test)
 
 
 def _plain(value: object) -> str:
