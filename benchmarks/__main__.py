@@ -14,21 +14,21 @@ from typing import Any
 from rich.console import Console
 
 from benchmarks.epochs import EPOCHS
+from benchmarks.limit import limits, measured_rates
 from benchmarks.peers import PEERS
 from benchmarks.report import Table, machine, versions, write
 from deltaprop.training.devices import pick_threads
 
-SIZES = {
-    "784-30-10": 10,
-    "64-64-10": 32,
-    "784-128-10": 64,
-    "784-512-512-10": 128,
-    "1024-2048-2048-10": 256,
-}
-EPOCH = "784-30-10"  # with as many training rows as MNIST, 10 000 of whose 60 000 images are for validation
+# Sizes of the layers, and rows of a batch.
+SIZES = (
+    "784-30-10/10", "784-30-10/1", "64-64-10/32", "30-64-2/16", "20-128-128-1/32", "784-128-10/64",
+    "784-512-512-10/128", "1024-2048-2048-10/256",
+)  # fmt: skip
+EPOCH = "784-30-10/10"  # with as many training rows as MNIST, 10 000 of whose 60 000 images are for validation
 EPOCH_ROWS = 50_000
-MEMORY = "1024-2048-2048-10"
+MEMORY = "1024-2048-2048-10/256"
 MEMORY_PEERS = (
+    "compiled .epoch",
     "explicit .epoch",
     "explicit .step",
     "torch.nn, SGD loop",
@@ -39,7 +39,7 @@ MEMORY_PEERS = (
 )
 TABLES = ("steps", "activations", "epochs", "memory")
 ACTIVATIONS = ("relu", "sigmoid", "gelu")  # for the table of the engines; all others use relu
-DRIVERS = ("explicit .epoch", "autograd", "torch.nn, SGD loop")
+DRIVERS = ("compiled .epoch", "explicit .epoch", "autograd", "torch.nn, SGD loop")
 DISTURBED = 0.1  # largest relative difference between two measurements of the same row
 
 
@@ -81,7 +81,7 @@ def parse(words: list[str]) -> argparse.Namespace:
         "--sizes",
         nargs="+",
         default=list(SIZES),
-        help=f"layer sizes for the table of steps: {', '.join(SIZES)}; all by default",
+        help=f"layer sizes and batch size for the table of steps: {', '.join(SIZES)}; all by default",
     )
     parser.add_argument(
         "--threads",
@@ -94,6 +94,11 @@ def parse(words: list[str]) -> argparse.Namespace:
     )
     peers = list(dict.fromkeys([*PEERS, *EPOCHS]))
     parser.add_argument("--peers", nargs="+", help=f"names or their beginnings: {', '.join(peers)}; all by default")
+    parser.add_argument(
+        "--limit",
+        action="store_true",
+        help="add the time that a step takes at least on this machine, by measured rates",
+    )
     parser.add_argument(
         "--write", action="store_true", help="write the tables into docs/benchmarks.md, for this machine"
     )
@@ -120,38 +125,43 @@ def _rows_of_steps(sizes: list[str], threads: list[str]) -> list[tuple[str, int]
 
 
 def _threads(given: str, size: str) -> int:
-    return min(pick_threads(given, [int(n) for n in size.split("-")], SIZES[size]), len(os.sched_getaffinity(0)))
+    return min(pick_threads(given, *parsed(size)), len(os.sched_getaffinity(0)))
+
+
+def parsed(size: str) -> tuple[list[int], int]:
+    """Return the sizes of the layers, and the rows of a batch."""
+    layers, _, batch_size = size.partition("/")
+    return [int(n) for n in layers.split("-")], int(batch_size)
 
 
 def steps(size: str, threads: int, arguments: argparse.Namespace) -> Table:
     """Return the table of steps for one size."""
     result = _measure("steps", size, threads, arguments.rounds, arguments.peers)
-    return _timed(f"{size}, batch {SIZES[size]}, {_count(threads)}", "µs a step", result, lambda q: f"{q:.1f}")
+    table = _timed(f"{_words(size)}, {_count(threads)}", "µs a step", result, lambda q: f"{q:.1f}")
+    if arguments.limit and threads == 1:
+        ours = result["figures"].get("explicit .epoch")
+        for name, seconds in limits(*parsed(size), measured_rates()).items():
+            table.rows.append([name, f"{1e6 * seconds:.1f}", "", f"{1e6 * seconds / ours[1]:.2f}" if ours else ""])
+    return table
+
+
+def _words(size: str) -> str:
+    layers, _, batch_size = size.partition("/")
+    return f"{layers}, batch {batch_size}"
 
 
 def activations(arguments: argparse.Namespace) -> Table:
-    """Return the table of both engines and torch.nn, by activation and size, with one thread."""
-    table = Table(
-        "Both engines beside torch.nn, 1 thread",
-        [
-            "",
-            "activation",
-            "torch.nn, µs",
-            "explicit .epoch, µs",
-            "torch.nn / explicit",
-            "autograd, µs",
-            "autograd / torch.nn",
-        ],
-    )
+    """Return the table of the engines and torch.nn, by activation and size, with one thread."""
+    columns = ["", "activation", "torch.nn, µs", "compiled, µs", "explicit, µs", "autograd, µs"]
+    ratios = ["torch.nn / compiled", "torch.nn / explicit", "torch.nn / autograd"]
+    table = Table("The engines beside torch.nn, 1 thread", [*columns, *ratios])
     for size in arguments.sizes:
         for activation in ACTIVATIONS:
             result = _measure("steps", size, 1, arguments.rounds, list(DRIVERS), "--activation", activation)
-            explicit, autograd, theirs = (result["figures"][name][1] for name in DRIVERS)
-            ratios = f"{theirs / explicit:.2f}", f"{autograd / theirs:.2f}"
-            times = f"{theirs:.0f}", f"{explicit:.1f}", f"{autograd:.0f}"
-            row = [f"{size}, batch {SIZES[size]}", activation, times[0], times[1], ratios[0], times[2], ratios[1]]
-            table.rows.append(row)
-    table.notes.append(f"Medians of {arguments.rounds} rounds; in each row the three are measured in turn.")
+            *ours, theirs = (result["figures"][name][1] for name in DRIVERS)
+            times = [f"{time:.1f}" for time in (theirs, *ours)]
+            table.rows.append([_words(size), activation, *times, *(f"{theirs / time:.2f}" for time in ours)])
+    table.notes.append(f"Medians of {arguments.rounds} rounds; in each row the four are measured in turn.")
     return table
 
 
@@ -159,7 +169,7 @@ def epochs(threads: int, arguments: argparse.Namespace) -> Table:
     """Return the table of whole epochs."""
     rounds = max(2, arguments.rounds // 4)
     result = _measure("epochs", EPOCH, threads, rounds, arguments.peers, "--rows", str(EPOCH_ROWS))
-    title = f"A whole epoch: {EPOCH}, batch {SIZES[EPOCH]}, {EPOCH_ROWS} rows, {_count(threads)}"
+    title = f"A whole epoch: {_words(EPOCH)}, {EPOCH_ROWS} rows, {_count(threads)}"
     return _timed(title, "s", result, lambda q: f"{q:.3f}")
 
 
@@ -187,10 +197,10 @@ def _timed(title: str, unit: str, result: dict[str, Any], text: Any) -> Table:
 
 def memory(arguments: argparse.Namespace) -> Table:
     """Return the table of peak memory for the widest size, each peer in its own process."""
-    sizes, rows = [int(n) for n in MEMORY.split("-")], SIZES[MEMORY]
+    sizes, rows = parsed(MEMORY)
     weights = sum(n_out * (n_in + 1) for n_in, n_out in pairwise(sizes))
     least = 4 * (weights + rows * (sizes[0] + 2 * sum(sizes[1:]))) / 2**20
-    table = Table(f"Peak memory beyond the data: {MEMORY}, batch {rows}, 1 thread", ["", "MiB", "× the first row"])
+    table = Table(f"Peak memory beyond the data: {_words(MEMORY)}, 1 thread", ["", "MiB", "× the first row"])
     table.rows.append(["weights, the batch, a and δ of each layer", f"{least:.1f}", "1.00"])
     for name in MEMORY_PEERS:
         if arguments.peers and not any(name.startswith(p) for p in arguments.peers):
@@ -203,7 +213,8 @@ def memory(arguments: argparse.Namespace) -> Table:
 
 
 def _measure(what: str, size: str, threads: int, rounds: int, peers: list[str] | None, *more: str) -> dict[str, Any]:
-    command = [sys.executable, "-m", "benchmarks.worker", what, "--sizes", size, "--batch-size", str(SIZES[size])]
+    layers, _, batch_size = size.partition("/")
+    command = [sys.executable, "-m", "benchmarks.worker", what, "--sizes", layers, "--batch-size", batch_size]
     command += ["--threads", str(threads), "--rounds", str(rounds), *more]
     command += ["--peers", *peers] if peers else []
     with tempfile.TemporaryDirectory() as cache:  # an empty cache, so that the compilation time is measured

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import deltaprop as dp
-from benchmarks.peers import Peer, parameters
+from benchmarks.peers import Peer, jax_step, parameters, targets
 from benchmarks.problem import LR, Problem
 
 
@@ -29,7 +29,23 @@ def orders(problem: Problem) -> Iterator[Tensor]:
 def explicit(problem: Problem) -> Peer:
     """``ExplicitTrainer.epoch``."""
     model = problem.model()
-    trainer = dp.ExplicitTrainer(model, "cross_entropy", dp.SGD(model.parameters(), lr=LR))
+    trainer = dp.ExplicitTrainer(model, problem.loss, dp.SGD(model.parameters(), lr=LR))
+    order = orders(problem)
+
+    def run() -> float:
+        return float(trainer.epoch(problem.x, problem.y, problem.batch_size, order=next(order)))
+
+    return run, parameters(model)
+
+
+def compiled(problem: Problem) -> Peer:
+    """``CompiledTrainer.epoch``.
+
+    Raises:
+        UserError: If there is no C++ compiler.
+    """
+    model = problem.model()
+    trainer = dp.CompiledTrainer(model, problem.loss, dp.SGD(model.parameters(), lr=LR))
     order = orders(problem)
 
     def run() -> float:
@@ -49,7 +65,7 @@ def data_loader(problem: Problem) -> Peer:
         total = 0.0
         loader: Any = torch.utils.data.DataLoader(dataset, problem.batch_size, sampler=next(order).tolist())
         for x, y in loader:
-            c = nn.functional.cross_entropy(model(x), y)
+            c = getattr(nn.functional, problem.loss)(model(x), y)
             optimizer.zero_grad()
             c.backward()
             optimizer.step()
@@ -68,7 +84,9 @@ def in_batches(problem: Problem) -> Peer:
     def run() -> float:
         total = torch.zeros(())
         for rows in next(order).split(problem.batch_size):
-            c = nn.functional.cross_entropy(model(problem.x.index_select(0, rows)), problem.y.index_select(0, rows))
+            c = getattr(nn.functional, problem.loss)(
+                model(problem.x.index_select(0, rows)), problem.y.index_select(0, rows)
+            )
             optimizer.zero_grad()
             c.backward()
             optimizer.step()
@@ -79,11 +97,11 @@ def in_batches(problem: Problem) -> Peer:
 
 
 def scikit_learn(problem: Problem) -> Peer:
-    """MLPClassifier with plain SGD: each ``fit`` is one more epoch; the initial weights are its own."""
+    """Scikit-learn's MLP with plain SGD: each ``fit`` is one more epoch; the initial weights are its own."""
     from sklearn.exceptions import ConvergenceWarning
-    from sklearn.neural_network import MLPClassifier
+    from sklearn.neural_network import MLPClassifier, MLPRegressor
 
-    classifier = MLPClassifier(
+    estimator = (MLPRegressor if problem.loss == "mse_loss" else MLPClassifier)(
         hidden_layer_sizes=problem.sizes[1:-1],
         activation={"sigmoid": "logistic"}.get(problem.activation, problem.activation),
         solver="sgd",
@@ -97,11 +115,12 @@ def scikit_learn(problem: Problem) -> Peer:
         random_state=0,
     )
     x, y = problem.x.numpy(), problem.y.numpy()
+    y = y.ravel() if y.ndim == 2 else y
 
     def run() -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
-            classifier.fit(x, y)
+            estimator.fit(x, y)
 
     return run, lambda: []
 
@@ -111,9 +130,7 @@ def jax_scan(problem: Problem) -> Peer:
     import jax
     import jax.numpy as jnp
 
-    from benchmarks.peers import jax_step
-
-    x, y = jnp.asarray(problem.x.numpy()), jnp.asarray(problem.y.numpy().astype(np.int32))
+    x, y = jnp.asarray(problem.x.numpy()), jnp.asarray(targets(problem.y))
 
     def body(params: list[Any], rows: Any) -> tuple[list[Any], Any]:
         return jax_step(params, x[rows], y[rows], problem.activation)
@@ -135,10 +152,11 @@ def jax_scan(problem: Problem) -> Peer:
 
 
 EPOCHS: dict[str, Callable[[Problem], Peer]] = {
+    "compiled .epoch": compiled,
     "explicit .epoch": explicit,
     "explicit .epoch again (A/A)": explicit,
     "torch.nn with a DataLoader": data_loader,
     "torch.nn, batches by index_select": in_batches,
-    "scikit-learn MLPClassifier": scikit_learn,
+    "scikit-learn MLP": scikit_learn,
     "JAX lax.scan": jax_scan,
 }

@@ -32,14 +32,25 @@ def parameters(model: nn.Module) -> Callable[[], list[Any]]:
 def explicit_epoch(problem: Problem) -> Peer:
     """``ExplicitTrainer.epoch`` without shuffling, since the batches of the other peers are prepared too."""
     model = problem.model()
-    trainer = dp.ExplicitTrainer(model, "cross_entropy", dp.SGD(model.parameters(), lr=LR))
+    trainer = dp.ExplicitTrainer(model, problem.loss, dp.SGD(model.parameters(), lr=LR))
+    return lambda: trainer.epoch(problem.x, problem.y, problem.batch_size), parameters(model)
+
+
+def compiled_epoch(problem: Problem) -> Peer:
+    """``CompiledTrainer.epoch``, without shuffling; building its library, which is kept, is not counted.
+
+    Raises:
+        UserError: If there is no C++ compiler.
+    """
+    model = problem.model()
+    trainer = dp.CompiledTrainer(model, problem.loss, dp.SGD(model.parameters(), lr=LR))
     return lambda: trainer.epoch(problem.x, problem.y, problem.batch_size), parameters(model)
 
 
 def explicit_step(problem: Problem) -> Peer:
     """``ExplicitTrainer.step``, called once per batch."""
     model = problem.model()
-    trainer = dp.ExplicitTrainer(model, "cross_entropy", dp.SGD(model.parameters(), lr=LR))
+    trainer = dp.ExplicitTrainer(model, problem.loss, dp.SGD(model.parameters(), lr=LR))
     batches = problem.batches
 
     def run() -> None:
@@ -67,14 +78,14 @@ def _with_autograd(
 def autograd(problem: Problem) -> Peer:
     """Deltaprop's modules and SGD with autograd."""
     model = problem.model()
-    return _with_autograd(problem, model, F.cross_entropy, dp.SGD(model.parameters(), lr=LR))
+    return _with_autograd(problem, model, getattr(F, problem.loss), dp.SGD(model.parameters(), lr=LR))
 
 
 def torch_nn(problem: Problem, **kind: bool) -> Peer:
     """torch.nn and torch.optim.SGD."""
     model = dp.to_torch(problem.model())
     optimizer = torch.optim.SGD(model.parameters(), lr=LR, **kind)
-    return _with_autograd(problem, model, nn.functional.cross_entropy, optimizer)
+    return _with_autograd(problem, model, getattr(nn.functional, problem.loss), optimizer)
 
 
 def torch_compile(problem: Problem) -> Peer:
@@ -82,7 +93,7 @@ def torch_compile(problem: Problem) -> Peer:
     torch._logging.set_logs(all=logging.ERROR)  # it warns that the optimizer's profiler entry is omitted
     model = dp.to_torch(problem.model())
     optimizer = torch.optim.SGD(model.parameters(), lr=LR)
-    forward = torch.compile(lambda x, y: nn.functional.cross_entropy(model(x), y))
+    forward = torch.compile(lambda x, y: getattr(nn.functional, problem.loss)(model(x), y))
     update = torch.compile(lambda: optimizer.step())
     batches = problem.batches
 
@@ -125,13 +136,18 @@ def in_numpy(problem: Problem) -> Peer:
                     a.append(np.reciprocal(z, out=z))
             z = a[-1] @ weights[-1].T
             z += biases[-1]
-            z -= z.max(axis=1, keepdims=True)
-            delta = np.exp(z)
-            total = delta.sum(axis=1, keepdims=True)
-            (np.log(total[:, 0]) - z[rows, y]).mean()
-            delta /= total
-            delta[rows, y] -= 1
-            delta /= n
+            if problem.loss == "mse_loss":
+                delta = z - y
+                np.square(delta).mean()
+                delta *= 2 / n
+            else:
+                z -= z.max(axis=1, keepdims=True)
+                delta = np.exp(z)
+                total = delta.sum(axis=1, keepdims=True)
+                (np.log(total[:, 0]) - z[rows, y]).mean()
+                delta /= total
+                delta[rows, y] -= 1
+                delta /= n
             for layer in reversed(range(len(weights))):
                 grad_weight, grad_bias = delta.T @ a[layer], delta.sum(axis=0)
                 if layer:
@@ -163,6 +179,8 @@ def jax_step(params: list[Any], x: Any, y: Any, activation: str) -> tuple[list[A
         for layer in range(0, len(params), 2):
             z = a @ params[layer].T + params[layer + 1]
             a = sigma(z)
+        if z.shape[1] == 1:
+            return jnp.square(z - y).mean()
         return -jnp.take_along_axis(jax.nn.log_softmax(z), y[:, None], axis=1).mean()
 
     c, grads = jax.value_and_grad(loss)(params)
@@ -175,7 +193,7 @@ def jax_jit(problem: Problem) -> Peer:
     import jax.numpy as jnp
 
     compiled = jax.jit(partial(jax_step, activation=problem.activation), donate_argnums=0)
-    batches = [(jnp.asarray(x.numpy()), jnp.asarray(y.numpy().astype(np.int32))) for x, y in problem.batches]
+    batches = [(jnp.asarray(x.numpy()), jnp.asarray(targets(y))) for x, y in problem.batches]
     params = [jnp.array(p.numpy()) for p in problem.weights]
 
     def run() -> None:
@@ -185,6 +203,34 @@ def jax_jit(problem: Problem) -> Peer:
         jax.block_until_ready((params, c))
 
     return run, lambda: [np.asarray(p) for p in params]
+
+
+def jax_scan(problem: Problem) -> Peer:
+    """JAX: all steps as one ``lax.scan`` over the batches, with donated weights."""
+    import jax
+    import jax.numpy as jnp
+
+    def body(params: list[Any], batch: Any) -> tuple[list[Any], Any]:
+        return jax_step(params, *batch, activation=problem.activation)
+
+    compiled = jax.jit(lambda params, batches: jax.lax.scan(body, params, batches), donate_argnums=0)
+    batches = (
+        jnp.asarray(problem.x.numpy().reshape(-1, problem.batch_size, problem.sizes[0])),
+        jnp.asarray(targets(problem.y).reshape(-1, problem.batch_size, *problem.y.shape[1:])),
+    )
+    params = [jnp.array(p.numpy()) for p in problem.weights]
+
+    def run() -> None:
+        nonlocal params
+        params, losses = compiled(params, batches)
+        jax.block_until_ready((params, losses))
+
+    return run, lambda: [np.asarray(p) for p in params]
+
+
+def targets(y: Tensor) -> Any:
+    """Return targets as NumPy's, labels in 32 bits, as JAX has them."""
+    return y.numpy() if y.is_floating_point() else y.numpy().astype(np.int32)
 
 
 def products(problem: Problem) -> Peer:
@@ -218,11 +264,12 @@ def explicit_bf16(problem: Problem) -> Peer:
         UserError: If the device does not support bf16.
     """
     model = problem.model()
-    trainer = dp.ExplicitTrainer(model, "cross_entropy", dp.SGD(model.parameters(), lr=LR), precision="bf16")
+    trainer = dp.ExplicitTrainer(model, problem.loss, dp.SGD(model.parameters(), lr=LR), precision="bf16")
     return lambda: trainer.epoch(problem.x, problem.y, problem.batch_size), lambda: []
 
 
 PEERS: dict[str, Callable[[Problem], Peer]] = {
+    "compiled .epoch": compiled_epoch,
     "explicit .epoch": explicit_epoch,
     "explicit .epoch again (A/A)": explicit_epoch,
     "explicit .step": explicit_step,
@@ -234,5 +281,6 @@ PEERS: dict[str, Callable[[Problem], Peer]] = {
     "torch.compile": torch_compile,
     "NumPy": in_numpy,
     "JAX jit": jax_jit,
+    "JAX lax.scan": jax_scan,
     "the products alone": products,
 }

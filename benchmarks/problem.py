@@ -14,12 +14,12 @@ LR = 0.01
 
 @dataclass(frozen=True)
 class Problem:
-    """An MLP with cross-entropy and plain SGD, and fixed batches.
+    """An MLP with plain SGD, and fixed batches; its loss is cross-entropy or, with one output, mse.
 
     Attributes:
         sizes: [n_0, …, n_L].
         x: Inputs of all batches, [B N, n_0].
-        y: Labels, [B N].
+        y: Labels, [B N], or numbers, [B N, 1].
         batch_size: N.
         weights: The initial W^1, b^1, W^2, b^2, ….
         activation: The activation of the hidden layers.
@@ -31,6 +31,11 @@ class Problem:
     batch_size: int
     weights: tuple[Tensor, ...]
     activation: str = "relu"
+
+    @property
+    def loss(self) -> str:
+        """The name of the loss in ``torch.nn.functional``, and here."""
+        return "cross_entropy" if self.sizes[-1] > 1 else "mse_loss"
 
     @property
     def batches(self) -> list[tuple[Tensor, Tensor]]:
@@ -53,4 +58,6 @@ def make_problem(sizes: tuple[int, ...], batch_size: int, batches: int, activati
     model = dp.MLP(sizes, activation, init="xavier")
     x = torch.rand(batches * batch_size, sizes[0], generator=generator)
     y = torch.randint(sizes[-1], (len(x),), generator=generator)
+    if sizes[-1] == 1:
+        y = torch.rand(len(x), 1, generator=generator)
     return Problem(sizes, x, y, batch_size, tuple(p.detach().clone() for p in model.parameters()), activation)

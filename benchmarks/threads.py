@@ -1,7 +1,7 @@
 """Compare the rule of ``--threads auto`` with measured times: ``python -m benchmarks.threads``.
 
 Networks with two equally wide hidden layers over a grid of widths and batch sizes; each is timed with 1, 2, 4, …
-threads, as ``--threads tune`` does, with either engine; with ``--busy 1`` while another program uses a core.
+threads, as ``--threads tune`` does, with one of the engines; with ``--busy 1`` while another program uses a core.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ STEPS = 4
 def main() -> None:
     """Print the grid; mark where the rule is more than a tenth slower than the best."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.threads", description=__doc__)
-    parser.add_argument("--engine", default="explicit", choices=["explicit", "autograd"])
+    parser.add_argument("--engine", default="explicit", choices=["compiled", "explicit", "autograd"])
     parser.add_argument("--busy", type=int, default=0, help="number of other programs that each use a core")
     parser.add_argument(
         "--write", action="store_true", help="write the table into docs/benchmarks.md, for this machine"
@@ -45,7 +45,7 @@ def main() -> None:
             for batch in BATCHES:
                 sizes = [width, width, width, 10]
                 timed = tune_threads(_steps(sizes, batch, arguments.engine), physical_cores(), seconds=1.0)
-                chosen = min(pick_threads("auto", sizes, batch), physical_cores())
+                chosen = min(pick_threads("auto", sizes, batch, arguments.engine), physical_cores())
                 loss = timed[chosen] / min(timed.values())
                 figures = [f"{1e6 * timed[count] / STEPS:.0f}" for count in counts]
                 marked = f"{loss:.2f}" + (" !" if loss > 1.1 else "")
@@ -73,8 +73,9 @@ def _steps(sizes: list[int], batch: int, engine: str) -> Callable[[], object]:
     model = dp.MLP(sizes, "sigmoid")
     optimizer = dp.SGD(model.parameters(), lr=0.01)
     x, y = torch.rand(STEPS * batch, sizes[0]), torch.randint(10, (STEPS * batch,))
-    if engine == "explicit":
-        trainer = dp.ExplicitTrainer(model, "cross_entropy", optimizer)
+    if engine != "autograd":
+        make = dp.CompiledTrainer if engine == "compiled" else dp.ExplicitTrainer
+        trainer = make(model, "cross_entropy", optimizer)
         return lambda: trainer.epoch(x, y, batch)
 
     def with_autograd() -> None:
