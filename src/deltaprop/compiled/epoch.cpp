@@ -40,13 +40,11 @@ struct Activation {
     void (*times_derivative)(const real* saved, real* delta, long count);
     bool from_output;  // saved is a, else z
 };
-
 // a = σ(z), and δ = ∂C/∂a ⊙ σ'(z) in the place of ∂C/∂a, entry by entry.
 template <real forward(real)>
 static void each(const real* z, real* a, long count) {
     for (long i = 0; i < count; i++) a[i] = forward(z[i]);
 }
-
 template <real derivative(real)>
 static void times(const real* saved, real* delta, long count) {
     for (long i = 0; i < count; i++) delta[i] *= derivative(saved[i]);
@@ -95,6 +93,7 @@ constexpr int VECTOR_BYTES = 32, TILE_ROWS = 6;  // 16 registers: 6 × 2 sums, 2
 #endif
 constexpr int WIDTH = VECTOR_BYTES / sizeof(real);  // numbers in a vector
 constexpr int PANEL = 2 * WIDTH;                    // columns in a panel, two vectors
+constexpr long LINE = 64 / sizeof(real);            // numbers in a line of the cache
 constexpr long BLOCK = 64;                          // rows of ∂C/∂W at a time, where it is stored
 struct Range { long first, last; };  // without the last
 typedef real vec __attribute__((vector_size(VECTOR_BYTES)));
@@ -102,7 +101,6 @@ typedef real vec __attribute__((vector_size(VECTOR_BYTES)));
 static vec load(const real* p) { return *(const vec*)p; }
 static void store(real* p, vec v) { *(vec*)p = v; }
 static long padded(long n) { return (n + WIDTH - 1) / WIDTH * WIDTH; }
-
 // Memory for numbers, 0 at first, aligned for vectors; none for a count of 0.
 struct Memory {
     real* at = nullptr;
@@ -122,17 +120,26 @@ struct Memory {
 // c = Σ_k a(row, k) b[k] for R rows and V vectors of columns. The sums stay in registers; use(row, v, sum) takes them.
 template <int R, int V, class A, class Use>
 static inline void tile(long first, long K, A a, const real* b, long ldb, Use use) {
-    vec sum[R][V] = {};
-    for (long k = 0; k < K; k++, b += ldb) {
+    constexpr int PARTS = R * V < 8 ? 8 / (R * V) : 1;  // of each sum: an addition waits for the one before
+    vec sum[PARTS][R][V] = {};
+    const auto add = [=](long k, vec (&part)[R][V]) {
 #pragma GCC unroll 16
-        for (int r = 0; r < R; r++)
-#pragma GCC unroll 2
-            for (int v = 0; v < V; v++) sum[r][v] += a(first + r, k) * load(b + v * WIDTH);
-    }
+        for (int r = 0; r < R; r++) {
+            const real x = a(first + r, k);
+            for (int v = 0; v < V; v++) part[r][v] += x * load(b + k * ldb + v * WIDTH);
+        }
+    };
+    long k = 0;
+    for (; k + PARTS <= K; k += PARTS)
+#pragma GCC unroll 8
+        for (int part = 0; part < PARTS; part++) add(k + part, sum[part]);
+    for (; k < K; k++) add(k, sum[0]);
 #pragma GCC unroll 16
     for (int r = 0; r < R; r++)
-#pragma GCC unroll 2
-        for (int v = 0; v < V; v++) use(first + r, v, sum[r][v]);
+        for (int v = 0; v < V; v++) {
+            for (int part = 1; part < PARTS; part++) sum[0][r][v] += sum[part][r][v];
+            use(first + r, v, sum[0][r][v]);
+        }
 }
 
 // So many tiles, one below the other. R counts down to their number of rows, which is known only now.
@@ -159,9 +166,9 @@ struct Packed {
     long K, n;
     Memory memory;
     Packed(long rows, long columns) : K(rows), n(columns), memory(rows * padded(columns)) {}
-    long step(long j) const { return std::min<long>(PANEL, padded(n) - j); }  // from row to row; the last may be narrow
+    static long step(long j, long n) { return std::min<long>(PANEL, padded(n) - j); }  // from row to row of a panel
+    long step(long j) const { return step(j, n); }
     real* row(long k, long j) const { return memory.at + j * K + k * step(j); }  // of the panel from column j on
-
     // Calls use(k, rows, j, columns) for each block of a panel, from row k and column j on.
     template <class Use>
     void blocks(Range ks, Use use) const {
@@ -171,26 +178,26 @@ struct Packed {
     }
 };
 
-// A matrix whose rows are ld apart, on the right side of a product.
-struct Rows {
-    const real* at;
-    long ld;
-    long step(long) const { return ld; }
-    const real* row(long k, long j) const { return at + k * ld + j; }
-};
-
-// A product for some rows and columns; use(j) returns what takes the sums of the panel from column j on.
-template <class A, class B, class Use>
-static void product(Range rows, Range columns, long K, A a, const B& b, Use use) {
+// A product for some rows and columns; use(j) takes the panel from column j on. b is packed, or has rows ld apart.
+template <class A, class Use>
+static void product(Range rows, Range columns, long n, long K, A a, const real* b, long ld, Use use) {
     for (long j = columns.first; j < columns.last; j += PANEL) {
-        if (columns.last - j > WIDTH) panel<2>(rows, K, a, b.row(0, j), b.step(j), use(j));
-        else panel<1>(rows, K, a, b.row(0, j), b.step(j), use(j));
+        const real* from = b + j * (ld ? 1 : K);
+        const long step = ld ? ld : Packed::step(j, n);
+        if (columns.last - j > WIDTH) panel<2>(rows, K, a, from, step, use(j));
+        else panel<1>(rows, K, a, from, step, use(j));
     }
 }
 
-// c = a b + start for some rows and columns; start may be null, c has rows of padded(b.n).
-static void multiply(Range rows, Range columns, const real* const* a, const Packed& b, const real* start, real* c) {
-    product(rows, columns, b.K, [=](long row, long k) { return a[row][k]; }, b, [=, ldc = padded(b.n)](long j) {
+// c = a b + start for some rows and columns; start may be null, c has rows of padded(b.n). The rows of `next`, of the
+// batch after this one, are fetched meanwhile.
+static void multiply(Range rows, Range columns, const real* const* a, const Packed& b, const real* start, real* c,
+                     const real* const* next) {
+    const auto element = [=](long row, long k) {
+        if (k % LINE == 0) __builtin_prefetch(next[row] + k);
+        return a[row][k];
+    };
+    product(rows, columns, b.n, b.K, element, b.memory.at, 0, [=, ldc = padded(b.n)](long j) {
         return [=, c = c + j, start = start ? start + j : nullptr](long row, int v, vec sum) {
             store(c + row * ldc + v * WIDTH, start ? sum + load(start + v * WIDTH) : sum);
         };
@@ -212,13 +219,11 @@ struct Sgd {
     Sgd(const Options& o, bool first_step)
         : lr(o.lr), momentum(o.momentum), share(first_step ? 1 : 1 - o.dampening), weight_decay(o.weight_decay),
           sign(o.maximize ? -1 : 1), nesterov(o.nesterov) {}
-
     // θ ← θ − η g,  g = s ∂C/∂θ + λ θ
     template <class T>
     T plain(T theta, T grad) const {
         return (1 - lr * weight_decay) * theta - lr * sign * grad;  // SGD
     }
-
     // v ← μ v + (1 − τ) g;  θ ← θ − η v, or by Nesterov − η (g + μ v)
     template <class T>
     T with_velocity(T theta, T& v, T grad) const {
@@ -243,6 +248,7 @@ struct Layer {
     Memory grad;                      // [BLOCK, n_in]: some rows of ∂C/∂W, with blas and momentum
     std::vector<const real*> a_prev;  // N rows of n_in
     std::vector<const real*> deltas;  // N rows of δ
+    std::vector<const real*> next;    // N rows: the inputs of the next batch, or a_prev
 
     Layer(const LayerSpec& s, long rows, bool is_first, bool passes_back)
         : spec(s), n_in(s.n_in), n_out(s.n_out), width(padded(n_out)), blas(s.gemm),
@@ -250,7 +256,7 @@ struct Layer {
           velocity(blas || !s.weight.velocity ? 0 : n_in, n_out), by_output(blas || !passes_back ? 0 : n_out, n_in),
           bias(width), bias_velocity(width), z(rows * width), a(keeps_z ? rows * width : 0), delta(rows * width),
           gathered(blas && is_first ? rows * n_in : 0), grad(blas && s.weight.velocity ? BLOCK * n_in : 0),
-          a_prev(rows) {
+          a_prev(rows), next(rows) {
         for (long r = 0; r < rows; r++) deltas.push_back(delta.at + r * width);
         if (s.bias.value) std::copy_n(s.bias.value, n_out, bias.at);
         if (s.bias.velocity) std::copy_n(s.bias.velocity, n_out, bias_velocity.at);
@@ -261,19 +267,16 @@ struct Layer {
 
     real* output() const { return keeps_z ? a.at : z.at; }
     long ld_prev() const { return gathered.at ? n_in : padded(n_in); }
-
     void pack(const real* from, const Packed& to) const {
         to.blocks({0, to.K}, [=, &to](long k, long rows, long j, long columns) {
             transpose(from + j * n_in + k, n_in, columns, rows, to.row(k, j), to.step(j));
         });
     }
-
     void unpack(const Packed& from, real* to) const {
         from.blocks({0, from.K}, [=, &from](long k, long rows, long j, long columns) {
             transpose(from.row(k, j), from.step(j), rows, columns, to + j * n_in + k, n_in);
         });
     }
-
     // W by output from W by input, for some of the inputs.
     void turn(Range inputs) const {
         if (by_output.K)
@@ -301,7 +304,7 @@ struct Layer {
             for (long r = rows.first; r < rows.last; r++) std::copy_n(bias.at, width, z.at + r * width);
             gemm("T", "N", n_out, n, n_in, 1, spec.weight.value, n_in, a_prev[0], ld_prev(), 1, z.at, width);
         } else {
-            multiply(rows, columns, a_prev.data(), weight, bias.at, z.at);  // FWD: z = a_prev Wᵀ + b
+            multiply(rows, columns, a_prev.data(), weight, bias.at, z.at, next.data());  // FWD: z = a_prev Wᵀ + b
         }
         if (spec.activation < 0) return;
         for (long r = rows.first; r < rows.last; r += m == width ? n : 1) {  // whole rows are one stretch of memory
@@ -321,7 +324,7 @@ struct Layer {
     void grad_input(Range rows, real* grad_a) const {
         const int n = rows.last - rows.first, ldc = padded(n_in);
         if (blas) gemm("N", "N", n_in, n, n_out, 1, spec.weight.value, n_in, delta.at, width, 0, grad_a, ldc);
-        else multiply(rows, {0, padded(n_in)}, deltas.data(), by_output, nullptr, grad_a);  // BP2
+        else multiply(rows, {0, padded(n_in)}, deltas.data(), by_output, nullptr, grad_a, deltas.data());  // BP2
     }
 
     // A step from a batch of so many rows: for some inputs and outputs of W, and for b.
@@ -336,7 +339,7 @@ struct Layer {
         const Sgd sgd(spec.weight.options, first && spec.weight.options.first_step);
         if (blas) return update_in_place(rows, sgd);
         const auto a = [x = a_prev.data()](long in, long k) { return x[k][in]; };
-        product(inputs, outputs, rows, a, Rows{delta.at, width}, [=](long j) {
+        product(inputs, outputs, n_out, rows, a, delta.at, width, [=](long j) {
             return [=, w = weight.row(0, j), u = velocity.row(0, j), step = weight.step(j)](long in, int i, vec grad) {
                 const long at = in * step + i * WIDTH;
                 if constexpr (!MOMENTUM) return store(w + at, sgd.plain(load(w + at), grad));  // BP4, SGD
@@ -383,7 +386,7 @@ static double loss_of_row(const real* a, const real* y, real g, long n, const re
     double c = 0;
     if constexpr (CROSS_ENTROPY) {  // c = −Σ_j y_j log p_j,  ∂c/∂z = p Σ_j y_j − y
         real highest = a[0], sum = 0, total = 0;
-        for (long j = 1; j < n; j++) highest = a[j] > highest || a[j] != a[j] ? a[j] : highest;  // NaN is passed on
+        for (long j = 1; j < n; j++) highest = std::max(highest, a[j]);
         for (long j = 0; j < padded(n); j++) grad_a[j] = std::exp(a[j] - highest);
         for (long j = 0; j < n; j++) sum += grad_a[j], total += y[j];
         const real log_sum = std::log(sum);
@@ -408,8 +411,7 @@ struct Barrier {
     std::atomic<long> come{0};
     void wait() {
         const long all = (come.fetch_add(1) / count + 1) * count;
-        for (long spins = 0; come < all; spins++)
-            if (spins > 2000) std::this_thread::yield();
+        for (long spins = 0; come < all; spins++) if (spins > 2000) std::this_thread::yield();
     }
 };
 
@@ -418,7 +420,6 @@ static Range share(long n, long unit, long thread, long threads) {
     const long units = (n + unit - 1) / unit, first = units * thread / threads, last = units * (thread + 1) / threads;
     return {std::min(n, first * unit), std::min(n, last * unit)};
 }
-
 struct Steps {
     const Batches& data;
     const long lowest, threads;  // no δ is computed below the lowest layer that is trained
@@ -430,6 +431,7 @@ struct Steps {
         for (long l = 0; l < depth; l++) layers.emplace_back(specs[l], data.size, l == 0, l > lowest);
         for (long l = 1; l < depth; l++)
             for (long r = 0; r < data.size; r++) layers[l].a_prev[r] = layers[l - 1].output() + r * layers[l - 1].width;
+        for (long l = 1; l < depth; l++) layers[l].next = layers[l].a_prev;
     }
 
     // All steps. The threads share the outputs of the first layer, so that each keeps its part of the largest W in its
@@ -459,16 +461,14 @@ struct Steps {
         }
     }
 
-    // Reads the rows where they lie, and has the next ones fetched meanwhile; for BLAS they are copied together.
+    // Has the rows read where they lie, and the next ones fetched meanwhile; for BLAS they are copied together.
     void read_inputs(long done, Range rows) {
         Layer& layer = layers[0];
         for (long r = rows.first; r < rows.last; r++) {
             const real* x = data.x + data.order[done + r] * layer.n_in;
             if (layer.gathered.at) x = std::copy_n(x, layer.n_in, layer.gathered.at + r * layer.n_in) - layer.n_in;
             layer.a_prev[r] = x;
-            if (layer.gathered.at || done + data.size + r >= data.rows) continue;
-            const real* next = data.x + data.order[done + data.size + r] * layer.n_in;
-            for (long i = 0; i < layer.n_in; i += 64 / sizeof(real)) __builtin_prefetch(next + i);
+            layer.next[r] = data.x + data.order[std::min<long>(done + data.size + r, data.rows - 1)] * layer.n_in;
         }
     }
 
