@@ -159,7 +159,7 @@ class TestCompiler:
             ),
             ("echo 'out of memory' >&2; exit 4", "failed: out of memory"),
             ("exit 3", "failed: exit code 3"),
-            ("exit 0", "failed: exit code 0"),  # and has written nothing
+            ("exit 0", "failed: it has written no library"),
             ("echo $(yes error | head -c 100000) >&2; exit 1", "failed: error error"),
         ],
     )

@@ -14,6 +14,7 @@ import os
 import platform
 import shlex
 import shutil
+import signal
 import subprocess
 import tempfile
 from dataclasses import dataclass
@@ -68,7 +69,12 @@ def find_toolchain() -> Toolchain:
 
 @functools.lru_cache
 def _toolchain(cxx: str, path: str) -> Toolchain:
-    candidates = [shlex.split(cxx)] if cxx.strip() else [[name] for name in COMPILERS]
+    try:
+        candidates = [shlex.split(cxx)] if cxx.strip() else [[name] for name in COMPILERS]
+    except ValueError as error:
+        raise BuildError(f"$CXX, {cxx!r}, cannot be read as a command: {error}") from error
+    if not candidates[0][0]:
+        raise BuildError(f"$CXX, {cxx!r}, names no compiler")
     for command in candidates:
         if shutil.which(command[0], path=path) is not None:
             said = _run([*command, "-v"], "to tell its version")
@@ -107,7 +113,11 @@ def load_library(source: str, toolchain: Toolchain | None = None, cache: Path | 
     Raises:
         BuildError: If there is no compiler, it fails, or the folder cannot be written.
     """
-    return _load(source, toolchain or find_toolchain(), cache or default_cache() / "compiled")
+    toolchain = toolchain or find_toolchain()
+    try:
+        return _load(source, toolchain, cache or default_cache() / "compiled")
+    except RuntimeError as error:  # of Path.home
+        raise BuildError(f"there is no place to keep the library: {error}; set XDG_CACHE_HOME") from error
 
 
 @functools.lru_cache(maxsize=64)
@@ -126,6 +136,7 @@ def _load(source: str, toolchain: Toolchain, cache: Path) -> ctypes.CDLL:
     try:
         return ctypes.CDLL(str(path))
     except OSError as error:
+        _digest_of(path).unlink(missing_ok=True)  # to be built again at the next start
         raise BuildError(f"the library could not be loaded: {str(error).splitlines()[0]}") from error
 
 
@@ -158,16 +169,24 @@ def _build(source: str, toolchain: Toolchain, path: Path) -> None:
 
 def _run(command: list[str], what: str) -> subprocess.CompletedProcess[str]:
     try:
-        return subprocess.run(
-            command, capture_output=True, encoding="utf-8", errors="replace", timeout=SECONDS, stdin=subprocess.DEVNULL
-        )
-    except subprocess.TimeoutExpired:
-        raise BuildError(f"{command[0]} did not finish {what} within {SECONDS} s") from None
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8",
+            errors="replace", start_new_session=True, env={**os.environ, "LC_ALL": "C"},
+        )  # fmt: skip
     except OSError as error:
         raise BuildError(f"{command[0]} could not be run: {error.strerror or error}") from error
+    try:
+        out, err = process.communicate(timeout=SECONDS)
+    except BaseException as error:
+        os.killpg(process.pid, signal.SIGKILL)  # the compiler's own processes, too
+        process.communicate()
+        if isinstance(error, subprocess.TimeoutExpired):
+            raise BuildError(f"{command[0]} did not finish {what} within {SECONDS} s") from None
+        raise
+    return subprocess.CompletedProcess(command, process.returncode, out, err)
 
 
 def _first_error(said: str, code: int) -> str:
     lines = [line.strip() for line in said.splitlines() if line.strip()]
     errors = [line for line in lines if "error" in line]
-    return ([*errors, *lines, f"exit code {code}"])[0][:300]
+    return ([*errors, *lines, f"exit code {code}" if code else "it has written no library"])[0][:300]

@@ -8,8 +8,8 @@
 //
 // Python puts `using real = float`, or double, before this text, and the formulas of the model where it says FORMULAS.
 //
-// Shapes: N is the rows of a batch. z, a and δ of a layer are [N, width]: n_out columns, and more until the width is a
-// whole number of vectors, so that no loop has a remainder. No column is computed from what stands in the others.
+// Shapes: N is the rows of a batch. z, a and δ of a layer are [N, width]: n_out columns, padded to whole vectors. So no
+// loop has a remainder. What is computed in the padding is never used.
 
 #include <algorithm>
 #include <atomic>
@@ -23,15 +23,13 @@
 #include <vector>
 
 // --- the formulas ---
-
 // glibc computes these for whole vectors, too, but tells the compiler so for inexact mathematics alone.
 #if defined(__GLIBC__) && defined(__x86_64__) && !defined(__clang__)
 #define OF_VECTORS(name) \
     extern "C" __attribute__((simd("notinbranch"))) double name(double) noexcept; \
     extern "C" __attribute__((simd("notinbranch"))) float name##f(float) noexcept;
-OF_VECTORS(exp) OF_VECTORS(log)
 #if __GLIBC_PREREQ(2, 35)
-OF_VECTORS(expm1) OF_VECTORS(log1p) OF_VECTORS(tanh) OF_VECTORS(erf)
+OF_VECTORS(exp) OF_VECTORS(log) OF_VECTORS(expm1) OF_VECTORS(log1p) OF_VECTORS(tanh) OF_VECTORS(erf)
 #endif
 #endif
 
@@ -42,18 +40,17 @@ struct Activation {
 };
 // a = σ(z), and δ = ∂C/∂a ⊙ σ'(z) in the place of ∂C/∂a, entry by entry.
 template <real forward(real)>
-static void each(const real* z, real* a, long count) {
+static void apply_forward(const real* z, real* a, long count) {
     for (long i = 0; i < count; i++) a[i] = forward(z[i]);
 }
 template <real derivative(real)>
-static void times(const real* saved, real* delta, long count) {
+static void multiply_by_derivative(const real* saved, real* delta, long count) {
     for (long i = 0; i < count; i++) delta[i] *= derivative(saved[i]);
 }
 
 // FORMULAS
 
 // --- what Python passes: library.py has the same structs ---
-
 // Of a parameter, as torch.optim.SGD names them; first_step: v = g at the first of the steps.
 struct Options {
     double lr, momentum, dampening, weight_decay;
@@ -85,7 +82,6 @@ struct Batches {
 };
 
 // --- vectors ---
-
 #if defined(__AVX512F__)
 constexpr int VECTOR_BYTES = 64, TILE_ROWS = 12;  // 32 registers: 12 × 2 sums, 2 vectors of b, numbers of a
 #else
@@ -116,7 +112,6 @@ struct Memory {
 };
 
 // --- products ---
-
 // c = Σ_k a(row, k) b[k] for R rows and V vectors of columns. The sums stay in registers; use(row, v, sum) takes them.
 template <int R, int V, class A, class Use>
 static inline void tile(long first, long K, A a, const real* b, long ldb, Use use) {
@@ -211,7 +206,6 @@ static void transpose(const real* from, long from_step, long rows, long columns,
 }
 
 // --- gradient descent ---
-
 // The update of a parameter, in the letters of core/sgd.py: η, μ, share = 1 − τ (1 at the first step), λ, s.
 struct Sgd {
     real lr, momentum, share, weight_decay, sign;
@@ -234,7 +228,6 @@ struct Sgd {
 };
 
 // --- a layer ---
-
 struct Layer {
     const LayerSpec spec;
     const long n_in, n_out, width;
@@ -262,7 +255,7 @@ struct Layer {
         if (s.bias.velocity) std::copy_n(s.bias.velocity, n_out, bias_velocity.at);
         pack(s.weight.value, weight);
         pack(s.weight.velocity, velocity);
-        turn({0, n_in});
+        transpose_weight({0, n_in});
     }
 
     real* output() const { return keeps_z ? a.at : z.at; }
@@ -278,7 +271,7 @@ struct Layer {
         });
     }
     // W by output from W by input, for some of the inputs.
-    void turn(Range inputs) const {
+    void transpose_weight(Range inputs) const {
         if (by_output.K)
             weight.blocks(inputs, [=](long k, long rows, long j, long columns) {
                 transpose(weight.row(k, j), weight.step(j), rows, columns, by_output.row(j, k), by_output.step(k));
@@ -348,7 +341,7 @@ struct Layer {
                 store(u + at, v);
             };
         });
-        turn(inputs);
+        transpose_weight(inputs);
     }
 
     // The same by PyTorch's BLAS: it adds the product to W or, with momentum, computes some rows of it at a time.
@@ -378,7 +371,6 @@ struct Layer {
 };
 
 // --- the loss ---
-
 // Returns c of a sample and writes ∂C/∂a, from a and its targets y, [n], and g = ∂C/∂c.
 template <class L>
 static double loss_of_row(const real* a, const real* y, real g, long n, const real* weights, const real* constants,
@@ -404,7 +396,6 @@ static double loss_of_row(const real* a, const real* y, real g, long n, const re
 }
 
 // --- the steps ---
-
 // Waits until all threads have come here.
 struct Barrier {
     const long count;
@@ -434,7 +425,7 @@ struct Steps {
         for (long l = 1; l < depth; l++) layers[l].next = layers[l].a_prev;
     }
 
-    // All steps. The threads share the outputs of the first layer, so that each keeps its part of the largest W in its
+    // What a thread does. They share the outputs of the first layer, so that each keeps its part of the largest W in its
     // cache; the rows of the batch from there to δ; and the inputs of the other W. No sum is divided among them.
     void run(long thread) {
         const Range outputs = share(layers[0].width, PANEL, thread, threads);
@@ -466,8 +457,9 @@ struct Steps {
         Layer& layer = layers[0];
         for (long r = rows.first; r < rows.last; r++) {
             const real* x = data.x + data.order[done + r] * layer.n_in;
-            if (layer.gathered.at) x = std::copy_n(x, layer.n_in, layer.gathered.at + r * layer.n_in) - layer.n_in;
-            layer.a_prev[r] = x;
+            real* gathered = layer.gathered.at ? layer.gathered.at + r * layer.n_in : nullptr;
+            if (gathered) std::copy_n(x, layer.n_in, gathered);
+            layer.a_prev[r] = gathered ? gathered : x;
             layer.next[r] = data.x + data.order[std::min<long>(done + data.size + r, data.rows - 1)] * layer.n_in;
         }
     }
@@ -484,17 +476,24 @@ struct Steps {
     }
 };
 
-// Trains on the batches in turn; returns 0, or 1 if there is not enough memory, and nothing has changed then.
+// Trains on the batches. Returns 0, or having changed nothing 1 without enough memory, 2 if threads cannot be started.
 extern "C" int64_t train(const LayerSpec* specs, int64_t depth, int64_t lowest, const Batches* data, int64_t threads) {
     try {
         Steps steps(specs, depth, lowest, *data, threads);
         std::vector<std::thread> others;
-        for (long thread = 1; thread < threads; thread++) others.emplace_back([&steps, thread] { steps.run(thread); });
-        steps.run(0);
+        std::atomic<int> go{0};  // 1 once all threads are there, -1 if one could not be started
+        const auto run = [&](long thread) {
+            while (!go) std::this_thread::yield();
+            if (go > 0) steps.run(thread);
+        };
+        try {
+            for (long thread = 1; thread < threads; thread++) others.emplace_back(run, thread);
+            go = 1;
+        } catch (const std::exception&) { go = -1; }
+        run(0);
         for (std::thread& other : others) other.join();
+        if (go < 0) return 2;
         for (const Layer& layer : steps.layers) layer.write_back();
         return 0;
-    } catch (const std::exception&) {
-        return 1;
-    }
+    } catch (const std::bad_alloc&) { return 1; }
 }

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from deltaprop.errors import UserError
+
 
 class Options(ctypes.Structure):
     """The options of a parameter's update."""
@@ -69,7 +71,8 @@ def call_train(
         tensors: The members of :class:`Batches`, contiguous.
 
     Raises:
-        MemoryError: If there is not enough memory; nothing has changed then.
+        torch.OutOfMemoryError: If there is not enough memory; nothing has changed then.
+        UserError: If the threads cannot be started; likewise.
     """
     order = tensors["order"]
     assert order is not None
@@ -81,5 +84,8 @@ def call_train(
         ctypes.c_int64,
         (ctypes.c_void_p, *[ctypes.c_int64] * 2, ctypes.c_void_p, ctypes.c_int64),
     )
-    if function(specs, len(layers), lowest, ctypes.byref(data), threads):
+    failure = function(specs, len(layers), lowest, ctypes.byref(data), threads)
+    if failure == 1:
         raise torch.OutOfMemoryError("not enough memory for the activations of a batch")
+    if failure == 2:
+        raise UserError(f"{threads} threads cannot be started here: torch.set_num_threads(1) takes one")

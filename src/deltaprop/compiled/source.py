@@ -22,6 +22,8 @@ def distinct_activations(layers: Sequence[Layer]) -> list[Layer]:
     """Return a layer for each activation of a model, in an order that does not depend on theirs."""
     found: list[Layer] = []
     for layer in layers:
+        if layer.activation is not None and any(isinstance(constant, Tensor) for constant in layer.constants):
+            raise _refusal(layer, "it has a constant that is a tensor")
         if layer.activation is not None and activation_number(layer, found) < 0:
             found.append(layer)
     return sorted(found, key=lambda layer: (getattr(layer.activation, "__name__", ""), repr(layer.constants)))
@@ -49,7 +51,7 @@ def source_for(activations: Sequence[Layer], loss: LossSpec, dtype: torch.dtype)
         assert layer.activation is not None
         name = f"activation_{number}"
         formulas.append(_activation(layer, name))
-        forward, derivative = f"each<{name}_forward<real>>", f"times<{name}_derivative<real>>"
+        forward, derivative = f"apply_forward<{name}_forward<real>>", f"multiply_by_derivative<{name}_derivative<real>>"
         rows.append(f"    {{{forward}, {derivative}, {str(layer.activation.from_output).lower()}}},")
     rows = rows or ["    {nullptr, nullptr, false},  // no layer has one"]
     formulas += ["static const Activation ACTIVATIONS[] = {", *rows, "};", _loss(loss)]
@@ -61,15 +63,18 @@ def source_for(activations: Sequence[Layer], loss: LossSpec, dtype: torch.dtype)
 def _activation(layer: Layer, name: str) -> str:
     definition = layer.activation
     assert definition is not None
-    known = next((row for row, of in ACTIVATIONS.items() if of is definition), definition.__name__)
+    if not issubclass(definition, Elementwise) or _overrides(definition, Elementwise, "delta"):
+        raise _refusal(layer, "its derivative is a matrix, or it has a delta of its own")
     try:
-        if not issubclass(definition, Elementwise) or _overrides(definition, Elementwise, "delta"):
-            raise EmitError("its derivative is a matrix, or it has a delta of its own")
-        if any(isinstance(constant, Tensor) for constant in layer.constants):
-            raise EmitError("it has a constant that is a tensor")
         return emit_definition(definition, name, CPP, layer.constants)
     except EmitError as error:
-        raise UserError(f"the compiled engine does not have the activation {known}: {error}; {EXPLICIT}") from error
+        raise _refusal(layer, str(error)) from error
+
+
+def _refusal(layer: Layer, reason: str) -> UserError:
+    definition = layer.activation
+    name = next((row for row, of in ACTIVATIONS.items() if of is definition), getattr(definition, "__name__", ""))
+    return UserError(f"the compiled engine does not have the activation {name}: {reason}; {EXPLICIT}")
 
 
 def _loss(loss: LossSpec) -> str:

@@ -9,6 +9,7 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import increment_version
 
 from deltaprop._torch_compat import blas_gemm
 from deltaprop.compiled.build import Toolchain, find_toolchain, load_library
@@ -27,11 +28,12 @@ from deltaprop.epoch_state import EpochState
 from deltaprop.errors import UserError
 from deltaprop.explicit import ExplicitTrainer
 from deltaprop.explicit.batches import EpochRows
+from deltaprop.explicit.checks import check_momentum
 from deltaprop.loss_spec import LossLike, LossSpec
 
-# Multiply-adds of a call into C++: 8 to 20 ms, so that Ctrl-C and a pause do not wait longer.
-CALL = 2**29
-STEP = 2**15  # what a step costs besides its products, in multiply-adds
+# Multiply-adds of a call into C++: 8 to 40 ms, so that Ctrl-C and a pause do not wait longer. And what a step, and each
+# entry of z, take besides the products: erf and its derivative in float64 as long as 400.
+CALL, STEP, ENTRY = 2**29, 2**15, 400
 # Multiply-adds of a layer's product, N · n_in · n_out, from which PyTorch's BLAS is faster than the tiles, and from
 # which threads share the tiles' work. Measured: docs/performance.md.
 WIDE, SHARED = 2**23, 2**21
@@ -80,10 +82,9 @@ class CompiledTrainer(ExplicitTrainer):
     def steps_at_once(self, batch_size: int) -> int:
         """Return the number of steps between two chances to stop, a fixed one: no bit depends on time."""
         products = sum(n_in * n_out for n_in, n_out in pairwise(self._sizes))
-        return max(1, CALL // (3 * batch_size * products + STEP))
+        return max(1, CALL // (batch_size * (3 * products + ENTRY * sum(self._sizes[1:])) + STEP))
 
-    def _read_model(self) -> None:
-        super()._read_model()
+    def _prepare_library(self) -> None:
         layers = self._workspace.layers
         weight = layers[0].weight
         if weight.device.type != "cpu":
@@ -108,6 +109,8 @@ class CompiledTrainer(ExplicitTrainer):
         return torch.where(counts == 0, math.nan, losses)[0].to(x.dtype), outputs  # all labels are ignored: 0/0
 
     def _steps(self, loss: LossSpec, data: EpochRows, state: EpochState, *, one_by_one: bool) -> Iterator[int]:
+        if not len(data):
+            return
         order = torch.arange(len(data)) if data.order is None else data.order.long().contiguous()
         x, size, done = data.x.contiguous(), min(data.batch_size, len(data)), state.done
         ends = 1 if one_by_one else self.steps_at_once(size), state.interval if state.pause else sys.maxsize
@@ -137,9 +140,9 @@ class CompiledTrainer(ExplicitTrainer):
         grad_entries, counts = self._factors(loss, x, targets, size)
         losses = torch.zeros(len(counts), dtype=torch.float64)
         rows = {
-            "x": x.contiguous(),
+            "x": x.contiguous().resolve_neg(),
             "order": order,
-            "targets": targets[1 if labels else 0].contiguous(),
+            "targets": targets[1 if labels else 0].contiguous().resolve_neg(),
             "grad_entries": grad_entries,
             "output_weights": None if labels or weight is None else self._by_output(weight, x),
             "constants": constants,
@@ -147,6 +150,7 @@ class CompiledTrainer(ExplicitTrainer):
             "outputs": outputs,
         }
         call_train(self._library, self._layer_specs(size), self._lowest, size, self._threads(size), rows)
+        increment_version(self._written)  # as PyTorch's own writes do: a graph that holds the old values is refused
         return losses, counts
 
     def _by_output(self, constant: Tensor, like: Tensor) -> Tensor:
@@ -180,6 +184,7 @@ class CompiledTrainer(ExplicitTrainer):
         return torch.get_num_threads() if SHARED <= widest < WIDE else 1
 
     def _layer_specs(self, size: int) -> list[LayerSpec]:
+        self._written: list[Tensor] = []
         return [
             LayerSpec(
                 *reversed(layer.weight.shape), number, self._gemm(layer.weight, size),
@@ -196,6 +201,10 @@ class CompiledTrainer(ExplicitTrainer):
         if param is None or not learns:
             return Param(address(param))
         velocity, first_step = self._update.velocity(param)
+        if velocity is not None:
+            check_momentum(self._optimizer, [param])
+            velocity = self._optimizer.state[param]["momentum_buffer"] = velocity.contiguous()
+        self._written += [param] if velocity is None else [param, velocity]
         options = self._update.options(param)
         return Param(
             address(param),

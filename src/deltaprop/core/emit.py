@@ -13,6 +13,7 @@ from __future__ import annotations
 import inspect
 import math
 import operator
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -202,6 +203,16 @@ INFIX = {
     operator.and_: "&", operator.or_: "|", torch.logical_and: "&", torch.logical_or: "|",
     torch.add: "+", torch.sub: "-", torch.mul: "*", torch.div: "/",
 }  # fmt: skip
+COMPARISONS = {operator.gt, operator.ge, operator.lt, operator.le, operator.eq, operator.ne}
+LOGICAL = {operator.and_, operator.or_, torch.logical_and, torch.logical_or}
+NEGATIONS = ("invert", "logical_not", "bitwise_not")
+# Words of C++ or JavaScript that a parameter in Python may have as its name.
+RESERVED = {
+    "T", "auto", "bool", "case", "catch", "char", "const", "default", "delete", "do", "double", "enum", "explicit",
+    "export", "extern", "float", "function", "goto", "inline", "int", "let", "long", "namespace", "new", "operator",
+    "private", "public", "register", "short", "signed", "sizeof", "static", "struct", "switch", "template", "this",
+    "throw", "typeof", "union", "unsigned", "using", "var", "virtual", "void", "volatile",
+}  # fmt: skip
 SAME = {"clone", "to", "type_as", "contiguous", "detach"}
 ZERO_OR_ONE = {torch.zeros_like: 0.0, torch.ones_like: 1.0, "new_zeros": 0.0, "new_ones": 1.0}
 
@@ -251,14 +262,16 @@ def emit(
     Raises:
         EmitError: If it cannot be written, with the reason.
     """
+    constants = [c.item() if hasattr(c, "item") and not isinstance(c, Tensor) else c for c in constants]  # NumPy's
     parameters = list(inspect.signature(formula).parameters)[: variables + len(constants)]
     varying = [*[True] * variables, *[isinstance(c, Tensor) for c in constants]]
     closed_over = dict(zip(parameters[variables:], constants, strict=True))
     names = [p for p, varies in zip(parameters, varying, strict=True) if varies]
     where = getattr(formula, "__qualname__", name)
     writer = _Writer(language, where)
-    value = writer.inline(formula, names, names, {p: c for p, c in closed_over.items() if p not in names})
-    return language.function(name, names, writer.lines, value)
+    spelt = [f"{p}_" if p in RESERVED or re.fullmatch(r"t\d+", p) else p for p in names]
+    value = writer.inline(formula, names, spelt, {p: c for p, c in closed_over.items() if p not in names})
+    return language.function(name, spelt, writer.lines, value)
 
 
 @dataclass
@@ -266,6 +279,7 @@ class _Writer:
     language: Language
     where: str
     lines: list[str] = field(default_factory=list)
+    booleans: set[fx.Node] = field(default_factory=set)  # comparisons, and what joins them
 
     def inline(
         self, formula: Callable[..., Tensor], names: Sequence[str], operands: Sequence[str], constants: dict[str, Any]
@@ -312,9 +326,16 @@ class _Writer:
         if target is getattr and args[1] in ("dtype", "device"):
             return str(args[1])  # an argument of ``to``, which is not spelt
         spelt = [self._spell(a, values) for a in args]
+        logical = target in LOGICAL
+        if target in INFIX and not logical and all(a in self.booleans for a in args) and target not in COMPARISONS:
+            raise EmitError(f"{self.where} adds or multiplies two comparisons, which is a comparison in PyTorch")
+        if logical and not all(a in self.booleans for a in args):
+            raise EmitError(f"{self.where} joins numbers as if they were comparisons")
+        if logical or target in COMPARISONS or name in NEGATIONS:
+            self.booleans.add(node)
         if target in INFIX and len(args) == 2 and not kwargs:
             return f"({spelt[0]} {INFIX[target]} {spelt[1]})"
-        if name in ("invert", "logical_not", "bitwise_not") and len(args) == 1:
+        if name in NEGATIONS and len(args) == 1 and args[0] in self.booleans:
             return f"(!{spelt[0]})"
         if name == "neg" and len(args) == 1:
             return f"(-{spelt[0]})"
@@ -323,6 +344,10 @@ class _Writer:
         if target in ZERO_OR_ONE:
             return self.language.literal(ZERO_OR_ONE[target])
         if name in SAME:
+            if any(isinstance(a, torch.dtype) for a in (*args, *kwargs.values())):
+                raise EmitError(f"{self.where} computes in another dtype")
+            if args and args[0] in self.booleans:
+                self.booleans.add(node)
             return spelt[0]
         if name in self.language.functions and len(args) == 1 and not kwargs:
             return f"{self.language.functions[name]}({spelt[0]})"
@@ -369,7 +394,9 @@ class _Writer:
             return values[value]
         if isinstance(value, int | float) and not isinstance(value, bool):
             return self.language.literal(float(value))
-        return repr(value)  # an argument that is not spelt, such as a dtype
+        if value is None or isinstance(value, torch.dtype | torch.device | str):
+            return repr(value)  # an argument that is not spelt
+        raise EmitError(f"{self.where} has {value!r} in a place for numbers")
 
     def _name(self, text: str) -> str:
         """Return a variable for an expression, so that it is computed once."""

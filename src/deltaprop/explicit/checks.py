@@ -55,7 +55,8 @@ def check_momentum(optimizer: torch.optim.Optimizer, params: Sequence[Tensor]) -
         buffer = optimizer.state.get(p, {}).get("momentum_buffer")
         if buffer is not None and (buffer.dtype, buffer.device, buffer.shape) != (p.dtype, p.device, p.shape):
             raise UserError(
-                f"the momentum buffer of a parameter, {p.dtype} on {p.device}, is {buffer.dtype} on {buffer.device}: "
+                f"the momentum buffer of a parameter, {list(p.shape)} {p.dtype} on {p.device}, is "
+                f"{list(buffer.shape)} {buffer.dtype} on {buffer.device}: "
                 "make the optimizer after the model is moved or cast"
             )
 

@@ -79,6 +79,7 @@ class ExplicitTrainer:
 
     def _set_up(self) -> None:
         self._running = False  # within an epoch
+        self._changes: ChangeDetector | None = None
         self._update = Updater(self._optimizer)
         self._read_model()
 
@@ -290,7 +291,8 @@ class ExplicitTrainer:
 
     def _refresh(self) -> None:
         """Read the model again if it has changed, and the optimizer's options."""
-        if self._changes.changed():
+        if self._changes is None or self._changes.changed():
+            self._changes = None  # until it has been read: a refused model is read again at the next call
             self._read_model()
         self._update.refresh()
         mark_step(self._optimizer)
@@ -322,7 +324,11 @@ class ExplicitTrainer:
         self._products = products_in(self._precision, device)
         ours = all(map(is_ours, [self.loss.definition, *[layer.activation for layer in layers]]))
         self._workspace = Workspace(layers, self._lowest, holdable=ours)
+        self._prepare_library()
         self._changes = ChangeDetector(self._model, params, self._optimizer)
+
+    def _prepare_library(self) -> None:
+        """Prepare what a subclass needs for the layers that were read."""
 
     @property
     def _shape(self) -> tuple[int, int, torch.dtype, torch.device]:

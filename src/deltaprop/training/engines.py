@@ -75,7 +75,7 @@ def compiled_engine(
         UserError: If the model is not one for it.
     """
     if precision != "float32":
-        raise UserError(f"{setting('precision', precision)}: the compiled engine has no other products than float32")
+        raise UserError(f"{setting('precision', precision)}: the compiled engine computes products in float32 alone")
     trainer = CompiledTrainer(model, objective.call, optimizer)
     return Engine(
         lambda x, y, order, batch_size, state: trainer._epoch(x, y, batch_size, order, state), trainer.steps_at_once

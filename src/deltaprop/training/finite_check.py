@@ -1,4 +1,4 @@
-"""Detect NaN and infinity within 50 steps, so that they are never saved."""
+"""Detect NaN and infinity within 50 steps, or one call of the compiled engine, so that they are never saved."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-EVERY = 50  # the most steps until a NaN or an infinity is detected
+EVERY = 50  # the most steps until a NaN or an infinity is detected, unless the engine takes more at once
 
 
 def all_finite(tensors: Sequence[Tensor]) -> bool:

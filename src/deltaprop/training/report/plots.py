@@ -30,6 +30,7 @@ COLOURS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F
 TILES = 36
 WORST_ROWS, WORST_INPUTS = 14, 6  # shown of a table
 MOST_POINTS = 5000  # test samples in one picture
+UNMEASURED: dict[str, Any] = {"in_layout": False}  # texts within axes: to measure them took half of the drawing time
 
 
 def pictures(setup: Setup, test: Evaluation) -> dict[str, Picture]:
@@ -92,12 +93,7 @@ def draw_confusion(axes: Axes, counts: Array, names: Sequence[str], title: str) 
         for (row, column), count in np.ndenumerate(counts):
             if count:
                 colour = "white" if shares[row, column] > 0.5 else "black"
-                place: dict[str, Any] = {
-                    "ha": "center",
-                    "va": "center",
-                    "in_layout": False,
-                }  # 100 to measure would take half the time
-                axes.text(column, row, str(count), color=colour, fontsize=8, **place)
+                axes.text(column, row, str(count), color=colour, fontsize=8, ha="center", va="center", **UNMEASURED)
         long = max(map(len, names)) * len(names) > 60  # names side by side would overlap
         shown = [shortened(name) for name in names]
         axes.set_xticks(range(len(names)), shown, rotation=45 if long else 0, ha="right" if long else "center")
@@ -226,12 +222,9 @@ def _tiles(tiles: list[Array], labels: list[str], title: str, colours: dict[str,
         left = index % columns * (width + gap)
         canvas[top : top + height, left : left + width] = tile
         if label:
-            style: dict[str, Any] = {
-                "fontsize": 8,
-                "color": "black" if index >= marked else COLOURS[5],
-                "in_layout": False,
-            }
-            axes.text(left + width / 2, top - 0.5 - 0.1 * head, label, ha="center", va="bottom", **style)
+            colour = "black" if index >= marked else COLOURS[5]
+            style: dict[str, Any] = {"fontsize": 8, "color": colour, "ha": "center", "va": "bottom", **UNMEASURED}
+            axes.text(left + width / 2, top - 0.5 - 0.1 * head, label, **style)
     axes.imshow(canvas, interpolation="nearest", **colours)
     axes.axis("off")
     axes.set_title(title, fontsize=10)

@@ -77,10 +77,12 @@ class TensorBoardReporter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._write_pictures()
-        self._artist.shutdown()
-        self._write("close")
-        threading.excepthook = self._excepthook
+        try:
+            self._write_pictures()
+        finally:
+            self._artist.shutdown()
+            self._write("close")
+            threading.excepthook = self._excepthook
 
     def _thread_excepthook(self, arguments: threading.ExceptHookArgs) -> None:
         """Omit the traceback of the writer's own thread: its error is raised by the next call."""
