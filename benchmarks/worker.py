@@ -121,7 +121,7 @@ def _time(peers: Any, problem: Any, arguments: argparse.Namespace, seconds: floa
                 np.concatenate([np.ravel(w) for w in ws]) for ws in (reference, after, problem.weights)
             )
             # Rounding after a pass is far below; a unit of relu that it switches is not, in the entry that it reaches.
-            if np.linalg.norm(ours - theirs) > 1e-3 * np.linalg.norm(ours - start):
+            if np.linalg.norm(ours - theirs) > 1e-2 * np.linalg.norm(ours - start):
                 void.append(name)
         runs[name] = run
     figures = interleave(runs, arguments.rounds, seconds)

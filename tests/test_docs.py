@@ -10,11 +10,14 @@ import io
 import re
 import runpy
 import shlex
+import textwrap
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from deltaprop.core import ACTIVATIONS
+from deltaprop.core.emit import CPP, emit_definition
 from tests.data.conftest import MNIST, encode_idx
 
 ROOT = Path(__file__).parents[1]
@@ -23,7 +26,16 @@ PAGES = {
     "README.md": (ROOT / "README.md").read_text(),
     **{
         name: (ROOT / "docs" / name).read_text()
-        for name in ("engines.md", "extending.md", "gradcheck.md", "sklearn.md", "tables.md", "trace.md", "training.md")
+        for name in (
+            "engines.md",
+            "extending.md",
+            "gradcheck.md",
+            "performance.md",
+            "sklearn.md",
+            "tables.md",
+            "trace.md",
+            "training.md",
+        )
     },
 }
 README = PAGES["README.md"]
@@ -110,7 +122,7 @@ def test_every_activation_and_loss_is_listed():
 @pytest.mark.parametrize("page", PAGES)
 def test_every_block_has_a_test(page: str):
     """Python and shell blocks by their language, outputs by their beginning."""
-    assert set(re.findall(r"^```(\w*)$", PAGES[page], flags=re.MULTILINE)) - {""} <= {"python", "sh", "text"}
+    assert set(re.findall(r"^```(\w*)$", PAGES[page], flags=re.MULTILINE)) - {""} <= {"python", "sh", "text", "cpp"}
     shown = blocks(PAGES[page], "text")
     assert len(shown) == len(OUTPUTS.get(page, []))
     for beginning in OUTPUTS.get(page, []):
@@ -423,6 +435,14 @@ def test_the_quoted_equation_lines_are_in_the_source():
     assert len(rows) == 6
     for code, file in rows:
         assert code in (ROOT / "src" / "deltaprop" / "core" / file).read_text(), code
+
+
+def test_the_cpp_blocks_are_what_is_compiled():
+    """What is emitted for sigmoid, and the lines of the template, but for their indentation."""
+    emitted, written = blocks(PAGES["performance.md"], "cpp")
+    assert emitted.strip() == emit_definition(ACTIVATIONS["sigmoid"], "sigmoid", CPP)
+    template = (ROOT / "src" / "deltaprop" / "compiled" / "epoch.cpp").read_text()
+    assert textwrap.indent(written.strip(), " " * 8) in template
 
 
 def test_the_readme_is_short():

@@ -13,7 +13,6 @@ from __future__ import annotations
 import inspect
 import math
 import operator
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -269,7 +268,7 @@ def emit(
     names = [p for p, varies in zip(parameters, varying, strict=True) if varies]
     where = getattr(formula, "__qualname__", name)
     writer = _Writer(language, where)
-    spelt = [f"{p}_" if p in RESERVED or re.fullmatch(r"t\d+", p) else p for p in names]
+    spelt = [f"{p}_" if p in RESERVED or (p[0] == "t" and p[1:].isdigit()) else p for p in names]
     value = writer.inline(formula, names, spelt, {p: c for p, c in closed_over.items() if p not in names})
     return language.function(name, spelt, writer.lines, value)
 
