@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import os
 import re
 import shutil
@@ -22,7 +23,7 @@ from deltaprop.compiled.source import distinct_activations, source_for
 from deltaprop.loss_spec import parse_loss
 from deltaprop.nn.layers import read_layers
 from tests.compiled.shared import SharedTrainer
-from tests.explicit.compare import SGD_OPTIONS, assert_same, problem
+from tests.explicit.compare import SGD_OPTIONS, assert_same, problem, targets
 from tests.explicit.test_cost import Operations
 
 TEMPLATE = resources.files("deltaprop.compiled").joinpath("epoch.cpp").read_text(encoding="utf-8")
@@ -120,27 +121,37 @@ print("done")
 
 
 def sanitized_cases() -> list[Any]:
-    """Return epochs with sizes around those of vectors, panels and tiles."""
+    """Return epochs with sizes around those of vectors, panels and tiles, and what a loss reads besides targets."""
 
-    def epoch(sizes: list[int], batch_size: int, wide: int, threads: int, dtype: torch.dtype, sgd: Any) -> None:
+    def epoch(
+        sizes: list[int], batch_size: int, wide: int, threads: int, dtype: torch.dtype, sgd: Any, loss: str = "mse_loss"
+    ) -> None:
         trainer.WIDE = wide
-        model = dp.MLP(sizes, "tanh", dtype=dtype, bias=len(sizes) % 2 == 0)
-        ours = SharedTrainer(model, "cross_entropy", dp.SGD(model.parameters(), **{"lr": 0.1, **sgd}))
         SharedTrainer._threads = lambda self, size: threads  # type: ignore[method-assign]
-        x, y = torch.rand(23, sizes[0], dtype=dtype), torch.randint(sizes[-1], (23,))
-        ours.epoch(x, y, batch_size, order=torch.randperm(23))
+        model = dp.MLP(sizes, "tanh", dtype=dtype, bias=len(sizes) % 2 == 0)
+        options = {}
+        if loss == "binary_cross_entropy_with_logits":
+            options = {name: torch.rand(sizes[-1], dtype=dtype) for name in ("weight", "pos_weight")}
+            model[0].weight.requires_grad_(False)
+        function = functools.partial(getattr(dp.functional, loss), **options)
+        ours = SharedTrainer(model, function, dp.SGD(model.parameters(), **{"lr": 0.1, **sgd}))
+        x, y = torch.rand(23, sizes[0], dtype=dtype), targets(loss, 23, sizes[-1], dtype)
+        ours.epoch(x, y, batch_size, order=torch.randint(23, (31,)))
         ours.step(x, y)
 
-    every = [
-        lambda sizes=sizes, batch=batch, wide=wide, threads=threads, dtype=dtype, sgd=sgd: epoch(
-            sizes, batch, wide, threads, dtype, sgd
-        )
-        for sizes in ([1, 1], [5, 3], [7, 16, 2], [33, 17, 31, 8], [64, 32, 1], [9, 65, 10])
-        for batch in (1, 4, 7, 23, 100)
-        for wide, threads in ((2**60, 1), (0, 1), (2**60, 3))
-        for dtype, sgd in ((torch.float64, {"momentum": 0.9, "nesterov": True}), (torch.float32, {}))
+    nesterov = {"momentum": 0.9, "nesterov": True}
+    kinds = [
+        (torch.float64, nesterov, "cross_entropy"),
+        (torch.float32, {}, "cross_entropy"),
+        (torch.float64, {"momentum": 0.5}, "binary_cross_entropy_with_logits"),
     ]
-    return every
+    return [
+        functools.partial(epoch, sizes, batch_size, wide, threads, *kind)
+        for sizes in ([5, 3], [7, 16, 2], [33, 17, 31, 8], [9, 65, 10])
+        for batch_size in (1, 7, 100)
+        for wide, threads in ((2**60, 1), (0, 1), (2**60, 3))
+        for kind in kinds
+    ]
 
 
 @pytest.mark.slow
