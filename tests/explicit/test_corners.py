@@ -125,7 +125,7 @@ def test_momentum_of_another_dtype_is_refused_before_any_update():
     model.double()
     x, y = torch.rand(4, 3, dtype=F64), torch.rand(4, 2, dtype=F64)
     assert_refused_unchanged(
-        trainer, x, y, "momentum buffer .*float64 on cpu, is torch.float32 on cpu: make the optimizer"
+        trainer, x, y, r"momentum buffer .*float64 on cpu, is \[4, 3\] torch.float32 on cpu: make the optimizer"
     )
 
 

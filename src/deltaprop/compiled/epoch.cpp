@@ -425,8 +425,8 @@ struct Steps {
         for (long l = 1; l < depth; l++) layers[l].next = layers[l].a_prev;
     }
 
-    // What a thread does. They share the outputs of the first layer, so that each keeps its part of the largest W in its
-    // cache; the rows of the batch from there to δ; and the inputs of the other W. No sum is divided among them.
+    // What a thread does. They share the outputs of the first layer, so that each keeps its part of the largest W in
+    // its cache; the rows of the batch from there to δ; and the inputs of the other W. No sum is divided among them.
     void run(long thread) {
         const Range outputs = share(layers[0].width, PANEL, thread, threads);
         for (long done = 0, step = 0; done < data.rows; done += data.size, step++) {
