@@ -33,7 +33,7 @@ class EpochState:
     report: Callable[[Tensor, Tensor], Tensor] | None = None
 
     def add(self, loss: Tensor, count: Tensor | int) -> None:
-        """Add the loss of one step, or the mean of several, weighted by ``count``.
+        """Add the loss of one step, weighted by ``count``.
 
         The count is that of :meth:`~deltaprop.loss_spec.LossSpec.count`.
         """
@@ -41,6 +41,11 @@ class EpochState:
             self.total.add_(torch.where(count == 0, 0.0, loss * count))
         else:
             self.total.add_(loss, alpha=count)  # stays on the device: .item() here would wait for it
+        self.seen = self.seen + count
+
+    def add_sum(self, total: Tensor, count: float) -> None:
+        """Add the losses of several steps, already weighted by their counts, and the sum of these."""
+        self.total.add_(total)
         self.seen = self.seen + count
 
     def steps_done(self, steps: int = 1) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import threading
@@ -88,6 +89,14 @@ class TestChanges:
         ours.step(X, Y)
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):
             loss.backward()
+
+
+@pytest.mark.parametrize("options", [{}, {"weight": torch.tensor([0.5, 1.0, 2.0])}], ids=["plain", "weighted"])
+def test_the_mean_loss_has_the_dtype_of_the_model(options: dict[str, Any]):
+    model = dp.MLP([5, 7, 3], "tanh")
+    loss = functools.partial(F.cross_entropy, **options)
+    ours = SharedTrainer(model, loss, dp.SGD(model.parameters(), lr=0.1))
+    assert ours.epoch(X.float(), Y, 5).dtype == ours.step(X.float(), Y).dtype == torch.float32
 
 
 class TestInputs:

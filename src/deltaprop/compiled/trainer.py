@@ -49,11 +49,9 @@ class CompiledTrainer(ExplicitTrainer):
     softmax and log-softmax as activations do.
 
     Args:
-        model: An :class:`~deltaprop.MLP`, or an ``nn.Sequential`` of linear layers, each with one activation or none
-            after it (ours or PyTorch's).
-        loss: A function of :mod:`deltaprop.functional`, its name, a ``functools.partial`` of one with options, or a
-            loss module of ``torch.nn`` that has a counterpart here.
-        optimizer: An :class:`~deltaprop.SGD` or ``torch.optim.SGD`` over the model's parameters.
+        model: As for :class:`~deltaprop.ExplicitTrainer`, on the CPU.
+        loss: Likewise.
+        optimizer: Likewise.
 
     Raises:
         BuildError: If there is no C++ compiler, or it fails; a UserError.
@@ -121,11 +119,11 @@ class CompiledTrainer(ExplicitTrainer):
             targets = data.targets(loss, first, last, self._outputs)
             outputs = None if state.report is None else x.new_empty(last - first, self._outputs)
             losses, counts = self._call(loss, x, order[first:last], targets, size, outputs)
-            total = counts.sum()
-            mean = torch.where(counts == 0, 0.0, losses * counts).sum() / total
+            count = counts.sum().item()  # a number: C keeps the dtype of the model
+            total = torch.where(counts == 0, 0.0, losses * counts).sum()
             if state.report is not None and outputs is not None:
-                mean = state.report(outputs, targets[0])
-            state.add(mean, total)
+                total = state.report(outputs, targets[0]) * count
+            state.add_sum(total, count)
             yield len(losses)
             done += len(losses)
 
