@@ -92,7 +92,9 @@ class LossSpec:
         """Return the loss without ``ignore_index`` where no target has that label: then it is not looked for."""
         if "ignore_index" not in self.definition.options() or y.is_floating_point():
             return self
-        if bool((y == self.options.get("ignore_index", -100)).any()):
+        ignored = self.options.get("ignore_index", -100)
+        lowest, highest = y.aminmax()
+        if lowest <= ignored <= highest and bool((y == ignored).any()):
             return self
         return LossSpec(self.name, {**self.options, "ignore_index": None})
 

@@ -61,7 +61,6 @@ struct Param {
     Options options;
     int64_t learns;
 };
-
 typedef void (*Gemm)(const char*, const char*, const int*, const int*, const int*, const real*, const real*, const int*,
                      const real*, const int*, const real*, real*, const int*);
 struct LayerSpec {
@@ -91,6 +90,7 @@ constexpr int WIDTH = VECTOR_BYTES / sizeof(real);  // numbers in a vector
 constexpr int PANEL = 2 * WIDTH;                    // columns in a panel, two vectors
 constexpr long LINE = 64 / sizeof(real);            // numbers in a line of the cache
 constexpr long BLOCK = 64;                          // rows of ∂C/∂W at a time, where it is stored
+constexpr long SAMPLES = 64;                        // samples at a time whose losses are computed
 struct Range { long first, last; };  // without the last
 typedef real vec __attribute__((vector_size(VECTOR_BYTES)));
 
@@ -199,10 +199,10 @@ static void multiply(Range rows, Range columns, const real* const* a, const Pack
     });
 }
 
-// to[c, r] = from[r, c] for a block of a matrix; the steps lead from row to row.
-static void transpose(const real* from, long from_step, long rows, long columns, real* to, long to_step) {
+// to[c, r] = from[r, c] for a block of a matrix; the steps lead from row to row. It would be slower inlined.
+[[gnu::noinline]] static void transpose(const real* from, long step, long rows, long columns, real* to, long to_step) {
     for (long r = 0; r < rows; r++)
-        for (long c = 0; c < columns; c++) to[c * to_step + r] = from[r * from_step + c];
+        for (long c = 0; c < columns; c++) to[c * to_step + r] = from[r * step + c];
 }
 
 // --- gradient descent ---
@@ -214,13 +214,11 @@ struct Sgd {
         : lr(o.lr), momentum(o.momentum), share(first_step ? 1 : 1 - o.dampening), weight_decay(o.weight_decay),
           sign(o.maximize ? -1 : 1), nesterov(o.nesterov) {}
     // θ ← θ − η g,  g = s ∂C/∂θ + λ θ
-    template <class T>
-    T plain(T theta, T grad) const {
+    template <class T> T plain(T theta, T grad) const {
         return (1 - lr * weight_decay) * theta - lr * sign * grad;  // SGD
     }
     // v ← μ v + (1 − τ) g;  θ ← θ − η v, or by Nesterov − η (g + μ v)
-    template <class T>
-    T with_velocity(T theta, T& v, T grad) const {
+    template <class T> T with_velocity(T theta, T& v, T grad) const {
         const T g = sign * grad + weight_decay * theta;
         v = momentum * v + share * g;
         return theta - lr * (nesterov ? g + momentum * v : v);  // SGD
@@ -257,7 +255,6 @@ struct Layer {
         pack(s.weight.velocity, velocity);
         transpose_weight({0, n_in});
     }
-
     real* output() const { return keeps_z ? a.at : z.at; }
     long ld_prev() const { return gathered.at ? n_in : padded(n_in); }
     void pack(const real* from, const Packed& to) const {
@@ -272,10 +269,10 @@ struct Layer {
     }
     // W by output from W by input, for some of the inputs.
     void transpose_weight(Range inputs) const {
-        if (by_output.K)
-            weight.blocks(inputs, [=](long k, long rows, long j, long columns) {
-                transpose(weight.row(k, j), weight.step(j), rows, columns, by_output.row(j, k), by_output.step(k));
-            });
+        if (by_output.K == 0) return;
+        weight.blocks(inputs, [=](long k, long rows, long j, long columns) {
+            transpose(weight.row(k, j), weight.step(j), rows, columns, by_output.row(j, k), by_output.step(k));
+        });
     }
 
     // Writes what was trained back to PyTorch's parameters and momentum buffers.
@@ -296,9 +293,7 @@ struct Layer {
         if (blas) {  // FWD: z = a_prev Wᵀ + b
             for (long r = rows.first; r < rows.last; r++) std::copy_n(bias.at, width, z.at + r * width);
             gemm("T", "N", n_out, n, n_in, 1, spec.weight.value, n_in, a_prev[0], ld_prev(), 1, z.at, width);
-        } else {
-            multiply(rows, columns, a_prev.data(), weight, bias.at, z.at, next.data());  // FWD: z = a_prev Wᵀ + b
-        }
+        } else multiply(rows, columns, a_prev.data(), weight, bias.at, z.at, next.data());  // FWD: z = a_prev Wᵀ + b
         if (spec.activation < 0) return;
         for (long r = rows.first; r < rows.last; r += m == width ? n : 1) {  // whole rows are one stretch of memory
             const long at = r * width + columns.first, count = m == width ? n * m : m;
@@ -306,27 +301,31 @@ struct Layer {
         }
     }
 
-    // δ from ∂C/∂a, which stands in its place.
-    void apply_activation_grad(Range rows) const {
-        const long at = rows.first * width, count = (rows.last - rows.first) * width;
+    // δ from ∂C/∂a, which stands in its place; and, unless it is null, ∂C/∂a of the layer below, [N, padded(n_in)].
+    void backward(Range rows, real* grad_a) const {
+        const long first = rows.first * width, count = (rows.last - rows.first) * width;
         if (spec.activation >= 0)
-            ACTIVATIONS[spec.activation].times_derivative(z.at + at, delta.at + at, count);  // BP1, BP2: ⊙ σ'(z)
-    }
-
-    // BP2, left factor: ∂C/∂a = δ W of the layer below, [N, padded(n_in)].
-    void grad_input(Range rows, real* grad_a) const {
-        const int n = rows.last - rows.first, ldc = padded(n_in);
+            ACTIVATIONS[spec.activation].times_derivative(z.at + first, delta.at + first, count);  // BP1, BP2: ⊙ σ'(z)
+        if (!grad_a) return;
+        const int n = rows.last - rows.first, ldc = padded(n_in);  // BP2, left factor: δ W
         if (blas) gemm("N", "N", n_in, n, n_out, 1, spec.weight.value, n_in, delta.at, width, 0, grad_a, ldc);
-        else multiply(rows, {0, padded(n_in)}, deltas.data(), by_output, nullptr, grad_a, deltas.data());  // BP2
+        else multiply(rows, {0, ldc}, deltas.data(), by_output, nullptr, grad_a, deltas.data());
     }
 
     // A step from a batch of so many rows: for some inputs and outputs of W, and for b.
     void update(long rows, Range inputs, Range outputs, bool first, bool and_bias) const {
         if (spec.weight.learns && spec.weight.velocity) update_weight<true>(rows, inputs, outputs, first);
         if (spec.weight.learns && !spec.weight.velocity) update_weight<false>(rows, inputs, outputs, first);
-        if (spec.bias.learns && and_bias) update_bias(rows, first);  // BP3, SGD
+        if (!spec.bias.learns || !and_bias) return;
+        const Sgd sgd(spec.bias.options, first && spec.bias.options.first_step);
+        for (long j = 0; j < width; j += WIDTH) {
+            vec grad = {};
+            for (long r = 0; r < rows; r++) grad += load(delta.at + r * width + j);  // BP3: Σ_n δ_n
+            vec b = load(bias.at + j), v = load(bias_velocity.at + j);
+            store(bias.at + j, spec.bias.velocity ? sgd.with_velocity(b, v, grad) : sgd.plain(b, grad));  // SGD
+            store(bias_velocity.at + j, v);
+        }
     }
-
     template <bool MOMENTUM>
     void update_weight(long rows, Range inputs, Range outputs, bool first) const {
         const Sgd sgd(spec.weight.options, first && spec.weight.options.first_step);
@@ -357,42 +356,37 @@ struct Layer {
             for (long i = 0; i < count * n_in; i++) w[i] = sgd.with_velocity(w[i], v[i], grad.at[i]);  // SGD
         }
     }
-
-    void update_bias(long rows, bool first) const {
-        const Sgd sgd(spec.bias.options, first && spec.bias.options.first_step);
-        for (long j = 0; j < width; j += WIDTH) {
-            vec grad = {};
-            for (long r = 0; r < rows; r++) grad += load(delta.at + r * width + j);  // BP3: Σ_n δ_n
-            vec b = load(bias.at + j), v = load(bias_velocity.at + j);
-            store(bias.at + j, spec.bias.velocity ? sgd.with_velocity(b, v, grad) : sgd.plain(b, grad));  // SGD
-            store(bias_velocity.at + j, v);
-        }
-    }
 };
 
 // --- the loss ---
-// Returns c of a sample and writes ∂C/∂a, from a and its targets y, [n], and g = ∂C/∂c.
+// Writes c of some samples, and ∂C/∂a in the place of a, from targets y and g = ∂C/∂c. a and y are [n, count]: samples
+// lie side by side, so that a sum over outputs is a sum of vectors.
 template <class L>
-static double loss_of_row(const real* a, const real* y, real g, long n, const real* weights, const real* constants,
-                          real* grad_a) {
-    double c = 0;
+static void losses(long n, long count, real* __restrict a, const real* __restrict y, const real* __restrict g,
+                   const real* weights, const real* constants, double* __restrict c) {
+    std::fill_n(c, count, 0.0);
     if constexpr (CROSS_ENTROPY) {  // c = −Σ_j y_j log p_j,  ∂c/∂z = p Σ_j y_j − y
-        real highest = a[0], sum = 0, total = 0;
-        for (long j = 1; j < n; j++) highest = std::max(highest, a[j]);
-        for (long j = 0; j < padded(n); j++) grad_a[j] = std::exp(a[j] - highest);
-        for (long j = 0; j < n; j++) sum += grad_a[j], total += y[j];
-        const real log_sum = std::log(sum);
-        for (long j = 0; j < n; j++) c -= y[j] != 0 ? y[j] * (a[j] - highest - log_sum) : 0;
-        for (long j = 0; j < n; j++) grad_a[j] = g * (grad_a[j] / sum * total - y[j]);  // BP1 with softmax's σ'
-        for (long j = n; j < padded(n); j++) grad_a[j] = 0;
+        real highest[SAMPLES], sum[SAMPLES] = {}, total[SAMPLES] = {};
+        std::copy_n(a, count, highest);
+        for (long j = 0, i = 0; j < n; j++)
+            for (long s = 0; s < count; s++, i++) highest[s] = a[i] > highest[s] ? a[i] : highest[s];
+        for (long j = 0, i = 0; j < n; j++)
+            for (long s = 0; s < count; s++, i++) {
+                c[s] -= y[i] != 0 ? y[i] * (a[i] - highest[s]) : 0;
+                a[i] = std::exp(a[i] - highest[s]);
+                sum[s] += a[i], total[s] += y[i];
+            }
+        for (long s = 0; s < count; s++) c[s] += total[s] * std::log(sum[s]), total[s] *= g[s] / sum[s];
+        for (long j = 0, i = 0; j < n; j++)
+            for (long s = 0; s < count; s++, i++) a[i] = a[i] * total[s] - g[s] * y[i];  // BP1 with softmax's σ'
     } else {  // c = Σ_j w_j c(a_j, y_j)
-        for (long j = 0; j < n; j++) {
-            const real w = weights ? weights[j] : 1;
-            c += w * L::value(a[j], y[j], constants + j, n);
-            grad_a[j] = g * w * L::derivative(a[j], y[j], constants + j, n);  // BP1, left factor: ∂C/∂a
-        }
+        for (long j = 0, i = 0; j < n; j++)
+            for (long s = 0; s < count; s++, i++) {
+                const real w = weights ? weights[j] : 1;
+                c[s] += w * L::value(a[i], y[i], constants + j, n);
+                a[i] = g[s] * w * L::derivative(a[i], y[i], constants + j, n);  // BP1, left factor: ∂C/∂a
+            }
     }
-    return c;
 }
 
 // --- the steps ---
@@ -405,7 +399,6 @@ struct Barrier {
         for (long spins = 0; come < all; spins++) if (spins > 2000) std::this_thread::yield();
     }
 };
-
 // The share of a thread, in whole multiples of `unit`: always the same.
 static Range share(long n, long unit, long thread, long threads) {
     const long units = (n + unit - 1) / unit, first = units * thread / threads, last = units * (thread + 1) / threads;
@@ -416,13 +409,15 @@ struct Steps {
     const long lowest, threads;  // no δ is computed below the lowest layer that is trained
     std::deque<Layer> layers;
     std::vector<double> loss_of;  // [N]: c of each sample, times ∂C/∂c
+    Memory samples;               // [threads, 2, n_L, SAMPLES]: a^L and y of some samples, side by side
     Barrier barrier;
     Steps(const LayerSpec* specs, long depth, long from, const Batches& batches, long count)
-        : data(batches), lowest(from), threads(count), loss_of(batches.size), barrier{count} {
+        : data(batches), lowest(from), threads(count), loss_of(batches.size),
+          samples(count * 2 * specs[depth - 1].n_out * SAMPLES), barrier{count} {
         for (long l = 0; l < depth; l++) layers.emplace_back(specs[l], data.size, l == 0, l > lowest);
         for (long l = 1; l < depth; l++)
-            for (long r = 0; r < data.size; r++) layers[l].a_prev[r] = layers[l - 1].output() + r * layers[l - 1].width;
-        for (long l = 1; l < depth; l++) layers[l].next = layers[l].a_prev;
+            for (long r = 0; r < data.size; r++)
+                layers[l].next[r] = layers[l].a_prev[r] = layers[l - 1].output() + r * layers[l - 1].width;
     }
 
     // What a thread does. They share the outputs of the first layer, so that each keeps its part of the largest W in
@@ -437,11 +432,9 @@ struct Steps {
             layers[0].forward({0, n}, outputs);  // FWD
             barrier.wait();
             for (size_t l = 1; l < layers.size(); l++) layers[l].forward(rows, {0, layers[l].width});  // FWD
-            losses(done, rows);  // C, BP1
-            for (long l = layers.size() - 1; l >= lowest; l--) {
-                layers[l].apply_activation_grad(rows);                              // BP1, BP2
-                if (l > lowest) layers[l].grad_input(rows, layers[l - 1].delta.at);  // BP2, left factor
-            }
+            compute_losses(done, rows, thread);  // C, BP1
+            for (long l = layers.size() - 1; l >= lowest; l--)
+                layers[l].backward(rows, l > lowest ? layers[l - 1].delta.at : nullptr);  // BP1, BP2
             barrier.wait();
             for (long l = layers.size() - 1; l >= lowest; l--) {
                 const Range inputs = l ? share(layers[l].n_in, PANEL, thread, threads) : Range{0, layers[l].n_in};
@@ -456,22 +449,30 @@ struct Steps {
     void read_inputs(long done, Range rows) {
         Layer& layer = layers[0];
         for (long r = rows.first; r < rows.last; r++) {
-            const real* x = data.x + data.order[done + r] * layer.n_in;
-            real* gathered = layer.gathered.at ? layer.gathered.at + r * layer.n_in : nullptr;
-            if (gathered) std::copy_n(x, layer.n_in, gathered);
-            layer.a_prev[r] = gathered ? gathered : x;
+            const real* x = layer.a_prev[r] = data.x + data.order[done + r] * layer.n_in;
             layer.next[r] = data.x + data.order[std::min<long>(done + data.size + r, data.rows - 1)] * layer.n_in;
+            if (!layer.blas) continue;
+            std::copy_n(x, layer.n_in, layer.gathered.at + r * layer.n_in);
+            layer.a_prev[r] = layer.gathered.at + r * layer.n_in;
         }
     }
-
-    void losses(long done, Range rows) {
+    void compute_losses(long done, Range rows, long thread) {
         const Layer& last = layers.back();
-        for (long r = rows.first; r < rows.last; r++) {
-            const real *a = last.output() + r * last.width, *y = data.targets + (done + r) * last.n_out;
-            const real g = data.grad_entries[done + r];
-            loss_of[r] = g * loss_of_row<Loss>(a, y, g, last.n_out, data.output_weights, data.constants,
-                                               last.delta.at + r * last.width);
-            if (data.outputs) std::copy_n(a, last.n_out, data.outputs + (done + r) * last.n_out);
+        const long n = last.n_out;
+        real *a = samples.at + thread * 2 * n * SAMPLES, *y = a + n * SAMPLES;
+        for (long r = rows.first; r < rows.last; r += SAMPLES) {
+            const long count = std::min(SAMPLES, rows.last - r), side_by_side = padded(count);
+            const real* output = last.output() + r * last.width;
+            real g[SAMPLES] = {};
+            double c[SAMPLES];
+            std::copy_n(data.grad_entries + done + r, count, g);
+            transpose(output, last.width, count, n, a, side_by_side);
+            transpose(data.targets + (done + r) * n, n, count, n, y, side_by_side);
+            losses<Loss>(n, side_by_side, a, y, g, data.output_weights, data.constants, c);
+            transpose(a, side_by_side, n, count, last.delta.at + r * last.width, last.width);
+            for (long s = 0; s < count; s++) loss_of[r + s] = g[s] * c[s];
+            for (long s = 0; s < count && data.outputs; s++)
+                std::copy_n(output + s * last.width, n, data.outputs + (done + r + s) * n);
         }
     }
 };

@@ -157,23 +157,13 @@ class CompiledTrainer(ExplicitTrainer):
     def _factors(self, loss: LossSpec, x: Tensor, targets: tuple[Tensor, ...], size: int) -> tuple[Tensor, Tensor]:
         """Return ∂C/∂c of each row, [rows], and the weight of each batch in a mean over several, [steps]."""
         rows = len(targets[0])
-        whole = rows // size * size
-        factors, counts = [], []
-        for first, last, n in ((0, whole, size), (whole, rows, rows - whole)):
-            if last == first:
-                continue
-            steps, a = (last - first) // n, x.new_empty(n, self._outputs)
-
-            def of_batch(*batch: Tensor, a: Tensor = a) -> tuple[Tensor | float, Tensor | int]:
-                return loss.grad_entries(a, batch), loss.count(a, batch)
-
-            factor, count = of_batch(*[t[first : first + n] for t in targets])
-            if isinstance(factor, Tensor) or isinstance(count, Tensor):  # they differ from batch to batch
-                in_batches = [t[first:last].unflatten(0, (steps, n)) for t in targets]
-                factor, count = torch.vmap(lambda *batch: tuple(map(torch.as_tensor, of_batch(*batch))))(*in_batches)
-                factor = factor.reshape(steps, -1).expand(steps, n).reshape(-1)
-            factors.append(torch.as_tensor(factor, dtype=x.dtype).expand(last - first))
-            counts.append(torch.as_tensor(count, dtype=torch.float64).expand(steps))
+        whole = rows // size * size  # the last batch may be smaller
+        parts = [(first, last, n) for first, last, n in ((0, whole, size), (whole, rows, rows - whole)) if first < last]
+        found = [
+            _factors_of_batches(loss, x.new_empty(n, self._outputs), [t[first:last] for t in targets], n)
+            for first, last, n in parts
+        ]
+        factors, counts = zip(*found, strict=True)
         return torch.cat(factors), torch.cat(counts)
 
     def _threads(self, size: int) -> int:
@@ -210,3 +200,19 @@ class CompiledTrainer(ExplicitTrainer):
             Options(*options[:4], bool(options.nesterov), bool(options.maximize), first_step),
             learns,
         )
+
+
+def _factors_of_batches(loss: LossSpec, a: Tensor, targets: list[Tensor], n: int) -> tuple[Tensor, Tensor]:
+    """Return ∂C/∂c of each row and the weight of each batch, for batches of n rows; a is like the outputs of one."""
+    rows = len(targets[0])
+    steps = rows // n
+
+    def of_batch(*batch: Tensor) -> tuple[Tensor | float, Tensor | int]:
+        return loss.grad_entries(a, batch), loss.count(a, batch)
+
+    factor, count = of_batch(*[t[:n] for t in targets])
+    if not isinstance(factor, Tensor) and not isinstance(count, Tensor):  # the same numbers for each batch
+        return a.new_full((rows,), factor), torch.full((steps,), count, dtype=torch.float64)
+    in_batches = [t.unflatten(0, (steps, n)) for t in targets]
+    factor, count = torch.vmap(lambda *batch: tuple(map(torch.as_tensor, of_batch(*batch))))(*in_batches)
+    return factor.to(a.dtype).reshape(steps, -1).expand(steps, n).reshape(-1), count.double()

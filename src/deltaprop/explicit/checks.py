@@ -155,6 +155,9 @@ def check_labels(loss: LossSpec, y: Tensor, outputs: int) -> None:
     """Refuse labels that are not a class; this synchronizes with the device, so it is not done at every step."""
     if y.is_floating_point():
         return
+    lowest, highest = y.aminmax()
+    if lowest >= 0 and highest < outputs:
+        return
     wrong = y[((y < 0) | (y >= outputs)) & (y != loss.options.get("ignore_index", -100))]
     if len(wrong):
         raise UserError(f"labels must be 0 to {outputs - 1}, as there are {outputs} outputs, got {int(wrong[0])}")
