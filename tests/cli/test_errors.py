@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import shlex
+import signal
+import time
+import weakref
 from pathlib import Path
 
 import pytest
 
 from deltaprop.cli import main
-from deltaprop.cli.errors import as_flags
+from deltaprop.cli.errors import as_flags, guarded
 from deltaprop.errors import setting
 
 ODD = ["`a=b`", "`lr=x`", "it's", 'say "x"', "c\nd", "tab\there", "back\\slash", "`", "a b", "-x", "é µ", "`drop='"]
@@ -66,3 +69,42 @@ def test_a_hint_about_words_like_flags_names_the_file_that_can_say_them(tmp_path
     assert setting == 'drop = ["-a"]'
     Path("c.toml").write_text(setting)
     assert main([*words, "--config", "c.toml"]) == 0
+
+
+class Ended:
+    """Gets a signal as it is destroyed."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __del__(self) -> None:
+        signal.raise_signal(self.number)
+
+
+def in_a_destructor(number: int) -> None:
+    Ended(number)
+
+
+def in_a_callback(number: int) -> None:
+    seen = type("Seen", (), {})()
+    reference = weakref.ref(seen, lambda _: signal.raise_signal(number))
+    del seen
+    assert reference() is None
+
+
+@pytest.mark.parametrize("dropped", [in_a_destructor, in_a_callback])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_is_not_lost_where_python_drops_exceptions(dropped, number: int, capsys):
+    def command() -> int:
+        dropped(number)
+        time.sleep(5)
+        return 0
+
+    began = time.monotonic()
+    try:
+        code = guarded(command)
+    except SystemExit as left:
+        code = left.code
+    assert code == 128 + number
+    assert time.monotonic() - began < 4
+    assert capsys.readouterr().err in ("", "interrupted\n")

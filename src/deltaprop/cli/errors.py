@@ -54,12 +54,19 @@ def guarded(command: Callable[[], int], *, debug: bool = False) -> int:
         return 2 if isinstance(error, UserError) else 1
 
 
+class _Signalled(SystemExit):
+    def __init__(self, number: int) -> None:
+        super().__init__(128 + number)
+        self.number = number
+
+
 @contextlib.contextmanager
 def _exit_on_signals() -> Iterator[None]:
     """Turn the first SIGTERM or SIGHUP into SystemExit; ignored signals stay ignored."""
     numbers = {signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}
     is_main = threading.current_thread() is threading.main_thread()
     handled = [number for number in numbers if is_main and signal.getsignal(number) == signal.SIG_DFL]
+    tell_of = sys.unraisablehook
 
     def set_handlers(handler: Any) -> None:
         for number in handled:
@@ -67,12 +74,24 @@ def _exit_on_signals() -> Iterator[None]:
 
     def leave(number: int, frame: FrameType | None) -> None:
         set_handlers(signal.SIG_IGN)
-        raise SystemExit(128 + number)
+        raise _Signalled(number)
+
+    def again(dropped: sys.UnraisableHookArgs) -> None:
+        # Python drops what is raised while it runs a destructor or the callback of a weak reference, as it does at
+        # every import: the signal is sent again, a moment later.
+        if not isinstance(dropped.exc_value, KeyboardInterrupt | _Signalled):
+            tell_of(dropped)
+            return
+        set_handlers(leave)
+        number = getattr(dropped.exc_value, "number", signal.SIGINT)
+        threading.Timer(0.01, os.kill, (os.getpid(), number)).start()
 
     set_handlers(leave)
+    sys.unraisablehook = again
     try:
         yield
     finally:
+        sys.unraisablehook = tell_of
         set_handlers(signal.SIG_DFL)
 
 
