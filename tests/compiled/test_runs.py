@@ -84,6 +84,32 @@ def test_another_engine_on_resume_needs_an_override(run: Run, capsys: Any):
     assert config_of(folder)["engine"] == "explicit"
 
 
+def test_a_build_is_told_before_it_begins(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch):
+    """And not where the library is there already."""
+    monkeypatch.setattr(build, "default_cache", lambda: tmp_path / "cache")
+    line = "building the compiled engine; it is kept for later runs"
+    for count in (1, 0):
+        build._load.cache_clear()
+        assert (
+            main(
+                [
+                    "train",
+                    "--data",
+                    "moons",
+                    "--epochs",
+                    "1",
+                    "--engine",
+                    "compiled",
+                    "--run-dir",
+                    str(tmp_path / f"run-{count}"),
+                ]
+            )
+            == 0
+        )
+        said = capsys.readouterr()
+        assert (said.out + said.err).count(line) == count
+
+
 @pytest.mark.usefixtures("no_compiler")
 def test_without_a_compiler_explicit_trains_and_says_so_once(tmp_path: Path, capsys: Any):
     words = ["train", "--data", "moons", "--epochs", "2", "--engine", "compiled", "--run-dir", str(tmp_path / "run")]

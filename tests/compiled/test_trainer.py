@@ -52,7 +52,7 @@ class TestChanges:
     def test_a_change_is_not_lost_when_the_build_is_interrupted(
         self, ours: dp.CompiledTrainer, monkeypatch: pytest.MonkeyPatch
     ):
-        def interrupted(*_: Any) -> Any:
+        def interrupted(*_: Any, **__: Any) -> Any:
             raise KeyboardInterrupt
 
         ours.step(X, Y)

@@ -121,6 +121,11 @@ class ConsoleReporter(Reporter):
         """Show how far a table has been read."""
         self._reading(description, done, total)
 
+    def building(self) -> None:
+        """Say what takes some seconds, once for a kind of model."""
+        self._reading.close()
+        self.console.print("building the compiled engine; it is kept for later runs", style="dim")
+
     def start(self, setup: Setup, folder: Path) -> None:
         """Print the configuration and the header of the epochs."""
         self._reading.close()

@@ -17,6 +17,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -102,28 +103,41 @@ def processor() -> str:
     return f"{name} ({hashlib.sha256(flags.encode()).hexdigest()[:8]})" if flags else name
 
 
-def load_library(source: str, toolchain: Toolchain | None = None, cache: Path | None = None) -> ctypes.CDLL:
+def load_library(
+    source: str,
+    toolchain: Toolchain | None = None,
+    cache: Path | None = None,
+    on_build: Callable[[], object] | None = None,
+) -> ctypes.CDLL:
     """Return the library of a source, built now or before.
 
     Args:
         source: C++.
         toolchain: The compiler and its flags; by default those of :func:`find_toolchain`.
         cache: The folder where libraries are kept; by default ``compiled`` in the user's cache directory.
+        on_build: Called if it has to be built.
 
     Raises:
         BuildError: If there is no compiler, it fails, or the folder cannot be written.
     """
     toolchain = toolchain or find_toolchain()
     try:
-        return _load(source, toolchain, cache or default_cache() / "compiled")
+        cache = cache or default_cache() / "compiled"
+        if on_build is not None and not _is_whole(_path(source, toolchain, cache)):
+            on_build()
+        return _load(source, toolchain, cache)
     except RuntimeError as error:  # of Path.home
         raise BuildError(f"there is no place to keep the library: {error}; set XDG_CACHE_HOME") from error
 
 
+def _path(source: str, toolchain: Toolchain, cache: Path) -> Path:
+    decides = "\0".join([source, *toolchain.compiler, *toolchain.to_json().values()])
+    return cache / f"{hashlib.sha256(decides.encode()).hexdigest()[:32]}.so"
+
+
 @functools.lru_cache(maxsize=64)
 def _load(source: str, toolchain: Toolchain, cache: Path) -> ctypes.CDLL:
-    decides = "\0".join([source, *toolchain.compiler, *toolchain.to_json().values()])
-    path = cache / f"{hashlib.sha256(decides.encode()).hexdigest()[:32]}.so"
+    path = _path(source, toolchain, cache)
     if not _is_whole(path):
         try:
             cache.mkdir(parents=True, exist_ok=True, mode=0o700)

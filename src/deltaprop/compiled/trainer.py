@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 
 import torch
@@ -52,6 +52,7 @@ class CompiledTrainer(ExplicitTrainer):
         model: As for :class:`~deltaprop.ExplicitTrainer`, on the CPU.
         loss: Likewise.
         optimizer: Likewise.
+        on_build: Called before the compiler runs, if it has to.
 
     Raises:
         BuildError: If there is no C++ compiler, or it fails; a UserError.
@@ -65,7 +66,17 @@ class CompiledTrainer(ExplicitTrainer):
         >>> mean = trainer.epoch(x, y, batch_size=16, generator=torch.Generator().manual_seed(0))
     """
 
-    def __init__(self, model: nn.Module, loss: LossLike, optimizer: torch.optim.Optimizer) -> None:
+    _on_build: Callable[[], object] | None = None  # not pickled
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: LossLike,
+        optimizer: torch.optim.Optimizer,
+        *,
+        on_build: Callable[[], object] | None = None,
+    ) -> None:
+        self._on_build = on_build
         super().__init__(model, loss, optimizer)
 
     def __repr__(self) -> str:
@@ -92,7 +103,8 @@ class CompiledTrainer(ExplicitTrainer):
         self._sizes = [weight.shape[1], *[len(layer.weight) for layer in layers]]
         self._toolchain = find_toolchain()
         activations = self._activations()
-        self._library = load_library(source_for(activations, self.loss, weight.dtype), self._toolchain)
+        source = source_for(activations, self.loss, weight.dtype)
+        self._library = load_library(source, self._toolchain, on_build=self._on_build)
         self._numbers = [activation_number(layer, activations) for layer in layers]
 
     def _activations(self) -> list[Layer]:

@@ -66,9 +66,13 @@ def explicit_engine(
 
 
 def compiled_engine(
-    model: nn.Sequential, objective: Objective, optimizer: torch.optim.Optimizer, precision: str = "float32"
+    model: nn.Sequential,
+    objective: Objective,
+    optimizer: torch.optim.Optimizer,
+    precision: str = "float32",
+    on_build: Callable[[], object] | None = None,
 ) -> Engine:
-    """Return an engine that trains by the same recursion in C++.
+    """Return an engine that trains by the same recursion in C++; ``on_build`` is called if that has to be built.
 
     Raises:
         BuildError: If there is no C++ compiler, or it fails.
@@ -76,7 +80,7 @@ def compiled_engine(
     """
     if precision != "float32":
         raise UserError(f"{setting('precision', precision)}: the compiled engine computes products in float32 alone")
-    trainer = CompiledTrainer(model, objective.call, optimizer)
+    trainer = CompiledTrainer(model, objective.call, optimizer, on_build=on_build)
     return Engine(
         lambda x, y, order, batch_size, state: trainer._epoch(x, y, batch_size, order, state), trainer.steps_at_once
     )
@@ -103,7 +107,13 @@ def compiled_serves(model: MLP, batch_size: int, steps: int, precision: str = "f
 
 
 def choose_engine(
-    name: EngineName, model: MLP, objective: Objective, precision: str, batch_size: int, steps: int
+    name: EngineName,
+    model: MLP,
+    objective: Objective,
+    precision: str,
+    batch_size: int,
+    steps: int,
+    on_build: Callable[[], object] | None = None,
 ) -> tuple[EngineName, str]:
     """Return the engine that trains, and a line for the user if it is not the one asked for.
 
@@ -116,6 +126,7 @@ def choose_engine(
         precision: Of the products.
         batch_size: Rows per step.
         steps: Steps of the whole run.
+        on_build: Called if the compiled engine has to be built.
 
     Raises:
         UserError: If ``compiled`` was asked for, and the model is not one for it.
@@ -125,7 +136,8 @@ def choose_engine(
     if name not in ("auto", "compiled"):
         return name, ""
     try:
-        compiled_engine(model, objective, SGD(model.parameters()), precision)  # builds the library, or finds it built
+        # Builds the library, or finds it built.
+        compiled_engine(model, objective, SGD(model.parameters()), precision, on_build)
     except BuildError as error:
         return "explicit", f"{error}: the explicit engine trains instead"
     except UserError:

@@ -97,7 +97,7 @@ def _begin(config: TrainConfig, restart: bool, reporter: Reporter, stop: Stop, s
     """Return a new run, its folder locked and its threads set until the stack is closed."""
     config.validate()
     check_folder(config.run_dir or default_folder(config.data), restart)
-    setup = prepare(config, check=stop.check, progress=reporter.reading)
+    setup = prepare(config, check=stop.check, progress=reporter.reading, on_build=reporter.building)
     if setup.note:
         reporter.warn(setup.note)
     folder = RunFolder.make(config.run_dir, config.data, restart)
@@ -117,7 +117,10 @@ def _resume(
     path, checkpoint = folder.latest_checkpoint(reporter.warn, only)
     config, overrides = plan_resume(folder.path, checkpoint, requested, override)
     saved = checkpoint.state
-    setup = prepare(config, saved["split_seed"], check=stop.check, progress=reporter.reading, storage=saved["storage"])
+    setup = prepare(
+        config, saved["split_seed"], check=stop.check, progress=reporter.reading, on_build=reporter.building,
+        storage=saved["storage"],
+    )  # fmt: skip
     if setup.dataset.digest != saved["data_sha256"]:
         raise UserError(f"{folder.path}: the data in {config.data} are not those that the run was trained on")
     if setup.note:

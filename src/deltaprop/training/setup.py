@@ -135,6 +135,7 @@ def prepare(
     *,
     check: Callable[[], None] | None = None,
     progress: Progress = silent,
+    on_build: Callable[[], object] | None = None,
     storage: Storage | None = None,
 ) -> Setup:
     """Load the data and build the model; write nothing.
@@ -144,6 +145,7 @@ def prepare(
         split_seed: Seed of the split and the initial weights; the configuration's by default.
         check: Called now and then while threads are tuned; may raise to stop.
         progress: Called with (description, bytes done, total) while a table is read.
+        on_build: Called if the compiled engine has to be built.
         storage: How to store the rows of a table; a resumed run needs its first storage for the same bits.
 
     Raises:
@@ -190,7 +192,7 @@ def prepare(
         # Drawn on the CPU, so that the same seed gives the same initial weights on every device.
         model = _build_model(config, sizes).to(device)
     steps = config.total_epochs * math.ceil(len(dataset.train) / config.batch_size)
-    engine, note = choose_engine(config.engine, model, objective, config.precision, config.batch_size, steps)
+    engine, note = choose_engine(config.engine, model, objective, config.precision, config.batch_size, steps, on_build)
     config = replace(config, engine=engine)
     tuned = _tune(config, dataset, model, objective, check) if config.threads == "tune" else {}
     threads = fastest(tuned) if tuned else pick_threads(config.threads, sizes, config.batch_size, config.engine)

@@ -16,6 +16,9 @@ class Reporter:
     def reading(self, description: str, done: int, total: int) -> None:
         """Called while a table is read, with a description, the bytes done and their total."""
 
+    def building(self) -> None:
+        """Called before the compiler builds the compiled engine, which takes some seconds."""
+
     def start(self, setup: Setup, folder: Path) -> None:
         """Called before the first epoch."""
 
