@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -43,6 +44,19 @@ def _no_seeding_of_missing_devices() -> Iterator[None]:
             if not devices.is_available():
                 patch.setattr(devices, "manual_seed_all", lambda seed: None)
         yield
+
+
+@pytest.fixture(autouse=True)
+def _the_same_signals() -> Iterator[None]:
+    """Fail a test after which a signal is handled otherwise: the processes that later tests start inherit it."""
+
+    def handlers() -> list[Any]:
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, []) if hasattr(signal, "pthread_sigmask") else None
+        return [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] + [blocked]
+
+    before = handlers()
+    yield
+    assert handlers() == before
 
 
 _frozen = 0  # number of imported modules at the last gc.freeze

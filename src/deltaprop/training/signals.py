@@ -22,7 +22,7 @@ class Stopped(Exception):  # noqa: N818  # not an error
 
 
 class Stop:
-    """Handles signals while it is entered; outside the main thread it receives none.
+    """Handles signals while it is entered, but those that are ignored; outside the main thread it receives none.
 
     Attributes:
         received: The first signal received, or None.
@@ -37,7 +37,8 @@ class Stop:
     def __enter__(self) -> Stop:
         if threading.current_thread() is threading.main_thread():
             for number in {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}:
-                self._previous[number] = signal.signal(number, self._handle)
+                if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has SIGHUP ignored
+                    self._previous[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -240,3 +240,18 @@ def test_a_run_outside_the_main_thread_works_without_handlers(tmp_path: Path):
     thread.start()
     thread.join()
     assert done[0].metrics["epoch"] == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_an_ignored_signal_stays_ignored(number: int, tmp_path: Path):
+    """As SIGHUP by nohup, and SIGINT in the background of a script."""
+
+    def ignore_and_train() -> int:
+        signal.signal(number, signal.SIG_IGN)
+        return main(words(tmp_path / "run", "--epochs", "40"))
+
+    child = Child(ignore_and_train, tmp_path / "output")
+    child.wait_for(lambda: (tmp_path / "run" / "metrics.jsonl").exists())
+    child.send(number)
+    assert child.wait() == 0
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 40
