@@ -46,6 +46,18 @@ def _no_seeding_of_missing_devices() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_signal_is_ignored() -> None:
+    """Undo what nohup, or a shell that starts pytest in the background, hands down: an ignored signal stays ignored."""
+    for number, handler in (
+        (signal.SIGINT, signal.default_int_handler),
+        (signal.SIGTERM, signal.SIG_DFL),
+        (signal.SIGHUP, signal.SIG_DFL),
+    ):
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, handler)
+
+
 @pytest.fixture(autouse=True)
 def _the_same_signals() -> Iterator[None]:
     """Fail a test after which a signal is handled otherwise: the processes that later tests start inherit it."""
