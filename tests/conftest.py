@@ -64,7 +64,8 @@ def _the_same_signals() -> Iterator[None]:
 
     def handlers() -> list[Any]:
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, []) if hasattr(signal, "pthread_sigmask") else None
-        return [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] + [blocked]
+        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        return [*map(signal.getsignal, numbers), blocked, sys.unraisablehook]
 
     before = handlers()
     yield

@@ -14,7 +14,7 @@ SRC = ROOT / "src" / "deltaprop"
 
 # The layers from the lowest up: a part may import itself and the parts in the rows above its own.
 LAYERS = [
-    ["errors", "user_cache", "_torch_compat", "_version", "_old_names"],
+    ["errors", "user_cache", "dropped_signals", "_torch_compat", "_version", "_old_names"],
     ["core"],
     ["functional", "epoch_state"],
     ["nn", "optim", "loss_spec"],

@@ -8,4 +8,5 @@ from pathlib import Path
 
 def default_cache() -> Path:
     """Return ~/.cache/deltaprop, or that folder in XDG_CACHE_HOME."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "deltaprop"
+    base = Path(os.environ.get("XDG_CACHE_HOME", ""))  # to be ignored unless it is absolute, by its specification
+    return (base if base.is_absolute() else Path.home() / ".cache") / "deltaprop"

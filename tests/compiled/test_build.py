@@ -18,7 +18,7 @@ SOURCE = 'extern "C" int answer() { return 42; }\n'
 
 def fresh(cache: Path, source: str = SOURCE, **changes: object) -> int:
     """Return what a library answers, as a new process would load it: this one's memory of it is cleared."""
-    build._load.cache_clear()
+    build._loaded.clear()
     toolchain = dataclasses.replace(find_toolchain(), **changes)
     return build.load_library(source, toolchain, cache).answer()
 
@@ -126,13 +126,13 @@ class TestCompiler:
         compiler = script(tmp_path / "my c++", 'exec c++ "$@"\n')
         monkeypatch.setenv("CXX", f"'{compiler}' -DX=1")
         assert find_toolchain().compiler == (compiler, "-DX=1")
-        build._load.cache_clear()
+        build._loaded.clear()
         source = 'extern "C" int answer() { return X; }\n'
         assert build.load_library(source, cache=tmp_path / "cache").answer() == 1
 
     def test_cxx_names_no_program(self, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setenv("CXX", "no-such-compiler")
-        with pytest.raises(BuildError, match=r"there is no compiler no-such-compiler, which \$CXX names"):
+        with pytest.raises(BuildError, match=r"\$CXX names 'no-such-compiler', and there is no such command"):
             find_toolchain()
 
     def test_no_compiler_at_all(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

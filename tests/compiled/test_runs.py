@@ -87,25 +87,11 @@ def test_another_engine_on_resume_needs_an_override(run: Run, capsys: Any):
 def test_a_build_is_told_before_it_begins(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch):
     """And not where the library is there already."""
     monkeypatch.setattr(build, "default_cache", lambda: tmp_path / "cache")
-    line = "building the compiled engine; it is kept for later runs"
+    line = "building the compiled engine, which takes some seconds; it is kept for later runs"
+    words = ["train", "--data", "moons", "--epochs", "1", "--engine", "compiled", "--run-dir"]
     for count in (1, 0):
-        build._load.cache_clear()
-        assert (
-            main(
-                [
-                    "train",
-                    "--data",
-                    "moons",
-                    "--epochs",
-                    "1",
-                    "--engine",
-                    "compiled",
-                    "--run-dir",
-                    str(tmp_path / f"run-{count}"),
-                ]
-            )
-            == 0
-        )
+        build._loaded.clear()
+        assert main([*words, str(tmp_path / f"run-{count}")]) == 0
         said = capsys.readouterr()
         assert (said.out + said.err).count(line) == count
 
@@ -115,10 +101,14 @@ def test_without_a_compiler_explicit_trains_and_says_so_once(tmp_path: Path, cap
     words = ["train", "--data", "moons", "--epochs", "2", "--engine", "compiled", "--run-dir", str(tmp_path / "run")]
     assert main(words) == 0
     said = capsys.readouterr()
-    line = "there is no compiler no-such-compiler, which $CXX names: the explicit engine trains instead"
+    line = "$CXX names 'no-such-compiler', and there is no such command; the explicit engine trains instead"
     assert (said.out + said.err).count(line) == 1
     assert config_of(tmp_path / "run")["engine"] == "explicit"
     assert main(["train", "--resume", str(tmp_path / "run"), "--epochs", "3"]) == 0  # it is a run of that engine
+    for epochs in ("4", "5"):  # asking for the same again changes nothing, however often
+        assert main([*words[:4], epochs, *words[5:7], "--resume", "auto", *words[7:]]) == 0
+    assert "would change the result" not in capsys.readouterr().err
+    assert main([*words[:4], "6", "--engine", "autograd", "--resume", "auto", *words[7:]]) == 2
 
 
 def test_a_run_begun_compiled_is_not_resumed_without_a_compiler(run: Run, capsys: Any, monkeypatch: pytest.MonkeyPatch):
@@ -127,8 +117,8 @@ def test_a_run_begun_compiled_is_not_resumed_without_a_compiler(run: Run, capsys
     monkeypatch.setenv("CXX", "no-such-compiler")
     assert main(["train", "--resume", str(folder), "--epochs", "4"]) == 2
     error = capsys.readouterr().err
-    assert "it was trained by the compiled engine, and there is no compiler no-such-compiler" in error
-    assert "--override engine and --engine explicit take another" in error
+    assert "it was trained by the compiled engine, and $CXX names 'no-such-compiler'" in error
+    assert "to go on with another, add --engine explicit --override engine" in error
     assert (folder / "model.safetensors").read_bytes() == before
     words = ["--override", "engine", "--engine", "explicit"]
     assert main(["train", "--resume", str(folder), "--epochs", "4", *words]) == 0

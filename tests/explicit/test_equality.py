@@ -59,6 +59,22 @@ class TestEquality:
         sizes = [5, 7, 3]
         both(dp.MLP(sizes, "tanh", output, dtype=F64), loss, *problem(sizes, loss), 8)
 
+    @pytest.mark.parametrize("batch_size", [64, 65, 131])
+    @pytest.mark.parametrize("loss", ["cross_entropy", "mse_loss"])
+    def test_large_batches(self, loss: str, batch_size: int):
+        """The compiled engine computes the losses of 64 rows at a time."""
+        sizes = [5, 7, 3]
+        both(dp.MLP(sizes, "tanh", dtype=F64), loss, *problem(sizes, loss, rows=131), batch_size)
+
+    def test_what_an_ignored_row_holds_does_not_count_in_the_loss(self):
+        x, y = problem([5, 3], rows=8)
+        x[2, 0], y[2] = torch.inf, -100
+        model = dp.MLP([5, 3], dtype=F64)
+        expected = F.cross_entropy(model(x), y).detach()
+        ours = dp.ExplicitTrainer(model, "cross_entropy", dp.SGD(model.parameters(), lr=0.0))
+        assert expected.isfinite()
+        torch.testing.assert_close(ours.step(x, y), expected)
+
     @pytest.mark.parametrize("init", INITS)
     def test_every_initialisation(self, init: str):
         sizes = [5, 7, 3]

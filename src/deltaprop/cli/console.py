@@ -124,7 +124,9 @@ class ConsoleReporter(Reporter):
     def building(self) -> None:
         """Say what takes some seconds, once for a kind of model."""
         self._reading.close()
-        self.console.print("building the compiled engine; it is kept for later runs", style="dim")
+        self.console.print(
+            "building the compiled engine, which takes some seconds; it is kept for later runs", style="dim"
+        )
 
     def start(self, setup: Setup, folder: Path) -> None:
         """Print the configuration and the header of the epochs."""
@@ -147,7 +149,7 @@ class ConsoleReporter(Reporter):
         metric = _format(metrics["val_accuracy" if percent else "val_rmse"], percent)
         self.console.print(
             f"{metrics['epoch']:>7} {metrics['train_loss']:>11.4g} {_format(metrics['val_loss']):>11} "
-            f"{metric:>13} {metrics['seconds']:>8.2f}"
+            f"{metric:>13} {_seconds(metrics['seconds']):>8}"
         )
 
     def end(self, setup: Setup, result: Result) -> None:
@@ -372,6 +374,10 @@ def quoted(name: str) -> str:
 def enumerate_names(names: Sequence[str], most: int = MOST_LISTED) -> str:
     """Return the first names separated by commas, and the total if there are more."""
     return ", ".join(names[:most]) + (f", … ({len(names)})" if len(names) > most else "")
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.2g}" if seconds < 0.1 else f"{seconds:.2f}"
 
 
 def _format_test(setup: Setup, metrics: dict[str, Any]) -> str:

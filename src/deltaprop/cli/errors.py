@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
+from deltaprop.dropped_signals import sent_again
 from deltaprop.errors import SETTING, UserError
 
 
@@ -66,7 +67,6 @@ def _exit_on_signals() -> Iterator[None]:
     numbers = {signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}
     is_main = threading.current_thread() is threading.main_thread()
     handled = [number for number in numbers if is_main and signal.getsignal(number) == signal.SIG_DFL]
-    tell_of = sys.unraisablehook
 
     def set_handlers(handler: Any) -> None:
         for number in handled:
@@ -76,22 +76,17 @@ def _exit_on_signals() -> Iterator[None]:
         set_handlers(signal.SIG_IGN)
         raise _Signalled(number)
 
-    def again(dropped: sys.UnraisableHookArgs) -> None:
-        # Python drops what is raised while it runs a destructor or the callback of a weak reference, as it does at
-        # every import: the signal is sent again, a moment later.
-        if not isinstance(dropped.exc_value, KeyboardInterrupt | _Signalled):
-            tell_of(dropped)
-            return
-        set_handlers(leave)
-        number = getattr(dropped.exc_value, "number", signal.SIGINT)
-        threading.Timer(0.01, os.kill, (os.getpid(), number)).start()
+    def number_of(dropped: BaseException | None) -> int | None:
+        if isinstance(dropped, _Signalled):
+            set_handlers(leave)
+            return dropped.number
+        return signal.SIGINT if isinstance(dropped, KeyboardInterrupt) else None
 
     set_handlers(leave)
-    sys.unraisablehook = again
     try:
-        yield
+        with sent_again(number_of):
+            yield
     finally:
-        sys.unraisablehook = tell_of
         set_handlers(signal.SIG_DFL)
 
 

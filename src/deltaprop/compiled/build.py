@@ -82,7 +82,7 @@ def _toolchain(cxx: str, path: str) -> Toolchain:
             lines = [line.strip() for line in said.stderr.splitlines() if " version " in line]
             return Toolchain(tuple(command), (lines or ["unknown version"])[-1], FLAGS, processor())
     if cxx.strip():
-        raise BuildError(f"there is no compiler {candidates[0][0]}, which $CXX names")
+        raise BuildError(f"$CXX names {candidates[0][0]!r}, and there is no such command")
     raise BuildError("there is no C++ compiler: none of c++, g++ and clang++ is on the path, and $CXX is not set")
 
 
@@ -107,7 +107,7 @@ def load_library(
     source: str,
     toolchain: Toolchain | None = None,
     cache: Path | None = None,
-    on_build: Callable[[], object] | None = None,
+    on_build: Callable[[], object] = lambda: None,
 ) -> ctypes.CDLL:
     """Return the library of a source, built now or before.
 
@@ -123,29 +123,28 @@ def load_library(
     toolchain = toolchain or find_toolchain()
     try:
         cache = cache or default_cache() / "compiled"
-        if on_build is not None and not _is_whole(_path(source, toolchain, cache)):
-            on_build()
-        return _load(source, toolchain, cache)
     except RuntimeError as error:  # of Path.home
         raise BuildError(f"there is no place to keep the library: {error}; set XDG_CACHE_HOME") from error
-
-
-def _path(source: str, toolchain: Toolchain, cache: Path) -> Path:
     decides = "\0".join([source, *toolchain.compiler, *toolchain.to_json().values()])
-    return cache / f"{hashlib.sha256(decides.encode()).hexdigest()[:32]}.so"
+    path = cache / f"{hashlib.sha256(decides.encode()).hexdigest()[:32]}.so"
+    if path not in _loaded:
+        _loaded[path] = _load(source, toolchain, path, on_build)
+    return _loaded[path]
 
 
-@functools.lru_cache(maxsize=64)
-def _load(source: str, toolchain: Toolchain, cache: Path) -> ctypes.CDLL:
-    path = _path(source, toolchain, cache)
+_loaded: dict[Path, ctypes.CDLL] = {}
+
+
+def _load(source: str, toolchain: Toolchain, path: Path, on_build: Callable[[], object]) -> ctypes.CDLL:
     if not _is_whole(path):
         try:
-            cache.mkdir(parents=True, exist_ok=True, mode=0o700)
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             with FileLock(path.with_suffix(".lock")):
                 if not _is_whole(path):  # another process may have built it meanwhile
+                    on_build()
                     _build(source, toolchain, path)
         except OSError as error:
-            what = f"{error.filename or cache}: {error.strerror or error}"
+            what = f"{error.filename or path.parent}: {error.strerror or error}"
             raise BuildError(f"the library could not be written, {what}") from error
     try:
         return ctypes.CDLL(str(path))
@@ -202,5 +201,6 @@ def _run(command: list[str], what: str) -> subprocess.CompletedProcess[str]:
 
 def _first_error(said: str, code: int) -> str:
     lines = [line.strip() for line in said.splitlines() if line.strip()]
-    errors = [line for line in lines if "error" in line]
+    errors = [line for line in lines if "error" in line or "failed:" in line]  # the linker's own lines have "failed:"
+    errors.sort(key=lambda line: line.startswith("collect2"))  # which says only that the linker failed
     return ([*errors, *lines, f"exit code {code}" if code else "it has written no library"])[0][:300]

@@ -64,7 +64,8 @@ def _activation(layer: Layer, name: str) -> str:
     definition = layer.activation
     assert definition is not None
     if not issubclass(definition, Elementwise) or _overrides(definition, Elementwise, "delta"):
-        raise _refusal(layer, "its derivative is a matrix, or it has a delta of its own")
+        is_matrix = not issubclass(definition, Elementwise)
+        raise _refusal(layer, "its derivative is a matrix" if is_matrix else "it has a delta of its own")
     try:
         return emit_definition(definition, name, CPP, layer.constants)
     except EmitError as error:
@@ -113,4 +114,4 @@ def _overrides(definition: type, base: type, method: str) -> bool:
     return getattr(own, "__func__", own) is not getattr(of_base, "__func__", of_base)
 
 
-EXPLICIT = "train it by the explicit engine (dp.ExplicitTrainer, `engine='explicit'`)"
+EXPLICIT = "take the explicit engine (dp.ExplicitTrainer, or a run with `engine='explicit'`)"

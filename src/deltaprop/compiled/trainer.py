@@ -31,8 +31,8 @@ from deltaprop.explicit.batches import EpochRows
 from deltaprop.explicit.checks import check_momentum
 from deltaprop.loss_spec import LossLike, LossSpec
 
-# Multiply-adds of a call into C++: 8 to 40 ms, so that Ctrl-C and a pause do not wait longer. And what a step, and each
-# entry of z, take besides the products: erf and its derivative in float64 as long as 400.
+# Multiply-adds of a call into C++: 4 to 40 ms, or one step, so that Ctrl-C and a pause do not wait longer. And what a
+# step, and each entry of z, take besides the products: erf and its derivative in float64 as long as 400.
 CALL, STEP, ENTRY = 2**29, 2**15, 400
 # Multiply-adds of a layer's product, N · n_in · n_out, from which PyTorch's BLAS is faster than the tiles, and from
 # which threads share the tiles' work. Measured: docs/performance.md.
@@ -66,7 +66,7 @@ class CompiledTrainer(ExplicitTrainer):
         >>> mean = trainer.epoch(x, y, batch_size=16, generator=torch.Generator().manual_seed(0))
     """
 
-    _on_build: Callable[[], object] | None = None  # not pickled
+    _on_build: Callable[[], object] = staticmethod(lambda: None)  # not pickled
 
     def __init__(
         self,
@@ -74,7 +74,7 @@ class CompiledTrainer(ExplicitTrainer):
         loss: LossLike,
         optimizer: torch.optim.Optimizer,
         *,
-        on_build: Callable[[], object] | None = None,
+        on_build: Callable[[], object] = lambda: None,
     ) -> None:
         self._on_build = on_build
         super().__init__(model, loss, optimizer)
@@ -180,8 +180,10 @@ class CompiledTrainer(ExplicitTrainer):
 
     def _threads(self, size: int) -> int:
         """Return the number of threads that share a step: 1 where it is not worth it, and where BLAS has its own."""
-        widest = size * max(layer.weight.numel() for layer in self._workspace.layers)
-        return torch.get_num_threads() if SHARED <= widest < WIDE else 1
+        weights = [layer.weight for layer in self._workspace.layers]
+        if size * max(weight.numel() for weight in weights) < SHARED or any(self._gemm(w, size) for w in weights):
+            return 1
+        return torch.get_num_threads()
 
     def _layer_specs(self, size: int) -> list[LayerSpec]:
         self._written: list[Tensor] = []

@@ -70,7 +70,7 @@ def compiled_engine(
     objective: Objective,
     optimizer: torch.optim.Optimizer,
     precision: str = "float32",
-    on_build: Callable[[], object] | None = None,
+    on_build: Callable[[], object] = lambda: None,
 ) -> Engine:
     """Return an engine that trains by the same recursion in C++; ``on_build`` is called if that has to be built.
 
@@ -113,7 +113,7 @@ def choose_engine(
     precision: str,
     batch_size: int,
     steps: int,
-    on_build: Callable[[], object] | None = None,
+    on_build: Callable[[], object] = lambda: None,
 ) -> tuple[EngineName, str]:
     """Return the engine that trains, and a line for the user if it is not the one asked for.
 
@@ -139,7 +139,7 @@ def choose_engine(
         # Builds the library, or finds it built.
         compiled_engine(model, objective, SGD(model.parameters()), precision, on_build)
     except BuildError as error:
-        return "explicit", f"{error}: the explicit engine trains instead"
+        return "explicit", f"{error}; the explicit engine trains instead"
     except UserError:
         if name == "compiled":
             raise

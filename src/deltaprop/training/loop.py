@@ -124,9 +124,12 @@ def _resume(
     if setup.dataset.digest != saved["data_sha256"]:
         raise UserError(f"{folder.path}: the data in {config.data} are not those that the run was trained on")
     if setup.note:
-        reason = setup.note.partition(":")[0]
-        another = f"{setting('override', 'engine')} and {setting('engine', 'explicit')} take another"
-        raise UserError(f"{folder.path}: it was trained by the {config.engine} engine, and {reason}; {another}")
+        reason = setup.note.partition("; ")[0]
+        flags = f"{setting('engine', 'explicit')} {setting('override', 'engine')}"
+        text = f"it was trained by the {config.engine} engine, and {reason}; to go on with another, add {flags}"
+        raise UserError(f"{folder.path}: {text}")
+    if all(record["setting"] != "engine" for record in overrides):
+        setup = replace(setup, engine_asked=saved.get("resolved", {}).get("engine_asked", config.engine))
     before, now = saved["versions"], setup.to_json()["versions"]
     changed = [f"{name} {before.get(name, 'unknown')} → {now[name]}" for name in now if before.get(name) != now[name]]
     if changed:
@@ -290,7 +293,7 @@ class Run:
             "data_sha256": setup.dataset.digest, "storage": setup.storage, "block": self.loader.block,
             "chunk": self.loader.chunk, "device": str(setup.device),
             "config": {**setup.config.to_json(), "run_dir": None, "config": None},
-            "resolved": {"sizes": setup.sizes}, "versions": description["versions"],
+            "resolved": {"sizes": setup.sizes, "engine_asked": setup.engine_asked}, "versions": description["versions"],
             "model_sha256": model_digest(setup.config, description["resolved"]),
         }  # fmt: skip
         tensors = state_tensors(setup.model, self.optimizer)

@@ -62,6 +62,8 @@ def plan_resume(
     # These are compared as resolved: `auto` may resolve to something else on another machine.
     resolved: dict[str, Any] = {"threads": str(state["threads"]), "device": str(state["device"])}
     resolved |= {name: before[name] for name in RESOLVED}
+    if after["engine"] == state.get("resolved", {}).get("engine_asked"):
+        after["engine"] = "auto"  # the engine asked for then, in whose place another may have trained
     for name, value in resolved.items():
         after[name] = value if after[name] in ("auto", before[name]) else after[name]
     before |= resolved

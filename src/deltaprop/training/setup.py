@@ -54,6 +54,7 @@ class Setup:
         split_seed: Seed of the split and the initial weights; the configuration's, unless that was overridden later.
         cores: The most CPU threads that may be used: the number configured, else PyTorch's default.
         note: A line for the user, if the engine is not the one that was asked for.
+        engine_asked: The engine asked for when the run began; without a compiler another trains.
     """
 
     config: TrainConfig
@@ -67,6 +68,7 @@ class Setup:
     split_seed: int
     cores: int
     note: str = ""
+    engine_asked: str = ""
 
     @property
     def storage(self) -> Storage:
@@ -98,6 +100,7 @@ class Setup:
                 "task": self.objective.task,
                 "sizes": self.sizes,
                 "device": describe_device(self.device),
+                "engine_asked": self.engine_asked,
                 "threads": self.threads,
                 "threads_tuned": self.tuned,
                 "data_sha256": dataset.digest,
@@ -135,7 +138,7 @@ def prepare(
     *,
     check: Callable[[], None] | None = None,
     progress: Progress = silent,
-    on_build: Callable[[], object] | None = None,
+    on_build: Callable[[], object] = lambda: None,
     storage: Storage | None = None,
 ) -> Setup:
     """Load the data and build the model; write nothing.
@@ -193,11 +196,11 @@ def prepare(
         model = _build_model(config, sizes).to(device)
     steps = config.total_epochs * math.ceil(len(dataset.train) / config.batch_size)
     engine, note = choose_engine(config.engine, model, objective, config.precision, config.batch_size, steps, on_build)
-    config = replace(config, engine=engine)
+    asked, config = config.engine, replace(config, engine=engine)
     tuned = _tune(config, dataset, model, objective, check) if config.threads == "tune" else {}
     threads = fastest(tuned) if tuned else pick_threads(config.threads, sizes, config.batch_size, config.engine)
     cores = torch.get_num_threads() if config.threads in ("auto", "tune") else threads
-    return Setup(config, dataset, model, objective, device, threads, tuned, sizes, split_seed, cores, note)
+    return Setup(config, dataset, model, objective, device, threads, tuned, sizes, split_seed, cores, note, asked)
 
 
 def model_digest(config: TrainConfig, resolved: Mapping[str, Any]) -> str:

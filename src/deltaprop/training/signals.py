@@ -9,6 +9,8 @@ import threading
 from types import FrameType
 from typing import Any
 
+from deltaprop.dropped_signals import sent_again
+
 
 class Terminated(SystemExit):
     """SIGTERM was received (the exit code is 143), or the terminal was closed (SIGHUP, 129)."""
@@ -33,15 +35,23 @@ class Stop:
         self.received: int | None = None
         self.immediate = True
         self._previous: dict[int, Any] = {}
+        self._sending = sent_again(self._number_of)
 
     def __enter__(self) -> Stop:
+        self._sending.__enter__()
         if threading.current_thread() is threading.main_thread():
             for number in {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}:
                 if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has SIGHUP ignored
                     self._previous[number] = signal.signal(number, self._handle)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *exception: Any) -> None:
+        try:
+            self._sending.__exit__(*exception)
+        finally:
+            self._restore()
+
+    def _restore(self) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
@@ -54,6 +64,12 @@ class Stop:
         self.received = self.received or number
         if self.immediate:
             raise Stopped
+
+    def _number_of(self, dropped: BaseException | None) -> int | None:
+        if not isinstance(dropped, Stopped):
+            return None
+        number, self.received = self.received, None  # as if it had not come yet
+        return number
 
     def check(self) -> None:
         """Raise Stopped if a signal was received."""
