@@ -65,7 +65,7 @@ typedef void (*Gemm)(const char*, const char*, const int*, const int*, const int
                      const real*, const int*, const real*, real*, const int*);
 struct LayerSpec {
     int64_t n_in, n_out, activation;  // activation: its number in ACTIVATIONS, or -1
-    Gemm gemm;                        // PyTorch's BLAS if it is to compute the products, by one thread here; or null
+    Gemm gemm;                        // PyTorch's BLAS if it is to compute the products (of one thread), or null
     Param weight, bias;
 };
 struct Batches {
@@ -376,7 +376,7 @@ static void losses(long n, long count, real* __restrict a, const real* __restric
                 a[i] = std::exp(a[i] - highest[s]);
                 sum[s] += a[i], total[s] += y[i];
             }
-        for (long s = 0; s < count; s++) c[s] += total[s] != 0 ? total[s] * std::log(sum[s]) : 0, total[s] *= g[s] / sum[s];
+        for (long s = 0; s < count; s++) c[s] += total[s] ? total[s] * std::log(sum[s]) : 0, total[s] *= g[s] / sum[s];
         for (long j = 0, i = 0; j < n; j++)
             for (long s = 0; s < count; s++, i++) a[i] = a[i] * total[s] - g[s] * y[i];  // BP1 with softmax's σ'
     } else {  // c = Σ_j w_j c(a_j, y_j)
