@@ -27,6 +27,7 @@ PAGES = {
     **{
         name: (ROOT / "docs" / name).read_text()
         for name in (
+            "distributed.md",
             "engines.md",
             "extending.md",
             "gradcheck.md",

@@ -16,7 +16,7 @@ SRC = ROOT / "src" / "deltaprop"
 LAYERS = [
     ["errors", "user_cache", "dropped_signals", "_torch_compat", "_version", "_old_names"],
     ["core"],
-    ["functional", "epoch_state"],
+    ["functional", "epoch_state", "distributed"],
     ["nn", "optim", "loss_spec"],
     ["explicit"],
     ["compiled"],

@@ -88,6 +88,10 @@ class LossSpec:
         """Return ∂C/∂c of the loss c of an entry or a sample: a number, or a tensor that broadcasts to the targets."""
         return self.definition.grad_entries(1.0, a, targets, *self.arguments)
 
+    def summed(self) -> LossSpec:
+        """Return the same loss with ``reduction="sum"``."""
+        return LossSpec(self.name, {**self.options, "reduction": "sum"})
+
     def on_targets(self, y: Tensor) -> LossSpec:
         """Return the loss without ``ignore_index`` where no target has that label: then it is not looked for."""
         if "ignore_index" not in self.definition.options() or y.is_floating_point():

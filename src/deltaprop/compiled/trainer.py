@@ -27,7 +27,7 @@ from deltaprop.core.recursion import Layer
 from deltaprop.epoch_state import EpochState
 from deltaprop.errors import UserError
 from deltaprop.explicit import ExplicitTrainer
-from deltaprop.explicit.batches import EpochRows
+from deltaprop.explicit.batches import EpochRows, Share
 from deltaprop.explicit.checks import check_momentum
 from deltaprop.loss_spec import LossLike, LossSpec
 
@@ -113,7 +113,9 @@ class CompiledTrainer(ExplicitTrainer):
 
     # --- the steps ---
 
-    def _train(self, loss: LossSpec, x: Tensor, targets: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+    def _train(
+        self, loss: LossSpec, x: Tensor, targets: tuple[Tensor, ...], share: Share | None = None
+    ) -> tuple[Tensor, Tensor]:
         outputs = x.new_empty(len(x), self._outputs)
         losses, counts = self._call(loss, x, torch.arange(len(x)), targets, len(x), outputs)
         return torch.where(counts == 0, math.nan, losses)[0].to(x.dtype), outputs  # all labels are ignored: 0/0

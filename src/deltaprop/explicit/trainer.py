@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,9 +17,10 @@ from torch import Tensor, nn
 from deltaprop._torch_compat import mark_step
 from deltaprop.core.casting import cast
 from deltaprop.core.recursion import back_propagate, feed_forward
+from deltaprop.distributed import Exchange, World, world_of
 from deltaprop.epoch_state import EpochState
 from deltaprop.errors import UserError
-from deltaprop.explicit.batches import EpochRows, batches
+from deltaprop.explicit.batches import EpochRows, Share, batches
 from deltaprop.explicit.checks import (
     ChangeDetector,
     check_inputs,
@@ -56,6 +58,10 @@ class ExplicitTrainer:
         optimizer: An :class:`~deltaprop.SGD` or ``torch.optim.SGD`` over the model's parameters.
         precision: Precision of matrix products: ``"float32"``, or ``"tf32"`` or ``"bf16"`` on a device that has them;
             everything else stays float32 (``precision.py``).
+        world: The processes that train this model together, of :func:`deltaprop.distributed.join`. Each calls the same
+            methods with the same rows, of which it takes its share of each batch, and begins with the parameters of
+            process 0. The result is that of one process, but for rounding.
+        exchange: How they add their gradients: ``"sums"``, ``"factors"`` or ``"auto"`` (``distributed/exchange.py``).
 
     Raises:
         UserError: If one of them is not supported: a module of another kind, hooks, shared weights, an output
@@ -70,12 +76,29 @@ class ExplicitTrainer:
     """
 
     def __init__(
-        self, model: nn.Module, loss: LossLike, optimizer: torch.optim.Optimizer, *, precision: str = "float32"
+        self,
+        model: nn.Module,
+        loss: LossLike,
+        optimizer: torch.optim.Optimizer,
+        *,
+        precision: str = "float32",
+        world: World | None = None,
+        exchange: str = "auto",
     ) -> None:
         self._model, self._optimizer, self._precision = model, optimizer, precision
+        self._world = world_of(world)
+        of_all = Exchange(self._world, exchange)
+        self._exchange = of_all if self._world.size > 1 else None
         self._loss = parse_loss(loss)
         refuse_entry_weights(self._loss)
         self._set_up()
+        for layer in self._workspace.layers:
+            for p in (layer.weight, layer.bias):
+                if p is not None:
+                    self._world.broadcast(p.detach())
+
+    _world = World()  # one that is unpickled trains alone
+    _exchange: Exchange | None = None
 
     def _set_up(self) -> None:
         self._running = False  # within an epoch
@@ -138,6 +161,12 @@ class ExplicitTrainer:
         loss = self.loss.on_targets(y) if y.device.type == "cpu" else self.loss  # on a GPU it would wait for the device
         with torch.no_grad():
             try:
+                if self._world.size > 1:
+                    data = EpochRows(x, y, len(x), world=self._world)
+                    ((x, targets, share),) = batches(loss, data, 0, self._outputs)
+                    assert share is not None
+                    c = self._train(loss, x, targets, share)[0]
+                    return share.whole(self._world.sum(share.part(c)))
                 targets = loss.targets(y, x.new_empty(len(x), self._outputs))
                 return self._train(loss, x, targets)[0]
             except (IndexError, RuntimeError):  # before any update: a label that is not a class
@@ -189,6 +218,8 @@ class ExplicitTrainer:
         if generator is not None:
             order = torch.randperm(len(x), generator=generator, device=generator.device).to(x.device)
         self._epoch(x, y, batch_size, order, state, on_step, sample_weight)
+        if self._world.size > 1:
+            self._world.sum(state.total)
         return state.mean()
 
     # --- the epoch, shared with the training loop ---
@@ -222,7 +253,7 @@ class ExplicitTrainer:
         steps = math.ceil(rows / batch_size)
         if not 0 <= whole_number(state.done, "start") <= steps:
             raise UserError(f"start must be a step of the epoch, 0 to {steps}, got {state.done!r}")
-        data = EpochRows(x, y, batch_size, order, sample_weight)
+        data = EpochRows(x, y, batch_size, order, sample_weight, self._world)
         self._running, shape, grad_mode = True, self._shape, torch.is_grad_enabled()
         try:
             with torch.inference_mode():
@@ -245,27 +276,31 @@ class ExplicitTrainer:
     def _steps(self, loss: LossSpec, data: EpochRows, state: EpochState, *, one_by_one: bool) -> Iterator[int]:
         """Take the steps from ``state.done`` on and add their losses to the state; yield how many were just taken."""
         take_steps = self._replay_steps if can_capture(data.x.device) else self._take_steps
-        for c, a, targets in take_steps(loss, data, state.done):
-            state.add(c if state.report is None else state.report(a, targets[0]), loss.count(a, targets))
+        for c, a, targets, share in take_steps(loss, data, state.done):
+            c = c if state.report is None else state.report(a, targets[0])
+            if share is None:
+                state.add(c, loss.count(a, targets))
+            else:
+                state.add(share.part(c), share.count)
             yield 1
 
     def _take_steps(
         self, loss: LossSpec, data: EpochRows, start: int
-    ) -> Iterator[tuple[Tensor, Tensor, tuple[Tensor, ...]]]:
-        """Take the steps one by one; yield C, a^L and targets of each."""
-        for x_batch, targets in batches(loss, data, start, self._outputs):
-            yield *self._train(loss, x_batch, targets), targets
+    ) -> Iterator[tuple[Tensor, Tensor, tuple[Tensor, ...], Share | None]]:
+        """Take the steps one by one; yield C, a^L, targets and share of each."""
+        for x_batch, targets, share in batches(loss, data, start, self._outputs):
+            yield *self._train(loss, x_batch, targets, share), targets, share
 
     def _replay_steps(
         self, loss: LossSpec, data: EpochRows, start: int
-    ) -> Iterator[tuple[Tensor, Tensor, tuple[Tensor, ...]]]:
-        """Take the steps, most of them by replaying a captured one; yield C, a^L and targets of each."""
+    ) -> Iterator[tuple[Tensor, Tensor, tuple[Tensor, ...], Share | None]]:
+        """Take the steps, most of them by replaying a captured one; yield C, a^L, targets and share of each."""
         order = torch.arange(len(data), device=data.x.device) if data.order is None else data.order
         read = [t for t in (data.x, data.y, data.weights) if t is not None]
 
         def gather_and_train(rows: Tensor) -> tuple[Tensor, ...]:
             of_rows = EpochRows(data.x, data.y, len(rows), rows, data.weights)
-            ((x_batch, targets),) = batches(loss, of_rows, 0, self._outputs)
+            ((x_batch, targets, _),) = batches(loss, of_rows, 0, self._outputs)
             return *self._train(loss, x_batch, targets), *targets
 
         for first in range(start * data.batch_size, len(order), data.batch_size):
@@ -274,17 +309,28 @@ class ExplicitTrainer:
             captured = self._workspace.captured(loss, read, gather_and_train)
             captured(rows, self._update.version)
             c, a, *targets = captured.results
-            yield c, a, tuple(targets)
+            yield c, a, tuple(targets), None
 
-    def _train(self, loss: LossSpec, x: Tensor, targets: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-        """Take one step of gradient descent on a batch, and return C and a^L before it."""
+    def _train(
+        self, loss: LossSpec, x: Tensor, targets: tuple[Tensor, ...], share: Share | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Take one step of gradient descent on a batch, and return C and a^L before it.
+
+        With several processes these are the rows of this one, and C is by ``share.loss``.
+        """
+        loss = loss if share is None else share.loss
         self._workspace.fit(len(x))
         layers = self._workspace.layers
         with self._products:
             a = feed_forward(layers, x)  # FWD
             c, saved = loss.of_batch(a, targets)  # C
             grad_a = cast(loss.grad_input(saved, targets), a.dtype)  # BP1, left factor; cast: pos_weight may be wider
-            back_propagate(layers[self._lowest :], grad_a, self._update)  # BP1-BP4, SGD
+            if self._exchange is None or share is None:
+                back_propagate(layers[self._lowest :], grad_a, self._update)  # BP1-BP4, SGD
+            else:
+                grad_a = grad_a * share.factor
+                of_layers = partial(back_propagate, layers[self._lowest :], grad_a)  # BP1-BP4
+                self._exchange.step(share.rows, of_layers, self._update)  # SGD
         return c, a
 
     # --- before a step ---

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from deltaprop.data import Part
+from deltaprop.distributed import refuse_several_processes
 from deltaprop.epoch_state import EpochState
 from deltaprop.errors import UserError, setting
 from deltaprop.training import evaluate
@@ -73,6 +74,7 @@ def train(
         2
     """
     reporter = reporter or Silent()
+    refuse_several_processes()
     with Stop() as stop:
         try:
             with ExitStack() as stack:

@@ -1,0 +1,3 @@
+"""Fixtures of several processes."""
+
+from tests.distributed.processes import processes as processes

@@ -1,0 +1,104 @@
+"""What happens when a process ends or does not answer, and what is refused."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import deltaprop as dp
+from deltaprop import UserError
+from deltaprop.cli import main
+from deltaprop.distributed import LostError, World, leave
+from tests.distributed.processes import Processes
+from tests.explicit.compare import F64, problem
+
+X, Y = problem([5, 7, 3], rows=24)
+
+
+def trainer_of(world: World | None, **options: Any) -> dp.ExplicitTrainer:
+    torch.manual_seed(0)
+    model = dp.MLP([5, 7, 3], dtype=F64)
+    optimizer = dp.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    return dp.ExplicitTrainer(model, "cross_entropy", optimizer, world=world, **options)
+
+
+@pytest.mark.parametrize("exchange", ["sums", "factors"])
+@pytest.mark.parametrize("hangs", [False, True], ids=["ends", "hangs"])
+def test_a_failed_exchange_changes_nothing(exchange: str, hangs: bool, processes: Processes):
+    """The message says which of the two it is; weights and momentum are those before the step."""
+
+    def work(world: World) -> Any:
+        trainer = trainer_of(world, exchange=exchange)
+        trainer.step(X, Y)
+        before = [t.clone() for t in trainer.model.state_dict().values()]
+        if world.rank == 1:
+            if hangs:
+                time.sleep(3)
+            leave()
+            return None
+        with pytest.raises(LostError) as lost:
+            trainer.step(X, Y)
+        assert all(map(torch.equal, before, trainer.model.state_dict().values()))
+        return str(lost.value)
+
+    said, _ = processes(2, work, seconds=2.0)
+    assert (
+        said == f"another process has {'not answered for 2 s' if hangs else 'ended'}; process 0 of 2 cannot go on alone"
+    )
+
+
+@pytest.mark.parametrize("kind", [dp.ExplicitTrainer, dp.CompiledTrainer])
+def test_several_processes_without_a_world_are_refused(kind: Any, processes: Processes):
+    """Each would train a model of its own, and nobody would notice."""
+
+    def work(world: World) -> str:
+        model = dp.MLP([5, 3])
+        with pytest.raises(UserError) as refused:
+            kind(model, "cross_entropy", dp.SGD(model.parameters(), lr=0.1))
+        return str(refused.value)
+
+    for said in processes(2, work):
+        assert said.startswith("2 processes are connected, and each would train a model of its own: pass world=")
+
+
+def test_a_model_for_each_process_is_allowed(processes: Processes):
+    def work(world: World) -> float:
+        torch.manual_seed(world.rank)
+        model = dp.MLP([5, 3], dtype=F64)
+        return float(
+            dp.ExplicitTrainer(model, "mse_loss", dp.SGD(model.parameters(), lr=0.1), world=World()).step(
+                torch.ones(2, 5, dtype=F64), torch.ones(2, 3, dtype=F64)
+            )
+        )
+
+    first, second = processes(2, work)
+    assert first != second
+
+
+def test_an_unknown_exchange_is_refused():
+    with pytest.raises(UserError, match=r"'summs'.*sums"):
+        trainer_of(None, exchange="summs")
+
+
+def test_a_process_alone_needs_no_connection(monkeypatch: pytest.MonkeyPatch):
+    from deltaprop.distributed import join
+
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    assert join().size == 1
+    assert "MASTER_ADDR" not in os.environ
+    assert trainer_of(join()).step(X, Y).isfinite()
+
+
+def test_train_under_torchrun_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any):
+    """Both processes would train the same model, and one of them nobody would see."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    assert main(["train", "--data", "moons", "--run-dir", str(tmp_path / "run")]) == 2
+    assert "torchrun has started 2 processes" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
