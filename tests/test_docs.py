@@ -54,6 +54,9 @@ OUTPUTS = {
 ELSEWHERE = {
     "pip install -e . && python train.py": ".ci/run",
     'pip install -e ".[test]" && pytest -n 2': ".ci/run",
+    "torchrun --standalone --nproc-per-node 2 train.py --data moons --engine explicit --run-dir runs/moons": (
+        "tests/distributed/test_torchrun.py"
+    ),
     'pip install -e ".[onnx]"': ".ci/run",  # a part of .[dev]
     "python -m examples.nielsen overfitting --data path/to/mnist": "tests/examples/test_nielsen.py",
     "cat examples/penguins.csv | deltaprop predict runs/penguins --data - --out - > answers.csv": (

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +11,6 @@ import torch
 
 import deltaprop as dp
 from deltaprop import UserError
-from deltaprop.cli import main
 from deltaprop.distributed import LostError, World, leave
 from tests.distributed.processes import Processes
 from tests.explicit.compare import F64, problem
@@ -93,12 +91,3 @@ def test_a_process_alone_needs_no_connection(monkeypatch: pytest.MonkeyPatch):
     assert join().size == 1
     assert "MASTER_ADDR" not in os.environ
     assert trainer_of(join()).step(X, Y).isfinite()
-
-
-def test_train_under_torchrun_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any):
-    """Both processes would train the same model, and one of them nobody would see."""
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
-    assert main(["train", "--data", "moons", "--run-dir", str(tmp_path / "run")]) == 2
-    assert "torchrun has started 2 processes" in capsys.readouterr().err
-    assert not (tmp_path / "run").exists()

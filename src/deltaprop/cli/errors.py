@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
+from deltaprop.distributed import LostError
 from deltaprop.dropped_signals import sent_again
 from deltaprop.errors import SETTING, UserError
 
@@ -41,7 +42,8 @@ def guarded(command: Callable[[], int], *, debug: bool = False) -> int:
                 warnings.showwarning = lambda message, *_, **__: print_warning(" ".join(str(message).split()))
             return command()
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        if _is_first():
+            print("interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our output has exited, as in `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -51,8 +53,17 @@ def guarded(command: Callable[[], int], *, debug: bool = False) -> int:
             traceback.print_exception(error)
         text = as_flags(" ".join(str(error).split())) or type(error).__name__
         is_ours = isinstance(error, UserError) or type(error).__module__.startswith("deltaprop")
-        print(f"error: {text if is_ours else f'{type(error).__name__}: {text} (--debug shows where)'}", file=sys.stderr)
+        if _is_first() or not is_ours or isinstance(error, LostError):
+            print(
+                f"error: {text if is_ours else f'{type(error).__name__}: {text} (--debug shows where)'}",
+                file=sys.stderr,
+            )
         return 2 if isinstance(error, UserError) else 1
+
+
+def _is_first() -> bool:
+    """Return whether this process tells what all of torchrun's have met."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 class _Signalled(SystemExit):

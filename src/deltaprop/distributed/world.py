@@ -8,10 +8,11 @@ W changes only the order of sums.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from deltaprop.errors import UserError
 
+T = TypeVar("T")
 ANSWER_SECONDS = 300.0  # until a process that does not answer is given up
 
 
@@ -70,6 +72,75 @@ class World:
                 dist.broadcast(tensor, 0)
         return tensor
 
+    @property
+    def is_first(self) -> bool:
+        """Whether this is process 0, which writes files and prints."""
+        return self.rank == 0
+
+    def largest(self, *numbers: float) -> list[float]:
+        """Return the largest of each number that the processes have, so that all act alike.
+
+        Raises:
+            LostError: If another process has ended or does not answer.
+        """
+        if self.size == 1:
+            return list(numbers)
+        of_all = torch.tensor(numbers, dtype=torch.float64)
+        with self.exchanging():
+            dist.all_reduce(of_all, dist.ReduceOp.MAX)
+        return of_all.tolist()
+
+    def of_each(self, data: bytes) -> list[bytes]:
+        """Return the bytes of each process, by rank.
+
+        Raises:
+            LostError: If another process has ended or does not answer.
+        """
+        if self.size == 1:
+            return [data]
+        lengths = [torch.zeros((), dtype=torch.int64) for _ in range(self.size)]
+        own = torch.frombuffer(bytearray(data + b"\0"), dtype=torch.uint8)  # a tensor is not made of nothing
+        with self.exchanging():
+            dist.all_gather(lengths, torch.tensor(len(own)))
+            longest = max(int(length) for length in lengths)
+            found = [torch.zeros(longest, dtype=torch.uint8) for _ in range(self.size)]
+            dist.all_gather(found, torch.nn.functional.pad(own, (0, longest - len(own))))
+        return [bytes(t[: int(n) - 1].tolist()) for t, n in zip(found, lengths, strict=True)]
+
+    def of_first(self, data: bytes) -> bytes:
+        """Return the bytes of process 0.
+
+        Raises:
+            LostError: If another process has ended or does not answer.
+        """
+        if self.size == 1:
+            return data
+        length = self.broadcast(torch.tensor(len(data)))
+        sent = torch.frombuffer(bytearray(data.ljust(int(length) + 1, b"\0")), dtype=torch.uint8)[: int(length) + 1]
+        return self.broadcast(sent.clone()).numpy().tobytes()[: int(length)]
+
+    def together(self, work: Callable[[], T]) -> T:
+        """Return what some work returns, which each process does for itself; if it fails in one, it fails in all.
+
+        Raises:
+            UserError: If it has raised one, here or in another process.
+            LostError: If another process has ended or does not answer.
+        """
+        if self.size == 1:
+            return work()
+        error: UserError | None = None
+        try:
+            result = work()
+        except UserError as caught:
+            error = caught
+        told = self.of_each(b"" if error is None else str(error).encode())
+        if error is not None:
+            raise error
+        for rank, text in enumerate(told):
+            if text:
+                raise UserError(text.decode() if rank == 0 else f"process {rank}: {text.decode()}")
+        return result
+
     @contextmanager
     def exchanging(self) -> Iterator[None]:
         """Raise LostError if an exchange in this block fails."""
@@ -110,18 +181,16 @@ def leave() -> None:
         dist.destroy_process_group()
 
 
-def refuse_several_processes() -> None:
-    """Refuse what would be done in each of the processes that ``torchrun`` has started.
-
-    Raises:
-        UserError: If there are several.
-    """
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    if size > 1 and "TORCHELASTIC_RUN_ID" in os.environ:
-        raise UserError(
-            f"torchrun has started {size} processes, each of which would train the same model: start one, or share the "
-            "batches of a dp.ExplicitTrainer (docs/distributed.md)"
-        )
+@contextmanager
+def joined(timeout: float = ANSWER_SECONDS) -> Iterator[World]:
+    """Connect the processes that ``torchrun`` has started, as :func:`join`, until the end of the block."""
+    was_connected = dist.is_initialized()
+    world = join(timeout)
+    try:
+        yield world
+    finally:
+        if not was_connected:
+            leave()
 
 
 def world_of(world: World | None) -> World:

@@ -119,6 +119,9 @@ class TrainConfig:
         threads: CPU threads: a number; auto: 1 for small networks, the physical cores if a layer's product has at least
             2^24 multiply-adds (2^21 with the compiled engine); or tune: time a few steps with 1, 2, 4, … threads and
             take the fastest. One more thread prepares rows from disk and deformed images.
+        exchange: How several processes, started by torchrun, add their gradients: the sums of each layer, its factors δ
+            and a_prev, or auto, by its sizes.
+        timeout: Seconds after which a process that does not answer is given up.
         run_dir: Folder of this run.
         log_every: Epochs between two sets of histograms, δ norms and images in TensorBoard; 0 for none. auto: a
             sixth of the epochs, a third for a table; at least 5.
@@ -180,6 +183,8 @@ class TrainConfig:
     dtype: Literal["float32", "float64"] = "float32"
     precision: Literal["float32", "tf32", "bf16"] = "float32"
     threads: str = "auto"
+    exchange: Literal["auto", "sums", "factors"] = "auto"
+    timeout: float = 300.0
     run_dir: Path | None = None
     log_every: int | Literal["auto"] = "auto"
     save_every: str = "1m"
@@ -370,6 +375,7 @@ _RULES: list[tuple[str, Callable[[Any], object], str]] = [
     ("memory", lambda v: re.fullmatch(r"auto|0*[1-9]\d{0,5}[kmgKMG]", str(v)), "auto, or a size such as 500m or 4g"),
     ("threads", lambda v: v in ("auto", "tune") or (str(v).isdecimal() and 1 <= int(v) <= 1024),
      "auto, tune or a number from 1 to 1024"),
+    ("timeout", lambda v: is_number(v) and 0 < v < 1e6, "seconds, above 0"),
     ("save_every", lambda v: re.fullmatch(r"0*[1-9]\d{0,8}[sm]?", str(v)),
      "epochs (a number above 0), or time such as 30s or 5m"),
 ]  # fmt: skip
@@ -426,6 +432,7 @@ WHEN_ABSENT: dict[str, Any] = {
     "val_fraction": 0.1, "val_split": "random", "test_fraction": 0.2, "scaling": "auto", "pixel_scale": None,
     "folds": 0, "fold": 0, "augment": "none", "weights": "final", "patience": 0, "seed": 42,
     "engine": "autograd", "device": "auto", "dtype": "float32", "precision": "float32", "threads": "auto",
+    "exchange": "auto", "timeout": 300.0,
     "run_dir": None, "log_every": 5, "save_every": "1m", "keep": 1, "config": None,
 }  # fmt: skip
 

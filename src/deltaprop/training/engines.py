@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from deltaprop.compiled import BuildError, CompiledTrainer
+from deltaprop.distributed import World
 from deltaprop.epoch_state import EpochState
 from deltaprop.errors import UserError, setting
 from deltaprop.explicit import ExplicitTrainer
@@ -55,10 +56,18 @@ def autograd_engine(
 
 
 def explicit_engine(
-    model: nn.Sequential, objective: Objective, optimizer: torch.optim.Optimizer, precision: str = "float32"
+    model: nn.Sequential,
+    objective: Objective,
+    optimizer: torch.optim.Optimizer,
+    precision: str = "float32",
+    world: World | None = None,
+    exchange: str = "auto",
 ) -> Engine:
-    """Return an engine that trains by the δ recursion of ``core/recursion.py``, without autograd."""
-    trainer = ExplicitTrainer(model, objective.call, optimizer, precision=precision)
+    """Return an engine that trains by the δ recursion of ``core/recursion.py``, without autograd.
+
+    With several processes the sum of losses in the state of an epoch is that of this one.
+    """
+    trainer = ExplicitTrainer(model, objective.call, optimizer, precision=precision, world=world, exchange=exchange)
     # A pause after every step would take as long as an operation of it.
     return Engine(
         lambda x, y, order, batch_size, state: trainer._epoch(x, y, batch_size, order, state), lambda batch_size: 16

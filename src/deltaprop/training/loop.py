@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import errno
 import math
+import os
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -17,12 +19,12 @@ import torch
 from torch import Tensor
 
 from deltaprop.data import Part
-from deltaprop.distributed import refuse_several_processes
+from deltaprop.distributed import World, joined
 from deltaprop.epoch_state import EpochState
 from deltaprop.errors import UserError, setting
 from deltaprop.training import evaluate
 from deltaprop.training.baseline import test_baseline
-from deltaprop.training.checkpoint import Checkpoint, load_state_tensors, state_tensors, subset
+from deltaprop.training.checkpoint import Checkpoint, encode, load_checkpoint, load_state_tensors, state_tensors, subset
 from deltaprop.training.config import TrainConfig
 from deltaprop.training.data_loader import DataLoader, Shard
 from deltaprop.training.devices import set_threads
@@ -30,9 +32,9 @@ from deltaprop.training.engines import ENGINES
 from deltaprop.training.evaluate import SELECTED_BY, Evaluation, figures, in_own_units, selection_loss
 from deltaprop.training.finite_check import EVERY, all_finite, name_non_finite
 from deltaprop.training.health import health_note
-from deltaprop.training.report.reporter import Reporter, Result, Silent
+from deltaprop.training.report.reporter import NoViews, Reporter, Result, Silent
 from deltaprop.training.resume import locate, plan_resume
-from deltaprop.training.run_folder import BEST, FINAL, LAST, RunFolder, check_folder, default_folder
+from deltaprop.training.run_folder import BEST, FINAL, LAST, FollowedFolder, RunFolder, check_folder, default_folder
 from deltaprop.training.seen_rows import save_row_digests
 from deltaprop.training.setup import Setup, make_optimizer, model_digest, prepare
 from deltaprop.training.signals import Stop, Stopped
@@ -74,13 +76,14 @@ def train(
         2
     """
     reporter = reporter or Silent()
-    refuse_several_processes()
-    with Stop() as stop:
+    with Stop() as stop, joined(config.timeout) as world:
+        if not world.is_first:
+            reporter = Silent()
         try:
             with ExitStack() as stack:
                 if resume is not None:
-                    return _resume(resume, config, override, reporter, stop, stack).train()
-                return _begin(config, restart, reporter, stop, stack).train()
+                    return _resume(resume, config, override, reporter, Together(world, stop, stack)).train()
+                return _begin(config, restart, reporter, Together(world, stop, stack)).train()
         except Stopped:
             raise stop.exception() from None
         except OSError as error:
@@ -95,34 +98,76 @@ def _as_user_error(error: OSError) -> Exception:
     return TrainingError(f"{text}; the last checkpoint is unchanged")
 
 
-def _begin(config: TrainConfig, restart: bool, reporter: Reporter, stop: Stop, stack: ExitStack) -> Run:
+@dataclass(frozen=True)
+class Together:
+    """What the processes of a run begin with.
+
+    Attributes:
+        world: The processes.
+        stop: Receives this one's signals.
+        stack: Closed when the run ends.
+    """
+
+    world: World
+    stop: Stop
+    stack: ExitStack
+
+    def folder(self, make: Callable[[], RunFolder]) -> RunFolder:
+        """Return the run folder, which process 0 makes and locks; the others write nothing."""
+
+        def locked() -> RunFolder | None:
+            if not self.world.is_first:
+                return None
+            folder = make()
+            self.stack.enter_context(folder.locked())
+            return folder
+
+        folder = self.world.together(locked)
+        path = self.world.of_first(b"" if folder is None else os.fsencode(folder.path))
+        return FollowedFolder(Path(os.fsdecode(path))) if folder is None else folder
+
+    def prepare(self, config: TrainConfig, reporter: Reporter, *split_seed: int, storage: Any = None) -> Setup:
+        """Return the setup, once all processes have the same data."""
+        if self.world.size > 1:
+            if config.engine not in ("auto", "explicit"):
+                engine, other = setting("engine", config.engine), setting("engine", "explicit")
+                raise UserError(f"{engine}: it trains in one process, and there are {self.world.size}; take {other}")
+            config = replace(config, engine="explicit")
+        setup = self.world.together(
+            lambda: prepare(
+                config, *split_seed, check=self.stop.check, progress=reporter.reading, on_build=reporter.building,
+                storage=storage,
+            )
+        )  # fmt: skip
+        digests = self.world.of_each(str(setup.dataset.digest).encode())
+        for rank, digest in enumerate(digests):
+            if digest != digests[0]:
+                raise UserError(f"process {rank} has other data in {config.data} than process 0 (by SHA-256)")
+        self.stack.enter_context(set_threads(setup.threads))
+        return setup
+
+
+def _begin(config: TrainConfig, restart: bool, reporter: Reporter, together: Together) -> Run:
     """Return a new run, its folder locked and its threads set until the stack is closed."""
     config.validate()
-    check_folder(config.run_dir or default_folder(config.data), restart)
-    setup = prepare(config, check=stop.check, progress=reporter.reading, on_build=reporter.building)
+    path = config.run_dir or default_folder(config.data)
+    together.world.together(lambda: check_folder(path, restart) if together.world.is_first else None)
+    setup = together.prepare(config, reporter)
     if setup.note:
         reporter.warn(setup.note)
-    folder = RunFolder.make(config.run_dir, config.data, restart)
-    stack.enter_context(folder.locked())
-    stack.enter_context(set_threads(setup.threads))
+    folder = together.folder(lambda: RunFolder.make(config.run_dir, config.data, restart))
     folder.begin()
-    return Run(setup, folder, reporter, stop)
+    return Run(setup, folder, reporter, together.stop, world=together.world)
 
 
-def _resume(
-    path: Path, requested: TrainConfig, override: Sequence[str], reporter: Reporter, stop: Stop, stack: ExitStack
-) -> Run:
+def _resume(path: Path, requested: TrainConfig, override: Sequence[str], reporter: Reporter, together: Together) -> Run:
     """Return a run restored from a checkpoint, its folder locked and its threads set until the stack is closed."""
     parent, only = locate(path)
-    folder = RunFolder.of(parent)
-    stack.enter_context(folder.locked())
-    path, checkpoint = folder.latest_checkpoint(reporter.warn, only)
+    folder = together.folder(lambda: RunFolder.of(parent))
+    path, checkpoint = _checkpoint_of_first(folder, only, reporter, together.world)
     config, overrides = plan_resume(folder.path, checkpoint, requested, override)
     saved = checkpoint.state
-    setup = prepare(
-        config, saved["split_seed"], check=stop.check, progress=reporter.reading, on_build=reporter.building,
-        storage=saved["storage"],
-    )  # fmt: skip
+    setup = together.prepare(config, reporter, saved["split_seed"], storage=saved["storage"])
     if setup.dataset.digest != saved["data_sha256"]:
         raise UserError(f"{folder.path}: the data in {config.data} are not those that the run was trained on")
     if setup.note:
@@ -138,13 +183,31 @@ def _resume(
         reporter.warn(f"versions have changed since the run began: {', '.join(changed)}; the bits may differ")
     if config.lr_schedule == "cosine" and config.epochs != saved["config"]["epochs"]:
         reporter.warn("the cosine schedule depends on the number of epochs: from here on η is that of the new number")
-    stack.enter_context(set_threads(setup.threads))
     same_batches = all(record["setting"] != "batch_size" for record in overrides)
     # The order of an epoch depends on the sizes of blocks and shards.
-    run = Run(setup, folder, reporter, stop, (saved["block"], saved["chunk"]) if same_batches else None)
+    sizes = (saved["block"], saved["chunk"]) if same_batches else None
+    run = Run(setup, folder, reporter, together.stop, sizes, together.world)
     run.restore(checkpoint, overrides, is_last=path.name == LAST)
     reporter.resumed(path, run.state.epoch, run.state.progress.done)
     return run
+
+
+def _checkpoint_of_first(
+    folder: RunFolder, only: Path | None, reporter: Reporter, world: World
+) -> tuple[Path, Checkpoint]:
+    """Return the checkpoint to resume from, which process 0 reads, and its path."""
+    found = world.together(lambda: folder.latest_checkpoint(reporter.warn, only) if world.is_first else None)
+    if world.size == 1:
+        assert found is not None
+        return found
+    path = world.of_first(b"" if found is None else os.fsencode(found[0]))
+    content = world.of_first(b"" if found is None else encode(found[1]))
+    if found is not None:
+        return found
+    with tempfile.TemporaryDirectory() as temporary:
+        copied = Path(temporary, "checkpoint.safetensors")
+        copied.write_bytes(content)
+        return Path(os.fsdecode(path)), load_checkpoint(copied)
 
 
 @dataclass
@@ -181,15 +244,24 @@ class Run:
         reporter: Receives progress and results.
         stop: Receives signals.
         sizes: Rows per block and per shard; chosen by default.
+        world: The processes that train together; each has all the rows, and takes its share of each batch.
     """
 
     def __init__(
-        self, setup: Setup, folder: RunFolder, reporter: Reporter, stop: Stop, sizes: tuple[int, int] | None = None
+        self,
+        setup: Setup,
+        folder: RunFolder,
+        reporter: Reporter,
+        stop: Stop,
+        sizes: tuple[int, int] | None = None,
+        world: World | None = None,
     ) -> None:
         self.setup, self.folder, self.reporter, self.stop = setup, folder, reporter, stop
+        self.world = world or World()
         config, objective, dataset = setup.config, setup.objective, setup.dataset
         self.optimizer = make_optimizer(setup.model, config)
-        self.engine = ENGINES[config.engine](setup.model, objective, self.optimizer, config.precision)
+        several = {} if self.world.size == 1 else {"world": self.world, "exchange": config.exchange}
+        self.engine = ENGINES[config.engine](setup.model, objective, self.optimizer, config.precision, **several)
         self.pause_interval = self.engine.interval(config.batch_size)
         # The loss is minimised on standardised targets, and reported in the units of the data.
         self.report = in_own_units(objective, dataset.target_scaling) if objective.task == "regression" else None
@@ -243,8 +315,9 @@ class Run:
             done = f"{saved['done']} of {self.steps} steps done"
             raise UserError(f"{self.folder.path}: damaged: its checkpoint has {done}")
         load_state_tensors(tensors, setup.model, self.optimizer)
+        total = tensors["total"].to(self._no_progress().total)  # of all processes: the others begin with 0
         self.state = TrainState(
-            EpochState(tensors["total"].to(self._no_progress().total), saved["done"]),
+            EpochState(total if self.world.is_first else torch.zeros_like(total), saved["done"]),
             tensors["generator"], saved["epoch"], saved["seconds"], saved["last"], saved["best"],
             subset(tensors, "best"), [*saved["overrides"], *overrides],
         )  # fmt: skip
@@ -260,7 +333,7 @@ class Run:
         self.folder.truncate_metrics(self.state.epoch - 1, self.reporter.warn)
         if self.state.best_weights:
             self.folder.save_weights(BEST, self.state.best_weights)
-        else:
+        elif self.world.is_first:
             (self.folder.path / BEST).unlink(missing_ok=True)
         self.resumed = True
         self._weights_changed = saved["config"].get("weights", "final") != setup.config.weights
@@ -299,7 +372,7 @@ class Run:
             "model_sha256": model_digest(setup.config, description["resolved"]),
         }  # fmt: skip
         tensors = state_tensors(setup.model, self.optimizer)
-        tensors |= {"generator": state.generator, "total": state.progress.total}
+        tensors |= {"generator": state.generator, "total": self._total()}
         tensors |= {f"best.{name}": value for name, value in state.best_weights.items()}
         self.folder.save_checkpoint(Checkpoint(tensors, saved), self._step, setup.config.keep)
         self._saved_at = time.monotonic()
@@ -317,18 +390,19 @@ class Run:
 
         began = time.perf_counter()
         self.stop.immediate = False
-        is_written = self.folder.has_weights(FINAL, self.setup.model.state_dict()) and not self._weights_changed
-        if self.resumed and self._ended and is_written:
+        if self.resumed and self._ended and self._is_written():
             return self._result(0.0)  # nothing to do, and nothing to write
         self.reporter.start(self.setup, self.folder.path)
         overrides = {"overrides": self.state.overrides} if self.state.overrides else {}
         self.folder.write_config({**self.setup.to_json(), **overrides})
-        save_row_digests(self.folder.path, self.setup, self.reporter.warn)
-        if not self._ended:
-            (self.folder.path / FINAL).unlink(missing_ok=True)  # the weights are not final any more
+        if self.world.is_first:
+            save_row_digests(self.folder.path, self.setup, self.reporter.warn)
+            if not self._ended:
+                (self.folder.path / FINAL).unlink(missing_ok=True)  # the weights are not final any more
         begins = not self.resumed or (self.state.epoch == 1 and not self.state.progress.done)
         first = 0 if begins else self.state.epoch
-        with TensorBoardReporter(self.setup, self.folder.path, first, self.reporter.warn) as self.tensorboard:
+        views = TensorBoardReporter if self.world.is_first else NoViews
+        with views(self.setup, self.folder.path, first, self.reporter.warn) as self.tensorboard:
             try:
                 if not self.resumed:
                     self.save()  # from here on the run can be resumed
@@ -339,7 +413,9 @@ class Run:
                 weights: dict[str, dict[str, Tensor]] = {"final": self.setup.model.state_dict()}
                 if self.state.best_weights:
                     weights["best"] = self.state.best_weights
-                save_validation_outputs(self.folder.path, self.setup, weights, self.stop.check)
+                if self.world.is_first:
+                    check = self.stop.check if self.world.size == 1 else lambda: None
+                    save_validation_outputs(self.folder.path, self.setup, weights, check)
                 self.folder.save_weights(FINAL, self.setup.model.state_dict())
                 self.tensorboard.end(self._made_result(0.0).model_metrics)
             except Stopped:
@@ -377,7 +453,7 @@ class Run:
                 self._train_on(shard)
                 state.seconds += time.perf_counter() - began
                 self._check_finite()
-                self.stop.check()
+                self._check_stop()
                 if state.progress.done < end:
                     self.save()
                 began = time.perf_counter()
@@ -387,12 +463,14 @@ class Run:
                 val, test = pool.map(self._evaluate, parts)
         else:
             val, test = map(self._evaluate, parts)
+        self._check_stop()
         self._end_epoch(lr, val, test)
 
     def _evaluate(self, part: Part) -> Evaluation | None:
         setup = self.setup
         scaling = setup.dataset.target_scaling
-        return evaluate.evaluate(setup.model, setup.objective, part, scaling, self.stop.check)
+        check = self.stop.check if self.world.size == 1 else lambda: None  # all processes stop at the same step
+        return evaluate.evaluate(setup.model, setup.objective, part, scaling, check)
 
     def _train_on(self, shard: Shard) -> None:
         """Take the steps of a shard that are left, up to a pause."""
@@ -419,10 +497,26 @@ class Run:
     def _pauses(self) -> bool:
         """Return whether to pause an epoch: to save, to stop, or because a value is not finite."""
         unchecked = self.state.progress.done - self._checked
-        if unchecked + self.pause_interval > EVERY and not self._is_finite():
-            return True
-        waited = time.monotonic() - self._saved_at
-        return self.stop.received is not None or waited >= self.setup.config.save_seconds
+        wrong = unchecked + self.pause_interval > EVERY and not self._is_finite()
+        due = self.world.is_first and time.monotonic() - self._saved_at >= self.setup.config.save_seconds
+        received, *others = self.world.largest(self.stop.received or 0, wrong, due)
+        self.stop.received = int(received) or None
+        return any([received, *others])
+
+    def _check_stop(self) -> None:
+        """Raise Stopped if a signal was received, by whichever process."""
+        self.stop.received = int(self.world.largest(self.stop.received or 0)[0]) or None
+        self.stop.check()
+
+    def _total(self) -> Tensor:
+        """Return the sum of losses of this epoch, of all processes."""
+        return self.world.sum(self.state.progress.total.clone())
+
+    def _is_written(self) -> bool:
+        """Return whether the final weights are those of the model."""
+        first = self.world.is_first and not self._weights_changed
+        is_written = first and self.folder.has_weights(FINAL, self.setup.model.state_dict())
+        return self.world.largest(is_written)[0] > 0
 
     def _end_epoch(self, lr: float, val: Evaluation | None, test: Evaluation | None) -> None:
         """Write the metrics of an epoch, and advance to the next."""
@@ -430,7 +524,7 @@ class Run:
         metrics: dict[str, Any] = {
             "epoch": state.epoch,
             "step": state.epoch * self.steps,
-            "train_loss": float(state.progress.total) / rows,
+            "train_loss": float(self._total()) / rows,
             **figures("val", val, self.setup.objective.task),
             **figures("test", test, self.setup.objective.task),
             "lr": lr,
@@ -463,9 +557,9 @@ class Run:
     # --- values that are not finite ---
 
     def _is_finite(self) -> bool:
-        """Return whether weights, optimizer state and losses are finite."""
+        """Return whether weights, optimizer state and losses are finite, in each process."""
         tensors = state_tensors(self.setup.model, self.optimizer)
-        if not all_finite([self.state.progress.total, *tensors.values()]):
+        if self.world.largest(not all_finite([self.state.progress.total, *tensors.values()]))[0]:
             return False
         self._checked = self.state.progress.done
         return True

@@ -3,7 +3,8 @@
 =============  =====================================================================================================
  kind           settings
 =============  =====================================================================================================
- free           epochs (not below what is done), patience, weights, log_every, save_every, keep, cache, memory
+ free           epochs (not below what is done), patience, weights, log_every, save_every, keep, cache, memory,
+                exchange, timeout, and the number of processes
  by override    what changes the result: optimizer, engine, device, threads, precision, the seed (of the order of
                 samples: split and weights stay); recorded in config.json
  fixed          the model, its loss, the dtype, the rows to train on, and their scaling
@@ -21,7 +22,10 @@ from deltaprop.errors import UserError, setting
 from deltaprop.training.checkpoint import Checkpoint
 from deltaprop.training.config import TrainConfig, from_json
 
-FREE = {"epochs", "patience", "weights", "log_every", "save_every", "keep", "run_dir", "config", "cache", "memory"}
+FREE = {
+    "epochs", "patience", "weights", "log_every", "save_every", "keep", "run_dir", "config", "cache", "memory",
+    "exchange", "timeout",
+}  # fmt: skip
 RESOLVED = ("lr", "weight_decay", "lr_schedule", "epochs", "log_every", "weights", "engine")  # a checkpoint has no auto
 BY_OVERRIDE = {
     "lr", "momentum", "nesterov", "weight_decay", "decay_biases", "lr_schedule", "lr_step", "lr_gamma", "lr_warmup",

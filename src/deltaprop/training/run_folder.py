@@ -245,6 +245,20 @@ class RunFolder:
         raise UserError(f"{self.path}: none of its {len(paths)} checkpoints is valid: {paths[0].name}: {errors[0]}")
 
 
+class FollowedFolder(RunFolder):
+    """The folder of a run in the processes that do not write."""
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Lock nothing."""
+        yield
+
+    def _nothing(self, *_: Any, **__: Any) -> None:
+        """Write nothing."""
+
+    begin = write_config = append_metrics = truncate_metrics = save_weights = save_checkpoint = _nothing
+
+
 def has_checkpoint(path: Path) -> bool:
     """Return whether a folder has a checkpoint to resume from; temporary files do not count."""
     return any((path / "checkpoints").glob("*.safetensors"))

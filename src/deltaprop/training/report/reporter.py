@@ -45,6 +45,31 @@ class Silent(Reporter):
     """Reporter that prints nothing."""
 
 
+class NoViews:
+    """In place of TensorBoard's events, in the processes that do not write."""
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def __enter__(self) -> NoViews:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def flush(self) -> None:
+        """Do nothing, as the other methods."""
+
+    def epoch(self, metrics: dict[str, Any]) -> None:
+        """Do nothing."""
+
+    def views(self, epoch: int, test: object = None) -> None:
+        """Do nothing."""
+
+    def end(self, metrics: dict[str, Any]) -> None:
+        """Do nothing."""
+
+
 @dataclass(frozen=True)
 class Result:
     """How a run ended.

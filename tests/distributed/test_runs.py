@@ -1,0 +1,165 @@
+"""Runs in several processes: the weights, metrics and files of one, and what happens when they are interrupted."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from deltaprop import UserError
+from deltaprop.distributed import World
+from deltaprop.training import TrainConfig, train
+from deltaprop.training.loop import TrainingError
+from deltaprop.training.report.reporter import Reporter
+from tests.distributed.processes import Processes
+
+# 33 steps an epoch, the last of 8 rows.
+CONFIG = TrainConfig(
+    data="moons", hidden=(6,), engine="explicit", dtype="float64", epochs=3, batch_size=22, lr=0.05, log_every=0
+)
+KINDS: dict[str, dict[str, Any]] = {
+    "classes": {},
+    "two outputs and weights": {"class_weight": "balanced", "lr_schedule": "cosine", "nesterov": True},
+    "numbers": {"data": "sine", "lr": 0.02},
+    "early stopping": {"epochs": 30, "patience": 2, "lr": 0.5},
+    "augmentation": {"data": "digits", "augment": "affine", "epochs": 1, "batch_size": 100},
+}
+
+
+def weights_of(folder: Path) -> dict[str, Tensor]:
+    return safetensors.torch.load_file(folder / "model.safetensors")
+
+
+def metrics_of(folder: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{name: x for name, x in line.items() if "second" not in name} for line in lines]
+
+
+def run(config: TrainConfig, folder: Path, **options: Any) -> None:
+    if "resume" not in options:
+        config = dataclasses.replace(config, run_dir=folder)
+    train(config, **options)
+
+
+def assert_same_run(folder: Path, expected: Path) -> None:
+    for name, of_one in weights_of(expected).items():
+        torch.testing.assert_close(weights_of(folder)[name], of_one, rtol=1e-10, atol=1e-12)
+    assert metrics_of(folder) == [pytest.approx(line, rel=1e-10, abs=1e-12) for line in metrics_of(expected)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_weights_and_metrics_are_those_of_one_process(kind: str, tmp_path: Path, processes: Processes):
+    config = dataclasses.replace(CONFIG, **KINDS[kind])
+    run(config, tmp_path / "one")
+    processes(3, lambda world: run(config, tmp_path / "three"))
+    assert_same_run(tmp_path / "three", tmp_path / "one")
+    names = [sorted(path.name for path in (tmp_path / name).iterdir() if "tfevents" not in path.name)
+             for name in ("one", "three")]  # fmt: skip
+    assert names[0] == names[1]
+
+
+def test_a_table_that_is_read_from_disk(tmp_path: Path, processes: Processes):
+    rows = torch.randn(900, 3, generator=torch.Generator().manual_seed(0)).tolist()
+    table = tmp_path / "t.csv"
+    table.write_text("a,b,c,y\n" + "".join(f"{a},{b},{c},{'yes' if a > b else 'no'}\n" for a, b, c in rows))
+    config = dataclasses.replace(CONFIG, data=str(table), target="y", memory="10k", cache=tmp_path / "cache")
+    run(config, tmp_path / "one")
+    processes(2, lambda world: run(config, tmp_path / "two"))
+    assert_same_run(tmp_path / "two", tmp_path / "one")
+
+
+class Interrupted(Reporter):
+    """Sends a signal to one process after some steps."""
+
+    def __init__(self, rank: int, step: int) -> None:
+        self.rank, self.at = rank, step
+
+    def step(self, epoch: int, steps: int, step: int) -> None:
+        if (epoch - 1) * steps + step >= self.at:
+            self.at = 10**9
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("afterwards", [1, 2, 3])
+def test_a_signal_to_one_process_stops_all_and_any_number_resumes(
+    rank: int, afterwards: int, tmp_path: Path, processes: Processes, monkeypatch: pytest.MonkeyPatch
+):
+    """All stop at one step, in the middle of an epoch. Two processes go on to the same bytes, one or three nearly."""
+    processes(2, lambda world: run(CONFIG, tmp_path / "whole"))
+    folder = tmp_path / "run"
+
+    def interrupted(world: World) -> int:
+        if world.rank == rank:
+            from deltaprop.training import loop
+
+            monkeypatch.setattr(loop, "Silent", lambda: Interrupted(rank, 40))
+        with pytest.raises(SystemExit) as left:
+            run(CONFIG, folder, **({"reporter": Interrupted(rank, 40)} if rank == world.rank == 0 else {}))
+        return int(left.value.code or 0)
+
+    assert processes(2, interrupted) == [143, 143]
+    assert len(metrics_of(folder)) == 1
+    resumed = dataclasses.replace(CONFIG, run_dir=folder)
+    processes(afterwards, lambda world: run(resumed, folder, resume=folder))
+    if afterwards == 2:
+        assert (folder / "model.safetensors").read_bytes() == (tmp_path / "whole" / "model.safetensors").read_bytes()
+    assert_same_run(folder, tmp_path / "whole")
+
+
+def refusal(world: World, config: TrainConfig, folder: Path) -> str:
+    with pytest.raises((UserError, TrainingError)) as refused:
+        run(config, folder)
+    return str(refused.value)
+
+
+@pytest.mark.parametrize("engine", ["autograd", "compiled"])
+def test_other_engines_are_refused(engine: str, tmp_path: Path, processes: Processes):
+    config = dataclasses.replace(CONFIG, engine=engine)
+    for said in processes(2, lambda world: refusal(world, config, tmp_path / "run")):
+        assert said == f"`engine='{engine}'`: it trains in one process, and there are 2; take `engine='explicit'`"
+    assert not (tmp_path / "run").exists()
+
+
+def test_other_data_in_one_process_are_refused_in_all(tmp_path: Path, processes: Processes):
+    def work(world: World) -> str:
+        table = tmp_path / f"{world.rank}.csv"
+        table.write_text("a,y\n" + "".join(f"{i + world.rank},{i % 2}\n" for i in range(60)))
+        config = dataclasses.replace(CONFIG, data=str(table), target="y")
+        return refusal(world, config, tmp_path / "run").replace(str(table), "t.csv")
+
+    for said in processes(2, work):
+        assert said == "process 1 has other data in t.csv than process 0 (by SHA-256)"
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_one_process_cannot_read_all_refuse(tmp_path: Path, processes: Processes):
+    def work(world: World) -> str:
+        data = "moons" if world.rank == 0 else "nowhere.csv"
+        return refusal(world, dataclasses.replace(CONFIG, data=data), tmp_path / "run")
+
+    for said in processes(2, work):
+        assert "nowhere.csv" in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_taken_folder_is_refused_in_all(tmp_path: Path, processes: Processes):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "file").touch()
+    for said in processes(2, lambda world: refusal(world, CONFIG, tmp_path / "run")):
+        assert "the folder is not empty" in said
+
+
+def test_divergence_ends_all(tmp_path: Path, processes: Processes):
+    config = dataclasses.replace(CONFIG, lr=1e38)
+    first, second = processes(2, lambda world: refusal(world, config, tmp_path / "run"))
+    assert first == second
+    assert "not finite" in first
