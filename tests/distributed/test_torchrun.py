@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -23,7 +23,7 @@ SETTINGS = [
 ]
 
 
-@contextmanager
+@contextlib.contextmanager
 def torchrun(folder: Path, *words: str, restarts: int = 0) -> Iterator[subprocess.Popen[str]]:
     """Start ``train.py`` in two processes."""
     starter = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -46,7 +46,12 @@ def finished(folder: Path, *words: str) -> bytes:
 
 def workers(starter: int) -> list[int]:
     """Return the processes that torchrun has started, in the order of their ranks."""
-    return [int(pid) for pid in Path(f"/proc/{starter}/task/{starter}/children").read_text().split()]
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has ended
+            parent = int(path.read_text().rpartition(")")[2].split()[1])
+            found += [int(path.parent.name)] if parent == starter else []
+    return sorted(found)
 
 
 def wait_for_epoch(folder: Path, epoch: int) -> None:

@@ -87,8 +87,8 @@ def test_nan_and_infinity_are_detected_within_50_steps(
     """The state is corrupted after a step of the first of two epochs of 144 steps."""
     init = Run.__init__
 
-    def remember(self: Run, *arguments: Any) -> None:
-        init(self, *arguments)
+    def remember(self: Run, *arguments: Any, **options: Any) -> None:
+        init(self, *arguments, **options)
         Corruptor.run = self
 
     monkeypatch.setattr(Run, "__init__", remember)
