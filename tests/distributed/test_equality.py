@@ -110,7 +110,7 @@ def test_a_batch_of_ignored_labels(processes: Processes):
 
 
 def test_auto_exchanges_factors_of_wide_layers_and_sums_of_others(processes: Processes):
-    """At 300-400-5 in batches of 8 the factors of the first layer are 5 600 numbers, its sums 120 000."""
+    """At 600-500-5 in batches of 8 the factors of the first layer are 8 800 numbers, its sums 300 000."""
 
     def sent(world: World) -> list[int]:
         import torch.distributed as dist
@@ -125,8 +125,8 @@ def test_auto_exchanges_factors_of_wide_layers_and_sums_of_others(processes: Pro
                     return call(*args, **options)
 
                 patch.setattr(dist, name, counted)
-            x, y = problem([300, 400, 5])
-            model = dp.MLP([300, 400, 5], dtype=F64)
+            x, y = problem([600, 500, 5])
+            model = dp.MLP([600, 500, 5], dtype=F64)
             dp.ExplicitTrainer(model, "cross_entropy", dp.SGD(model.parameters(), lr=0.1), world=world).step(
                 x[:8], y[:8]
             )
@@ -134,7 +134,7 @@ def test_auto_exchanges_factors_of_wide_layers_and_sums_of_others(processes: Pro
 
     for counts in processes(2, sent):
         # b and W of the upper layer and b of the lower in one message, δ and a_prev of half of the rows, and C.
-        assert sorted(counts) == sorted([5 + 5 * 400 + 400, 4 * 400, 4 * 300, 1])
+        assert sorted(counts) == sorted([5 + 5 * 500 + 500, 4 * 500, 4 * 600, 1])
 
 
 def test_all_begin_with_the_parameters_of_the_first(processes: Processes):

@@ -18,7 +18,7 @@ from tests.distributed.test_runs import metrics_of
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 SETTINGS = [
-    *("--data", "moons", "--engine", "explicit", "--hidden", "8", "--dtype", "float64", "--epochs", "300"),
+    *("--data", "moons", "--engine", "explicit", "--hidden", "8", "--dtype", "float64", "--epochs", "150"),
     *("--log-every", "0", "--save-every", "1s"),
 ]
 
@@ -72,19 +72,19 @@ def test_after_a_kill_all_are_restarted_and_end_with_the_same_bytes(rank: int, w
     """And each epoch's line is there once."""
     folder = tmp_path / "run"
     with torchrun(folder, "--resume", "auto", "--timeout", "20", restarts=5) as process:
-        wait_for_epoch(folder, 60)
+        wait_for_epoch(folder, 30)
         os.kill(workers(process.pid)[rank], signal.SIGKILL)
         said = process.communicate(timeout=300)[0]
     assert process.returncode == 0, said
     assert (folder / "model.safetensors").read_bytes() == whole
-    assert [line["epoch"] for line in metrics_of(folder)] == list(range(1, 301))
+    assert [line["epoch"] for line in metrics_of(folder)] == list(range(1, 151))
 
 
 @pytest.mark.parametrize("to", ["torchrun", "a worker"])
 def test_a_signal_saves_and_the_run_goes_on_to_the_same_bytes(to: str, whole: bytes, tmp_path: Path):
     folder = tmp_path / "run"
     with torchrun(folder) as process:
-        wait_for_epoch(folder, 60)
+        wait_for_epoch(folder, 30)
         os.kill(process.pid if to == "torchrun" else workers(process.pid)[1], signal.SIGTERM)
         said = process.communicate(timeout=60)[0]
     assert process.returncode == 1  # whatever the workers' codes are
@@ -95,7 +95,7 @@ def test_a_signal_saves_and_the_run_goes_on_to_the_same_bytes(to: str, whole: by
 def test_a_process_that_hangs_is_given_up(whole: bytes, tmp_path: Path):
     folder = tmp_path / "run"
     with torchrun(folder, "--timeout", "3") as process:
-        wait_for_epoch(folder, 60)
+        wait_for_epoch(folder, 30)
         hanging = workers(process.pid)[1]
         os.kill(hanging, signal.SIGSTOP)
         began = time.monotonic()

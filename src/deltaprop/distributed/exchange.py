@@ -29,7 +29,7 @@ from deltaprop.errors import unknown_name
 
 EXCHANGES = ("auto", "sums", "factors")
 BUCKET_BYTES = 2**20  # small gradients are sent together: a message takes time besides that of its bytes
-MOST_FACTOR_ROWS = 1024  # of a batch, for factors
+MOST_FACTOR_ROWS, LEAST_FACTOR_NUMBERS = 1024, 2**18  # rows of a batch, and numbers of W, for factors
 
 Gradient = Callable[..., Tensor]
 
@@ -38,7 +38,8 @@ def prefers_factors(rows: int, n_in: int, n_out: int, way: str) -> bool:
     """Return whether a layer's factors are exchanged, and not the sums of its ∂C/∂W.
 
     ``auto`` exchanges the factors where they are less than a quarter of the numbers, N (n_in + n_out) against
-    2 n_in n_out, and N ≤ 1024: every process then computes the product of all N rows, W times that of its own.
+    2 n_in n_out, and N ≤ 1024: every process then computes the product of all N rows, W times that of its own. Below
+    2^18 numbers of W, 1 MiB in float32, it does not: those sums are sent together with others, in one message.
 
     Args:
         rows: N, rows of the whole batch.
@@ -47,7 +48,8 @@ def prefers_factors(rows: int, n_in: int, n_out: int, way: str) -> bool:
         way: A row of ``EXCHANGES``.
     """
     if way == "auto":
-        return rows <= MOST_FACTOR_ROWS and 2 * rows * (n_in + n_out) < n_in * n_out
+        is_large, is_thin = n_in * n_out >= LEAST_FACTOR_NUMBERS, 2 * rows * (n_in + n_out) < n_in * n_out
+        return rows <= MOST_FACTOR_ROWS and is_large and is_thin
     return way == "factors"
 
 
