@@ -11,7 +11,7 @@ import torch
 
 import deltaprop as dp
 from deltaprop import UserError
-from deltaprop.distributed import LostError, World, leave
+from deltaprop.distributed import LostError, World, join, leave
 from tests.distributed.processes import Processes
 from tests.explicit.compare import F64, problem
 
@@ -78,14 +78,40 @@ def test_a_model_for_each_process_is_allowed(processes: Processes):
     assert first != second
 
 
+def test_a_wrong_label_in_one_share_is_refused_in_all(processes: Processes):
+    """At once, and not after the others have waited for it."""
+
+    def work(world: World) -> str:
+        y = Y.clone()
+        y[0] = 9  # of process 0
+        with pytest.raises(UserError) as refused:
+            trainer_of(world).step(X, y)
+        return str(refused.value)
+
+    for said in processes(2, work):
+        assert said.startswith("labels must be 0 to 2")
+
+
+@pytest.mark.parametrize("size", ["", "2", "many"])
+def test_a_size_without_a_rank_starts_nothing(size: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.setenv("WORLD_SIZE", size)
+    assert join().size == 1
+
+
+def test_processes_that_cannot_be_connected_are_told(monkeypatch: pytest.MonkeyPatch):
+    for name, value in {"RANK": "1", "WORLD_SIZE": "many", "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(LostError, match="cannot be connected"):
+        join()
+
+
 def test_an_unknown_exchange_is_refused():
     with pytest.raises(UserError, match=r"'summs'.*sums"):
         trainer_of(None, exchange="summs")
 
 
 def test_a_process_alone_needs_no_connection(monkeypatch: pytest.MonkeyPatch):
-    from deltaprop.distributed import join
-
     for name in ("RANK", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
     assert join().size == 1

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
-from deltaprop.distributed import LostError
+from deltaprop.distributed import LostError, is_one_of_several
 from deltaprop.dropped_signals import sent_again
 from deltaprop.errors import SETTING, UserError
 
@@ -63,7 +63,7 @@ def guarded(command: Callable[[], int], *, debug: bool = False) -> int:
 
 def _is_first() -> bool:
     """Return whether this process tells what all of torchrun's have met."""
-    return os.environ.get("RANK", "0") == "0"
+    return not is_one_of_several() or os.environ["RANK"] == "0"
 
 
 class _Signalled(SystemExit):

@@ -1,6 +1,6 @@
 """Several processes that train one model: ``torchrun`` starts them, ``torch.distributed`` connects them."""
 
 from deltaprop.distributed.exchange import EXCHANGES, Exchange
-from deltaprop.distributed.world import LostError, World, join, joined, leave, world_of
+from deltaprop.distributed.world import LostError, World, is_one_of_several, join, joined, leave, world_of
 
-__all__ = ["EXCHANGES", "Exchange", "LostError", "World", "join", "joined", "leave", "world_of"]
+__all__ = ["EXCHANGES", "Exchange", "LostError", "World", "is_one_of_several", "join", "joined", "leave", "world_of"]

@@ -152,6 +152,11 @@ class World:
             raise LostError(f"another process {what}; process {self.rank} of {self.size} cannot go on alone") from error
 
 
+def is_one_of_several() -> bool:
+    """Return whether ``torchrun``, or what sets RANK and WORLD_SIZE as it does, has started several processes."""
+    return "RANK" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1"
+
+
 def join(timeout: float = ANSWER_SECONDS) -> World:
     """Return the processes that ``torchrun`` has started, once they are connected; ``World()`` if it has started none.
 
@@ -161,17 +166,17 @@ def join(timeout: float = ANSWER_SECONDS) -> World:
         timeout: Seconds after which a process that does not answer is given up.
 
     Raises:
-        UserError: If they cannot be connected.
+        LostError: If they cannot be connected.
     """
     if not dist.is_initialized():
-        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        if not is_one_of_several():
             return World(timeout=timeout)
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         try:
             dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
         except (ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())
-            raise UserError(f"the processes cannot be connected: {reason}; torchrun starts them") from error
+            raise LostError(f"the processes cannot be connected: {reason}; torchrun starts them") from error
     return World(dist.get_rank(), dist.get_world_size(), timeout)
 
 

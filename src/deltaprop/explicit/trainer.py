@@ -162,6 +162,7 @@ class ExplicitTrainer:
         with torch.no_grad():
             try:
                 if self._world.size > 1:
+                    check_labels(self.loss, y, self._outputs)  # of all rows: else one process would raise alone
                     data = EpochRows(x, y, len(x), world=self._world)
                     ((x, targets, share),) = batches(loss, data, 0, self._outputs)
                     assert share is not None
