@@ -17,6 +17,7 @@ from torch import Tensor
 from deltaprop import UserError
 from deltaprop.distributed import World
 from deltaprop.training import TrainConfig, train
+from deltaprop.training.folds import cross_validate
 from deltaprop.training.loop import TrainingError
 from deltaprop.training.report.reporter import Reporter
 from tests.distributed.processes import Processes
@@ -163,3 +164,12 @@ def test_divergence_ends_all(tmp_path: Path, processes: Processes):
     first, second = processes(2, lambda world: refusal(world, config, tmp_path / "run"))
     assert first == second
     assert "not finite" in first
+
+
+def test_a_cross_validation_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Each process would write the same folders."""
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match=r"`folds=3`: all folds are trained in one process; several take `fold=1`"):
+        cross_validate(dataclasses.replace(CONFIG, folds=3, run_dir=tmp_path / "run"))
+    assert not (tmp_path / "run").exists()

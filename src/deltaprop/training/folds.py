@@ -18,7 +18,8 @@ from typing import Any
 
 import torch
 
-from deltaprop.errors import UserError, listed
+from deltaprop.distributed import is_one_of_several
+from deltaprop.errors import UserError, listed, setting
 from deltaprop.training.atomic_files import write_whole
 from deltaprop.training.config import TrainConfig, from_json
 from deltaprop.training.evaluate import evaluate
@@ -142,6 +143,9 @@ def cross_validate(
     config.validate()
     if not config.folds or config.fold:
         raise UserError(f"cross-validation needs `folds`, and no `fold`, got {config.folds} and {config.fold}")
+    if is_one_of_several():
+        folds, one = setting("folds", config.folds), setting("fold", 1)
+        raise UserError(f"{folds}: all folds are trained in one process; several take {one}")
     folder = config.run_dir or default_folder(config.data)
     _check_folder(folder, config)
     result = CrossValidation((), folder)
