@@ -50,6 +50,7 @@ class Processes:
             dist.init_process_group(
                 "gloo", store=store, rank=rank, world_size=count, timeout=timedelta(seconds=seconds)
             )
+            dist.barrier()  # one that ended before the others are connected would break their connections
             torch.save(work(join(seconds)), f"{base}-{rank}.pt")
             leave()
             code = 0

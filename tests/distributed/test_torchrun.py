@@ -1,4 +1,4 @@
-"""Runs that ``torchrun`` starts: stopped, and waiting in vain."""
+"""Runs that ``torchrun`` starts: killed, stopped, and waiting in vain."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ SETTINGS = [
 
 
 @contextlib.contextmanager
-def torchrun(folder: Path, *words: str) -> Iterator[subprocess.Popen[str]]:
+def torchrun(folder: Path, *words: str, restarts: int = 0) -> Iterator[subprocess.Popen[str]]:
     """Start ``train.py`` in two processes."""
     starter = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [*starter, str(ROOT / "train.py"), *SETTINGS, *words]
+    command = [*starter, "--max-restarts", str(restarts), str(ROOT / "train.py"), *SETTINGS, *words]
     with subprocess.Popen(
         [*command, "--run-dir", str(folder)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT
     ) as process:
@@ -65,6 +65,19 @@ def wait_for_epoch(folder: Path, epoch: int) -> None:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """The weights of a run that nothing interrupts."""
     return finished(tmp_path_factory.mktemp("whole") / "run")
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_after_a_kill_all_are_restarted_and_end_with_the_same_bytes(rank: int, whole: bytes, tmp_path: Path):
+    """And each epoch's line is there once."""
+    folder = tmp_path / "run"
+    with torchrun(folder, "--resume", "auto", "--timeout", "20", restarts=5) as process:
+        wait_for_epoch(folder, 30)
+        os.kill(workers(process.pid)[rank], signal.SIGKILL)
+        said = process.communicate(timeout=300)[0]
+    assert process.returncode == 0, said
+    assert (folder / "model.safetensors").read_bytes() == whole
+    assert [line["epoch"] for line in metrics_of(folder)] == list(range(1, 151))
 
 
 @pytest.mark.parametrize("to", ["torchrun", "a worker"])

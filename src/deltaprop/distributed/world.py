@@ -8,6 +8,10 @@ W changes only the order of sums.
 from __future__ import annotations
 
 import os
+import signal
+import threading
+import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -173,11 +177,57 @@ def join(timeout: float = ANSWER_SECONDS) -> World:
             return World(timeout=timeout)
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         try:
-            dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
+            with _signals_end_it():
+                store, rank, size = next(dist.rendezvous("env://", timeout=timedelta(seconds=timeout)))
+                store = _of_this_start(store, rank, size, timeout)
+                dist.init_process_group(
+                    backend, store=store, rank=rank, world_size=size, timeout=timedelta(seconds=timeout)
+                )
+                # A process that ended before the others are connected would break their connections.
+                dist.all_reduce(torch.zeros(()))
         except (ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())
             raise LostError(f"the processes cannot be connected: {reason}; torchrun starts them") from error
     return World(dist.get_rank(), dist.get_world_size(), timeout)
+
+
+def _of_this_start(store: dist.Store, rank: int, size: int, timeout: float) -> dist.Store:
+    """Return a part of the store that nothing has been written to, the same for all processes.
+
+    torchrun keeps its store over restarts, with the addresses of processes that have ended, and one that reads those
+    waits in vain (pytorch issue 135712). So process 0 draws a new number, the others answer with a word of their own,
+    and process 0 shows the words it has read: who finds its own there knows that the number is not an old one.
+    """
+    if rank == 0:
+        number = str(store.add("deltaprop/starts", 1))
+        store.set("deltaprop/start", number)
+        words = [store.get(f"deltaprop/{number}/{other}") for other in range(1, size)]
+        store.set(f"deltaprop/{number}/words", b" ".join(words))
+        return dist.PrefixStore(f"deltaprop/{number}", store)
+    word, deadline = uuid.uuid4().hex, time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        number = store.get("deltaprop/start").decode()
+        store.set(f"deltaprop/{number}/{rank}", word)
+        if store.check([f"deltaprop/{number}/words"]) and word in store.get(f"deltaprop/{number}/words").decode():
+            return dist.PrefixStore(f"deltaprop/{number}", store)
+        time.sleep(0.01)
+    raise RuntimeError(f"process 0 has not answered for {timeout:g} s")
+
+
+@contextmanager
+def _signals_end_it() -> Iterator[None]:
+    """Let signals end this process at once: it waits in C++, where no handler written in Python is called."""
+    numbers = {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}
+    is_main = threading.current_thread() is threading.main_thread()
+    handlers = {number: signal.getsignal(number) for number in numbers if is_main}
+    handlers = {number: handler for number, handler in handlers.items() if callable(handler)}
+    try:
+        for number in handlers:
+            signal.signal(number, signal.SIG_DFL)
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def leave() -> None:
