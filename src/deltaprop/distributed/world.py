@@ -16,11 +16,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import PrefixStore  # type: ignore[attr-defined]  # not marked as exported
+from torch.distributed.rendezvous import rendezvous
 
 from deltaprop.errors import UserError
 
@@ -178,7 +180,7 @@ def join(timeout: float = ANSWER_SECONDS) -> World:
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         try:
             with _signals_end_it():
-                store, rank, size = next(dist.rendezvous("env://", timeout=timedelta(seconds=timeout)))
+                store, rank, size = next(rendezvous("env://", timeout=timedelta(seconds=timeout)))
                 store = _of_this_start(store, rank, size, timeout)
                 dist.init_process_group(
                     backend, store=store, rank=rank, world_size=size, timeout=timedelta(seconds=timeout)
@@ -191,7 +193,7 @@ def join(timeout: float = ANSWER_SECONDS) -> World:
     return World(dist.get_rank(), dist.get_world_size(), timeout)
 
 
-def _of_this_start(store: dist.Store, rank: int, size: int, timeout: float) -> dist.Store:
+def _of_this_start(store: Any, rank: int, size: int, timeout: float) -> Any:
     """Return a part of the store that nothing has been written to, the same for all processes.
 
     torchrun keeps its store over restarts, with the addresses of processes that have ended, and one that reads those
@@ -203,13 +205,13 @@ def _of_this_start(store: dist.Store, rank: int, size: int, timeout: float) -> d
         store.set("deltaprop/start", number)
         words = [store.get(f"deltaprop/{number}/{other}") for other in range(1, size)]
         store.set(f"deltaprop/{number}/words", b" ".join(words))
-        return dist.PrefixStore(f"deltaprop/{number}", store)
+        return PrefixStore(f"deltaprop/{number}", store)
     word, deadline = uuid.uuid4().hex, time.monotonic() + timeout
     while time.monotonic() < deadline:
         number = store.get("deltaprop/start").decode()
         store.set(f"deltaprop/{number}/{rank}", word)
         if store.check([f"deltaprop/{number}/words"]) and word in store.get(f"deltaprop/{number}/words").decode():
-            return dist.PrefixStore(f"deltaprop/{number}", store)
+            return PrefixStore(f"deltaprop/{number}", store)
         time.sleep(0.01)
     raise RuntimeError(f"process 0 has not answered for {timeout:g} s")
 
