@@ -21,8 +21,6 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed import PrefixStore  # type: ignore[attr-defined]  # not marked as exported
-from torch.distributed.rendezvous import rendezvous
 
 from deltaprop.errors import UserError
 
@@ -177,6 +175,8 @@ def join(timeout: float = ANSWER_SECONDS) -> World:
     if not dist.is_initialized():
         if not is_one_of_several():
             return World(timeout=timeout)
+        from torch.distributed.rendezvous import rendezvous  # not in a PyTorch that is built without processes
+
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         try:
             with _signals_end_it():
@@ -200,6 +200,8 @@ def _of_this_start(store: Any, rank: int, size: int, timeout: float) -> Any:
     waits in vain (pytorch issue 135712). So process 0 draws a new number, the others answer with a word of their own,
     and process 0 shows the words it has read: who finds its own there knows that the number is not an old one.
     """
+    from torch.distributed import PrefixStore  # type: ignore[attr-defined]  # not marked as exported
+
     if rank == 0:
         number = str(store.add("deltaprop/starts", 1))
         store.set("deltaprop/start", number)
