@@ -5,10 +5,8 @@ from __future__ import annotations
 import copy
 import errno
 import math
-import os
-import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -24,19 +22,19 @@ from deltaprop.epoch_state import EpochState
 from deltaprop.errors import UserError, setting
 from deltaprop.training import evaluate
 from deltaprop.training.baseline import test_baseline
-from deltaprop.training.checkpoint import Checkpoint, encode, load_checkpoint, load_state_tensors, state_tensors, subset
+from deltaprop.training.checkpoint import Checkpoint, load_state_tensors, state_tensors, subset
 from deltaprop.training.config import TrainConfig
 from deltaprop.training.data_loader import DataLoader, Shard
-from deltaprop.training.devices import set_threads
 from deltaprop.training.engines import ENGINES
 from deltaprop.training.evaluate import SELECTED_BY, Evaluation, figures, in_own_units, selection_loss
 from deltaprop.training.finite_check import EVERY, all_finite, name_non_finite
 from deltaprop.training.health import health_note
+from deltaprop.training.processes import Together, checkpoint_of_first
 from deltaprop.training.report.reporter import NoViews, Reporter, Result, Silent
 from deltaprop.training.resume import locate, plan_resume
-from deltaprop.training.run_folder import BEST, FINAL, LAST, FollowedFolder, RunFolder, check_folder, default_folder
+from deltaprop.training.run_folder import BEST, FINAL, LAST, RunFolder, check_folder, default_folder
 from deltaprop.training.seen_rows import save_row_digests
-from deltaprop.training.setup import Setup, make_optimizer, model_digest, prepare
+from deltaprop.training.setup import Setup, make_optimizer, model_digest
 from deltaprop.training.signals import Stop, Stopped
 from deltaprop.training.validation_outputs import save_validation_outputs
 
@@ -98,55 +96,6 @@ def _as_user_error(error: OSError) -> Exception:
     return TrainingError(f"{text}; the last checkpoint is unchanged")
 
 
-@dataclass(frozen=True)
-class Together:
-    """What the processes of a run begin with.
-
-    Attributes:
-        world: The processes.
-        stop: Receives this one's signals.
-        stack: Closed when the run ends.
-    """
-
-    world: World
-    stop: Stop
-    stack: ExitStack
-
-    def folder(self, make: Callable[[], RunFolder]) -> RunFolder:
-        """Return the run folder, which process 0 makes and locks; the others write nothing."""
-
-        def locked() -> RunFolder | None:
-            if not self.world.is_first:
-                return None
-            folder = make()
-            self.stack.enter_context(folder.locked())
-            return folder
-
-        folder = self.world.together(locked)
-        path = self.world.of_first(b"" if folder is None else os.fsencode(folder.path))
-        return FollowedFolder(Path(os.fsdecode(path))) if folder is None else folder
-
-    def prepare(self, config: TrainConfig, reporter: Reporter, *split_seed: int, storage: Any = None) -> Setup:
-        """Return the setup, once all processes have the same data."""
-        if self.world.size > 1:
-            if config.engine not in ("auto", "explicit"):
-                engine, other = setting("engine", config.engine), setting("engine", "explicit")
-                raise UserError(f"{engine}: it trains in one process, and there are {self.world.size}; take {other}")
-            config = replace(config, engine="explicit")
-        setup = self.world.together(
-            lambda: prepare(
-                config, *split_seed, check=self.stop.check, progress=reporter.reading, on_build=reporter.building,
-                storage=storage,
-            )
-        )  # fmt: skip
-        digests = self.world.of_each(str(setup.dataset.digest).encode())
-        for rank, digest in enumerate(digests):
-            if digest != digests[0]:
-                raise UserError(f"process {rank} has other data in {config.data} than process 0 (by SHA-256)")
-        self.stack.enter_context(set_threads(setup.threads))
-        return setup
-
-
 def _begin(config: TrainConfig, restart: bool, reporter: Reporter, together: Together) -> Run:
     """Return a new run, its folder locked and its threads set until the stack is closed."""
     config.validate()
@@ -164,7 +113,7 @@ def _resume(path: Path, requested: TrainConfig, override: Sequence[str], reporte
     """Return a run restored from a checkpoint, its folder locked and its threads set until the stack is closed."""
     parent, only = locate(path)
     folder = together.folder(lambda: RunFolder.of(parent))
-    path, checkpoint = _checkpoint_of_first(folder, only, reporter, together.world)
+    path, checkpoint = checkpoint_of_first(folder, only, reporter, together.world)
     config, overrides = plan_resume(folder.path, checkpoint, requested, override)
     saved = checkpoint.state
     setup = together.prepare(config, reporter, saved["split_seed"], storage=saved["storage"])
@@ -190,24 +139,6 @@ def _resume(path: Path, requested: TrainConfig, override: Sequence[str], reporte
     run.restore(checkpoint, overrides, is_last=path.name == LAST)
     reporter.resumed(path, run.state.epoch, run.state.progress.done)
     return run
-
-
-def _checkpoint_of_first(
-    folder: RunFolder, only: Path | None, reporter: Reporter, world: World
-) -> tuple[Path, Checkpoint]:
-    """Return the checkpoint to resume from, which process 0 reads, and its path."""
-    found = world.together(lambda: folder.latest_checkpoint(reporter.warn, only) if world.is_first else None)
-    if world.size == 1:
-        assert found is not None
-        return found
-    path = world.of_first(b"" if found is None else os.fsencode(found[0]))
-    content = world.of_first(b"" if found is None else encode(found[1]))
-    if found is not None:
-        return found
-    with tempfile.TemporaryDirectory() as temporary:
-        copied = Path(temporary, "checkpoint.safetensors")
-        copied.write_bytes(content)
-        return Path(os.fsdecode(path)), load_checkpoint(copied)
 
 
 @dataclass

@@ -1,0 +1,88 @@
+"""What the processes of a run do together before it begins, or goes on."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from deltaprop.distributed import World
+from deltaprop.errors import UserError, setting
+from deltaprop.training.checkpoint import Checkpoint, encode, load_checkpoint
+from deltaprop.training.config import TrainConfig
+from deltaprop.training.devices import set_threads
+from deltaprop.training.report.reporter import Reporter
+from deltaprop.training.run_folder import FollowedFolder, RunFolder
+from deltaprop.training.setup import Setup, prepare
+from deltaprop.training.signals import Stop
+
+
+@dataclass(frozen=True)
+class Together:
+    """What the processes of a run begin with.
+
+    Attributes:
+        world: The processes.
+        stop: Receives this one's signals.
+        stack: Closed when the run ends.
+    """
+
+    world: World
+    stop: Stop
+    stack: ExitStack
+
+    def folder(self, make: Callable[[], RunFolder]) -> RunFolder:
+        """Return the run folder, which process 0 makes and locks; the others write nothing."""
+
+        def locked() -> RunFolder | None:
+            if not self.world.is_first:
+                return None
+            folder = make()
+            self.stack.enter_context(folder.locked())
+            return folder
+
+        folder = self.world.together(locked)
+        path = self.world.of_first(b"" if folder is None else os.fsencode(folder.path))
+        return FollowedFolder(Path(os.fsdecode(path))) if folder is None else folder
+
+    def prepare(self, config: TrainConfig, reporter: Reporter, *split_seed: int, storage: Any = None) -> Setup:
+        """Return the setup, once all processes have the same data."""
+        if self.world.size > 1:
+            if config.engine not in ("auto", "explicit"):
+                engine, other = setting("engine", config.engine), setting("engine", "explicit")
+                raise UserError(f"{engine}: it trains in one process, and there are {self.world.size}; take {other}")
+            config = replace(config, engine="explicit")
+        setup = self.world.together(
+            lambda: prepare(
+                config, *split_seed, check=self.stop.check, progress=reporter.reading, on_build=reporter.building,
+                storage=storage,
+            )
+        )  # fmt: skip
+        digests = self.world.of_each(str(setup.dataset.digest).encode())
+        for rank, digest in enumerate(digests):
+            if digest != digests[0]:
+                raise UserError(f"process {rank} has other data in {config.data} than process 0 (by SHA-256)")
+        self.stack.enter_context(set_threads(setup.threads))
+        return setup
+
+
+def checkpoint_of_first(
+    folder: RunFolder, only: Path | None, reporter: Reporter, world: World
+) -> tuple[Path, Checkpoint]:
+    """Return the checkpoint to resume from, which process 0 reads, and its path."""
+    found = world.together(lambda: folder.latest_checkpoint(reporter.warn, only) if world.is_first else None)
+    if world.size == 1:
+        assert found is not None
+        return found
+    path = world.of_first(b"" if found is None else os.fsencode(found[0]))
+    content = world.of_first(b"" if found is None else encode(found[1]))
+    if found is not None:
+        return found
+    with tempfile.TemporaryDirectory() as temporary:
+        copied = Path(temporary, "checkpoint.safetensors")
+        copied.write_bytes(content)
+        return Path(os.fsdecode(path)), load_checkpoint(copied)
