@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 import deltaprop as dp
 from deltaprop import functional as F
+from deltaprop.core import recursion
 from deltaprop.distributed import World
 from tests.distributed.processes import Processes
 from tests.explicit.compare import F64, SGD_OPTIONS, problem
@@ -146,3 +148,27 @@ def test_all_begin_with_the_parameters_of_the_first(processes: Processes):
 
     first, second = processes(2, weights)
     assert torch.equal(first, second)
+
+
+def test_a_layers_exchange_begins_before_the_layers_below_are_computed(
+    processes: Processes, monkeypatch: pytest.MonkeyPatch
+):
+    """That of a weight of 1 MiB or more, here of layers 3, 2 and 1; the rest is sent together at the end, then C."""
+
+    def work(world: World) -> list[str]:
+        events = list[str]()
+
+        def noting(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+            return lambda *args, **options: events.append(name) or function(*args, **options)
+
+        monkeypatch.setattr(recursion, "linear_grad_input", noting("BP2", recursion.linear_grad_input))
+        monkeypatch.setattr(dist, "all_reduce", noting("sent", dist.all_reduce))
+        model = dp.MLP([600, 600, 600, 600, 2])
+        trainer = dp.ExplicitTrainer(
+            model, "cross_entropy", dp.SGD(model.parameters(), lr=0.1), world=world, exchange="sums"
+        )
+        events.clear()  # the parameters of process 0 have been sent
+        trainer.step(torch.randn(8, 600), torch.zeros(8, dtype=torch.long))
+        return events
+
+    assert processes(2, work)[0] == ["BP2", "BP2", "sent", "BP2", "sent", "sent", "sent", "sent"]

@@ -122,11 +122,10 @@ def refusal(world: World, config: TrainConfig, folder: Path) -> str:
     return str(refused.value)
 
 
-@pytest.mark.parametrize("engine", ["autograd", "compiled"])
-def test_other_engines_are_refused(engine: str, tmp_path: Path, processes: Processes):
-    config = dataclasses.replace(CONFIG, engine=engine)
+def test_the_compiled_engine_is_refused(tmp_path: Path, processes: Processes):
+    config = dataclasses.replace(CONFIG, engine="compiled")
     for said in processes(2, lambda world: refusal(world, config, tmp_path / "run")):
-        assert said == f"`engine='{engine}'`: it trains in one process, and there are 2; take `engine='explicit'`"
+        assert said == "`engine='compiled'`: it trains in one process, and there are 2; take `engine='explicit'`"
     assert not (tmp_path / "run").exists()
 
 

@@ -147,10 +147,12 @@ class World:
 
     @contextmanager
     def exchanging(self) -> Iterator[None]:
-        """Raise LostError if an exchange in this block fails."""
+        """Raise LostError if an exchange in this block fails; other errors are unchanged."""
         try:
             yield
         except RuntimeError as error:
+            if not isinstance(error, dist.DistError) and "gloo" not in str(error).lower():
+                raise
             late = "timed out" in str(error).lower() or "timeout" in str(error).lower()
             what = f"has not answered for {self.timeout:g} s" if late else "has ended"
             raise LostError(f"another process {what}; process {self.rank} of {self.size} cannot go on alone") from error

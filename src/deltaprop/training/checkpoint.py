@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from deltaprop._torch_compat import without_compiler
+from deltaprop.distributed import part_of
 from deltaprop.errors import UserError
 from deltaprop.training.config import from_json, is_int, is_number
 from deltaprop.training.setup import make_optimizer
@@ -82,13 +83,17 @@ def load_state_tensors(tensors: Mapping[str, Tensor], model: nn.Module, optimize
         RuntimeError: If the model's names or shapes are different.
         KeyError: If the optimizer's state has a parameter that the model does not have.
     """
-    model.load_state_dict(subset(tensors, "model"))
+    parameters = dict(model.named_parameters())
+    weights = {
+        name: part_of(t, parameters[name]) if name in parameters else t for name, t in subset(tensors, "model").items()
+    }
+    model.load_state_dict(weights)
     indices = {name: index for index, name in enumerate(_parameter_names(model, optimizer))}
     state: dict[int, dict[str, Tensor]] = {}
     for name, value in subset(tensors, "optimizer").items():
         key, _, parameter = name.partition(".")
         # In memory of its own: the address of a tensor within a file's memory would change how a product is rounded.
-        state.setdefault(indices[parameter], {})[key] = value.clone()
+        state.setdefault(indices[parameter], {})[key] = part_of(value.clone(), parameters[parameter])
     groups = without_compiler(type(optimizer).state_dict)(optimizer)["param_groups"]
     without_compiler(type(optimizer).load_state_dict)(optimizer, {"state": state, "param_groups": groups})
 

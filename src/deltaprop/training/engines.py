@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from deltaprop.compiled import BuildError, CompiledTrainer
-from deltaprop.distributed import World
+from deltaprop.distributed import World, is_part, replicate
 from deltaprop.epoch_state import EpochState
 from deltaprop.errors import UserError, setting
 from deltaprop.explicit import ExplicitTrainer
@@ -20,6 +20,8 @@ from deltaprop.optim import SGD
 from deltaprop.training.config import EngineName
 from deltaprop.training.devices import WIDE_PRODUCT
 from deltaprop.training.objective import Objective
+
+AGREED = 16  # steps after which the processes of a run agree whether to stop
 
 
 @dataclass(frozen=True)
@@ -37,12 +39,22 @@ class Engine:
 
 
 def autograd_engine(
-    model: nn.Sequential, objective: Objective, optimizer: torch.optim.Optimizer, precision: str = "float32"
+    model: nn.Sequential,
+    objective: Objective,
+    optimizer: torch.optim.Optimizer,
+    precision: str = "float32",
+    world: World | None = None,
 ) -> Engine:
-    """Return an engine that trains by ``loss.backward()``, which calls the backward of the hand-written Functions."""
+    """Return an engine that trains by ``loss.backward()``, which calls the backward of the hand-written Functions.
+
+    With several processes the sum of losses in the state of an epoch is that of this one. Each has the whole model,
+    unless it is sharded already.
+    """
+    several = world is not None and world.size > 1
+    shared = replicate(model) if several and not any(map(is_part, model.parameters())) else model
 
     def epoch(x: Tensor, y: Tensor, order: Tensor, batch_size: int, state: EpochState) -> None:
-        network: Callable[[Tensor], Tensor] = model
+        network: Callable[[Tensor], Tensor] = shared
         loss: Callable[[Tensor, Tensor], Tensor] = objective
         products = products_in(precision, x.device)
         if x.device.type == "cuda" and precision == "bf16":
@@ -50,9 +62,9 @@ def autograd_engine(
             # product too, while the explicit engine rounds only its factors.
             rounded = torch.autocast("cuda", torch.bfloat16)
             network, loss, products = rounded(network), rounded(loss), nullcontext()
-        train_epoch(network, loss, optimizer, x, y, order, batch_size, state=state, products=products)
+        train_epoch(network, loss, optimizer, x, y, order, batch_size, state=state, products=products, world=world)
 
-    return Engine(epoch, lambda batch_size: 1)
+    return Engine(epoch, lambda batch_size: AGREED if several else 1)
 
 
 def explicit_engine(
@@ -70,7 +82,7 @@ def explicit_engine(
     trainer = ExplicitTrainer(model, objective.call, optimizer, precision=precision, world=world, exchange=exchange)
     # A pause after every step would take as long as an operation of it.
     return Engine(
-        lambda x, y, order, batch_size, state: trainer._epoch(x, y, batch_size, order, state), lambda batch_size: 16
+        lambda x, y, order, batch_size, state: trainer._epoch(x, y, batch_size, order, state), lambda batch_size: AGREED
     )
 
 
@@ -167,6 +179,7 @@ def train_epoch(
     *,
     state: EpochState | None = None,
     products: AbstractContextManager[None] | None = None,
+    world: World | None = None,
 ) -> None:
     """Train for one epoch, from step ``state.done`` on.
 
@@ -180,18 +193,25 @@ def train_epoch(
         batch_size: Rows per step; the last step may have fewer.
         state: Steps done and the sum of their losses, updated in place.
         products: A reusable context manager entered for each forward and backward pass.
+        world: The processes that share each batch; ``model`` averages their gradients then.
+
+    Raises:
+        LostError: If another process has ended or does not answer; no parameter has changed in that step.
     """
-    products = nullcontext() if products is None else products
+    products, world = nullcontext() if products is None else products, world or World()
     state = EpochState(x.new_zeros(())) if state is None else state
-    for rows in order.split(batch_size)[state.done :]:
+    for batch in order.split(batch_size)[state.done :]:
+        rows = batch[world.share(len(batch))]
         batch_x, batch_y = x.index_select(0, rows), y.index_select(0, rows)
-        with products:
+        with products, world.exchanging():
             outputs = model(batch_x)  # FWD
-            c = loss(outputs, batch_y)  # C
+            c = loss(outputs, batch_y) if len(rows) else outputs.sum()  # C; a mean over no rows would be NaN
+            counted = world.size * len(rows)
             optimizer.zero_grad()
-            c.backward()  # BP1-BP4
+            (c if counted == len(batch) else c * (counted / len(batch))).backward()  # BP1-BP4
         optimizer.step()  # SGD
-        with torch.no_grad():
-            state.add(c if state.report is None else state.report(outputs, batch_y), len(rows))
+        if len(rows):
+            with torch.no_grad():
+                state.add(c if state.report is None else state.report(outputs, batch_y), len(rows))
         if state.steps_done():
             return

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from deltaprop.data import Part
-from deltaprop.distributed import World, joined
+from deltaprop.distributed import World, joined, own, part_of, shard_parameters, whole_of_first
 from deltaprop.epoch_state import EpochState
 from deltaprop.errors import UserError, setting
 from deltaprop.training import evaluate
@@ -190,8 +190,14 @@ class Run:
         self.setup, self.folder, self.reporter, self.stop = setup, folder, reporter, stop
         self.world = world or World()
         config, objective, dataset = setup.config, setup.objective, setup.dataset
+        several: dict[str, Any] = {}
+        self.whole = setup  # what process 0 draws from: its model is whole there
+        if self.world.size > 1:
+            several = {"world": self.world} | ({"exchange": config.exchange} if config.engine == "explicit" else {})
+        if self._is_sharded:
+            self.whole = replace(setup, model=copy.deepcopy(setup.model) if self.world.is_first else setup.model)
+            shard_parameters(setup.model)
         self.optimizer = make_optimizer(setup.model, config)
-        several = {} if self.world.size == 1 else {"world": self.world, "exchange": config.exchange}
         self.engine = ENGINES[config.engine](setup.model, objective, self.optimizer, config.precision, **several)
         self.pause_interval = self.engine.interval(config.batch_size)
         # The loss is minimised on standardised targets, and reported in the units of the data.
@@ -203,6 +209,19 @@ class Run:
         self.resumed = self._weights_changed = False
         self._checked = 0
         self._saved_at = time.monotonic()
+
+    @property
+    def _is_sharded(self) -> bool:
+        """Whether each process has only a part of every parameter."""
+        config = self.setup.config
+        return self.world.size > 1 and config.engine == "autograd" and config.parallel == "fsdp"
+
+    def _gather(self) -> dict[str, Tensor]:
+        """Return the weights, whole in process 0, where ``self.whole`` has them then; all processes must call it."""
+        weights = whole_of_first(self.setup.model.state_dict(), self.world)
+        if self._is_sharded and self.world.is_first:
+            self.whole.model.load_state_dict(weights)
+        return weights
 
     def _no_progress(self) -> EpochState:
         """Return the state of an epoch that has not begun; it sums losses in float64, where the device has it."""
@@ -246,13 +265,15 @@ class Run:
             done = f"{saved['done']} of {self.steps} steps done"
             raise UserError(f"{self.folder.path}: damaged: its checkpoint has {done}")
         load_state_tensors(tensors, setup.model, self.optimizer)
+        best = subset(tensors, "best")
         total = tensors["total"].to(self._no_progress().total)  # of all processes: the others begin with 0
         self.state = TrainState(
             EpochState(total if self.world.is_first else torch.zeros_like(total), saved["done"]),
             tensors["generator"], saved["epoch"], saved["seconds"], saved["last"], saved["best"],
-            subset(tensors, "best"), [*saved["overrides"], *overrides],
+            {name: part_of(best[name], like) for name, like in setup.model.state_dict().items() if best},
+            [*saved["overrides"], *overrides],
         )  # fmt: skip
-        self._complete_best()
+        self._complete_best(best)
         self.generator.set_state(self.state.generator)
         if "seed" in changed:
             self.generator.manual_seed(setup.config.seed)
@@ -262,14 +283,14 @@ class Run:
         if not is_last:  # it becomes the last before the files of later epochs are removed
             self.folder.save_checkpoint(checkpoint, self._step, setup.config.keep)
         self.folder.truncate_metrics(self.state.epoch - 1, self.reporter.warn)
-        if self.state.best_weights:
-            self.folder.save_weights(BEST, self.state.best_weights)
+        if best:
+            self.folder.save_weights(BEST, best)
         elif self.world.is_first:
             (self.folder.path / BEST).unlink(missing_ok=True)
         self.resumed = True
         self._weights_changed = saved["config"].get("weights", "final") != setup.config.weights
 
-    def _complete_best(self) -> None:
+    def _complete_best(self, weights: dict[str, Tensor]) -> None:
         """Compute the loss that selects the best epoch if the checkpoint, of an older version, does not have it.
 
         It is that of the best weights on the validation rows, so that later epochs are compared with it in its own
@@ -278,8 +299,8 @@ class Run:
         best, setup = self.state.best, self.setup
         if best is None or setup.objective.task == "classification" or SELECTED_BY in best:
             return
-        model = copy.deepcopy(setup.model)
-        model.load_state_dict(self.state.best_weights)
+        model = setup.config.build_model(setup.sizes).to(setup.device)
+        model.load_state_dict(weights)
         evaluation = evaluate.evaluate(model, setup.objective, setup.dataset.val, setup.dataset.target_scaling)
         if evaluation is not None:
             self.state.best = {**best, SELECTED_BY: evaluation.minimised}
@@ -305,6 +326,7 @@ class Run:
         tensors = state_tensors(setup.model, self.optimizer)
         tensors |= {"generator": state.generator, "total": self._total()}
         tensors |= {f"best.{name}": value for name, value in state.best_weights.items()}
+        tensors = whole_of_first(tensors, self.world)
         self.folder.save_checkpoint(Checkpoint(tensors, saved), self._step, setup.config.keep)
         self._saved_at = time.monotonic()
 
@@ -333,21 +355,22 @@ class Run:
         begins = not self.resumed or (self.state.epoch == 1 and not self.state.progress.done)
         first = 0 if begins else self.state.epoch
         views = TensorBoardReporter if self.world.is_first else NoViews
-        with views(self.setup, self.folder.path, first, self.reporter.warn) as self.tensorboard:
+        with views(self.whole, self.folder.path, first, self.reporter.warn) as self.tensorboard:
             try:
                 if not self.resumed:
                     self.save()  # from here on the run can be resumed
                 if begins:
+                    self._gather()
                     self.tensorboard.views(0)
                 while not self._ended:
                     self._epoch()
-                weights: dict[str, dict[str, Tensor]] = {"final": self.setup.model.state_dict()}
+                weights = {"final": self._gather()}
                 if self.state.best_weights:
-                    weights["best"] = self.state.best_weights
+                    weights["best"] = whole_of_first(self.state.best_weights, self.world)
                 if self.world.is_first:
                     check = self.stop.check if self.world.size == 1 else lambda: None
-                    save_validation_outputs(self.folder.path, self.setup, weights, check)
-                self.folder.save_weights(FINAL, self.setup.model.state_dict())
+                    save_validation_outputs(self.folder.path, self.whole, weights, check)
+                self.folder.save_weights(FINAL, weights["final"])
                 self.tensorboard.end(self._made_result(0.0).model_metrics)
             except Stopped:
                 self.save()
@@ -359,7 +382,9 @@ class Run:
     def _result(self, seconds: float) -> Result:
         """Return and report the result."""
         result = self._made_result(seconds)
-        result = replace(result, baseline=test_baseline(self.setup.dataset), health=health_note(self.setup))
+        result = replace(result, baseline=test_baseline(self.setup.dataset))
+        if self.world.is_first:
+            result = replace(result, health=health_note(self.whole))
         self.reporter.end(self.setup, result)
         return result
 
@@ -389,7 +414,7 @@ class Run:
                     self.save()
                 began = time.perf_counter()
         parts = setup.dataset.val, setup.dataset.test
-        if setup.parts_at_once == 2 and len(parts[0]):  # the bits are the same as one after the other
+        if setup.parts_at_once == 2 and len(parts[0]) and not self._is_sharded:  # the bits are those of one by one
             with ThreadPoolExecutor(2) as pool:
                 val, test = pool.map(self._evaluate, parts)
         else:
@@ -445,8 +470,9 @@ class Run:
 
     def _is_written(self) -> bool:
         """Return whether the final weights are those of the model."""
+        weights = self._gather()
         first = self.world.is_first and not self._weights_changed
-        is_written = first and self.folder.has_weights(FINAL, self.setup.model.state_dict())
+        is_written = first and self.folder.has_weights(FINAL, weights)
         return self.world.largest(is_written)[0] > 0
 
     def _end_epoch(self, lr: float, val: Evaluation | None, test: Evaluation | None) -> None:
@@ -473,7 +499,7 @@ class Run:
         if validated and (state.best is None or selection_loss(metrics) < selection_loss(state.best)):
             state.best = metrics
             state.best_weights = {name: t.clone() for name, t in self.setup.model.state_dict().items()}
-            self.folder.save_weights(BEST, state.best_weights)
+            self.folder.save_weights(BEST, whole_of_first(state.best_weights, self.world))
         self.tensorboard.epoch(metrics)
         self.reporter.epoch(self.setup, metrics)
         state.last, state.epoch = metrics, state.epoch + 1
@@ -481,6 +507,7 @@ class Run:
         self._checked = 0
         assert config.log_every != "auto"
         if self._ended or (config.log_every and metrics["epoch"] % config.log_every == 0):
+            self._gather()
             self.tensorboard.views(metrics["epoch"], test)
         if config.save_epochs and metrics["epoch"] % config.save_epochs == 0:
             self.save()
@@ -489,8 +516,8 @@ class Run:
 
     def _is_finite(self) -> bool:
         """Return whether weights, optimizer state and losses are finite, in each process."""
-        tensors = state_tensors(self.setup.model, self.optimizer)
-        if self.world.largest(not all_finite([self.state.progress.total, *tensors.values()]))[0]:
+        tensors = map(own, state_tensors(self.setup.model, self.optimizer).values())
+        if self.world.largest(not all_finite([self.state.progress.total, *tensors]))[0]:
             return False
         self._checked = self.state.progress.done
         return True
@@ -498,7 +525,8 @@ class Run:
     def _check_finite(self) -> None:
         """Raise a TrainingError if a value is not finite."""
         if not self._is_finite():
-            layers = name_non_finite(self.setup.model, state_tensors(self.setup.model, self.optimizer))
+            tensors = whole_of_first(state_tensors(self.setup.model, self.optimizer), self.world)
+            layers = name_non_finite(self.setup.model, tensors)
             raise self._divergence(f"not finite: {layers}" if layers else "the loss is not finite")
 
     def _divergence(self, what: str) -> TrainingError:

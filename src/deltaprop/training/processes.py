@@ -52,10 +52,10 @@ class Together:
     def prepare(self, config: TrainConfig, reporter: Reporter, *split_seed: int, storage: Any = None) -> Setup:
         """Return the setup, once all processes have the same data."""
         if self.world.size > 1:
-            if config.engine not in ("auto", "explicit"):
+            if config.engine == "compiled":
                 engine, other = setting("engine", config.engine), setting("engine", "explicit")
                 raise UserError(f"{engine}: it trains in one process, and there are {self.world.size}; take {other}")
-            config = replace(config, engine="explicit")
+            config = replace(config, engine="explicit" if config.engine == "auto" else config.engine)
         setup = self.world.together(
             lambda: prepare(
                 config, *split_seed, check=self.stop.check, progress=reporter.reading, on_build=reporter.building,

@@ -4,7 +4,7 @@
  kind           settings
 =============  =====================================================================================================
  free           epochs (not below what is done), patience, weights, log_every, save_every, keep, cache, memory,
-                exchange, timeout, and the number of processes
+                exchange, parallel, timeout, and the number of processes
  by override    what changes the result: optimizer, engine, device, threads, precision, the seed (of the order of
                 samples: split and weights stay); recorded in config.json
  fixed          the model, its loss, the dtype, the rows to train on, and their scaling
@@ -24,7 +24,7 @@ from deltaprop.training.config import TrainConfig, from_json
 
 FREE = {
     "epochs", "patience", "weights", "log_every", "save_every", "keep", "run_dir", "config", "cache", "memory",
-    "exchange", "timeout",
+    "exchange", "parallel", "timeout",
 }  # fmt: skip
 RESOLVED = ("lr", "weight_decay", "lr_schedule", "epochs", "log_every", "weights", "engine")  # a checkpoint has no auto
 BY_OVERRIDE = {
