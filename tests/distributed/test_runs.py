@@ -20,6 +20,8 @@ from deltaprop.training import TrainConfig, train
 from deltaprop.training.folds import cross_validate
 from deltaprop.training.loop import TrainingError
 from deltaprop.training.report.reporter import Reporter
+from deltaprop.training.resume import plan_resume, saved_config
+from deltaprop.training.run_folder import LAST, load_checkpoint
 from tests.distributed.processes import Processes
 
 # 33 steps an epoch, the last of 8 rows.
@@ -172,3 +174,21 @@ def test_a_cross_validation_is_refused(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(UserError, match=r"`folds=3`: all folds are trained in one process; several take `fold=1`"):
         cross_validate(dataclasses.replace(CONFIG, folds=3, run_dir=tmp_path / "run"))
     assert not (tmp_path / "run").exists()
+
+
+def test_another_number_of_processes_may_have_other_threads(tmp_path: Path):
+    """Those of the saved run were chosen for its own number; with the same number they stay."""
+    folder = tmp_path / "run"
+    run(dataclasses.replace(CONFIG, epochs=1), folder)
+    checkpoint = load_checkpoint(folder / "checkpoints" / LAST)
+    checkpoint.state["threads"], checkpoint.state["resolved"]["processes"] = 4, 2
+    saved = saved_config(checkpoint, folder)
+    threads = {
+        (processes, asked): plan_resume(
+            folder, checkpoint, dataclasses.replace(saved, threads=asked), (), processes
+        )[0].threads
+        for processes, asked in [(2, "auto"), (2, "4"), (1, "auto"), (1, "4"), (1, "3")]
+    }  # fmt: skip
+    assert [*threads.values()] == ["4", "4", "auto", "auto", "3"]
+    with pytest.raises(UserError, match="threads 4 → 3"):
+        plan_resume(folder, checkpoint, dataclasses.replace(saved, threads="3"), (), 2)

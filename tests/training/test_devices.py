@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from deltaprop import UserError
+from deltaprop.distributed import World
 from deltaprop.training import Result
 from deltaprop.training.devices import fastest, pick_device, pick_threads, tune_threads
 
@@ -67,6 +68,19 @@ def test_auto_threads_of_the_compiled_engine_share_smaller_products():
 
 def test_an_explicit_number_of_threads_is_used():
     assert pick_threads("3", [2, 2], 1) == 3
+
+
+def test_the_processes_of_a_machine_divide_its_cores():
+    cores = joblib.cpu_count(only_physical_cores=True)
+    assert [pick_threads("auto", [784, 214, 10], 100, processes=n) for n in (1, cores, 2 * cores)] == [cores, 1, 1]
+
+
+def test_each_process_takes_the_cuda_device_of_its_number(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert [str(pick_device(name, World(5, 8, 60.0, 1, 4))) for name in ("auto", "cuda")] == ["cuda:1", "cuda:1"]
+    with pytest.raises(UserError, match=r"`device='cuda:2'`: this machine has 2 CUDA device\(s\), cuda:0 to cuda:1"):
+        pick_device("auto", World(2, 4, 60.0, 2, 4))
 
 
 class TestTuning:

@@ -264,24 +264,33 @@ ENGINE_WORDS = {
 }
 
 
+PARALLEL_WORDS = {
+    "ddp": "each process has the whole model (DDP)",
+    "fsdp": "each process has a part of every parameter (FSDP)",
+}
+
+
 def describe(setup: Setup) -> list[tuple[str, str]]:
     """Return the data, model and settings of a run as rows of a name and a text."""
     config = setup.config
     steps = math.ceil(len(setup.dataset.train) / config.batch_size)
     parameters = [sum(p.numel() for p in m.parameters()) for m in setup.model if isinstance(m, nn.Linear)]
     threads = f", {counted(setup.threads, 'thread')}" if setup.device.type == "cpu" else ""
+    together = f" in each of {setup.processes} processes" if setup.processes > 1 else ""
     precision = "" if config.precision == "float32" else f", products in {config.precision}"
     rows = [
         *(("data", line) for line in _describe_data(setup.dataset)),
         *describe_config(config, setup.to_json()["resolved"], parameters),
         ("epochs", f"{config.epochs}, each of {counted(steps, 'step')}"),
-        ("device", f"{describe_device(setup.device)}{threads}, {config.dtype}{precision}"),
+        ("device", f"{describe_device(setup.device)}{threads}{together}, {config.dtype}{precision}"),
     ]
     if setup.tuned:
         tried = ", ".join(f"{count}: {1e6 * seconds:.0f}" for count, seconds in setup.tuned.items())
         rows.append(("tuned", f"threads: µs per step at {tried}"))
     if config.engine in ENGINE_WORDS:
         rows.append(("engine", f"{config.engine}: {ENGINE_WORDS[config.engine]}"))
+    elif setup.processes > 1:
+        rows.append(("engine", f"{config.engine}: {PARALLEL_WORDS[config.parallel]}"))
     if "step" in (*config.activations, config.output_activation):
         rows.append(("note", "step has derivative 0: the layers before it get no gradient and are not trained"))
     return rows

@@ -40,11 +40,15 @@ class World:
         rank: The number of this process, from 0.
         size: W, how many there are.
         timeout: Seconds after which one that does not answer is given up.
+        local_rank: The number of this process among those of its machine.
+        local_size: How many there are on this machine.
     """
 
     rank: int = 0
     size: int = 1
     timeout: float = ANSWER_SECONDS
+    local_rank: int = 0
+    local_size: int = 1
 
     def share(self, rows: int) -> slice:
         """Return which rows of a batch are this process's; none if there are more processes than rows."""
@@ -192,7 +196,10 @@ def join(timeout: float = ANSWER_SECONDS) -> World:
         except (ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())
             raise LostError(f"the processes cannot be connected: {reason}; torchrun starts them") from error
-    return World(dist.get_rank(), dist.get_world_size(), timeout)
+    rank, size = dist.get_rank(), dist.get_world_size()
+    # torchrun sets these two; without them all are taken to be on this machine.
+    local = int(os.environ.get("LOCAL_RANK", rank)), int(os.environ.get("LOCAL_WORLD_SIZE", size))
+    return World(rank, size, timeout, *local)
 
 
 def _of_this_start(store: Any, rank: int, size: int, timeout: float) -> Any:

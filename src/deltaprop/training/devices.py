@@ -12,6 +12,7 @@ from itertools import pairwise
 import torch
 
 from deltaprop.compiled.trainer import SHARED
+from deltaprop.distributed import World
 from deltaprop.errors import UserError, setting
 
 # Measured (docs/benchmarks.md): above this two threads take 0.5 to 0.85 of the time of one on an idle machine (1.5 in
@@ -20,12 +21,16 @@ from deltaprop.errors import UserError, setting
 WIDE_PRODUCT = 2**24
 
 
-def pick_device(name: str) -> torch.device:
+def pick_device(name: str, world: World | None = None) -> torch.device:
     """Return the device named ``auto`` (CUDA, else mps, else cpu), ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+
+    Of several processes on a machine each takes the CUDA device of its own number.
 
     Raises:
         UserError: If this machine does not have it, or the name is unknown.
     """
+    if name in ("auto", "cuda") and world is not None and world.size > 1 and torch.cuda.is_available():
+        name = f"cuda:{world.local_rank}"
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
@@ -51,17 +56,20 @@ def describe_device(device: torch.device) -> str:
     return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
 
 
-def pick_threads(threads: str, sizes: Sequence[int], batch_size: int, engine: str = "explicit") -> int:
+def pick_threads(
+    threads: str, sizes: Sequence[int], batch_size: int, engine: str = "explicit", processes: int = 1
+) -> int:
     """Return the number of CPU threads: the number given, or for ``auto`` a fixed rule.
 
     The rule: one thread, unless a layer's product N · n_in · n_out has at least 2^24 multiply-adds, with the compiled
-    engine 2^21, whose threads share all of a step; then the machine's physical cores. It depends on sizes alone, never
-    on time, so that the same seed gives the same bits: the number of threads changes the order of sums.
+    engine 2^21, whose threads share all of a step; then the machine's physical cores, which its processes divide. It
+    depends on sizes alone, never on time, so that the same seed gives the same bits: the number of threads changes the
+    order of sums.
     """
     if threads != "auto":
         return int(threads)
     widest = max(batch_size * n_in * n_out for n_in, n_out in pairwise(sizes))
-    return 1 if widest < (SHARED if engine == "compiled" else WIDE_PRODUCT) else physical_cores()
+    return 1 if widest < (SHARED if engine == "compiled" else WIDE_PRODUCT) else max(1, physical_cores() // processes)
 
 
 def physical_cores() -> int:

@@ -114,7 +114,7 @@ def _resume(path: Path, requested: TrainConfig, override: Sequence[str], reporte
     parent, only = locate(path)
     folder = together.folder(lambda: RunFolder.of(parent))
     path, checkpoint = checkpoint_of_first(folder, only, reporter, together.world)
-    config, overrides = plan_resume(folder.path, checkpoint, requested, override)
+    config, overrides = plan_resume(folder.path, checkpoint, requested, override, together.world.size)
     saved = checkpoint.state
     setup = together.prepare(config, reporter, saved["split_seed"], storage=saved["storage"])
     if setup.dataset.digest != saved["data_sha256"]:
@@ -318,9 +318,10 @@ class Run:
             "epoch": state.epoch, "done": state.progress.done, "seconds": state.seconds, "last": state.last,
             "best": state.best, "overrides": state.overrides, "split_seed": setup.split_seed, "threads": setup.threads,
             "data_sha256": setup.dataset.digest, "storage": setup.storage, "block": self.loader.block,
-            "chunk": self.loader.chunk, "device": str(setup.device),
+            "chunk": self.loader.chunk, "device": str(setup.device) if self.world.size == 1 else setup.device.type,
             "config": {**setup.config.to_json(), "run_dir": None, "config": None},
-            "resolved": {"sizes": setup.sizes, "engine_asked": setup.engine_asked}, "versions": description["versions"],
+            "resolved": {name: description["resolved"][name] for name in ("sizes", "engine_asked", "processes")},
+            "versions": description["versions"],
             "model_sha256": model_digest(setup.config, description["resolved"]),
         }  # fmt: skip
         tensors = state_tensors(setup.model, self.optimizer)

@@ -59,9 +59,11 @@ class Together:
         setup = self.world.together(
             lambda: prepare(
                 config, *split_seed, check=self.stop.check, progress=reporter.reading, on_build=reporter.building,
-                storage=storage,
+                storage=storage, world=self.world,
             )
         )  # fmt: skip
+        if setup.tuned:  # each has measured; all take what process 0 has found
+            setup = replace(setup, threads=int(self.world.of_first(str(setup.threads).encode())))
         digests = self.world.of_each(str(setup.dataset.digest).encode())
         for rank, digest in enumerate(digests):
             if digest != digests[0]:

@@ -44,7 +44,11 @@ def saved_config(checkpoint: Checkpoint, folder: Path) -> TrainConfig:
 
 
 def plan_resume(
-    folder: Path, checkpoint: Checkpoint, requested: TrainConfig, override: Collection[str] = ()
+    folder: Path,
+    checkpoint: Checkpoint,
+    requested: TrainConfig,
+    override: Collection[str] = (),
+    processes: int = 1,
 ) -> tuple[TrainConfig, list[dict[str, Any]]]:
     """Return the configuration to resume with, and a record of each setting that is overridden.
 
@@ -53,6 +57,7 @@ def plan_resume(
         checkpoint: The checkpoint to resume from.
         requested: The saved configuration with the user's changes.
         override: Settings that may change the result.
+        processes: How many go on with the run. If it had another number, ``threads`` may change too.
 
     Raises:
         UserError: If a setting is changed that must not be; it lists them all.
@@ -68,6 +73,10 @@ def plan_resume(
     resolved |= {name: before[name] for name in RESOLVED}
     if after["engine"] == state.get("resolved", {}).get("engine_asked"):
         after["engine"] = "auto"  # the engine asked for then, in whose place another may have trained
+    if processes != state.get("resolved", {}).get("processes", 1):
+        if after["threads"] in (before["threads"], resolved["threads"]):  # chosen for another number of processes
+            after["threads"] = "auto"
+        resolved["threads"] = before["threads"] = after["threads"]
     for name, value in resolved.items():
         after[name] = value if after[name] in ("auto", before[name]) else after[name]
     before |= resolved

@@ -24,6 +24,7 @@ from deltaprop.data import BUILTIN_LR, Dataset, Deformation, Fold, Scaling, chec
 from deltaprop.data.columns import Progress, silent
 from deltaprop.data.digests import digestible_rows
 from deltaprop.data.store import ROWS_AT_ONCE, Storage
+from deltaprop.distributed import World
 from deltaprop.epoch_state import EpochState
 from deltaprop.errors import UserError, setting
 from deltaprop.explicit.precision import check_precision
@@ -55,6 +56,7 @@ class Setup:
         cores: The most CPU threads that may be used: the number configured, else PyTorch's default.
         note: A line for the user, if the engine is not the one that was asked for.
         engine_asked: The engine asked for when the run began; without a compiler another trains.
+        processes: How many share each batch.
     """
 
     config: TrainConfig
@@ -69,6 +71,7 @@ class Setup:
     cores: int
     note: str = ""
     engine_asked: str = ""
+    processes: int = 1
 
     @property
     def storage(self) -> Storage:
@@ -101,6 +104,7 @@ class Setup:
                 "sizes": self.sizes,
                 "device": describe_device(self.device),
                 "engine_asked": self.engine_asked,
+                "processes": self.processes,
                 "threads": self.threads,
                 "threads_tuned": self.tuned,
                 "data_sha256": dataset.digest,
@@ -140,6 +144,7 @@ def prepare(
     progress: Progress = silent,
     on_build: Callable[[], object] = lambda: None,
     storage: Storage | None = None,
+    world: World | None = None,
 ) -> Setup:
     """Load the data and build the model; write nothing.
 
@@ -150,15 +155,17 @@ def prepare(
         progress: Called with (description, bytes done, total) while a table is read.
         on_build: Called if the compiled engine has to be built.
         storage: How to store the rows of a table; a resumed run needs its first storage for the same bits.
+        world: The processes that share each batch. Those of a machine divide its cores, and each has a GPU of its own.
 
     Raises:
         UserError: If the configuration does not fit the data or the machine. Everything that can be checked without the
             data is checked before they are loaded.
     """
     config.validate()
+    world = world or World()
     if config.folds and not config.fold:
         raise UserError(f"{setting('folds', config.folds)} is several models: `fold` names one of them")
-    device = pick_device("cpu" if config.engine == "compiled" and config.device == "auto" else config.device)
+    device = pick_device("cpu" if config.engine == "compiled" and config.device == "auto" else config.device, world)
     dtype = config.torch_dtype
     if device.type == "mps" and dtype == torch.float64:
         raise UserError("`dtype='float64'`: mps has no float64; take `device='cpu'`")
@@ -198,9 +205,12 @@ def prepare(
     engine, note = choose_engine(config.engine, model, objective, config.precision, config.batch_size, steps, on_build)
     asked, config = config.engine, replace(config, engine=engine)
     tuned = _tune(config, dataset, model, objective, check) if config.threads == "tune" else {}
-    threads = fastest(tuned) if tuned else pick_threads(config.threads, sizes, config.batch_size, config.engine)
+    rows = world.largest_share(config.batch_size)
+    threads = fastest(tuned) if tuned else pick_threads(config.threads, sizes, rows, config.engine, world.local_size)
     cores = torch.get_num_threads() if config.threads in ("auto", "tune") else threads
-    return Setup(config, dataset, model, objective, device, threads, tuned, sizes, split_seed, cores, note, asked)
+    return Setup(
+        config, dataset, model, objective, device, threads, tuned, sizes, split_seed, cores, note, asked, world.size
+    )  # fmt: skip
 
 
 def model_digest(config: TrainConfig, resolved: Mapping[str, Any]) -> str:
