@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 import deltaprop as dp
 from deltaprop import functional as F
@@ -136,7 +136,32 @@ def test_auto_exchanges_factors_of_wide_layers_and_sums_of_others(processes: Pro
 
     for counts in processes(2, sent):
         # b and W of the upper layer and b of the lower in one message, δ and a_prev of half of the rows, and C.
-        assert sorted(counts) == sorted([5 + 5 * 500 + 500, 4 * 500, 4 * 600, 1])
+        assert sorted(counts) == sorted([5 + 5 * 500 + 500, 4 * (500 + 600), 1])
+
+
+@pytest.mark.parametrize("exchange", ["sums", "factors"])
+def test_bfloat16_is_sent_where_it_is_asked_for(exchange: str, processes: Processes):
+    """All processes have the same parameters then, those of full precision to about 2^-8 of what is added."""
+
+    def work(world: World) -> list[Tensor]:
+        found = []
+        for dtype in (torch.bfloat16, None):
+            torch.manual_seed(0)
+            model, (x, y) = dp.MLP([5, 70, 3]), problem([5, 3], rows=9)
+            optimizer = dp.SGD(model.parameters(), lr=0.5)
+            trainer = dp.ExplicitTrainer(
+                model, "cross_entropy", optimizer, world=world, exchange=exchange, exchange_dtype=dtype
+            )
+            before = nn.utils.parameters_to_vector(model.parameters()).detach()
+            for _ in range(2):  # the second finds the memory of the first
+                trainer.step(x.float(), y)
+            found.append(nn.utils.parameters_to_vector(model.parameters()).detach() - before)
+        return found
+
+    (rounded, full), (other, _) = processes(2, work)
+    assert torch.equal(rounded, other)
+    assert not torch.equal(rounded, full)
+    torch.testing.assert_close(rounded, full, rtol=0.02, atol=float(full.abs().max()) / 100)
 
 
 def test_all_begin_with_the_parameters_of_the_first(processes: Processes):

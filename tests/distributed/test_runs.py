@@ -131,6 +131,23 @@ def test_the_compiled_engine_is_refused(tmp_path: Path, processes: Processes):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("engine", "changes", "said"),
+    [
+        ("explicit", {"parallel": "fsdp"}, "`parallel='fsdp'` is not for `engine='explicit'`"),
+        ("autograd", {"exchange": "sums"}, "`exchange='sums'` is not for `engine='autograd'`"),
+        ("autograd", {"exchange_dtype": "bfloat16"}, "`exchange_dtype='bfloat16'` is not for `engine='autograd'`"),
+    ],
+)
+def test_a_setting_of_the_other_engine_is_refused(
+    engine: Any, changes: dict[str, Any], said: str, tmp_path: Path, processes: Processes
+):
+    config = dataclasses.replace(CONFIG, engine=engine, **changes)
+    other = "autograd" if engine == "explicit" else "explicit"
+    for refused in processes(2, lambda world: refusal(world, config, tmp_path / "run")):
+        assert refused == f"{said}: leave it out, or take `engine='{other}'`"
+
+
 def test_other_data_in_one_process_are_refused_in_all(tmp_path: Path, processes: Processes):
     def work(world: World) -> str:
         table = tmp_path / f"{world.rank}.csv"

@@ -59,23 +59,29 @@ class Exchange:
     Args:
         world: The processes.
         way: A row of ``EXCHANGES``.
+        dtype: Data type of what is sent; by default that of the gradients. bfloat16 halves the bytes, and rounds: the
+            sums at each addition, or the factors.
 
     Raises:
         UserError: If there is no such way.
     """
 
-    def __init__(self, world: World, way: str = "auto") -> None:
+    def __init__(self, world: World, way: str = "auto", dtype: torch.dtype | None = None) -> None:
         if way not in EXCHANGES:
             raise unknown_name("exchange", way, EXCHANGES)
-        self.world, self.way = world, way
+        self.world, self.way, self.dtype = world, way, dtype
+        self._memory: dict[tuple[str, int], Tensor] = {}  # by use and parameter; fresh memory takes longer to write
         self._begin(0)
+
+    def clear(self) -> None:
+        """Free the memory that is kept from step to step."""
+        self._memory.clear()
 
     def _begin(self, rows: int) -> None:
         self._rows = rows
-        self._messages: list[Any] = []
+        self._arrivals: list[Callable[[], object]] = []  # each waits for a message
         self._gradients: list[tuple[Tensor, Gradient]] = []
         self._bucket: list[Tensor] = []
-        self._gathered: dict[int, tuple[Tensor, Tensor]] = {}  # by id: the factor, and that of all processes
 
     def step(
         self, rows: int, back_propagate: Callable[[Exchange], object], update: Callable[[Tensor, Gradient], object]
@@ -93,11 +99,10 @@ class Exchange:
         self._begin(rows)
         try:
             back_propagate(self)
-            if self._bucket:
-                self._send_bucket()
+            self._send_waiting()
             with self.world.exchanging():
-                for message in self._messages:
-                    message.wait()
+                for wait in self._arrivals:
+                    wait()
             for param, gradient in self._gradients:
                 update(param, gradient)
         finally:
@@ -107,50 +112,69 @@ class Exchange:
         """Begin to exchange a gradient: a formula of ``core/linear.py`` with δ, or with δ and a_prev."""
         assert isinstance(gradient, partial)
         if param.dim() == 2 and prefers_factors(self._rows, param.shape[1], param.shape[0], self.way):
-            self._gradients.append((param, partial(gradient.func, *map(self._gather, gradient.args))))
+            self._gradients.append((param, partial(gradient.func, *self._gather(param, *gradient.args))))
             return
-        part = gradient()  # the sum over the rows of this process
+        part = gradient(self._kept("sum", param, param.shape, param.dtype), beta=0)  # over the rows of this process
         self._gradients.append((param, partial(_given, part)))
         if part.nbytes >= BUCKET_BYTES:
-            self._send(lambda: dist.all_reduce(part, async_op=True))
+            self._send([part])
             return
         self._bucket.append(part)
         if sum(t.nbytes for t in self._bucket) >= BUCKET_BYTES:
-            self._send_bucket()
+            self._send_waiting()
 
-    def _send(self, begin: Callable[[], Any]) -> None:
+    def _kept(self, use: str, param: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """Return memory that is kept from step to step, of a tensor with at most so many rows before."""
+        found = self._memory.get((use, id(param)))
+        if found is None or len(found) < shape[0] or found.shape[1:] != shape[1:] or found.dtype != dtype:
+            with torch.inference_mode(False):  # else it could not be written to outside of inference mode
+                found = self._memory[use, id(param)] = torch.empty(shape, dtype=dtype, device=param.device)
+        return found[: shape[0]]
+
+    def _send_waiting(self) -> None:
+        waiting, self._bucket = self._bucket, []
+        if waiting:
+            self._send(waiting)
+
+    def _send(self, parts: list[Tensor]) -> None:
+        """Begin to sum gradients, in one message."""
+        dtype = self.dtype or parts[0].dtype
+        is_one = len(parts) == 1 and parts[0].dtype == dtype
+        flat = parts[0] if is_one else torch.cat([part.flatten() for part in parts]).to(dtype)
         with self.world.exchanging():
-            self._messages.append(begin())
+            message: Any = dist.all_reduce(flat, async_op=True)
 
-    def _send_bucket(self) -> None:
-        parts, self._bucket = self._bucket, []
-        flat = torch.cat([part.flatten() for part in parts])
-        self._send(lambda: _Bucket(dist.all_reduce(flat, async_op=True), flat, parts))
+        def wait() -> None:
+            message.wait()
+            if not is_one:
+                for part, of_all in zip(parts, flat.split([part.numel() for part in parts]), strict=True):
+                    part.copy_(of_all.view_as(part))
 
-    def _gather(self, factor: Tensor) -> Tensor:
-        """Return memory that will have the factor's rows of all processes, with rows of 0 where a share is smaller."""
-        if id(factor) not in self._gathered:
-            most = self.world.largest_share(self._rows)
-            own = factor.new_zeros(most, factor.shape[1])
-            own[: len(factor)] = factor
-            of_all = factor.new_empty(self.world.size * most, factor.shape[1])
-            self._gathered[id(factor)] = factor, of_all
-            self._send(lambda: dist.all_gather([*of_all.split(most)], own, async_op=True))
-        return self._gathered[id(factor)][1]
+        self._arrivals.append(wait)
+
+    def _gather(self, param: Tensor, delta: Tensor, a_prev: Tensor) -> tuple[Tensor, Tensor]:
+        """Begin to gather δ and a_prev, in one message; return memory that will have the rows of all processes."""
+        most, columns = self.world.largest_share(self._rows), [delta.shape[1], a_prev.shape[1]]
+        sent = self.dtype or delta.dtype
+        own = self._kept("own", param, (most, sum(columns)), sent)
+        for of_own, factor in zip(own[: len(delta)].split(columns, 1), (delta, a_prev), strict=True):
+            of_own.copy_(factor)
+        own[len(delta) :].zero_()  # the share of another process may be larger
+        of_all = self._kept("all", param, (self.world.size * most, sum(columns)), sent)
+        with self.world.exchanging():
+            message: Any = dist.all_gather([*of_all.split(most)], own, async_op=True)
+        factors = of_all if sent == delta.dtype else self._kept("factors", param, of_all.shape, delta.dtype)
+
+        def wait() -> None:
+            message.wait()
+            if factors is not of_all:
+                factors.copy_(of_all)
+
+        self._arrivals.append(wait)
+        of_delta, of_a_prev = factors.split(columns, 1)
+        return of_delta, of_a_prev
 
 
 def _given(gradient: Tensor, into: Tensor | None = None, beta: float = 0.0, alpha: float = 1.0) -> Tensor:
     """Return a gradient that is there already, or add it to a tensor, as the formulas of ``core/linear.py`` do."""
     return gradient if into is None else add_scaled(gradient, into, beta, alpha)
-
-
-class _Bucket:
-    """Several gradients that are sent as one message."""
-
-    def __init__(self, message: Any, flat: Tensor, parts: list[Tensor]) -> None:
-        self.message, self.flat, self.parts = message, flat, parts
-
-    def wait(self) -> None:
-        self.message.wait()
-        for part, of_all in zip(self.parts, self.flat.split([part.numel() for part in self.parts]), strict=True):
-            part.copy_(of_all.view_as(part))

@@ -155,9 +155,10 @@ class World:
         try:
             yield
         except RuntimeError as error:
-            if not isinstance(error, dist.DistError) and "gloo" not in str(error).lower():
+            text = str(error).lower()
+            late = "timed out" in text or "timeout" in text
+            if not isinstance(error, dist.DistError) and not late and "gloo" not in text:
                 raise
-            late = "timed out" in str(error).lower() or "timeout" in str(error).lower()
             what = f"has not answered for {self.timeout:g} s" if late else "has ended"
             raise LostError(f"another process {what}; process {self.rank} of {self.size} cannot go on alone") from error
 

@@ -62,6 +62,7 @@ class ExplicitTrainer:
             methods with the same rows, of which it takes its share of each batch, and begins with the parameters of
             process 0. The result is that of one process, but for rounding.
         exchange: How they add their gradients: ``"sums"``, ``"factors"`` or ``"auto"`` (``distributed/exchange.py``).
+        exchange_dtype: Data type of what they send; by default that of the parameters.
 
     Raises:
         UserError: If one of them is not supported: a module of another kind, hooks, shared weights, an output
@@ -84,10 +85,11 @@ class ExplicitTrainer:
         precision: str = "float32",
         world: World | None = None,
         exchange: str = "auto",
+        exchange_dtype: torch.dtype | None = None,
     ) -> None:
         self._model, self._optimizer, self._precision = model, optimizer, precision
         self._world = world_of(world)
-        of_all = Exchange(self._world, exchange)
+        of_all = Exchange(self._world, exchange, exchange_dtype)
         self._exchange = of_all if self._world.size > 1 else None
         self._loss = parse_loss(loss)
         refuse_entry_weights(self._loss)
@@ -372,6 +374,8 @@ class ExplicitTrainer:
         ours = all(map(is_ours, [self.loss.definition, *[layer.activation for layer in layers]]))
         self._workspace = Workspace(layers, self._lowest, holdable=ours)
         self._prepare_library()
+        if self._exchange is not None:
+            self._exchange.clear()
         self._changes = ChangeDetector(self._model, params, self._optimizer)
 
     def _prepare_library(self) -> None:

@@ -74,12 +74,16 @@ def explicit_engine(
     precision: str = "float32",
     world: World | None = None,
     exchange: str = "auto",
+    exchange_dtype: str = "same",
 ) -> Engine:
     """Return an engine that trains by the δ recursion of ``core/recursion.py``, without autograd.
 
     With several processes the sum of losses in the state of an epoch is that of this one.
     """
-    trainer = ExplicitTrainer(model, objective.call, optimizer, precision=precision, world=world, exchange=exchange)
+    trainer = ExplicitTrainer(
+        model, objective.call, optimizer, precision=precision, world=world, exchange=exchange,
+        exchange_dtype=None if exchange_dtype == "same" else torch.bfloat16,
+    )  # fmt: skip
     # A pause after every step would take as long as an operation of it.
     return Engine(
         lambda x, y, order, batch_size, state: trainer._epoch(x, y, batch_size, order, state), lambda batch_size: AGREED

@@ -193,7 +193,9 @@ class Run:
         several: dict[str, Any] = {}
         self.whole = setup  # what process 0 draws from: its model is whole there
         if self.world.size > 1:
-            several = {"world": self.world} | ({"exchange": config.exchange} if config.engine == "explicit" else {})
+            several = {"world": self.world}
+            if config.engine == "explicit":
+                several |= {"exchange": config.exchange, "exchange_dtype": config.exchange_dtype}
         if self._is_sharded:
             self.whole = replace(setup, model=copy.deepcopy(setup.model) if self.world.is_first else setup.model)
             shard_parameters(setup.model)

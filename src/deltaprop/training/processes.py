@@ -56,6 +56,7 @@ class Together:
                 engine, other = setting("engine", config.engine), setting("engine", "explicit")
                 raise UserError(f"{engine}: it trains in one process, and there are {self.world.size}; take {other}")
             config = replace(config, engine="explicit" if config.engine == "auto" else config.engine)
+            _check_exchange(config)
         setup = self.world.together(
             lambda: prepare(
                 config, *split_seed, check=self.stop.check, progress=reporter.reading, on_build=reporter.building,
@@ -70,6 +71,17 @@ class Together:
                 raise UserError(f"process {rank} has other data in {config.data} than process 0 (by SHA-256)")
         self.stack.enter_context(set_threads(setup.threads))
         return setup
+
+
+def _check_exchange(config: TrainConfig) -> None:
+    """Raise a UserError for a setting that is the other engine's."""
+    explicit = {"exchange": "auto", "exchange_dtype": "same"}
+    others = explicit if config.engine == "autograd" else {"parallel": "ddp"}
+    for name, default in others.items():
+        if getattr(config, name) != default:
+            engine, own = setting("engine", config.engine), setting(name, getattr(config, name))
+            other = setting("engine", "autograd" if config.engine == "explicit" else "explicit")
+            raise UserError(f"{own} is not for {engine}: leave it out, or take {other}")
 
 
 def checkpoint_of_first(

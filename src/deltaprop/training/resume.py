@@ -5,8 +5,8 @@
 =============  =====================================================================================================
  free           epochs (not below what is done), patience, weights, log_every, save_every, keep, cache, memory,
                 exchange, parallel, timeout, and the number of processes
- by override    what changes the result: optimizer, engine, device, threads, precision, the seed (of the order of
-                samples: split and weights stay); recorded in config.json
+ by override    what changes the result: optimizer, engine, device, threads, precision, exchange_dtype, the seed (of
+                the order of samples: split and weights stay); recorded in config.json
  fixed          the model, its loss, the dtype, the rows to train on, and their scaling
 =============  =====================================================================================================
 """
@@ -30,6 +30,7 @@ RESOLVED = ("lr", "weight_decay", "lr_schedule", "epochs", "log_every", "weights
 BY_OVERRIDE = {
     "lr", "momentum", "nesterov", "weight_decay", "decay_biases", "lr_schedule", "lr_step", "lr_gamma", "lr_warmup",
     "batch_size", "seed", "engine", "precision", "device", "threads", "data", "test",
+    "exchange_dtype",
 }  # fmt: skip
 
 
