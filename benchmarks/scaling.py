@@ -26,13 +26,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from rich.console import Console
-from torch import Tensor
 
 import deltaprop as dp
 from benchmarks.cost_model import Cluster, Link, step
 from benchmarks.report import Table, machine, versions, write
 from deltaprop import functional as F
 from deltaprop.distributed import World, join, leave, replicate
+from deltaprop.training.devices import physical_cores
 from deltaprop.training.engines import train_epoch
 
 SIZES = ("784-30-10:10", "784-512-512-10:128", "784-2048-2048-10:64", "1024-2048-2048-10:256")
@@ -49,37 +49,39 @@ def main() -> None:
     parser.add_argument("--network", default="loopback", help="loopback, or a rate of tc, as 1gbit")
     parser.add_argument("--seconds", type=float, default=3.0, help="of steps for each cell")
     parser.add_argument("--write", action="store_true", help="write the table into docs/benchmarks.md")
+    parser.add_argument("--threads", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
-        print(json.dumps(measure(arguments.sizes, arguments.seconds)))
+        print(json.dumps(measure(arguments.sizes, arguments.seconds, arguments.threads)))
         return
     console = Console(width=120)
     console.print(f"{machine()}, {versions()}", highlight=False)
-    alone = start(1, arguments)
-    columns = ["sizes, batch, processes", "way", "ms a step", "÷ one process", "MB sent", "by theory", "÷ model"]
+    alone, threaded = start(1, arguments), start(1, arguments, physical_cores())
+    with_threads = f"÷ one with {physical_cores()} threads"
+    columns = ["sizes, batch, processes", "way", "ms", "÷ one process", with_threads, "MB sent", "in theory", "÷ model"]
     table = Table(f"Processes over {arguments.network}, one thread each", columns)
     for count in arguments.processes:
         found = start(count, arguments)
         for size in arguments.sizes:
             for way in WAYS:
-                table.rows.append(row(size, way, count, alone, found, arguments.network))
+                table.rows.append(row(size, way, count, (alone, threaded), found, arguments.network))
     console.print(table.rich(), highlight=False)
     if arguments.write:
         write([table], f"python -m benchmarks.scaling --network {arguments.network}")
 
 
-def row(size: str, way: str, count: int, alone: Any, found: Any, network: str) -> list[str]:
+def row(size: str, way: str, count: int, alone: tuple[Any, Any], found: Any, network: str) -> list[str]:
     """Return a row of the table."""
     sizes, batch = parsed(size)
-    cell, single = found[size][way], alone[size][way]
+    cell = found[size][way]
     theory = bytes_sent(sizes, batch, count, way)
     predicted = step(cluster_of(size, way, count, found, network), sizes, batch, count, as_model(way))
     return [
         f"{size.replace(':', ', ')}, {count}",
         way,
         f"{1e3 * cell['seconds']:.3g}",
-        f"{cell['seconds'] / single['seconds']:.2f}",
+        *(f"{cell['seconds'] / one[size][way]['seconds']:.2f}" for one in alone),
         f"{cell['bytes'] / 1e6:.3g}",
         f"{theory / 1e6:.3g}",
         f"{cell['seconds'] / predicted:.2f}",
@@ -118,9 +120,9 @@ def cluster_of(size: str, way: str, count: int, found: Any, network: str) -> Clu
 # --- the processes ---
 
 
-def measure(sizes: list[str], seconds: float) -> dict[str, Any]:
+def measure(sizes: list[str], seconds: float, threads: int) -> dict[str, Any]:
     """Return seconds and bytes of a step for each size and way, and what two sums and the memory take."""
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads)
     world = join()
     found: dict[str, Any] = {"memory": memory_rate()}  # of all at once
     if world.size > 1:
@@ -212,9 +214,9 @@ def steps_of(world: World, way: str, sizes: list[int], batch: int) -> Callable[[
     return lambda: train_epoch(network, F.cross_entropy, optimizer, x, y, order, batch, world=world)
 
 
-def start(count: int, arguments: argparse.Namespace) -> dict[str, Any]:
+def start(count: int, arguments: argparse.Namespace, threads: int = 1) -> dict[str, Any]:
     """Return what process 0 of so many has measured."""
-    options = ["--sizes", *arguments.sizes, "--seconds", str(arguments.seconds)]
+    options = ["--threads", str(threads), "--sizes", *arguments.sizes, "--seconds", str(arguments.seconds)]
     command = [sys.executable, "-m", "benchmarks.scaling", "--worker", *options]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -145,6 +145,13 @@ PYTHON_FUNCTION: Any = torch.autograd.function._SingleLevelFunction
 
 
 @functools.cache
+def default_store() -> Any:
+    """Return the store by which the processes of the default group have met; only a new group could be given one."""
+    from torch.distributed.distributed_c10d import _get_default_store  # not in a PyTorch built without processes
+
+    return _get_default_store()
+
+
 def blas_gemm(dtype: torch.dtype) -> int | None:
     """Return the address of PyTorch's own BLAS product, ``sgemm_`` or ``dgemm_``; None if its library exports none."""
     names = {torch.float32: "sgemm_", torch.float64: "dgemm_"}

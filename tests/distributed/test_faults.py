@@ -45,9 +45,25 @@ def test_a_failed_exchange_changes_nothing(exchange: str, hangs: bool, processes
         return str(lost.value)
 
     said, _ = processes(2, work, seconds=2.0)
-    assert (
-        said == f"another process has {'not answered for 2 s' if hangs else 'ended'}; process 0 of 2 cannot go on alone"
-    )
+    what = "process 1 has not answered for 2 s" if hangs else "another process has ended"
+    assert said == f"{what}; process 0 of 2 cannot go on alone"
+
+
+def test_the_process_that_hangs_is_named_and_one_of_the_others_tells_it(processes: Processes):
+    def work(world: World) -> Any:
+        trainer = trainer_of(world)
+        trainer.step(X, Y)
+        if world.rank == 1:
+            time.sleep(4)
+            return None
+        with pytest.raises(LostError) as lost:
+            trainer.step(X, Y)
+        time.sleep(1)  # as long as the other needs it
+        return [str(lost.value), lost.value.is_told]
+
+    told = [said for said in processes(3, work, seconds=2.0) if said is not None]
+    assert [text.partition(";")[0] for text, _ in told] == ["process 1 has not answered for 2 s"] * 2
+    assert sorted(is_told for _, is_told in told) == [False, True]
 
 
 @pytest.mark.parametrize("kind", [dp.ExplicitTrainer, dp.CompiledTrainer])

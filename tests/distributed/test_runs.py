@@ -79,6 +79,33 @@ def test_a_table_that_is_read_from_disk(tmp_path: Path, processes: Processes):
     assert_same_run(tmp_path / "two", tmp_path / "one")
 
 
+class Warnings(Reporter):
+    """Keeps the warnings of a run."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def warn(self, text: str) -> None:
+        self.texts.append(text)
+
+
+def test_processes_on_one_machine_are_warned_that_threads_are_faster(tmp_path: Path, processes: Processes):
+    def work(world: World) -> list[str]:
+        warnings = Warnings()
+        run(dataclasses.replace(CONFIG, epochs=1), tmp_path / "run", reporter=warnings)
+        return warnings.texts
+
+    first, second = processes(2, work)
+    assert [text[:52] for text in first] == ["the 2 processes share the cores of one machine: ther"]
+    assert second == []
+    os.environ["LOCAL_WORLD_SIZE"] = "1"  # as on two machines
+    try:
+        tmp_path = tmp_path / "other"
+        assert processes(2, work) == [[], []]
+    finally:
+        del os.environ["LOCAL_WORLD_SIZE"]
+
+
 class Interrupted(Reporter):
     """Sends a signal to one process after some steps."""
 

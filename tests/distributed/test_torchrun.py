@@ -103,5 +103,5 @@ def test_a_process_that_hangs_is_given_up(whole: bytes, tmp_path: Path):
         line = next(line for line in process.stdout if line.startswith("error:"))
         assert time.monotonic() - began < 20
         os.kill(hanging, signal.SIGCONT)
-    assert line == "error: another process has not answered for 3 s; process 0 of 2 cannot go on alone\n"
+    assert line == "error: process 1 has not answered for 3 s; process 0 of 2 cannot go on alone\n"
     assert finished(folder, "--resume", "auto") == whole

@@ -53,7 +53,7 @@ def guarded(command: Callable[[], int], *, debug: bool = False) -> int:
             traceback.print_exception(error)
         text = as_flags(" ".join(str(error).split())) or type(error).__name__
         is_ours = isinstance(error, UserError) or type(error).__module__.startswith("deltaprop")
-        if _is_first() or not is_ours or isinstance(error, LostError):
+        if not error.is_told if isinstance(error, LostError) else _is_first() or not is_ours:
             print(
                 f"error: {text if is_ours else f'{type(error).__name__}: {text} (--debug shows where)'}",
                 file=sys.stderr,

@@ -13,8 +13,8 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -22,14 +22,22 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from deltaprop._torch_compat import default_store
 from deltaprop.errors import UserError
 
 T = TypeVar("T")
 ANSWER_SECONDS = 300.0  # until a process that does not answer is given up
+SIGN_SECONDS = 2.0  # until the others, which have waited as long, have said so
 
 
 class LostError(RuntimeError):
-    """Another process has ended, or does not answer; this one cannot go on alone."""
+    """Another process has ended, or does not answer; this one cannot go on alone.
+
+    Attributes:
+        is_told: Whether a process that has met it before this one tells it.
+    """
+
+    is_told = False
 
 
 @dataclass(frozen=True)
@@ -42,6 +50,7 @@ class World:
         timeout: Seconds after which one that does not answer is given up.
         local_rank: The number of this process among those of its machine.
         local_size: How many there are on this machine.
+        store: Where they have met.
     """
 
     rank: int = 0
@@ -49,6 +58,7 @@ class World:
     timeout: float = ANSWER_SECONDS
     local_rank: int = 0
     local_size: int = 1
+    store: Any = field(default=None, repr=False, compare=False)
 
     def share(self, rows: int) -> slice:
         """Return which rows of a batch are this process's; none if there are more processes than rows."""
@@ -159,8 +169,26 @@ class World:
             late = "timed out" in text or "timeout" in text
             if not isinstance(error, dist.DistError) and not late and "gloo" not in text:
                 raise
-            what = f"has not answered for {self.timeout:g} s" if late else "has ended"
-            raise LostError(f"another process {what}; process {self.rank} of {self.size} cannot go on alone") from error
+            raise self._lost(late) from error
+
+    def _lost(self, late: bool) -> LostError:
+        """Return the error of a failed exchange: which process does not answer is known from those that say so."""
+        who, is_told = "another process", False
+        with suppress(RuntimeError):  # the store is gone with its process
+            if self.store is not None:
+                self.store.set_timeout(timedelta(seconds=SIGN_SECONDS))
+                self.store.set(f"deltaprop/waits/{self.rank}", "")
+                deadline, silent = time.monotonic() + SIGN_SECONDS, [*range(self.size)]
+                while late and len(silent) > 1 and time.monotonic() < deadline:
+                    silent = [rank for rank in silent if not self.store.check([f"deltaprop/waits/{rank}"])]
+                    time.sleep(0.01)
+                if late and len(silent) < self.size:
+                    who = " and ".join(f"process {rank}" for rank in silent)
+                is_told = self.store.add("deltaprop/told", 1) > 1
+        what = f"{'have' if ' and ' in who else 'has'} {f'not answered for {self.timeout:g} s' if late else 'ended'}"
+        error = LostError(f"{who} {what}; process {self.rank} of {self.size} cannot go on alone")
+        error.is_told = is_told
+        return error
 
 
 def is_one_of_several() -> bool:
@@ -200,7 +228,7 @@ def join(timeout: float = ANSWER_SECONDS) -> World:
     rank, size = dist.get_rank(), dist.get_world_size()
     # torchrun sets these two; without them all are taken to be on this machine.
     local = int(os.environ.get("LOCAL_RANK", rank)), int(os.environ.get("LOCAL_WORLD_SIZE", size))
-    return World(rank, size, timeout, *local)
+    return World(rank, size, timeout, *local, default_store())
 
 
 def _of_this_start(store: Any, rank: int, size: int, timeout: float) -> Any:

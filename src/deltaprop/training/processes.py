@@ -65,6 +65,11 @@ class Together:
         )  # fmt: skip
         if setup.tuned:  # each has measured; all take what process 0 has found
             setup = replace(setup, threads=int(self.world.of_first(str(setup.threads).encode())))
+        if setup.device.type == "cpu" and 1 < self.world.size == self.world.local_size:
+            reporter.warn(
+                f"the {self.world.size} processes share the cores of one machine: there one process, with threads, is "
+                "usually faster (docs/distributed.md)"
+            )
         digests = self.world.of_each(str(setup.dataset.digest).encode())
         for rank, digest in enumerate(digests):
             if digest != digests[0]:
