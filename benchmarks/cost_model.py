@@ -1,7 +1,5 @@
 """A model of the time of a step in several processes: arithmetic, memory, and messages of latency α and bandwidth β.
 
-    python -m benchmarks.cost_model         the table of docs/distributed.md, of clusters that nobody has measured here
-
 A product of [N, n_in] and [n_in, n_out] takes max(2 N n_in n_out / flops, bytes of W / memory bandwidth). In a ring of
 W processes B bytes take W − 1 rounds of α + B/(W β) to be gathered or dealt out, and twice that to be summed. Where a
 cluster has hosts of g processes, these do so first, by their faster links; each then needs 1/g of B from other hosts.
@@ -15,7 +13,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from benchmarks.report import Table
 from deltaprop.distributed.exchange import BUCKET_BYTES
 
 WAYS = ("sums", "factors", "fsdp")
@@ -41,6 +38,7 @@ class Cluster:
         inner: Within a host.
         host: Processes of a host; 1 for a flat ring.
         number: Bytes of a number.
+        capacity: Bytes of memory of a process.
         overlaps: Whether a process computes while a message is under way.
     """
 
@@ -50,6 +48,7 @@ class Cluster:
     inner: Link = Link(0.0, 1.0)
     host: int = 1
     number: int = 4
+    capacity: float = 64e9
     overlaps: bool = True
 
     def ring(self, size: int, nbytes: float, passes: int = 1) -> float:
@@ -67,8 +66,9 @@ def _ring(size: int, nbytes: float, passes: int, link: Link) -> float:
     return link.message + rounds if size > 1 else 0.0
 
 
-H100 = Cluster(400e12, 3.35e12, Link(12e-6, 40e9), Link(5e-6, 360e9), host=8, number=2)  # 400 Gb/s per GPU, NVLink
-TEN_GIGABIT = Cluster(500e9, 100e9, Link(60e-6, 1.1e9))  # hosts of 16 cores, one process each
+# Hosts of eight GPUs by NVLink, each with 400 Gb/s to other hosts, bfloat16. Hosts of 16 cores, one process, float32.
+H100 = Cluster(400e12, 3.35e12, Link(12e-6, 40e9), Link(5e-6, 360e9), host=8, number=2, capacity=80e9)
+TEN_GIGABIT = Cluster(500e9, 100e9, Link(60e-6, 1.1e9))
 
 
 class _Clock:
@@ -132,20 +132,3 @@ def memory(cluster: Cluster, sizes: Sequence[int], batch: int, processes: int, w
         "fsdp": 3 * sum(numbers) / processes + 2 * max(numbers),
     }[way]
     return cluster.number * (kept + 2 * rows * sum(sizes))
-
-
-def best(cluster: Cluster, width: int, batch: int, processes: int) -> tuple[str, float, float]:
-    """Return the fastest way for three hidden layers of one width, its seconds, and the bytes of a process."""
-    sizes = [width] * 5
-    way = min(WAYS, key=lambda way: step(cluster, sizes, batch, processes, way))
-    return way, step(cluster, sizes, batch, processes, way), memory(cluster, sizes, batch, processes, way)
-
-
-def table(name: str, cluster: Cluster, batch: int) -> Table:
-    """Return which way is the fastest, by width and number of processes."""
-    counts = [8, 32, 128, 1024]
-    found = Table(f"Model: {name}, batch {batch}", ["width", *(f"{count} processes" for count in counts)])
-    for width in (2**k for k in range(10, 17)):
-        cells = [best(cluster, width, batch, count) for count in counts]
-        found.rows.append([f"{width // 1024}k", *(f"{w} {1e3 * s:.3g} ms, {b / 1e9:.2g} GB" for w, s, b in cells)])
-    return found

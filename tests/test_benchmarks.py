@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from benchmarks import clusters, scaling
 from benchmarks.__main__ import SIZES, parse
+from benchmarks.cost_model import TEN_GIGABIT, WAYS, Cluster, Link, step
 from benchmarks.epochs import EPOCHS
 from benchmarks.peers import PEERS
 from benchmarks.problem import Problem, make_problem
@@ -122,3 +125,41 @@ def test_every_round_times_every_peer_in_random_order():
 def test_quartiles():
     """The quartiles of 1 … 7 are 2, 4 and 6."""
     assert quartiles([7.0, 1.0, 4.0, 2.0, 6.0, 3.0, 5.0]) == (2, 4, 6)
+
+
+class TestTheModelOfProcesses:
+    def test_the_page_has_its_table(self):
+        assert clusters.table().markdown().strip() in clusters.PAGE.read_text(encoding="utf-8")
+
+    @pytest.mark.parametrize("way", WAYS)
+    def test_one_process_sends_nothing(self, way: str):
+        """Its step is the arithmetic, and for what is not fused the update."""
+        sizes, cluster = [784, 512, 10], TEN_GIGABIT
+        slower = dataclasses.replace(cluster, outer=Link(1.0, 1.0))
+        assert step(cluster, sizes, 64, 1, way) == step(slower, sizes, 64, 1, way) > 0
+
+    def test_a_ring_takes_the_time_of_its_rounds(self):
+        """Four processes, a megabyte: three rounds of α + B/(4 β), twice for a sum."""
+        cluster = Cluster(1e9, 1e9, Link(1e-3, 1e6))
+        assert cluster.ring(4, 1e6) == pytest.approx(3 * (1e-3 + 0.25))
+        assert cluster.ring(4, 1e6, 2) == pytest.approx(6 * (1e-3 + 0.25))
+
+    def test_hosts_sum_within_themselves_first(self):
+        flat = Cluster(1e9, 1e9, Link(1e-3, 1e6))
+        hosts = dataclasses.replace(flat, inner=Link(0.0, 1e9), host=8)
+        assert hosts.ring(32, 1e6, 2) == pytest.approx(2 * 7 * 1e6 / 8e9 + 2 * 3 * (1e-3 + 1e6 / 8 / 4e6))
+        assert hosts.ring(32, 1e6, 2) < flat.ring(32, 1e6, 2)
+
+    def test_messages_are_hidden_behind_the_arithmetic_that_overlaps_them(self):
+        together = Cluster(1e9, 1e12, Link(0.0, 1e7))
+        apart = dataclasses.replace(together, overlaps=False)
+        alone = dataclasses.replace(together, outer=Link(0.0, 1e18))
+        times = [step(cluster, [512] * 5, 64, 2, "sums") for cluster in (alone, together, apart)]
+        assert times == sorted(times)
+        assert times[2] - times[0] == pytest.approx(4 * 512 * 512 * 4 / 1e7, rel=1e-6)
+        assert times[1] < times[2]
+
+    def test_bytes_by_theory_are_those_of_the_exchange(self):
+        """Two processes, 5-7-3 in batches of 8: half of twice the sums; half of the rows of δ and a_prev."""
+        assert scaling.bytes_sent([5, 7, 3], 8, 2, "sums") == 4 * (5 * 7 + 7 * 3 + 7 + 3)
+        assert scaling.bytes_sent([5, 7, 3], 8, 2, "factors") == 4 * (4 * (5 + 7 + 7 + 3) + 7 + 3)

@@ -54,8 +54,12 @@ OUTPUTS = {
 ELSEWHERE = {
     "pip install -e . && python train.py": ".ci/run",
     'pip install -e ".[test]" && pytest -n 2': ".ci/run",
-    "torchrun --standalone --nproc-per-node 2 train.py --data moons --engine explicit --run-dir runs/moons": (
+    "torchrun --standalone --nproc-per-node 2 train.py --data moons --run-dir runs/moons": (
         "tests/distributed/test_torchrun.py"
+    ),
+    "torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint host0:29500 --max-restarts 3 train.py "
+    "--data parts/ --target price --engine explicit --run-dir runs/parts --resume auto": (
+        "tests/distributed/test_hosts.py"
     ),
     'pip install -e ".[onnx]"': ".ci/run",  # a part of .[dev]
     "python -m examples.nielsen overfitting --data path/to/mnist": "tests/examples/test_nielsen.py",

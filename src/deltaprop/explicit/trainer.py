@@ -278,7 +278,9 @@ class ExplicitTrainer:
 
     def _steps(self, loss: LossSpec, data: EpochRows, state: EpochState, *, one_by_one: bool) -> Iterator[int]:
         """Take the steps from ``state.done`` on and add their losses to the state; yield how many were just taken."""
-        take_steps = self._replay_steps if can_capture(data.x.device) else self._take_steps
+        # A captured step has no messages of other processes in it.
+        is_captured = can_capture(data.x.device) and self._world.size == 1
+        take_steps = self._replay_steps if is_captured else self._take_steps
         for c, a, targets, share in take_steps(loss, data, state.done):
             c = c if state.report is None else state.report(a, targets[0])
             if share is None:
