@@ -14,11 +14,14 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from deltaprop import UserError
+from deltaprop import MLP, UserError
+from deltaprop.data import Scaling, Split
 from deltaprop.distributed import World
 from deltaprop.training import TrainConfig, train
+from deltaprop.training.evaluate import evaluate
 from deltaprop.training.folds import cross_validate
 from deltaprop.training.loop import TrainingError
+from deltaprop.training.objective import choose_objective
 from deltaprop.training.report.reporter import Reporter
 from deltaprop.training.resume import plan_resume, saved_config
 from deltaprop.training.run_folder import LAST, load_checkpoint
@@ -236,3 +239,29 @@ def test_another_number_of_processes_may_have_other_threads(tmp_path: Path):
     assert [*threads.values()] == ["4", "4", "auto", "auto", "3"]
     with pytest.raises(UserError, match="threads 4 → 3"):
         plan_resume(folder, checkpoint, dataclasses.replace(saved, threads="3"), (), 2)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 7])
+def test_each_process_evaluates_its_share_and_all_have_the_figures_of_one(rows: int, processes: Processes):
+    """Also with fewer rows than processes."""
+    objective = choose_objective("cross-entropy", "classification", 3, "none")
+    torch.manual_seed(0)
+    model, part = (
+        MLP([4, 5, 3], dtype=torch.float64),
+        Split(x=torch.randn(rows, 4, dtype=torch.float64), y=torch.arange(rows) % 3),
+    )
+
+    def work(world: World) -> list[Any]:
+        seen = list[int]()
+        model.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
+        found = evaluate(model, objective, part, Scaling.identity(1), world=world)
+        assert found is not None
+        return [seen, found.outputs, torch.tensor([found.loss, found.accuracy])]
+
+    _, outputs, figures = work(World())
+    shares = []
+    for seen, of_all, same in processes(3, work):
+        shares += seen
+        torch.testing.assert_close(of_all, outputs, rtol=1e-12, atol=1e-14)
+        torch.testing.assert_close(same, figures)
+    assert sorted(shares) == sorted((r + 1) * rows // 3 - r * rows // 3 for r in range(3))

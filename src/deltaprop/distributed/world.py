@@ -14,7 +14,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -78,6 +78,24 @@ class World:
             with self.exchanging():
                 dist.all_reduce(tensor)
         return tensor
+
+    def gather_rows(self, tensor: Tensor) -> None:
+        """Complete a tensor, of whose rows each process has written its share.
+
+        Raises:
+            LostError: If another process has ended or does not answer.
+        """
+        if self.size > 1:
+            most = self.largest_share(len(tensor))
+            own = tensor.new_zeros(most, *tensor.shape[1:])
+            rows = self.share(len(tensor))
+            own[: rows.stop - rows.start] = tensor[rows]
+            of_all = [torch.empty_like(own) for _ in range(self.size)]
+            with self.exchanging():
+                dist.all_gather(of_all, own)
+            for rank, part in enumerate(of_all):
+                rows = replace(self, rank=rank).share(len(tensor))
+                tensor[rows] = part[: rows.stop - rows.start]
 
     def broadcast(self, tensor: Tensor) -> Tensor:
         """Replace a tensor by that of process 0, and return it.

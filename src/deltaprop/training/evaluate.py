@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from deltaprop.data import Part, Scaling
+from deltaprop.distributed import World
 from deltaprop.training.objective import Objective
 
 CHUNK = 8192  # rows at a time: limits the memory of activations
@@ -71,6 +72,7 @@ def evaluate(
     split: Part,
     target_scaling: Scaling,
     check: Callable[[], None] = lambda: None,
+    world: World | None = None,
 ) -> Evaluation | None:
     """Return the metrics of a model on a part, or None if the part has no rows.
 
@@ -80,17 +82,22 @@ def evaluate(
         split: The part.
         target_scaling: The scaling of the targets.
         check: Called before each chunk of rows; may raise to stop.
+        world: The processes that share the rows; each gets the outputs of all.
     """
     if len(split) == 0:
         return None
+    world = world or World()
     outputs: Tensor | None = None
-    for start in range(0, len(split), CHUNK):
+    own = world.share(len(split))
+    for start in range(own.start, own.start + world.largest_share(len(split)), CHUNK):  # as many for each process
         check()
-        chunk = model(split.inputs(slice(start, start + CHUNK)))
+        rows = slice(min(start, own.stop), min(start + CHUNK, own.stop))
+        chunk = model(split.inputs(rows))
         if outputs is None:  # allocated once: small tensors between large ones would keep the memory of both
             outputs = chunk.new_empty(len(split), *chunk.shape[1:])
-        outputs[start : start + CHUNK] = chunk
+        outputs[rows] = chunk
     assert outputs is not None
+    world.gather_rows(outputs)
     minimised = float(objective(outputs, objective.targets(split.y, outputs.dtype)))
     if objective.task == "classification":
         correct = int((objective.decide(outputs) == split.y).sum())

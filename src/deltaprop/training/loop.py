@@ -417,7 +417,7 @@ class Run:
                     self.save()
                 began = time.perf_counter()
         parts = setup.dataset.val, setup.dataset.test
-        if setup.parts_at_once == 2 and len(parts[0]) and not self._is_sharded:  # the bits are those of one by one
+        if setup.parts_at_once == 2 and len(parts[0]) and self.world.size == 1:  # the bits are those of one by one
             with ThreadPoolExecutor(2) as pool:
                 val, test = pool.map(self._evaluate, parts)
         else:
@@ -429,7 +429,7 @@ class Run:
         setup = self.setup
         scaling = setup.dataset.target_scaling
         check = self.stop.check if self.world.size == 1 else lambda: None  # all processes stop at the same step
-        return evaluate.evaluate(setup.model, setup.objective, part, scaling, check)
+        return evaluate.evaluate(setup.model, setup.objective, part, scaling, check, self.world)
 
     def _train_on(self, shard: Shard) -> None:
         """Take the steps of a shard that are left, up to a pause."""
