@@ -68,7 +68,8 @@ def main() -> None:
                 table.rows.append(row(size, way, count, (alone, threaded), found, arguments.network))
     console.print(table.rich(), highlight=False)
     if arguments.write:
-        write([table], f"python -m benchmarks.scaling --network {arguments.network}")
+        words = [word for word in sys.argv[1:] if word != "--write"]
+        write([table], " ".join(["python -m benchmarks.scaling", *words]))
 
 
 def row(size: str, way: str, count: int, alone: tuple[Any, Any], found: Any, network: str) -> list[str]:
