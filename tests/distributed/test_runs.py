@@ -18,6 +18,7 @@ from deltaprop import MLP, UserError
 from deltaprop.data import Scaling, Split
 from deltaprop.distributed import World
 from deltaprop.training import TrainConfig, train
+from deltaprop.training import evaluate as evaluate_module
 from deltaprop.training.evaluate import evaluate
 from deltaprop.training.folds import cross_validate
 from deltaprop.training.loop import TrainingError
@@ -176,6 +177,72 @@ def test_a_setting_of_the_other_engine_is_refused(
     other = "autograd" if engine == "explicit" else "explicit"
     for refused in processes(2, lambda world: refusal(world, config, tmp_path / "run")):
         assert refused == f"{said}: leave it out, or take `engine='{other}'`"
+
+
+@pytest.mark.parametrize("engine", ["explicit", "autograd"])
+def test_other_settings_in_one_process_are_refused_in_all(engine: Any, tmp_path: Path, processes: Processes):
+    def work(world: World) -> str:
+        config = dataclasses.replace(CONFIG, engine=engine, lr=0.5 if world.rank else 0.05, batch_size=8 + world.rank)
+        return refusal(world, config, tmp_path / "run")
+
+    for said in processes(2, work):
+        assert said == ("process 1 has other settings than process 0: `lr=0.5`, there 0.05, `batch_size=9`, there 8")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_process_that_does_not_find_the_run_to_resume_is_told(tmp_path: Path, processes: Processes):
+    """As where the run folder is on a disk of one machine alone."""
+    run(dataclasses.replace(CONFIG, epochs=1), tmp_path / "run")
+
+    def work(world: World) -> str:
+        with pytest.raises(UserError) as refused:
+            train(CONFIG, resume=None if world.rank else tmp_path / "run")
+        return str(refused.value)
+
+    for said in processes(2, work):
+        assert said == "process 1 begins a run and process 0 resumes one: they must see the same run folder"
+
+
+def test_what_a_machine_decides_is_as_process_0_has_it(tmp_path: Path, processes: Processes):
+    """The memory for a table, on which the order of an epoch depends, and the number of threads."""
+    table = tmp_path / "t.csv"
+    table.write_text("a,y\n" + "".join(f"{i * 7 % 97},{i % 2}\n" for i in range(90_000)))
+    config = dataclasses.replace(CONFIG, data=str(table), target="y", epochs=1, batch_size=3000, cache=tmp_path / "cache")
+
+    def work(world: World) -> list[Any]:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("deltaprop.training.processes.default_memory", lambda: 2**20 if world.is_first else 2**30)
+            patch.setattr("deltaprop.training.setup.pick_threads", lambda *_: 1 + world.rank)
+            run(config, tmp_path / "run")
+        return [torch.get_num_threads()]
+
+    processes(2, work)
+    resolved = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert (resolved["memory"], resolved["resolved"]["storage"], resolved["resolved"]["threads"]) == ("auto", "disk", 1)
+
+
+def test_a_figure_that_differs_in_its_last_bit_parts_no_process(tmp_path: Path, processes: Processes):
+    """Early stopping follows from the validation loss, which another machine may round in another way."""
+    config = dataclasses.replace(CONFIG, epochs=30, patience=2, lr=0.5)
+    run(config, tmp_path / "one")
+
+    def work(world: World) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            if not world.is_first:
+                patch.setattr(evaluate_module, "evaluate", lambda *args: dataclasses.replace(evaluate(*args), loss=9.0))
+            run(config, tmp_path / "two")
+
+    processes(2, work)
+    assert_same_run(tmp_path / "two", tmp_path / "one")
+
+
+@pytest.mark.parametrize("engine", ["explicit", "autograd"])
+def test_tuned_threads_are_those_of_process_0(engine: Any, tmp_path: Path, processes: Processes):
+    config = dataclasses.replace(CONFIG, engine=engine, threads="tune", epochs=1)
+    with pytest.MonkeyPatch.context() as patch:  # in a forked process two threads may hang
+        patch.setattr("deltaprop.training.setup.physical_cores", lambda: 1)
+        processes(2, lambda world: run(config, tmp_path / "run"))
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["resolved"]["threads"] == 1
 
 
 def test_other_data_in_one_process_are_refused_in_all(tmp_path: Path, processes: Processes):

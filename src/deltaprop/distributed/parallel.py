@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from deltaprop.distributed.world import World
@@ -36,12 +37,15 @@ def replicate(model: nn.Sequential) -> nn.Module:
 
 def shard_parameters(model: nn.Module) -> None:
     """Leave in each process a part of every parameter of a model, linear layer by linear layer, in place."""
-    from torch.distributed.fsdp import fully_shard  # slow to import
+    from torch.distributed.device_mesh import init_device_mesh  # slow to import
+    from torch.distributed.fsdp import fully_shard
 
+    # By default it would take the accelerator, whatever device the model is on.
+    mesh = init_device_mesh(next(model.parameters()).device.type, (dist.get_world_size(),))
     for module in model.modules():
         if isinstance(module, nn.Linear):
-            fully_shard(module)
-    fully_shard(model)
+            fully_shard(module, mesh=mesh)
+    fully_shard(model, mesh=mesh)
 
 
 def is_part(tensor: Tensor) -> bool:

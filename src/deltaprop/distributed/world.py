@@ -27,6 +27,7 @@ from deltaprop.errors import UserError
 
 T = TypeVar("T")
 ANSWER_SECONDS = 300.0  # until a process that does not answer is given up
+FAILED = "deltaprop/failed"  # a process that tells why it ends has set this in the store
 SIGN_SECONDS = 2.0  # until the others, which have waited as long, have said so
 
 
@@ -196,13 +197,13 @@ class World:
             if self.store is not None:
                 self.store.set_timeout(timedelta(seconds=SIGN_SECONDS))
                 self.store.set(f"deltaprop/waits/{self.rank}", "")
-                deadline, silent = time.monotonic() + SIGN_SECONDS, [*range(self.size)]
-                while late and len(silent) > 1 and time.monotonic() < deadline:
+                deadline, silent = time.monotonic() + SIGN_SECONDS, [r for r in range(self.size) if r != self.rank]
+                while late and silent and time.monotonic() < deadline:
                     silent = [rank for rank in silent if not self.store.check([f"deltaprop/waits/{rank}"])]
                     time.sleep(0.01)
-                if late and len(silent) < self.size:
+                if late and silent:
                     who = " and ".join(f"process {rank}" for rank in silent)
-                is_told = self.store.add("deltaprop/told", 1) > 1
+                is_told = self.store.check([FAILED]) or self.store.add("deltaprop/told", 1) > 1
         what = f"{'have' if ' and ' in who else 'has'} {f'not answered for {self.timeout:g} s' if late else 'ended'}"
         error = LostError(f"{who} {what}; process {self.rank} of {self.size} cannot go on alone")
         error.is_told = is_told
@@ -303,6 +304,11 @@ def joined(timeout: float = ANSWER_SECONDS) -> Iterator[World]:
     world = join(timeout)
     try:
         yield world
+    except Exception as error:
+        if world.store is not None and not isinstance(error, LostError):
+            with suppress(RuntimeError):
+                world.store.set(FAILED, "")
+        raise
     finally:
         if not was_connected:
             leave()

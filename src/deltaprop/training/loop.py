@@ -79,9 +79,11 @@ def train(
             reporter = Silent()
         try:
             with ExitStack() as stack:
+                together = Together(world, stop, stack)
+                together.agree(config, resumes=resume is not None)
                 if resume is not None:
-                    return _resume(resume, config, override, reporter, Together(world, stop, stack)).train()
-                return _begin(config, restart, reporter, Together(world, stop, stack)).train()
+                    return _resume(resume, config, override, reporter, together).train()
+                return _begin(config, restart, reporter, together).train()
         except Stopped:
             raise stop.exception() from None
         except OSError as error:
@@ -429,7 +431,8 @@ class Run:
         setup = self.setup
         scaling = setup.dataset.target_scaling
         check = self.stop.check if self.world.size == 1 else lambda: None  # all processes stop at the same step
-        return evaluate.evaluate(setup.model, setup.objective, part, scaling, check, self.world)
+        found = evaluate.evaluate(setup.model, setup.objective, part, scaling, check, self.world)
+        return found if found is None else evaluate.as_first(found, self.world)
 
     def _train_on(self, shard: Shard) -> None:
         """Take the steps of a shard that are left, up to a pause."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from collections.abc import Callable
@@ -10,6 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from deltaprop.data.store import default_memory
 from deltaprop.distributed import World
 from deltaprop.errors import UserError, setting
 from deltaprop.training.checkpoint import Checkpoint, encode, load_checkpoint
@@ -19,6 +23,9 @@ from deltaprop.training.report.reporter import Reporter
 from deltaprop.training.run_folder import FollowedFolder, RunFolder
 from deltaprop.training.setup import Setup, prepare
 from deltaprop.training.signals import Stop
+
+# Settings that may differ between processes.
+OWN_SETTINGS = {"data", "test", "run_dir", "config", "cache", "timeout", "device"}
 
 
 @dataclass(frozen=True)
@@ -49,8 +56,34 @@ class Together:
         path = self.world.of_first(b"" if folder is None else os.fsencode(folder.path))
         return FollowedFolder(Path(os.fsdecode(path))) if folder is None else folder
 
+    def agree(self, config: TrainConfig, *, resumes: bool) -> None:
+        """Check that all processes begin, or resume, a run with the same settings.
+
+        Raises:
+            UserError: If they do not; it names those that differ.
+        """
+        settings = {name: value for name, value in config.to_json().items() if name not in OWN_SETTINGS}
+        told = self.world.of_each(json.dumps({"resume": resumes, **settings}).encode())
+        first, *others = map(json.loads, told)
+        for rank, other in enumerate(others, start=1):
+            differ = [name for name in first if first[name] != other[name]]
+            if "resume" in differ:
+                which = ("begins", "resumes") if first["resume"] else ("resumes", "begins")
+                what = f"process {rank} {which[0]} a run and process 0 {which[1]} one"
+                raise UserError(f"{what}: they must see the same run folder")
+            if differ:
+                what = ", ".join(f"{setting(name, other[name])}, there {first[name]!r}" for name in differ)
+                raise UserError(f"process {rank} has other settings than process 0: {what}")
+
     def prepare(self, config: TrainConfig, reporter: Reporter, *split_seed: int, storage: Any = None) -> Setup:
-        """Return the setup, once all processes have the same data."""
+        """Return the setup, once all processes have the same data.
+
+        What a machine decides, the memory for a table and the number of threads, is as process 0 has it: the order of
+        an epoch depends on the one, and the bits of sums on the other.
+        """
+        memory = config.memory
+        if self.world.size > 1 and memory == "auto":
+            config = replace(config, memory=self.world.of_first(f"{max(1, default_memory() >> 20)}m".encode()).decode())
         if self.world.size > 1:
             if config.engine == "compiled":
                 engine, other = setting("engine", config.engine), setting("engine", "explicit")
@@ -63,8 +96,10 @@ class Together:
                 storage=storage, world=self.world,
             )
         )  # fmt: skip
-        if setup.tuned:  # each has measured; all take what process 0 has found
-            setup = replace(setup, threads=int(self.world.of_first(str(setup.threads).encode())))
+        threads = int(self.world.of_first(str(setup.threads).encode()))
+        setup = replace(setup, threads=threads, config=replace(setup.config, memory=memory))
+        if setup.device.type == "cuda" and self.world.size > 1:
+            torch.cuda.set_device(setup.device)
         if setup.device.type == "cpu" and 1 < self.world.size == self.world.local_size:
             reporter.warn(
                 f"the {self.world.size} processes share the cores of one machine: there one process, with threads, is "

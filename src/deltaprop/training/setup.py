@@ -204,7 +204,8 @@ def prepare(
     steps = config.total_epochs * math.ceil(len(dataset.train) / config.batch_size)
     engine, note = choose_engine(config.engine, model, objective, config.precision, config.batch_size, steps, on_build)
     asked, config = config.engine, replace(config, engine=engine)
-    tuned = _tune(config, dataset, model, objective, check) if config.threads == "tune" else {}
+    cores_here = max(1, physical_cores() // world.local_size)
+    tuned = _tune(config, dataset, model, objective, check, cores_here) if config.threads == "tune" else {}
     rows = world.largest_share(config.batch_size)
     threads = fastest(tuned) if tuned else pick_threads(config.threads, sizes, rows, config.engine, world.local_size)
     cores = torch.get_num_threads() if config.threads in ("auto", "tune") else threads
@@ -259,11 +260,17 @@ TUNING_STEPS = 8
 
 
 def _tune(
-    config: TrainConfig, dataset: Dataset, model: MLP, objective: Objective, check: Callable[[], None] | None
+    config: TrainConfig,
+    dataset: Dataset,
+    model: MLP,
+    objective: Objective,
+    check: Callable[[], None] | None,
+    cores: int,
 ) -> dict[int, float]:
     """Return the seconds per step for each number of threads, measured on a copy of the model."""
     trial = copy.deepcopy(model)
-    engine = ENGINES[config.engine](trial, objective, make_optimizer(trial, config), config.precision)
+    alone = {} if config.engine == "compiled" else {"world": World()}
+    engine = ENGINES[config.engine](trial, objective, make_optimizer(trial, config), config.precision, **alone)
     rows = TUNING_STEPS * config.batch_size
     x, y = DataLoader(dataset.train, objective, config.batch_size).first_rows(rows)
     order = torch.arange(rows, device=x.device) % len(x)
@@ -273,7 +280,7 @@ def _tune(
             check()
         engine.train(x, y, order, config.batch_size, EpochState(x.new_zeros(())))
 
-    timed = tune_threads(take_steps, physical_cores())
+    timed = tune_threads(take_steps, cores)
     return {count: seconds / TUNING_STEPS for count, seconds in timed.items()}
 
 
