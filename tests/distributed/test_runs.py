@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from deltaprop import MLP, UserError
+from deltaprop.cli.console import describe
 from deltaprop.data import Scaling, Split
 from deltaprop.distributed import World
 from deltaprop.training import TrainConfig, train
@@ -26,6 +27,7 @@ from deltaprop.training.objective import choose_objective
 from deltaprop.training.report.reporter import Reporter
 from deltaprop.training.resume import plan_resume, saved_config
 from deltaprop.training.run_folder import LAST, load_checkpoint
+from deltaprop.training.setup import prepare
 from tests.distributed.processes import Processes
 
 # 33 steps an epoch, the last of 8 rows.
@@ -207,7 +209,9 @@ def test_what_a_machine_decides_is_as_process_0_has_it(tmp_path: Path, processes
     """The memory for a table, on which the order of an epoch depends, and the number of threads."""
     table = tmp_path / "t.csv"
     table.write_text("a,y\n" + "".join(f"{i * 7 % 97},{i % 2}\n" for i in range(90_000)))
-    config = dataclasses.replace(CONFIG, data=str(table), target="y", epochs=1, batch_size=3000, cache=tmp_path / "cache")
+    config = dataclasses.replace(
+        CONFIG, data=str(table), target="y", epochs=1, batch_size=3000, cache=tmp_path / "cache"
+    )
 
     def work(world: World) -> list[Any]:
         with pytest.MonkeyPatch.context() as patch:
@@ -285,7 +289,7 @@ def test_a_cross_validation_is_refused(tmp_path: Path, monkeypatch: pytest.Monke
     """Each process would write the same folders."""
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match=r"`folds=3`: all folds are trained in one process; several take `fold=1`"):
+    with pytest.raises(UserError, match="`folds=3` is for one process: several train one fold at a time, `fold=1`"):
         cross_validate(dataclasses.replace(CONFIG, folds=3, run_dir=tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 
@@ -332,3 +336,21 @@ def test_each_process_evaluates_its_share_and_all_have_the_figures_of_one(rows: 
         torch.testing.assert_close(of_all, outputs, rtol=1e-12, atol=1e-14)
         torch.testing.assert_close(same, figures)
     assert sorted(shares) == sorted((r + 1) * rows // 3 - r * rows // 3 for r in range(3))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, "the sums of ∂C/∂W of all layers"),
+        ({"hidden": (800, 800)}, "δ and a_prev of layer 2, the sums of the others"),
+        ({"exchange": "factors", "exchange_dtype": "bfloat16"}, "δ and a_prev of layers 1 and 2, in bfloat16"),
+        ({"engine": "autograd", "parallel": "fsdp"}, None),
+    ],
+)
+def test_the_console_says_what_is_sent(changes: dict[str, Any], said: str | None):
+    setup = prepare(dataclasses.replace(CONFIG, **changes), world=World(0, 2))
+    rows = dict(describe(setup))
+    assert rows["device"] == "cpu, 1 thread in each of 2 processes, float64"
+    assert rows.get("sent") == said
+    if said is None:
+        assert rows["engine"] == "autograd: each process has a part of every parameter (FSDP)"

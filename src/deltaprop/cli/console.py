@@ -7,6 +7,7 @@ import re
 import shlex
 import time
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from deltaprop.cli.errors import as_flags, print_warning
 from deltaprop.data import Dataset
 from deltaprop.data.dataset import TableFacts
 from deltaprop.data.table import NUMBER
+from deltaprop.distributed import prefers_factors
 from deltaprop.errors import counted, rounded
 from deltaprop.training.baseline import FEW_ROWS, Baseline
 from deltaprop.training.config import TrainConfig
@@ -291,9 +293,23 @@ def describe(setup: Setup) -> list[tuple[str, str]]:
         rows.append(("engine", f"{config.engine}: {ENGINE_WORDS[config.engine]}"))
     elif setup.processes > 1:
         rows.append(("engine", f"{config.engine}: {PARALLEL_WORDS[config.parallel]}"))
+    if config.engine == "explicit" and setup.processes > 1:
+        rows.append(("sent", _describe_exchange(setup)))
     if "step" in (*config.activations, config.output_activation):
         rows.append(("note", "step has derivative 0: the layers before it get no gradient and are not trained"))
     return rows
+
+
+def _describe_exchange(setup: Setup) -> str:
+    """Return which layers' gradients several processes send as sums, and which as factors."""
+    config, layers = setup.config, [*enumerate(pairwise(setup.sizes), start=1)]
+    is_factors = [prefers_factors(config.batch_size, *sizes, config.exchange) for _, sizes in layers]
+    numbers = [str(number) for number, _ in layers if is_factors[number - 1]]
+    narrow = ", in bfloat16" if config.exchange_dtype == "bfloat16" else ""
+    if not numbers:
+        return f"the sums of ∂C/∂W of all layers{narrow}"
+    rest = "" if all(is_factors) else ", the sums of the others"
+    return f"δ and a_prev of layer{'s' if len(numbers) > 1 else ''} {' and '.join(numbers)}{rest}{narrow}"
 
 
 def describe_config(config: TrainConfig, resolved: dict[str, Any], parameters: list[int]) -> list[tuple[str, str]]:

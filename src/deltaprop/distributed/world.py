@@ -294,6 +294,9 @@ def _signals_end_it() -> Iterator[None]:
 def leave() -> None:
     """Disconnect this process. One that ends without it may be aborted by gloo's threads."""
     if dist.is_initialized():
+        # A thread of gloo's may still be about to free the tensors of the last message, for which it needs Python's
+        # lock; the group's end would wait for it with that lock held.
+        time.sleep(0.05)
         dist.destroy_process_group()
 
 
@@ -323,6 +326,7 @@ def world_of(world: World | None) -> World:
     if world is None and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         raise UserError(
             f"{dist.get_world_size()} processes are connected, and each would train a model of its own: pass "
-            "world=deltaprop.distributed.join() to dp.ExplicitTrainer, or world=World() if that is what you want"
+            "world=deltaprop.distributed.join() to dp.ExplicitTrainer, or, if that is what you want, "
+            "world=deltaprop.distributed.World()"
         )
     return world or World()

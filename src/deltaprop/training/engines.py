@@ -200,7 +200,8 @@ def train_epoch(
         world: The processes that share each batch; ``model`` averages their gradients then.
 
     Raises:
-        LostError: If another process has ended or does not answer; no parameter has changed in that step.
+        LostError: If another process has ended or does not answer. The step has updated no parameter; those of FSDP may
+            be left gathered.
     """
     products, world = nullcontext() if products is None else products, world or World()
     state = EpochState(x.new_zeros(())) if state is None else state

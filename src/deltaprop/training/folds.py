@@ -145,7 +145,7 @@ def cross_validate(
         raise UserError(f"cross-validation needs `folds`, and no `fold`, got {config.folds} and {config.fold}")
     if is_one_of_several():
         folds, one = setting("folds", config.folds), setting("fold", 1)
-        raise UserError(f"{folds}: all folds are trained in one process; several take {one}")
+        raise UserError(f"{folds} is for one process: several train one fold at a time, {one}")
     folder = config.run_dir or default_folder(config.data)
     _check_folder(folder, config)
     result = CrossValidation((), folder)
