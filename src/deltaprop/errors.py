@@ -18,7 +18,10 @@ class UserError(ValueError):
 
     Attributes:
         remedy: Settings, each with the values to add to it, with which the same call works; empty if none are known.
+        is_shared: Whether every process of a run has raised it.
     """
+
+    is_shared = False
 
     def __init__(self, message: str, remedy: Mapping[str, Sequence[str]] | None = None) -> None:
         super().__init__(message)

@@ -12,8 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deltaprop.data.cells import ABSENT, MOST_EXACT, PLAIN, Form, canonical, plain
-from deltaprop.data.columns import Column, Kind, Numbers, RareClasses, TaskChoice
-from deltaprop.data.dataset import Task
+from deltaprop.data.columns import Column, Kind, Numbers, RareClasses, Task, TaskChoice
 from deltaprop.data.splits import Array
 from deltaprop.data.table import NUMBER
 from deltaprop.errors import UserError, counted, listed
@@ -39,6 +38,51 @@ class TargetValues(NamedTuple):
     where: str
     numbered: bool = True
 
+    def look_like_classes(self) -> bool:
+        """Return whether the numbers of the only column look like classes."""
+        return are_classes(self.values[:, 0])
+
+    def counts(self) -> tuple[Array, Array]:
+        """Return the values of the first column, in rising order, and how often each occurs."""
+        return np.unique(self.values[:, 0], return_counts=True)
+
+    def constant(self) -> tuple[Array, Array]:
+        """Return of each column whether it has the same number in every row, and the number in the first."""
+        return (self.values == self.values[0]).all(axis=0), self.values[0]
+
+
+class TargetCounts(NamedTuple):
+    """What `TargetValues` tells of targets, of rows that are not at hand.
+
+    Attributes:
+        columns: As there.
+        where: As there.
+        values: The values of the only column, in rising order, and how often each occurs; None if they are too many.
+        least: The smallest number of each column.
+        most: The largest.
+    """
+
+    columns: Sequence[Column]
+    where: str
+    values: tuple[Array, Array] | None
+    least: Array
+    most: Array
+
+    def look_like_classes(self) -> bool:
+        """Return whether the numbers of the only column look like classes."""
+        return self.values is not None and look_like_classes(*self.values)
+
+    def counts(self) -> tuple[Array, Array]:
+        """Return the values of the only column, in rising order, and how often each occurs."""
+        if self.values is None:
+            name = self.columns[0].name
+            raise UserError(f"{self.where}: the target {name!r} has too many different values for classes")
+        return self.values
+
+    def constant(self) -> tuple[Array, Array]:
+        """Return of each column whether it has the same number in every row, and that number."""
+        return self.least == self.most, self.least
+
 
 @dataclass(frozen=True)
 class Targets:
@@ -59,7 +103,7 @@ class Targets:
     merges: bool = False
 
     @classmethod
-    def infer(cls, read: TargetValues, task: TaskChoice, rare: RareClasses = "drop") -> Targets:
+    def infer(cls, read: TargetValues | TargetCounts, task: TaskChoice, rare: RareClasses = "drop") -> Targets:
         """Return whether targets are classes or numbers, and the names of the classes.
 
         The task ``"auto"`` takes text and few different whole numbers for classes. ``rare`` tells what is done about a
@@ -68,7 +112,7 @@ class Targets:
         Raises:
             UserError: If they cannot be what the user chose, or all rows have the same target.
         """
-        columns, values, where, _ = read
+        columns, where = read.columns, read.where
         texts = [column for column in columns if column.kind == "categories"]
         column = columns[0]
         if len(columns) > 1 and texts:
@@ -78,9 +122,9 @@ class Targets:
             raise UserError(f"{where}: `task='classification'` is for a single target, got {several}")
         if texts and task == "regression":
             raise UserError(f"{where}: `task='regression'`: {_has_text(column)}")
-        if len(columns) > 1 or task == "regression" or (task == "auto" and not texts and not are_classes(values[:, 0])):
+        if len(columns) > 1 or task == "regression" or (task == "auto" and not texts and not read.look_like_classes()):
             return cls._numbers(read)
-        uniques, counts = np.unique(values[:, 0], return_counts=True)
+        uniques, counts = read.counts()
         names = [plain(value) for value in uniques]
         if texts:
             by_number = {number: name for name, number in column.names.items()}
@@ -92,7 +136,7 @@ class Targets:
         kept = [name for name in names if name not in single]
         if rare == "merge" and len(single) > 1 and OTHER not in kept:
             kept.append(OTHER)
-        if len(kept) < 2 or (rare == "drop" and 2 * len(single) > len(values)):
+        if len(kept) < 2 or (rare == "drop" and 2 * len(single) > counts.sum()):
             if task == "auto" and not texts:
                 return cls._numbers(read)
             what = f"{len(single)} of its {len(names)} classes have one row"
@@ -108,16 +152,14 @@ class Targets:
         return cls("classification", tuple(sorted(kept) if texts else kept), *of_rare, merges=rare == "merge")
 
     @classmethod
-    def _numbers(cls, read: TargetValues) -> Targets:
+    def _numbers(cls, read: TargetValues | TargetCounts) -> Targets:
         """Return targets that are numbers, after refusing constant ones."""
-        columns, values, where, _ = read
-        constant = (values == values[0]).all(axis=0)
+        columns, where = read.columns, read.where
+        constant, first = read.constant()
         # The columns of an array may be constant in part: they have no names to leave them out by.
         if constant.all() or (constant.any() and not columns[0].is_array):
             at = int(constant.argmax())
-            raise UserError(
-                f"{where}: the target {columns[at].name!r} is {values[0, at]:g} in every row: nothing to learn"
-            )
+            raise UserError(f"{where}: the target {columns[at].name!r} is {first[at]:g} in every row: nothing to learn")
         return cls("regression", ())
 
     def encode(self, read: TargetValues) -> Numbers | NDArray[np.int64]:
@@ -254,9 +296,14 @@ def are_classes(values: Array) -> bool:
         uniques = np.union1d(uniques, values[start : start + VALUES_AT_ONCE])
         if len(uniques) > MOST_CLASSES or bool((uniques % 1 != 0).any()):
             return False
-    if len(uniques) <= SURE_CLASSES:
-        return True
-    return len(values) >= SURE_CLASSES * len(uniques) and all(np.count_nonzero(values == each) > 1 for each in uniques)
+    return look_like_classes(uniques, np.array([np.count_nonzero(values == each) for each in uniques]))
+
+
+def look_like_classes(uniques: Array, counts: Array) -> bool:
+    """Return what :func:`are_classes` does, of the different values and how often each occurs."""
+    if len(uniques) > MOST_CLASSES or bool((uniques % 1 != 0).any()):
+        return False
+    return len(uniques) <= SURE_CLASSES or bool(counts.sum() >= SURE_CLASSES * len(uniques) and (counts > 1).all())
 
 
 def check_classes(train: Array, others: dict[str, Array], class_names: Sequence[str] = ()) -> None:

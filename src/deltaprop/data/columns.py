@@ -39,6 +39,7 @@ from deltaprop.errors import UserError, setting
 Numbers: TypeAlias = NDArray[np.float64]
 Kind: TypeAlias = Literal["numbers", "categories"]
 DatePart: TypeAlias = Literal["", "day", "month", "weekday", "hour"]
+Task: TypeAlias = Literal["classification", "regression"]
 TaskChoice: TypeAlias = Literal["auto", "classification", "regression"]
 Missing: TypeAlias = Literal["auto", "mean", "drop", "refuse"]
 RareClasses: TypeAlias = Literal["drop", "keep", "merge"]

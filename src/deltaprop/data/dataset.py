@@ -6,18 +6,17 @@ import dataclasses
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from deltaprop.data.columns import Task
 from deltaprop.data.encoding import Encoding
 from deltaprop.data.scaling import Scaling
 from deltaprop.data.splits import Array, Rows
 from deltaprop.data.store import ROWS_AT_ONCE, OnDisk, Storage, Store
-
-Task: TypeAlias = Literal["classification", "regression"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from deltaprop.data.dataset import Dataset, Part
+from deltaprop.data.splitmix import mix
 from deltaprop.data.store import ROWS_AT_ONCE
 
 Digests: TypeAlias = NDArray[np.uint64]
@@ -21,12 +22,7 @@ Digests: TypeAlias = NDArray[np.uint64]
 MOST_DIGESTS = 10**6  # whose digests are stored: 8 MB
 
 _BITS = {torch.float32: ("<f4", 2), torch.float64: ("<f8", 1)}  # and the number of values in 64 bits
-_START, _STEP, _FIRST, _SECOND = (
-    np.uint64(0x243F6A8885A308D3),  # the first digits of π after the point, in base 16
-    np.uint64(0x9E3779B97F4A7C15),  # 2⁶⁴ by the golden ratio, odd; this and the next two are SplitMix64's constants
-    np.uint64(0xBF58476D1CE4E5B9),
-    np.uint64(0x94D049BB133111EB),
-)
+_START = np.uint64(0x243F6A8885A308D3)  # the first digits of π after the point, in base 16
 
 
 def row_digests(x: Tensor, y: Tensor) -> Digests:
@@ -38,10 +34,6 @@ def row_digests(x: Tensor, y: Tensor) -> Digests:
     Args:
         x: Scaled inputs [N, n], float32 or float64.
         y: Class labels [N], or scaled targets [N, k].
-
-    Source:
-        mix is the finaliser of SplitMix64: G. Steele, D. Lea and C. Flood, "Fast splittable pseudorandom number
-        generators", OOPSLA 2014.
 
     Example:
         >>> one, other = torch.tensor([[0.0, 1.0]]), torch.tensor([[-0.0, 1.0]])
@@ -58,7 +50,7 @@ def input_digests(x: Tensor) -> Digests:
     digests = np.full(len(x), _START, dtype=np.uint64)
     for word in _words(x):
         digests ^= word
-        _mix(digests)
+        mix(digests)
     return digests
 
 
@@ -67,7 +59,7 @@ def add_targets(digests: Digests, y: Tensor, dtype: torch.dtype) -> Digests:
     digests = digests.copy()
     for word in _words((y.to(dtype) if y.is_floating_point() else y.long()).reshape(len(y), -1)):
         digests ^= word
-        _mix(digests)
+        mix(digests)
     return digests
 
 
@@ -83,16 +75,6 @@ def _words(values: Tensor) -> NDArray[np.uint64]:
     padded += 0  # −0 becomes 0
     padded[np.isnan(padded)] = np.nan
     return np.ascontiguousarray(padded.view("<u8").T)
-
-
-def _mix(values: Digests) -> None:
-    """Scramble 64-bit values in place, one to one."""
-    values += _STEP
-    values ^= values >> np.uint64(30)
-    values *= _FIRST
-    values ^= values >> np.uint64(27)
-    values *= _SECOND
-    values ^= values >> np.uint64(31)
 
 
 def part_digests(part: Part) -> Digests:
@@ -133,9 +115,9 @@ def decode_digests(content: bytes, count: int) -> Digests | None:
 def _checksum(digests: Digests) -> np.uint64:
     """Return a digest of digests, which depends on their order."""
     places = np.arange(1, len(digests) + 1, dtype=np.uint64)
-    _mix(places)
+    mix(places)
     places ^= digests
-    _mix(places)
+    mix(places)
     total = places.sum(dtype=np.uint64, keepdims=True)  # an array: a scalar would warn of the overflow
-    _mix(total)
+    mix(total)
     return np.uint64(total[0])

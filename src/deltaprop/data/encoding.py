@@ -290,6 +290,75 @@ class Encoder:
         return UserError(f"{self.place(int(rows[at]))}, {problem}")
 
 
+class InputStatistics:
+    """What rows have in each of p columns of inputs; statistics of parts of the rows can be merged.
+
+    Args:
+        columns: The columns, whose names of categories grow while rows are read.
+
+    Attributes:
+        numbers: The indices of the columns of numbers.
+        rows: The number of rows.
+        present: The cells that are not missing, [p].
+        least: The smallest value, [p].
+        most: The largest value, [p].
+        moments: Mean and variance of the columns of numbers.
+        seen: The names of categories in each column.
+    """
+
+    def __init__(self, columns: Sequence[Column]) -> None:
+        self.columns, self.rows = columns, 0
+        self.numbers = [at for at, column in enumerate(columns) if column.kind == "numbers"]
+        self.moments = Moments(len(self.numbers))
+        self.present = np.zeros(len(columns), dtype=np.int64)
+        self.least, self.most = np.full(len(columns), np.inf), np.full(len(columns), -np.inf)
+        self.seen: list[set[str]] = [set() for _ in columns]
+        self._known: list[set[float]] = [set() for _ in columns]  # the indices of these names
+
+    def add(self, block: Numbers) -> None:
+        """Add rows, [N, p]; the mean or variance of a column whose sums overflow is not finite."""
+        if not len(block):
+            return
+        self.present += (~np.isnan(block)).sum(axis=0)
+        self.rows += len(block)
+        self._extend(np.fmin.reduce(block), np.fmax.reduce(block))
+        self.moments.add(block[:, self.numbers])
+        for at, column in enumerate(self.columns):
+            if column.kind == "categories":
+                found = np.unique(block[:, at])
+                if new := {*found[~np.isnan(found)].tolist()} - self._known[at]:
+                    names = [*column.names]  # by index
+                    self._known[at] |= new
+                    self.seen[at] |= {names[int(index)] for index in new}
+
+    def merge(self, other: InputStatistics) -> None:
+        """Add the rows that others are of, with the same columns."""
+        self.present += other.present
+        self.rows += other.rows
+        self._extend(other.least, other.most)
+        self.moments.merge(other.moments)
+        for names, more in zip(self.seen, other.seen, strict=True):
+            names |= more
+
+    def _extend(self, least: Numbers, most: Numbers) -> None:
+        self.least, self.most = np.fmin(self.least, least), np.fmax(self.most, most)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return them without the columns."""
+        arrays = {name: getattr(self, name).tolist() for name in ("present", "least", "most")}
+        return {"rows": self.rows, **arrays, "moments": self.moments.to_json(), "seen": [*map(sorted, self.seen)]}
+
+    @classmethod
+    def from_json(cls, columns: Sequence[Column], found: dict[str, Any]) -> InputStatistics:
+        """Return what :meth:`to_json` gave."""
+        statistics = cls(columns)
+        statistics.rows, statistics.moments = found["rows"], Moments.from_json(found["moments"])
+        statistics.present = np.array(found["present"], dtype=np.int64)
+        statistics.least, statistics.most = np.array(found["least"]), np.array(found["most"])
+        statistics.seen = [*map(set, found["seen"])]
+        return statistics
+
+
 def fit_encoding(
     columns: Sequence[Column],
     targets: Sequence[Column],
@@ -306,27 +375,26 @@ def fit_encoding(
     Raises:
         UserError: If the deviation of a column is not finite.
     """
-    numbers = [at for at, column in enumerate(columns) if column.kind == "numbers"]
-    moments = Moments(len(numbers))
-    seen: list[set[float]] = [set() for _ in columns]
-    present, rows = np.zeros(len(columns), dtype=np.int64), 0
-    least, most = np.full(len(columns), np.inf), np.full(len(columns), -np.inf)
+    statistics = InputStatistics(columns)
     for block in blocks:
-        present += (~np.isnan(block)).sum(axis=0)
-        rows += len(block)
-        least, most = np.fmin(least, np.fmin.reduce(block)), np.fmax(most, np.fmax.reduce(block))
-        moments.add(block[:, numbers])  # an overflow is reported below, with the column's name
-        for at, column in enumerate(columns):
-            if column.kind == "categories":
-                seen[at].update(np.unique(block[:, at]).tolist())
+        statistics.add(block)
+    return encoding_of(statistics, targets, missing=missing, where=where)
+
+
+def encoding_of(
+    statistics: InputStatistics, targets: Sequence[Column], *, missing: Missing, where: str
+) -> tuple[Encoding, Scaling, list[str]]:
+    """Return what :func:`fit_encoding` returns, from the statistics of the training rows."""
+    columns, numbers, moments = statistics.columns, statistics.numbers, statistics.moments
+    least, most = statistics.least, statistics.most
     mean, scale = moments.mean, moments.scale
     inputs: list[Input] = []
     for at, column in enumerate(columns):
-        gaps = rows - int(present[at])
+        gaps = statistics.rows - int(statistics.present[at])
         about: dict[str, Any] = {"form": column.form, "part": column.part}
         about |= {"source": column.source} if column.source != column.name else {}
         if column.kind == "categories":
-            names = {name for name, number in column.names.items() if number in seen[at]}
+            names = statistics.seen[at]
             kept = names if column.frequent is None else names & {*column.frequent}
             about["absent"] = (missing == "auto" and gaps > 0) or not kept
             about["others"] = column.frequent is not None
@@ -336,7 +404,7 @@ def fit_encoding(
         if most[at] > least[at]:
             _check_spread(float(mean[number]), float(moments.variance[number]), column, where)
         middle = float(mean[number])
-        about["absent"] = missing == "auto" and column.part in ("", "day") and gaps > MISSING_SHARE * rows
+        about["absent"] = missing == "auto" and column.part in ("", "day") and gaps > MISSING_SHARE * statistics.rows
         inputs.append(Input(column.name, "numbers", fill=None if missing == "refuse" else middle, **about))
     forms = tuple(column.form for column in targets)
     encoding = Encoding(
@@ -347,7 +415,8 @@ def fit_encoding(
     scaling = Scaling.identity(len(encoding))
     scaling.mean[: len(numbers)] = torch.from_numpy(mean)
     scaling.scale[: len(numbers)] = torch.from_numpy(scale)
-    return encoding, scaling, [column.name for at, column in enumerate(columns) if not present[at]]
+    empty = [column.name for column, count in zip(columns, statistics.present, strict=True) if not count]
+    return encoding, scaling, empty
 
 
 def _check_spread(mean: float, variance: float, column: Column, where: str) -> None:

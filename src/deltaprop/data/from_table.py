@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from deltaprop.data.classes import Targets, TargetValues
-from deltaprop.data.columns import Missing, TableOptions, check_columns
-from deltaprop.data.dataset import EncodedRows, FittedData, TableFacts, Task
+from deltaprop.data.columns import Missing, TableOptions, Task, check_columns
+from deltaprop.data.dataset import EncodedRows, FittedData, TableFacts
 from deltaprop.data.encoding import Encoder, Encoding, fit_encoding, unseen_categories
 from deltaprop.data.formats import open_table
 from deltaprop.data.formats.parquet import ParquetTable

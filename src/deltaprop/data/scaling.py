@@ -41,11 +41,21 @@ class Moments:
     def add(self, block: Array) -> None:
         """Add rows, [N, width]; a sum that overflows is infinite or NaN."""
         new = (~np.isnan(block)).sum(axis=0).astype(float)
-        has, old = new > 0, self.count
         with np.errstate(all="ignore"):
             total = np.nansum(block, axis=0)
             from_mean = block - total / new
             squares = np.nansum(from_mean**2, axis=0) - np.nansum(from_mean, axis=0) ** 2 / new
+        self._merge(new, total, squares)
+
+    def merge(self, other: Moments) -> None:
+        """Add the rows that another one has seen."""
+        with np.errstate(all="ignore"):
+            self._merge(other.count, other.count * other.mean, other.count * other.variance)
+
+    def _merge(self, new: Array, total: Array, squares: Array) -> None:
+        """Add so many values, with their sum and their squared deviations from their own mean."""
+        has, old = new > 0, self.count
+        with np.errstate(all="ignore"):
             apart = np.where(old > 0, old / new / (old + new) * (self.mean * new - total) ** 2, 0.0)
             variance = (self.variance * old + squares + apart) / (old + new)
             mean = (self.mean * old + total) / (old + new)
@@ -58,6 +68,17 @@ class Moments:
         eps = np.finfo(np.float64).eps
         bound = self.count * eps * self.variance + (self.count * self.mean * eps) ** 2
         return np.where(self.variance <= bound, 1.0, np.sqrt(self.variance))
+
+    def to_json(self) -> dict[str, list[float]]:
+        """Return the three, which JSON holds to the last bit."""
+        return {name: values.tolist() for name, values in vars(self).items()}
+
+    @classmethod
+    def from_json(cls, found: dict[str, list[float]]) -> Moments:
+        """Return what :meth:`to_json` gave."""
+        moments = cls(0)
+        vars(moments).update({name: np.array(values) for name, values in found.items()})
+        return moments
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,21 +176,26 @@ def check_targets_fit(y: Array, names: Sequence[str]) -> None:
     """
     for name, values in zip(names, y.T, strict=True):
         unit = float(np.abs(values).max()) or 1.0  # the squares of values / unit are at most 1
-        deviation = float(np.std(values / unit)) * unit
-        if deviation == 0:
-            continue
-        if not SQUARABLE[0] <= deviation <= SQUARABLE[1]:
-            exponent = max(-300, min(300, -math.floor(math.log10(float(np.std(values / unit))) + math.log10(unit))))
-            raise UserError(
-                f"{name} has a standard deviation of {deviation:.4g}, and float64 cannot hold the square of that: "
-                f"write it in another unit, its numbers multiplied by 1e{exponent}"
-            )
-        middle = float(np.mean(values / unit)) * unit
-        if deviation < LEAST_STEPS * float(np.spacing(abs(middle))):
-            raise UserError(
-                f"{name} is {middle:.4g} ± {deviation:.4g}: so close together float64 keeps less than three digits of "
-                f"them: subtract {middle:.4g} from the numbers first"
-            )
+        check_target_spread(name, float(np.mean(values / unit)), float(np.std(values / unit)), unit)
+
+
+def check_target_spread(name: str, mean: float, deviation: float, unit: float = 1.0) -> None:
+    """Refuse a target of this mean and standard deviation, both in a unit, as :func:`check_targets_fit` does."""
+    middle, spread = mean * unit, deviation * unit
+    if spread == 0:
+        return
+    if not SQUARABLE[0] <= spread <= SQUARABLE[1]:
+        digits = math.log10(deviation) + math.log10(unit) if math.isfinite(deviation) else 300
+        exponent = max(-300, min(300, -math.floor(digits)))
+        raise UserError(
+            f"{name} has a standard deviation of {spread:.4g}, and float64 cannot hold the square of that: "
+            f"write it in another unit, its numbers multiplied by 1e{exponent}"
+        )
+    if spread < LEAST_STEPS * float(np.spacing(abs(middle))):
+        raise UserError(
+            f"{name} is {middle:.4g} ± {spread:.4g}: so close together float64 keeps less than three digits of "
+            f"them: subtract {middle:.4g} from the numbers first"
+        )
 
 
 def _std_mean(x: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:

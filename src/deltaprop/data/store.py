@@ -280,9 +280,7 @@ class _CacheWriter:
         """Rename the folder; return the table with its rows on disk."""
         about = {
             "format": CACHE_FORMAT, "rows": self.count, "shift": np.nan_to_num(self.shift).tolist(),
-            "unit": self.unit.tolist(), "inputs": [_column_to_json(column) for column in loaded.plan.inputs],
-            "targets": [_column_to_json(column) for column in loaded.plan.targets],
-            "left_out": loaded.plan.left_out, "notes": loaded.plan.notes, "dropped": loaded.dropped,
+            "unit": self.unit.tolist(), **plan_to_json(loaded.plan), "dropped": loaded.dropped,
             "unlabelled": loaded.unlabelled, "gaps": loaded.gaps, "digest": loaded.digest,
         }  # fmt: skip
         assert self.file is not None
@@ -350,18 +348,30 @@ def _open_cache(folder: Path) -> LoadedTable | None:
         about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
         count = about["rows"]
         shift, unit = (np.array(about[name], dtype=np.float64) for name in ("shift", "unit"))
-        inputs, targets = ([_column_from_json(entry) for entry in about[part]] for part in ("inputs", "targets"))
-        if about["format"] != CACHE_FORMAT or not len(shift) == len(unit) == len(inputs):
+        plan = plan_from_json(about)
+        width = len(plan.inputs)
+        if about["format"] != CACHE_FORMAT or not len(shift) == len(unit) == width:
             return None
-        if (folder / ROWS).stat().st_size != 4 * count * len(inputs):
+        if (folder / ROWS).stat().st_size != 4 * count * width:
             return None
-        y = np.fromfile(folder / TARGETS, "<f8").reshape(count, len(targets))
+        y = np.fromfile(folder / TARGETS, "<f8").reshape(count, len(plan.targets))
         store = OnDisk(folder / ROWS, count, shift, unit)
-        left_out = tuple((name, reason) for name, reason in about["left_out"])
-        plan = TablePlan(inputs, targets, left_out, tuple(about["notes"]))
         return LoadedTable(store, y, plan, about["dropped"], about["unlabelled"], about["gaps"], about["digest"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def plan_to_json(plan: TablePlan) -> dict[str, Any]:
+    """Return how a table is read, for JSON."""
+    inputs, targets = ([*map(_column_to_json, part)] for part in (plan.inputs, plan.targets))
+    return {"inputs": inputs, "targets": targets, "left_out": plan.left_out, "notes": plan.notes}
+
+
+def plan_from_json(found: dict[str, Any]) -> TablePlan:
+    """Return what :func:`plan_to_json` gave."""
+    inputs, targets = ([*map(_column_from_json, found[part])] for part in ("inputs", "targets"))
+    left_out = tuple((name, reason) for name, reason in found["left_out"])
+    return TablePlan(inputs, targets, left_out, tuple(found["notes"]))
 
 
 def _column_to_json(column: Column) -> dict[str, Any]:

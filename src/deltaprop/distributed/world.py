@@ -142,7 +142,7 @@ class World:
             longest = max(int(length) for length in lengths)
             found = [torch.zeros(longest, dtype=torch.uint8) for _ in range(self.size)]
             dist.all_gather(found, torch.nn.functional.pad(own, (0, longest - len(own))))
-        return [bytes(t[: int(n) - 1].tolist()) for t, n in zip(found, lengths, strict=True)]
+        return [t[: int(n) - 1].numpy().tobytes() for t, n in zip(found, lengths, strict=True)]
 
     def of_first(self, data: bytes) -> bytes:
         """Return the bytes of process 0.
@@ -159,6 +159,8 @@ class World:
     def together(self, work: Callable[[], T]) -> T:
         """Return what some work returns, which each process does for itself; if it fails in one, it fails in all.
 
+        Work may have parts that are done together: what fails there has failed in all.
+
         Raises:
             UserError: If it has raised one, here or in another process.
             LostError: If another process has ended or does not answer.
@@ -170,12 +172,15 @@ class World:
             result = work()
         except UserError as caught:
             error = caught
+            if error.is_shared:
+                raise
         told = self.of_each(b"" if error is None else str(error).encode())
-        if error is not None:
-            raise error
         for rank, text in enumerate(told):
             if text:
-                raise UserError(text.decode() if rank == 0 else f"process {rank}: {text.decode()}")
+                error = error or UserError(text.decode() if rank == 0 else f"process {rank}: {text.decode()}")
+        if error is not None:
+            error.is_shared = True
+            raise error
         return result
 
     @contextmanager
