@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +23,8 @@ class EpochState:
         interval: Steps between two calls of ``pause``.
         report: The loss to sum, from outputs and targets, if it is not the one that is minimised: a mean over rows, of
             one step or of several.
+        shares: The rows of each batch of several processes, and how many of them are this one's, if the rows that an
+            engine is given are this one's alone; None if they are those of all.
     """
 
     total: Tensor
@@ -31,6 +33,7 @@ class EpochState:
     pause: Callable[[int], bool] | None = None
     interval: int = 1
     report: Callable[[Tensor, Tensor], Tensor] | None = None
+    shares: Sequence[tuple[int, int]] | None = None
 
     def add(self, loss: Tensor, count: Tensor | int) -> None:
         """Add the loss of one step, weighted by ``count``.

@@ -11,7 +11,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -32,7 +31,7 @@ from deltaprop.training.setup import Setup
 
 Cell = str | Text
 MOST_LISTED = 6  # names in a line
-PARTS = {"train": "rows to train", "val": "to validate", "test": "to test"}
+PART_NAMES = {"train": "rows to train", "val": "to validate", "test": "to test"}
 METRIC_NAMES = {"log_loss": "log loss", "r2": "R²"}  # where the name is not the key
 
 
@@ -178,7 +177,7 @@ class ConsoleReporter(Reporter):
 
     def _notes(self, setup: Setup, result: Result) -> list[str]:
         """Return what there is to say about a model that may be of no use."""
-        notes, metrics, rows = [], result.model_metrics, len(setup.dataset.test)
+        notes, metrics, rows = [], result.model_metrics, setup.dataset.rows["test"]
         if result.baseline is not None:
             notes += baseline_notes(result.baseline, metrics.get("test_accuracy"), metrics.get("test_r2"))
         if untested := _untested(setup.dataset):
@@ -231,17 +230,22 @@ def _untested(dataset: Dataset) -> list[str]:
     """Return the classes of a table without a test row."""
     if not dataset.class_names or dataset.table is None:
         return []
-    counts = torch.bincount(dataset.test.y.long(), minlength=len(dataset.class_names)).tolist()
-    return [name for name, count in zip(dataset.class_names, counts, strict=True) if not count]
+    counts = zip(dataset.class_names, dataset.class_counts("test"), strict=True)
+    return [name for name, count in counts if not count]
 
 
 def _most_folds(dataset: Dataset) -> int:
     """Return how many folds the rows allow: each tests a row, and never the only one of a class."""
-    parts = (dataset.train, dataset.val, dataset.test)
+    if dataset.grouped is not None:
+        return 0
     if not dataset.class_names:
-        return sum(map(len, parts))
-    counts = torch.bincount(torch.cat([part.y.long() for part in parts]))
-    return int(counts[counts > 1].sum())
+        return sum(dataset.rows.values())
+    return sum(count for count in _of_all_parts(dataset) if count > 1)
+
+
+def _of_all_parts(dataset: Dataset) -> list[int]:
+    """Return the number of rows of each class."""
+    return [sum(of_class) for of_class in zip(*map(dataset.class_counts, dataset.rows), strict=True)]
 
 
 def cross_validation(words: Sequence[str], folds: int = 5) -> str | None:
@@ -317,7 +321,7 @@ def describe_config(config: TrainConfig, resolved: dict[str, Any], parameters: l
     parts = resolved.get("rows") or {}
     layers = zip(resolved["sizes"], ["", *config.activations, config.output_activation], strict=True)
     balanced = ", balanced class weights" if config.class_weight == "balanced" else ""
-    rows = [("data", ", ".join(f"{parts[part]} {text}" for part, text in PARTS.items() if part in parts))]
+    rows = [("data", ", ".join(f"{parts[part]} {text}" for part, text in PART_NAMES.items() if part in parts))]
     if config.augment != "none":
         rows.append(("data", f"training images deformed anew in every epoch: {config.augment}"))
     rows.append(("model", " → ".join(f"{size} {name}".removesuffix("none").strip() for size, name in layers)))
@@ -355,13 +359,12 @@ def _describe_data(dataset: Dataset) -> list[str]:
     lines = [f"{dataset.name}: {' and '.join(columns)}"]
     names = [*map(quoted, table.encoding.targets)]
     if dataset.task == "classification":
-        labels = torch.cat([part.y for part in (dataset.train, dataset.val, dataset.test)])
-        counts = torch.bincount(labels, minlength=len(dataset.class_names)).tolist()
+        counts = _of_all_parts(dataset)
         classes = [*zip(dataset.class_names, counts, strict=True)]
         if len(classes) > MOST_LISTED:
             classes.sort(key=lambda each: -each[1])
         shares = [
-            f"{repr(name) if re.match(NUMBER, name) else quoted(name)} {100 * count / len(labels):.3g} %"
+            f"{repr(name) if re.match(NUMBER, name) else quoted(name)} {100 * count / sum(counts):.3g} %"
             for name, count in classes
         ]
         lines.append(f"target {', '.join(names)}: {counted(len(shares), 'class')}: {enumerate_names(shares)}")
@@ -379,7 +382,9 @@ def _describe_data(dataset: Dataset) -> list[str]:
         lines.append(f"{counted(table.dropped, 'row')} dropped because of missing cells")
     if table.gaps:
         lines.append(f"{counted(table.gaps, 'missing cell')} filled")
-    if dataset.is_streamed:
+    if dataset.grouped is not None:
+        lines.append("larger than --memory: read from its row groups, each process its own; pictures show a sample")
+    elif dataset.is_streamed:
         lines.append("larger than --memory: read from a cache on disk, chunk by chunk")
     return lines
 
@@ -409,7 +414,7 @@ def _format_test(setup: Setup, metrics: dict[str, Any]) -> str:
     loss = f"loss {_format(metrics['test_loss'])}"
     if setup.objective.task == "regression":
         return f"rmse {_format(metrics['test_rmse'])}, {loss}"
-    rows = len(setup.dataset.test)
+    rows = setup.dataset.rows["test"]
     right = round(metrics["test_accuracy"] * rows)
     return f"{_format(metrics['test_accuracy'], percent=True)} right ({right} of {rows}), {loss}"
 

@@ -25,7 +25,7 @@ from deltaprop.inference.intervals import LEVEL
 from deltaprop.inference.model import Model, load
 from deltaprop.inference.seen_rows import SeenRows
 from deltaprop.inference.thresholds import Threshold, read_threshold
-from deltaprop.training.evaluate import evaluate, raw_targets
+from deltaprop.training.evaluate import evaluate, outputs_of_groups, raw_targets
 from deltaprop.training.load_run import load_run
 from deltaprop.training.seen_rows import EQUAL, read_training_rows
 
@@ -92,7 +92,10 @@ def _on_test_part(run: Path, model: Model, threshold: Threshold | None) -> Evalu
     if dataset.table is not None and dataset.table.dropped:  # known for a separate test table, not for a random part
         config = setup.config
         table = None if config.test is None else open_table(Path(config.test), config.reading)
-        dropped = None if table is None else sum(map(len, table.batches())) - len(test)
+        dropped = None if table is None else sum(map(len, table.batches())) - dataset.rows["test"]
+    if dataset.grouped is not None:
+        outputs, y = outputs_of_groups(setup.model, dataset.grouped, "test")
+        return evaluation_report(model, outputs, y.numpy(), threshold, dropped=dropped)
     evaluation = evaluate(setup.model, setup.objective, test, dataset.target_scaling)
     assert evaluation is not None  # the test part always has rows
     y = test.y if model.class_names else raw_targets(test, dataset.target_scaling)

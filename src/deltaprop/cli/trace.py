@@ -12,7 +12,7 @@ from typing import Annotated
 import torch
 from tyro.conf import Positional
 
-from deltaprop.cli.console import PARTS, terminal
+from deltaprop.cli.console import PART_NAMES, terminal
 from deltaprop.cli.files import OutputFile
 from deltaprop.cli.parsing import optional, read_arguments
 from deltaprop.cli.targets import load_target
@@ -154,7 +154,7 @@ def make_trace(arguments: Arguments) -> tuple[Trace, float]:
 def _trace_run(folder: Path, arguments: Arguments) -> tuple[Trace, float]:
     """Return the trace of a run's net on the first rows of a part of its data, and the run's learning rate."""
     weights, part = arguments.weights or recorded_weights(folder), arguments.part or "train"
-    for what, name, known in (("weights", weights, WEIGHTS), ("part", part, PARTS)):
+    for what, name, known in (("weights", weights, WEIGHTS), ("part", part, PART_NAMES)):
         if name not in known:
             raise unknown_name(what, name, known)
     setup = load_run(folder, arguments.weights, arguments.data)

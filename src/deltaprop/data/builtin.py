@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from deltaprop.data.dataset import RawData
+from deltaprop.data.raw_data import RawData
 
 # scikit-learn is imported inside the functions: it takes longer to import than the rest of the package together.
 

@@ -1,73 +1,22 @@
-"""A data set as it was read (`RawData`), and as a network trains on it (`Dataset`, made of `Split`)."""
+"""A data set as a network trains on it (`Dataset`, made of `Split`)."""
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from deltaprop.data.columns import Task
 from deltaprop.data.encoding import Encoding
+from deltaprop.data.grouped import GroupedRows
+from deltaprop.data.row_groups import PARTS
 from deltaprop.data.scaling import Scaling
 from deltaprop.data.splits import Array, Rows
 from deltaprop.data.store import ROWS_AT_ONCE, OnDisk, Storage, Store
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class RawData:
-    """A data set as it was read or generated: not yet split, scaled or flattened.
-
-    Args:
-        name: The name of the data set.
-        task: ``"classification"`` or ``"regression"``.
-        x: Inputs, shape ``[N, ...]``; a sample's axes are flattened later.
-        y: Labels, shape ``[N]``, integers from 0; or targets, shape ``[N, k]``.
-        x_test: Inputs of the official test set, shape ``[M, ...]``, or None without one.
-        y_test: Its labels or targets, or None.
-        class_names: One name per class, empty for regression.
-        classes_left_out: Classes of a single row, whose rows are not in it.
-        notes: What the user is told of the targets.
-        pictures: Whether x holds pixels.
-        full_scale: The largest value of a pixel, or None if it is unknown.
-    """
-
-    name: str
-    task: Task
-    x: Array
-    y: Array
-    x_test: Array | None = None
-    y_test: Array | None = None
-    class_names: tuple[str, ...] = ()
-    classes_left_out: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
-    pictures: bool = False
-    full_scale: float | None = None
-
-    @property
-    def image_shape(self) -> tuple[int, int] | None:
-        """(rows, columns) of a picture; None for other data and for pictures of another rank."""
-        return (self.x.shape[1], self.x.shape[2]) if self.pictures and self.x.ndim == 3 else None
-
-    def digest(self) -> str:
-        """Return the SHA-256, as hex, of the dtype, shape and bytes of each array.
-
-        The bytes are taken in row order and little-endian, so the same data gives the same digest on every machine,
-        whether the files were compressed or not.
-        """
-        sha = hashlib.sha256()
-        for array in (self.x, self.y, self.x_test, self.y_test):
-            if array is None:
-                sha.update(b"none;")
-                continue
-            sha.update(f"{array.dtype.name} {array.shape};".encode())
-            sha.update(np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<")).data)
-        return sha.hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -215,6 +164,7 @@ class Dataset:
         table: How a table was read; None for other data.
         classes_left_out: Classes of a single row, whose rows are in no part.
         notes: What the user is told of the targets.
+        grouped: All rows, where they stay in their row groups: ``train``, ``val`` and ``test`` are a sample of them.
     """
 
     name: str
@@ -230,6 +180,21 @@ class Dataset:
     table: TableFacts | None = None
     classes_left_out: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    grouped: GroupedRows | None = None
+
+    @property
+    def rows(self) -> dict[str, int]:
+        """The number of rows of each part."""
+        if self.grouped is not None:
+            return self.grouped.count
+        return {part: len(getattr(self, part)) for part in PARTS}
+
+    def class_counts(self, part: str) -> list[int]:
+        """Return the number of rows of each class in a part."""
+        if self.grouped is not None:
+            return self.grouped.class_counts[part]
+        counts: list[int] = torch.bincount(getattr(self, part).y, minlength=len(self.class_names)).tolist()
+        return counts
 
     @property
     def n_inputs(self) -> int:
@@ -254,4 +219,7 @@ class Dataset:
         names = ["train", "val", "test", "input_scaling"]
         if torch.device(device).type != "mps":
             names.append("target_scaling")
-        return dataclasses.replace(self, **{name: getattr(self, name).to(device) for name in names})
+        moved = {name: getattr(self, name).to(device) for name in names}
+        if self.grouped is not None:
+            moved["grouped"] = dataclasses.replace(self.grouped, device=torch.device(device))
+        return dataclasses.replace(self, **moved)

@@ -88,8 +88,8 @@ def part_digests(part: Part) -> Digests:
 
 def digestible_rows(dataset: Dataset) -> int | None:
     """Return the number of training and validation rows; None if they are too many, or on disk, which rounds them."""
-    count = len(dataset.train) + len(dataset.val)
-    on_disk = dataset.table is not None and dataset.table.storage == "disk"
+    count = dataset.rows["train"] + dataset.rows["val"]
+    on_disk = dataset.table is not None and dataset.table.storage in ("disk", "groups")
     return None if on_disk or count > MOST_DIGESTS else count
 
 

@@ -84,7 +84,7 @@ class RawTable:
         encoding, scaling, empty = fit_encoding(
             loaded.plan.inputs, loaded.plan.targets,
             (loaded.store.take(in_store[start : start + ROWS_AT_ONCE]) for start in starts),
-            missing=_policy(options), where=str(path),
+            missing=missing_policy(options), where=str(path),
         )  # fmt: skip
         if not standardise:
             scaling = Scaling.identity(len(encoding))
@@ -96,7 +96,7 @@ class RawTable:
         def encoded(of: LoadedTable, y: Array, rows: Rows) -> EncodedRows:
             return EncodedRows(of.store, Encoder(encoding, of.plan.inputs, scaling, dtype, str(path)), y, rows)
 
-        warnings, of_test, test = _warnings(encoding, len(train_rows), empty), None, None
+        warnings, of_test, test = encoding_warnings(encoding, len(train_rows), empty), None, None
         if self.test is not None:
             cache = replace(self.cache, memory=0) if storage == "disk" else self.cache
             of_test = self._read_test(encoding, cache)
@@ -133,7 +133,7 @@ class RawTable:
         return load_rows(self.test, lambda: plan, key, self.options.missing, cache)
 
 
-def _policy(options: TableOptions) -> Missing:
+def missing_policy(options: TableOptions) -> Missing:
     """Return what is done about missing cells; version 0.1 filled them only by their mean."""
     return "refuse" if options.columns == "0.1" and options.missing == "drop" else options.missing
 
@@ -163,7 +163,7 @@ def read_table(
 
     loaded = load_rows(held, plan, repr(options), options.missing, cache, inferred)
     if test_table is not None:
-        _check_test_columns(table, test_table, loaded.plan, options)
+        check_test_columns(table, test_table, loaded.plan, options)
     found = inferred(loaded)
     y = found.encode(_targets_of(loaded, path))
     loaded = replace(loaded, targets=np.empty((0, len(targets))))  # y holds them now, and they may be many
@@ -192,7 +192,7 @@ def _ends_with_sums(loaded: LoadedTable, y: Array) -> bool:
     return len(sums) > 1 and bool((np.isclose(values[-1], sums, rtol=1e-6, atol=0) & (sums != 0)).all())
 
 
-def _check_test_columns(table: Table, test: Table, plan: TablePlan, options: TableOptions) -> None:
+def check_test_columns(table: Table, test: Table, plan: TablePlan, options: TableOptions) -> None:
     """Refuse a test table without a column that is used, or with one that the table does not have."""
     check_columns(test, [*plan.inputs, *plan.targets], f"{table.path} has")
     for name in test.names:
@@ -244,7 +244,7 @@ def _targets_of(loaded: LoadedTable, path: Path) -> TargetValues:
     return TargetValues(loaded.plan.targets, loaded.targets, str(path), not loaded.dropped and not loaded.unlabelled)
 
 
-def _warnings(encoding: Encoding, rows: int, empty: Sequence[str]) -> list[str]:
+def encoding_warnings(encoding: Encoding, rows: int, empty: Sequence[str]) -> list[str]:
     """Return warnings of columns without a value, and of more inputs than the training rows can support."""
     lines = [f"column {name!r} has no value in any training row, and no effect" for name in empty]
     if len(encoding) > rows:

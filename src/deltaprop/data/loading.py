@@ -16,18 +16,22 @@ from torch import Tensor
 
 from deltaprop.data.builtin import BUILTIN
 from deltaprop.data.classes import Targets, array_targets, check_classes
-from deltaprop.data.columns import TableOptions
-from deltaprop.data.dataset import Dataset, EncodedRows, FittedData, Part, RawData, Split, StreamedSplit
+from deltaprop.data.columns import TableOptions, Task
+from deltaprop.data.dataset import Dataset, EncodedRows, FittedData, Part, Split, StreamedSplit
 from deltaprop.data.formats import endings, find_format, is_table, open_table, unknown_format
 from deltaprop.data.formats.arrays import ARRAY_NAMES, ArrayFile
 from deltaprop.data.formats.excel import EXCEL_NAMES, is_workbook
 from deltaprop.data.formats.idx import IdxFolder, load_idx_folder
 from deltaprop.data.formats.idx_files import find_idx_files
+from deltaprop.data.from_row_groups import GroupSource, agree_on_groups, large_folder, load_groups
 from deltaprop.data.from_table import RawTable, read_table
 from deltaprop.data.infer import choose_columns
+from deltaprop.data.raw_data import RawData
+from deltaprop.data.row_groups import RowGroup
 from deltaprop.data.scaling import Scaling, check_targets_fit
 from deltaprop.data.splits import Fold, Rows, SplitHow, split_indices
 from deltaprop.data.store import CacheConfig, InMemory, Storage, Store, default_memory
+from deltaprop.distributed import World
 from deltaprop.errors import UserError, setting, unknown_name
 from deltaprop.user_cache import default_cache
 
@@ -50,6 +54,7 @@ class Source:
         test: A table, or arrays, to test on.
         cache: Where the rows of a table may be stored.
         storage: Where the rows of a table must be stored, as when the run began; None for where they fit.
+        world: The processes that share a folder of Parquet parts too large for memory.
     """
 
     data: str
@@ -57,6 +62,7 @@ class Source:
     test: str | None = None
     cache: CacheConfig = field(default_factory=lambda: CacheConfig(default_memory(), default_cache()))
     storage: Storage | None = None
+    world: World = field(default_factory=World)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,6 +208,19 @@ def load(
     asked = Source(data=source) if isinstance(source, str) else source
     source, options = asked.data, asked.options
     test = None if asked.test is None else Path(asked.test)
+    groups = asked.world.together(lambda: _large_folder(asked, how))
+    agree_on_groups(groups, source, asked.world)
+    if groups:
+        fraction = how.test_fraction
+        assert not isinstance(fraction, Fold)
+        of_groups = GroupSource(
+            path=Path(source), options=options, test=test, cache=asked.cache, world=asked.world, seed=int(how.seed),
+            shares=(float(fraction), how.val_fraction), how=how.val_split, standardise=how.scaling != "none",
+            dtype=how.dtype,
+        )  # fmt: skip
+        dataset = load_groups(of_groups, groups)
+        _check_task(options, dataset.task, source)
+        return dataset
     raw: RawData | RawTable
     if source in BUILTIN:
         raw = BUILTIN[source](int(seed))
@@ -212,9 +231,25 @@ def load(
         raw = _read_arrays(Path(source), options, test)
     else:
         raw = load_idx_folder(source)
-    if options.task not in ("auto", raw.task):
-        raise UserError(f"{setting('task', options.task)}: {source} is for {raw.task}")
+    _check_task(options, raw.task, source)
     return _prepare(raw, how)
+
+
+def _check_task(options: TableOptions, task: Task, source: str) -> None:
+    if options.task not in ("auto", task):
+        raise UserError(f"{setting('task', options.task)}: {source} is for {task}")
+
+
+def _large_folder(asked: Source, how: _LoadOptions) -> list[RowGroup]:
+    """Return the row groups of a folder of Parquet parts too large for memory; none for other data."""
+    if asked.data in BUILTIN or not is_table(asked.data):
+        return []
+    how.check_pictures(asked.data)
+    groups = large_folder(Path(asked.data), asked.options, asked.cache, asked.storage)
+    if groups and isinstance(how.test_fraction, Fold):
+        this = setting("folds", how.test_fraction.of)
+        raise UserError(f"{this}: the rows of {asked.data} do not fit in memory; take a larger `memory`, or no folds")
+    return groups
 
 
 def _read_arrays(path: Path, options: TableOptions, test: Path | None) -> RawData:

@@ -42,8 +42,8 @@ SHARE = 8  # a table may take one part in this many of the machine's memory
 
 ROWS, TARGETS, ABOUT = "rows.f32", "targets.f64", "about.json"
 
-Storage: TypeAlias = Literal["memory", "rows", "disk"]
-"""As inputs in memory; or as rows in memory or on disk, encoded while the network trains."""
+Storage: TypeAlias = Literal["memory", "rows", "disk", "groups"]
+"""As inputs in memory; or as rows in memory, on disk or in the table's own row groups, encoded while it trains."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -54,6 +54,7 @@ class EpochRows:
         order: Row indices in order; None for the rows in order.
         weights: The weight of each sample, [M]; None for equal weights.
         world: The processes that share each batch.
+        given: The shares of an `EpochState`.
         batches: The rows of each batch.
         sizes: Those of this process.
     """
@@ -64,10 +65,14 @@ class EpochRows:
     order: Tensor | None = None
     weights: Tensor | None = None
     world: World = ALONE
+    given: Sequence[tuple[int, int]] | None = None
     batches: list[int] = field(init=False)
     sizes: list[int] = field(init=False)
 
     def __post_init__(self) -> None:
+        if self.given is not None:
+            self.batches, self.sizes = ([*counts] for counts in zip(*self.given, strict=True))
+            return
         size, rows = self.batch_size, len(self)
         self.batches = [size] * (rows // size) + ([rows % size] if rows % size else [])
         self.sizes = [len(range(n)[self.world.share(n)]) for n in self.batches]

@@ -253,10 +253,10 @@ class ExplicitTrainer:
         if order is not None:
             check_order(order, x)
         rows = len(x) if order is None else len(order)
-        steps = math.ceil(rows / batch_size)
+        steps = math.ceil(rows / batch_size) if state.shares is None else len(state.shares)
         if not 0 <= whole_number(state.done, "start") <= steps:
             raise UserError(f"start must be a step of the epoch, 0 to {steps}, got {state.done!r}")
-        data = EpochRows(x, y, batch_size, order, sample_weight, self._world)
+        data = EpochRows(x, y, batch_size, order, sample_weight, self._world, state.shares)
         self._running, shape, grad_mode = True, self._shape, torch.is_grad_enabled()
         try:
             with torch.inference_mode():

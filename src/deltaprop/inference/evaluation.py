@@ -202,7 +202,10 @@ def _baseline(model: Model, y: Array) -> Baseline | None:
     """Return what the simplest predictions reach on labels [N] or numbers [N, k]."""
     if not model.class_names:
         return numbers_baseline(torch.from_numpy(y).double())
-    return classes_baseline(model.class_counts, model.class_names, torch.from_numpy(y)) if model.class_counts else None
+    if not model.class_counts:
+        return None
+    tested = np.bincount(y.astype(np.int64), minlength=len(model.class_names)).tolist()
+    return classes_baseline(model.class_counts, model.class_names, tested)
 
 
 def _classification_metrics(model: Model, outputs: Tensor, y: Array, threshold: Threshold | None) -> dict[str, Any]:

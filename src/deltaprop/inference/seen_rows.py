@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from deltaprop.data.columns import Column, Numbers
-from deltaprop.data.dataset import RawData
 from deltaprop.data.digests import Digests, add_targets, input_digests, is_among
 from deltaprop.data.formats import open_source
 from deltaprop.data.formats.arrays import ArrayFile
+from deltaprop.data.raw_data import RawData
 from deltaprop.data.splits import Array, Rows
 from deltaprop.data.store import described_columns
 from deltaprop.data.table import NUMBER, Batch

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from deltaprop.data import Dataset
@@ -41,10 +40,10 @@ class Baseline:
         return r2 is None or r2 > 0
 
 
-def classes_baseline(counts: Sequence[int], names: Sequence[str], labels: Tensor) -> Baseline:
-    """Return the baseline of labels [N], from the rows of each class in training."""
+def classes_baseline(counts: Sequence[int], names: Sequence[str], tested: Sequence[int]) -> Baseline:
+    """Return the baseline of some rows, of which ``tested`` are of each class, from the rows of each in training."""
     majority = max(range(len(counts)), key=counts.__getitem__)
-    return Baseline(names[majority], float((labels == majority).double().mean()))
+    return Baseline(names[majority], tested[majority] / sum(tested))
 
 
 def numbers_baseline(y: Tensor) -> Baseline:
@@ -52,14 +51,10 @@ def numbers_baseline(y: Tensor) -> Baseline:
     return Baseline(rmse=float((y - y.mean(dim=0)).square().mean().sqrt()))
 
 
-def class_counts(dataset: Dataset) -> list[int]:
-    """Return the number of training rows of each class."""
-    counts: list[int] = torch.bincount(dataset.train.y, minlength=len(dataset.class_names)).tolist()
-    return counts
-
-
 def test_baseline(dataset: Dataset) -> Baseline:
     """Return the baseline of the test rows of a data set."""
     if dataset.task == "regression":
+        if dataset.grouped is not None:
+            return Baseline(rmse=float(dataset.grouped.moments["test"].variance.mean() ** 0.5))
         return numbers_baseline(raw_targets(dataset.test, dataset.target_scaling))
-    return classes_baseline(class_counts(dataset), dataset.class_names, dataset.test.y)
+    return classes_baseline(dataset.class_counts("train"), dataset.class_names, dataset.class_counts("test"))

@@ -8,7 +8,8 @@ augmented (``data/augment.py``), and the operating system reads the one after th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -45,12 +46,18 @@ class Shard:
         x: Inputs; streamed ones are overwritten when the shard after the next is read.
         y: Targets, as the loss takes them.
         order: Row indices in the order of training.
+        shares: The rows of each batch, and how many of them are this process's; None where it has those of all.
     """
 
     first: int
     x: Tensor
     y: Tensor
     order: Tensor
+    shares: Sequence[tuple[int, int]] | None = None
+
+    def steps(self, batch_size: int) -> int:
+        """Return the number of batches."""
+        return math.ceil(len(self.order) / batch_size) if self.shares is None else len(self.shares)
 
 
 class DataLoader:

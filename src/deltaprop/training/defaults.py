@@ -32,7 +32,7 @@ def resolve_auto(config: TrainConfig, dataset: Dataset) -> TrainConfig:
     if config.weight_decay == "auto":
         config = replace(config, weight_decay=TABLE_DECAY if is_table else 0.0)
     if config.epochs == "auto":
-        steps = math.ceil(len(dataset.train) / config.batch_size)
+        steps = math.ceil(dataset.rows["train"] / config.batch_size)
         config = replace(config, epochs=usual_epochs(steps) if is_table else EPOCHS)
     if config.log_every == "auto":
         config = replace(config, log_every=max(VIEWS_EVERY, math.ceil(config.total_epochs / (3 if is_table else 6))))
@@ -64,5 +64,5 @@ def usual_weights(data: str, dataset: Dataset) -> Literal["best", "final"]:
     On tables with classes those of the lowest validation loss are better, because the loss rises again where the
     accuracy does not; with numbers a few held-out rows select by chance.
     """
-    is_best = is_own_table(data, dataset) and dataset.task == "classification" and len(dataset.val) > 0
+    is_best = is_own_table(data, dataset) and dataset.task == "classification" and dataset.rows["val"] > 0
     return "best" if is_best else "final"

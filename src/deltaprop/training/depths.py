@@ -18,10 +18,10 @@ from matplotlib.ticker import MaxNLocator
 
 from deltaprop.tracing.capture import capture_layers, delta_norm
 from deltaprop.training.config import TrainConfig
-from deltaprop.training.data_loader import DataLoader
 from deltaprop.training.devices import set_threads
 from deltaprop.training.engines import train_epoch
-from deltaprop.training.evaluate import evaluate
+from deltaprop.training.evaluate import Metrics, evaluate, evaluate_groups
+from deltaprop.training.loaders import make_loader
 from deltaprop.training.report.plots import COLOURS
 from deltaprop.training.report.tensorboard import PROBE_ROWS
 from deltaprop.training.setup import make_optimizer, prepare
@@ -88,10 +88,10 @@ def measure_depth(config: TrainConfig, variant: Variant, depth: int, width: int)
         UserError: If the configuration does not fit the data.
     """
     setup = prepare(configured(config, variant, depth, width))
-    config = setup.config
+    config, dataset = setup.config, setup.dataset
     optimizer = make_optimizer(setup.model, config)
     generator = torch.Generator().manual_seed(config.seed)
-    loader = DataLoader(setup.dataset.train, setup.objective, config.batch_size)
+    loader = make_loader(setup)
     probe = loader.first_rows(PROBE_ROWS)
 
     def measure() -> list[float]:
@@ -103,8 +103,13 @@ def measure_depth(config: TrainConfig, variant: Variant, depth: int, width: int)
             for shard in loader.shards(loader.draw(generator), 0):
                 train_epoch(setup.model, setup.objective, optimizer, shard.x, shard.y, shard.order, config.batch_size)
             norms.append(measure())
-        part = setup.dataset.val if len(setup.dataset.val) else setup.dataset.test
-        evaluation = evaluate(setup.model, setup.objective, part, setup.dataset.target_scaling)
+        evaluation: Metrics | None
+        if dataset.grouped is not None:
+            parts = evaluate_groups(setup.model, setup.objective, dataset.grouped, dataset.target_scaling)
+            evaluation = parts["val"] or parts["test"]
+        else:
+            part = dataset.val if len(dataset.val) else dataset.test
+            evaluation = evaluate(setup.model, setup.objective, part, dataset.target_scaling)
     assert evaluation is not None  # the test part always has rows
     return DepthResult(variant, depth, norms, evaluation.accuracy, evaluation.loss)
 

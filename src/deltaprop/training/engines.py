@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -205,18 +205,28 @@ def train_epoch(
     """
     products, world = nullcontext() if products is None else products, world or World()
     state = EpochState(x.new_zeros(())) if state is None else state
-    for batch in order.split(batch_size)[state.done :]:
-        rows = batch[world.share(len(batch))]
+    for rows, of_all in _shared(order, batch_size, state, world):
         batch_x, batch_y = x.index_select(0, rows), y.index_select(0, rows)
         with products, world.exchanging():
             outputs = model(batch_x)  # FWD
             c = loss(outputs, batch_y) if len(rows) else outputs.sum()  # C; a mean over no rows would be NaN
             counted = world.size * len(rows)
             optimizer.zero_grad()
-            (c if counted == len(batch) else c * (counted / len(batch))).backward()  # BP1-BP4
+            (c if counted == of_all else c * (counted / of_all)).backward()  # BP1-BP4
         optimizer.step()  # SGD
         if len(rows):
             with torch.no_grad():
                 state.add(c if state.report is None else state.report(outputs, batch_y), len(rows))
         if state.steps_done():
             return
+
+
+def _shared(order: Tensor, batch_size: int, state: EpochState, world: World) -> Iterator[tuple[Tensor, int]]:
+    """Yield this process's rows of each batch that is left, and the number of rows of all."""
+    if state.shares is None:
+        for batch in order.split(batch_size)[state.done :]:
+            yield batch[world.share(len(batch))], len(batch)
+        return
+    own = order.split([count for _, count in state.shares])
+    for rows, (of_all, _) in [*zip(own, state.shares, strict=True)][state.done :]:
+        yield rows, of_all

@@ -24,11 +24,12 @@ from deltaprop.training import evaluate
 from deltaprop.training.baseline import test_baseline
 from deltaprop.training.checkpoint import Checkpoint, load_state_tensors, state_tensors, subset
 from deltaprop.training.config import TrainConfig
-from deltaprop.training.data_loader import DataLoader, Shard
+from deltaprop.training.data_loader import Shard
 from deltaprop.training.engines import ENGINES
-from deltaprop.training.evaluate import SELECTED_BY, Evaluation, figures, in_own_units, selection_loss
+from deltaprop.training.evaluate import SELECTED_BY, Evaluation, Metrics, figures, in_own_units, selection_loss
 from deltaprop.training.finite_check import EVERY, all_finite, name_non_finite
 from deltaprop.training.health import health_note
+from deltaprop.training.loaders import make_loader
 from deltaprop.training.processes import Together, checkpoint_of_first
 from deltaprop.training.report.reporter import NoViews, Reporter, Result, Silent
 from deltaprop.training.resume import locate, plan_resume
@@ -206,8 +207,8 @@ class Run:
         self.pause_interval = self.engine.interval(config.batch_size)
         # The loss is minimised on standardised targets, and reported in the units of the data.
         self.report = in_own_units(objective, dataset.target_scaling) if objective.task == "regression" else None
-        self.loader = DataLoader(dataset.train, objective, config.batch_size, sizes, setup.deformation)
-        self.steps = math.ceil(len(dataset.train) / config.batch_size)
+        self.loader = make_loader(setup, sizes, self.world)
+        self.steps = math.ceil(len(self.loader) / config.batch_size)
         self.generator = torch.Generator().manual_seed(config.seed)
         self.state = TrainState(self._no_progress(), self.generator.get_state())
         self.resumed = self._weights_changed = False
@@ -409,7 +410,7 @@ class Run:
         self._checked = state.progress.done
         began = time.perf_counter()
         for shard in self.loader.shards(order, state.progress.done):
-            end = shard.first + math.ceil(len(shard.order) / setup.config.batch_size)
+            end = shard.first + shard.steps(setup.config.batch_size)
             while state.progress.done < end:
                 self._train_on(shard)
                 state.seconds += time.perf_counter() - began
@@ -418,21 +419,28 @@ class Run:
                 if state.progress.done < end:
                     self.save()
                 began = time.perf_counter()
-        parts = setup.dataset.val, setup.dataset.test
-        if setup.parts_at_once == 2 and len(parts[0]) and self.world.size == 1:  # the bits are those of one by one
-            with ThreadPoolExecutor(2) as pool:
-                val, test = pool.map(self._evaluate, parts)
-        else:
-            val, test = map(self._evaluate, parts)
+        val, test = self._evaluate_parts()
         self._check_stop()
         self._end_epoch(lr, val, test)
 
-    def _evaluate(self, part: Part) -> Evaluation | None:
-        setup = self.setup
-        scaling = setup.dataset.target_scaling
-        check = self.stop.check if self.world.size == 1 else lambda: None  # all processes stop at the same step
-        found = evaluate.evaluate(setup.model, setup.objective, part, scaling, check, self.world)
-        return found if found is None else evaluate.as_first(found, self.world)
+    def _evaluate_parts(self) -> list[Metrics | None]:
+        """Return the metrics on the validation and on the test rows, the same in all processes."""
+        setup, dataset, world = self.setup, self.setup.dataset, self.world
+        check = self.stop.check if world.size == 1 else lambda: None  # all processes stop at the same step
+        objective, scaling = setup.objective, dataset.target_scaling
+
+        def on(part: Part) -> Metrics | None:
+            return evaluate.evaluate(setup.model, objective, part, scaling, check, world)
+
+        parts, found = (dataset.val, dataset.test), list[Metrics | None]()
+        if dataset.grouped is not None:
+            found = [*evaluate.evaluate_groups(setup.model, objective, dataset.grouped, scaling, check, world).values()]
+        elif setup.parts_at_once == 2 and len(parts[0]) and world.size == 1:  # the bits are those of one by one
+            with ThreadPoolExecutor(2) as pool:
+                found = [*pool.map(on, parts)]
+        else:
+            found = [*map(on, parts)]
+        return [figures if figures is None else evaluate.as_first(figures, world) for figures in found]
 
     def _train_on(self, shard: Shard) -> None:
         """Take the steps of a shard that are left, up to a pause."""
@@ -444,8 +452,9 @@ class Run:
             return self._pauses()
 
         within = EpochState(
-            progress.total, progress.done - first, pause=pause, interval=self.pause_interval, report=self.report
-        )
+            progress.total, progress.done - first, pause=pause, interval=self.pause_interval, report=self.report,
+            shares=shard.shares if self.world.size > 1 else None,
+        )  # fmt: skip
         batch_size = self.setup.config.batch_size
         try:
             self.engine.train(shard.x, shard.y, shard.order, batch_size, within)
@@ -481,7 +490,7 @@ class Run:
         is_written = first and self.folder.has_weights(FINAL, weights)
         return self.world.largest(is_written)[0] > 0
 
-    def _end_epoch(self, lr: float, val: Evaluation | None, test: Evaluation | None) -> None:
+    def _end_epoch(self, lr: float, val: Metrics | None, test: Metrics | None) -> None:
         """Write the metrics of an epoch, and advance to the next."""
         state, config, rows = self.state, self.setup.config, len(self.loader)
         metrics: dict[str, Any] = {
@@ -514,7 +523,7 @@ class Run:
         assert config.log_every != "auto"
         if self._ended or (config.log_every and metrics["epoch"] % config.log_every == 0):
             self._gather()
-            self.tensorboard.views(metrics["epoch"], test)
+            self.tensorboard.views(metrics["epoch"], test if isinstance(test, Evaluation) else None)
         if config.save_epochs and metrics["epoch"] % config.save_epochs == 0:
             self.save()
 

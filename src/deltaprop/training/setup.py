@@ -30,9 +30,7 @@ from deltaprop.errors import UserError, setting
 from deltaprop.explicit.precision import check_precision
 from deltaprop.nn.modules import MLP
 from deltaprop.optim import SGD
-from deltaprop.training.baseline import class_counts
 from deltaprop.training.config import TrainConfig
-from deltaprop.training.data_loader import DataLoader
 from deltaprop.training.defaults import MOST_DEVIATIONS, TABLE_LR, is_own_table, resolve_auto
 from deltaprop.training.devices import describe_device, fastest, physical_cores, pick_device, pick_threads, tune_threads
 from deltaprop.training.engines import ENGINES, choose_engine
@@ -110,7 +108,7 @@ class Setup:
                 "data_sha256": dataset.digest,
                 "class_names": list(dataset.class_names),
                 "classes_left_out": list(dataset.classes_left_out),
-                "class_counts": None if dataset.task == "regression" else class_counts(dataset),
+                "class_counts": None if dataset.task == "regression" else dataset.class_counts("train"),
                 "class_weights": balanced_weights(self.config, dataset),
                 "image_shape": None if dataset.image_shape is None else list(dataset.image_shape),
                 "columns": None if dataset.table is None else dataset.table.encoding.to_json(),
@@ -120,7 +118,7 @@ class Setup:
                 "storage": self.storage,
                 "split_seed": self.split_seed,
                 "weights": self.config.weights,
-                "rows": {part: len(getattr(dataset, part)) for part in ("train", "val", "test")},
+                "rows": dataset.rows,
                 "row_digests": digestible_rows(dataset),
             },
             "versions": {
@@ -175,7 +173,7 @@ def prepare(
     source, split_seed = config.source, config.seed if split_seed is None else split_seed
     check_source(source)
     dataset = load(
-        replace(source, cache=replace(source.cache, progress=progress), storage=storage),
+        replace(source, cache=replace(source.cache, progress=progress), storage=storage, world=world),
         seed=split_seed,
         test_fraction=Fold(config.fold, config.folds) if config.folds else config.test_fraction,
         val_fraction=config.val_fraction,
@@ -188,7 +186,7 @@ def prepare(
         _check_augment(config, dataset)
     if config.lr == "auto":
         config = replace(config, lr=usual_lr(config, dataset))
-    if not len(dataset.val):
+    if not dataset.rows["val"]:
         _check_unvalidated(config)
     config = resolve_auto(config, dataset)
     weights = balanced_weights(config, dataset)
@@ -201,7 +199,7 @@ def prepare(
         torch.default_generator.manual_seed(split_seed)  # torch.manual_seed would seed the GPUs' generators too
         # Drawn on the CPU, so that the same seed gives the same initial weights on every device.
         model = _build_model(config, sizes).to(device)
-    steps = config.total_epochs * math.ceil(len(dataset.train) / config.batch_size)
+    steps = config.total_epochs * math.ceil(dataset.rows["train"] / config.batch_size)
     engine, note = choose_engine(config.engine, model, objective, config.precision, config.batch_size, steps, on_build)
     asked, config = config.engine, replace(config, engine=engine)
     cores_here = max(1, physical_cores() // world.local_size)
@@ -232,7 +230,7 @@ def balanced_weights(config: TrainConfig, dataset: Dataset) -> list[float] | Non
         return None
     if dataset.task == "regression":
         raise UserError(f"{setting('class_weight', config.class_weight)}: the target is numeric, there are no classes")
-    return balanced(class_counts(dataset))
+    return balanced(dataset.class_counts("train"))
 
 
 def _check_augment(config: TrainConfig, dataset: Dataset) -> None:
@@ -272,7 +270,8 @@ def _tune(
     alone = {} if config.engine == "compiled" else {"world": World()}
     engine = ENGINES[config.engine](trial, objective, make_optimizer(trial, config), config.precision, **alone)
     rows = TUNING_STEPS * config.batch_size
-    x, y = DataLoader(dataset.train, objective, config.batch_size).first_rows(rows)
+    x = dataset.train.inputs(slice(rows))
+    y = objective.targets(dataset.train.y[:rows], x.dtype)
     order = torch.arange(rows, device=x.device) % len(x)
 
     def take_steps() -> None:
@@ -302,6 +301,8 @@ def usual_lr(config: TrainConfig, dataset: Dataset) -> float:
 
 def farthest(dataset: Dataset) -> float:
     """Return the largest absolute value among inputs and targets of the training rows; the targets are numbers."""
+    if dataset.grouped is not None:
+        return dataset.grouped.farthest
     train = dataset.train
     found = [float(train.y.abs().max())]
     for start in range(0, len(train), ROWS_AT_ONCE):

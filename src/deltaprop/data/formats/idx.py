@@ -22,8 +22,8 @@ from typing import IO
 
 import numpy as np
 
-from deltaprop.data.dataset import RawData
 from deltaprop.data.formats.idx_files import find_idx_files
+from deltaprop.data.raw_data import RawData
 from deltaprop.data.splits import Array
 from deltaprop.errors import UserError
 

@@ -1,0 +1,170 @@
+"""The row groups of a folder of Parquet parts: what processes share a table by that does not fit in memory.
+
+Row groups are dealt to K streams, and a process has the streams s with s mod W its rank. K depends on the table alone,
+so that the rows of each batch do not depend on W. Only the footers of files are read here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deltaprop.data.formats.parquet import ParquetTable, column_indices
+from deltaprop.data.splitmix import mix
+from deltaprop.data.splits import Rows, SplitHow
+from deltaprop.data.table import BATCH_ROWS, Batch
+from deltaprop.errors import UserError
+
+PARTS = ("train", "val", "test")
+STREAMS = 16, 64  # at least and at most, if there are as many row groups
+OPEN_PAGES = 1024  # pages that are open at once if one process reads all streams: one per stream and column
+PAGE_BYTES = 1 << 16  # compressed, that are read at once
+CHANGED = "it has changed since its footer was read"
+
+
+@dataclass(frozen=True)
+class RowGroup:
+    """A row group, as a table of its own.
+
+    Attributes:
+        path: The Parquet file.
+        names: The names of its columns that are used; empty if they are not chosen yet.
+        number: Its number in the file.
+        rows: The number of its rows.
+        first: The index of its first row in the whole table.
+        first_in_file: The index of its first row in the file.
+        rows_at_once: Rows in a block.
+    """
+
+    path: Path
+    names: list[str]
+    number: int
+    rows: int
+    first: int
+    first_in_file: int
+    rows_at_once: int = BATCH_ROWS
+
+    @property
+    def files(self) -> Sequence[Path]:
+        """The file."""
+        return [self.path]
+
+    def place(self, row: int) -> str:
+        """Return the file and the number in it of a row, which is counted from 1 in the row group."""
+        return f"{self.path}: row {self.first_in_file + row}"
+
+    def batches(self, on_bytes: Callable[[int], None] = lambda count: None) -> Iterator[Batch]:
+        """Yield the rows block by block: page by page, so that a large row group takes no more memory than a small one.
+
+        Raises:
+            UserError: If the file is damaged, or another one than before.
+        """
+        import pyarrow
+        from pyarrow import parquet
+
+        read = 0
+        try:
+            with parquet.ParquetFile(self.path, memory_map=False, buffer_size=PAGE_BYTES) as file:
+                schema = file.schema_arrow
+                own = {schema.names[at].strip(): schema.names[at] for at in column_indices(schema)}
+                names = [own[name] for name in self.names]
+                blocks = file.iter_batches(self.rows_at_once, [self.number], columns=names, use_threads=False)
+                for batch in blocks:
+                    read += len(batch)
+                    yield batch.select(names).rename_columns(self.names)
+        except (pyarrow.ArrowException, OSError, KeyError) as error:
+            raise UserError(f"{self.path}: damaged: {' '.join(str(error).split())[:200]}") from error
+        if read != self.rows:
+            raise UserError(f"{self.path}: {CHANGED}")
+
+
+def row_groups(table: ParquetTable, first: int = 0) -> list[RowGroup]:
+    """Return the row groups of a table, in the order of its rows; their columns are not chosen yet.
+
+    Args:
+        table: The table.
+        first: The index of its first row.
+
+    Raises:
+        UserError: If a file is damaged.
+    """
+    import pyarrow
+    from pyarrow import parquet
+
+    found: list[RowGroup] = []
+    for path in table.files:
+        try:
+            metadata = parquet.read_metadata(path)
+        except (pyarrow.ArrowException, OSError) as error:
+            raise UserError(f"{path}: damaged: {' '.join(str(error).split())[:200]}") from error
+        in_file = 0
+        for number in range(metadata.num_row_groups):
+            rows = metadata.row_group(number).num_rows
+            if rows:
+                found.append(RowGroup(path, [], number, rows, first + in_file, in_file))
+            in_file += rows
+        first += in_file
+    return found
+
+
+def layout_digest(groups: Sequence[RowGroup]) -> bytes:
+    """Return a digest of the names of files and the sizes of row groups, by which processes notice other data."""
+    layout = [[group.path.name, group.number, group.rows] for group in groups]
+    return hashlib.sha256(json.dumps(layout).encode()).digest()
+
+
+def deal(groups: Sequence[RowGroup], columns: int) -> list[list[int]]:
+    """Return the row groups of each of K streams: in the order of the table, each to the shortest stream so far.
+
+    A stream that is read has a page of each column in memory, so K is lower for many columns.
+    """
+    least, most = STREAMS
+    dealt: list[list[int]] = [[] for _ in range(min(len(groups), max(least, min(most, OPEN_PAGES // columns))))]
+    rows = [0] * len(dealt)
+    for at, group in enumerate(groups):
+        shortest = rows.index(min(rows))
+        dealt[shortest].append(at)
+        rows[shortest] += group.rows
+    return dealt
+
+
+@dataclass(frozen=True)
+class Division:
+    """Which part of the data set each row is in: drawn from its index, so that nobody holds a list of all rows.
+
+    Attributes:
+        seed: Of the draw.
+        test: The share of the rows to test on.
+        val: The share of the others to validate on.
+        how: Whether these are drawn too, or are the last.
+        rows: The number of rows of the table. Those after them are of a table to test on.
+    """
+
+    seed: int
+    test: float
+    val: float
+    how: SplitHow
+    rows: int
+
+    def parts(self, rows: Rows) -> NDArray[np.int8]:
+        """Return the index in ``PARTS`` of the part of each row, given by its index in the table.
+
+        Row i has a number in [0, 1): the upper 53 bits of mix(i + mix(seed)).
+        """
+        start = np.array([self.seed], dtype=np.uint64)
+        mix(start)
+        words = rows.astype(np.uint64) + start
+        mix(words)
+        draws = (words >> np.uint64(11)) * 2.0**-53
+        is_test = (draws < self.test) | (rows >= self.rows)
+        is_late = rows >= self.rows - math.ceil(self.val * self.rows)
+        is_val = is_late if self.how == "tail" else draws < self.test + (1 - self.test) * self.val
+        parts: NDArray[np.int8] = np.where(is_test, 2, np.where(is_val, 1, 0)).astype(np.int8)
+        return parts
