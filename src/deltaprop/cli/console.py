@@ -279,7 +279,7 @@ PARALLEL_WORDS = {
 def describe(setup: Setup) -> list[tuple[str, str]]:
     """Return the data, model and settings of a run as rows of a name and a text."""
     config = setup.config
-    steps = math.ceil(len(setup.dataset.train) / config.batch_size)
+    steps = math.ceil(setup.dataset.rows["train"] / config.batch_size)
     parameters = [sum(p.numel() for p in m.parameters()) for m in setup.model if isinstance(m, nn.Linear)]
     threads = f", {counted(setup.threads, 'thread')}" if setup.device.type == "cpu" else ""
     together = f" in each of {setup.processes} processes" if setup.processes > 1 else ""

@@ -45,7 +45,7 @@ class GroupSource:
         path: The folder.
         options: The user's choices.
         test: A table to test on.
-        cache: Its ``memory`` decides whether rows stay in their row groups; its ``progress`` is told.
+        cache: Its folder has rows of streams that wait for their turn; its ``progress`` is told.
         world: The processes that share the row groups.
         seed: Of the division into parts.
         shares: The share of all rows to test on, and of the others to validate on.
@@ -92,7 +92,7 @@ def agree_on_groups(groups: Sequence[RowGroup], path: str, world: World) -> None
     told = world.of_each(layout_digest(groups) if groups else b"")
     for rank, digest in enumerate(told):
         if digest != told[0]:
-            error = UserError(f"process {rank} has other data in {path} than process 0 (by the rows of its files)")
+            error = UserError(f"process {rank} has other data in {path} than process 0 (by the sizes of row groups)")
             error.is_shared = True
             raise error
 
@@ -108,7 +108,7 @@ def load_groups(source: GroupSource, groups: list[RowGroup]) -> Dataset:
     table_rows, (test, val) = sum(group.rows for group in groups), source.shares
     division = Division(source.seed, 0.0 if of_test else test, val, source.how, table_rows)
     reading = Reading.of(plan, missing_policy(options), division, has_classes=options.task == "classification")
-    streams = deal([*groups, *of_test], len(reading.names))
+    streams = deal([*groups, *of_test])
     facts = _survey(source, [*groups, *of_test], reading, streams)
     total = merged(facts, plan, reading.most_values)
     if not sum(total.rows):
@@ -126,7 +126,8 @@ def load_groups(source: GroupSource, groups: list[RowGroup]) -> Dataset:
         encode=Encoder(encoding, plan.inputs, scaling, source.dtype, path),
         scale=lambda y: target_scaling.apply(y).to(source.dtype), counts=[classes.rows(of) for of in facts],
         class_counts=dict(zip(PARTS, classes.by_part(total.counts).T.tolist(), strict=True)),
-        moments=dict(zip(PARTS, total.targets, strict=True)), farthest=_farthest(total, scaling, target_scaling),
+        moments=dict(zip(PARTS, total.targets, strict=True)), folder=source.cache.folder,
+        farthest=_farthest(total, scaling, target_scaling),
     )  # fmt: skip
     _check_parts(rows, path)
     names_of_test = merged(facts[len(groups) :], plan, 0).names if of_test else []
@@ -146,8 +147,6 @@ def _open(source: GroupSource, groups: Sequence[RowGroup]) -> tuple[TablePlan, l
     """Return the columns, as process 0 infers them, and the row groups of the table to test on."""
 
     def infer_in_first() -> bytes:
-        if not groups:
-            raise UserError(f"{source.path}: there is no row in it")
         return json.dumps(plan_to_json(_infer(source, groups))).encode() if source.world.is_first else b""
 
     content = source.world.of_first(source.world.together(infer_in_first))
@@ -174,13 +173,20 @@ def _infer(source: GroupSource, groups: Sequence[RowGroup]) -> TablePlan:
     profiles = {name: Profile(name) for name in (*inputs, *targets)}
     words = tuple(word.lower() for word in options.na_values)
 
+    looked_at: list[tuple[int, int]] = []  # how many rows before a row group, and which row of the table it begins with
+
     def look(group: RowGroup, most: int) -> None:
+        looked_at.append((profiles[targets[0]].rows, group.first))
         for batch in replace(group, names=[*profiles], rows_at_once=FURTHER_ROWS).batches():
             for at, found in enumerate(profiles.values()):
                 found.add(batch.column(at), words)
             most -= len(batch)
             if most <= 0:
                 return
+
+    def in_table(row: int) -> int:
+        before, first = max(entry for entry in looked_at if entry[0] < row)
+        return row - before + first
 
     first = [group for group in groups if group.first < FIRST_ROWS]
     for group in first:
@@ -189,13 +195,16 @@ def _infer(source: GroupSource, groups: Sequence[RowGroup]) -> TablePlan:
         starts = {name: found.starts for name, found in profiles.items() if found.starts is not None}
         for at in sorted({*np.linspace(0, len(further) - 1, FURTHER_GROUPS).round().astype(int).tolist()}):
             look(further[at], FURTHER_ROWS)
-        for name, found in profiles.items():  # what numbered the first rows, and is still unique, numbers all
+        for name, found in profiles.items():
+            # What numbered the first rows, and is still unique, numbers all.
             if found.numbering is not None:
                 found.numbering = [np.arange(found.rows) + starts[name]] if name in starts else None
+            found.first = {text: in_table(row) for text, row in found.first.items()}
+            found.infinite = None if found.infinite is None else in_table(found.infinite)
     plan = infer(table, options, profiles, others)
-    rows, looked_at = groups[-1].first + groups[-1].rows, profiles[inputs[0]].rows
-    note = f"columns are inferred from {looked_at:,} of {rows:,} rows".replace(",", "\N{THIN SPACE}")
-    return replace(plan, notes=(*plan.notes, note) if looked_at < rows else plan.notes)
+    rows, seen = groups[-1].first + groups[-1].rows, profiles[targets[0]].rows
+    note = f"columns are inferred from {seen} of {rows} rows"
+    return replace(plan, notes=(*plan.notes, note) if seen < rows else plan.notes)
 
 
 def _survey(
@@ -258,7 +267,7 @@ class ClassCounts:
     def by_part(self, counts: Counts | None) -> Array:
         """Return the rows of each class in each part, [C, 3]."""
         found = np.zeros((self.classes, len(PARTS)), dtype=np.int64)
-        for value, by_part in (counts or {}).items():
+        for value, by_part in (counts or {}).items() if self.classes else ():
             if (label := self.label_of[value]) >= 0:
                 found[label] += [sum(by_part), 0, 0] if label in self.always else by_part
         return found

@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,8 +28,10 @@ from deltaprop.data.row_groups import CHANGED, PARTS, Division, RowGroup
 from deltaprop.data.scaling import Moments
 from deltaprop.data.splits import Array, Rows
 from deltaprop.data.store import InMemory, described_columns
+from deltaprop.data.table import BATCH_ROWS
 from deltaprop.errors import UserError
 
+BLOCK_BYTES = 1 << 24  # of the rows that are read together
 SAMPLE_GROUPS = 16  # row groups that a sample is taken from
 SAMPLE_ROWS = 10_000  # of each part, at most
 SAMPLE_BYTES = 1 << 26  # of their inputs, at most
@@ -63,6 +66,11 @@ class Reading:
     def names(self) -> list[str]:
         """The columns of the file that are read."""
         return [*dict.fromkeys(column.source for column in (*self.plan.inputs, *self.plan.targets))]
+
+    def chosen(self, group: RowGroup) -> RowGroup:
+        """Return a row group with these columns, and blocks of a limited size."""
+        rows = max(1, min(BATCH_ROWS, BLOCK_BYTES // (8 * (len(self.plan.inputs) + len(self.plan.targets)))))
+        return replace(group, names=self.names, rows_at_once=rows)
 
 
 @dataclass
@@ -117,7 +125,7 @@ def survey(group: RowGroup, reading: Reading) -> GroupFacts:
     """
     plan, width = reading.plan, len(reading.plan.inputs)
     inputs, targets = ([replace(column, names={}) for column in part] for part in (plan.inputs, plan.targets))
-    reader = Reader(replace(group, names=reading.names), inputs, targets, reading.missing)
+    reader = Reader(reading.chosen(group), inputs, targets, reading.missing)
     statistics, moments, digest = InputStatistics(inputs), [Moments(len(targets)) for _ in PARTS], hashlib.sha256()
     least, most = (np.full((len(PARTS), len(targets)), of_none) for of_none in (np.inf, -np.inf))
     counter = _Counter(targets, reading.most_values)
@@ -230,6 +238,7 @@ class GroupedRows:
         class_counts: Rows of each class, of each part; empty for numbers.
         moments: Mean and variance of each target, of each part, in their own units.
         farthest: The largest absolute value among inputs and targets of the training rows.
+        folder: Where streams keep rows that wait for their turn.
         device: Where x and y are returned.
     """
 
@@ -244,6 +253,7 @@ class GroupedRows:
     class_counts: Mapping[str, list[int]]
     moments: Mapping[str, Moments]
     farthest: float
+    folder: Path
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     @property
@@ -265,8 +275,10 @@ class GroupedRows:
         """Return the row groups of a process, in the order of the table."""
         return sorted(at for stream in self.streams[rank::size] for at in stream)
 
-    def windows(self, group: int, parts: Sequence[str], rows_at_once: int) -> Iterator[Window]:
-        """Yield the rows of some parts in a row group, from so many rows of the file at a time.
+    def read(self, group: int, parts: Sequence[str]) -> Iterator[tuple[NDArray[np.int8], Numbers]]:
+        """Yield the rows of some parts in a row group, block by block: the part of each, and the row [p + k].
+
+        They are as they were read, but for classes, which are their labels.
 
         Raises:
             UserError: If the file is damaged, or has changed.
@@ -274,43 +286,53 @@ class GroupedRows:
         plan, chosen = self.reading.plan, [PARTS.index(part) for part in parts]
         columns, width = (*plan.inputs, *plan.targets), len(plan.inputs)
         known = [len(column.names) for column in columns]
-        table = replace(self.groups[group], names=self.reading.names, rows_at_once=rows_at_once)
+        table = self.reading.chosen(self.groups[group])
         for block, numbers, _ in Reader(table, plan.inputs, plan.targets, self.reading.missing).blocks():
             if known != [len(column.names) for column in columns]:
                 raise UserError(f"{table.path}: {CHANGED}: it has a name that was not there before")
             of_rows = self.reading.division.parts(table.first + numbers - 1)
-            y: Array = block[:, width:]
             if self.targets.class_names:
-                y = self.targets.encode(TargetValues(plan.targets, y, str(table.path), False))
-                of_rows[np.isin(y, self.always)] = 0
-                of_rows[y < 0] = -1  # left out
+                labels = self.targets.encode(TargetValues(plan.targets, block[:, width:], str(table.path), False))
+                of_rows[np.isin(labels, self.always)] = 0
+                of_rows[labels < 0] = -1  # left out
+                block[:, width] = labels
             rows = np.flatnonzero(np.isin(of_rows, chosen))
-            x = torch.empty(len(rows), self.width, dtype=self.dtype)
-            if len(rows):
-                self.encode(InMemory(block[:, :width]), rows, x)
-            read = torch.from_numpy(y[rows])
-            raw = None if self.targets.class_names else read
-            of_targets = read if raw is None else self.scale(raw)
-            yield Window(group, of_rows[rows], x.to(self.device), of_targets.to(self.device), raw)
+            yield of_rows[rows], block[rows]
+
+    def encoded(self, block: Numbers) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return x, y and y_raw, as in `Window`, of rows [N, p + k] as they were read."""
+        width = len(self.reading.plan.inputs)
+        x = torch.empty(len(block), self.width, dtype=self.dtype)
+        if len(block):
+            self.encode(InMemory(block[:, :width]), np.arange(len(block)), x)
+        if self.targets.class_names:
+            return x.to(self.device), torch.from_numpy(block[:, width].astype(np.int64)).to(self.device), None
+        raw = torch.from_numpy(block[:, width:].copy())
+        return x.to(self.device), self.scale(raw).to(self.device), raw
+
+    def windows(self, group: int, parts: Sequence[str], most: int) -> Iterator[Window]:
+        """Yield the rows of some parts in a row group as a network takes them, at most so many at a time."""
+        for of_rows, block in self.read(group, parts):
+            for first in range(0, len(block), most):
+                some = slice(first, first + most)
+                yield Window(group, of_rows[some], *self.encoded(block[some]))
 
     @property
-    def nothing(self) -> Window:
-        """A window without rows."""
-        of_numbers = torch.empty(0, len(self.reading.plan.targets), dtype=torch.float64)
-        x = torch.empty(0, self.width, dtype=self.dtype, device=self.device)
-        if self.targets.class_names:
-            return Window(0, np.empty(0, np.int8), x, torch.empty(0, dtype=torch.int64, device=self.device), None)
-        return Window(0, np.empty(0, np.int8), x, of_numbers.to(x), of_numbers)
+    def nothing(self) -> Numbers:
+        """No rows, [0, p + k]."""
+        return np.empty((0, len(self.reading.plan.inputs) + len(self.reading.plan.targets)))
 
     def sample(self) -> dict[str, Tensor]:
         """Return x, y and y_raw of some rows of each part, such as "train.x", from the beginning of some row groups."""
         most = max(1, min(SAMPLE_ROWS, SAMPLE_BYTES // (self.width * self.dtype.itemsize)))
         chosen = sorted({*np.linspace(0, len(self.groups) - 1, SAMPLE_GROUPS).round().astype(int).tolist()})
         quota = -(-most // len(chosen))
-        found: dict[str, list[Window]] = {part: [self.nothing] for part in PARTS}
+        found: dict[str, list[Window]] = {
+            part: [Window(0, np.empty(0, np.int8), *self.encoded(self.nothing))] for part in PARTS
+        }
         for group in chosen:
             wanted = {part: min(quota, count) for part, count in zip(PARTS, self.counts[group], strict=True)}
-            for window in self.windows(group, PARTS, 2 * quota):
+            for window in self.windows(group, PARTS, BATCH_ROWS):
                 for number, part in enumerate(PARTS):
                     some = window.some(np.flatnonzero(window.parts == number)[: wanted[part]])
                     wanted[part] -= len(some.x)

@@ -23,8 +23,7 @@ from deltaprop.data.table import BATCH_ROWS, Batch
 from deltaprop.errors import UserError
 
 PARTS = ("train", "val", "test")
-STREAMS = 16, 64  # at least and at most, if there are as many row groups
-OPEN_PAGES = 1024  # pages that are open at once if one process reads all streams: one per stream and column
+STREAMS = 64  # K, if there are as many row groups
 PAGE_BYTES = 1 << 16  # compressed, that are read at once
 CHANGED = "it has changed since its footer was read"
 
@@ -38,6 +37,7 @@ class RowGroup:
         names: The names of its columns that are used; empty if they are not chosen yet.
         number: Its number in the file.
         rows: The number of its rows.
+        size: The bytes of its columns in the file.
         first: The index of its first row in the whole table.
         first_in_file: The index of its first row in the file.
         rows_at_once: Rows in a block.
@@ -47,6 +47,7 @@ class RowGroup:
     names: list[str]
     number: int
     rows: int
+    size: int
     first: int
     first_in_file: int
     rows_at_once: int = BATCH_ROWS
@@ -106,9 +107,11 @@ def row_groups(table: ParquetTable, first: int = 0) -> list[RowGroup]:
             raise UserError(f"{path}: damaged: {' '.join(str(error).split())[:200]}") from error
         in_file = 0
         for number in range(metadata.num_row_groups):
-            rows = metadata.row_group(number).num_rows
+            group = metadata.row_group(number)
+            rows, columns = group.num_rows, map(group.column, range(group.num_columns))
+            size = sum(column.total_compressed_size for column in columns)
             if rows:
-                found.append(RowGroup(path, [], number, rows, first + in_file, in_file))
+                found.append(RowGroup(path, [], number, rows, size, first + in_file, in_file))
             in_file += rows
         first += in_file
     return found
@@ -116,17 +119,13 @@ def row_groups(table: ParquetTable, first: int = 0) -> list[RowGroup]:
 
 def layout_digest(groups: Sequence[RowGroup]) -> bytes:
     """Return a digest of the names of files and the sizes of row groups, by which processes notice other data."""
-    layout = [[group.path.name, group.number, group.rows] for group in groups]
+    layout = [[group.path.name, group.number, group.rows, group.size] for group in groups]
     return hashlib.sha256(json.dumps(layout).encode()).digest()
 
 
-def deal(groups: Sequence[RowGroup], columns: int) -> list[list[int]]:
-    """Return the row groups of each of K streams: in the order of the table, each to the shortest stream so far.
-
-    A stream that is read has a page of each column in memory, so K is lower for many columns.
-    """
-    least, most = STREAMS
-    dealt: list[list[int]] = [[] for _ in range(min(len(groups), max(least, min(most, OPEN_PAGES // columns))))]
+def deal(groups: Sequence[RowGroup]) -> list[list[int]]:
+    """Return the row groups of each of K streams: in the order of the table, each to the shortest stream so far."""
+    dealt: list[list[int]] = [[] for _ in range(min(len(groups), STREAMS))]
     rows = [0] * len(dealt)
     for at, group in enumerate(groups):
         shortest = rows.index(min(rows))

@@ -17,7 +17,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import safetensors
 import safetensors.torch
@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from deltaprop._torch_compat import without_compiler
+from deltaprop.data.store import Storage
 from deltaprop.distributed import part_of
 from deltaprop.errors import UserError
 from deltaprop.training.config import from_json, is_int, is_number
@@ -231,7 +232,7 @@ _STATE: dict[str, Callable[[Any], bool]] = {
     "epoch": _whole(1), "done": _whole(0), "threads": _whole(1, 1025), "split_seed": _whole(0, 2**32),
     "block": _whole(1), "chunk": _whole(1), "seconds": is_number,
     **dict.fromkeys(("data_sha256", "model_sha256", "device"), lambda value: isinstance(value, str)),
-    "storage": lambda value: value in ("memory", "rows", "disk"),
+    "storage": lambda value: value in get_args(Storage),
     "versions": lambda value: isinstance(value, dict),
     "overrides": lambda value: isinstance(value, list) and all(isinstance(record, dict) for record in value),
     "last": _is_metrics, "best": _is_metrics,

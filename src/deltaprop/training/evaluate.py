@@ -143,7 +143,7 @@ def evaluate_groups(
     sums = torch.zeros(len(rows.groups), len(parts), 2 + targets, dtype=torch.float64)
     windows = ahead(window for at in rows.own(world.rank, world.size) for window in rows.windows(at, parts, CHUNK))
     if any(map(is_part, model.parameters())):  # FSDP gathers parameters from all in each pass
-        windows = _in_step(windows, world, rows.nothing)
+        windows = _in_step(windows, world, Window(0, np.empty(0, np.int8), *rows.encoded(rows.nothing)))
     for window in windows:
         check()
         outputs = model(window.x)

@@ -1,14 +1,17 @@
 """The rows of an epoch in random order, read from the row groups of a table by shares.
 
-The order is drawn, not stored: each stream of row groups takes its own in random order, reads them a window at a time,
-and shuffles each window. A batch takes one row of each stream in turn. So the rows of a batch do not depend on the
-number of processes, a process reads its own row groups alone, and how many rows of a batch are whose is known to all
-from the counts of the row groups.
+The order is drawn, not stored: each stream takes its row groups in random order, of each blocks of neighbouring rows in
+random order, and shuffles a few blocks together. A batch takes one row of each stream in turn. So the rows of a batch
+do not depend on the number of processes, a process reads its own row groups alone, and from the counts of the row
+groups all know how many rows of a batch are whose.
 """
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,12 +20,16 @@ from torch import Tensor
 
 from deltaprop.data import GroupedRows, Part
 from deltaprop.data.ahead import ahead
+from deltaprop.data.columns import Numbers
+from deltaprop.data.row_groups import CHANGED
 from deltaprop.distributed import World
-from deltaprop.training.data_loader import CHUNK_BYTES, Order, Shard
+from deltaprop.errors import UserError
+from deltaprop.training.data_loader import Order, Shard
 from deltaprop.training.objective import Objective
 
-WINDOW = 256, 8192  # rows of the file that are shuffled together: at least, and at most
-
+SHARD_BYTES = 1 << 24  # of a shard, of which there are two
+MIXED_BYTES, MIXED_BLOCKS = 1 << 19, 16  # that a stream shuffles together
+ROW_BYTES = 32  # of a label, of an index, and of what these are made from
 BATCHES = 4096  # of a shard, at most: there is a number for each and each stream
 
 
@@ -62,7 +69,7 @@ class GroupLoader:
         sample: A sample of the training rows.
         objective: Converts labels to targets.
         batch_size: Rows per step, of all processes.
-        sizes: Rows per window and per shard, needed to resume an epoch that was begun with them; chosen by default.
+        sizes: Rows per block and per shard, needed to resume an epoch that was begun with them; chosen by default.
         world: The processes.
     """
 
@@ -77,12 +84,11 @@ class GroupLoader:
     ) -> None:
         self.rows, self.sample, self.objective, self.batch_size = rows, sample, objective, batch_size
         self.world = world or World()
-        row = rows.width * rows.dtype.itemsize
-        least, most = WINDOW
-        window = max(least, min(most, CHUNK_BYTES // (row * len(rows.streams))))
-        self.block, self.chunk = sizes or (window, max(1, min(BATCHES, CHUNK_BYTES // row // batch_size)) * batch_size)
+        row = rows.width * rows.dtype.itemsize + ROW_BYTES
+        shard = max(1, min(BATCHES, SHARD_BYTES // row // batch_size)) * batch_size
+        block: int = max(1, MIXED_BYTES // MIXED_BLOCKS // (8 * rows.nothing.shape[1]))
+        self.block, self.chunk = (block, shard) if sizes is None else sizes
         self.turns = Turns([sum(rows.counts[at][0] for at in stream) for stream in rows.streams])
-        self.nothing = rows.nothing.x, rows.nothing.y
         self.own = [*range(len(rows.streams))[self.world.rank :: self.world.size]]
 
     def __len__(self) -> int:
@@ -104,37 +110,35 @@ class GroupLoader:
 
     def _read(self, seed: int, begin: int) -> Iterator[Shard]:
         """Yield shards from the row ``begin`` of the epoch on."""
-        streams = self._streams(seed, begin)
-        for first in range(begin, len(self), self.chunk):
-            end = min(first + self.chunk, len(self))
-            ends = np.append(np.arange(first, end, self.batch_size), end)
-            taken = np.diff(self.turns.taken(ends), axis=0)  # rows of each stream in each batch
-            own = taken[:, self.own]
-            read = [stream.take(count) for stream, count in zip(streams, own.sum(axis=0).tolist(), strict=True)]
-            x, y = (torch.cat(part) for part in zip(*read, strict=True)) if read else self.nothing
-            yield Shard(
-                first // self.batch_size, x, self.objective.targets(y, x.dtype),
-                torch.from_numpy(_by_batch(own)).to(x.device),
-                [*zip(taken.sum(axis=1).tolist(), own.sum(axis=1).tolist(), strict=True)],
-            )  # fmt: skip
+        given = self.turns.taken(np.array([begin]))[0].tolist()
+        self.rows.folder.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as files:
+            streams = []
+            for at in self.own:
+                file = files.enter_context(tempfile.TemporaryFile(dir=self.rows.folder, buffering=0))
+                streams.append(_Stream(self.rows, self.block, file, seed, *self._left(seed, at, given[at])))
+            for first in range(begin, len(self), self.chunk):
+                yield self._shard(streams, first, min(first + self.chunk, len(self)))
 
-    def _streams(self, seed: int, begin: int) -> list[_Stream]:
-        """Return the streams of this process, after the first ``begin`` rows of the epoch."""
-        given = self.turns.taken(np.array([begin]))[0]
-        return [_Stream(self._stream(seed, at, int(given[at])), self.nothing) for at in self.own]
+    def _shard(self, streams: Sequence[_Stream], first: int, end: int) -> Shard:
+        """Return this process's share of some rows of the epoch."""
+        ends = np.append(np.arange(first, end, self.batch_size), end)
+        taken = np.diff(self.turns.taken(ends), axis=0)  # rows of each stream in each batch
+        own = taken[:, self.own]
+        read = [stream.take(count) for stream, count in zip(streams, own.sum(axis=0).tolist(), strict=True)]
+        x, y, _ = self.rows.encoded(np.concatenate([self.rows.nothing, *read]))
+        order = torch.from_numpy(_by_batch(own)).to(x.device)
+        shares = [*zip(taken.sum(axis=1).tolist(), own.sum(axis=1).tolist(), strict=True)]
+        return Shard(first // self.batch_size, x, self.objective.targets(y, x.dtype), order, shares)
 
-    def _stream(self, seed: int, number: int, skipped: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the rows of a stream in random order, window by window, after some that are skipped."""
+    def _left(self, seed: int, number: int, given: int) -> tuple[list[int], int]:
+        """Return the row groups of a stream that has given some rows, and how many rows of the first it has given."""
         groups = self.rows.streams[number]
-        for at in np.array(groups)[_random(seed, number).permutation(len(groups))].tolist():
-            if skipped >= (count := self.rows.counts[at][0]):
-                skipped -= count
-                continue
-            random = _random(seed, len(self.rows.streams) + at)
-            for window in self.rows.windows(at, ("train",), self.block):
-                order = torch.from_numpy(random.permutation(len(window.x)))[skipped:]
-                skipped -= len(window.x) - len(order)
-                yield window.x[order], window.y[order]
+        left = [groups[at] for at in _random(seed, number).permutation(len(groups))]
+        while left and given >= (count := self.rows.counts[left[0]][0]):
+            given -= count
+            left.pop(0)
+        return left, given
 
 
 def _by_batch(counts: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -154,22 +158,66 @@ def _by_batch(counts: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 class _Stream:
-    """Rows that come window by window, and are taken in any number."""
+    """The training rows of some row groups in random order, taken in any number.
 
-    def __init__(self, windows: Iterator[tuple[Tensor, Tensor]], nothing: tuple[Tensor, Tensor]) -> None:
-        self.windows, self.nothing = windows, nothing
-        self.waiting = nothing
+    A row group is read as a whole, and its rows wait in a temporary file: an open Parquet file has megabytes of each
+    column in memory, and there are many streams.
 
-    def take(self, count: int) -> tuple[Tensor, Tensor]:
-        """Return the next rows."""
-        found, held = [self.waiting], len(self.waiting[0])
-        while held < count:
-            found.append(next(self.windows))
-            held += len(found[-1][0])
-        x, y = (torch.cat(part) if len(part) > 1 else part[0] for part in zip(*found, strict=True))
-        # A copy, or a slice would keep all of a window in memory.
-        self.waiting = (x[count:].clone(), y[count:].clone()) if held > count else self.nothing
-        return x[:count], y[:count]
+    Args:
+        rows: All rows.
+        block: Neighbouring rows that stay together until they are shuffled.
+        file: A temporary file.
+        seed: Of the epoch.
+        groups: The row groups, in the order in which they are read.
+        given: Rows of the first that are skipped.
+    """
+
+    def __init__(self, rows: GroupedRows, block: int, file: Any, seed: int, groups: Sequence[int], given: int) -> None:
+        self.rows, self.block, self.file, self.seed, self.given = rows, block, file, seed, given
+        self.mixed = (window for group in groups for window in self._shuffled(group))
+        self.waiting = rows.nothing
+
+    def take(self, count: int) -> Numbers:
+        """Return the next rows, as they were read."""
+        found = [self.rows.nothing]
+        while count:
+            while not len(self.waiting):
+                self.waiting = next(self.mixed)
+            found.append(self.waiting[:count])
+            count -= len(found[-1])
+            self.waiting = self.waiting[len(found[-1]) :]
+        return np.concatenate(found)
+
+    def _shuffled(self, group: int) -> Iterator[Numbers]:
+        """Yield the rows of a row group in random order, a few blocks at a time."""
+        rows = self._write(group)
+        random = _random(self.seed, len(self.rows.streams) + group)
+        blocks = random.permutation(-(-rows // self.block)).tolist()
+        for first in range(0, len(blocks), MIXED_BLOCKS):
+            yield self._mixed(random, blocks[first : first + MIXED_BLOCKS], rows)
+
+    def _write(self, group: int) -> int:
+        """Write the rows of a row group into the file, and return how many there are."""
+        written = 0
+        self.file.seek(0)
+        for _, rows in self.rows.read(group, ("train",)):
+            self.file.write(np.ascontiguousarray(rows).data)
+            written += len(rows)
+        if written != self.rows.counts[group][0]:
+            raise UserError(f"{self.rows.groups[group].path}: {CHANGED}")
+        return written
+
+    def _mixed(self, random: np.random.RandomState, blocks: Sequence[int], rows: int) -> Numbers:
+        """Return the rows of some blocks of the file, which has so many rows, shuffled, without those to skip."""
+        width, found = self.rows.nothing.shape[1], []
+        for at in blocks:
+            begin, end = at * self.block, min((at + 1) * self.block, rows)
+            self.file.seek(8 * width * begin)
+            found.append(np.fromfile(self.file, np.float64, width * (end - begin)))
+        mixed: Numbers = np.concatenate(found).reshape(-1, width)
+        order = random.permutation(len(mixed))[self.given :]
+        self.given -= len(mixed) - len(order)
+        return mixed[order]
 
 
 def _random(seed: int, number: int) -> np.random.RandomState:

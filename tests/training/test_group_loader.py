@@ -1,0 +1,218 @@
+"""Training on rows that stay in their row groups: each once an epoch, in random order, the same after a resume."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pyarrow import parquet
+
+from deltaprop import UserError
+from deltaprop.cli import main
+from deltaprop.data.row_groups import Division
+from deltaprop.distributed import World
+from deltaprop.training import TrainConfig, group_loader, train
+from deltaprop.training.evaluate import evaluate, evaluate_groups, outputs_of_groups
+from deltaprop.training.folds import cross_validate
+from deltaprop.training.group_loader import GroupLoader, Turns
+from deltaprop.training.loaders import make_loader
+from deltaprop.training.setup import prepare
+from deltaprop.training.signals import Terminated
+from tests.data.test_row_groups import columns, folder, rows_of, write
+from tests.training.test_resume import StopAt, assert_same_run, interrupted_and_resumed
+
+__all__ = ["folder"]  # the fixture
+
+
+@pytest.fixture
+def config(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainConfig:
+    """Return the configuration of a run of some shards an epoch."""
+    monkeypatch.setattr(group_loader, "SHARD_BYTES", 12_000)
+    monkeypatch.setattr(group_loader, "MIXED_BYTES", 2000)
+    return TrainConfig(
+        data=str(folder), target=("y",), drop=("price",), memory="1k", cache=tmp_path / "cache", hidden=(6,),
+        engine="explicit", dtype="float64", epochs=3, batch_size=22, lr=0.05, log_every=0, run_dir=tmp_path / "run",
+    )  # fmt: skip
+
+
+NUMBERS: dict[str, Any] = {"target": ("price",), "drop": ("y",), "lr": 0.01}
+
+
+def loader_of(config: TrainConfig, world: World | None = None) -> GroupLoader:
+    loader = make_loader(prepare(config, world=None), world=world)
+    assert isinstance(loader, GroupLoader)
+    return loader
+
+
+def epoch(loader: GroupLoader, seed: int, done: int = 0) -> list[tuple[torch.Tensor, list[int]]]:
+    """Return x in order and the sizes of this process's batches, of each shard."""
+    order = loader.draw(torch.Generator().manual_seed(seed))
+    return [(shard.x[shard.order], [own for _, own in shard.shares or ()]) for shard in loader.shards(order, done)]
+
+
+def test_streams_take_turns_until_they_end():
+    """Compared with taking the rows one by one."""
+    draw = np.random.default_rng(0)
+    for _ in range(20):
+        lengths = draw.integers(0, 9, draw.integers(1, 6)).tolist()
+        given, expected = [0] * len(lengths), [[0] * len(lengths)]
+        while sum(given) < sum(lengths):
+            for at, length in enumerate(lengths):
+                if given[at] < length and given[at] <= min(g for g, n in zip(given, lengths, strict=True) if g < n):
+                    given[at] += 1
+                    expected.append([*given])
+        assert Turns(lengths).taken(np.arange(sum(lengths) + 1)).tolist() == expected
+
+
+def test_an_epoch_has_every_training_row_once_in_an_order_of_its_own(config: TrainConfig):
+    loader = loader_of(config)
+    shards = epoch(loader, 0)
+    assert len(shards) > 3
+    x = torch.cat([x for x, _ in shards])
+    rows, _ = rows_of(prepare(config).dataset, "train")
+    assert sorted(x.tolist()) == sorted(rows.tolist())
+    assert not torch.equal(x, torch.cat([x for x, _ in epoch(loader, 1)]))
+    assert torch.equal(x, torch.cat([x for x, _ in epoch(loader, 0)]))
+    sizes = [size for _, of_shard in shards for size in of_shard]
+    assert sizes == [22] * (len(x) // 22) + [len(x) % 22] * (len(x) % 22 > 0)
+
+
+def test_the_order_is_mixed(tmp_path: Path, config: TrainConfig):
+    """In a table sorted by its only input, each batch has rows of all of it."""
+    sorted_rows = write(tmp_path / "sorted", lambda n, part: {"a": np.arange(n) * 1.0 + 0.5, "y": np.arange(n) % 2},
+                        [(4000, 100)])  # fmt: skip
+    loader = loader_of(dataclasses.replace(config, data=str(sorted_rows), drop=("id",), batch_size=100))
+    x = torch.cat([x for x, _ in epoch(loader, 0)])[:, 0]
+    batches = x[: len(x) // 100 * 100].view(-1, 100)
+    assert batches.mean(dim=1).abs().max() < 0.4
+    assert (batches.std(dim=1) - 1).abs().max() < 0.25
+
+
+@pytest.mark.parametrize("done", [0, 1, 12, 17, 40, 43])
+def test_an_epoch_goes_on_from_any_step(done: int, config: TrainConfig):
+    loader = loader_of(config)
+    whole, rest = epoch(loader, 0), epoch(loader, 0, done)
+    steps = loader.chunk // 22
+    for (x, sizes), (expected, of_expected) in zip(rest, whole[done // steps :], strict=True):
+        assert torch.equal(x, expected)
+        assert sizes == of_expected
+
+
+@pytest.mark.parametrize("size", [2, 3, 5])
+def test_the_batches_of_several_processes_are_those_of_one(size: int, config: TrainConfig):
+    """And each has read no row group but its own."""
+    alone, loaders = loader_of(config), [loader_of(config, World(rank, size)) for rank in range(size)]
+    own = [{at for stream in loader.own for at in loader.rows.streams[stream]} for loader in loaders]
+    assert sum(map(len, own)) == len(set.union(*own)) == len(alone.rows.groups)
+    assert [sorted(groups) for groups in own] == [alone.rows.own(rank, size) for rank in range(size)]
+    parts = [epoch(loader, 0) for loader in loaders]
+    for number, (x, sizes) in enumerate(epoch(alone, 0)):
+        batches = x.split(sizes)
+        shares = [shard[number][0].split(shard[number][1]) for shard in parts]
+        for batch, *of_each in zip(batches, *shares, strict=True):
+            assert sorted(torch.cat(of_each).tolist()) == sorted(batch.tolist())
+
+
+@pytest.mark.parametrize("options", [{}, NUMBERS, {"class_weight": "balanced"}, {"loss": "mse"}], ids=str)
+def test_metrics_are_those_of_all_rows_at_once(options: dict[str, Any], config: TrainConfig):
+    setup = prepare(dataclasses.replace(config, **options))
+    dataset, rows = setup.dataset, setup.dataset.grouped
+    assert rows is not None
+    found = evaluate_groups(setup.model, setup.objective, rows, dataset.target_scaling)
+    for part in ("val", "test"):
+        x, y = rows_of(dataset, part)
+        raw = None if dataset.class_names else dataset.target_scaling.in_own_units(y)
+        whole = evaluate(
+            setup.model, setup.objective, dataclasses.replace(dataset.test, x=x, y=y, y_raw=raw), dataset.target_scaling
+        )
+        metrics = found[part]
+        assert whole is not None
+        assert metrics is not None
+        for name in ("loss", "minimised", "accuracy", "rmse", "r2"):
+            expected = getattr(whole, name)
+            assert getattr(metrics, name) == (expected and pytest.approx(expected, rel=1e-10)), name
+        outputs, targets = outputs_of_groups(setup.model, rows, part)
+        torch.testing.assert_close(outputs, whole.outputs)
+        torch.testing.assert_close(targets, y if raw is None else raw, check_dtype=False)
+
+
+@pytest.mark.parametrize("engine", ["explicit", "autograd", "compiled"])
+@pytest.mark.parametrize("stops", [(1,), (12, 1, 1), (41,), (60,), (110,)], ids=str)
+def test_a_resumed_run_has_the_same_bits(engine: str, stops: tuple[int, ...], config: TrainConfig):
+    config = dataclasses.replace(config, engine=engine)
+    whole = train(dataclasses.replace(config, run_dir=config.run_dir and config.run_dir.with_name("whole")))
+    resolved = json.loads((whole.folder / "config.json").read_text())["resolved"]
+    assert resolved["storage"] == "groups"
+    assert_same_run(interrupted_and_resumed(config, *stops), whole)
+
+
+def test_a_resumed_run_stays_in_its_row_groups_whatever_the_memory_is(config: TrainConfig):
+    whole = train(dataclasses.replace(config, run_dir=config.run_dir and config.run_dir.with_name("whole")))
+    with pytest.raises(Terminated):
+        train(config, StopAt(30))
+    train(dataclasses.replace(config, memory="1g"), resume=config.run_dir)
+    assert_same_run(config.run_dir or Path(), whole)
+
+
+def test_other_data_are_not_gone_on_with(folder: Path, config: TrainConfig):
+    with pytest.raises(Terminated):
+        train(config, StopAt(30))
+    table = parquet.read_table(folder / "part-1.parquet")
+    parquet.write_table(table.take([1, 0, *range(2, len(table))]), folder / "part-1.parquet", row_group_size=25)
+    with pytest.raises(UserError, match="are not those that the run was trained on"):
+        train(config, resume=config.run_dir)
+
+
+def test_nothing_is_left_in_the_cache_and_files_are_closed(config: TrainConfig):
+    train(dataclasses.replace(config, epochs=1))
+    assert [*(config.cache or Path()).iterdir()] == []
+    assert not any("cache" in os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")
+                   if os.path.islink(f"/proc/self/fd/{fd}"))  # fmt: skip
+
+
+@pytest.mark.parametrize("options", [{}, NUMBERS], ids=["classes", "numbers"])
+def test_a_run_is_used_as_any_other(
+    options: dict[str, Any], config: TrainConfig, folder: Path, capsys: pytest.CaptureFixture[str]
+):
+    """Its test part is evaluated, by all of its rows, and new rows are predicted."""
+    config = dataclasses.replace(config, log_every=1, epochs=2, **options)
+    result = train(config)
+    capsys.readouterr()
+    assert main(["evaluate", str(result.folder), "--json", str(folder.parent / "figures.json")]) == 0
+    figures = json.loads((folder.parent / "figures.json").read_text())
+    assert figures["rows"] == prepare(config).dataset.rows["test"]
+    assert figures["loss"] == pytest.approx(result.model_metrics["test_loss"], rel=1e-6)
+    table, predictions = folder / "part-0.parquet", folder.parent / "p.csv"
+    assert main(["predict", str(result.folder), "--data", str(table), "--out", str(predictions)]) == 0
+    assert len(predictions.read_text().splitlines()) == 501
+    baseline = result.baseline
+    assert baseline is not None
+    of_run = baseline.to_json()
+    assert figures["baseline"] == (of_run if "majority" in of_run else pytest.approx(of_run, rel=1e-6))
+
+
+def test_cross_validation_is_refused(config: TrainConfig):
+    with pytest.raises(UserError, match=r"`folds=3`: the rows of .* do not fit in memory"):
+        cross_validate(dataclasses.replace(config, folds=3))
+
+
+def test_the_largest_number_decides_the_rate_of_numbers(folder: Path, tmp_path: Path, config: TrainConfig):
+    """As in memory: 36 deviations from the mean, η is far lower."""
+
+    def make(rows: int, part: int) -> dict[str, Any]:
+        found = columns(rows, part)
+        trained = np.flatnonzero(Division(0, 0.2, 0.1, "random", 1298).parts(np.arange(rows)) == 0)
+        found["price"][trained[0]] += 1e6 * (part == 0)
+        return found
+
+    far = write(tmp_path / "far", make)
+    rates = [prepare(dataclasses.replace(config, data=str(data), **{**NUMBERS, "lr": "auto"})).config.lr
+             for data in (folder, far)]  # fmt: skip
+    assert rates[0] == 0.01
+    assert float(rates[1]) < 0.01
