@@ -4,9 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+
+class BatchShare(NamedTuple):
+    """How many rows of a batch are whose.
+
+    Attributes:
+        rows: N, of all processes.
+        own: Those of this process.
+        largest: The most that a process has.
+    """
+
+    rows: int
+    own: int
+    largest: int
 
 
 @dataclass
@@ -23,8 +38,8 @@ class EpochState:
         interval: Steps between two calls of ``pause``.
         report: The loss to sum, from outputs and targets, if it is not the one that is minimised: a mean over rows, of
             one step or of several.
-        shares: The rows of each batch of several processes, and how many of them are this one's, if the rows that an
-            engine is given are this one's alone; None if they are those of all.
+        shares: How each batch is shared by several processes, if the rows that an engine is given are this one's
+            alone; None if they are those of all.
     """
 
     total: Tensor
@@ -33,7 +48,7 @@ class EpochState:
     pause: Callable[[int], bool] | None = None
     interval: int = 1
     report: Callable[[Tensor, Tensor], Tensor] | None = None
-    shares: Sequence[tuple[int, int]] | None = None
+    shares: Sequence[BatchShare] | None = None
 
     def add(self, loss: Tensor, count: Tensor | int) -> None:
         """Add the loss of one step, weighted by ``count``.

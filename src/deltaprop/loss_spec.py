@@ -97,9 +97,10 @@ class LossSpec:
         if "ignore_index" not in self.definition.options() or y.is_floating_point():
             return self
         ignored = self.options.get("ignore_index", -100)
-        lowest, highest = y.aminmax()
-        if lowest <= ignored <= highest and bool((y == ignored).any()):
-            return self
+        if len(y):
+            lowest, highest = y.aminmax()
+            if lowest <= ignored <= highest and bool((y == ignored).any()):
+                return self
         return LossSpec(self.name, {**self.options, "ignore_index": None})
 
     def count(self, outputs: Tensor, targets: tuple[Tensor, ...]) -> Tensor | int:

@@ -348,7 +348,7 @@ def test_each_process_evaluates_its_share_and_all_have_the_figures_of_one(rows: 
     ],
 )
 def test_the_console_says_what_is_sent(changes: dict[str, Any], said: str | None):
-    setup = prepare(dataclasses.replace(CONFIG, **changes), world=World(0, 2))
+    setup = dataclasses.replace(prepare(dataclasses.replace(CONFIG, **changes)), processes=2)
     rows = dict(describe(setup))
     assert rows["device"] == "cpu, 1 thread in each of 2 processes, float64"
     assert rows.get("sent") == said

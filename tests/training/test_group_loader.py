@@ -53,7 +53,7 @@ def loader_of(config: TrainConfig, world: World | None = None) -> GroupLoader:
 def epoch(loader: GroupLoader, seed: int, done: int = 0) -> list[tuple[torch.Tensor, list[int]]]:
     """Return x in order and the sizes of this process's batches, of each shard."""
     order = loader.draw(torch.Generator().manual_seed(seed))
-    return [(shard.x[shard.order], [own for _, own in shard.shares or ()]) for shard in loader.shards(order, done)]
+    return [(shard.x[shard.order], [share.own for share in shard.shares or ()]) for shard in loader.shards(order, done)]
 
 
 def test_streams_take_turns_until_they_end():

@@ -71,32 +71,37 @@ class Exchange:
             raise unknown_name("exchange", way, EXCHANGES)
         self.world, self.way, self.dtype = world, way, dtype
         self._memory: dict[tuple[str, int], Tensor] = {}  # by use and parameter; fresh memory takes longer to write
-        self._begin(0)
+        self._begin(0, 0)
 
     def clear(self) -> None:
         """Free the memory that is kept from step to step."""
         self._memory.clear()
 
-    def _begin(self, rows: int) -> None:
-        self._rows = rows
+    def _begin(self, rows: int, largest: int) -> None:
+        self._rows, self._largest = rows, largest
         self._arrivals: list[Callable[[], object]] = []  # each waits for a message
         self._gradients: list[tuple[Tensor, Gradient]] = []
         self._bucket: list[Tensor] = []
 
     def step(
-        self, rows: int, back_propagate: Callable[[Exchange], object], update: Callable[[Tensor, Gradient], object]
+        self,
+        rows: int,
+        largest: int,
+        back_propagate: Callable[[Exchange], object],
+        update: Callable[[Tensor, Gradient], object],
     ) -> None:
         """Take a step of gradient descent by the gradients of all processes.
 
         Args:
             rows: N, rows of the whole batch.
+            largest: The most of them that a process has.
             back_propagate: Calls its argument with each parameter and its gradient, in the same order everywhere.
             update: Updates a parameter by its gradient; called once all gradients are there.
 
         Raises:
             LostError: If another process has ended or does not answer; no parameter has changed then.
         """
-        self._begin(rows)
+        self._begin(rows, largest)
         try:
             back_propagate(self)
             self._send_waiting()
@@ -106,7 +111,7 @@ class Exchange:
             for param, gradient in self._gradients:
                 update(param, gradient)
         finally:
-            self._begin(0)
+            self._begin(0, 0)
 
     def __call__(self, param: Tensor, gradient: Gradient) -> None:
         """Begin to exchange a gradient: a formula of ``core/linear.py`` with δ, or with δ and a_prev."""
@@ -154,7 +159,7 @@ class Exchange:
 
     def _gather(self, param: Tensor, delta: Tensor, a_prev: Tensor) -> tuple[Tensor, Tensor]:
         """Begin to gather δ and a_prev, in one message; return memory that will have the rows of all processes."""
-        most, columns = self.world.largest_share(self._rows), [delta.shape[1], a_prev.shape[1]]
+        most, columns = self._largest, [delta.shape[1], a_prev.shape[1]]
         sent = self.dtype or delta.dtype
         own = self._kept("own", param, (most, sum(columns)), sent)
         for of_own, factor in zip(own[: len(delta)].split(columns, 1), (delta, a_prev), strict=True):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import repeat
 
 import torch
 from torch import Tensor
 
 from deltaprop.distributed import World
+from deltaprop.epoch_state import BatchShare
 from deltaprop.loss_spec import LossSpec, SampleWeighted
 
 ALONE = World()
@@ -23,6 +23,7 @@ class Share:
     Attributes:
         rows: Rows of the whole batch.
         own_rows: Those of this process.
+        largest: The most that a process has.
         loss: The loss of its rows: their mean, or their sum where the mean divides by weights.
         factor: What that counts in the loss of the batch.
         count: The weight of the whole batch in a mean over several.
@@ -30,6 +31,7 @@ class Share:
 
     rows: int
     own_rows: int
+    largest: int
     loss: LossSpec
     factor: Tensor | float
     count: Tensor | int
@@ -55,8 +57,8 @@ class EpochRows:
         weights: The weight of each sample, [M]; None for equal weights.
         world: The processes that share each batch.
         given: The shares of an `EpochState`.
-        batches: The rows of each batch.
-        sizes: Those of this process.
+        of_batches: How each batch is shared.
+        sizes: The rows of this process in each.
     """
 
     x: Tensor
@@ -65,22 +67,21 @@ class EpochRows:
     order: Tensor | None = None
     weights: Tensor | None = None
     world: World = ALONE
-    given: Sequence[tuple[int, int]] | None = None
-    batches: list[int] = field(init=False)
+    given: Sequence[BatchShare] | None = None
+    of_batches: Sequence[BatchShare] = field(init=False)
     sizes: list[int] = field(init=False)
 
     def __post_init__(self) -> None:
-        if self.given is not None:
-            self.batches, self.sizes = ([*counts] for counts in zip(*self.given, strict=True))
-            return
-        size, rows = self.batch_size, len(self)
-        self.batches = [size] * (rows // size) + ([rows % size] if rows % size else [])
-        self.sizes = [len(range(n)[self.world.share(n)]) for n in self.batches]
-        if self.world.size > 1:
+        size, rows, world = self.batch_size, len(self), self.world
+        whole = [size] * (rows // size) + ([rows % size] if rows % size else [])
+        of_one = [BatchShare(n, len(range(n)[world.share(n)]), world.largest_share(n)) for n in whole]
+        self.of_batches = of_one if self.given is None else self.given
+        self.sizes = [share.own for share in self.of_batches]
+        if world.size > 1 and self.given is None:
             order = torch.arange(rows, device=self.x.device) if self.order is None else self.order
-            whole = order[: rows // size * size].view(-1, size)[:, self.world.share(size)].reshape(-1)
+            of_whole = order[: rows // size * size].view(-1, size)[:, world.share(size)].reshape(-1)
             last = order[rows // size * size :]
-            self.order = torch.cat([whole, last[self.world.share(len(last))]])
+            self.order = torch.cat([of_whole, last[world.share(len(last))]])
 
     def __len__(self) -> int:
         """Return the number of rows to train on, of this process."""
@@ -98,17 +99,17 @@ class EpochRows:
 
     def shares(self, loss: LossSpec, step: int, targets: Sequence[tuple[Tensor, ...]], outputs: int) -> list[Share]:
         """Return this process's share of some batches from ``step`` on, whose targets these are."""
-        rows, own = (sizes[step : step + len(targets)] for sizes in (self.batches, self.sizes))
-        counts = [loss.count(self.x.new_empty(n, outputs), t) for n, t in zip(own, targets, strict=True)]
+        of_batches = self.of_batches[step : step + len(targets)]
+        counts = [loss.count(self.x.new_empty(s.own, outputs), t) for s, t in zip(of_batches, targets, strict=True)]
         if any(isinstance(count, Tensor) for count in counts):
             ours = torch.stack([torch.as_tensor(count).to(self.x) for count in counts])
             of_all = self.world.sum(ours.clone())
             factors = ours / of_all
             if not isinstance(loss, SampleWeighted):  # 1/D: where D of our rows is 0, their terms may not be
                 loss, factors = loss.summed(), 1 / (of_all + (of_all == 0))
-            return [Share(*share) for share in zip(rows, own, repeat(loss), factors, of_all)]
+            return [Share(*s, loss, *of) for s, *of in zip(of_batches, factors, of_all, strict=True)]
         is_mean = loss.reduction == "mean"
-        return [Share(n, ours, loss, ours / n if is_mean else 1.0, n) for n, ours in zip(rows, own, strict=True)]
+        return [Share(*s, loss, s.own / s.rows if is_mean else 1.0, s.rows) for s in of_batches]
 
 
 def batches(

@@ -244,8 +244,9 @@ class ExplicitTrainer:
         if self._running:
             raise UserError("epoch was called within an epoch of the same trainer: it would overwrite its batches")
         self._refresh()
-        y = self._check_batch(x, y)
-        check_labels(self.loss, y, self._outputs)
+        if len(x) or state.shares is None:  # a process may have no row where each has its own
+            y = self._check_batch(x, y)
+            check_labels(self.loss, y, self._outputs)
         loss = self.loss.on_targets(y)
         if sample_weight is not None:
             check_sample_weights(loss, sample_weight, x, y)
@@ -335,7 +336,7 @@ class ExplicitTrainer:
             else:
                 grad_a = grad_a * share.factor
                 of_layers = partial(back_propagate, layers[self._lowest :], grad_a)  # BP1-BP4
-                self._exchange.step(share.rows, of_layers, self._update)  # SGD
+                self._exchange.step(share.rows, share.largest, of_layers, self._update)  # SGD
         return c, a
 
     # --- before a step ---

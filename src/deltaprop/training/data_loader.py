@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from deltaprop.data import Deformation, Part, StreamedSplit
+from deltaprop.epoch_state import BatchShare
 from deltaprop.training.objective import Objective
 
 CHUNK_BYTES = 1 << 25  # bytes of inputs per shard: two shards are in memory, three during augmentation
@@ -46,14 +47,14 @@ class Shard:
         x: Inputs; streamed ones are overwritten when the shard after the next is read.
         y: Targets, as the loss takes them.
         order: Row indices in the order of training.
-        shares: The rows of each batch, and how many of them are this process's; None where it has those of all.
+        shares: How processes share each batch, where the rows are this one's; None where they are those of all.
     """
 
     first: int
     x: Tensor
     y: Tensor
     order: Tensor
-    shares: Sequence[tuple[int, int]] | None = None
+    shares: Sequence[BatchShare] | None = None
 
     def steps(self, batch_size: int) -> int:
         """Return the number of batches."""

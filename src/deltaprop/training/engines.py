@@ -227,6 +227,6 @@ def _shared(order: Tensor, batch_size: int, state: EpochState, world: World) -> 
         for batch in order.split(batch_size)[state.done :]:
             yield batch[world.share(len(batch))], len(batch)
         return
-    own = order.split([count for _, count in state.shares])
-    for rows, (of_all, _) in [*zip(own, state.shares, strict=True)][state.done :]:
-        yield rows, of_all
+    own = order.split([share.own for share in state.shares])
+    for rows, share in [*zip(own, state.shares, strict=True)][state.done :]:
+        yield rows, share.rows

@@ -23,6 +23,7 @@ from deltaprop.data.ahead import ahead
 from deltaprop.data.columns import Numbers
 from deltaprop.data.row_groups import CHANGED
 from deltaprop.distributed import World
+from deltaprop.epoch_state import BatchShare
 from deltaprop.errors import UserError
 from deltaprop.training.data_loader import Order, Shard
 from deltaprop.training.objective import Objective
@@ -128,7 +129,9 @@ class GroupLoader:
         read = [stream.take(count) for stream, count in zip(streams, own.sum(axis=0).tolist(), strict=True)]
         x, y, _ = self.rows.encoded(np.concatenate([self.rows.nothing, *read]))
         order = torch.from_numpy(_by_batch(own)).to(x.device)
-        shares = [*zip(taken.sum(axis=1).tolist(), own.sum(axis=1).tolist(), strict=True)]
+        of_each = [taken[:, rank :: self.world.size].sum(axis=1) for rank in range(self.world.size)]
+        counts = taken.sum(axis=1), own.sum(axis=1), np.max(of_each, axis=0)
+        shares = [BatchShare(*of_batch) for of_batch in zip(*(of.tolist() for of in counts), strict=True)]
         return Shard(first // self.batch_size, x, self.objective.targets(y, x.dtype), order, shares)
 
     def _left(self, seed: int, number: int, given: int) -> tuple[list[int], int]:
