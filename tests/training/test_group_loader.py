@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import io
 import json
 import os
 from pathlib import Path
@@ -174,6 +176,23 @@ def test_nothing_is_left_in_the_cache_and_files_are_closed(config: TrainConfig):
     assert [*(config.cache or Path()).iterdir()] == []
     assert not any("cache" in os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")
                    if os.path.islink(f"/proc/self/fd/{fd}"))  # fmt: skip
+
+
+@pytest.mark.parametrize("fails", ["the folder", "a write"])
+def test_a_full_disk_is_told(fails: str, config: TrainConfig, monkeypatch: pytest.MonkeyPatch):
+    """In one line that names the folder; the checkpoint from before the first step stands."""
+    if fails == "the folder":
+        (config.cache or Path()).write_text("a file")
+    else:
+
+        class Full(io.BytesIO):
+            def write(self, *_: Any) -> int:
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(group_loader.tempfile, "TemporaryFile", lambda **_: Full())
+    with pytest.raises(UserError, match=r"cannot be written here: .*; `cache` names another folder"):
+        train(config)
+    assert (config.run_dir or Path()).joinpath("checkpoints", "last.safetensors").exists()
 
 
 @pytest.mark.parametrize("options", [{}, NUMBERS], ids=["classes", "numbers"])

@@ -74,7 +74,8 @@ class RowGroup:
         try:
             with parquet.ParquetFile(self.path, memory_map=False, buffer_size=PAGE_BYTES) as file:
                 schema = file.schema_arrow
-                own = {schema.names[at].strip(): schema.names[at] for at in column_indices(schema)}
+                in_file = schema.names  # made anew by each access
+                own = {in_file[at].strip(): in_file[at] for at in column_indices(schema)}
                 names = [own[name] for name in self.names]
                 blocks = file.iter_batches(self.rows_at_once, [self.number], columns=names, use_threads=False)
                 for batch in blocks:

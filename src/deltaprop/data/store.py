@@ -256,7 +256,7 @@ class _CacheWriter:
 
     def open(self) -> None:
         """Create the folder and the file of rows."""
-        with _disk_errors(self.folder):
+        with disk_errors(self.folder.parent):
             self.folder.parent.mkdir(parents=True, exist_ok=True)
             _remove_abandoned(self.folder.parent)
             self.part.mkdir()
@@ -272,7 +272,7 @@ class _CacheWriter:
         with np.errstate(over="ignore"):
             stored = ((block - np.nan_to_num(self.shift)) / self.unit).astype(np.float32)
         assert self.file is not None
-        with _disk_errors(self.folder):
+        with disk_errors(self.folder.parent):
             self.file.write(stored.data)
         self.count += len(block)
 
@@ -284,7 +284,7 @@ class _CacheWriter:
             "unlabelled": loaded.unlabelled, "gaps": loaded.gaps, "digest": loaded.digest,
         }  # fmt: skip
         assert self.file is not None
-        with _disk_errors(self.folder):
+        with disk_errors(self.folder.parent):
             _close_synced(self.file)
             targets = loaded.targets.astype("<f8", copy=False)
             for name, content in ((TARGETS, targets.data), (ABOUT, json.dumps(about).encode())):
@@ -331,13 +331,13 @@ def _remove_abandoned(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _disk_errors(folder: Path) -> Iterator[None]:
-    """Turn an OSError into a UserError."""
+def disk_errors(folder: Path) -> Iterator[None]:
+    """Turn an OSError of the folder of caches into a UserError."""
     try:
         yield
     except OSError as error:
         raise UserError(
-            f"{folder.parent}: the rows do not fit in memory, and cannot be written here: {error.strerror}; "
+            f"{folder}: the rows do not fit in memory, and cannot be written here: {error.strerror}; "
             "`cache` names another folder, `memory` what may stay in memory"
         ) from error
 

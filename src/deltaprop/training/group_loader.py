@@ -8,6 +8,8 @@ groups all know how many rows of a batch are whose.
 
 from __future__ import annotations
 
+import errno
+import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -22,6 +24,7 @@ from deltaprop.data import GroupedRows, Part
 from deltaprop.data.ahead import ahead
 from deltaprop.data.columns import Numbers
 from deltaprop.data.row_groups import CHANGED
+from deltaprop.data.store import disk_errors
 from deltaprop.distributed import World
 from deltaprop.epoch_state import BatchShare
 from deltaprop.errors import UserError
@@ -112,11 +115,12 @@ class GroupLoader:
     def _read(self, seed: int, begin: int) -> Iterator[Shard]:
         """Yield shards from the row ``begin`` of the epoch on."""
         given = self.turns.taken(np.array([begin]))[0].tolist()
-        self.rows.folder.mkdir(parents=True, exist_ok=True)
         with ExitStack() as files:
             streams = []
             for at in self.own:
-                file = files.enter_context(tempfile.TemporaryFile(dir=self.rows.folder, buffering=0))
+                with disk_errors(self.rows.folder):
+                    self.rows.folder.mkdir(parents=True, exist_ok=True)
+                    file = files.enter_context(tempfile.TemporaryFile(dir=self.rows.folder, buffering=0))
                 streams.append(_Stream(self.rows, self.block, file, seed, *self._left(seed, at, given[at])))
             for first in range(begin, len(self), self.chunk):
                 yield self._shard(streams, first, min(first + self.chunk, len(self)))
@@ -204,7 +208,9 @@ class _Stream:
         written = 0
         self.file.seek(0)
         for _, rows in self.rows.read(group, ("train",)):
-            self.file.write(np.ascontiguousarray(rows).data)
+            with disk_errors(self.rows.folder):
+                if self.file.write(np.ascontiguousarray(rows).data) < rows.nbytes:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             written += len(rows)
         if written != self.rows.counts[group][0]:
             raise UserError(f"{self.rows.groups[group].path}: {CHANGED}")

@@ -106,6 +106,6 @@ def _columns_of(path: Path) -> dict[str, str]:
     except (pyarrow.ArrowException, OSError) as error:
         what = getattr(error, "strerror", None) or f"not a sound Parquet file: {' '.join(str(error).split())[:200]}"
         raise UserError(f"{path}: {what}") from error
-    indices = column_indices(schema)
-    check_names(path, [schema.names[at].strip() for at in indices])
-    return {schema.names[at].strip(): type_family(schema.field(at).type) for at in indices}
+    indices, names = column_indices(schema), [name.strip() for name in schema.names]
+    check_names(path, [names[at] for at in indices])
+    return {names[at]: type_family(schema.field(at).type) for at in indices}
