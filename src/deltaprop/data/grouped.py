@@ -31,7 +31,7 @@ from deltaprop.data.store import InMemory, described_columns
 from deltaprop.data.table import BATCH_ROWS
 from deltaprop.errors import UserError
 
-READ_BYTES = 1 << 24  # of the rows that are read together
+DECODED_BYTES = 1 << 24  # of the rows that are read together
 SAMPLE_GROUPS = 16  # row groups that a sample is taken from
 SAMPLE_ROWS = 10_000  # of each part, at most
 SAMPLE_BYTES = 1 << 24  # of their inputs, at most
@@ -69,7 +69,7 @@ class Reading:
 
     def chosen(self, group: RowGroup) -> RowGroup:
         """Return a row group with these columns, and blocks of a limited size."""
-        rows = max(1, min(BATCH_ROWS, READ_BYTES // (8 * (len(self.plan.inputs) + len(self.plan.targets)))))
+        rows = max(1, min(BATCH_ROWS, DECODED_BYTES // (8 * (len(self.plan.inputs) + len(self.plan.targets)))))
         return replace(group, names=self.names, rows_at_once=rows)
 
 
