@@ -188,7 +188,7 @@ def test_whole_numbers_are_classes_if_they_are_few(least: int, is_class: bool, t
 
 def test_a_column_that_is_constant_in_the_first_rows_alone_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """And one that numbers all rows is left out, though some of them alone are looked at."""
-    monkeypatch.setattr("deltaprop.data.from_row_groups.FIRST_ROWS", 100)
+    monkeypatch.setattr("deltaprop.data.first_look.FIRST_ROWS", 100)
 
     def make(rows: int, part: int) -> dict[str, Any]:
         return {"year": np.full(rows, 2000.5 + part), "a": np.random.default_rng(part).normal(size=rows),
@@ -281,8 +281,8 @@ def test_a_cell_that_does_not_fit_is_named_by_its_row(
     further: int, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """Whether or not the columns were inferred from its row group too."""
-    monkeypatch.setattr("deltaprop.data.from_row_groups.FIRST_ROWS", 50)
-    monkeypatch.setattr("deltaprop.data.from_row_groups.FURTHER_GROUPS", further)
+    monkeypatch.setattr("deltaprop.data.first_look.FIRST_ROWS", 50)
+    monkeypatch.setattr("deltaprop.data.first_look.FURTHER_GROUPS", further)
 
     def make(rows: int, part: int) -> dict[str, Any]:
         a = np.arange(rows).astype(str).astype(object)

@@ -136,8 +136,8 @@ def test_other_data_in_one_process_are_refused(config: TrainConfig, folder: Path
 def test_a_damaged_file_that_one_process_reads_is_told_by_all(
     config: TrainConfig, folder: Path, tmp_path: Path, processes: Processes, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("deltaprop.data.from_row_groups.FIRST_ROWS", 40)
-    monkeypatch.setattr("deltaprop.data.from_row_groups.FURTHER_GROUPS", 1)
+    monkeypatch.setattr("deltaprop.data.first_look.FIRST_ROWS", 40)
+    monkeypatch.setattr("deltaprop.data.first_look.FURTHER_GROUPS", 1)
     path = folder / "part-4.parquet"
     content = bytearray(path.read_bytes())
     content[4:2000] = bytes(1996)  # its first row group, of stream 28, which is that of process 1

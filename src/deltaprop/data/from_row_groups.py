@@ -19,22 +19,18 @@ from deltaprop.data.classes import TargetCounts, Targets, TargetValues, check_cl
 from deltaprop.data.columns import Column, TableOptions
 from deltaprop.data.dataset import Dataset, Split, TableFacts
 from deltaprop.data.encoding import Encoder, encoding_of, unseen_categories
+from deltaprop.data.first_look import infer_from_some
 from deltaprop.data.formats import open_table
 from deltaprop.data.formats.parquet import ParquetTable
 from deltaprop.data.from_table import check_test_columns, encoding_warnings, missing_policy
 from deltaprop.data.grouped import Counts, GroupedRows, GroupFacts, Reading, exchanged, merged, of_all, survey
-from deltaprop.data.infer import TablePlan, choose_columns, infer
-from deltaprop.data.profile import Profile
+from deltaprop.data.infer import TablePlan
 from deltaprop.data.row_groups import PARTS, Division, RowGroup, deal, layout_digest, row_groups
 from deltaprop.data.scaling import Scaling, check_target_spread
 from deltaprop.data.splits import Array, SplitHow
 from deltaprop.data.store import CacheConfig, Storage, plan_from_json, plan_to_json
 from deltaprop.distributed import World
 from deltaprop.errors import UserError, counted, setting
-
-# Columns are inferred from the first rows, which show whether a column numbers them, and from the first of further row
-# groups, which show whether one is constant only at the beginning.
-FIRST_ROWS, FURTHER_ROWS, FURTHER_GROUPS = 1 << 19, 1 << 15, 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +143,11 @@ def _open(source: GroupSource, groups: Sequence[RowGroup]) -> tuple[TablePlan, l
     """Return the columns, as process 0 infers them, and the row groups of the table to test on."""
 
     def infer_in_first() -> bytes:
-        return json.dumps(plan_to_json(_infer(source, groups))).encode() if source.world.is_first else b""
+        if not source.world.is_first:
+            return b""
+        table, options = open_table(source.path, source.options.reading), source.options
+        others = [] if source.test is None else open_table(source.test, options.reading).names
+        return json.dumps(plan_to_json(infer_from_some(table, options, groups, others))).encode()
 
     content = source.world.of_first(source.world.together(infer_in_first))
     plan = plan_from_json(json.loads(content))
@@ -163,48 +163,6 @@ def _open(source: GroupSource, groups: Sequence[RowGroup]) -> tuple[TablePlan, l
         return row_groups(test, groups[-1].first + groups[-1].rows)
 
     return plan, source.world.together(of_test)
-
-
-def _infer(source: GroupSource, groups: Sequence[RowGroup]) -> TablePlan:
-    """Return how the table is read, from its first rows and some others."""
-    options, table = source.options, open_table(source.path, source.options.reading)
-    others = [] if source.test is None else open_table(source.test, options.reading).names
-    inputs, targets, _ = choose_columns(table, options, others)
-    profiles = {name: Profile(name) for name in (*inputs, *targets)}
-    words = tuple(word.lower() for word in options.na_values)
-
-    looked_at: list[tuple[int, int]] = []  # how many rows before a row group, and which row of the table it begins with
-
-    def look(group: RowGroup, most: int) -> None:
-        looked_at.append((profiles[targets[0]].rows, group.first))
-        for batch in replace(group, names=[*profiles], rows_at_once=FURTHER_ROWS).batches():
-            for at, found in enumerate(profiles.values()):
-                found.add(batch.column(at), words)
-            most -= len(batch)
-            if most <= 0:
-                return
-
-    def in_table(row: int) -> int:
-        before, first = max(entry for entry in looked_at if entry[0] < row)
-        return row - before + first
-
-    first = [group for group in groups if group.first < FIRST_ROWS]
-    for group in first:
-        look(group, FIRST_ROWS - group.first)
-    if further := groups[len(first) :]:
-        starts = {name: found.starts for name, found in profiles.items() if found.starts is not None}
-        for at in sorted({*np.linspace(0, len(further) - 1, FURTHER_GROUPS).round().astype(int).tolist()}):
-            look(further[at], FURTHER_ROWS)
-        for name, found in profiles.items():
-            # What numbered the first rows, and is still unique, numbers all.
-            if found.numbering is not None:
-                found.numbering = [np.arange(found.rows) + starts[name]] if name in starts else None
-            found.first = {text: in_table(row) for text, row in found.first.items()}
-            found.infinite = None if found.infinite is None else in_table(found.infinite)
-    plan = infer(table, options, profiles, others)
-    rows, seen = groups[-1].first + groups[-1].rows, profiles[targets[0]].rows
-    note = f"columns are inferred from {seen} of {rows} rows"
-    return replace(plan, notes=(*plan.notes, note) if seen < rows else plan.notes)
 
 
 def _survey(
