@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -174,6 +175,40 @@ def test_a_class_that_was_drawn_for_no_training_row_is_trained_on(tmp_path: Path
     assert sum(dataset.rows.values()) == 299
 
 
+def test_a_class_without_a_training_row_is_refused_beside_a_table_to_test_on(tmp_path: Path):
+    """Its rows there are never trained on."""
+
+    def make(rows: int, part: int) -> dict[str, Any]:
+        return {"a": np.arange(rows) * 1.5, "y": np.where(np.arange(rows) % 2, "even", "odd")}
+
+    def with_another(rows: int, part: int) -> dict[str, Any]:
+        return {"a": np.arange(rows) * 1.5, "y": np.where(np.arange(rows) % 2, "even", "new")}
+
+    parts, test = write(tmp_path / "parts", make, [(300, 20)]), write(tmp_path / "test", with_another, [(30, 20)])
+    with pytest.raises(UserError, match="class 'new' is in the test part and in no row of the training part"):
+        load(source(parts, drop=(), test=str(test)))
+
+
+def test_the_digest_covers_numbers_names_and_columns(tmp_path: Path):
+    """Other names of categories, in the same places, are other data; another order of row groups too."""
+
+    def make(rows: int, part: int, names: str = "ab", column: str = "t") -> dict[str, Any]:
+        return {
+            column: np.array([*names])[np.arange(rows) % 2],
+            "a": np.arange(rows) * 1.5,
+            "y": np.arange(rows) % 3 % 2,
+        }
+
+    kinds: list[dict[str, Any]] = [{}, {"names": "xb"}, {"column": "u"}]
+    digests = [
+        load(source(write(tmp_path / f"{at}", functools.partial(make, **kind), [(90, 20)]), drop=())).digest
+        for at, kind in enumerate(kinds)
+    ]
+    digests.append(load(source(write(tmp_path / "blocks", make, [(90, 30)]), drop=())).digest)
+    assert len({*digests}) == 4
+    assert load(source(tmp_path / "0", drop=())).digest == digests[0]
+
+
 @pytest.mark.parametrize(("least", "is_class"), [(3, True), (40, False)])
 def test_whole_numbers_are_classes_if_they_are_few(least: int, is_class: bool, tmp_path: Path):
     def make(rows: int, part: int) -> dict[str, Any]:
@@ -191,13 +226,14 @@ def test_a_column_that_is_constant_in_the_first_rows_alone_is_used(tmp_path: Pat
     monkeypatch.setattr("deltaprop.data.first_look.FIRST_ROWS", 100)
 
     def make(rows: int, part: int) -> dict[str, Any]:
-        return {"year": np.full(rows, 2000.5 + part), "a": np.random.default_rng(part).normal(size=rows),
-                "y": np.arange(rows) % 2}  # fmt: skip
+        draw = np.random.default_rng(part)
+        return {"year": np.full(rows, 2000.5 + part), "a": draw.normal(size=rows), "y": np.arange(rows) % 2}
 
-    dataset = load(source(write(tmp_path / "years", make, [(150, 50), (150, 50)]), drop=()))
+    dataset = load(source(write(tmp_path / "years", make, [(500, 20), (500, 20)]), drop=()))
     assert dataset.table is not None
     assert dataset.table.encoding.names == ["year", "a"]
-    assert dataset.table.left_out == (("id", "row numbers, 0 to 299"),)
+    assert [name for name, _ in dataset.table.left_out] == ["id"]
+    assert dataset.table.notes == ("columns are inferred from 420 of 1000 rows",)  # of 5 and 16 row groups
 
 
 def test_a_table_to_test_on_is_read_by_its_row_groups_too(folder: Path, tmp_path: Path):

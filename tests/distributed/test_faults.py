@@ -133,3 +133,37 @@ def test_a_process_alone_needs_no_connection(monkeypatch: pytest.MonkeyPatch):
     assert join().size == 1
     assert "MASTER_ADDR" not in os.environ
     assert trainer_of(join()).step(X, Y).isfinite()
+
+
+def test_work_done_together_may_have_parts_done_together(processes: Processes):
+    """What fails in a part, or before it in one process, fails everywhere with the same line, and all go on."""
+
+    def work(world: World) -> list[str]:
+        said = []
+        for where in ("before", "within", "after"):
+
+            def fail(at: str, where: str = where) -> None:
+                if world.rank == 1 and at == where:
+                    raise UserError(f"failed {at}")
+
+            def whole(fail: Any = fail) -> None:
+                fail("before")
+                world.together(lambda: fail("within"))
+                fail("after")
+
+            with pytest.raises(UserError) as error:
+                world.together(whole)
+            said.append(str(error.value))
+            said.append(str(world.largest(world.rank)[0]))
+        return said
+
+    first, second = processes(2, work)
+    assert second == ["failed before", "1.0", "failed within", "1.0", "failed after", "1.0"]
+    assert first == [
+        "process 1: failed before",
+        "1.0",
+        "process 1: failed within",
+        "1.0",
+        "process 1: failed after",
+        "1.0",
+    ]

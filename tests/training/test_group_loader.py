@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from pyarrow import parquet
@@ -94,6 +95,31 @@ def test_the_order_is_mixed(tmp_path: Path, config: TrainConfig):
     batches = x[: len(x) // 100 * 100].view(-1, 100)
     assert batches.mean(dim=1).abs().max() < 0.4
     assert (batches.std(dim=1) - 1).abs().max() < 0.25
+
+
+def test_row_groups_blocks_and_rows_of_a_stream_are_each_in_random_order(
+    tmp_path: Path, config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+):
+    """With one stream, of four row groups of 1000 rows; a block has 7 rows, and 16 blocks are shuffled together."""
+    monkeypatch.setattr("deltaprop.data.row_groups.STREAMS", 1)
+
+    def make(rows: int, part: int) -> dict[str, Any]:
+        return {"a": np.arange(rows) + 0.5, "y": np.arange(rows) % 2}
+
+    loader = loader_of(
+        dataclasses.replace(config, drop=("id",), data=str(write(tmp_path / "one", make, [(4000, 1000)])))
+    )
+    assert loader.block == 7
+    orders = []
+    for seed in range(6):
+        x = loader.rows.encode.scaling.invert(torch.cat([x for x, _ in epoch(loader, seed)]))[:, 0]
+        group, row = (x // 1000).long(), (x % 1000).long()
+        orders.append(tuple(group.unique_consecutive().tolist()))
+        assert sorted(orders[-1]) == [0, 1, 2, 3]  # one after the other
+        rows = row[group == 2]
+        assert rows[:112].max() - rows[:112].min() > 500  # of 16 blocks from all over the row group
+        assert (rows[1:] == rows[:-1] + 1).double().mean() < 0.1  # and not as in the file
+    assert len({*orders}) > 2
 
 
 @pytest.mark.parametrize("done", [0, 1, 12, 17, 40, 43])
@@ -219,6 +245,32 @@ def test_a_run_is_used_as_any_other(
 def test_cross_validation_is_refused(config: TrainConfig):
     with pytest.raises(UserError, match=r"`folds=3`: the rows of .* do not fit in memory"):
         cross_validate(dataclasses.replace(config, folds=3))
+
+
+def test_r2_of_the_same_number_in_all_rows_of_a_part_is_not_told(tmp_path: Path, config: TrainConfig):
+    """The test table has one price."""
+
+    def make(rows: int, part: int) -> dict[str, Any]:
+        return {**columns(rows, part), "price": np.full(rows, 7.25)}
+
+    test = write(tmp_path / "test", make, [(90, 40)])
+    setup = prepare(dataclasses.replace(config, test=str(test), **NUMBERS))
+    assert setup.dataset.grouped is not None
+    found = evaluate_groups(setup.model, setup.objective, setup.dataset.grouped, setup.dataset.target_scaling)
+    assert found["test"] is not None
+    assert found["val"] is not None
+    assert found["test"].r2 is None
+    assert found["val"].r2 is not None
+
+
+def test_rows_that_lose_their_targets_meanwhile_are_told(config: TrainConfig, folder: Path):
+    """The row group has as many rows as before, and fewer to train on."""
+    loader = loader_of(config)
+    table = parquet.read_table(folder / "part-1.parquet").to_pandas()
+    table.loc[:100, "y"] = None
+    parquet.write_table(pa.Table.from_pandas(table, preserve_index=False), folder / "part-1.parquet", row_group_size=25)
+    with pytest.raises(UserError, match=r"part-1.parquet: it has changed"):
+        epoch(loader, 0)
 
 
 def test_the_largest_number_decides_the_rate_of_numbers(folder: Path, tmp_path: Path, config: TrainConfig):
