@@ -21,10 +21,12 @@ from deltaprop.cli import main
 from deltaprop.data.row_groups import Division
 from deltaprop.distributed import World
 from deltaprop.training import TrainConfig, group_loader, train
+from deltaprop.training.depths import VARIANTS, measure_depth
 from deltaprop.training.evaluate import evaluate, evaluate_groups, outputs_of_groups
 from deltaprop.training.folds import cross_validate
 from deltaprop.training.group_loader import GroupLoader, Turns
 from deltaprop.training.loaders import make_loader
+from deltaprop.training.run_folder import ROW_DIGESTS
 from deltaprop.training.setup import prepare
 from deltaprop.training.signals import Terminated
 from tests.data.test_row_groups import columns, folder, rows_of, write
@@ -240,6 +242,35 @@ def test_a_run_is_used_as_any_other(
     assert baseline is not None
     of_run = baseline.to_json()
     assert figures["baseline"] == (of_run if "majority" in of_run else pytest.approx(of_run, rel=1e-6))
+
+
+def test_evaluation_is_interrupted_between_blocks_of_rows(config: TrainConfig):
+    setup = prepare(config)
+    assert setup.dataset.grouped is not None
+    asked = []
+
+    def check() -> None:
+        asked.append(1)
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_groups(setup.model, setup.objective, setup.dataset.grouped, setup.dataset.target_scaling, check)
+    assert len(asked) == 3
+
+
+def test_no_sample_is_taken_for_all_rows(config: TrainConfig, monkeypatch: pytest.MonkeyPatch):
+    """δ by depth, metrics and the digests of rows: with a sample of 20 rows they are the same."""
+    config = dataclasses.replace(config, epochs=1)
+    measured = measure_depth(config, VARIANTS[0], 1, 4)
+    of_run = train(config)
+    monkeypatch.setattr("deltaprop.data.grouped.SAMPLE_ROWS", 20)
+    again = measure_depth(config, VARIANTS[0], 1, 4)
+    assert (again.loss, again.accuracy) == (measured.loss, measured.accuracy)
+    smaller = train(dataclasses.replace(config, run_dir=of_run.folder.with_name("smaller")))
+    assert smaller.model_metrics["test_loss"] == of_run.model_metrics["test_loss"]
+    assert json.loads((smaller.folder / "config.json").read_text())["resolved"]["row_digests"] is None
+    assert not (smaller.folder / ROW_DIGESTS).exists()
 
 
 def test_cross_validation_is_refused(config: TrainConfig):
