@@ -209,6 +209,13 @@ def test_the_digest_covers_numbers_names_and_columns(tmp_path: Path):
     assert load(source(tmp_path / "0", drop=())).digest == digests[0]
 
 
+def test_minus_zero_is_zero(tmp_path: Path):
+    def make(rows: int, part: int) -> dict[str, Any]:
+        return {"a": np.arange(rows) * 1.5, "y": np.array([0.0, 1.0, -0.0])[np.arange(rows) % 3]}
+
+    assert load(source(write(tmp_path / "zero", make, [(90, 20)]), drop=())).class_names == ("0", "1")
+
+
 @pytest.mark.parametrize(("least", "is_class"), [(3, True), (40, False)])
 def test_whole_numbers_are_classes_if_they_are_few(least: int, is_class: bool, tmp_path: Path):
     def make(rows: int, part: int) -> dict[str, Any]:
@@ -280,7 +287,6 @@ def test_a_sample_of_each_part_is_at_hand(folder: Path, monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("options", "arguments", "message"),
     [
-        ({}, {"test_fraction": Fold(1, 3)}, "`folds=3`: the rows of .* do not fit in memory"),
         ({}, {"scaling": "pixel"}, "holds no pictures"),
         ({"task": "regression"}, {}, "the target 'y' has text such as"),
         ({**NUMBERS, "task": "classification"}, {}, "the target 'price': .* classes have one row"),
@@ -289,6 +295,15 @@ def test_a_sample_of_each_part_is_at_hand(folder: Path, monkeypatch: pytest.Monk
 def test_what_is_refused(options: dict[str, Any], arguments: dict[str, Any], message: str, folder: Path):
     with pytest.raises(UserError, match=message):
         load(source(folder, **options), **arguments)
+
+
+def test_folds_are_drawn_from_all_rows_which_the_cache_has(folder: Path):
+    dataset = load(source(folder), test_fraction=Fold(1, 3))
+    assert dataset.grouped is None
+    assert dataset.table is not None
+    assert dataset.table.storage == "disk"
+    with pytest.raises(UserError, match="`folds=3`: the run was trained on the row groups"):
+        load(dataclasses.replace(source(folder), storage="groups"), test_fraction=Fold(1, 3))
 
 
 def test_a_csv_table_to_test_on_is_refused(folder: Path, tmp_path: Path):

@@ -24,7 +24,7 @@ from deltaprop.training import TrainConfig, group_loader, train
 from deltaprop.training.depths import VARIANTS, measure_depth
 from deltaprop.training.evaluate import evaluate, evaluate_groups, outputs_of_groups
 from deltaprop.training.folds import cross_validate
-from deltaprop.training.group_loader import GroupLoader, Turns
+from deltaprop.training.group_loader import GroupLoader, Schedule
 from deltaprop.training.loaders import make_loader
 from deltaprop.training.run_folder import ROW_DIGESTS
 from deltaprop.training.setup import prepare
@@ -61,18 +61,20 @@ def epoch(loader: GroupLoader, seed: int, done: int = 0) -> list[tuple[torch.Ten
     return [(shard.x[shard.order], [share.own for share in shard.shares or ()]) for shard in loader.shards(order, done)]
 
 
-def test_streams_take_turns_until_they_end():
-    """Compared with taking the rows one by one."""
-    draw = np.random.default_rng(0)
-    for _ in range(20):
-        lengths = draw.integers(0, 9, draw.integers(1, 6)).tolist()
-        given, expected = [0] * len(lengths), [[0] * len(lengths)]
-        while sum(given) < sum(lengths):
-            for at, length in enumerate(lengths):
-                if given[at] < length and given[at] <= min(g for g, n in zip(given, lengths, strict=True) if g < n):
-                    given[at] += 1
-                    expected.append([*given])
-        assert Turns(lengths).taken(np.arange(sum(lengths) + 1)).tolist() == expected
+@pytest.mark.parametrize(
+    "lengths", [[5], [3, 1, 2], [1000, 1, 30, 30], [0, 7, 0], [64] * 70, [10**9, 10**6 + 1]], ids=str
+)
+def test_streams_give_their_rows_evenly_and_end_together(lengths: list[int]):
+    total = sum(lengths)
+    for seed in range(3):
+        schedule, before = Schedule(lengths, seed), np.zeros(len(lengths), dtype=np.int64)
+        for rows in sorted({*np.linspace(0, total, 200).astype(int).tolist(), *range(min(total, 20) + 1)}):
+            given = schedule.given(rows)
+            assert given.sum() == rows
+            assert (given >= before).all()
+            assert (abs(given - np.array(lengths) * (rows / total)) <= 3).all()
+            before = given
+        assert before.tolist() == lengths
 
 
 def test_an_epoch_has_every_training_row_once_in_an_order_of_its_own(config: TrainConfig):
@@ -88,15 +90,28 @@ def test_an_epoch_has_every_training_row_once_in_an_order_of_its_own(config: Tra
     assert sizes == [22] * (len(x) // 22) + [len(x) % 22] * (len(x) % 22 > 0)
 
 
-def test_the_order_is_mixed(tmp_path: Path, config: TrainConfig):
-    """In a table sorted by its only input, each batch has rows of all of it."""
-    sorted_rows = write(tmp_path / "sorted", lambda n, part: {"a": np.arange(n) * 1.0 + 0.5, "y": np.arange(n) % 2},
-                        [(4000, 100)])  # fmt: skip
-    loader = loader_of(dataclasses.replace(config, data=str(sorted_rows), drop=("id",), batch_size=100))
+@pytest.mark.parametrize("batch_size", [16, 100])
+@pytest.mark.parametrize(
+    "groups", [[(4096, 64)], [(4900, 70)], [(2000, 2000), (3000, 100)]], ids=["64", "70", "unequal"]
+)
+def test_batches_of_a_sorted_table_are_as_of_a_random_order(
+    groups: list[tuple[int, int]], batch_size: int, tmp_path: Path, config: TrainConfig
+):
+    """The share of a batch that is of the lower half has the mean and at most the deviation of random draws."""
+    first = [0]
+
+    def make(rows: int, part: int) -> dict[str, Any]:
+        first.append(first[-1] + rows)
+        return {"a": np.arange(rows) + first[-2] + 0.5, "y": np.arange(rows) % 2}
+
+    parts = write(tmp_path / "sorted", make, groups)
+    loader = loader_of(dataclasses.replace(config, data=str(parts), drop=("id",), batch_size=batch_size))
     x = torch.cat([x for x, _ in epoch(loader, 0)])[:, 0]
-    batches = x[: len(x) // 100 * 100].view(-1, 100)
-    assert batches.mean(dim=1).abs().max() < 0.4
-    assert (batches.std(dim=1) - 1).abs().max() < 0.25
+    lower = (x < x.median()).double()
+    shares = lower[: len(lower) // batch_size * batch_size].view(-1, batch_size).mean(dim=1)
+    assert shares.std() < 1.3 * 0.5 / batch_size**0.5
+    assert lower[-len(lower) // 20 :].mean() == pytest.approx(0.5, abs=0.12)  # at the end of the epoch too
+    assert lower[: len(lower) // 20].mean() == pytest.approx(0.5, abs=0.12)
 
 
 def test_row_groups_blocks_and_rows_of_a_stream_are_each_in_random_order(
@@ -273,9 +288,9 @@ def test_no_sample_is_taken_for_all_rows(config: TrainConfig, monkeypatch: pytes
     assert not (smaller.folder / ROW_DIGESTS).exists()
 
 
-def test_cross_validation_is_refused(config: TrainConfig):
-    with pytest.raises(UserError, match=r"`folds=3`: the rows of .* do not fit in memory"):
-        cross_validate(dataclasses.replace(config, folds=3))
+def test_cross_validation_takes_the_cache(config: TrainConfig):
+    found = cross_validate(dataclasses.replace(config, folds=3, epochs=1))
+    assert sum(fold.rows for fold in found.folds) == 1298
 
 
 def test_r2_of_the_same_number_in_all_rows_of_a_part_is_not_told(tmp_path: Path, config: TrainConfig):

@@ -76,7 +76,8 @@ class TargetCounts(NamedTuple):
         """Return the values of the only column, in rising order, and how often each occurs."""
         if self.values is None:
             name = self.columns[0].name
-            raise UserError(f"{self.where}: the target {name!r} has too many different values for classes")
+            what = f"the target {name!r} has more different values than are counted of rows that do not fit in memory"
+            raise UserError(f"{self.where}: {what}: take a larger `memory`, or `task='regression'`")
         return self.values
 
     def constant(self) -> tuple[Array, Array]:

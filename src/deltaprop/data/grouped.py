@@ -168,7 +168,7 @@ class _Counter:
                 self.counts = None
                 return
             for value, count in zip(uniques.tolist(), counts.tolist(), strict=True):
-                key = names[int(value)] if self.column.kind == "categories" else repr(value)
+                key = names[int(value)] if self.column.kind == "categories" else repr(value + 0.0)  # −0.0 is 0.0
                 self.counts.setdefault(key, [0] * len(PARTS))[part] += count
         if len(self.counts) > self.most:
             self.counts = None

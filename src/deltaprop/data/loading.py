@@ -212,7 +212,8 @@ def load(
     agree_on_groups(groups, source, asked.world)
     if groups:
         fraction = how.test_fraction
-        assert not isinstance(fraction, Fold)
+        if isinstance(fraction, Fold):
+            raise UserError(f"{setting('folds', fraction.of)}: the run was trained on the row groups of {source}")
         of_groups = GroupSource(
             path=Path(source), options=options, test=test, cache=asked.cache, world=asked.world, seed=int(how.seed),
             shares=(float(fraction), how.val_fraction), how=how.val_split, standardise=how.scaling != "none",
@@ -245,11 +246,9 @@ def _large_folder(asked: Source, how: _LoadOptions) -> list[RowGroup]:
     if asked.data in BUILTIN or not is_table(asked.data):
         return []
     how.check_pictures(asked.data)
-    groups = large_folder(Path(asked.data), asked.options, asked.cache, asked.storage)
-    if groups and isinstance(how.test_fraction, Fold):
-        this = setting("folds", how.test_fraction.of)
-        raise UserError(f"{this}: the rows of {asked.data} do not fit in memory; take a larger `memory`, or no folds")
-    return groups
+    if isinstance(how.test_fraction, Fold) and asked.storage != "groups":
+        return []  # the rows of a fold are drawn from all rows at once
+    return large_folder(Path(asked.data), asked.options, asked.cache, asked.storage)
 
 
 def _read_arrays(path: Path, options: TableOptions, test: Path | None) -> RawData:

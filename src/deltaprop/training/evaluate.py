@@ -177,9 +177,9 @@ def _in_step(windows: Iterator[Window], world: World, nothing: Window) -> Iterat
 
 def _sums(objective: Objective, window: Window, outputs: Tensor, target_scaling: Scaling) -> Tensor:
     """Return of some rows C in the units of the data, C as it is minimised, and what is right or the squared errors."""
-    minimised = objective(outputs, objective.targets(window.y, outputs.dtype)).double().cpu()
+    minimised = objective(outputs, objective.targets(window.y, outputs.dtype)).cpu().double()
     if window.y_raw is None:
-        right = (objective.decide(outputs) == window.y).double().mean().cpu()
+        right = (objective.decide(outputs) == window.y).cpu().double().mean()
         return torch.stack([minimised, minimised, right])
     predicted = target_scaling.in_own_units(outputs).cpu()
     errors = (predicted - window.y_raw).square().mean(dim=0)

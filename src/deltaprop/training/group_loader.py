@@ -1,9 +1,9 @@
 """The rows of an epoch in random order, read from the row groups of a table by shares.
 
 The order is drawn, not stored: each stream takes its row groups in random order, of each blocks of neighbouring rows in
-random order, and shuffles a few blocks together. A batch takes one row of each stream in turn. So the rows of a batch
-do not depend on the number of processes, a process reads its own row groups alone, and from the counts of the row
-groups all know how many rows of a batch are whose.
+random order, and shuffles a few blocks together. A shard has a share of each stream, and which row of it is of which
+stream is drawn for the shard. So the rows of a batch do not depend on the number of processes, a process reads its own
+row groups alone, and from the counts of the row groups all know which rows of a batch are whose.
 """
 
 from __future__ import annotations
@@ -34,35 +34,40 @@ from deltaprop.training.objective import Objective
 SHARD_BYTES = 1 << 24  # of a shard, of which there are two
 MIXED_BYTES, MIXED_BLOCKS = 1 << 19, 16  # that a stream shuffles together
 ROW_BYTES = 32  # of a label, of an index, and of what these are made from
-BATCHES = 4096  # of a shard, at most: there is a number for each and each stream
 
 
-class Turns:
-    """Streams of rows that take turns: one row of each in a round, without those that have ended.
+class Schedule:
+    """When each stream gives its rows: at even times from 0 to 1, so that all end together, however long they are.
+
+    Row j of a stream of n rows has the time (j + u)/n, with u in [0, 1) drawn for each stream.
 
     Args:
         lengths: The rows of each stream.
+        seed: Of the epoch.
     """
 
-    def __init__(self, lengths: Sequence[int]) -> None:
+    def __init__(self, lengths: Sequence[int], seed: int) -> None:
         self.lengths = np.array(lengths, dtype=np.int64)
-        self._rounds = np.unique([0, *lengths])  # after so many rounds the number of streams changes
-        self._rows = np.minimum(self.lengths, self._rounds[:, None]).sum(axis=1)  # in so many rounds
+        self._phase = _random(seed, 0).random_sample(len(self.lengths))
 
-    def taken(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return how many of the first so many rows each stream has given, [len(rows), K].
+    def given(self, rows: int) -> NDArray[np.int64]:
+        """Return how many of the first so many rows of the epoch each stream has given.
 
         Example:
-            >>> Turns([3, 1, 2]).taken(np.array([0, 2, 4, 6])).tolist()
-            [[0, 0, 0], [1, 1, 0], [2, 1, 1], [3, 1, 2]]
+            >>> [Schedule([30, 10, 20], 0).given(rows).tolist() for rows in (0, 6, 59, 60)]
+            [[0, 0, 0], [3, 1, 2], [30, 10, 19], [30, 10, 20]]
         """
-        stage = np.searchsorted(self._rows, rows, side="right") - 1
-        begun = self._rounds[stage][:, None]
-        takes_turns = self.lengths > begun
-        rounds, further = np.divmod(rows - self._rows[stage], np.maximum(takes_turns.sum(axis=1), 1))
-        turn = takes_turns.cumsum(axis=1) - 1
-        in_rounds = begun + rounds[:, None] + (turn < further[:, None])
-        return np.where(takes_turns, in_rounds, self.lengths)
+        early, late = 0.0, 1.0
+        for _ in range(60):  # until the times are neighbours in float64
+            middle = (early + late) / 2
+            early, late = (middle, late) if self._until(middle).sum() <= rows else (early, middle)
+        counts = self._until(early)
+        more = np.flatnonzero(self._until(late) > counts)  # of equal times the lower streams' are first
+        counts[more[: rows - int(counts.sum())]] += 1
+        return counts
+
+    def _until(self, time: float) -> NDArray[np.int64]:
+        return np.clip(np.ceil(self.lengths * time - self._phase), 0, self.lengths).astype(np.int64)
 
 
 class GroupLoader:
@@ -89,10 +94,10 @@ class GroupLoader:
         self.rows, self.sample, self.objective, self.batch_size = rows, sample, objective, batch_size
         self.world = world or World()
         row = rows.width * rows.dtype.itemsize + ROW_BYTES
-        shard = max(1, min(BATCHES, SHARD_BYTES // row // batch_size)) * batch_size
+        shard = max(1, SHARD_BYTES // row // batch_size) * batch_size
         block: int = max(1, MIXED_BYTES // MIXED_BLOCKS // (8 * rows.nothing.shape[1]))
         self.block, self.chunk = (block, shard) if sizes is None else sizes
-        self.turns = Turns([sum(rows.counts[at][0] for at in stream) for stream in rows.streams])
+        self.lengths = [sum(rows.counts[at][0] for at in stream) for stream in rows.streams]
         self.own = [*range(len(rows.streams))[self.world.rank :: self.world.size]]
 
     def __len__(self) -> int:
@@ -114,54 +119,43 @@ class GroupLoader:
 
     def _read(self, seed: int, begin: int) -> Iterator[Shard]:
         """Yield shards from the row ``begin`` of the epoch on."""
-        given = self.turns.taken(np.array([begin]))[0].tolist()
+        schedule = Schedule(self.lengths, seed)
+        given = schedule.given(begin)
         with ExitStack() as files:
             streams = []
             for at in self.own:
                 with disk_errors(self.rows.folder):
                     self.rows.folder.mkdir(parents=True, exist_ok=True)
                     file = files.enter_context(tempfile.TemporaryFile(dir=self.rows.folder, buffering=0))
-                streams.append(_Stream(self.rows, self.block, file, seed, *self._left(seed, at, given[at])))
+                streams.append(_Stream(self.rows, self.block, file, seed, *self._left(seed, at, int(given[at]))))
             for first in range(begin, len(self), self.chunk):
-                yield self._shard(streams, first, min(first + self.chunk, len(self)))
+                before, given = given, schedule.given(min(first + self.chunk, len(self)))
+                yield self._shard(streams, given - before, first // self.chunk, seed)
 
-    def _shard(self, streams: Sequence[_Stream], first: int, end: int) -> Shard:
-        """Return this process's share of some rows of the epoch."""
-        ends = np.append(np.arange(first, end, self.batch_size), end)
-        taken = np.diff(self.turns.taken(ends), axis=0)  # rows of each stream in each batch
-        own = taken[:, self.own]
-        read = [stream.take(count) for stream, count in zip(streams, own.sum(axis=0).tolist(), strict=True)]
+    def _shard(self, streams: Sequence[_Stream], counts: NDArray[np.int64], number: int, seed: int) -> Shard:
+        """Return this process's rows of a shard, in which each stream has so many rows."""
+        of_stream = np.repeat(np.arange(len(counts)), counts)  # row by row, in random order
+        of_stream = of_stream[_random(seed, 1, number).permutation(len(of_stream))]
+        rank, size = of_stream % self.world.size, self.batch_size
+        batches = range(0, len(rank), size)
+        of_each = [np.bincount(rank[first : first + size], minlength=self.world.size) for first in batches]
+        shares = [BatchShare(int(n.sum()), int(n[self.world.rank]), int(n.max())) for n in of_each]
+        own = of_stream[rank == self.world.rank]
+        place = np.empty(len(own), dtype=np.int64)
+        place[own.argsort(kind="stable")] = np.arange(len(own))  # rows are read stream after stream
+        read = [stream.take(int(counts[at])) for stream, at in zip(streams, self.own, strict=True)]
         x, y, _ = self.rows.encoded(np.concatenate([self.rows.nothing, *read]))
-        order = torch.from_numpy(_by_batch(own)).to(x.device)
-        of_each = [taken[:, rank :: self.world.size].sum(axis=1) for rank in range(self.world.size)]
-        counts = taken.sum(axis=1), own.sum(axis=1), np.max(of_each, axis=0)
-        shares = [BatchShare(*of_batch) for of_batch in zip(*(of.tolist() for of in counts), strict=True)]
-        return Shard(first // self.batch_size, x, self.objective.targets(y, x.dtype), order, shares)
+        order, first = torch.from_numpy(place).to(x.device), number * self.chunk // size
+        return Shard(first, x, self.objective.targets(y, x.dtype), order, shares)
 
     def _left(self, seed: int, number: int, given: int) -> tuple[list[int], int]:
         """Return the row groups of a stream that has given some rows, and how many rows of the first it has given."""
         groups = self.rows.streams[number]
-        left = [groups[at] for at in _random(seed, number).permutation(len(groups))]
+        left = [groups[at] for at in _random(seed, 2, number).permutation(len(groups))]
         while left and given >= (count := self.rows.counts[left[0]][0]):
             given -= count
             left.pop(0)
         return left, given
-
-
-def _by_batch(counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the indices of rows that are stored stream after stream, batch after batch.
-
-    Args:
-        counts: The rows of each stream in each batch, [B, K].
-
-    Example:
-        >>> _by_batch(np.array([[2, 1], [1, 1]])).tolist()
-        [0, 1, 3, 2, 4]
-    """
-    of_streams = counts.sum(axis=0)
-    first = of_streams.cumsum() - of_streams + counts.cumsum(axis=0) - counts  # of each stream in each batch
-    sizes = counts.ravel()
-    return np.repeat(first.ravel() - (sizes.cumsum() - sizes), sizes) + np.arange(sizes.sum())
 
 
 class _Stream:
@@ -198,7 +192,7 @@ class _Stream:
     def _shuffled(self, group: int) -> Iterator[Numbers]:
         """Yield the rows of a row group in random order, a few blocks at a time."""
         rows = self._write(group)
-        random = _random(self.seed, len(self.rows.streams) + group)
+        random = _random(self.seed, 3, group)
         blocks = random.permutation(-(-rows // self.block)).tolist()
         for first in range(0, len(blocks), MIXED_BLOCKS):
             yield self._mixed(random, blocks[first : first + MIXED_BLOCKS], rows)
@@ -229,6 +223,6 @@ class _Stream:
         return mixed[order]
 
 
-def _random(seed: int, number: int) -> np.random.RandomState:
-    """Return a generator of its own for each seed below 2⁶² and number."""
-    return np.random.RandomState([seed & 0xFFFFFFFF, seed >> 32, number])
+def _random(seed: int, *numbers: int) -> np.random.RandomState:
+    """Return a generator of its own for each seed below 2⁶² and numbers."""
+    return np.random.RandomState([seed & 0xFFFFFFFF, seed >> 32, *numbers])
