@@ -17,7 +17,8 @@ from sklearn.preprocessing import StandardScaler
 
 from deltaprop import UserError
 from deltaprop.data import CacheConfig, Dataset, Fold, GroupedRows, Source, TableOptions, load
-from deltaprop.data.encoding import InputStatistics
+from deltaprop.data.columns import Column
+from deltaprop.data.encoding import InputStatistics, encoding_of
 from deltaprop.data.formats import open_table
 from deltaprop.data.formats.parquet import ParquetTable
 from deltaprop.data.row_groups import PARTS, Division, deal, row_groups
@@ -175,18 +176,94 @@ def test_a_class_that_was_drawn_for_no_training_row_is_trained_on(tmp_path: Path
     assert sum(dataset.rows.values()) == 299
 
 
-def test_a_class_without_a_training_row_is_refused_beside_a_table_to_test_on(tmp_path: Path):
-    """Its rows there are never trained on."""
+def odd_or(rows: int, names: dict[int, str]) -> dict[str, Any]:
+    y = np.where(np.arange(rows) % 2, "even", "odd").astype(object)
+    for row, name in names.items():
+        y[row] = name
+    return {"a": np.arange(rows) * 1.5, "y": y}
+
+
+@pytest.mark.parametrize("rows", [{3: "new"}, {3: "new", 4: "new"}], ids=["one row", "two rows"])
+def test_a_class_that_only_the_table_to_test_on_has_is_refused(rows: dict[int, str], tmp_path: Path):
+    parts = write(tmp_path / "parts", lambda n, part: odd_or(n, {}), [(300, 20)])
+    test = write(tmp_path / "test", lambda n, part: odd_or(n, rows), [(30, 20)])
+    with pytest.raises(UserError, match="test: a row, column 'y': class 'new' is in no training row"):
+        load(source(parts, drop=(), test=str(test)))
+
+
+def test_the_table_to_test_on_does_not_decide_what_the_targets_are(tmp_path: Path):
+    """Neither does it make a class of a single row one of two, nor whole numbers fractions, nor a constant vary."""
+    single = write(tmp_path / "single", lambda n, part: odd_or(n, {3: "rare"}), [(300, 20)])
+    test = write(tmp_path / "test", lambda n, part: odd_or(n, {5: "rare"}), [(30, 20)])
+    for rare, names, tested in (("drop", ("even", "odd"), 29), ("keep", ("even", "odd", "rare"), 30)):
+        dataset = load(source(single, drop=(), test=str(test), rare_classes=rare))
+        assert (dataset.class_names, dataset.rows["test"]) == (names, tested)
+
+    def numbers(values: list[float]) -> Callable[..., dict[str, Any]]:
+        return lambda n, part: {"a": np.arange(n) * 1.5, "y": np.array(values)[np.arange(n) % len(values)]}
+
+    fractions = write(tmp_path / "fractions", numbers([0.5, 1.0, 2.0]), [(30, 20)])
+    whole = write(tmp_path / "whole", numbers([0.0, 1.0, 2.0]), [(300, 20)])
+    with pytest.raises(UserError, match=r"class '0\.5' is in no training row"):
+        load(source(whole, drop=(), test=str(fractions)))
+    constant = write(tmp_path / "constant", numbers([7.5]), [(300, 20)])
+    with pytest.raises(UserError, match=r"the target 'y' is 7\.5 in every row: nothing to learn"):
+        load(source(constant, drop=(), test=str(fractions)))
+
+
+def test_beside_a_table_to_test_on_a_class_drawn_for_validation_alone_is_trained_on(tmp_path: Path):
+    validated = np.flatnonzero(Division(0, 0.0, 0.1, "random", 300).parts(np.arange(300)))[:2].tolist()
+    parts = write(tmp_path / "parts", lambda n, part: odd_or(n, dict.fromkeys(validated, "rare")), [(300, 20)])
+    test = write(tmp_path / "test", lambda n, part: odd_or(n, {5: "rare"}), [(30, 20)])
+    dataset = load(source(parts, drop=(), test=str(test)))
+    assert [dataset.class_counts(part)[2] for part in PARTS] == [2, 0, 1]
+    assert dataset.rows["test"] == 30
+
+
+def test_a_target_that_float64_cannot_square_is_refused(tmp_path: Path):
+    def make(rows: int, part: int) -> dict[str, Any]:
+        return {"a": np.arange(rows) * 1.5, "y": np.random.default_rng(0).normal(size=rows) * 1e-200}
+
+    with pytest.raises(UserError, match="float64 cannot hold the square of that"):
+        load(source(write(tmp_path / "tiny", make, [(300, 20)]), drop=()))
+
+
+def test_a_column_does_not_become_constant_by_many_rows():
+    """1.7e9 ± 60, in 2·10⁸ rows: the rounding of their mean could be larger than that, and is not."""
+    statistics = InputStatistics([Column("a")])
+    statistics.add(np.array([[1.7e9 - 60], [1.7e9 + 60]]))
+    statistics.rows, statistics.moments.count = 2 * 10**8, np.array([2e8])
+    _, scaling, _ = encoding_of(statistics, [Column("y")], missing="auto", where="t")
+    assert scaling.scale[0] == 60.0
+
+
+def test_an_empty_table_to_test_on_is_refused(folder: Path, tmp_path: Path):
+    empty = write(tmp_path / "empty", lambda rows, part: columns(rows, 0), [(0, 1)])
+    with pytest.raises(UserError, match="empty: there is a header, and no row below it"):
+        load(source(folder, test=str(empty)))
+
+
+def test_statistics_are_of_the_rows_that_are_trained_on(tmp_path: Path):
+    """Without those of a class that is left out, and with those of one that was drawn for other parts alone."""
+    parts_of = Division(0, 0.2, 0.1, "random", 300).parts(np.arange(300))
+    trained, tested = np.flatnonzero(parts_of == 0), np.flatnonzero(parts_of == 2)
+    rare = {int(trained[0]): "single", **dict.fromkeys(tested[:2].tolist(), "rare")}
 
     def make(rows: int, part: int) -> dict[str, Any]:
-        return {"a": np.arange(rows) * 1.5, "y": np.where(np.arange(rows) % 2, "even", "odd")}
+        found = odd_or(rows, rare)
+        found["a"] = np.where(np.isin(np.arange(rows), [*rare]), 1e6 + np.arange(rows), found["a"])
+        return {
+            **found,
+            "town": np.where(found["y"] == "single", "Rome", np.where(found["y"] == "rare", "Oslo", "Bern")),
+        }
 
-    def with_another(rows: int, part: int) -> dict[str, Any]:
-        return {"a": np.arange(rows) * 1.5, "y": np.where(np.arange(rows) % 2, "even", "new")}
-
-    parts, test = write(tmp_path / "parts", make, [(300, 20)]), write(tmp_path / "test", with_another, [(30, 20)])
-    with pytest.raises(UserError, match="class 'new' is in the test part and in no row of the training part"):
-        load(source(parts, drop=(), test=str(test)))
+    dataset = load(source(write(tmp_path / "rare", make, [(300, 20)]), drop=()))
+    expected = make(300, 0)["a"][sorted({*trained[1:].tolist(), *tested[:2].tolist()})]
+    assert float(dataset.input_scaling.mean[0]) == pytest.approx(expected.mean(), rel=1e-12)
+    assert float(dataset.input_scaling.scale[0]) == pytest.approx(expected.std(), rel=1e-12)
+    assert dataset.table is not None
+    assert dataset.table.encoding.inputs[1].categories == ("Bern", "Oslo")
+    assert grouped(dataset).farthest == pytest.approx((expected.max() - expected.mean()) / expected.std())
 
 
 def test_the_digest_covers_numbers_names_and_columns(tmp_path: Path):
@@ -344,21 +421,20 @@ def test_a_cell_that_does_not_fit_is_named_by_its_row(
         load(source(write(tmp_path / "text", make, [(200, 20)]), drop=()))
 
 
-def test_damage_and_changes_are_told(folder: Path):
-    dataset = load(source(folder))
-    rows, path = grouped(dataset), folder / "part-2.parquet"
+def test_changes_are_told(folder: Path):
+    """A file that was written anew, or is gone, is not read as the one from before; nor is one cut short."""
+    rows, path = grouped(load(source(folder))), folder / "part-2.parquet"
     at = next(at for at, group in enumerate(rows.groups) if group.path == path)
-    parquet.write_table(pa.table({"id": [1], **columns(1, 0)}), path)
-    with pytest.raises(UserError, match=r"part-2.parquet: it has changed"):
+    content = path.read_bytes()
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"part-2.parquet: it has changed since its footer was read"):
         [*rows.windows(at, PARTS, 100)]
-    found = columns(77, 2)
-    found["town"] = np.where(np.arange(77) == 3, "Rome", found["town"])
-    parquet.write_table(pa.table({"id": np.arange(77), **found}), path, row_group_size=100)
-    with pytest.raises(UserError, match=r"part-2.parquet: .*a name that was not there before"):
+    path.unlink()
+    with pytest.raises(UserError, match=r"part-2.parquet: there is no such file any more"):
         [*rows.windows(at, PARTS, 100)]
-    path.write_bytes(path.read_bytes()[:-500])
-    with pytest.raises(UserError, match=r"part-2.parquet: damaged"):
-        [*rows.windows(at, PARTS, 100)]
+    path.write_bytes(content[:-500])
+    with pytest.raises(UserError, match="not a sound Parquet file"):
+        load(source(folder))
 
 
 def test_an_empty_folder_of_parts_and_one_without_targets_are_refused(tmp_path: Path):
@@ -376,7 +452,7 @@ def test_an_empty_folder_of_parts_and_one_without_targets_are_refused(tmp_path: 
 def test_row_groups_are_dealt_evenly_in_the_order_of_the_table(folder: Path):
     table = open_table(folder)
     assert isinstance(table, ParquetTable)
-    groups = row_groups(table)
+    groups = row_groups(table.files)
     assert sum(group.rows for group in groups) == 1298
     assert [group.first for group in groups] == np.cumsum([0, *(group.rows for group in groups[:-1])]).tolist()
     assert groups[15].place(3) == f"{folder / 'part-1.parquet'}: row {groups[15].first_in_file + 3}"

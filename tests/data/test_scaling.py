@@ -131,12 +131,12 @@ def test_moments_of_blocks_are_those_of_scikit_learn(cut: int):
     whole = StandardScaler().fit(x)
     np.testing.assert_array_equal(moments.count, (~np.isnan(x)).sum(axis=0))
     np.testing.assert_allclose(moments.mean, whole.mean_, rtol=1e-14)
-    np.testing.assert_allclose(moments.scale, whole.scale_, rtol=1e-9 if cut < 200 else 1e-15)
+    np.testing.assert_allclose(moments.variance, whole.var_, rtol=2e-9 if cut < 200 else 2e-15, atol=1e-15)
     if cut == 200:
         assert moments.mean.tolist() == whole.mean_.tolist()
 
 
-def test_a_column_without_a_value_has_mean_0_and_scale_1():
+def test_a_column_without_a_value_has_mean_0_and_variance_0():
     moments = Moments(1)
     moments.add(np.full((3, 1), np.nan))
-    assert (moments.mean.tolist(), moments.scale.tolist()) == ([0], [1])
+    assert (moments.mean.tolist(), moments.variance.tolist()) == ([0], [0])

@@ -129,7 +129,7 @@ def test_other_data_in_one_process_are_refused(config: TrainConfig, folder: Path
         own = [config, dataclasses.replace(config, data=str(data))]
         said = processes(2, lambda world, own=own: refused(at(own[world.rank], tmp_path / "run")))
         for rank, line in enumerate(said):
-            assert line == f"process 1 has other data in {own[rank].data} than process 0 (by the sizes of row groups)"
+            assert line == f"process 1 has other data in {own[rank].data} than process 0 (by the footers of its files)"
     assert not (tmp_path / "run").exists()
 
 

@@ -387,7 +387,8 @@ def encoding_of(
     """Return what :func:`fit_encoding` returns, from the statistics of the training rows."""
     columns, numbers, moments = statistics.columns, statistics.numbers, statistics.moments
     least, most = statistics.least, statistics.most
-    mean, scale = moments.mean, moments.scale
+    varies = (most > least)[numbers]
+    mean, scale = moments.mean, np.where(varies, np.sqrt(moments.variance), 1.0)
     inputs: list[Input] = []
     for at, column in enumerate(columns):
         gaps = statistics.rows - int(statistics.present[at])

@@ -23,9 +23,9 @@ from deltaprop.data.first_look import infer_from_some
 from deltaprop.data.formats import open_table
 from deltaprop.data.formats.parquet import ParquetTable
 from deltaprop.data.from_table import check_test_columns, encoding_warnings, missing_policy
-from deltaprop.data.grouped import Counts, GroupedRows, GroupFacts, Reading, exchanged, merged, of_all, survey
+from deltaprop.data.grouped import GroupedRows, GroupFacts, Reading, exchanged, merged, of_all, survey
 from deltaprop.data.infer import TablePlan
-from deltaprop.data.row_groups import PARTS, Division, RowGroup, deal, layout_digest, row_groups
+from deltaprop.data.row_groups import PARTS, Division, RowGroup, deal, footers_digest, own_groups, row_groups
 from deltaprop.data.scaling import Scaling, check_target_spread
 from deltaprop.data.splits import Array, SplitHow
 from deltaprop.data.store import CacheConfig, Storage, plan_from_json, plan_to_json
@@ -74,21 +74,21 @@ def large_folder(path: Path, options: TableOptions, cache: CacheConfig, storage:
         return []
     table = open_table(path, options.reading)
     assert isinstance(table, ParquetTable)
-    groups = row_groups(table)
+    groups = row_groups(table.files)
     is_large = 8 * sum(group.rows for group in groups) * (len(table.names) - len(options.drop)) > cache.memory
     return groups if is_large or storage == "groups" else []
 
 
-def agree_on_groups(groups: Sequence[RowGroup], path: str, world: World) -> None:
-    """Refuse row groups that are not those of process 0.
+def agree_on_files(groups: Sequence[RowGroup], path: str, world: World) -> None:
+    """Refuse files that are not those of process 0, by their footers.
 
     Raises:
         UserError: In all processes.
     """
-    told = world.of_each(layout_digest(groups) if groups else b"")
+    told = world.of_each(world.together(lambda: footers_digest(groups)) if world.size > 1 else b"")
     for rank, digest in enumerate(told):
         if digest != told[0]:
-            error = UserError(f"process {rank} has other data in {path} than process 0 (by the sizes of row groups)")
+            error = UserError(f"process {rank} has other data in {path} than process 0 (by the footers of its files)")
             error.is_shared = True
             raise error
 
@@ -104,38 +104,54 @@ def load_groups(source: GroupSource, groups: list[RowGroup]) -> Dataset:
     table_rows, (test, val) = sum(group.rows for group in groups), source.shares
     division = Division(source.seed, 0.0 if of_test else test, val, source.how, table_rows)
     reading = Reading.of(plan, missing_policy(options), division, has_classes=options.task == "classification")
-    streams = deal([*groups, *of_test])
-    facts = _survey(source, [*groups, *of_test], reading, streams)
-    total = merged(facts, plan, reading.most_values)
-    if not sum(total.rows):
-        what = "every row has a missing cell" if total.dropped else "the target is missing in every row"
+    facts = _survey(source, [*groups, *of_test], reading)
+    of_table = merged(facts[: len(groups)], plan, reading.most_values)
+    if not sum(of_table.rows):
+        what = "every row has a missing cell" if of_table.dropped else "the target is missing in every row"
         raise UserError(f"{path}: {what}")
-    for column, names in zip((*plan.inputs, *plan.targets), total.names, strict=True):
+    for column, names in zip((*plan.inputs, *plan.targets), merged(facts, plan, 0).names, strict=True):
         column.names = {name: at for at, name in enumerate(names)}
-    targets = Targets.infer(_target_counts(plan, total, path), options.task, options.rare_classes)
+    targets = Targets.infer(_target_counts(plan, of_table, path), options.task, options.rare_classes)
+    classes = ClassCounts.of(targets, plan, facts, len(groups), str(source.test))
+    reading = replace(reading, targets=targets, always=classes.always)
+    changed = classes.changed(facts) if targets.class_names else []
+    again = _survey(source, [*groups, *of_test], reading, changed)
+    for at, of in zip(changed, again, strict=True):
+        facts[at] = replace(of, counts=facts[at].counts)
+    return _dataset(source, [*groups, *of_test], reading, facts, classes)
+
+
+def _dataset(
+    source: GroupSource, groups: list[RowGroup], reading: Reading, facts: list[GroupFacts], classes: ClassCounts
+) -> Dataset:
+    """Return the data set of row groups whose facts are known, with those of the table to test on at the end."""
+    plan, targets, path = reading.plan, reading.targets, str(source.path)
+    assert targets is not None
+    total = merged(facts, plan, reading.most_values)
     encoding, scaling, empty = encoding_of(total.inputs, plan.targets, missing=reading.missing, where=path)
     scaling = scaling if source.standardise else Scaling.identity(len(encoding))
     target_scaling = Scaling.identity(1) if targets.class_names else _target_scaling(plan, total, path)
-    classes = ClassCounts.of(targets, plan, total, moves=not of_test)
     rows = GroupedRows(
-        groups=[*groups, *of_test], streams=streams, reading=reading, targets=targets, always=classes.always,
+        groups=groups, streams=deal(groups), reading=reading,
         encode=Encoder(encoding, plan.inputs, scaling, source.dtype, path),
-        scale=lambda y: target_scaling.apply(y).to(source.dtype), counts=[classes.rows(of) for of in facts],
-        class_counts=dict(zip(PARTS, classes.by_part(total.counts).T.tolist(), strict=True)),
+        scale=lambda y: target_scaling.apply(y).to(source.dtype), counts=[of.rows for of in facts],
+        class_counts=dict(zip(PARTS, classes.of_all(facts).T.tolist(), strict=True)),
         moments=dict(zip(PARTS, total.targets, strict=True)), folder=source.cache.folder,
+        varies=dict(zip(PARTS, total.most > total.least, strict=True)),
         farthest=_farthest(total, scaling, target_scaling),
     )  # fmt: skip
     _check_parts(rows, path)
-    names_of_test = merged(facts[len(groups) :], plan, 0).names if of_test else []
-    warnings = encoding_warnings(encoding, rows.count["train"], empty) + _warnings(source, rows, names_of_test)
-    facts_of_table = TableFacts(
+    tested = [of for group, of in zip(groups, facts, strict=True) if group.first >= reading.division.rows]
+    warnings = encoding_warnings(encoding, rows.count["train"], empty)
+    warnings += _warnings(source, rows, merged(tested, plan, 0).names if tested else [])
+    table = TableFacts(
         encoding=encoding, left_out=plan.left_out, dropped=total.dropped, unlabelled=total.unlabelled, gaps=total.gaps,
         storage="groups", notes=plan.notes, warnings=tuple(warnings),
     )  # fmt: skip
     return Dataset(
         name=source.path.name, task=targets.task, **_samples(rows, source.world), class_names=targets.class_names,
         image_shape=None, input_scaling=scaling, target_scaling=target_scaling, digest=total.digest,
-        table=facts_of_table, classes_left_out=targets.left_out, notes=targets.notes, grouped=rows,
+        table=table, classes_left_out=targets.left_out, notes=targets.notes, grouped=rows,
     )  # fmt: skip
 
 
@@ -160,27 +176,32 @@ def _open(source: GroupSource, groups: Sequence[RowGroup]) -> tuple[TablePlan, l
             this = setting("test", str(source.test))
             raise UserError(f"{this}: it must be Parquet as {source.path} is, whose rows stay in their row groups")
         check_test_columns(open_table(source.path, source.options.reading), test, plan, source.options)
-        return row_groups(test, groups[-1].first + groups[-1].rows)
+        found = row_groups(test.files, groups[-1].first + groups[-1].rows)
+        if not found:
+            raise UserError(f"{source.test}: there is a header, and no row below it")
+        return found
 
-    return plan, source.world.together(of_test)
+    groups_of_test = source.world.together(of_test)
+    agree_on_files(groups_of_test, str(source.test), source.world)
+    return plan, groups_of_test
 
 
 def _survey(
-    source: GroupSource, groups: Sequence[RowGroup], reading: Reading, streams: Sequence[Sequence[int]]
+    source: GroupSource, groups: Sequence[RowGroup], reading: Reading, chosen: Sequence[int] | None = None
 ) -> list[GroupFacts]:
-    """Return what is in each row group; each process reads its own."""
-    world = source.world
+    """Return what is in some row groups, by default in all; each process reads its own."""
+    world, wanted = source.world, {*(range(len(groups)) if chosen is None else chosen)}
 
     def of_own() -> bytes:
-        own = sorted(at for stream in streams[world.rank :: world.size] for at in stream)
-        rows, done, found = sum(groups[at].rows for at in own), 0, {}
+        own = [at for at in own_groups(deal(groups), world.rank, world.size) if at in wanted]
+        size, done, found = sum(groups[at].size for at in own), 0, {}
         for at in own:
             found[at] = survey(groups[at], reading)
-            done += groups[at].rows
-            source.cache.progress(f"reading {source.path.name}", done, rows)
+            done += groups[at].size
+            source.cache.progress(f"reading {source.path.name}", done, size)
         return exchanged(found)
 
-    return of_all(world.of_each(world.together(of_own)), reading.plan.inputs)
+    return of_all(world.of_each(world.together(of_own)), reading.plan.inputs) if wanted else []
 
 
 def _target_counts(plan: TablePlan, total: GroupFacts, path: str) -> TargetCounts:
@@ -204,44 +225,69 @@ class ClassCounts:
     Attributes:
         label_of: The label of each value of the target, -1 for a class that is left out; empty for numbers.
         classes: The number of classes.
+        of_table: How many row groups are not of the table to test on.
         always: Labels of classes that none of the rows drawn for training has: all their rows are trained on.
     """
 
     label_of: dict[str, int]
     classes: int
+    of_table: int
     always: tuple[int, ...] = ()
 
     @classmethod
-    def of(cls, targets: Targets, plan: TablePlan, total: GroupFacts, *, moves: bool) -> ClassCounts:
-        """Return it for a table; without ``moves`` every row stays in the part it was drawn for."""
-        if not targets.class_names or total.counts is None:
-            return cls({}, 0)
-        values = np.array([[_value(plan.targets[0], key)] for key in total.counts])
-        labels = targets.encode(TargetValues(plan.targets, values, "", False)).tolist()
-        drawn = cls(dict(zip(total.counts, labels, strict=True)), len(targets.class_names))
-        trained = drawn.by_part(total.counts)[:, 0]
-        return replace(drawn, always=tuple(np.flatnonzero(trained == 0).tolist()) if moves else ())
+    def of(
+        cls, targets: Targets, plan: TablePlan, facts: Sequence[GroupFacts], of_table: int, test: str
+    ) -> ClassCounts:
+        """Return it, after refusing a class that only the table to test on has.
 
-    def by_part(self, counts: Counts | None) -> Array:
+        Args:
+            targets: The classes of the table.
+            plan: The columns.
+            facts: What is in each row group.
+            of_table: How many row groups are not of the table to test on.
+            test: The name of that table.
+        """
+        if not targets.class_names:
+            return cls({}, 0, of_table)
+        if any(of.counts is None for of in facts):
+            name = plan.targets[0].name
+            raise UserError(f"{test}: the target {name!r} has far more different values than there are classes")
+        values = [*dict.fromkeys(value for of in facts for value in of.counts or ())]
+        read = np.array([[_value(plan.targets[0], value)] for value in values])
+        labels = targets.encode(TargetValues(plan.targets, read, test, False)).tolist()
+        drawn = cls(dict(zip(values, labels, strict=True)), len(targets.class_names), of_table)
+        trained = drawn.of_all(facts[:of_table])[:, 0]
+        return replace(drawn, always=tuple(np.flatnonzero(trained == 0).tolist()))
+
+    def of_all(self, facts: Sequence[GroupFacts]) -> Array:
         """Return the rows of each class in each part, [C, 3]."""
         found = np.zeros((self.classes, len(PARTS)), dtype=np.int64)
-        for value, by_part in (counts or {}).items() if self.classes else ():
-            if (label := self.label_of[value]) >= 0:
-                found[label] += [sum(by_part), 0, 0] if label in self.always else by_part
+        for at, of in enumerate(facts):
+            for value, by_part in (of.counts or {}).items() if self.classes else ():
+                label = self.label_of[value]
+                if label >= 0:
+                    found[label] += [sum(by_part), 0, 0] if self._moves(label, at) else by_part
         return found
 
-    def rows(self, facts: GroupFacts) -> list[int]:
-        """Return the rows of each part that are used."""
-        used: list[int] = self.by_part(facts.counts).sum(axis=0).tolist() if self.classes else facts.rows
-        return used
+    def changed(self, facts: Sequence[GroupFacts]) -> list[int]:
+        """Return the row groups with rows that are not in the part they were drawn for."""
+        return [
+            at
+            for at, of in enumerate(facts)
+            if any(self.label_of[value] < 0 or self._moves(self.label_of[value], at) for value in of.counts or ())
+        ]
+
+    def _moves(self, label: int, group: int) -> bool:
+        return label in self.always and group < self.of_table
 
 
 def _target_scaling(plan: TablePlan, total: GroupFacts, path: str) -> Scaling:
     """Return the scaling of targets that are numbers, fitted on the training rows."""
-    moments = total.targets[0]
-    for column, mean, variance in zip(plan.targets, moments.mean.tolist(), moments.variance.tolist(), strict=True):
-        check_target_spread(f"{path}: the target {column.name!r}", mean, float(np.sqrt(variance)))
-    return Scaling(torch.from_numpy(moments.mean), torch.from_numpy(moments.scale))
+    moments, varies = total.targets[0], total.most[0] > total.least[0]
+    deviation = np.where(varies, np.sqrt(moments.variance).clip(np.finfo(np.float64).tiny), 0.0)
+    for column, mean, spread in zip(plan.targets, moments.mean.tolist(), deviation.tolist(), strict=True):
+        check_target_spread(f"{path}: the target {column.name!r}", mean, spread)
+    return Scaling(torch.from_numpy(moments.mean), torch.from_numpy(np.where(varies, deviation, 1.0)))
 
 
 def _farthest(total: GroupFacts, scaling: Scaling, target_scaling: Scaling) -> float:

@@ -24,7 +24,7 @@ from deltaprop.data.columns import Column, Missing, Numbers, Reader
 from deltaprop.data.encoding import Encoder, InputStatistics
 from deltaprop.data.infer import TablePlan
 from deltaprop.data.profile import MOST_COUNTED
-from deltaprop.data.row_groups import CHANGED, PARTS, Division, RowGroup
+from deltaprop.data.row_groups import CHANGED, PARTS, Division, RowGroup, own_groups
 from deltaprop.data.scaling import Moments
 from deltaprop.data.splits import Array, Rows
 from deltaprop.data.store import InMemory, described_columns
@@ -49,12 +49,17 @@ class Reading:
         missing: What to do about a missing cell.
         division: Which part each row is in.
         most_values: Different values of a target that are counted; with more there are no counts.
+        targets: What is predicted; None as long as that is not known.
+        always: Labels of classes whose rows are all trained on, whatever part they were drawn for; not those of a
+            table to test on.
     """
 
     plan: TablePlan
     missing: Missing
     division: Division
     most_values: int
+    targets: Targets | None = None
+    always: Sequence[int] = ()
 
     @classmethod
     def of(cls, plan: TablePlan, missing: Missing, division: Division, *, has_classes: bool) -> Reading:
@@ -66,6 +71,21 @@ class Reading:
     def names(self) -> list[str]:
         """The columns of the file that are read."""
         return [*dict.fromkeys(column.source for column in (*self.plan.inputs, *self.plan.targets))]
+
+    def parts(self, rows: Rows, y: TargetValues) -> tuple[NDArray[np.int8], Numbers]:
+        """Return the index in ``PARTS`` of the part of each row, −1 for one that is left out, and y or its labels.
+
+        Args:
+            rows: The indices of the rows in the table.
+            y: Their targets.
+        """
+        parts = self.division.parts(rows)
+        if self.targets is None or not self.targets.class_names:
+            return parts, y.values
+        labels = self.targets.encode(y)
+        parts[np.isin(labels, self.always) & (rows < self.division.rows)] = 0
+        parts[labels < 0] = -1
+        return parts, labels[:, None].astype(np.float64)
 
     def chosen(self, group: RowGroup) -> RowGroup:
         """Return a row group with these columns, and blocks of a limited size."""
@@ -132,12 +152,12 @@ def survey(group: RowGroup, reading: Reading) -> GroupFacts:
     rows = np.zeros(len(PARTS), dtype=np.int64)
     for block, numbers, _ in reader.blocks():
         digest.update(np.ascontiguousarray(block, dtype="<f8").data)
-        parts = reading.division.parts(group.first + numbers - 1)
-        rows += np.bincount(parts, minlength=len(PARTS))
-        statistics.add(block[parts == 0, :width])
         y = block[:, width:]
+        parts, _ = reading.parts(group.first + numbers - 1, TargetValues(targets, y, str(group.path), False))
+        rows += np.bincount(parts[parts >= 0], minlength=len(PARTS))
+        statistics.add(block[parts == 0, :width])
         counter.add(y[:, 0], parts)
-        for part in np.unique(parts):
+        for part in np.unique(parts[parts >= 0]):
             of_part = y[parts == part]
             moments[part].add(of_part)
             least[part] = np.minimum(least[part], of_part.min(axis=0))
@@ -231,12 +251,11 @@ class GroupedRows:
         streams: The row groups of each stream, see `row_groups.deal`.
         reading: How they are read; its columns have the names of all categories.
         encode: Writes inputs.
-        targets: What is predicted.
         scale: Makes y of targets in their own units; for classes it has no use.
-        always: Labels of classes whose rows are all trained on, whatever part they were drawn for.
         counts: Rows of each part, of each row group.
-        class_counts: Rows of each class, of each part; empty for numbers.
+        class_counts: Rows of each class, of each part; none for numbers.
         moments: Mean and variance of each target, of each part, in their own units.
+        varies: Whether each target has different values, of each part.
         farthest: The largest absolute value among inputs and targets of the training rows.
         folder: Where streams keep rows that wait for their turn.
         device: Where x and y are returned.
@@ -246,15 +265,20 @@ class GroupedRows:
     streams: Sequence[Sequence[int]]
     reading: Reading
     encode: Encoder
-    targets: Targets
     scale: Callable[[Tensor], Tensor]
-    always: Sequence[int]
     counts: Sequence[Sequence[int]]
     class_counts: Mapping[str, list[int]]
     moments: Mapping[str, Moments]
+    varies: Mapping[str, Array]
     farthest: float
     folder: Path
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    @property
+    def targets(self) -> Targets:
+        """What is predicted."""
+        assert self.reading.targets is not None
+        return self.reading.targets
 
     @property
     def width(self) -> int:
@@ -273,7 +297,7 @@ class GroupedRows:
 
     def own(self, rank: int, size: int) -> list[int]:
         """Return the row groups of a process, in the order of the table."""
-        return sorted(at for stream in self.streams[rank::size] for at in stream)
+        return own_groups(self.streams, rank, size)
 
     def read(self, group: int, parts: Sequence[str]) -> Iterator[tuple[NDArray[np.int8], Numbers]]:
         """Yield the rows of some parts in a row group, block by block: the part of each, and the row [p + k].
@@ -290,12 +314,8 @@ class GroupedRows:
         for block, numbers, _ in Reader(table, plan.inputs, plan.targets, self.reading.missing).blocks():
             if known != [len(column.names) for column in columns]:
                 raise UserError(f"{table.path}: {CHANGED}: it has a name that was not there before")
-            of_rows = self.reading.division.parts(table.first + numbers - 1)
-            if self.targets.class_names:
-                labels = self.targets.encode(TargetValues(plan.targets, block[:, width:], str(table.path), False))
-                of_rows[np.isin(labels, self.always)] = 0
-                of_rows[labels < 0] = -1  # left out
-                block[:, width] = labels
+            y = TargetValues(plan.targets, block[:, width:], str(table.path), False)
+            of_rows, block[:, width:] = self.reading.parts(table.first + numbers - 1, y)
             rows = np.flatnonzero(np.isin(of_rows, chosen))
             yield of_rows[rows], block[rows]
 

@@ -23,7 +23,7 @@ from deltaprop.data.formats.arrays import ARRAY_NAMES, ArrayFile
 from deltaprop.data.formats.excel import EXCEL_NAMES, is_workbook
 from deltaprop.data.formats.idx import IdxFolder, load_idx_folder
 from deltaprop.data.formats.idx_files import find_idx_files
-from deltaprop.data.from_row_groups import GroupSource, agree_on_groups, large_folder, load_groups
+from deltaprop.data.from_row_groups import GroupSource, agree_on_files, large_folder, load_groups
 from deltaprop.data.from_table import RawTable, read_table
 from deltaprop.data.infer import choose_columns
 from deltaprop.data.raw_data import RawData
@@ -209,7 +209,7 @@ def load(
     source, options = asked.data, asked.options
     test = None if asked.test is None else Path(asked.test)
     groups = asked.world.together(lambda: _large_folder(asked, how))
-    agree_on_groups(groups, source, asked.world)
+    agree_on_files(groups, source, asked.world)
     if groups:
         fraction = how.test_fraction
         if isinstance(fraction, Fold):

@@ -6,17 +6,19 @@ so that the rows of each batch do not depend on W. Only the footers of files are
 
 from __future__ import annotations
 
+import functools
 import hashlib
-import json
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from deltaprop.data.formats.parquet import ParquetTable, column_indices
+from deltaprop.data.formats.parquet import column_indices
 from deltaprop.data.splitmix import mix
 from deltaprop.data.splits import Rows, SplitHow
 from deltaprop.data.table import BATCH_ROWS, Batch
@@ -38,6 +40,7 @@ class RowGroup:
         number: Its number in the file.
         rows: The number of its rows.
         size: The bytes of its columns in the file.
+        stamp: Size and time of the file when its footer was read.
         first: The index of its first row in the whole table.
         first_in_file: The index of its first row in the file.
         rows_at_once: Rows in a block.
@@ -48,6 +51,7 @@ class RowGroup:
     number: int
     rows: int
     size: int
+    stamp: tuple[int, int]
     first: int
     first_in_file: int
     rows_at_once: int = BATCH_ROWS
@@ -72,7 +76,10 @@ class RowGroup:
 
         read = 0
         try:
-            with parquet.ParquetFile(self.path, memory_map=False, buffer_size=PAGE_BYTES) as file:
+            if _stamp(self.path) != self.stamp:
+                raise UserError(f"{self.path}: {CHANGED}")
+            footer = _footer(self.path, self.stamp)
+            with parquet.ParquetFile(self.path, metadata=footer, memory_map=False, buffer_size=PAGE_BYTES) as file:
                 schema = file.schema_arrow
                 in_file = schema.names  # made anew by each access
                 own = {in_file[at].strip(): in_file[at] for at in column_indices(schema)}
@@ -81,47 +88,70 @@ class RowGroup:
                 for batch in blocks:
                     read += len(batch)
                     yield batch.select(names).rename_columns(self.names)
+        except FileNotFoundError as error:
+            raise UserError(f"{self.path}: there is no such file any more") from error
         except (pyarrow.ArrowException, OSError, KeyError) as error:
             raise UserError(f"{self.path}: damaged: {' '.join(str(error).split())[:200]}") from error
         if read != self.rows:
             raise UserError(f"{self.path}: {CHANGED}")
 
 
-def row_groups(table: ParquetTable, first: int = 0) -> list[RowGroup]:
-    """Return the row groups of a table, in the order of its rows; their columns are not chosen yet.
+def _stamp(path: Path) -> tuple[int, int]:
+    stat = path.stat()
+    return stat.st_size, stat.st_mtime_ns
+
+
+@functools.lru_cache(maxsize=16)  # one of a file with many row groups takes long to parse
+def _footer(path: Path, stamp: tuple[int, int]) -> Any:
+    from pyarrow import parquet
+
+    return parquet.read_metadata(path)
+
+
+def row_groups(files: Sequence[Path], first: int = 0) -> list[RowGroup]:
+    """Return the row groups of Parquet files, in the order of their rows; their columns are not chosen yet.
 
     Args:
-        table: The table.
-        first: The index of its first row.
+        files: The files.
+        first: The index of their first row.
 
     Raises:
         UserError: If a file is damaged.
     """
     import pyarrow
-    from pyarrow import parquet
 
     found: list[RowGroup] = []
-    for path in table.files:
+    for path in files:
         try:
-            metadata = parquet.read_metadata(path)
+            stamp = _stamp(path)
+            footer = _footer(path, stamp)
         except (pyarrow.ArrowException, OSError) as error:
             raise UserError(f"{path}: damaged: {' '.join(str(error).split())[:200]}") from error
         in_file = 0
-        for number in range(metadata.num_row_groups):
-            group = metadata.row_group(number)
+        for number in range(footer.num_row_groups):
+            group = footer.row_group(number)
             rows, columns = group.num_rows, map(group.column, range(group.num_columns))
             size = sum(column.total_compressed_size for column in columns)
             if rows:
-                found.append(RowGroup(path, [], number, rows, size, first + in_file, in_file))
+                found.append(RowGroup(path, [], number, rows, size, stamp, first + in_file, in_file))
             in_file += rows
         first += in_file
     return found
 
 
-def layout_digest(groups: Sequence[RowGroup]) -> bytes:
-    """Return a digest of the names of files and the sizes of row groups, by which processes notice other data."""
-    layout = [[group.path.name, group.number, group.rows, group.size] for group in groups]
-    return hashlib.sha256(json.dumps(layout).encode()).digest()
+def footers_digest(groups: Sequence[RowGroup]) -> bytes:
+    """Return a digest of the names and footers of files, by which processes notice other data.
+
+    A footer has the rows and the sizes of all row groups, and nearly always the extremes of their columns.
+    """
+    sha = hashlib.sha256()
+    for path in dict.fromkeys(group.path for group in groups):
+        with path.open("rb") as file:
+            file.seek(-8, os.SEEK_END)
+            size = int.from_bytes(file.read(4), "little")
+            file.seek(-8 - size, os.SEEK_END)
+            sha.update(f"{path.name};{size};".encode() + file.read(size))
+    return sha.digest()
 
 
 def deal(groups: Sequence[RowGroup]) -> list[list[int]]:
@@ -133,6 +163,11 @@ def deal(groups: Sequence[RowGroup]) -> list[list[int]]:
         dealt[shortest].append(at)
         rows[shortest] += group.rows
     return dealt
+
+
+def own_groups(streams: Sequence[Sequence[int]], rank: int, size: int) -> list[int]:
+    """Return the row groups of a process, in the order of the table."""
+    return sorted(at for stream in streams[rank::size] for at in stream)
 
 
 @dataclass(frozen=True)

@@ -62,18 +62,6 @@ class Moments:
         self.mean, self.variance = np.where(has, mean, self.mean), np.where(has, variance, self.variance)
         self.count = old + new
 
-    @property
-    def is_constant(self) -> Array:
-        """Whether all values of a column are the same, as far as float64 can tell."""
-        eps = np.finfo(np.float64).eps
-        bound = self.count * eps * self.variance + (self.count * self.mean * eps) ** 2
-        return np.asarray(self.variance <= bound)
-
-    @property
-    def scale(self) -> Array:
-        """√variance; 1 where all values are the same."""
-        return np.where(self.is_constant, 1.0, np.sqrt(self.variance))
-
     def to_json(self) -> dict[str, list[float]]:
         """Return the three, which JSON holds to the last bit."""
         return {name: values.tolist() for name, values in vars(self).items()}

@@ -194,7 +194,7 @@ def _figures(objective: Objective, rows: GroupedRows, part: str, total: Tensor) 
     if objective.task == "classification":
         return Metrics(loss=loss, minimised=minimised, accuracy=others[0])
     moments, errors = rows.moments[part], np.array(others)
-    r2 = None if moments.is_constant.any() else float((1 - errors / moments.variance).mean())
+    r2 = None if not rows.varies[part].all() else float((1 - errors / moments.variance).mean())
     return Metrics(loss=loss, minimised=minimised, rmse=float(np.sqrt(errors.mean())), r2=r2)
 
 
