@@ -316,8 +316,24 @@ def test_a_column_that_is_constant_in_the_first_rows_alone_is_used(tmp_path: Pat
     dataset = load(source(write(tmp_path / "years", make, [(500, 20), (500, 20)]), drop=()))
     assert dataset.table is not None
     assert dataset.table.encoding.names == ["year", "a"]
-    assert [name for name, _ in dataset.table.left_out] == ["id"]
+    assert dataset.table.left_out == (("id", "row numbers, 0 to 999"),)
     assert dataset.table.notes == ("columns are inferred from 420 of 1000 rows",)  # of 5 and 16 row groups
+
+
+def test_numbers_that_begin_anew_in_each_file_are_no_row_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """In memory they are an input too; those of the first file alone could be of its rows."""
+    monkeypatch.setattr("deltaprop.data.first_look.FIRST_ROWS", 100)
+
+    def make(rows: int, part: int) -> dict[str, Any]:
+        draw = np.random.default_rng(part)
+        return {"at": np.arange(rows), "a": draw.normal(size=rows), "y": np.arange(rows) % 2}
+
+    parts = write(tmp_path / "anew", make, [(500, 20), (500, 20)])
+    for memory in (1000, 10**9):
+        dataset = load(source(parts, memory=memory, drop=()))
+        assert dataset.table is not None
+        assert dataset.table.encoding.names == ["at", "a"]
+        assert dataset.table.left_out == (("id", "row numbers, 0 to 999"),)
 
 
 def test_a_table_to_test_on_is_read_by_its_row_groups_too(folder: Path, tmp_path: Path):
@@ -350,15 +366,27 @@ def test_the_tail_is_validated_on(folder: Path):
     assert (division[:-390] != 1).all()
 
 
-def test_a_sample_of_each_part_is_at_hand(folder: Path, monkeypatch: pytest.MonkeyPatch):
-    dataset = load(source(folder))
+def test_a_sample_of_each_part_is_at_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Of few rows it has all; of many it has rows from all over the table, about as many as are wanted."""
+    parts = write(
+        tmp_path / "parts", lambda n, part: {"a": np.arange(n) * 1.0 + 0.5, "y": np.arange(n) % 2}, [(4000, 500)]
+    )
+    dataset = load(source(parts, drop=("id",)))
+    assert {part: len(getattr(dataset, part)) for part in PARTS} == dataset.rows
+    monkeypatch.setattr("deltaprop.data.grouped.SAMPLE_ROWS", 100)
+    dataset = load(source(parts, drop=("id",)))
     for part in PARTS:
-        assert 0 < len(getattr(dataset, part)) <= dataset.rows[part]
-    monkeypatch.setattr("deltaprop.data.grouped.SAMPLE_ROWS", 20)
-    small = load(source(folder))
-    assert [len(getattr(small, part)) for part in PARTS] == [20] * 3
-    rows = {tuple(row) for row in rows_of(small, "test")[0].tolist()}
-    assert {tuple(row) for row in small.test.inputs(slice(None)).tolist()} <= rows
+        x = dataset.input_scaling.invert(getattr(dataset, part).inputs(slice(None)).double())[:, 0]
+        assert 60 < len(x) < 140
+        assert x.mean() == pytest.approx(2000, abs=500)
+        within = x % 500
+        assert within.mean() == pytest.approx(250, abs=60)  # not only from the beginning of row groups
+
+
+def test_a_data_set_moves_with_all_its_rows(folder: Path):
+    """Every machine has the meta device as a second one."""
+    moved = load(source(folder)).to("meta")
+    assert grouped(moved).device.type == moved.train.y.device.type == "meta"
 
 
 @pytest.mark.parametrize(

@@ -346,7 +346,11 @@ class InputStatistics:
     def to_json(self) -> dict[str, Any]:
         """Return them without the columns."""
         arrays = {name: getattr(self, name).tolist() for name in ("present", "least", "most")}
-        return {"rows": self.rows, **arrays, "moments": self.moments.to_json(), "seen": [*map(sorted, self.seen)]}
+        seen = [  # of very many names the frequent ones alone have inputs
+            sorted(names if column.frequent is None else names & {*column.frequent})
+            for names, column in zip(self.seen, self.columns, strict=True)
+        ]
+        return {"rows": self.rows, **arrays, "moments": self.moments.to_json(), "seen": seen}
 
     @classmethod
     def from_json(cls, columns: Sequence[Column], found: dict[str, Any]) -> InputStatistics:

@@ -9,6 +9,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from deltaprop.data.columns import TableOptions
 from deltaprop.data.infer import TablePlan, choose_columns, infer
@@ -38,19 +39,28 @@ def infer_from_some(
     first = [group for group in groups if group.first < FIRST_ROWS]
     for group in first:
         looked_at.add(group, FIRST_ROWS - group.first)
+    begun, starts = looked_at.rows, {name: found.starts for name, found in looked_at.profiles.items()}
     if further := groups[len(first) :]:
-        starts = {name: found.starts for name, found in looked_at.profiles.items() if found.starts is not None}
         for at in sorted({*np.linspace(0, len(further) - 1, FURTHER_GROUPS).round().astype(int).tolist()}):
             looked_at.add(further[at], FURTHER_ROWS)
         for name, found in looked_at.profiles.items():
-            if found.numbering is not None:  # what numbered the first rows, and is still unique, numbers all
-                found.numbering = [np.arange(found.rows) + starts[name]] if name in starts else None
+            start, numbers = starts[name], np.concatenate(found.numbering or [[]])[begun:]
+            goes_on = start is not None and np.array_equal(numbers, looked_at.indices()[begun:] + start)
+            found.numbering = [np.arange(found.rows) + start] if goes_on and start is not None else None
             found.first = {text: looked_at.in_table(row) for text, row in found.first.items()}
             found.infinite = None if found.infinite is None else looked_at.in_table(found.infinite)
     plan = infer(table, options, looked_at.profiles, others)
     rows = groups[-1].first + groups[-1].rows
-    note = f"columns are inferred from {looked_at.rows} of {rows} rows"
-    return replace(plan, notes=(*plan.notes, note) if looked_at.rows < rows else plan.notes)
+    if looked_at.rows == rows:
+        return plan
+    left_out = [(name, _of_table(why, rows, starts.get(name))) for name, why in plan.left_out]
+    notes = (*plan.notes, f"columns are inferred from {looked_at.rows} of {rows} rows")
+    return replace(plan, left_out=tuple(left_out), notes=notes)
+
+
+def _of_table(why: str, rows: int, start: int | None) -> str:
+    """Return why a column is left out, with the numbers of all rows where it numbers them."""
+    return f"row numbers, {start} to {start + rows - 1}" if start is not None and why.startswith("row numbers") else why
 
 
 class _Look:
@@ -65,7 +75,7 @@ class _Look:
         self.profiles = {name: Profile(name) for name in names}
         self.rows = 0
         self._absent = tuple(word.lower() for word in absent)
-        self._begins: list[tuple[int, int]] = []  # rows before a row group, and the index of its first in the table
+        self._begins: list[tuple[int, int]] = []  # rows before those of a row group, and the first's index in the table
 
     def add(self, group: RowGroup, most: int) -> None:
         """Look at the first rows of a row group, at least so many."""
@@ -82,3 +92,10 @@ class _Look:
         """Return the number in the table of a row that was looked at, both from 1."""
         before, first = max(begin for begin in self._begins if begin[0] < row)
         return row - before + first
+
+    def indices(self) -> NDArray[np.int64]:
+        """Return the index in the table of each row that was looked at."""
+        ends = [*(before for before, _ in self._begins[1:]), self.rows]
+        return np.concatenate(
+            [np.arange(end - before) + first for (before, first), end in zip(self._begins, ends, strict=True)]
+        )

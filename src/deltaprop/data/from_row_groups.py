@@ -23,7 +23,7 @@ from deltaprop.data.first_look import infer_from_some
 from deltaprop.data.formats import open_table
 from deltaprop.data.formats.parquet import ParquetTable
 from deltaprop.data.from_table import check_test_columns, encoding_warnings, missing_policy
-from deltaprop.data.grouped import GroupedRows, GroupFacts, Reading, exchanged, merged, of_all, survey
+from deltaprop.data.grouped import GroupedRows, GroupFacts, Reading, exchanged, merged, of_all, survey, unite_names
 from deltaprop.data.infer import TablePlan
 from deltaprop.data.row_groups import PARTS, Division, RowGroup, deal, footers_digest, own_groups, row_groups
 from deltaprop.data.scaling import Scaling, check_target_spread
@@ -199,6 +199,8 @@ def _survey(
             found[at] = survey(groups[at], reading)
             done += groups[at].size
             source.cache.progress(f"reading {source.path.name}", done, size)
+        for is_tested in (False, True):
+            unite_names([of for at, of in found.items() if (groups[at].first >= reading.division.rows) == is_tested])
         return exchanged(found)
 
     return of_all(world.of_each(world.together(of_own)), reading.plan.inputs) if wanted else []

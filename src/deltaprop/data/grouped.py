@@ -32,8 +32,9 @@ from deltaprop.data.table import BATCH_ROWS
 from deltaprop.errors import UserError
 
 DECODED_BYTES = 1 << 24  # of the rows that are read together
-SAMPLE_GROUPS = 16  # row groups that a sample is taken from
-SAMPLE_ROWS = 10_000  # of each part, at most
+# Row groups that a sample is drawn from: as many as have so many rows, within limits.
+LOOKED_AT, FEWEST_GROUPS, SAMPLE_GROUPS = 1 << 20, 4, 64
+SAMPLE_ROWS = 10_000  # of each part, on average
 SAMPLE_BYTES = 1 << 24  # of their inputs, at most
 
 Counts = dict[str, list[int]]
@@ -343,25 +344,25 @@ class GroupedRows:
         return np.empty((0, len(self.reading.plan.inputs) + len(self.reading.plan.targets)))
 
     def sample(self) -> dict[str, Tensor]:
-        """Return x, y and y_raw of some rows of each part, such as "train.x", from the beginning of some row groups."""
+        """Return x, y and y_raw of some rows of each part, such as "train.x": drawn from evenly spaced row groups."""
         most = max(1, min(SAMPLE_ROWS, SAMPLE_BYTES // (self.width * self.dtype.itemsize)))
-        chosen = sorted({*np.linspace(0, len(self.groups) - 1, SAMPLE_GROUPS).round().astype(int).tolist()})
-        quota = -(-most // len(chosen))
+        rows = max(group.rows for group in self.groups)
+        spaced = np.linspace(0, len(self.groups) - 1, max(FEWEST_GROUPS, min(SAMPLE_GROUPS, LOOKED_AT // rows)))
+        chosen = sorted({*spaced.round().astype(int).tolist()})
         found: dict[str, list[Window]] = {
             part: [Window(0, np.empty(0, np.int8), *self.encoded(self.nothing))] for part in PARTS
         }
+        of_parts = np.array(self.counts)[chosen].sum(axis=0)
+        random = np.random.RandomState(0)
         for group in chosen:
-            wanted = {part: min(quota, count) for part, count in zip(PARTS, self.counts[group], strict=True)}
             for window in self.windows(group, PARTS, BATCH_ROWS):
+                drawn = random.random_sample(len(window.x))
                 for number, part in enumerate(PARTS):
-                    some = window.some(np.flatnonzero(window.parts == number)[: wanted[part]])
-                    wanted[part] -= len(some.x)
-                    found[part].append(some)
-                if not any(wanted.values()):
-                    break
+                    share = most / max(1, of_parts[number])
+                    found[part].append(window.some(np.flatnonzero((window.parts == number) & (drawn < share))))
         names = ("x", "y") if self.targets.class_names else ("x", "y", "y_raw")
         return {
-            f"{part}.{name}": torch.cat([getattr(window, name) for window in windows])[:most].contiguous()
+            f"{part}.{name}": torch.cat([getattr(window, name) for window in windows]).contiguous()
             for part, windows in found.items()
             for name in names
         }
@@ -370,6 +371,17 @@ class GroupedRows:
 def exchanged(facts: Mapping[int, GroupFacts]) -> bytes:
     """Return what this process has found, by row group, for the others."""
     return json.dumps({group: of.to_json() for group, of in facts.items()}).encode()
+
+
+def unite_names(facts: Sequence[GroupFacts]) -> None:
+    """Keep each name of a category once: with the first of some row groups."""
+    if facts:
+        names = [dict.fromkeys(facts[0].names[at]) for at in range(len(facts[0].names))]
+        for of in facts:
+            for known, more in zip(names, of.names, strict=True):
+                known |= dict.fromkeys(more)
+            of.names = [[] for _ in names]
+        facts[0].names = [*map(list, names)]
 
 
 def of_all(told: Sequence[bytes], columns: Sequence[Column]) -> list[GroupFacts]:

@@ -1,4 +1,4 @@
-"""The row groups of a folder of Parquet parts: what processes share a table by that does not fit in memory.
+"""The row groups of a folder of Parquet parts: processes share a large table by them.
 
 Row groups are dealt to K streams, and a process has the streams s with s mod W its rank. K depends on the table alone,
 so that the rows of each batch do not depend on W. Only the footers of files are read here.
@@ -66,7 +66,9 @@ class RowGroup:
         return f"{self.path}: row {self.first_in_file + row}"
 
     def batches(self, on_bytes: Callable[[int], None] = lambda count: None) -> Iterator[Batch]:
-        """Yield the rows block by block: page by page, so that a large row group takes no more memory than a small one.
+        """Yield the rows block by block, read page by page: a large row group takes no more memory than a small one.
+
+        ``on_bytes`` is not called.
 
         Raises:
             UserError: If the file is damaged, or another one than before.

@@ -159,7 +159,8 @@ class World:
     def together(self, work: Callable[[], T]) -> T:
         """Return what some work returns, which each process does for itself; if it fails in one, it fails in all.
 
-        Work may have parts that are done together: what fails there has failed in all.
+        Work may have parts that are done together: what fails there has failed in all. The first exchange within work
+        must be such a part, for a process that fails before it tells so in that one's place.
 
         Raises:
             UserError: If it has raised one, here or in another process.

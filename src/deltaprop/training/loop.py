@@ -178,7 +178,8 @@ class Run:
         reporter: Receives progress and results.
         stop: Receives signals.
         sizes: Rows per block and per shard; chosen by default.
-        world: The processes that train together; each has all the rows, and takes its share of each batch.
+        world: The processes that train together; each has all the rows, or its own row groups, and takes its share of
+            each batch.
     """
 
     def __init__(
