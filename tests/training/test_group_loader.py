@@ -217,8 +217,8 @@ def test_other_data_are_not_gone_on_with(folder: Path, config: TrainConfig):
 def test_nothing_is_left_in_the_cache_and_files_are_closed(config: TrainConfig):
     train(dataclasses.replace(config, epochs=1))
     assert [*(config.cache or Path()).iterdir()] == []
-    assert not any("cache" in os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")
-                   if os.path.islink(f"/proc/self/fd/{fd}"))  # fmt: skip
+    links = [f"/proc/self/fd/{fd}" for fd in os.listdir("/proc/self/fd")]
+    assert not [link for link in links if os.path.islink(link) and str(config.cache) in os.readlink(link)]
 
 
 @pytest.mark.parametrize("fails", ["the folder", "a write"])
